@@ -1,0 +1,60 @@
+"""The functions that a project calls: ask for a refresh, ask whether a view is fresh.
+
+This is the one module that reaches upward, when called: views are defined before Django's apps are
+loaded, and the engine can only be imported after.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .phases import Phase
+
+if TYPE_CHECKING:
+    from .models import Refresh
+
+__all__ = ["is_fresh", "refresh"]
+
+
+def refresh(
+    view: str | type,
+    *,
+    phases: Iterable[Phase | str] | None = None,
+    requested_by: str = "",
+) -> "Refresh":
+    """Ask for a refresh of a view; workers do it in the background.
+
+    The request is recorded in the database and its messages are sent after the current transaction
+    commits. It never waits for a running batch, and a broker that is down delays the work but
+    does not lose it.
+
+    Args:
+        view: the view's class or label.
+        phases: which phases to run; all that the view has by default.
+        requested_by: who asked, for the record.
+
+    Returns:
+        The recorded request. Call its `refresh_from_db()` to see how it went.
+
+    Raises:
+        UnknownView, InvalidView, ViewDisabled, ViewNotReady, InvalidRequest: nothing was recorded.
+    """
+    from . import engine, tasks
+
+    asked = engine.request(view, phases=phases, requested_by=requested_by)
+    tasks.dispatch_on_commit(asked.view_id)
+    return asked
+
+
+def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
+    """Tell whether no phase of a view has work waiting, by calling its `needs_*` hooks.
+
+    Args:
+        view: the view's class or label.
+        phases: which phases to ask about; all that the view has by default.
+
+    Raises:
+        UnknownView, InvalidView, InvalidRequest, HookError.
+    """
+    from . import engine
+
+    return engine.is_fresh(view, phases=phases)

@@ -1,0 +1,259 @@
+"""What a view's class says about itself: its hooks, its options, and what is wrong with them."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from difflib import get_close_matches
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning
+from django.db.models import Model
+
+from .mixin import MaterializedView
+from .phases import Phase
+
+__all__ = ["HookKind", "Hooks", "ViewDefinition", "ViewOptions", "define"]
+
+NEEDS_MAY_DECLARE = frozenset({"stripe"})
+DO_MAY_DECLARE = frozenset({"limit", "stripe", "cursor"})
+
+
+class HookKind(Enum):
+    """How often a `do_*` hook is called in a phase run, read from its signature."""
+
+    WHOLE = "once"
+    LIMIT = "until needs_* is false"
+    CURSOR = "until its cursor is None"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hooks:
+    """What the two hooks of one phase declare."""
+
+    needs: frozenset[str]
+    do: frozenset[str]
+
+    @property
+    def kind(self) -> HookKind:
+        """How often the `do_*` hook is called."""
+        if "cursor" in self.do:
+            return HookKind.CURSOR
+        return HookKind.LIMIT if "limit" in self.do else HookKind.WHOLE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewOptions:
+    """The options of `MatviewMeta`.
+
+    Attributes:
+        phases: the phases that the view has; the hooks of the others are not needed.
+        batch_size: rows per batch; None lets the pacer choose.
+        batch_target: seconds per batch that the pacer steers toward; None takes the setting.
+        statement_timeout: seconds per statement of a batch; None takes the setting.
+        stripes: shares of the keys that are worked on side by side; first value of the control.
+        include_in_batch: whether a refresh of everything includes this view; first value of the
+            control.
+        freshness_target: how old the last success may be before the view counts as behind.
+    """
+
+    phases: tuple[Phase, ...] = tuple(Phase)
+    batch_size: int | None = None
+    batch_target: float | None = None
+    statement_timeout: float | None = None
+    stripes: int = 1
+    include_in_batch: bool = True
+    freshness_target: timedelta | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewDefinition:
+    """A view as its class defines it.
+
+    Attributes:
+        label: `app_label.ModelName`.
+        model: the class.
+        options: its `MatviewMeta`.
+        hooks: what the hooks of each usable phase declare.
+        problems: faults, as messages for Django's system checks; a view with an error among them
+            cannot be refreshed.
+    """
+
+    label: str
+    model: type[Model]
+    options: ViewOptions = field(default_factory=ViewOptions)
+    hooks: Mapping[Phase, Hooks] = field(default_factory=dict)
+    problems: tuple[CheckMessage, ...] = ()
+
+    @property
+    def errors(self) -> tuple[CheckMessage, ...]:
+        """The problems that forbid a refresh."""
+        return tuple(problem for problem in self.problems if problem.is_serious())
+
+
+def define(model: type[Model]) -> ViewDefinition:
+    """Read a view's class once: options, hooks and every problem that can be seen in them."""
+    problems: list[CheckMessage] = list(_base_problems(model))
+    options = _read_options(model, problems)
+    hooks = {
+        phase: found
+        for phase in options.phases
+        if (found := _read_hooks(model, phase, problems)) is not None
+    }
+    if options.stripes > 1:
+        problems.extend(_stripe_problems(model, hooks))
+    return ViewDefinition(
+        label=model._meta.label,
+        model=model,
+        options=options,
+        hooks=hooks,
+        problems=tuple(problems),
+    )
+
+
+def _base_problems(model: type[Model]) -> Iterator[CheckMessage]:
+    if model._meta.proxy:
+        concrete = model._meta.concrete_model
+        yield Error(
+            f"{model._meta.label} is a proxy: it has no table of its own to keep up to date.",
+            hint=f"Mix MaterializedView into a model with a table, not into a proxy of "
+            f"{concrete._meta.label if concrete else 'another model'}.",
+            obj=model,
+            id="matviews.E006",
+        )
+    for parent in model._meta.parents:
+        if issubclass(parent, MaterializedView) and not model._meta.proxy:
+            yield Warning(
+                f"{model._meta.label} inherits from the view {parent._meta.label}: a row of the "
+                f"one is a row of the other, and both refreshes write it.",
+                hint=f"Make {parent._meta.label} abstract, or override every hook.",
+                obj=model,
+                id="matviews.W001",
+            )
+
+
+def _read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOptions:
+    meta = getattr(model, "MatviewMeta", None)
+    given = {name: getattr(meta, name) for name in dir(meta) if not name.startswith("_")}
+    known = [option.name for option in fields(ViewOptions)]
+    values: dict[str, Any] = {}
+    for name, value in given.items() if meta is not None else ():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Options are {', '.join(known)}."
+            problems.append(
+                Error(
+                    f"{model._meta.label}: MatviewMeta has no option {name!r}.",
+                    hint=hint,
+                    obj=model,
+                    id="matviews.E001",
+                )
+            )
+        elif (fault := _OPTION_FAULTS[name](value)) is not None:
+            problems.append(
+                Error(
+                    f"{model._meta.label}: MatviewMeta.{name} must be {fault}, not {value!r}.",
+                    obj=model,
+                    id="matviews.E002",
+                )
+            )
+        else:
+            values[name] = value
+    if "phases" in values:
+        values["phases"] = tuple(phase for phase in Phase if phase in values["phases"])
+    return ViewOptions(**values)
+
+
+def _phases_fault(value: object) -> str | None:
+    named = value if isinstance(value, (list, tuple, set, frozenset)) else ()
+    return None if named and set(named) <= set(Phase) else f"a list from {list(Phase.values)}"
+
+
+def _count_fault(value: object, *, optional: bool) -> str | None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return None if whole or (optional and value is None) else "a positive whole number"
+
+
+def _seconds_fault(value: object) -> str | None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return None if number or value is None else "a positive number of seconds"
+
+
+def _bool_fault(value: object) -> str | None:
+    return None if isinstance(value, bool) else "True or False"
+
+
+def _duration_fault(value: object) -> str | None:
+    positive = isinstance(value, timedelta) and value > timedelta()
+    return None if positive or value is None else "a positive timedelta"
+
+
+_OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
+    "phases": _phases_fault,
+    "batch_size": partial(_count_fault, optional=True),
+    "batch_target": _seconds_fault,
+    "statement_timeout": _seconds_fault,
+    "stripes": partial(_count_fault, optional=False),
+    "include_in_batch": _bool_fault,
+    "freshness_target": _duration_fault,
+}
+
+
+def _read_hooks(model: type[Model], phase: Phase, problems: list[CheckMessage]) -> Hooks | None:
+    needs = _read_hook(model, phase.needs_hook, NEEDS_MAY_DECLARE, problems)
+    do = _read_hook(model, phase.do_hook, DO_MAY_DECLARE, problems)
+    return None if needs is None or do is None else Hooks(needs=needs, do=do)
+
+
+def _read_hook(
+    model: type[Model], name: str, may_declare: frozenset[str], problems: list[CheckMessage]
+) -> frozenset[str] | None:
+    """The names that a hook declares, or None and a problem when it cannot be called."""
+    static = inspect.getattr_static(model, name, None)
+    phase = name.partition("_")[2]
+    if static is None:
+        fault, hint, number = (
+            "is missing",
+            f"Define it as a class method, or leave {phase!r} out of MatviewMeta.phases.",
+            "E003",
+        )
+    elif not isinstance(static, (classmethod, staticmethod)):
+        fault, hint, number = "is not a class method", "Put @classmethod above it.", "E004"
+    elif inspect.iscoroutinefunction(static.__func__):
+        fault, hint, number = "is a coroutine", "Define it with def: batches run in sync.", "E005"
+    else:
+        parameters = inspect.signature(getattr(model, name)).parameters.values()
+        wanted = [p for p in parameters if not _can_be_left_out(p, may_declare)]
+        if not wanted:
+            by_name = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
+            return frozenset(by_name & may_declare)
+        fault = f"wants {', '.join(str(p) for p in wanted)}, which nobody gives it"
+        hint = f"It may declare {', '.join(sorted(may_declare))}; anything else needs a default."
+        number = "E005"
+    problems.append(
+        Error(f"{model._meta.label}.{name} {fault}.", hint=hint, obj=model, id=f"matviews.{number}")
+    )
+    return None
+
+
+def _can_be_left_out(parameter: inspect.Parameter, given: frozenset[str]) -> bool:
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return True
+    if parameter.default is not parameter.empty:
+        return True
+    return parameter.name in given and parameter.kind is not parameter.POSITIONAL_ONLY
+
+
+def _stripe_problems(model: type[Model], hooks: Mapping[Phase, Hooks]) -> Iterator[CheckMessage]:
+    for phase, declared in hooks.items():
+        for name, names in ((phase.needs_hook, declared.needs), (phase.do_hook, declared.do)):
+            if "stripe" not in names:
+                yield Error(
+                    f"{model._meta.label}.{name} does not declare stripe, "
+                    f"but MatviewMeta.stripes is more than 1.",
+                    hint="Declare stripe and work on that share of the keys only.",
+                    obj=model,
+                    id="matviews.E007",
+                )

@@ -1,0 +1,230 @@
+"""The path of one batch: announce, pass the token, run the hooks, write it down, commit.
+
+Whatever a batch writes, the view's rows and the bookkeeping, commits together or not at all, and
+the token lets only one batch commit per message. Nothing is held outside a transaction, so
+a worker that is killed leaves nothing behind but an announcement.
+"""
+
+import logging
+import os
+import socket
+import time
+import traceback
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError
+from django.db.models import Case, F, Func, Q, When
+from django.db.models.functions import Now
+
+from .. import signals
+from ..conf import get_settings
+from ..definition import ViewDefinition
+from ..models import Stripe
+from ..registry import registry
+from ..states import RunState
+from . import databases
+from .messages import BatchReport, Message, Outcome
+from .step import Step
+from .work import Work, load_work
+
+__all__ = ["run_batch"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_batch(message: Message) -> BatchReport:
+    """Run the batch that a message hints at, if it is still due and nobody else is at it.
+
+    Never raises for what a hook, the database or the message did: the report and the bookkeeping
+    tell. Call `settle` afterwards.
+    """
+    try:
+        report = _run_batch(message)
+    except (DatabaseError, InterfaceError) as error:
+        databases.drop_broken_connection()
+        logger.exception(
+            "batch lost, to be sent again by watch stripe=%s token=%s",
+            message.stripe_id,
+            message.token,
+        )
+        report = BatchReport(message=message, outcome=Outcome.LOST, error=_one_line(error))
+    _publish(report)
+    return report
+
+
+def _run_batch(message: Message) -> BatchReport:
+    if not _announce(message):
+        return _refuse(message)
+    attempt = _Attempt(message)
+    try:
+        try:
+            return attempt.run()
+        except _Refused:
+            raise
+        except Exception as error:  # noqa: BLE001 - a hook may raise anything
+            databases.drop_broken_connection()
+            return attempt.record_failure(error)
+    except _Refused:
+        return _refuse(message)
+    except (KeyboardInterrupt, SystemExit):
+        _withdraw(message)
+        raise
+
+
+def _announce(message: Message) -> bool:
+    """Say who is about to work, in a transaction of its own, so that a killed worker is counted."""
+    nobody = ~Q(announced_token=F("token")) | Q(announced_at__lt=Now() - _lease())
+    with databases.short_transaction():
+        return databases.claim(
+            message.stripe_id,
+            message.token,
+            nobody,
+            # MySQL assigns from left to right: the count must come before what it looks at.
+            attempts=Case(When(announced_token=F("token"), then=F("attempts") + 1), default=1),
+            announced_token=F("token"),
+            announced_at=Now(),
+            watch_after=Now() + _lease(),
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            resends=0,
+        )
+
+
+def _lease() -> timedelta:
+    return timedelta(seconds=get_settings().LEASE)
+
+
+def _withdraw(message: Message) -> None:
+    """Take the announcement back: this batch was interrupted on purpose and may be done at once."""
+    with suppress(DatabaseError, InterfaceError):
+        Stripe.objects.filter(pk=message.stripe_id, announced_token=message.token).update(
+            announced_token=0
+        )
+
+
+def _refuse(message: Message) -> BatchReport:
+    token = Stripe.objects.filter(pk=message.stripe_id).values_list("token", flat=True).first()
+    if token is None:
+        outcome = Outcome.UNKNOWN
+    else:
+        outcome = Outcome.BUSY if token == message.token else Outcome.STALE
+    return BatchReport(message=message, outcome=outcome)
+
+
+class _Refused(Exception):
+    """The token has moved on between the announcement and the batch."""
+
+
+class _Attempt:
+    """One try of one batch, and what must be remembered of it to record a failure."""
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.phase = message.phase
+        self.started = time.monotonic()
+
+    def run(self) -> BatchReport:
+        """Do the batch and commit it together with its bookkeeping."""
+        seconds = get_settings().STATEMENT_TIMEOUT
+        with databases.batch_transaction(seconds):
+            work = self._pass_token(databases.limits(seconds))
+            rows, limit = self._work_off(work) if work else (0, None)
+            if work:
+                work.save()
+        return self._report(work, Outcome.DONE, rows=rows, limit=limit)
+
+    def record_failure(self, error: Exception) -> BatchReport:
+        """Write down why the batch was rolled back, behind the same fence as the batch itself."""
+        with databases.short_transaction():
+            work = self._pass_token({})
+            if work and (run := work.next_run(self.phase)):
+                self._fail(Step(work, run), error)
+                work.save()
+        return self._report(work, Outcome.FAILED, error=_one_line(error))
+
+    def _pass_token(self, extra: dict[str, Func]) -> Work | None:
+        """Take the stripe for this transaction; what it has to do, None if nothing.
+
+        Raises:
+            _Refused: the token has moved on since the announcement.
+        """
+        stripe_id, token = self.message.stripe_id, self.message.token
+        changes = {"token": F("token") + 1, "watch_after": Now() + _lease()}
+        if not databases.claim(stripe_id, token, **changes):
+            raise _Refused
+        work = load_work(stripe_id, extra=extra)
+        if work is not None:
+            work.admit()
+        return work
+
+    def _work_off(self, work: Work) -> tuple[int, int | None]:
+        """End the phases that need nothing, up to the one that does; do a batch of that.
+
+        Only if it is the phase that the message names: another is left to a message of its own.
+        """
+        if definition := work.definition:
+            _limit_own(definition)
+        run = work.next_run(self.message.phase)
+        while run is not None:
+            step = Step(work, run)
+            self.phase = step.phase
+            if fault := step.fault():
+                work.end(run, RunState.FAILED, error=fault)
+            elif not step.needed():
+                work.end(run, RunState.SUCCEEDED)
+            elif step.phase is self.message.phase:
+                limit = step.limit() if step.paced else None
+                return step.do(self.started).rows, limit
+            else:
+                break
+            run = work.next_run()
+        return 0, None
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        fault = databases.classify(error)
+        step.failed(
+            _one_line(error),
+            "".join(traceback.format_exception(error)),
+            again=fault is not databases.Fault.FINAL,
+            smaller=fault is databases.Fault.LIMIT,
+        )
+
+    def _report(self, work: Work | None, outcome: Outcome, **values: Any) -> BatchReport:
+        return BatchReport(
+            message=self.message,
+            outcome=outcome,
+            label=work.stripe.view.label if work else "",
+            seconds=time.monotonic() - self.started,
+            runs=tuple(work.touched) if work else (),
+            **values,
+        )
+
+
+def _limit_own(definition: ViewDefinition) -> None:
+    if seconds := definition.options.statement_timeout:
+        databases.limit_statements(seconds)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip()
+
+
+def _publish(report: BatchReport) -> None:
+    """Tell the log and the signals what became of a message."""
+    message, outcome = report.message, report.outcome
+    if outcome.refused:
+        logger.info(
+            "message refused stripe=%s token=%s phase=%s outcome=%s",
+            message.stripe_id, message.token, message.phase, outcome.name,
+        )  # fmt: skip
+        signals.message_refused.send_robust(sender=None, message=message, outcome=outcome)
+        return
+    logger.log(
+        logging.WARNING if report.error else logging.INFO,
+        "batch finished view=%s phase=%s token=%s outcome=%s rows=%s limit=%s seconds=%.3f error=%s",
+        report.label, message.phase, message.token, outcome.name, report.rows, report.limit,
+        report.seconds, report.error,
+    )  # fmt: skip
+    sender = registry.find(report.label).model if report.label in registry else None
+    signals.batch_finished.send_robust(sender=sender, report=report)

@@ -1,0 +1,193 @@
+"""What differs between PostgreSQL, MariaDB/MySQL and SQLite in the path of a batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+from django.db import Error, InterfaceError, OperationalError, connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import F, Func, Q, TextField, Value
+
+from ..models import Stripe
+
+__all__ = [
+    "Fault",
+    "alias",
+    "batch_transaction",
+    "claim",
+    "classify",
+    "drop_broken_connection",
+    "limit_statements",
+    "limits",
+    "lock_free",
+    "short_transaction",
+]
+
+# MariaDB and MySQL error numbers.
+MYSQL_LIMIT = {1205, 1969, 3024}  # lock wait timeout, max_statement_time, max_execution_time
+MYSQL_TRANSIENT = {1213, 1020}  # deadlock, record changed since last read
+MYSQL_LOST = {1053, 1927, 2006, 2013, 2055, 4031}
+
+# PostgreSQL: 57014 is what statement_timeout raises, 55P03 what lock_timeout raises; 40xxx are
+# deadlocks and serialization failures, 25P03 the idle timeout, 57P0x a server going down.
+POSTGRES_LIMIT = {"57014", "55P03"}
+POSTGRES_TRANSIENT = {"40001", "40P01", "25P03", "25P04", "57P01", "57P02", "57P03", "57P05"}
+
+
+class Fault(Enum):
+    """What a failed batch calls for."""
+
+    TRANSIENT = "try again"
+    LIMIT = "try again, smaller"
+    FINAL = "fail the phase run"
+
+
+def alias() -> str:
+    """The database that holds the bookkeeping, and so the views."""
+    return router.db_for_write(Stripe)
+
+
+def _connection() -> BaseDatabaseWrapper:
+    return connections[alias()]
+
+
+def drop_broken_connection() -> None:
+    """Close a connection that an error has left unusable, so that the next statement reopens it."""
+    if not _connection().in_atomic_block:
+        _connection().close_if_unusable_or_obsolete()
+
+
+def lock_free(condition: Q) -> list[Stripe]:
+    """Lock and return the stripes that fit and that nobody holds, without waiting.
+
+    To be the first statement of a transaction. SQLite has no row locks: there a write takes the
+    whole database, and a transaction that began with a read could not always go on to a write.
+    """
+    stripes = Stripe.objects.filter(condition)
+    if _connection().features.has_select_for_update:
+        return list(stripes.select_for_update(skip_locked=True))
+    stripes.update(token=F("token"))
+    return list(stripes)
+
+
+def claim(stripe_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:
+    """Change a stripe's row if its token is still `token`; never wait for who holds the row.
+
+    To be the first statement of a transaction. On PostgreSQL it is one statement; MySQL cannot
+    update a table that a subquery of the same statement reads (error 1093), and MariaDB waits there.
+    """
+    fits = Q(pk=stripe_id, token=token) & (fits or Q())
+    vendor = _connection().vendor
+    if vendor == "postgresql":
+        free = Stripe.objects.filter(fits).select_for_update(skip_locked=True).order_by()
+        return bool(Stripe.objects.filter(pk__in=free.values("pk")).update(**changes))
+    if vendor == "mysql" and not lock_free(fits):
+        return False
+    return bool(Stripe.objects.filter(fits).update(**changes))
+
+
+def short_transaction() -> transaction.Atomic:
+    """A transaction for bookkeeping alone, which commits by itself."""
+    return transaction.atomic(using=alias(), durable=True)
+
+
+@contextmanager
+def batch_transaction(seconds: float) -> Iterator[None]:
+    """A transaction for a batch, whose statements end within `seconds`; see also `limits`.
+
+    MariaDB and MySQL run it in READ COMMITTED: under REPEATABLE READ an `INSERT ... SELECT` locks
+    the rows that it reads. Their limits belong to the session, so they are taken back at the end.
+    """
+    database: Any = _connection()
+    if database.vendor != "mysql":
+        with short_transaction():
+            yield
+        return
+    database.ensure_connection()
+    if database.isolation_level != "read committed":
+        _execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    limit_statements(seconds)
+    try:
+        with short_transaction():
+            yield
+    finally:
+        if database.is_usable():
+            _execute(f"SET SESSION {', '.join(f'{n} = DEFAULT' for n in _mysql_limits(seconds))}")
+
+
+def limits(seconds: float) -> dict[str, Func]:
+    """Columns that bound the statements of a transaction on PostgreSQL once a query reads them.
+
+    So they cost no statement of their own. The second frees the stripe of a worker that has gone
+    silent inside its transaction. Empty on other databases.
+    """
+    if _connection().vendor != "postgresql":
+        return {}
+    names = ("statement_timeout", "idle_in_transaction_session_timeout")
+    return {f"set_{name}": _set_config(name, seconds) for name in names}
+
+
+def _set_config(name: str, seconds: float) -> Func:
+    milliseconds = str(round(seconds * 1000))
+    return Func(
+        Value(name), Value(milliseconds), Value(True),
+        function="set_config", output_field=TextField(),
+    )  # fmt: skip
+
+
+def limit_statements(seconds: float) -> None:
+    """Bound the statements that follow in this batch; SQLite has no such limit."""
+    vendor = _connection().vendor
+    if vendor == "postgresql":
+        milliseconds = round(seconds * 1000)
+        _execute(f"SET LOCAL statement_timeout = {milliseconds}")
+        _execute(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
+    elif vendor == "mysql":
+        values = _mysql_limits(seconds).items()
+        _execute(f"SET SESSION {', '.join(f'{name} = {value}' for name, value in values)}")
+
+
+def _mysql_limits(seconds: float) -> dict[str, float]:
+    """MySQL can bound only reading statements; its other limit ends a silent connection."""
+    database: Any = _connection()
+    whole = max(1, round(seconds))
+    if database.mysql_is_mariadb:
+        return {"max_statement_time": seconds, "idle_transaction_timeout": whole}
+    return {"max_execution_time": round(seconds * 1000), "wait_timeout": whole}
+
+
+def _execute(sql: str) -> None:
+    with _connection().cursor() as cursor:
+        cursor.execute(sql)
+
+
+def classify(error: Exception) -> Fault:
+    """Tell what a failed batch calls for, by the database's own error codes."""
+    if isinstance(error, InterfaceError):
+        return Fault.TRANSIENT
+    if not isinstance(error, Error):
+        return Fault.FINAL
+    cause = error.__cause__ or error
+    vendor = _connection().vendor
+    if vendor == "postgresql":
+        return _classify_postgres(error, getattr(cause, "sqlstate", None))
+    if vendor == "mysql":
+        return _classify_mysql(cause.args[0] if cause.args else None)
+    busy = getattr(cause, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+    return Fault.TRANSIENT if busy else Fault.FINAL
+
+
+def _classify_postgres(error: Error, state: str | None) -> Fault:
+    if state in POSTGRES_LIMIT:
+        return Fault.LIMIT
+    lost = state is None and isinstance(error, OperationalError)
+    if lost or state in POSTGRES_TRANSIENT or (state or "").startswith("08"):
+        return Fault.TRANSIENT
+    return Fault.FINAL
+
+
+def _classify_mysql(number: object) -> Fault:
+    if number in MYSQL_LIMIT:
+        return Fault.LIMIT
+    return Fault.TRANSIENT if number in MYSQL_TRANSIENT | MYSQL_LOST else Fault.FINAL

@@ -1,0 +1,27 @@
+"""Is a view fresh: what its `needs_*` hooks say, without doing anything."""
+
+from collections.abc import Iterable
+
+from ..mixin import Share
+from ..models import Stripe
+from ..phases import Phase
+from ..registry import registry
+from .hooks import call_needs
+from .requests import check_phases
+
+__all__ = ["is_fresh"]
+
+
+def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
+    """Tell whether no phase of a view has work waiting in any share of its keys.
+
+    Raises:
+        UnknownView, InvalidView, InvalidRequest, HookError.
+    """
+    definition = registry.usable(view)
+    count = Stripe.objects.filter(view__label=definition.label).count() or 1
+    return not any(
+        call_needs(definition, phase, Share(number, count))
+        for phase in check_phases(definition, phases)
+        for number in range(count)
+    )

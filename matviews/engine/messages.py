@@ -1,0 +1,65 @@
+"""The values that travel between the engine and whoever delivers its messages."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ..models import PhaseRun
+from ..phases import Phase
+
+__all__ = ["BatchReport", "Message", "Outcome"]
+
+
+class Outcome(Enum):
+    """What became of a batch message."""
+
+    DONE = "the batch committed"
+    FAILED = "the batch was rolled back, and the failure recorded"
+    LOST = "the batch was rolled back, and the failure could not be recorded"
+    STALE = "the token has moved on: a duplicate, or too late"
+    BUSY = "another batch is at work in the stripe"
+    UNKNOWN = "there is no such stripe"
+
+    @property
+    def refused(self) -> bool:
+        """Whether the message was turned away before anything was touched."""
+        return self in (Outcome.STALE, Outcome.BUSY, Outcome.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A hint that a stripe has work: all that is sent through a broker.
+
+    Attributes:
+        phase: the phase that is due; it chooses the Celery task.
+        stripe_id: primary key of the stripe.
+        token: the stripe's token when the message was made.
+    """
+
+    phase: Phase
+    stripe_id: int
+    token: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchReport:
+    """What came of one batch message.
+
+    Attributes:
+        message: the message.
+        outcome: what became of it.
+        label: the view, "" when the message was refused.
+        rows: rows written.
+        limit: rows that the batch was allowed; None for a hook without `limit`.
+        seconds: how long the hooks took.
+        runs: the phase runs that this batch worked on or ended, as they were saved.
+        error: class and message of what failed, "" otherwise.
+    """
+
+    message: Message
+    outcome: Outcome
+    label: str = ""
+    rows: int = 0
+    limit: int | None = None
+    seconds: float = 0.0
+    runs: tuple[PhaseRun, ...] = ()
+    error: str = ""

@@ -1,0 +1,86 @@
+"""How large the next batch is: its measured time steers it toward a target.
+
+After GitLab's optimizer of batched background migrations: the efficiency (time over target) of the
+last batches is smoothed, and a step grows by at most 1.2. Two cases say nothing about cost, or the
+wrong thing: a nearly empty batch, and a batch whose cost does not fall with its size.
+"""
+
+from dataclasses import dataclass, replace
+
+__all__ = ["Pace", "halved", "halvings"]
+
+REMEMBERED = 8  # batches whose measurements are kept
+SMOOTHING = 0.5  # weight of the newest batch in the smoothed efficiency
+FAST_STEPS = 3  # first batches of a view, which may grow faster
+FAST_GROWTH, GROWTH, SHRINK = 4.0, 1.2, 0.5
+DEAD_BAND = 0.1  # efficiencies this near to 1 leave the size alone
+FLAT = 0.8  # a batch of half the size that takes more than this share of the time
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The size of the next batch, and the batches that it was learnt from.
+
+    Attributes:
+        size: rows that the next batch may write.
+        history: `(size, seconds)` of the last full batches, oldest first.
+        flat: whether the cost was seen not to fall with the size: a missing index, most likely.
+    """
+
+    size: int
+    history: tuple[tuple[int, float], ...] = ()
+    flat: bool = False
+
+    def after(
+        self, *, rows: int, limit: int, seconds: float, target: float, floor: int, ceiling: int
+    ) -> "Pace":
+        """The pace after a batch of `rows` out of `limit` rows that took `seconds`."""
+        if 2 * rows < limit and seconds < target:
+            return replace(self, size=limit)
+        history = (*self.history, (limit, seconds))[-REMEMBERED:]
+        wanted = limit * _step(history, target)
+        if wanted < limit and (size := _size_where_cost_is_flat(history)):
+            return Pace(max(limit, size), history, flat=True)
+        return Pace(max(floor, min(ceiling, round(wanted))), history)
+
+
+def halved(size: int, times: int, floor: int) -> int:
+    """`size` halved `times` times, not below `floor` unless it was below already."""
+    return max(min(size, floor), size >> times)
+
+
+def _step(history: tuple[tuple[int, float], ...], target: float) -> float:
+    efficiency = _smoothed(history, target)
+    if abs(efficiency - 1) <= DEAD_BAND:
+        return 1.0
+    growth = FAST_GROWTH if len(history) <= FAST_STEPS else GROWTH
+    return max(SHRINK, min(growth, 1 / max(efficiency, 1e-6)))
+
+
+def _smoothed(history: tuple[tuple[int, float], ...], target: float) -> float:
+    """Efficiency that the newest size would have, by the cost per row of the last batches."""
+    size = history[-1][0]
+    cost = history[0][1] / history[0][0]
+    for rows, seconds in history[1:]:
+        cost += SMOOTHING * (seconds / rows - cost)
+    return cost * size / target
+
+
+def _size_where_cost_is_flat(history: tuple[tuple[int, float], ...]) -> int:
+    """The largest size of which half or less took hardly less time, 0 if there is none."""
+    return max(
+        (
+            size
+            for size, seconds in history
+            if any(2 * less <= size and taken > FLAT * seconds for less, taken in history)
+        ),
+        default=0,
+    )
+
+
+def halvings(size: int, floor: int) -> int:
+    """How often `size` can be halved before it is at the floor."""
+    times = 0
+    while size > floor:
+        size, times = size // 2, times + 1
+    return times

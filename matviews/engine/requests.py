@@ -1,0 +1,91 @@
+"""Asking for a refresh, and what is due once somebody has asked."""
+
+import logging
+from collections.abc import Iterable
+
+from django.utils import timezone
+
+from .. import signals
+from ..definition import ViewDefinition
+from ..exceptions import InvalidRequest, ViewDisabled, ViewNotReady
+from ..models import Refresh, Trigger, ViewControl
+from ..phases import Phase
+from ..registry import registry
+from ..states import RefreshState
+
+__all__ = ["check_phases", "request"]
+
+logger = logging.getLogger(__name__)
+
+
+def request(
+    view: str | type,
+    *,
+    phases: Iterable[Phase | str] | None = None,
+    trigger: Trigger = Trigger.API,
+    requested_by: str = "",
+    batch_size: int | None = None,
+) -> Refresh:
+    """Record a request to bring a view up to date. It waits for nothing and sends nothing.
+
+    Whoever asks must send messages *after* the commit (`engine.settle` makes them): a worker
+    that read the requests before the commit does not know of this one.
+
+    Args:
+        view: the view's class or label.
+        phases: which phases; all that the view has by default.
+        trigger: what asks.
+        requested_by: who asks, for the record.
+        batch_size: rows per batch of this refresh; None leaves it to the view.
+
+    Raises:
+        UnknownView, InvalidView: there is no such view, or it has errors.
+        InvalidRequest: a phase that the view lacks, or a batch size below 1.
+        ViewDisabled: an operator has switched the view off.
+        ViewNotReady: the view has no bookkeeping rows.
+    """
+    definition = registry.usable(view)
+    wanted = check_phases(definition, phases)
+    if batch_size is not None and batch_size < 1:
+        raise InvalidRequest(f"A batch size must be at least 1 row, not {batch_size}.")
+    refresh = Refresh.objects.create(
+        view=_enabled_control(definition.label),
+        phases=[phase.value for phase in wanted],
+        state=RefreshState.OPEN,
+        trigger=trigger,
+        requested_by=requested_by[:255],
+        requested_at=timezone.now(),
+        batch_size=batch_size,
+    )
+    logger.info("refresh requested view=%s refresh=%s", definition.label, refresh.pk)
+    signals.refresh_requested.send_robust(sender=definition.model, refresh=refresh)
+    return refresh
+
+
+def check_phases(
+    definition: ViewDefinition, phases: Iterable[Phase | str] | None
+) -> tuple[Phase, ...]:
+    """The phases asked for, in their order.
+
+    Raises:
+        InvalidRequest: one is unknown, or not a phase of the view, or there is none.
+    """
+    if phases is None:
+        return definition.options.phases
+    asked = {phases} if isinstance(phases, str) else set(phases)
+    if unknown := asked - set(definition.options.phases):
+        names = ", ".join(sorted(str(name) for name in unknown))
+        has = ", ".join(definition.options.phases)
+        raise InvalidRequest(f"{definition.label} has no phase {names}; it has {has}.")
+    if not asked:
+        raise InvalidRequest(f"Name at least one phase of {definition.label}.")
+    return tuple(phase for phase in Phase if phase in asked)
+
+
+def _enabled_control(label: str) -> ViewControl:
+    control = ViewControl.objects.filter(label=label).first()
+    if control is None:
+        raise ViewNotReady(f"{label} has no bookkeeping rows yet: run `manage.py migrate`.")
+    if not control.enabled:
+        raise ViewDisabled(f"{label} is disabled; enable its view control first.")
+    return control

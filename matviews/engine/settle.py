@@ -1,0 +1,97 @@
+"""What follows a commit: close the refreshes that are done, and tell which batch is due."""
+
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from django.db import transaction
+from django.utils import timezone
+
+from .. import signals
+from ..models import PhaseRun, Refresh, Stripe, ViewControl
+from ..phases import Phase
+from ..states import RefreshState, RunState, check_transition
+from .databases import alias
+from .messages import Message
+from .work import Work, load_work
+
+__all__ = ["Settlement", "settle", "stripes_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def stripes_of(view_id: int) -> list[int]:
+    """Primary keys of a view's stripes, in order."""
+    return list(Stripe.objects.filter(view=view_id).values_list("pk", flat=True))
+
+
+class Settlement(NamedTuple):
+    """What `settle` found: the batch that is due, if any, and the refreshes that it closed."""
+
+    message: Message | None = None
+    closed: tuple[Refresh, ...] = ()
+
+
+def settle(stripe_id: int) -> Settlement:
+    """Close what is done in a stripe and tell which batch is due.
+
+    To be called after a commit, by whoever asked for a refresh or worked on one: between the two,
+    one sees what the other has committed. Calling it again, or never calling it, does no harm:
+    `watch` does it too.
+    """
+    work = load_work(stripe_id)
+    if work is None:
+        return Settlement()
+    closed = tuple(refresh for refresh in work.ended_refreshes() if _close(refresh, work))
+    work.admit()
+    return Settlement(work.next_message(), closed)
+
+
+def _close(refresh: Refresh, work: Work) -> bool:
+    runs = [run for run in work.runs if run.refresh_id == refresh.pk]
+    if work.share.count > 1:
+        runs = list(PhaseRun.objects.filter(refresh=refresh).select_related("merged_into"))
+        if len(runs) < len(refresh.phases) * work.share.count or any(run.active for run in runs):
+            return False
+    _fill_in(refresh, runs)
+    if not _save_closed(refresh, _succeeded_phases(runs)):
+        return False
+    logger.log(
+        logging.INFO if refresh.state == RefreshState.SUCCEEDED else logging.ERROR,
+        "refresh finished view=%s refresh=%s state=%s rows=%s error=%s",
+        work.stripe.view.label, refresh.pk, refresh.state, sum(run.rows for run in runs),
+        refresh.error,
+    )  # fmt: skip
+    sender = work.definition and work.definition.model
+    signals.refresh_finished.send_robust(sender=sender, refresh=refresh)
+    return True
+
+
+def _fill_in(refresh: Refresh, runs: list[PhaseRun]) -> None:
+    failed = [run for run in runs if run.state != RunState.SUCCEEDED]
+    state = RefreshState.FAILED if failed else RefreshState.SUCCEEDED
+    check_transition(RefreshState(refresh.state), state)
+    refresh.state = state
+    refresh.error = "\n".join(dict.fromkeys(f"{run.phase}: {run.error}" for run in failed))
+    refresh.started_at = min((run.started_at for run in runs if run.started_at), default=None)
+    refresh.finished_at = timezone.now()
+    leaders = {run.merged_into.refresh_id if run.merged_into else None for run in runs}
+    if None not in leaders:
+        refresh.merged_into_id = max(leader for leader in leaders if leader)
+
+
+def _save_closed(refresh: Refresh, succeeded: Iterable[Phase]) -> bool:
+    """Save the end of a refresh once, however many processes see it at the same moment."""
+    fields = ("state", "error", "started_at", "finished_at", "merged_into_id")
+    with transaction.atomic(using=alias()):
+        open_refresh = Refresh.objects.filter(pk=refresh.pk, state=RefreshState.OPEN)
+        if not open_refresh.update(**{name: getattr(refresh, name) for name in fields}):
+            return False
+        if times := {phase.success_field: refresh.finished_at for phase in succeeded}:
+            ViewControl.objects.filter(pk=refresh.view_id).update(**times)
+    return True
+
+
+def _succeeded_phases(runs: list[PhaseRun]) -> list[Phase]:
+    failed = {run.phase for run in runs if run.state != RunState.SUCCEEDED}
+    return [phase for phase in Phase if phase in {run.phase for run in runs} - failed]

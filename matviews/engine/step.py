@@ -1,0 +1,204 @@
+"""One batch of one phase run: is it needed, how large may it be, what did it come to."""
+
+import json
+import time
+from dataclasses import dataclass
+
+from django.utils import timezone
+
+from ..conf import get_settings
+from ..definition import HookKind, Hooks, ViewDefinition
+from ..mixin import Batch
+from ..models import PhaseRun
+from ..phases import Phase
+from ..states import RunState
+from .hooks import call_do, call_needs
+from .pacing import Pace, halved, halvings
+from .work import Work
+
+__all__ = ["MAX_FAILURES", "Step"]
+
+MAX_FAILURES = 3  # tries of a batch after the first, and kills of a batch that cannot get smaller
+
+
+@dataclass(frozen=True)
+class Step:
+    """A phase run whose turn it is, in the stripe's work."""
+
+    work: Work
+    run: PhaseRun
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the run."""
+        return Phase(self.run.phase)
+
+    @property
+    def definition(self) -> ViewDefinition:
+        """The view. Only once `fault` has found it there."""
+        assert self.work.definition is not None
+        return self.work.definition
+
+    @property
+    def hooks(self) -> Hooks:
+        """What the hooks of the phase declare."""
+        return self.definition.hooks[self.phase]
+
+    @property
+    def paced(self) -> bool:
+        """Whether the batch has a size at all."""
+        return "limit" in self.hooks.do
+
+    def fault(self) -> str:
+        """Why this run cannot go on, "" if it can."""
+        label, definition = self.work.stripe.view.label, self.work.definition
+        if definition is None:
+            return f"The code no longer defines the view {label}."
+        if definition.errors:
+            return f"The view has errors: {' '.join(str(e.msg) for e in definition.errors)}"
+        if self.phase not in definition.hooks:
+            return f"{label} no longer has the phase {self.phase}."
+        return self._fault_of_kills() if self._kills >= MAX_FAILURES else ""
+
+    def _fault_of_kills(self) -> str:
+        """A batch is halved for every worker that it took down; at the floor it is given up."""
+        at_floor = self._kills - halvings(self._size(), self._floor) if self.paced else self._kills
+        if at_floor < MAX_FAILURES:
+            return ""
+        size = f", the last time with {self.limit()} rows" if self.paced else ""
+        return (
+            f"The batch took its worker down {self._kills} times{size}: out of memory, a crash in "
+            f"a library, or a time limit that kills."
+        )
+
+    def needed(self) -> bool:
+        """Ask `needs_*`, unless a hook with a cursor is on its way; keep the estimate."""
+        if self.hooks.kind is HookKind.CURSOR and self.run.batches:
+            return True
+        answer = call_needs(self.definition, self.phase, self.work.share)
+        if not isinstance(answer, bool):
+            self.run.estimate = self.run.rows + answer
+        return bool(answer)
+
+    def do(self, started: float) -> Batch:
+        """Do one batch and take it down in the run. `started`: monotonic time of its beginning."""
+        run, limit = self.run, self.limit()
+        batch = call_do(
+            self.definition, self.phase, limit=limit, share=self.work.share, cursor=run.cursor
+        )
+        seconds = time.monotonic() - started
+        state = self._state_after(batch, limit)
+        run.batches += 1
+        run.rows += batch.rows
+        run.seconds += seconds
+        run.failures = 0
+        run.error = run.traceback = ""
+        run.cursor = batch.cursor
+        run.ran_at = timezone.now()
+        run.started_at = run.started_at or run.ran_at
+        if self.paced:
+            self._pace(batch, limit, seconds)
+        self._finish(state)
+        return batch
+
+    def failed(self, error: str, trace: str, *, again: bool, smaller: bool) -> None:
+        """Take down a batch that was rolled back: the run ends, or is tried again."""
+        run = self.run
+        run.failures += 1
+        if not again or run.failures > MAX_FAILURES:
+            self.work.end(run, RunState.FAILED, error=error, trace=trace)
+            return
+        if smaller and self.paced:
+            run.batch_size = halved(self._size(), 1, self._floor)
+        run.move_to(RunState.RUNNING)
+        run.error, run.traceback, run.ran_at = error, trace, timezone.now()
+        run.started_at = run.started_at or run.ran_at
+        self.work.touch(run)
+
+    def limit(self) -> int:
+        """Rows that the batch may write: halved for each worker that it has taken down."""
+        return halved(self._size(), self._kills, self._floor)
+
+    @property
+    def _kills(self) -> int:
+        return self.work.stripe.attempts - 1
+
+    @property
+    def _floor(self) -> int:
+        return get_settings().BATCH_SIZE_FLOOR
+
+    def _size(self) -> int:
+        """Rows that the run's next batch may write; at its start, what the last run learnt."""
+        if self.run.batch_size is None:
+            last = self._last_run()
+            self.run.batch_size = self._pinned or (last and last.batch_size) or self._first_size
+            self.run.pace = last.pace if last else {}
+        return self.run.batch_size
+
+    def _last_run(self) -> PhaseRun | None:
+        runs = PhaseRun.objects.filter(stripe=self.run.stripe_id, phase=self.phase, batches__gt=0)
+        return runs.order_by("-pk").first()
+
+    @property
+    def _first_size(self) -> int:
+        return get_settings().BATCH_SIZE_START
+
+    @property
+    def _pinned(self) -> int | None:
+        control = self.work.stripe.view
+        return (
+            self.run.refresh.batch_size or control.batch_size or self.definition.options.batch_size
+        )
+
+    @property
+    def _target(self) -> float:
+        control, options = self.work.stripe.view, self.definition.options
+        return control.batch_target or options.batch_target or get_settings().BATCH_TARGET
+
+    def _state_after(self, batch: Batch, limit: int) -> RunState:
+        if self.hooks.kind is HookKind.WHOLE:
+            return RunState.SUCCEEDED
+        if self.hooks.kind is HookKind.CURSOR:
+            return self._state_by_cursor(batch)
+        if batch.rows >= limit:
+            return RunState.RUNNING
+        if not self.needed():
+            return RunState.SUCCEEDED
+        return RunState.RUNNING if batch.rows else RunState.NOT_CONVERGING
+
+    def _state_by_cursor(self, batch: Batch) -> RunState:
+        if batch.cursor is None:
+            return RunState.SUCCEEDED
+        stuck = not batch.rows and json.loads(json.dumps(batch.cursor)) == self.run.cursor
+        return RunState.NOT_CONVERGING if stuck else RunState.RUNNING
+
+    def _pace(self, batch: Batch, limit: int, seconds: float) -> None:
+        if self._pinned:
+            return
+        settings, pace = get_settings(), self.run.pace
+        known = Pace(limit, tuple((size, taken) for size, taken in pace.get("history", ())))
+        # A cursor's batch has looked through its whole window, however few rows it wrote.
+        rows = batch.rows if batch.cursor is None else limit
+        learnt = known.after(
+            rows=rows, limit=limit, seconds=seconds, target=self._target,
+            floor=settings.BATCH_SIZE_FLOOR, ceiling=settings.BATCH_SIZE_CEILING,
+        )  # fmt: skip
+        self.run.batch_size = learnt.size
+        self.run.pace = {"history": learnt.history, "flat": learnt.flat}
+
+    def _finish(self, state: RunState) -> None:
+        if state.active:
+            self.run.move_to(state)
+            self.work.touch(self.run)
+            return
+        error = self._standstill() if state is RunState.NOT_CONVERGING else ""
+        self.work.end(self.run, state, error=error)
+
+    def _standstill(self) -> str:
+        name = f"{self.definition.label}.{self.phase.do_hook}"
+        if self.hooks.kind is HookKind.CURSOR:
+            return f"Not converging: {name} wrote no row and returned the cursor it was given."
+        return (
+            f"Not converging: {name} wrote no row (or returned None instead of their number), "
+            f"yet {self.phase.needs_hook} still says that work is waiting."
+        )

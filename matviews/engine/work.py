@@ -1,0 +1,219 @@
+"""What there is to do in one stripe: its open refreshes, their phase runs, and which is next.
+
+Everything is read in one query, inside the stripe's batch (then it is exact) or outside (then it is
+a good guess, which the token holds against the truth).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from django.db import connections
+from django.db.models import Count, FilteredRelation, Func, Model, OuterRef, Q, Subquery
+from django.utils import timezone
+
+from ..definition import HookKind, ViewDefinition
+from ..mixin import Share
+from ..models import PhaseRun, Refresh, Stripe, ViewControl
+from ..phases import Phase
+from ..registry import registry
+from ..states import RefreshState, RunState
+from .databases import alias
+from .messages import Message
+
+__all__ = ["Work", "load_work"]
+
+
+@dataclass(kw_only=True)
+class Work:
+    """The open refreshes of a stripe and their phase runs, oldest first.
+
+    Attributes:
+        stripe: the stripe, with its view's control.
+        share: the share of the keys that its hooks are given.
+        definition: the view in the code, None when it is no longer there.
+        refreshes: the open refreshes of the view.
+        runs: their phase runs in this stripe; those not yet saved have no primary key.
+        touched: the runs that this batch has changed.
+    """
+
+    stripe: Stripe
+    share: Share
+    definition: ViewDefinition | None
+    refreshes: list[Refresh]
+    runs: list[PhaseRun] = field(default_factory=list)
+    touched: list[PhaseRun] = field(default_factory=list)
+
+    def admit(self) -> None:
+        """Make the phase runs of refreshes that this stripe has not seen yet, unsaved.
+
+        A run is merged into an active run of its phase where that one has not computed anything
+        yet, or asks `needs_*` again before it ends: either covers all that the request could see.
+        """
+        seen = {run.refresh_id for run in self.runs}
+        for refresh in self.refreshes:
+            if refresh.pk not in seen:
+                for phase in map(Phase, refresh.phases):
+                    leader = next((run for run in self.leaders(phase) if self._covers(run)), None)
+                    self.runs.append(
+                        PhaseRun(
+                            refresh=refresh, stripe=self.stripe, phase=phase, merged_into=leader
+                        )
+                    )
+
+    def _covers(self, run: PhaseRun) -> bool:
+        if run.batches == 0:
+            return True
+        hooks = self.definition.hooks.get(Phase(run.phase)) if self.definition else None
+        return hooks is not None and hooks.kind is HookKind.LIMIT
+
+    def leaders(self, phase: Phase | None = None) -> Iterator[PhaseRun]:
+        """The active runs that do the work themselves."""
+        for run in self.runs:
+            if run.active and run.merged_into is None and phase in (None, run.phase):
+                yield run
+
+    def followers(self, leader: PhaseRun) -> Iterator[PhaseRun]:
+        """The active runs that end when `leader` does."""
+        return (run for run in self.runs if run.active and run.merged_into is leader)
+
+    def next_run(self, phase: Phase | None = None) -> PhaseRun | None:
+        """The run whose turn it is, of `phase` where that one has any.
+
+        Within a refresh the phases follow each other; refreshes take turns batch by batch. Among
+        runs of one phase the oldest goes first.
+        """
+        ready = [run for run in self.leaders() if self._is_ready(run)]
+        mine = [run for run in ready if run.phase == phase]
+        return min(mine or ready, key=_turn, default=None)
+
+    def _is_ready(self, run: PhaseRun) -> bool:
+        order = Phase(run.phase).order
+        older = any(other is not run for other in self._older_leaders(run))
+        return not older and not any(
+            other.active and other.refresh_id == run.refresh_id and Phase(other.phase).order < order
+            for other in self.runs
+        )
+
+    def _older_leaders(self, run: PhaseRun) -> Iterator[PhaseRun]:
+        for other in self.leaders(Phase(run.phase)):
+            if other is run:
+                return
+            yield other
+
+    def end(self, run: PhaseRun, state: RunState, *, error: str = "", trace: str = "") -> None:
+        """Give a run, and those merged into it, their last state."""
+        now = timezone.now()
+        for ended in (*self.followers(run), run):
+            ended.move_to(state)
+            ended.error, ended.traceback, ended.finished_at = error, trace, now
+            ended.started_at = run.started_at or now
+            self.touch(ended)
+
+    def touch(self, run: PhaseRun) -> None:
+        """Note that a run has changed, for `save`."""
+        if not any(other is run for other in self.touched):
+            self.touched.append(run)
+
+    def save(self) -> None:
+        """Write the runs that are new, and those that a batch has changed."""
+        new = [run for run in self.runs if run.pk is None]
+        changed = [run for run in self.touched if run.pk is not None]
+        _insert([run for run in new if run.merged_into is None])
+        _insert([run for run in new if run.merged_into is not None])
+        for run in changed:
+            run.save(force_update=True)
+
+    def next_message(self) -> Message | None:
+        """The message for the batch whose turn it is; None when nothing is due, or paused."""
+        run = self.next_run() if self.stripe.view.enabled else None
+        if run is None:
+            return None
+        return Message(Phase(run.phase), self.stripe.pk, self.stripe.token)
+
+    def ended_refreshes(self) -> list[Refresh]:
+        """The open refreshes with nothing left to do in this stripe."""
+        active = {run.refresh_id for run in self.runs if run.active}
+        seen = {run.refresh_id for run in self.runs if run.pk is not None}
+        return [refresh for refresh in self.refreshes if refresh.pk in seen - active]
+
+
+def _insert(runs: list[PhaseRun]) -> None:
+    """Insert rows so that their primary keys are known, which MySQL does only one by one."""
+    if connections[alias()].features.can_return_rows_from_bulk_insert:
+        PhaseRun.objects.bulk_create(runs)
+        return
+    for run in runs:
+        run.save(force_insert=True)
+
+
+def _turn(run: PhaseRun) -> tuple[Any, ...]:
+    ran_at = run.ran_at.timestamp() if run.ran_at else 0.0
+    return ran_at, Phase(run.phase).order, run.refresh_id
+
+
+def load_work(stripe_id: int, *, extra: Mapping[str, Func] | None = None) -> Work | None:
+    """Read what a stripe has to do, in one query; None when no refresh is open.
+
+    Args:
+        stripe_id: the stripe.
+        extra: further columns to read for what reading them does.
+    """
+    columns = [prefix + f.attname for model, prefix in _PARTS for f in model._meta.concrete_fields]
+    totals = Stripe.objects.filter(view=OuterRef("view")).order_by().values("view")
+    rows = (
+        Refresh.objects.filter(view__stripes=stripe_id, state=RefreshState.OPEN)
+        .annotate(
+            here=FilteredRelation("runs", condition=Q(runs__stripe=stripe_id)),
+            total=Subquery(totals.values(total=Count("pk"))),
+            **(extra or {}),
+        )
+        .order_by("pk", "here__pk")
+        .values_list(*columns, "total", *(extra or {}))
+    )
+    return _build([_instances(row) for row in rows])
+
+
+_PARTS: list[tuple[type[Model], str]] = [
+    (Refresh, ""),
+    (ViewControl, "view__"),
+    (Stripe, "view__stripes__"),
+    (PhaseRun, "here__"),
+]
+
+
+def _instances(row: tuple[Any, ...]) -> list[Any]:
+    """The four instances of a row, and the number of stripes."""
+    values = iter(row)
+    instances: list[Any] = []
+    for model, _prefix in _PARTS:
+        names = [f.attname for f in model._meta.concrete_fields]
+        instances.append(model.from_db(alias(), names, list(islice(values, len(names)))))
+    return [*instances, next(values)]
+
+
+def _build(rows: list[list[Any]]) -> Work | None:
+    if not rows:
+        return None
+    _refresh, control, stripe, _run, total = rows[0]
+    stripe.view = control
+    refreshes: dict[int, Refresh] = {}
+    runs: dict[int, PhaseRun] = {}
+    for again, _control, _stripe, run, _total in rows:
+        refresh = refreshes.setdefault(again.pk, again)
+        refresh.view = control
+        if run.pk is not None:
+            run.refresh, run.stripe = refresh, stripe
+            runs[run.pk] = run
+    for run in runs.values():
+        if run.merged_into_id in runs:
+            run.merged_into = runs[run.merged_into_id]
+    label = control.label
+    return Work(
+        stripe=stripe,
+        share=Share(stripe.number, total),
+        definition=registry.find(label) if label in registry else None,
+        refreshes=list(refreshes.values()),
+        runs=list(runs.values()),
+    )

@@ -1,0 +1,49 @@
+"""Every error that this package raises on purpose; the base class is `MatviewsError`."""
+
+__all__ = [
+    "HookError",
+    "IllegalTransition",
+    "InvalidRequest",
+    "InvalidSetting",
+    "InvalidView",
+    "MatviewsError",
+    "UnknownView",
+    "ViewDisabled",
+    "ViewNotReady",
+]
+
+
+class MatviewsError(Exception):
+    """Base of every error of this package."""
+
+
+class InvalidSetting(MatviewsError):
+    """An entry of the `MATVIEWS` setting is unknown or has a value that cannot work."""
+
+
+class UnknownView(MatviewsError):
+    """No view has this label."""
+
+
+class InvalidView(MatviewsError):
+    """The view's definition has faults that the system checks name."""
+
+
+class ViewDisabled(MatviewsError):
+    """An operator has switched the view off."""
+
+
+class ViewNotReady(MatviewsError):
+    """The view has no bookkeeping rows yet: `migrate` makes them."""
+
+
+class InvalidRequest(MatviewsError):
+    """A refresh was asked for with phases or sizes that cannot be."""
+
+
+class HookError(MatviewsError):
+    """A hook returned something else than its contract says."""
+
+
+class IllegalTransition(MatviewsError):
+    """A refresh or a phase run was about to change into a state it cannot reach."""

@@ -1,0 +1,68 @@
+"""The contract of a view: the mixin, and the values that its hooks are given and give back."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import api
+from .phases import Phase
+
+if TYPE_CHECKING:
+    from .models import Refresh
+
+__all__ = ["Batch", "MaterializedView", "Share"]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The share of the view's keys that a hook declaring `stripe` is to work on.
+
+    With `count` 4, the stripe of a key may be `key % 4 == number`: any rule that gives each key to
+    exactly one number will do.
+    """
+
+    number: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a hook that declares `cursor` returns.
+
+    Attributes:
+        rows: rows written by this batch.
+        cursor: where the next batch goes on, any JSON value; None when the phase is done.
+    """
+
+    rows: int
+    cursor: Any = None
+
+
+class MaterializedView:
+    """Mixin that makes a concrete Django model a view, in either order of the bases.
+
+    The model defines, as class methods, the hooks `needs_insert`, `do_insert`, `needs_update`,
+    `do_update`, `needs_delete` and `do_delete`, or those of the phases in `MatviewMeta.phases`.
+
+    `needs_*` may declare `stripe`. It returns whether work is waiting, as a bool, or as an int that
+    estimates the rows and feeds progress.
+
+    `do_*` writes at most one batch and returns the rows written. It may declare any of
+
+    * `limit`: at most this many rows; the hook is called until `needs_*` is false;
+    * `cursor`: the cursor of the `Batch` that the last call returned, None at the start; the hook
+      returns a `Batch` and is called until its cursor is None;
+    * `stripe`: the `Share` of the keys to work on.
+
+    One that declares neither `limit` nor `cursor` does the whole phase and is called once.
+    """
+
+    @classmethod
+    def refresh(cls, phases: Iterable[Phase | str] | None = None) -> "Refresh":
+        """Ask for a refresh, as `matviews.refresh` does for a label."""
+        return api.refresh(cls, phases=phases)
+
+    @classmethod
+    def is_fresh(cls, phases: Iterable[Phase | str] | None = None) -> bool:
+        """Tell whether no phase has work, as `matviews.is_fresh` does for a label."""
+        return api.is_fresh(cls, phases=phases)

@@ -1,0 +1,33 @@
+"""The three phases of a refresh, and whatever differs between them."""
+
+from django.db.models import TextChoices
+
+__all__ = ["Phase"]
+
+
+class Phase(TextChoices):
+    """One of the three kinds of work that bring a view up to date, in the order they run."""
+
+    INSERT = "insert"
+    UPDATE = "update"
+    DELETE = "delete"
+
+    @property
+    def needs_hook(self) -> str:
+        """Name of the hook that tells whether this phase has work."""
+        return f"needs_{self.value}"
+
+    @property
+    def do_hook(self) -> str:
+        """Name of the hook that does one batch of this phase."""
+        return f"do_{self.value}"
+
+    @property
+    def success_field(self) -> str:
+        """Name of the `ViewControl` field with the time of this phase's last success."""
+        return f"last_{self.value}"
+
+    @property
+    def order(self) -> int:
+        """Place of this phase within a refresh, from 0."""
+        return list(Phase).index(self)

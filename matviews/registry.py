@@ -1,0 +1,136 @@
+"""The registry of views: label to definition. Defining a model fills it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from django.apps import apps
+from django.db.models import Model
+from django.db.models.signals import class_prepared
+
+from .definition import ViewDefinition, define
+from .exceptions import InvalidView, UnknownView
+from .mixin import MaterializedView
+
+__all__ = ["Registry", "registry"]
+
+
+class Registry:
+    """The views that the code defines, by label, in the order of their definition."""
+
+    def __init__(self) -> None:
+        self._views: dict[str, ViewDefinition] = {}
+
+    def __iter__(self) -> Iterator[ViewDefinition]:
+        return iter(list(self._views.values()))
+
+    def __contains__(self, label: object) -> bool:
+        return label in self._views
+
+    def register(self, model: type[Model]) -> ViewDefinition:
+        """Add a view. Models are added when they are defined; tests may add others.
+
+        A class defined again under its label, as on a reload, replaces the earlier one.
+
+        Raises:
+            InvalidView: the class is abstract or not a model with the mixin.
+        """
+        if not (issubclass(model, Model) and issubclass(model, MaterializedView)):
+            raise InvalidView(f"{model!r} is not a model that mixes in MaterializedView.")
+        if model._meta.abstract:
+            raise InvalidView(f"{model._meta.label} is abstract: only concrete models are views.")
+        definition = self._views[model._meta.label] = define(model)
+        return definition
+
+    def unregister(self, label: str) -> None:
+        """Take a view out again.
+
+        Raises:
+            UnknownView: no view has this label.
+        """
+        self.find(label)
+        del self._views[label]
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """A context after which the registry is as it was before, for tests."""
+        views = dict(self._views)
+        try:
+            yield
+        finally:
+            self._views = views
+
+    def find(self, view: str | type) -> ViewDefinition:
+        """The definition of a view, by class, label, or bare model name where that is unique.
+
+        Raises:
+            UnknownView: there is none, or more than one; near matches are named.
+        """
+        if isinstance(view, type):
+            return self._find_class(view)
+        if view in self._views:
+            return self._views[view]
+        lowered = str(view).lower()
+        matches = [
+            label
+            for label in self._views
+            if lowered in (label.lower(), label.rpartition(".")[2].lower())
+        ]
+        if len(matches) == 1:
+            return self._views[matches[0]]
+        if matches:
+            raise UnknownView(
+                f"{view!r} is the name of more than one view: say which of {', '.join(matches)}."
+            )
+        raise UnknownView(f"There is no view {view!r}. {self._near(lowered)}")
+
+    def usable(self, view: str | type) -> ViewDefinition:
+        """The definition of a view that can be refreshed.
+
+        Raises:
+            UnknownView: as `find`.
+            InvalidView: the definition has errors.
+        """
+        definition = self.find(view)
+        if definition.errors:
+            faults = " ".join(str(error.msg) for error in definition.errors)
+            raise InvalidView(f"{faults} (See `manage.py check`.)")
+        return definition
+
+    def _find_class(self, model: type) -> ViewDefinition:
+        meta = getattr(model, "_meta", None)
+        if meta is not None and meta.label in self._views:
+            return self._views[meta.label]
+        concrete = getattr(meta, "concrete_model", None)
+        if concrete is not None and concrete is not model and concrete._meta.label in self._views:
+            raise UnknownView(
+                f"{model.__name__} is a proxy of the view {concrete._meta.label}: refresh that."
+            )
+        raise UnknownView(f"{model.__name__} is not a view.")
+
+    def _near(self, lowered: str) -> str:
+        by_name = {label.lower(): label for label in self._views}
+        by_name |= {label.rpartition(".")[2].lower(): label for label in self._views}
+        near = dict.fromkeys(by_name[name] for name in get_close_matches(lowered, by_name))
+        if near:
+            return f"Did you mean {' or '.join(near)}?"
+        return f"Views are {', '.join(self._views)}." if self._views else "No view is defined."
+
+
+registry = Registry()
+
+
+def _register_prepared(sender: type[Model], **_kwargs: Any) -> None:
+    """Register concrete views of the running project; models of migrations are not views."""
+    if not issubclass(sender, MaterializedView) or sender._meta.apps is not apps:
+        return
+    concrete = sender._meta.concrete_model
+    if sender._meta.swapped or (
+        sender._meta.proxy and issubclass(concrete or sender, MaterializedView)
+    ):
+        return
+    registry.register(sender)
+
+
+class_prepared.connect(_register_prepared, dispatch_uid="matviews.registry")

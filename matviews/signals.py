@@ -1,0 +1,27 @@
+"""Signals, each sent after the commit that it tells of.
+
+A process that is killed between the commit and the signal never sends it: use signals for metrics
+and wake-ups, and the bookkeeping tables for what must not be missed.
+
+refresh_requested
+    A refresh was recorded. `sender`: the view's class. `refresh`: the `Refresh`. Sent inside the
+    caller's transaction when there is one.
+batch_finished
+    A batch committed, or failed and was rolled back. `sender`: the view's class, None when the code
+    no longer has it. `report`: the `matviews.engine.BatchReport`.
+refresh_finished
+    A refresh ended. `sender`: as above. `refresh`: the `Refresh`, with state and error.
+message_refused
+    A batch message was a duplicate, came too late or met a running batch; nothing was touched.
+    `sender`: None. `message`: the `matviews.engine.Message`. `outcome`: the
+    `matviews.engine.Outcome`.
+"""
+
+from django.dispatch import Signal
+
+__all__ = ["batch_finished", "message_refused", "refresh_finished", "refresh_requested"]
+
+refresh_requested = Signal()
+batch_finished = Signal()
+refresh_finished = Signal()
+message_refused = Signal()

@@ -1,0 +1,128 @@
+"""The Celery tasks, imported as `matviews.tasks`. This is the only room that knows Celery.
+
+A message is only a hint: losing it costs time (`watch` sends it again), and receiving it twice costs
+nothing (the token lets one through). So the tasks keep Celery's default of early acknowledgement and
+use no retry, no countdown and no result.
+"""
+
+import logging
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from celery import current_app, shared_task
+from django.db import transaction
+
+from .. import engine
+from ..conf import get_settings
+from ..engine import Message
+from ..models import Trigger
+from ..phases import Phase
+from . import inline
+
+__all__ = [
+    "delete_batch",
+    "dispatch",
+    "dispatch_on_commit",
+    "insert_batch",
+    "refresh",
+    "send",
+    "update_batch",
+    "watch",
+]
+
+logger = logging.getLogger(__name__)
+
+# One quick second try: a connection from the pool may be stale. More would keep a person waiting.
+RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
+
+@shared_task(name="matviews.refresh", ignore_result=True, serializer="json")
+def refresh(view: str, phases: list[str] | None = None) -> None:
+    """Ask for a refresh of a view on a schedule. `view`: its label; `phases`: all by default."""
+    asked = engine.request(view, phases=phases, trigger=Trigger.SCHEDULE)
+    dispatch(asked.view_id)
+
+
+@shared_task(name="matviews.insert_batch", ignore_result=True, serializer="json")
+def insert_batch(stripe_id: int, token: int) -> None:
+    """Do one batch of the insert phase in a stripe, if `token` is still its token."""
+    _run_batch(Phase.INSERT, stripe_id, token)
+
+
+@shared_task(name="matviews.update_batch", ignore_result=True, serializer="json")
+def update_batch(stripe_id: int, token: int) -> None:
+    """Do one batch of the update phase in a stripe, if `token` is still its token."""
+    _run_batch(Phase.UPDATE, stripe_id, token)
+
+
+@shared_task(name="matviews.delete_batch", ignore_result=True, serializer="json")
+def delete_batch(stripe_id: int, token: int) -> None:
+    """Do one batch of the delete phase in a stripe, if `token` is still its token."""
+    _run_batch(Phase.DELETE, stripe_id, token)
+
+
+@shared_task(name="matviews.watch", ignore_result=True, serializer="json")
+def watch() -> None:
+    """Send again what was lost. To be run every minute."""
+    send(engine.watch())
+
+
+_BATCH_TASKS = {
+    Phase.INSERT: insert_batch,
+    Phase.UPDATE: update_batch,
+    Phase.DELETE: delete_batch,
+}
+
+
+def _run_batch(phase: Phase, stripe_id: Any, token: Any) -> None:
+    if not (type(stripe_id) is int and type(token) is int):
+        logger.error("message is nonsense stripe=%r token=%r phase=%s", stripe_id, token, phase)
+        return
+    report = engine.run_batch(Message(phase, stripe_id, token))
+    if not report.outcome.refused:
+        _settle_and_send([stripe_id])
+
+
+def dispatch_on_commit(view_id: int) -> None:
+    """`dispatch` after the current transaction commits, at once if there is none."""
+    transaction.on_commit(partial(dispatch, view_id), using=engine.alias(), robust=True)
+
+
+def dispatch(view_id: int) -> bool:
+    """Send what is due in a view's stripes; True unless the broker would not take it."""
+    return _settle_and_send(engine.stripes_of(view_id))
+
+
+def _settle_and_send(stripe_ids: Iterable[int]) -> bool:
+    settled = map(engine.settle, stripe_ids)
+    return send(each.message for each in settled if each.message)
+
+
+def send(messages: Iterable[Message]) -> bool:
+    """Send batch messages; with eager tasks, work them off here and now.
+
+    A broker that is down is no error: the work is recorded, and `watch` sends it later.
+
+    Returns:
+        True unless the broker would not take a message.
+    """
+    messages = list(messages)
+    if current_app.conf.task_always_eager:
+        inline.drain(message.stripe_id for message in messages)
+        return True
+    for message in messages:
+        try:
+            _BATCH_TASKS[message.phase].apply_async(
+                (message.stripe_id, message.token),
+                queue=get_settings().QUEUE,
+                retry_policy=RETRY_POLICY,
+            )
+        except Exception:  # each broker has errors of its own
+            logger.warning(
+                "message not sent, recorded: watch sends it when the broker is back "
+                "stripe=%s token=%s phase=%s",
+                message.stripe_id, message.token, message.phase, exc_info=True,
+            )  # fmt: skip
+            return False
+    return True

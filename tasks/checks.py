@@ -1,0 +1,60 @@
+"""System checks of the Celery app that would run the tasks."""
+
+from typing import Any
+
+from celery import current_app
+from django.core.checks import CheckMessage, Error, Warning, register
+
+__all__ = ["check_accepts_json", "check_broker_timeouts", "check_not_eager"]
+
+JSON_NAMES = {"json", "application/json"}
+TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
+
+
+@register()
+def check_accepts_json(**_kwargs: Any) -> list[CheckMessage]:
+    """E011: workers would refuse the messages of this package, which are JSON."""
+    accepted = {str(name) for name in current_app.conf.accept_content or ()}
+    if accepted & JSON_NAMES:
+        return []
+    return [
+        Error(
+            f"Celery's accept_content is {sorted(accepted)}: workers would refuse the messages of "
+            f"matviews, which are JSON.",
+            hint="Add 'json' to accept_content (CELERY_ACCEPT_CONTENT).",
+            id="matviews.E011",
+        )
+    ]
+
+
+@register(deploy=True)
+def check_not_eager(**_kwargs: Any) -> list[CheckMessage]:
+    """E012: tasks would run inside the request that asked for them."""
+    if not current_app.conf.task_always_eager:
+        return []
+    return [
+        Error(
+            "Celery's task_always_eager is on: a refresh would run to its end inside the web "
+            "request that asks for it.",
+            hint="Turn task_always_eager off in production and start a worker.",
+            id="matviews.E012",
+        )
+    ]
+
+
+@register()
+def check_broker_timeouts(**_kwargs: Any) -> list[CheckMessage]:
+    """W002: a Redis that accepts connections but never answers would block whoever publishes."""
+    url = str(current_app.conf.broker_write_url or current_app.conf.broker_url or "")
+    options = current_app.conf.broker_transport_options or {}
+    missing = [name for name in TIMEOUTS if name not in options]
+    if not url.startswith(("redis", "sentinel")) or not missing:
+        return []
+    return [
+        Warning(
+            f"Celery's broker_transport_options lack {' and '.join(missing)}: a Redis that hangs "
+            f"would block every request that asks for a refresh for a minute.",
+            hint="Set both to 2 (seconds) in CELERY_BROKER_TRANSPORT_OPTIONS.",
+            id="matviews.W002",
+        )
+    ]

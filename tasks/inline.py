@@ -1,0 +1,64 @@
+"""The same batches, run to the end in this process: for eager tasks and for the command."""
+
+import time
+from collections.abc import Callable, Iterable
+
+from .. import engine
+from ..engine import BatchReport, Outcome
+from ..models import Refresh
+from ..states import RefreshState
+
+__all__ = ["drain", "run_to_end"]
+
+SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.5  # seconds between looks at a view that others work on
+
+
+def drain(stripe_ids: Iterable[int]) -> None:
+    """Run batch after batch until nothing is due in the stripes, or somebody else is at work.
+
+    A loop and not a task that sends the next: with eager tasks that would be a recursion.
+    """
+    for stripe_id in stripe_ids:
+        while message := engine.settle(stripe_id).message:
+            if engine.run_batch(message).outcome in (Outcome.BUSY, Outcome.LOST):
+                break
+
+
+def _ignore(_report: BatchReport) -> None: ...
+
+
+def run_to_end(
+    refresh: Refresh,
+    *,
+    on_report: Callable[[BatchReport], None] = _ignore,
+    stop: Callable[[], bool] = lambda: False,
+) -> Refresh:
+    """Run batches of a view until one of its refreshes is closed, here or by a worker.
+
+    Args:
+        refresh: the refresh.
+        on_report: called after each batch.
+        stop: asked before each batch; when true, the refresh is left open for whoever goes on.
+
+    Returns:
+        The refresh as the database has it now: closed, or open because of `stop` or because an
+        operator has disabled the view.
+    """
+    stripes = engine.stripes_of(refresh.view_id)
+    wait = SHORTEST_WAIT
+    while not stop():
+        settled = [engine.settle(stripe_id) for stripe_id in stripes]
+        if ours := [closed for each in settled for closed in each.closed if closed == refresh]:
+            return ours[0]
+        reports = [engine.run_batch(each.message) for each in settled if each.message]
+        for report in reports:
+            on_report(report)
+        if any(report.outcome in (Outcome.DONE, Outcome.FAILED) for report in reports):
+            wait = SHORTEST_WAIT
+            continue
+        now = Refresh.objects.select_related("view").get(pk=refresh.pk)
+        if now.state != RefreshState.OPEN or not now.view.enabled:
+            return now
+        time.sleep(wait)
+        wait = min(2 * wait, LONGEST_WAIT)
+    return Refresh.objects.select_related("view").get(pk=refresh.pk)

