@@ -4,6 +4,8 @@ VENV ?= .venv
 # A Django release to test with, as in DJANGO=5.2; empty: the newest that Python can run.
 DJANGO ?=
 PYTEST_ARGS ?=
+# As in BENCH_ARGS="--json figures.json".
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 SETUP := $(subst /,_,$(PYTHON))-django$(DJANGO)
@@ -43,7 +45,7 @@ databases: $(DEV)
 
 bench: $(DEV) ## the engine's own share of a batch, on each database
 	@$(PARTS); for db in sqlite postgres mariadb; do \
-	  on_database $$db "benchmark on $$db" $(BIN)/python -m tests.bench; done; $(SUMMARY)
+	  on_database $$db "benchmark on $$db" $(BIN)/python -m tests.bench $(BENCH_ARGS); done; $(SUMMARY)
 
 lint: $(DEV) ## ruff and mypy
 	@$(PARTS); $(LINT_PARTS); $(SUMMARY)

@@ -2,12 +2,12 @@
 
 import logging
 
+from . import registry  # noqa: F401 - watches for the definition of views
 from .api import is_fresh, refresh
 from .mixin import Batch, MaterializedView, Share
 from .phases import Phase
-from .registry import registry
 
-__all__ = ["Batch", "MaterializedView", "Phase", "Share", "is_fresh", "refresh", "registry"]
+__all__ = ["Batch", "MaterializedView", "Phase", "Share", "is_fresh", "refresh"]
 
 # Silent unless the project configures logging, as is the custom of libraries.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -5,14 +5,33 @@ No other module reads `django.conf.settings`.
 
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
 from .exceptions import InvalidSetting
 
-__all__ = ["Settings", "get_settings"]
+__all__ = [
+    "LARGEST_SIZE", "LONGEST_TIME", "SHORTEST_TIME", "Settings", "get_settings", "is_count",
+    "is_seconds",
+]  # fmt: skip
+
+LARGEST_SIZE = 2**31 - 1  # rows; what an integer column holds
+# Seconds; PostgreSQL counts its timeouts in whole milliseconds, in 31 bits, and 0 is no timeout.
+SHORTEST_TIME, LONGEST_TIME = 0.001, 2_147_483
+
+
+def is_count(value: object, most: int = LARGEST_SIZE) -> TypeGuard[int]:
+    """Whether a value is a whole number from 1 to `most`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def is_seconds(value: object) -> TypeGuard[float]:
+    """Whether a value is a time that every database can take as a limit."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return SHORTEST_TIME <= value <= LONGEST_TIME
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +42,8 @@ class Settings:
         BATCH_TARGET: seconds that one batch should take; the pacer steers toward it.
         BATCH_SIZE_START: rows in the first batch of a phase that has never run.
         BATCH_SIZE_FLOOR: rows that the pacer and halving never go below.
-        BATCH_SIZE_CEILING: rows that the pacer never goes above.
+        BATCH_SIZE_CEILING: rows that the pacer never goes above; hooks with `pk__in=[...]` are bound
+            by the number of variables in a statement, 32,766 in SQLite.
         STATEMENT_TIMEOUT: seconds after which the database ends a statement of a batch, and the
             connection of a batch that has gone silent inside its transaction (PostgreSQL,
             MariaDB; MySQL only limits reading statements; SQLite has no such limit).
@@ -36,7 +56,7 @@ class Settings:
     BATCH_TARGET: float = 1.0
     BATCH_SIZE_START: int = 1_000
     BATCH_SIZE_FLOOR: int = 10
-    BATCH_SIZE_CEILING: int = 100_000
+    BATCH_SIZE_CEILING: int = 20_000
     STATEMENT_TIMEOUT: float = 60.0
     LEASE: float = 60.0
     PATIENCE_CEILING: float = 3600.0
@@ -45,7 +65,7 @@ class Settings:
     def __post_init__(self) -> None:
         for field in fields(self):
             if field.name != "QUEUE":
-                _check_positive(field.name, getattr(self, field.name), whole=field.type is int)
+                _check_number(field.name, getattr(self, field.name), whole=field.type is int)
         if not isinstance(self.QUEUE, str | None) or self.QUEUE == "":
             raise InvalidSetting("MATVIEWS['QUEUE'] must be the name of a queue, or None.")
         if not self.BATCH_SIZE_FLOOR <= self.BATCH_SIZE_START <= self.BATCH_SIZE_CEILING:
@@ -54,11 +74,14 @@ class Settings:
             )
 
 
-def _check_positive(name: str, value: object, *, whole: bool) -> None:
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
-        kind = "whole number" if whole else "number"
-        raise InvalidSetting(f"MATVIEWS[{name!r}] must be a positive {kind}, not {value!r}.")
+def _check_number(name: str, value: object, *, whole: bool) -> None:
+    if not (is_count(value) if whole else is_seconds(value)):
+        kind = (
+            f"a whole number from 1 to {LARGEST_SIZE}"
+            if whole
+            else f"a number of seconds from {SHORTEST_TIME} to {LONGEST_TIME}"
+        )
+        raise InvalidSetting(f"MATVIEWS[{name!r}] must be {kind}, not {value!r}.")
 
 
 @cache

@@ -6,19 +6,21 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from difflib import get_close_matches
 from enum import Enum
-from functools import partial
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
 from django.db.models import Model
 
+from .conf import LARGEST_SIZE, LONGEST_TIME, SHORTEST_TIME, is_count, is_seconds
 from .mixin import MaterializedView
 from .phases import Phase
 
 __all__ = ["HookKind", "Hooks", "ViewDefinition", "ViewOptions", "define"]
 
+MOST_STRIPES = 2**15 - 1  # what a small integer column holds
 NEEDS_MAY_DECLARE = frozenset({"stripe"})
 DO_MAY_DECLARE = frozenset({"limit", "stripe", "cursor"})
+GIVEN_BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 class HookKind(Enum):
@@ -168,17 +170,23 @@ def _read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOptio
 
 def _phases_fault(value: object) -> str | None:
     named = value if isinstance(value, (list, tuple, set, frozenset)) else ()
-    return None if named and set(named) <= set(Phase) else f"a list from {list(Phase.values)}"
+    known = all(phase in list(Phase) for phase in named)
+    return None if named and known else f"a list from {Phase.values}"
 
 
-def _count_fault(value: object, *, optional: bool) -> str | None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return None if whole or (optional and value is None) else "a positive whole number"
+def _size_fault(value: object) -> str | None:
+    valid = value is None or is_count(value)
+    return None if valid else f"a whole number from 1 to {LARGEST_SIZE}"
+
+
+def _stripes_fault(value: object) -> str | None:
+    valid = is_count(value, MOST_STRIPES)
+    return None if valid else f"a whole number from 1 to {MOST_STRIPES}"
 
 
 def _seconds_fault(value: object) -> str | None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-    return None if number or value is None else "a positive number of seconds"
+    valid = value is None or is_seconds(value)
+    return None if valid else f"a number of seconds from {SHORTEST_TIME} to {LONGEST_TIME}"
 
 
 def _bool_fault(value: object) -> str | None:
@@ -192,10 +200,10 @@ def _duration_fault(value: object) -> str | None:
 
 _OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
     "phases": _phases_fault,
-    "batch_size": partial(_count_fault, optional=True),
+    "batch_size": _size_fault,
     "batch_target": _seconds_fault,
     "statement_timeout": _seconds_fault,
-    "stripes": partial(_count_fault, optional=False),
+    "stripes": _stripes_fault,
     "include_in_batch": _bool_fault,
     "freshness_target": _duration_fault,
 }
@@ -227,10 +235,12 @@ def _read_hook(
         parameters = inspect.signature(getattr(model, name)).parameters.values()
         wanted = [p for p in parameters if not _can_be_left_out(p, may_declare)]
         if not wanted:
-            by_name = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
-            return frozenset(by_name & may_declare)
+            return may_declare & {p.name for p in parameters if p.kind in GIVEN_BY_NAME}
         fault = f"wants {', '.join(str(p) for p in wanted)}, which nobody gives it"
-        hint = f"It may declare {', '.join(sorted(may_declare))}; anything else needs a default."
+        hint = (
+            f"It may declare {', '.join(sorted(may_declare))}, which are given by name; anything "
+            f"else needs a default."
+        )
         number = "E005"
     problems.append(
         Error(f"{model._meta.label}.{name} {fault}.", hint=hint, obj=model, id=f"matviews.{number}")
@@ -243,7 +253,7 @@ def _can_be_left_out(parameter: inspect.Parameter, given: frozenset[str]) -> boo
         return True
     if parameter.default is not parameter.empty:
         return True
-    return parameter.name in given and parameter.kind is not parameter.POSITIONAL_ONLY
+    return parameter.name in given and parameter.kind in GIVEN_BY_NAME
 
 
 def _stripe_problems(model: type[Model], hooks: Mapping[Phase, Hooks]) -> Iterator[CheckMessage]:

@@ -102,7 +102,11 @@ class Stripe(models.Model):
 class Refresh(models.Model):
     """One request to bring a view up to date: who asked, which phases, how it ended."""
 
-    view = models.ForeignKey(ViewControl, models.CASCADE, related_name="refreshes")
+    # A constraint would lock the control on MariaDB until the transaction that asks has ended, and
+    # no worker could close another refresh of the view meanwhile.
+    view = models.ForeignKey(
+        ViewControl, models.CASCADE, related_name="refreshes", db_constraint=False
+    )
     phases = models.JSONField()
     trigger = models.CharField(max_length=16, choices=Trigger.choices)
     requested_by = models.CharField(max_length=255, blank=True)

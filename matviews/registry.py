@@ -49,8 +49,7 @@ class Registry:
         Raises:
             UnknownView: no view has this label.
         """
-        self.find(label)
-        del self._views[label]
+        del self._views[self.find(label).label]
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
@@ -69,7 +68,7 @@ class Registry:
         """
         if isinstance(view, type):
             return self._find_class(view)
-        if view in self._views:
+        if isinstance(view, str) and view in self._views:
             return self._views[view]
         lowered = str(view).lower()
         matches = [

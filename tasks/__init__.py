@@ -15,7 +15,7 @@ from django.db import transaction
 
 from .. import engine
 from ..conf import get_settings
-from ..engine import Message
+from ..engine import Message, Settlement
 from ..models import Trigger
 from ..phases import Phase
 from . import inline
@@ -76,12 +76,16 @@ _BATCH_TASKS = {
 
 
 def _run_batch(phase: Phase, stripe_id: Any, token: Any) -> None:
-    if not (type(stripe_id) is int and type(token) is int):
+    if not (_is_number(stripe_id) and _is_number(token)):
         logger.error("message is nonsense stripe=%r token=%r phase=%s", stripe_id, token, phase)
         return
     report = engine.run_batch(Message(phase, stripe_id, token))
-    if not report.outcome.refused:
-        _settle_and_send([stripe_id])
+    if report.outcome.recorded:  # else others look after the stripe, or watch will
+        _send_due([engine.settle(stripe_id)])
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**63
 
 
 def dispatch_on_commit(view_id: int) -> None:
@@ -91,11 +95,10 @@ def dispatch_on_commit(view_id: int) -> None:
 
 def dispatch(view_id: int) -> bool:
     """Send what is due in a view's stripes; True unless the broker would not take it."""
-    return _settle_and_send(engine.stripes_of(view_id))
+    return _send_due(engine.settle_view(view_id))
 
 
-def _settle_and_send(stripe_ids: Iterable[int]) -> bool:
-    settled = map(engine.settle, stripe_ids)
+def _send_due(settled: Iterable[Settlement]) -> bool:
     return send(each.message for each in settled if each.message)
 
 

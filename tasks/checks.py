@@ -45,7 +45,8 @@ def check_not_eager(**_kwargs: Any) -> list[CheckMessage]:
 @register()
 def check_broker_timeouts(**_kwargs: Any) -> list[CheckMessage]:
     """W002: a Redis that accepts connections but never answers would block whoever publishes."""
-    url = str(current_app.conf.broker_write_url or current_app.conf.broker_url or "")
+    urls = current_app.conf.broker_write_url or current_app.conf.broker_url or ""
+    url = urls if isinstance(urls, str) else next(iter(urls), "")
     options = current_app.conf.broker_transport_options or {}
     missing = [name for name in TIMEOUTS if name not in options]
     if not url.startswith(("redis", "sentinel")) or not missing:

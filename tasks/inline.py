@@ -1,10 +1,10 @@
 """The same batches, run to the end in this process: for eager tasks and for the command."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from .. import engine
-from ..engine import BatchReport, Outcome
+from ..engine import BatchReport, Message, Outcome
 from ..models import Refresh
 from ..states import RefreshState
 
@@ -24,13 +24,14 @@ def drain(stripe_ids: Iterable[int]) -> None:
                 break
 
 
-def _ignore(_report: BatchReport) -> None: ...
+def _ignore(*_args: object) -> None: ...
 
 
 def run_to_end(
     refresh: Refresh,
     *,
     on_report: Callable[[BatchReport], None] = _ignore,
+    on_wait: Callable[[], None] = _ignore,
     stop: Callable[[], bool] = lambda: False,
 ) -> Refresh:
     """Run batches of a view until one of its refreshes is closed, here or by a worker.
@@ -38,27 +39,38 @@ def run_to_end(
     Args:
         refresh: the refresh.
         on_report: called after each batch.
+        on_wait: called again and again while others are at work.
         stop: asked before each batch; when true, the refresh is left open for whoever goes on.
 
     Returns:
         The refresh as the database has it now: closed, or open because of `stop` or because an
         operator has disabled the view.
     """
-    stripes = engine.stripes_of(refresh.view_id)
     wait = SHORTEST_WAIT
     while not stop():
-        settled = [engine.settle(stripe_id) for stripe_id in stripes]
+        settled = engine.settle_view(refresh.view_id)
         if ours := [closed for each in settled for closed in each.closed if closed == refresh]:
             return ours[0]
-        reports = [engine.run_batch(each.message) for each in settled if each.message]
-        for report in reports:
+        recorded = False
+        for report in _run_batches((each.message for each in settled), stop):
             on_report(report)
-        if any(report.outcome in (Outcome.DONE, Outcome.FAILED) for report in reports):
+            recorded = recorded or report.outcome.recorded
+        if recorded:
             wait = SHORTEST_WAIT
             continue
         now = Refresh.objects.select_related("view").get(pk=refresh.pk)
         if now.state != RefreshState.OPEN or not now.view.enabled:
             return now
+        on_wait()
         time.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT)
+    engine.settle_view(refresh.view_id)  # the last batch may have been the last of all
     return Refresh.objects.select_related("view").get(pk=refresh.pk)
+
+
+def _run_batches(
+    messages: Iterable[Message | None], stop: Callable[[], bool]
+) -> Iterator[BatchReport]:
+    for message in messages:
+        if message and not stop():
+            yield engine.run_batch(message)

@@ -1,11 +1,12 @@
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import hypothesis
 import pytest
 
-from tests import services
+from tests import processes, services
 
 hypothesis.settings.register_profile("short", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
@@ -104,3 +105,19 @@ def rabbitmq_environment(
     with kombu.Connection(rabbitmq_url) as connection:
         connection.default_channel.queue_delete(queue)
         connection.default_channel.exchange_delete(queue)
+
+
+@pytest.fixture
+def workers(redis_environment: dict[str, str], tmp_path: Path) -> Iterator[processes.Workers]:
+    """Worker processes on Redis, and this process as their sender."""
+    with processes.Workers(redis_environment, tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+def rabbitmq_workers(
+    rabbitmq_environment: dict[str, str], tmp_path: Path
+) -> Iterator[processes.Workers]:
+    """Worker processes on RabbitMQ, and this process as their sender."""
+    with processes.Workers(rabbitmq_environment, tmp_path) as started:
+        yield started

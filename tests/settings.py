@@ -1,5 +1,6 @@
 """Settings of the test run and of the worker processes that it starts."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -65,6 +66,9 @@ INSTALLED_APPS = [
     "matviews",
     "tests.sample",
 ]
+
+# Worker processes take over what the test that starts them has set.
+MATVIEWS: dict[str, Any] = json.loads(os.environ.get("MATVIEWS_TEST_SETTINGS", "{}"))
 
 CELERY_BROKER_URL = os.environ.get("MATVIEWS_TEST_BROKER_URL", "memory://")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True

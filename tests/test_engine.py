@@ -310,7 +310,7 @@ class TestRequestsMerge:
         engine.run_batch(due(Limited))
         items(3)
         engine.request(Limited, phases=["insert"], batch_size=1)
-        turns = []
+        turns: list[str] = []
         while (message := engine.settle(stripe_of(Limited).pk).message) and len(turns) < 6:
             turns.append(str(message.phase))
             engine.run_batch(message)
@@ -337,7 +337,7 @@ class TestRequests:
 
     def test_messages_are_sent_only_after_the_commit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sent: list[Message] = []
-        monkeypatch.setattr("matviews.tasks.send", lambda messages: sent.extend(messages))
+        monkeypatch.setattr("matviews.tasks.send", sent.extend)
         with transaction.atomic():
             Ledger.refresh()
             assert sent == []

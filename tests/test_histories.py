@@ -15,7 +15,8 @@ import pytest
 from django.db import InterfaceError, connection
 from django.db.models import F, Q, Sum
 from django.utils import timezone
-from hypothesis import HealthCheck, Phase as Stage, note, settings
+from hypothesis import HealthCheck, note, settings
+from hypothesis import Phase as Stage
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -80,7 +81,8 @@ class History(RuleBasedStateMachine):
 
     @initialize(view=st.sampled_from(VIEWS), items=st.integers(0, 6))
     def begin(self, view: type[Any], items: int) -> None:
-        for model in (PhaseRun, Refresh, Stripe, ViewControl, Item, *VIEWS):
+        models: list[type[Any]] = [PhaseRun, Refresh, Stripe, ViewControl, Item, *VIEWS]
+        for model in models:
             model._base_manager.all().delete()
         engine.sync_controls()
         self.view = view
@@ -203,9 +205,7 @@ class History(RuleBasedStateMachine):
     def rows_and_bookkeeping_agree(self) -> None:
         if not hasattr(self, "view") or self.view is Whole:  # a whole-phase hook counts no rows
             return
-        rows = dict(
-            PhaseRun.objects.values_list("phase").annotate(total=Sum("rows")).order_by()
-        )
+        rows = dict(PhaseRun.objects.values_list("phase").annotate(total=Sum("rows")).order_by())
         written = rows.get(Phase.INSERT, 0) - rows.get(Phase.DELETE, 0)
         assert self.view._base_manager.count() == written
 
@@ -217,13 +217,20 @@ class History(RuleBasedStateMachine):
         assert not runs.filter(closed, active).exists()
         assert not runs.filter(active, finished_at__isnull=False).exists()
         assert not runs.filter(~active, finished_at=None).exists()
-        assert not runs.exclude(merged_into=None).exclude(
-            merged_into__phase=F("phase"),
-            merged_into__stripe=F("stripe"),
-            merged_into__state=F("state"),
-            merged_into__merged_into=None,
-        ).filter(~active).exists()
-        assert not Refresh.objects.filter(state=RefreshState.OPEN, finished_at__isnull=False).exists()
+        assert (
+            not runs.exclude(merged_into=None)
+            .exclude(
+                merged_into__phase=F("phase"),
+                merged_into__stripe=F("stripe"),
+                merged_into__state=F("state"),
+                merged_into__merged_into=None,
+            )
+            .filter(~active)
+            .exists()
+        )
+        assert not Refresh.objects.filter(
+            state=RefreshState.OPEN, finished_at__isnull=False
+        ).exists()
 
     # At rest.
 

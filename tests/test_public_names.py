@@ -5,7 +5,7 @@ import pytest
 import matviews
 from tests.test_layers import MODULES, room
 
-PROMISED = ["Batch", "MaterializedView", "Phase", "Share", "is_fresh", "refresh", "registry"]
+PROMISED = ["Batch", "MaterializedView", "Phase", "Share", "is_fresh", "refresh"]
 PUBLIC = [
     module
     for module in MODULES

@@ -5,23 +5,28 @@ from .controls import sync_controls, views_in_batch
 from .databases import alias
 from .freshness import is_fresh
 from .messages import BatchReport, Message, Outcome
+from .progress import RunProgress, progress_of
 from .requests import check_phases, request
-from .settle import Settlement, settle, stripes_of
-from .status import ViewStatus, view_statuses
+from .settle import Settlement, settle, settle_view, stripes_of
+from .status import Announcement, ViewStatus, view_statuses
 from .watch import watch
 
 __all__ = [
+    "Announcement",
     "BatchReport",
     "Message",
     "Outcome",
+    "RunProgress",
     "Settlement",
     "ViewStatus",
     "alias",
     "check_phases",
     "is_fresh",
+    "progress_of",
     "request",
     "run_batch",
     "settle",
+    "settle_view",
     "stripes_of",
     "sync_controls",
     "view_statuses",

@@ -29,9 +29,11 @@ from .messages import BatchReport, Message, Outcome
 from .step import Step
 from .work import Work, load_work
 
-__all__ = ["run_batch"]
+__all__ = ["run_batch", "worker_name"]
 
 logger = logging.getLogger(__name__)
+
+LONGEST_TEXT = 20_000  # characters of an error or a traceback that are kept
 
 
 def run_batch(message: Message) -> BatchReport:
@@ -55,22 +57,25 @@ def run_batch(message: Message) -> BatchReport:
 
 
 def _run_batch(message: Message) -> BatchReport:
-    if not _announce(message):
-        return _refuse(message)
-    attempt = _Attempt(message)
     try:
-        try:
-            return attempt.run()
-        except _Refused:
-            raise
-        except Exception as error:  # noqa: BLE001 - a hook may raise anything
-            databases.drop_broken_connection()
-            return attempt.record_failure(error)
+        return _try_batch(message) if _announce(message) else _refuse(message)
     except _Refused:
         return _refuse(message)
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
+        # Not for SystemExit: a hook that always exits must be counted as one that kills.
         _withdraw(message)
         raise
+
+
+def _try_batch(message: Message) -> BatchReport:
+    attempt = _Attempt(message)
+    try:
+        return attempt.run()
+    except _Refused:
+        raise
+    except Exception as error:  # noqa: BLE001 - a hook may raise anything
+        databases.drop_broken_connection()
+        return attempt.record_failure(error)
 
 
 def _announce(message: Message) -> bool:
@@ -86,9 +91,14 @@ def _announce(message: Message) -> bool:
             announced_token=F("token"),
             announced_at=Now(),
             watch_after=Now() + _lease(),
-            worker=f"{socket.gethostname()}:{os.getpid()}",
+            worker=worker_name(),
             resends=0,
         )
+
+
+def worker_name() -> str:
+    """How this process announces itself: `host:pid`."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _lease() -> timedelta:
@@ -97,10 +107,9 @@ def _lease() -> timedelta:
 
 def _withdraw(message: Message) -> None:
     """Take the announcement back: this batch was interrupted on purpose and may be done at once."""
+    ours = Stripe.objects.filter(pk=message.stripe_id, worker=worker_name())
     with suppress(DatabaseError, InterfaceError):
-        Stripe.objects.filter(pk=message.stripe_id, announced_token=message.token).update(
-            announced_token=0
-        )
+        ours.filter(announced_token=message.token).update(announced_token=0)
 
 
 def _refuse(message: Message) -> BatchReport:
@@ -171,6 +180,7 @@ class _Attempt:
             self.phase = step.phase
             if fault := step.fault():
                 work.end(run, RunState.FAILED, error=fault)
+                work.stripe.attempts = 1  # The kills were this run's, not the next one's.
             elif not step.needed():
                 work.end(run, RunState.SUCCEEDED)
             elif step.phase is self.message.phase:
@@ -185,7 +195,7 @@ class _Attempt:
         fault = databases.classify(error)
         step.failed(
             _one_line(error),
-            "".join(traceback.format_exception(error)),
+            _storable("".join(traceback.format_exception(error))),
             again=fault is not databases.Fault.FINAL,
             smaller=fault is databases.Fault.LIMIT,
         )
@@ -207,7 +217,18 @@ def _limit_own(definition: ViewDefinition) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip()
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a hook's exception may be of any make
+        text = "its message cannot be read"
+    return _storable(f"{type(error).__name__}: {text}".strip())
+
+
+def _storable(text: str) -> str:
+    """A text that every database takes: no NUL, no half characters, no megabytes."""
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[: LONGEST_TEXT // 2]}\n...\n{text[-LONGEST_TEXT // 2 :]}"
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
 
 
 def _publish(report: BatchReport) -> None:

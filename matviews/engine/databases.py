@@ -1,8 +1,9 @@
 """What differs between PostgreSQL, MariaDB/MySQL and SQLite in the path of a batch."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
+from functools import cache, lru_cache
 from typing import Any
 
 from django.db import Error, InterfaceError, OperationalError, connections, router, transaction
@@ -10,6 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Func, Q, TextField, Value
 
 from ..models import Stripe
+from .compiled import GIVEN, TOKEN, CompiledSelect, CompiledUpdate
 
 __all__ = [
     "Fault",
@@ -64,7 +66,8 @@ def lock_free(condition: Q) -> list[Stripe]:
     To be the first statement of a transaction. SQLite has no row locks: there a write takes the
     whole database, and a transaction that began with a read could not always go on to a write.
     """
-    stripes = Stripe.objects.filter(condition)
+    # The default order would join the view's control, and lock it with the stripe.
+    stripes = Stripe.objects.filter(condition).order_by()
     if _connection().features.has_select_for_update:
         return list(stripes.select_for_update(skip_locked=True))
     stripes.update(token=F("token"))
@@ -77,14 +80,22 @@ def claim(stripe_id: int, token: int, fits: Q | None = None, /, **changes: Any) 
     To be the first statement of a transaction. On PostgreSQL it is one statement; MySQL cannot
     update a table that a subquery of the same statement reads (error 1093), and MariaDB waits there.
     """
-    fits = Q(pk=stripe_id, token=token) & (fits or Q())
-    vendor = _connection().vendor
+    statements = _claim(alias(), fits or Q(), tuple(changes.items()))
+    return all(statement.run(stripe_id, token) for statement in statements)
+
+
+@lru_cache(maxsize=64)
+def _claim(
+    using: str, fits: Q, changes: tuple[tuple[str, Any], ...]
+) -> tuple[CompiledSelect | CompiledUpdate, ...]:
+    """The statements of a claim, of which each must find the row."""
+    row = Stripe.objects.using(using).filter(Q(pk=GIVEN, token=TOKEN) & fits).order_by()
+    locked = row.select_for_update(skip_locked=True).values_list("pk")
+    vendor = connections[using].vendor
     if vendor == "postgresql":
-        free = Stripe.objects.filter(fits).select_for_update(skip_locked=True).order_by()
-        return bool(Stripe.objects.filter(pk__in=free.values("pk")).update(**changes))
-    if vendor == "mysql" and not lock_free(fits):
-        return False
-    return bool(Stripe.objects.filter(fits).update(**changes))
+        row = Stripe.objects.using(using).filter(pk__in=locked)
+    update = CompiledUpdate(row, dict(changes))
+    return (CompiledSelect(locked), update) if vendor == "mysql" else (update,)
 
 
 def short_transaction() -> transaction.Atomic:
@@ -108,9 +119,15 @@ def batch_transaction(seconds: float) -> Iterator[None]:
     if database.isolation_level != "read committed":
         _execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
     limit_statements(seconds)
+    thread = database.connection.thread_id()
     try:
         with short_transaction():
             yield
+    except (KeyboardInterrupt, SystemExit):
+        database.close()
+        with suppress(Error):  # the server would finish the statement, and hold its locks so long
+            _execute(f"KILL {thread}")
+        raise
     finally:
         if database.is_usable():
             _execute(f"SET SESSION {', '.join(f'{n} = DEFAULT' for n in _mysql_limits(seconds))}")
@@ -122,8 +139,11 @@ def limits(seconds: float) -> dict[str, Func]:
     So they cost no statement of their own. The second frees the stripe of a worker that has gone
     silent inside its transaction. Empty on other databases.
     """
-    if _connection().vendor != "postgresql":
-        return {}
+    return _limits(seconds) if _connection().vendor == "postgresql" else {}
+
+
+@cache
+def _limits(seconds: float) -> dict[str, Func]:
     names = ("statement_timeout", "idle_in_transaction_session_timeout")
     return {f"set_{name}": _set_config(name, seconds) for name in names}
 

@@ -24,6 +24,11 @@ class Outcome(Enum):
         """Whether the message was turned away before anything was touched."""
         return self in (Outcome.STALE, Outcome.BUSY, Outcome.UNKNOWN)
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the batch, or its failure, is written down and the token has moved on."""
+        return self in (Outcome.DONE, Outcome.FAILED)
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -2,7 +2,8 @@
 
 After GitLab's optimizer of batched background migrations: the efficiency (time over target) of the
 last batches is smoothed, and a step grows by at most 1.2. Two cases say nothing about cost, or the
-wrong thing: a nearly empty batch, and a batch whose cost does not fall with its size.
+wrong thing: a nearly empty batch, and a batch whose cost does not fall with its size. The size at
+which the latter was seen is kept, until batches cost less.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +15,9 @@ SMOOTHING = 0.5  # weight of the newest batch in the smoothed efficiency
 FAST_STEPS = 3  # first batches of a view, which may grow faster
 FAST_GROWTH, GROWTH, SHRINK = 4.0, 1.2, 0.5
 DEAD_BAND = 0.1  # efficiencies this near to 1 leave the size alone
-FLAT = 0.8  # a batch of half the size that takes more than this share of the time
+ALIKE = 0.8, 1.6  # shares of a batch's time between which a smaller one's is about as long
+
+History = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Pace:
     """
 
     size: int
-    history: tuple[tuple[int, float], ...] = ()
+    history: History = ()
     flat: bool = False
 
     def after(
@@ -37,11 +40,20 @@ class Pace:
         """The pace after a batch of `rows` out of `limit` rows that took `seconds`."""
         if 2 * rows < limit and seconds < target:
             return replace(self, size=limit)
-        history = (*self.history, (limit, seconds))[-REMEMBERED:]
-        wanted = limit * _step(history, target)
-        if wanted < limit and (size := _size_where_cost_is_flat(history)):
-            return Pace(max(limit, size), history, flat=True)
-        return Pace(max(floor, min(ceiling, round(wanted))), history)
+        history = self._remember(limit, seconds)
+        step = _step(history, target)
+        # At least one row more, or small sizes would be rounded back to themselves.
+        wanted = max(limit + 1, round(limit * step)) if step > 1 else round(limit * step)
+        flat = self.flat and step < 1
+        if step < 1 and (size := _size_where_cost_is_flat(history)):
+            wanted, flat = max(limit, size), True
+        return Pace(max(floor, min(ceiling, wanted)), history, flat)
+
+    def _remember(self, size: int, seconds: float) -> History:
+        """The last batches; while the cost is flat, also the small one that has shown it."""
+        batches = (*self.history, (size, seconds))
+        last = batches[-REMEMBERED:]
+        return (min(batches), *last[1:]) if self.flat and min(batches) not in last else last
 
 
 def halved(size: int, times: int, floor: int) -> int:
@@ -49,7 +61,7 @@ def halved(size: int, times: int, floor: int) -> int:
     return max(min(size, floor), size >> times)
 
 
-def _step(history: tuple[tuple[int, float], ...], target: float) -> float:
+def _step(history: History, target: float) -> float:
     efficiency = _smoothed(history, target)
     if abs(efficiency - 1) <= DEAD_BAND:
         return 1.0
@@ -57,7 +69,7 @@ def _step(history: tuple[tuple[int, float], ...], target: float) -> float:
     return max(SHRINK, min(growth, 1 / max(efficiency, 1e-6)))
 
 
-def _smoothed(history: tuple[tuple[int, float], ...], target: float) -> float:
+def _smoothed(history: History, target: float) -> float:
     """Efficiency that the newest size would have, by the cost per row of the last batches."""
     size = history[-1][0]
     cost = history[0][1] / history[0][0]
@@ -66,13 +78,18 @@ def _smoothed(history: tuple[tuple[int, float], ...], target: float) -> float:
     return cost * size / target
 
 
-def _size_where_cost_is_flat(history: tuple[tuple[int, float], ...]) -> int:
-    """The largest size of which half or less took hardly less time, 0 if there is none."""
+def _size_where_cost_is_flat(history: History) -> int:
+    """The largest size of which a quarter or less took about as long, 0 if there is none.
+
+    A quarter, because noise alone can make a batch of half the size take as long.
+    """
+    low, high = ALIKE
     return max(
         (
             size
             for size, seconds in history
-            if any(2 * less <= size and taken > FLAT * seconds for less, taken in history)
+            for less, taken in history
+            if 4 * less <= size and low * seconds < taken < high * seconds
         ),
         default=0,
     )

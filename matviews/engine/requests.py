@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from django.utils import timezone
 
 from .. import signals
+from ..conf import LARGEST_SIZE, is_count
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, ViewDisabled, ViewNotReady
 from ..models import Refresh, Trigger, ViewControl
@@ -40,14 +41,16 @@ def request(
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.
-        InvalidRequest: a phase that the view lacks, or a batch size below 1.
+        InvalidRequest: a phase that the view lacks, or a batch size that cannot be.
         ViewDisabled: an operator has switched the view off.
         ViewNotReady: the view has no bookkeeping rows.
     """
     definition = registry.usable(view)
     wanted = check_phases(definition, phases)
-    if batch_size is not None and batch_size < 1:
-        raise InvalidRequest(f"A batch size must be at least 1 row, not {batch_size}.")
+    if batch_size is not None and not is_count(batch_size):
+        raise InvalidRequest(
+            f"A batch size must be a whole number from 1 to {LARGEST_SIZE}, not {batch_size!r}."
+        )
     refresh = Refresh.objects.create(
         view=_enabled_control(definition.label),
         phases=[phase.value for phase in wanted],
@@ -72,9 +75,10 @@ def check_phases(
     """
     if phases is None:
         return definition.options.phases
-    asked = {phases} if isinstance(phases, str) else set(phases)
-    if unknown := asked - set(definition.options.phases):
-        names = ", ".join(sorted(str(name) for name in unknown))
+    several = isinstance(phases, Iterable) and not isinstance(phases, str)
+    asked: list[object] = list(phases) if several else [phases]
+    if unknown := [name for name in asked if name not in definition.options.phases]:
+        names = ", ".join(sorted(map(str, unknown)))
         has = ", ".join(definition.options.phases)
         raise InvalidRequest(f"{definition.label} has no phase {names}; it has {has}.")
     if not asked:

@@ -13,9 +13,9 @@ from ..phases import Phase
 from ..states import RefreshState, RunState, check_transition
 from .databases import alias
 from .messages import Message
-from .work import Work, load_work
+from .work import Work, load_work, load_works
 
-__all__ = ["Settlement", "settle", "stripes_of"]
+__all__ = ["Settlement", "settle", "settle_view", "stripes_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,15 @@ def settle(stripe_id: int) -> Settlement:
     `watch` does it too.
     """
     work = load_work(stripe_id)
-    if work is None:
-        return Settlement()
+    return _settle(work) if work else Settlement()
+
+
+def settle_view(view_id: int) -> list[Settlement]:
+    """`settle` for each stripe of a view, having read them all in one query."""
+    return [_settle(work) for work in load_works(view_id)]
+
+
+def _settle(work: Work) -> Settlement:
     closed = tuple(refresh for refresh in work.ended_refreshes() if _close(refresh, work))
     work.admit()
     return Settlement(work.next_message(), closed)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import DatabaseError, transaction
 from django.db.models import Exists, OuterRef, QuerySet, Subquery
@@ -15,7 +15,14 @@ from ..registry import registry
 from ..states import RefreshState
 from .databases import alias
 
-__all__ = ["ViewStatus", "view_statuses"]
+__all__ = ["Announcement", "ViewStatus", "view_statuses"]
+
+
+class Announcement(NamedTuple):
+    """Who is at work in a stripe, as `host:pid`, and since when."""
+
+    worker: str
+    since: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,14 +31,15 @@ class ViewStatus:
 
     Attributes:
         label: the view.
-        state: "ready", "never built", "behind", "refreshing", "failed", "disabled", "no rows yet"
-            (`migrate` has not run since the view was added), "not in the code", or "invalid".
+        state: "ready", "never built", "behind", "refreshing", "waiting" (a refresh is open, but
+            nobody has been at it for a lease), "failed", "disabled", "invalid", "not in the code",
+            or "no rows yet" (`migrate` has not run since the view was added).
         enabled: whether it is refreshed at all.
         include_in_batch: whether a refresh of all views includes it.
         rows: rows of its table, None if that cannot be read.
         last_success: when the phase that is longest ago last succeeded, None if one never did.
         lag: time since then.
-        workers: who is at work in it now, `host:pid`.
+        running: who is at work in it now.
         error: of the last refresh, if that failed.
     """
 
@@ -42,7 +50,7 @@ class ViewStatus:
     rows: int | None = None
     last_success: datetime | None = None
     lag: timedelta | None = None
-    workers: tuple[str, ...] = ()
+    running: tuple[Announcement, ...] = ()
     error: str = ""
 
 
@@ -79,7 +87,7 @@ def _status(label: str, definition: ViewDefinition | None, control: Any) -> View
         rows=rows,
         last_success=last_success,
         lag=lag,
-        workers=tuple(stripe.worker for stripe in control.stripes.all() if stripe.announced),
+        running=_running(control),
         error=control.last_error or "" if control.last_state == RefreshState.FAILED else "",
     )
 
@@ -91,12 +99,29 @@ def _state(definition: ViewDefinition | None, control: Any, lag: timedelta | Non
     by_priority = {
         "invalid": bool(definition.errors),
         "disabled": not control.enabled,
-        "refreshing": control.refreshing,
+        "refreshing": control.refreshing and _in_good_hands(control),
+        "waiting": control.refreshing,
         "failed": control.last_state == RefreshState.FAILED,
         "never built": lag is None,
         "behind": bool(target and lag and lag > target),
     }
     return next((state for state, applies in by_priority.items() if applies), "ready")
+
+
+def _running(control: Any) -> tuple[Announcement, ...]:
+    return tuple(
+        Announcement(stripe.worker, stripe.announced_at)
+        for stripe in control.stripes.all()
+        if stripe.announced and control.refreshing
+    )
+
+
+def _in_good_hands(control: Any) -> bool:
+    now = timezone.now()
+    return any(
+        stripe.announced or (stripe.watch_after and stripe.watch_after > now)
+        for stripe in control.stripes.all()
+    )
 
 
 def _last_success(definition: ViewDefinition | None, control: ViewControl) -> datetime | None:

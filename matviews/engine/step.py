@@ -1,6 +1,7 @@
 """One batch of one phase run: is it needed, how large may it be, what did it come to."""
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from .pacing import Pace, halved, halvings
 from .work import Work
 
 __all__ = ["MAX_FAILURES", "Step"]
+
+logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3  # tries of a batch after the first, and kills of a batch that cannot get smaller
 
@@ -176,13 +179,20 @@ class Step:
         if self._pinned:
             return
         settings, pace = get_settings(), self.run.pace
-        known = Pace(limit, tuple((size, taken) for size, taken in pace.get("history", ())))
+        history = tuple((size, taken) for size, taken in pace.get("history", ()))
+        known = Pace(limit, history, pace.get("flat", False))
         # A cursor's batch has looked through its whole window, however few rows it wrote.
         rows = batch.rows if batch.cursor is None else limit
         learnt = known.after(
             rows=rows, limit=limit, seconds=seconds, target=self._target,
             floor=settings.BATCH_SIZE_FLOOR, ceiling=settings.BATCH_SIZE_CEILING,
         )  # fmt: skip
+        if learnt.flat and not known.flat:
+            logger.warning(
+                "smaller batches take as long, is an index missing? view=%s phase=%s size=%s "
+                "seconds=%.3f",
+                self.definition.label, self.phase, learnt.size, seconds,
+            )  # fmt: skip
         self.run.batch_size = learnt.size
         self.run.pace = {"history": learnt.history, "flat": learnt.flat}
 

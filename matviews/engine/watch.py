@@ -7,7 +7,7 @@ from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 
 from ..conf import get_settings
-from ..models import Refresh, Stripe
+from ..models import Refresh, Stripe, ViewControl
 from ..states import RefreshState
 from .databases import lock_free, short_transaction
 from .messages import Message
@@ -43,7 +43,8 @@ def watch() -> list[Message]:
 _QUIET = Q(
     Exists(Refresh.objects.filter(view=OuterRef("view"), state=RefreshState.OPEN)),
     Q(watch_after=None) | Q(watch_after__lt=Now()),
-    view__enabled=True,
+    # Not a join, which would lock the control too.
+    view__in=ViewControl.objects.filter(enabled=True),
 )
 
 

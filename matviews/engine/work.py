@@ -4,13 +4,14 @@ Everything is read in one query, inside the stripe's batch (then it is exact) or
 a good guess, which the token holds against the truth).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import cache, lru_cache
+from itertools import groupby, islice
 from typing import Any
 
 from django.db import connections
-from django.db.models import Count, FilteredRelation, Func, Model, OuterRef, Q, Subquery
+from django.db.models import Count, F, FilteredRelation, Func, Model, OuterRef, Q, Subquery
 from django.utils import timezone
 
 from ..definition import HookKind, ViewDefinition
@@ -19,10 +20,11 @@ from ..models import PhaseRun, Refresh, Stripe, ViewControl
 from ..phases import Phase
 from ..registry import registry
 from ..states import RefreshState, RunState
+from .compiled import GIVEN, CompiledSelect
 from .databases import alias
 from .messages import Message
 
-__all__ = ["Work", "load_work"]
+__all__ = ["Work", "load_work", "load_works"]
 
 
 @dataclass(kw_only=True)
@@ -160,19 +162,36 @@ def load_work(stripe_id: int, *, extra: Mapping[str, Func] | None = None) -> Wor
         stripe_id: the stripe.
         extra: further columns to read for what reading them does.
     """
-    columns = [prefix + f.attname for model, prefix in _PARTS for f in model._meta.concrete_fields]
+    query = _work_query(alias(), "view__stripes", tuple((extra or {}).items()))
+    return next(_works(query.run(stripe_id)), None)
+
+
+def load_works(view_id: int) -> list[Work]:
+    """Read what each stripe of a view has to do, in one query; empty when no refresh is open."""
+    return list(_works(_work_query(alias(), "view", ()).run(view_id)))
+
+
+@lru_cache(maxsize=16)
+def _work_query(using: str, by: str, extra: tuple[tuple[str, Func], ...]) -> CompiledSelect:
+    """What `load_work` and `load_works` read; `by` is what the given number is the key of."""
+    columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
     totals = Stripe.objects.filter(view=OuterRef("view")).order_by().values("view")
     rows = (
-        Refresh.objects.filter(view__stripes=stripe_id, state=RefreshState.OPEN)
+        Refresh.objects.using(using)
+        .filter(**{by: GIVEN}, view__stripes__isnull=False, state=RefreshState.OPEN)
         .annotate(
-            here=FilteredRelation("runs", condition=Q(runs__stripe=stripe_id)),
+            here=FilteredRelation("runs", condition=Q(runs__stripe=F("view__stripes"))),
             total=Subquery(totals.values(total=Count("pk"))),
-            **(extra or {}),
+            **dict(extra),
         )
-        .order_by("pk", "here__pk")
-        .values_list(*columns, "total", *(extra or {}))
+        .order_by("view__stripes__number", "pk", "here__pk")
     )
-    return _build([_instances(row) for row in rows])
+    return CompiledSelect(rows.values_list(*columns, "total", *dict(extra)))
+
+
+@cache
+def _fields(model: type[Model]) -> list[str]:
+    return [field.attname for field in model._meta.concrete_fields]
 
 
 _PARTS: list[tuple[type[Model], str]] = [
@@ -183,19 +202,24 @@ _PARTS: list[tuple[type[Model], str]] = [
 ]
 
 
-def _instances(row: tuple[Any, ...]) -> list[Any]:
+def _instances(row: Sequence[Any]) -> list[Any]:
     """The four instances of a row, and the number of stripes."""
     values = iter(row)
     instances: list[Any] = []
     for model, _prefix in _PARTS:
-        names = [f.attname for f in model._meta.concrete_fields]
+        names = _fields(model)
         instances.append(model.from_db(alias(), names, list(islice(values, len(names)))))
     return [*instances, next(values)]
 
 
-def _build(rows: list[list[Any]]) -> Work | None:
-    if not rows:
-        return None
+def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
+    """The work of each stripe that the rows, in order of their stripes, are about."""
+    parts = map(_instances, rows)
+    for _stripe, of_stripe in groupby(parts, key=lambda instances: instances[2].pk):
+        yield _build(list(of_stripe))
+
+
+def _build(rows: list[list[Any]]) -> Work:
     _refresh, control, stripe, _run, total = rows[0]
     stripe.view = control
     refreshes: dict[int, Refresh] = {}

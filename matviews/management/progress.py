@@ -1,135 +1,182 @@
-"""Showing a refresh while it works: bars on a terminal, lines elsewhere, nothing for JSON."""
+"""How far a phase is, in words: rows, rate and, where an estimate holds, time left."""
 
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from django.utils import timezone
 
-from matviews.engine import BatchReport
+from matviews.engine import Announcement, RunProgress
 from matviews.models import PhaseRun
 from matviews.states import RunState
 
-__all__ = ["Bars", "Lines", "Reporter", "Silence", "describe", "duration"]
+__all__ = ["Meter", "duration", "first_line", "so_far", "title"]
 
-SECONDS_BETWEEN_LINES = 10.0
-
-
-class Reporter(Protocol):
-    """What the command tells of its work as it goes on."""
-
-    def report(self, report: BatchReport) -> None:
-        """A batch has ended."""
-
-    def close(self) -> None:
-        """Nothing more will come."""
+WINDOW = 30.0  # seconds over which the rate is measured
+QUIET = 5.0  # seconds that a batch may take before that is said
+WORTH_TELLING = 1.0  # seconds that a worker is waited for before that is said
 
 
-class Silence:
-    """Says nothing."""
+class Meter:
+    """Follows one phase in one stripe, and tells how far it is.
 
-    def report(self, report: BatchReport) -> None: ...
+    The rate is that of the clock on the wall, over the last half minute: what is spent on other
+    phases or on waiting for workers is part of it, or the time left would be too short.
+    """
 
-    def close(self) -> None: ...
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._progress: RunProgress | None = None
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def note(self, progress: RunProgress) -> None:
+        """Take note of how the phase stands now."""
+        before, self._progress = self._progress, progress
+        if before is None or not _goes_on(before, progress):
+            self._seen.clear()
+        elif before.run.batches == progress.run.batches:
+            return
+        now = self._clock()
+        self._seen.append((now, progress.run.rows))
+        while len(self._seen) > 2 and self._seen[1][0] < now - WINDOW:
+            self._seen.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Rows per second, None as long as nothing can be said."""
+        if self._progress is None or not self._progress.run.rows:
+            return None
+        (since, rows), (until, now) = self._seen[0], self._seen[-1]
+        return (now - rows) / (until - since) if until > since else self._progress.run.rate
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to the end, None where nothing honest can be said."""
+        total, rate = self.total, self.rate
+        if self._progress is None or total is None or not rate:
+            return None
+        left = (total - self._progress.run.rows) / rate - self._quiet
+        return left if left > 0 else None
+
+    @property
+    def total(self) -> int | None:
+        """The rows that there will be in the end, None if unknown or more than was estimated."""
+        if self._progress is None:
+            return None
+        run = self._progress.run
+        return run.estimate if run.estimate and run.estimate >= run.rows else None
+
+    @property
+    def text(self) -> str:
+        """How far the phase is."""
+        progress = self._progress
+        if progress is None or not (progress.current or not progress.run.active):
+            return "to come"
+        if not progress.run.active:
+            return _ended(progress.run) + _of_other(progress)
+        parts = [*self._extent(progress.run), *self._circumstances(progress)]
+        return _first_other(progress) + ", ".join(parts) + _of_other(progress)
+
+    @property
+    def waits_for(self) -> str:
+        """The worker that is waited for, `host:pid`, "" if that is not worth telling."""
+        announced = self._progress and self._progress.announced
+        return announced.worker if announced and _waited(announced) >= WORTH_TELLING else ""
+
+    @property
+    def _quiet(self) -> float:
+        return self._clock() - self._seen[-1][0] if self._seen else 0.0
+
+    def _extent(self, run: PhaseRun) -> Iterator[str]:
+        total, rate, left = self.total, self.rate, self.left
+        if total is not None:
+            yield f"{run.rows:,} of about {total:,} rows"
+        elif run.batches and not run.rows:
+            yield f"0 rows in {_batches(run)}"
+        else:
+            yield f"{run.rows:,} rows"
+        if rate:
+            yield f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s"
+        if run.estimate and total is None:
+            yield f"more than the {run.estimate:,} estimated"
+        if left is not None:
+            yield f"{duration(left)} left"
+
+    def _circumstances(self, progress: RunProgress) -> Iterator[str]:
+        if progress.run.failures:
+            yield f"trying again after {first_line(progress.run.error)}"
+        if progress.lost:
+            yield "the end of the last batch could not be recorded; it is tried again"
+        elif progress.announced:
+            if self.waits_for:
+                waited = duration(_waited(progress.announced))
+                yield f"waiting for the worker {self.waits_for} ({waited} so far)"
+        elif self._quiet >= QUIET:
+            yield f"this batch has taken {duration(self._quiet)} so far"
 
 
-class Lines:
-    """A line when a phase ends, and every ten seconds while it goes on."""
-
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self._write = write
-        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-
-    def report(self, report: BatchReport) -> None:
-        for run in _leaders(report):
-            if not run.active:
-                self._write(f"{report.label} {run.phase}: {describe(run)}")
-            elif time.monotonic() >= self._next_line:
-                self._write(f"{report.label} {run.phase}: {describe(run)}, going on")
-                self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-
-    def close(self) -> None: ...
+def _goes_on(before: RunProgress, now: RunProgress) -> bool:
+    return before.current and before.run.pk in (None, now.run.pk)
 
 
-class Bars:
-    """A bar for each phase of each view, and stripe where there is more than one."""
-
-    def __init__(self, console: Console) -> None:
-        self._bars: dict[tuple[str, str, int], TaskID] = {}
-        self._progress = Progress(
-            SpinnerColumn(finished_text="✓"),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}", markup=False),
-            console=console,
-        )
-        self._progress.start()
-
-    def report(self, report: BatchReport) -> None:
-        for run in _leaders(report):
-            self._show(report.label, run)
-
-    def close(self) -> None:
-        for task in self._progress.tasks:
-            self._progress.stop_task(task.id)
-        self._progress.stop()
-
-    def _show(self, label: str, run: PhaseRun) -> None:
-        key = label, run.phase, run.stripe.number
-        if key not in self._bars:
-            stripe = f" stripe {run.stripe.number}" if run.stripe.number else ""
-            self._bars[key] = self._progress.add_task(
-                f"{label} {run.phase}{stripe}", total=None, text=""
-            )
-        total, completed = _extent(run)
-        self._progress.update(
-            self._bars[key], total=total, completed=completed, text=describe(run), refresh=True
-        )
+def _waited(announced: Announcement) -> float:
+    return (timezone.now() - announced.since).total_seconds()
 
 
-def _leaders(report: BatchReport) -> list[PhaseRun]:
-    return [run for run in report.runs if run.merged_into_id is None]
+def _first_other(progress: RunProgress) -> str:
+    return f"refresh {progress.other} comes first: " if progress.ahead else ""
 
 
-def _extent(run: PhaseRun) -> tuple[int | None, int]:
-    """Length of the bar and how far it is; no length where nothing honest can be said."""
-    if not run.active:
-        return max(run.rows, 1), max(run.rows, 1) if run.state == RunState.SUCCEEDED else run.rows
-    known = run.estimate is not None and run.estimate >= run.rows
-    return (run.estimate if known else None), run.rows
+def _of_other(progress: RunProgress) -> str:
+    merged = progress.other is not None and not progress.ahead
+    return f" (shared with refresh {progress.other})" if merged else ""
 
 
-def describe(run: PhaseRun) -> str:
-    """How far a phase run is, in words: rows, rate and, where an estimate holds, time left."""
-    if not run.active:
-        return _describe_ended(run)
-    rate = f", {run.rate:,.0f} rows/s" if run.rate else ""
-    if run.estimate is None:
-        return f"{run.rows:,} rows{rate}"
-    if run.rows > run.estimate:
-        return f"{run.rows:,} rows{rate}, more than the {run.estimate:,} estimated"
-    left = f", {duration((run.estimate - run.rows) / run.rate)} left" if run.rate else ""
-    return f"{run.rows:,} of about {run.estimate:,} rows{rate}{left}"
+def title(progress: RunProgress) -> str:
+    """Phase, and stripe where there is more than one."""
+    stripe = "" if progress.stripe is None else f" stripe {progress.stripe}"
+    return f"{progress.phase}{stripe}"
 
 
-def _describe_ended(run: PhaseRun) -> str:
-    if run.state != RunState.SUCCEEDED:
-        return f"{RunState(run.state).label}: {run.error}"
+def so_far(progress: RunProgress) -> str:
+    """How far a phase came, for when it is left."""
+    run = progress.run
+    if run.active:
+        extent = f"{run.rows:,} rows in {_batches(run)}" if run.batches else "not begun"
+        return f"{title(progress)} {_first_other(progress)}{extent}"
+    return f"{title(progress)} {_ended(run)}"
+
+
+def _ended(run: PhaseRun) -> str:
+    if run.state == RunState.NOT_CONVERGING:
+        return first_line(run.error)
+    if run.state == RunState.FAILED:
+        return f"failed: {first_line(run.error)}"
     if not run.batches:
         return "nothing to do"
-    batches = "1 batch" if run.batches == 1 else f"{run.batches:,} batches"
     # A whole-phase hook may not have counted its rows, so no rows are not claimed to be none.
     rows = f"{run.rows:,} rows in " if run.rows else ""
-    return f"{rows}{batches}, {duration(run.seconds)}"
+    return f"{rows}{_batches(run)}, {duration(run.seconds)}"
+
+
+def _batches(run: PhaseRun) -> str:
+    return "1 batch" if run.batches == 1 else f"{run.batches:,} batches"
+
+
+def first_line(error: str) -> str:
+    """The first line of an error, for a place where only one fits."""
+    return error.strip().partition("\n")[0]
 
 
 def duration(seconds: float) -> str:
     """A length of time in words."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02} h"
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -121,6 +121,7 @@ class Migration(migrations.Migration):
                 (
                     "view",
                     models.ForeignKey(
+                        db_constraint=False,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="refreshes",
                         to="matviews.viewcontrol",

@@ -1,5 +1,6 @@
 """Views of every form over one source table, and a table of faults that their hooks commit."""
 
+import logging
 import os
 import signal
 import time
@@ -10,6 +11,11 @@ from django.db.models import Exists, F, Max, OuterRef, QuerySet
 from django.db.models.functions import Mod
 
 from matviews import Batch, MaterializedView, Share
+
+from .original import MyModel, MyOtherTable  # noqa: F401 - Django looks for models here
+from .slow import Slow  # noqa: F401 - Django looks for models here
+
+logger = logging.getLogger(__name__)
 
 
 class Item(models.Model):
@@ -30,6 +36,7 @@ class Fault(models.Model):
     def commit(cls, view: type[models.Model], hook: str) -> None:
         """Do what the fault of this hook says, if there is one."""
         for fault in cls.objects.filter(view=view.__name__, hook=hook):
+            logger.warning("fault view=%s hook=%s action=%s", fault.view, hook, fault.action)
             if fault.action == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             elif fault.action == "raise":

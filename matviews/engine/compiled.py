@@ -1,0 +1,73 @@
+"""Queries that every batch runs, compiled once.
+
+Building such a query takes Django several times as long as running it takes the database. In what
+is compiled, `GIVEN` stands for the primary key that is given each time, and `TOKEN` for the token.
+"""
+
+from typing import Any
+
+from django.db import connections, transaction
+from django.db.models import QuerySet
+from django.db.models.sql import UpdateQuery
+
+__all__ = ["GIVEN", "TOKEN", "CompiledSelect", "CompiledUpdate"]
+
+# Values that fit the columns and that no row has.
+GIVEN, TOKEN = -(2**62) - 1, -(2**62) - 2
+LARGEST = 2**63 - 1  # what the columns can hold; a message may say more
+
+
+class CompiledUpdate:
+    """`QuerySet.update`, compiled."""
+
+    def __init__(self, rows: QuerySet[Any], changes: dict[str, Any]) -> None:
+        self._using = rows.db
+        query: Any = rows.query.chain(UpdateQuery)
+        query.add_update_values(changes)
+        self._sql, self._params = query.get_compiler(self._using).as_sql()
+
+    def run(self, key: int, token: int) -> int:
+        """Run it; the number of rows that it found."""
+        if not _can_be_stored(key, token):
+            return 0
+        given = _given(self._params, key, token)
+        with (
+            transaction.mark_for_rollback_on_error(using=self._using),
+            connections[self._using].cursor() as cursor,
+        ):
+            cursor.execute(self._sql, given)
+            return int(cursor.rowcount)
+
+
+class CompiledSelect:
+    """A query for columns, as of `QuerySet.values_list`, compiled."""
+
+    def __init__(self, rows: QuerySet[Any]) -> None:
+        self._using, self._query = rows.db, rows.query
+        compiler = self._query.get_compiler(self._using)
+        self._sql, self._params = compiler.as_sql()
+        self._columns = [column for column, *_rest in compiler.select]
+
+    def run(self, key: int, token: int = 0) -> list[list[Any]]:
+        """Run it; the rows, their values as the models' fields have them."""
+        if not _can_be_stored(key, token):
+            return []
+        with connections[self._using].cursor() as cursor:
+            cursor.execute(self._sql, _given(self._params, key, token))
+            rows = cursor.fetchall()
+        compiler = self._query.get_compiler(self._using)
+        return list(compiler.apply_converters(rows, compiler.get_converters(self._columns)))
+
+
+def _can_be_stored(key: int, token: int) -> bool:
+    return max(abs(key), abs(token)) <= LARGEST
+
+
+def _given(params: tuple[Any, ...], key: int, token: int) -> list[Any]:
+    values = {GIVEN: key, TOKEN: token}
+    # psycopg's integers have types of their own.
+    return [type(each)(values[each]) if _stands_in(each) else each for each in params]
+
+
+def _stands_in(param: Any) -> bool:
+    return isinstance(param, int) and param in (GIVEN, TOKEN)

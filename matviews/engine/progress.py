@@ -1,0 +1,96 @@
+"""How far a refresh is, phase by phase, whoever works on it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from django.db.models import QuerySet
+
+from ..models import PhaseRun, Refresh, Stripe
+from ..phases import Phase
+from ..states import RefreshState, RunState
+from .batch import worker_name
+from .status import Announcement
+
+__all__ = ["RunProgress", "progress_of"]
+
+ACTIVE = [state for state in RunState if state.active]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunProgress:
+    """How one phase of a refresh stands in one stripe.
+
+    Attributes:
+        phase: the phase.
+        stripe: number of the stripe; None if the view has only one.
+        run: the run that does the work: the refresh's own, the one that this is merged into, or
+            one of an older refresh that must end before the refresh's own begins.
+        other: primary key of the refresh that `run` belongs to, None if it is the refresh's own.
+        ahead: whether the refresh's own work begins only after `run`.
+        current: whether `run` is under way, or has its turn next.
+        announced: the other process that is at work in the stripe; told of one phase only.
+        lost: whether this process could not record how its last batch ended.
+    """
+
+    phase: Phase
+    stripe: int | None = None
+    run: PhaseRun
+    other: int | None = None
+    ahead: bool = False
+    current: bool = False
+    announced: Announcement | None = None
+    lost: bool = False
+
+
+def progress_of(refresh: Refresh) -> list[RunProgress]:
+    """How each phase of a refresh stands in each stripe, by phase and stripe."""
+    runs = {(run.stripe_id, run.phase): run for run in refresh.runs.select_related("merged_into")}
+    older = {(run.stripe_id, run.phase): run for run in _older_leaders(refresh)}
+    stripes = list(Stripe.objects.filter(view=refresh.view_id).order_by("number"))
+    found: list[RunProgress] = []
+    for stripe in stripes:
+        number = stripe.number if len(stripes) > 1 else None
+        here = [
+            _of_run(phase, number, runs.get((stripe.pk, phase)), older.get((stripe.pk, phase)))
+            for phase in map(Phase, refresh.phases)
+        ]
+        found += _with_turn(here, stripe)
+    return sorted(found, key=lambda each: (each.phase.order, each.stripe or 0))
+
+
+def _older_leaders(refresh: Refresh) -> QuerySet[PhaseRun]:
+    """The runs of older refreshes that do work of their own, the oldest last."""
+    runs = PhaseRun.objects.filter(refresh__view=refresh.view_id, refresh__lt=refresh.pk)
+    open_runs = runs.filter(refresh__state=RefreshState.OPEN, state__in=ACTIVE)
+    return open_runs.filter(merged_into=None).order_by("-pk")
+
+
+def _of_run(
+    phase: Phase, stripe: int | None, run: PhaseRun | None, older: PhaseRun | None
+) -> RunProgress:
+    if run and run.merged_into:
+        leader, ahead = run.merged_into, False
+    elif older and (run is None or run.active):
+        leader, ahead = older, True
+    else:
+        return RunProgress(phase=phase, stripe=stripe, run=run or PhaseRun(phase=phase))
+    return RunProgress(phase=phase, stripe=stripe, run=leader, other=leader.refresh_id, ahead=ahead)
+
+
+def _with_turn(phases: list[RunProgress], stripe: Stripe) -> Iterator[RunProgress]:
+    """Mark the phase whose turn it is, and who is at work on it."""
+    turn = next((each for each in phases if each.run.active), None)
+    mine = stripe.worker == worker_name()
+    announced = stripe.announced and stripe.announced_at
+    for each in phases:
+        if each is turn:
+            yield replace(
+                each,
+                current=True,
+                announced=Announcement(stripe.worker, announced)
+                if announced and not mine
+                else None,
+                lost=bool(announced) and mine,
+            )
+        else:
+            yield each

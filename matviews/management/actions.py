@@ -1,0 +1,93 @@
+"""What the command does instead of refreshing views itself."""
+
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from matviews import engine, tasks
+from matviews.exceptions import MatviewsError
+from matviews.registry import registry
+
+from . import tables
+from .requests import Requests
+
+__all__ = ["check", "enqueue", "list_views"]
+
+
+def list_views(requests: Requests) -> None:
+    """Show the state of every view, or of those that were named."""
+    named, output = requests.asked.labels, requests.output
+    statuses = [each for each in engine.view_statuses() if not named or each.label in named]
+    output.entries += map(tables.status_as_dict, statuses)
+    if output.as_json:
+        return
+    console = output.console()
+    if statuses:
+        tables.print_statuses(statuses, console)
+    else:
+        console.print("No view is defined.")
+
+
+def check(requests: Requests) -> None:
+    """Tell which views are not fresh.
+
+    Raises:
+        CommandError: one is not, or could not say.
+    """
+    labels = requests.labels()
+    entries = [_freshness(label, requests) for label in labels]
+    requests.output.entries += entries
+    if stale := [entry["view"] for entry in entries if not entry["fresh"]]:
+        count = f"{len(stale)} of {len(labels)}"
+        raise CommandError(f"{count} views not known to be fresh: {', '.join(stale)}.")
+
+
+def _freshness(label: str, requests: Requests) -> dict[str, Any]:
+    phases: dict[str, bool] = {}
+    errors = []
+    try:
+        wanted = engine.check_phases(registry.usable(label), requests.phases_of(label))
+    except MatviewsError as error:
+        wanted, errors = (), [str(error)]
+    for phase in wanted:
+        try:
+            phases[phase] = engine.is_fresh(label, phases=[phase])
+        except Exception as error:  # noqa: BLE001 - a hook may raise anything
+            errors.append(f"{phase}: {type(error).__name__}: {error}")
+    stale = [phase for phase, fresh in phases.items() if not fresh]
+    if stale:
+        requests.output.say(f"{label}: not fresh ({', '.join(stale)})")
+    elif not errors:
+        requests.output.say(f"{label}: fresh")
+    for line in errors:
+        requests.fail(label, line)
+    fresh = False if stale else None if errors else True
+    return {"view": label, "fresh": fresh, "phases": phases, "error": "\n".join(errors)}
+
+
+def enqueue(requests: Requests) -> None:
+    """Leave the refreshes to Celery workers.
+
+    Raises:
+        CommandError: one was refused.
+    """
+    labels = requests.labels()
+    for label in labels:
+        if refresh := requests.request(label):
+            sent = tasks.dispatch(refresh.view_id)
+            requests.output.entries.append(
+                {
+                    "view": label,
+                    "refresh": refresh.pk,
+                    "state": "requested",
+                    "sent": sent,
+                    "error": "",
+                }
+            )
+            requests.output.say(f"{label}: refresh {refresh.pk} requested")
+            if not sent:
+                requests.output.warn(
+                    f"{label}: recorded, but the broker took no message; watch sends it when the "
+                    f"broker is back"
+                )
+    requests.raise_failed(labels)

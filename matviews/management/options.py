@@ -1,0 +1,133 @@
+"""The command's options, held against each other before anything is done."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+
+from matviews.conf import LARGEST_SIZE
+from matviews.exceptions import UnknownView
+from matviews.phases import Phase
+from matviews.registry import registry
+
+__all__ = ["REFUSED", "Asked", "add_arguments", "understand"]
+
+REFUSED = 2  # exit status when nothing was done because of what was asked
+ACTIONS = ("list", "check", "enqueue")
+SENSELESS = {
+    ("list", "phases"): "--list shows the state of views, whatever their phases",
+    ("list", "batch_size"): "--list runs no batches",
+    ("check", "batch_size"): "--check runs no batches",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What the command is to do.
+
+    Attributes:
+        action: "list", "check", "enqueue", or "refresh".
+        labels: the views that were named, () if none were.
+        phases: the phases that were named, in their order, None for all.
+        batch_size: rows per batch, None to leave it to the views.
+    """
+
+    action: str
+    labels: tuple[str, ...]
+    phases: tuple[Phase, ...] | None
+    batch_size: int | None
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--models", nargs="+", action="extend", metavar="VIEW",
+        help="views as app_label.ModelName, or ModelName where that is unique, separated by commas",
+    )  # fmt: skip
+    parser.add_argument(
+        "--phases", nargs="+", action="extend", metavar="PHASE",
+        help=f"phases to run, of {', '.join(Phase)}, separated by commas; all by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", metavar="N", help="rows per batch; by default each view paces itself"
+    )
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text",
+        help="json: one document on stdout, errors inside and on stderr",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="show the state of every view")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit status 1 if a view is not fresh"
+    )
+    parser.add_argument("--enqueue", action="store_true", help="leave the work to Celery workers")
+
+
+def understand(options: Mapping[str, Any]) -> Asked:
+    """Read the options as given on the command line or to `call_command`.
+
+    Raises:
+        CommandError: they name what is not there, or do not go together.
+    """
+    actions = [action for action in ACTIONS if options[action]]
+    if len(actions) > 1:
+        raise _refusal(f"Choose one of {' and '.join(f'--{action}' for action in actions)}.")
+    for (action, other), reason in SENSELESS.items():
+        if actions == [action] and options[other] is not None:
+            raise _refusal(f"{reason}: leave out --{other.replace('_', '-')}.")
+    return Asked(
+        action=actions[0] if actions else "refresh",
+        labels=_labels(options["models"]),
+        phases=_phases(options["phases"]),
+        batch_size=_batch_size(options["batch_size"]),
+    )
+
+
+def _labels(given: str | Iterable[str] | None) -> tuple[str, ...]:
+    labels, faults = [], []
+    for name in _names(given, "models") or ():
+        try:
+            labels.append(registry.find(name).label)
+        except UnknownView as error:
+            faults.append(str(error))
+    if faults:
+        raise _refusal(" ".join(faults))
+    return tuple(dict.fromkeys(labels))
+
+
+def _phases(given: str | Iterable[str] | None) -> tuple[Phase, ...] | None:
+    names = _names(given, "phases")
+    if names is None:
+        return None
+    asked = {name.lower() for name in names}
+    for name in sorted(asked - set(Phase)):
+        near = get_close_matches(name, list(Phase), n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Phases are {', '.join(Phase)}."
+        raise _refusal(f"There is no phase {name!r}. {hint}")
+    return tuple(phase for phase in Phase if phase in asked)
+
+
+def _names(given: str | Iterable[str] | None, option: str) -> list[str] | None:
+    if given is None:
+        return None
+    pieces = [given] if isinstance(given, str) else given
+    names = [name.strip() for piece in pieces for name in piece.split(",") if name.strip()]
+    if not names:
+        raise _refusal(f"--{option} names nothing: name at least one, or leave it out.")
+    return names
+
+
+def _batch_size(given: str | int | None) -> int | None:
+    if given is None:
+        return None
+    text = str(given).strip()
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LARGEST_SIZE):
+        raise _refusal(
+            f"--batch-size must be a whole number of rows from 1 to {LARGEST_SIZE:,}, not {text!r}."
+        )
+    return int(text)
+
+
+def _refusal(sentence: str) -> CommandError:
+    return CommandError(sentence, returncode=REFUSED)

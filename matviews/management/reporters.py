@@ -1,0 +1,137 @@
+"""Showing a refresh while it works, as lines; `bars` does it on a terminal."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from matviews.engine import BatchReport, RunProgress, progress_of
+from matviews.models import Refresh
+
+from .progress import Meter, duration, title
+
+__all__ = ["Follower", "Lines", "Meters", "Reporter", "Silence", "batch_in_words"]
+
+SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LOOKS = 0.1
+
+
+class Reporter(Protocol):
+    """What the command tells of its work as it goes on."""
+
+    def show(self, label: str, phases: Sequence[RunProgress]) -> None:
+        """A view stands like this now."""
+
+    def batch(self, report: BatchReport) -> None:
+        """A batch has ended."""
+
+    def note(self, text: str) -> None:
+        """Something that a person should know now. May be called in a signal handler."""
+
+    def close(self) -> None:
+        """The view is done, or left."""
+
+
+class Silence:
+    """Says nothing but what a person should know now."""
+
+    def __init__(self, warn: Callable[[str], object]) -> None:
+        self._warn = warn
+
+    def note(self, text: str) -> None:
+        self._warn(text)
+
+    def show(self, label: str, phases: Sequence[RunProgress]) -> None: ...
+
+    def batch(self, report: BatchReport) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Meters:
+    """A meter for each phase of a view, and stripe."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, Meter] = {}
+        self.phases: Sequence[RunProgress] = ()
+
+    def note(self, phases: Sequence[RunProgress]) -> None:
+        """Take note of how the view stands now."""
+        for progress in phases:
+            self._meters.setdefault(title(progress), Meter()).note(progress)
+        self.phases = phases
+
+    def __iter__(self) -> Iterator[tuple[RunProgress, Meter]]:
+        return ((progress, self._meters[title(progress)]) for progress in self.phases)
+
+
+def batch_in_words(report: BatchReport) -> str:
+    """One batch in a line."""
+    allowed = f" of at most {report.limit:,}" if report.limit else ""
+    error = f": {report.error}" if report.error else ""
+    return (
+        f"{report.label} {report.message.phase}: batch of {report.rows:,} rows{allowed}, "
+        f"{duration(report.seconds)}{error}"
+    )
+
+
+class Lines:
+    """A line when a phase ends or a worker is waited for, and every ten seconds in between."""
+
+    def __init__(
+        self,
+        write: Callable[[str], object],
+        warn: Callable[[str], object],
+        *,
+        batches: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._write, self._warn, self._clock, self._batches = write, warn, clock, batches
+        self._next_line = 0.0
+        self.close()
+
+    def show(self, label: str, phases: Sequence[RunProgress]) -> None:
+        self._meters.note(phases)
+        due = self._clock() >= self._next_line
+        for progress, meter in self._meters:
+            if self._is_news(progress, meter) or (due and progress.current):
+                self._write(f"{label} {title(progress)}: {meter.text}")
+                self._next_line = self._clock() + SECONDS_BETWEEN_LINES
+
+    def _is_news(self, progress: RunProgress, meter: Meter) -> bool:
+        """Whether a phase has just ended, or has just begun to wait for a worker."""
+        ended = not progress.run.active and not progress.ahead
+        state = "ended" if ended else meter.waits_for
+        news = bool(state) and self._told.get(title(progress)) != state
+        self._told[title(progress)] = state or self._told.get(title(progress), "")
+        return news
+
+    def batch(self, report: BatchReport) -> None:
+        if self._batches and not report.outcome.refused:
+            self._write(batch_in_words(report))
+
+    def note(self, text: str) -> None:
+        self._warn(text)
+
+    def close(self) -> None:
+        self._meters = Meters()
+        self._told: dict[str, str] = {}
+        self._next_line = self._clock() + SECONDS_BETWEEN_LINES
+
+
+class Follower:
+    """Looks at a refresh now and then, whoever works on it, and lets a reporter show it."""
+
+    def __init__(self, refresh: Refresh, reporter: Reporter) -> None:
+        self._refresh, self._reporter = refresh, reporter
+        self._next_look = 0.0
+
+    def report(self, report: BatchReport) -> None:
+        """A batch has ended."""
+        self._reporter.batch(report)
+        self.look()
+
+    def look(self, *, at_once: bool = False) -> None:
+        """Show how the refresh stands, unless that was just done."""
+        if at_once or time.monotonic() >= self._next_look:
+            self._reporter.show(self._refresh.view.label, progress_of(self._refresh))
+            self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS

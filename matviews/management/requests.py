@@ -1,0 +1,91 @@
+"""Which views the command is about, and asking for their refreshes."""
+
+import getpass
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from matviews import engine
+from matviews.exceptions import MatviewsError
+from matviews.models import Refresh, Trigger
+from matviews.phases import Phase
+from matviews.registry import registry
+
+from .options import Asked
+from .output import Output
+
+__all__ = ["Requests"]
+
+
+@dataclass(kw_only=True)
+class Requests:
+    """The views that the command is about.
+
+    Attributes:
+        asked: the options.
+        output: where errors go.
+        failed: the views that failed so far.
+    """
+
+    asked: Asked
+    output: Output
+    failed: list[str] = field(default_factory=list)
+
+    def labels(self) -> list[str]:
+        """The views that were named, else those of a refresh of all that have the phases."""
+        if self.asked.labels:
+            return list(self.asked.labels)
+        labels = [label for label in engine.views_in_batch() if self.phases_of(label) != ()]
+        if not labels:
+            self.output.say("Nothing to do: no view is enabled and included in batches.")
+        return labels
+
+    def phases_of(self, label: str) -> tuple[Phase, ...] | None:
+        """The phases asked for; those that a view lacks are left out unless it was named."""
+        asked = self.asked.phases
+        if asked is None or self.asked.labels:
+            return asked
+        return tuple(phase for phase in registry.find(label).options.phases if phase in asked)
+
+    def request(self, label: str) -> Refresh | None:
+        """Ask for a refresh; None, and told why, if that is refused."""
+        try:
+            return engine.request(
+                label,
+                phases=self.phases_of(label),
+                trigger=Trigger.COMMAND,
+                requested_by=_user(),
+                batch_size=self.asked.batch_size,
+            )
+        except MatviewsError as error:
+            self.fail(label, str(error))
+            self.output.entries.append(_refused(label, str(error)))
+            return None
+
+    def fail(self, label: str, error: str) -> None:
+        """Tell an error of a view, under its name."""
+        self.failed.append(label)
+        for line in error.splitlines():
+            self.output.warn(f"{label}: {line}")
+
+    def raise_failed(self, labels: list[str]) -> None:
+        """End the command with status 1 if a view failed.
+
+        Raises:
+            CommandError: one did.
+        """
+        if self.failed:
+            names = ", ".join(self.failed)
+            raise CommandError(f"{len(self.failed)} of {len(labels)} views failed: {names}.")
+
+
+def _refused(label: str, error: str) -> dict[str, Any]:
+    return {"view": label, "refresh": None, "state": "refused", "error": error}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return ""

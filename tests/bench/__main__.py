@@ -1,0 +1,100 @@
+"""Measure on the database that MATVIEWS_TEST_DB names, in a scratch database of its own."""
+
+import argparse
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .report import Figures
+
+CONNECTION_AGES = (0, 60)  # Django's default, and connections that are kept
+# Batches of the long refresh. What runs in Python is the same everywhere, so the servers get fewer.
+LONG, LONG_ON_SERVERS = 10_000, 3_000
+
+
+def main() -> int:
+    options = _options()
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.bench.settings"
+    import django
+    from django.test.utils import setup_databases, teardown_databases
+
+    django.setup()
+    databases = setup_databases(verbosity=0, interactive=False)
+    try:
+        figures = _measure(options)
+    finally:
+        teardown_databases(databases, verbosity=0)
+    _publish(figures, options.json)
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="add the figures to this file")
+    parser.add_argument("--runs", type=int, default=5, help="runs that medians are taken of")
+    parser.add_argument("--batches", type=int, default=200, help="batches in a run")
+    parser.add_argument(
+        "--long",
+        type=int,
+        metavar="BATCHES",
+        help=f"batches of the long refresh; {LONG} on SQLite, {LONG_ON_SERVERS} on the others",
+    )
+    return parser.parse_args()
+
+
+def _measure(options: argparse.Namespace) -> "Figures":
+    from tests.services import selected_database
+
+    from . import measure, report, through_redis
+
+    database = selected_database()
+    long = options.long or (LONG if database == "sqlite" else LONG_ON_SERVERS)
+    with through_redis.broker() as address:
+        return report.Figures(
+            environment=_environment(address),
+            database=database,
+            synchronous=measure.synchronous(options.runs, options.batches),
+            idle=measure.idle(options.runs, options.batches // 10),
+            through_redis=tuple(
+                through_redis.hops(address, age, options.runs, options.batches // 2)
+                for age in CONNECTION_AGES
+            ),
+            long=measure.long(long),
+        )
+
+
+def _environment(broker: str) -> dict[str, str]:
+    import redis
+    from django.db import connection
+
+    with redis.Redis.from_url(broker) as client:
+        redis_version = client.info("server")["redis_version"]
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        connection.display_name: ".".join(map(str, connection.get_database_version())),
+        "Redis": redis_version,
+        "Python": platform.python_version(),
+        "Django": version("django"),
+        "Celery": version("celery"),
+        "cores": str(os.cpu_count()),
+        "load average before": f"{os.getloadavg()[0]:.1f}",
+    }
+
+
+def _publish(figures: "Figures", path: Path | None) -> None:
+    from rich.console import Console
+
+    from . import report
+
+    report.show(figures, Console(width=None if sys.stdout.isatty() else 110))
+    if path:
+        report.save(figures, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,13 @@
+from django.db import models
+
+from .hooks import NoHooks
+
+
+class NoOp(NoHooks, models.Model):
+    """The view of the benchmark."""
+
+
+class Hop(models.Model):
+    """What the bare task writes: one row, counted up."""
+
+    count = models.BigIntegerField(default=0)

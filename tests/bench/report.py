@@ -1,0 +1,122 @@
+"""The figures of one database as tables for a person, and as JSON for a machine."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .measure import Idle, Long, Synchronous, Times
+from .through_redis import Hops
+
+AIMED_AT = "postgres"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """All that was measured on one database, and where."""
+
+    environment: dict[str, str]
+    database: str
+    synchronous: Synchronous
+    idle: Idle
+    through_redis: tuple[Hops, ...]
+    long: Long
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The most that something may cost on PostgreSQL."""
+
+    name: str
+    most: float
+    unit: str
+
+    def verdict(self, value: float) -> str:
+        over = value - self.most
+        outcome = "reached" if over <= 0 else f"[red]missed by {over:.3g}[/red]"
+        return f"at most {self.most:g}{self.unit}: {outcome}"
+
+
+STATEMENTS = Aim("statements per batch", 6, "")
+BATCH = Aim("synchronous batch", 5, " ms")
+HOP = Aim("batch through Redis", 12, " ms")
+IDLE = Aim("statements of an idle refresh", 10, "")
+
+
+def values(figures: Figures) -> list[tuple[Aim, float]]:
+    """What the aims are about, as measured; nothing where they are no aims."""
+    if figures.database != AIMED_AT:
+        return []
+    return [
+        (STATEMENTS, figures.synchronous.statements),
+        (BATCH, figures.synchronous.batch.median),
+        *((HOP, hops.batch.median) for hops in figures.through_redis if not hops.conn_max_age),
+        (IDLE, figures.idle.statements),
+    ]
+
+
+def save(figures: Figures, path: Path) -> None:
+    """Put the figures into a JSON file under the name of their database; keep those of others."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    aims = [
+        {"name": aim.name, "most": aim.most, "value": value, "reached": value <= aim.most}
+        for aim, value in values(figures)
+    ]
+    kept[figures.database] = {**asdict(figures), "aims": aims}
+    path.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def show(figures: Figures, console: Console) -> None:
+    console.print(", ".join(f"{name} {value}" for name, value in figures.environment.items()))
+    verdicts = {aim.name: aim.verdict(value) for aim, value in values(figures)}
+    console.print(_statements(figures, verdicts))
+    console.print(_times(figures, verdicts))
+    console.print(_long(figures.long))
+
+
+def _statements(figures: Figures, verdicts: dict[str, str]) -> Table:
+    table = Table(title=f"{figures.database}: statements", title_justify="left")
+    for column in ("", "statements", "aim"):
+        table.add_column(column, justify="right" if column == "statements" else "left")
+    table.add_row("a batch", f"{figures.synchronous.statements}", verdicts.get(STATEMENTS.name))
+    table.add_row("an idle refresh", f"{figures.idle.statements}", verdicts.get(IDLE.name))
+    return table
+
+
+def _times(figures: Figures, verdicts: dict[str, str]) -> Table:
+    table = Table(title=f"{figures.database}: milliseconds", title_justify="left")
+    for column in ("", "median", "p90", "runs", "ratio", "aim"):
+        table.add_column(column, justify="left" if column in ("", "aim") else "right")
+    for name, times, peer, aim in _rows(figures):
+        ratio = f"{times.median / peer.median:.1f}" if peer else ""
+        table.add_row(
+            name, f"{times.median:.2f}", f"{times.p90:.2f}", f"{times.low:.2f}-{times.high:.2f}",
+            ratio, verdicts.get(aim.name) if aim else "",
+        )  # fmt: skip
+    table.add_row("synchronous batch, processor time", f"{figures.synchronous.cpu:.2f}")
+    return table
+
+
+def _rows(figures: Figures) -> Iterator[tuple[str, Times, Times | None, Aim | None]]:
+    """Each line with the peer that its ratio is against; a peer's own line comes after it."""
+    here = figures.synchronous
+    yield "synchronous batch", here.batch, here.update, BATCH
+    yield "  peer: one UPDATE, committed", here.update, None, None
+    yield "  peer: the hooks alone, in a transaction", here.hooks, None, None
+    for hops in figures.through_redis:
+        kept = "connection kept" if hops.conn_max_age else "connection per task"
+        aim = None if hops.conn_max_age else HOP
+        yield f"batch through Redis, {kept}", hops.batch, hops.bare, aim
+        yield f"  peer: bare task, {kept}", hops.bare, None, None
+    yield "idle refresh of three phases", figures.idle.refresh, None, None
+
+
+def _long(long: Long) -> str:
+    return (
+        f"{long.batches} batches in one refresh: {long.first:.2f} ms in the first thousand, "
+        f"{long.last:.2f} ms in the last, ratio {long.ratio:.2f}; resident memory "
+        f"{long.rss_growth:+d} KiB after the first thousand\n"
+    )

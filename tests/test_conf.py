@@ -1,0 +1,214 @@
+import re
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+from matviews import checks, definition, signals
+from matviews.conf import Settings, get_settings
+from matviews.definition import ViewOptions
+from matviews.exceptions import InvalidSetting
+from matviews.management.commands import update_materialized_views
+from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
+from matviews.phases import Phase
+from matviews.states import RefreshState, RunState
+from matviews.tasks import checks as celery_checks
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+
+DEFAULTS = {
+    "BATCH_TARGET": 1.0,
+    "BATCH_SIZE_START": 1_000,
+    "BATCH_SIZE_FLOOR": 10,
+    "BATCH_SIZE_CEILING": 20_000,
+    "STATEMENT_TIMEOUT": 60.0,
+    "LEASE": 60.0,
+    "PATIENCE_CEILING": 3600.0,
+    "QUEUE": None,
+}
+OTHERS = {
+    "BATCH_TARGET": 5,
+    "BATCH_SIZE_START": 20,
+    "BATCH_SIZE_FLOOR": 1_000,
+    "BATCH_SIZE_CEILING": 1_000,
+    "STATEMENT_TIMEOUT": 0.5,
+    "LEASE": 2.5,
+    "PATIENCE_CEILING": 60,
+    "QUEUE": "slow",
+}
+WRONG: dict[str, list[Any]] = {
+    "BATCH_TARGET": [0, -1, None, "1", True, float("nan"), float("inf")],
+    "BATCH_SIZE_START": [0, -1, None, 1.5, "10", True, 2**31, 9, 20_001],
+    "BATCH_SIZE_FLOOR": [0, -1, None, 1.5, "10", True, 1_001],
+    "BATCH_SIZE_CEILING": [0, -1, None, 1.5, "10", True, 2**31, 999],
+    "STATEMENT_TIMEOUT": [0, -1, None, "60", True, 0.0001, float("inf"), 1e10],
+    "LEASE": [0, -1, None, "60", True, float("inf")],
+    "PATIENCE_CEILING": [0, -1, None, "60", True, float("inf")],
+    "QUEUE": ["", 5, [], True],
+}
+
+
+class TestSettings:
+    @override_settings(MATVIEWS={})
+    def test_defaults(self) -> None:
+        found = {field.name: getattr(get_settings(), field.name) for field in fields(Settings)}
+
+        assert found == DEFAULTS
+
+    @pytest.mark.parametrize(("name", "value"), OTHERS.items())
+    def test_each_can_be_set_and_leaves_the_others_alone(self, name: str, value: Any) -> None:
+        with override_settings(MATVIEWS={name: value}):
+            found = {field.name: getattr(get_settings(), field.name) for field in fields(Settings)}
+
+        assert found == {**DEFAULTS, name: value}
+        assert getattr(get_settings(), name) != value
+
+    def test_every_one_is_tried(self) -> None:
+        assert DEFAULTS.keys() == OTHERS.keys() == WRONG.keys()
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+    )
+    def test_a_value_that_cannot_work_is_refused(self, name: str, value: Any) -> None:
+        with override_settings(MATVIEWS={name: value}), pytest.raises(InvalidSetting) as error:
+            get_settings()
+
+        assert "MATVIEWS" in str(error.value)
+        assert name in str(error.value)
+
+    def test_the_value_is_shown_where_it_alone_is_wrong(self) -> None:
+        with override_settings(MATVIEWS={"LEASE": "long"}), pytest.raises(InvalidSetting) as error:
+            get_settings()
+
+        assert str(error.value) == (
+            "MATVIEWS['LEASE'] must be a number of seconds from 0.001 to 2147483, not 'long'."
+        )
+
+    @pytest.mark.parametrize("name", ["BATCH_TARGETS", "batch_target", 5, None])
+    def test_an_unknown_one_is_refused_and_the_known_ones_are_named(self, name: Any) -> None:
+        with override_settings(MATVIEWS={name: 1}), pytest.raises(InvalidSetting) as error:
+            get_settings()
+
+        assert str(error.value).startswith(f"MATVIEWS has no setting {name}; it knows ")
+        assert all(known in str(error.value) for known in DEFAULTS)
+
+    @pytest.mark.parametrize("value", [None, [], "LEASE", 5])
+    def test_anything_but_a_dict_is_refused(self, value: Any) -> None:
+        with (
+            override_settings(MATVIEWS=value),
+            pytest.raises(InvalidSetting, match="MATVIEWS must be a dict, not"),
+        ):
+            get_settings()
+
+    def test_nobody_else_reads_djangos_settings(self) -> None:
+        folders = [ROOT / "matviews", ROOT / "tasks"]
+        readers = {
+            path.name
+            for folder in folders
+            for path in folder.rglob("*.py")
+            if re.search(r"django\.conf\b", path.read_text())
+        }
+
+        assert readers == {"conf.py"}
+
+
+def section(title: str) -> str:
+    """The part of the reference under a heading, without further headings."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", REFERENCE, re.M | re.S)
+    assert found, f"docs/reference.md has no section {title!r}"
+    return found[1]
+
+
+def rows(title: str) -> dict[str, list[str]]:
+    """The tables of a section: first cell, without backticks, to the others."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first.replace("`", ""): rest for first, *rest in cells if set(first) - set("-: ")}
+
+
+def documented(title: str) -> set[str]:
+    """What the tables of a section tell of, without their headings."""
+    lines = section(title).splitlines()
+    headings = {
+        line.strip("|").split("|")[0].strip()
+        for line, below in pairwise(lines)
+        if line.startswith("|") and re.fullmatch(r"\|[-:| ]+", below)
+    }
+    return rows(title).keys() - headings
+
+
+class TestReference:
+    """docs/reference.md tells of everything that the code has, and of nothing else."""
+
+    def test_settings_and_their_defaults(self) -> None:
+        assert documented("Settings") == DEFAULTS.keys()
+        for name, default in DEFAULTS.items():
+            assert rows("Settings")[name][0] == f"`{default!r}`"
+
+    def test_options_and_their_defaults(self) -> None:
+        options = {field.name: field.default for field in fields(ViewOptions)}
+
+        assert documented("Options of a view") == options.keys()
+        for name, default in options.items():
+            shown = "all three" if name == "phases" else f"`{default!r}`"
+            assert rows("Options of a view")[name][0] == shown
+
+    def test_hooks(self) -> None:
+        text = section("Hooks")
+
+        assert all(f"`{name}`" in text for p in Phase for name in (p.needs_hook, p.do_hook))
+        declared = definition.DO_MAY_DECLARE | definition.NEEDS_MAY_DECLARE
+        assert documented("Hooks") >= declared
+
+    def test_checks(self) -> None:
+        sources = "".join(
+            Path(module.__file__ or "").read_text()
+            for module in (checks, celery_checks, definition)
+        )
+
+        assert documented("Checks") == {
+            f"matviews.{n}" for n in re.findall(r"\b[EW]0\d\d\b", sources)
+        }
+
+    def test_signals_and_their_arguments(self) -> None:
+        assert documented("Signals") == set(signals.__all__)
+        for name, (sender, *arguments) in {
+            "refresh_requested": ("class", "refresh"),
+            "batch_finished": ("class", "report"),
+            "refresh_finished": ("class", "refresh"),
+            "message_refused": ("None", "message", "outcome"),
+        }.items():
+            text = " ".join(rows("Signals")[name])
+            assert sender in text
+            assert all(f"`{argument}`" in text for argument in arguments)
+
+    def test_options_of_the_command(self) -> None:
+        parser = update_materialized_views.Command().create_parser("manage.py", "x")
+        ours = {
+            option
+            for action in parser._actions
+            for option in action.option_strings
+            if option.startswith("--") and option not in DJANGOS_OPTIONS
+        }
+
+        assert {name.split()[0] for name in documented("Command")} == ours
+
+    @pytest.mark.parametrize("model", [ViewControl, Stripe, Refresh, PhaseRun])
+    def test_tables(self, model: type[Any]) -> None:
+        fields = set(re.findall(r"`(\w+)`", rows("Tables")[model.__name__][-1]))
+
+        assert fields == {field.name for field in model._meta.fields if field.name != "id"}
+
+    @pytest.mark.parametrize("states", [RefreshState, RunState])
+    def test_states(self, states: type[RefreshState | RunState]) -> None:
+        assert documented("States") >= {state.value for state in states}
+
+
+DJANGOS_OPTIONS = {
+    "--help", "--version", "--verbosity", "--settings", "--pythonpath", "--traceback",
+    "--no-color", "--force-color", "--skip-checks",
+}  # fmt: skip

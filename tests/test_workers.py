@@ -1,0 +1,239 @@
+"""Worker processes, a broker and a database, from the request to its end."""
+
+from typing import Any
+
+import pytest
+from django.db import models
+
+from matviews import engine, tasks
+from matviews.models import PhaseRun, Refresh, Trigger
+from matviews.phases import Phase
+from matviews.states import RefreshState
+from tests.ledger import add_items, assert_each_item_once, fault
+from tests.processes import Workers, ask_at_once
+from tests.sample.models import Copy, Item, Ledger, Limited, Striped, Walked
+
+pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+
+TASKS = ["delete_batch", "insert_batch", "refresh", "update_batch", "watch"]
+ASKERS = 20
+
+
+@pytest.fixture(autouse=True)
+def small_batches(settings: Any) -> None:
+    settings.MATVIEWS = {
+        "LEASE": 1.0,
+        "BATCH_SIZE_START": 5,
+        "BATCH_SIZE_FLOOR": 1,
+        "BATCH_SIZE_CEILING": 5,
+    }
+
+
+def assert_copies(view: type[Copy]) -> None:
+    rows = view._base_manager.order_by("key").values_list("key", "value")
+    assert list(rows) == list(Item.objects.order_by("pk").values_list("pk", "value"))
+
+
+def change_the_source() -> None:
+    Item.objects.filter(value__lt=7).delete()
+    Item.objects.filter(value__gte=20).update(value=models.F("value") + 100)
+    add_items(12)
+
+
+def test_workers_bring_views_up_to_date_in_batches(workers: Workers) -> None:
+    # given two workers, and views of several forms over one source
+    workers.start(2)
+    views: list[type[Copy]] = [Limited, Walked, Striped]
+    add_items(32)
+    # when they are refreshed, the source changes, and they are refreshed again
+    for view in views:
+        view.refresh()
+    workers.wait_until_quiet()
+    change_the_source()
+    asked = [view.refresh() for view in views]
+    workers.wait_until_quiet()
+    # then each row of each view is right, in many batches, none of them in this process
+    for view in views:
+        assert_copies(view)
+    assert Limited.is_fresh()
+    assert Striped.is_fresh()
+    for refresh in asked:
+        refresh.refresh_from_db()
+        assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
+    assert PhaseRun.objects.filter(batches__gt=3, phase=Phase.INSERT).count() >= len(views)
+    assert len(workers.lines("batch finished", "outcome=DONE")) >= 30
+    assert workers.lines("ERROR") == []
+
+
+def test_a_worker_finds_all_tasks_and_takes_them_by_name(workers: Workers) -> None:
+    # given a worker that has found the tasks with autodiscover_tasks()
+    (worker,) = workers.start()
+    listed = [line.strip(" .") for line in worker.lines("  . matviews.")]
+    assert listed == [f"matviews.{name}" for name in TASKS]
+    # when a refresh is asked for as beat does it: by name, with a label
+    add_items(8)
+    workers.send_by_name("matviews.refresh", "sample.Ledger")
+    workers.wait_for(Refresh.objects.filter(state=RefreshState.SUCCEEDED).exists)
+    # then it ran
+    assert Refresh.objects.get().trigger == Trigger.SCHEDULE
+    assert_each_item_once()
+    # and when the message of a request is lost, the watch task sends another
+    add_items(8)
+    engine.request(Ledger)
+    workers.wait_until_quiet(meanwhile=lambda: workers.send_by_name("matviews.watch"))
+    assert_each_item_once()
+
+
+def test_workers_refresh_through_rabbitmq(rabbitmq_workers: Workers) -> None:
+    rabbitmq_workers.start(2)
+    add_items(30)
+
+    Ledger.refresh()
+    rabbitmq_workers.wait_until_quiet()
+
+    assert_each_item_once()
+    assert Refresh.objects.get().state == RefreshState.SUCCEEDED
+
+
+def test_a_message_that_comes_twenty_times_does_one_batch(workers: Workers) -> None:
+    # given one batch message, twenty times in the queue
+    add_items(40)
+    refresh = engine.request(Ledger)
+    (stripe,) = engine.stripes_of(refresh.view_id)
+    message = engine.settle(stripe).message
+    assert message is not None
+    tasks.send([message] * 20)
+    # when three workers take them
+    workers.start(3)
+    workers.wait_until_quiet()
+    workers.wait_for(lambda: len(workers.lines("received")) - 20 >= 7)
+    # then one of the twenty did a batch, and each token was used once
+    workers.wait_for(lambda: len(workers.lines("message refused")) >= 19)
+    assert_each_item_once()
+    finished = [token_of(line) for line in workers.lines("batch finished")]
+    assert len(finished) == len(set(finished))
+    assert finished.count(message.token) == 1
+    assert PhaseRun.objects.get().batches == 8
+
+
+def token_of(line: str) -> int:
+    return int(line.partition("token=")[2].split()[0])
+
+
+def test_a_broker_that_forgets_everything_costs_time_only(
+    workers: Workers, redis_url: str, queue: str
+) -> None:
+    # given a view in the middle of its batches
+    workers.start(2)
+    add_items(100)
+    with fault(Ledger, "before_insert", "sleep", seconds=0.02):
+        Ledger.refresh()
+        for rows in (5, 30, 60):
+            enough = Ledger.objects.order_by("pk")[rows - 1 : rows]
+            workers.wait_for(enough.exists, meanwhile=workers.watch)
+            # when the broker loses all that it has, its bindings too
+            lost = forget(redis_url, queue)
+            assert lost > 0
+    # then the same workers go on once watch has run
+    workers.wait_until_quiet(meanwhile=workers.watch)
+    assert_each_item_once()
+    assert Refresh.objects.get().state == RefreshState.SUCCEEDED
+
+
+def forget(redis_url: str, queue: str) -> int:
+    import redis
+
+    with redis.Redis.from_url(redis_url) as client:
+        return int(client.delete(*client.scan_iter(match=f"{queue}*")))
+
+
+def test_a_hook_that_fails_stops_its_own_phase_only(workers: Workers) -> None:
+    workers.start(2)
+    add_items(20)
+    # given a view whose insert hook fails
+    with fault(Limited, "do_insert", "raise"):
+        failing = Limited.refresh()
+        # when others are refreshed beside it
+        Ledger.refresh()
+        Walked.refresh()
+        workers.wait_until_quiet()
+    # then they succeed, and it says what happened
+    assert_each_item_once()
+    assert_copies(Walked)
+    failing.refresh_from_db()
+    assert failing.state == RefreshState.FAILED
+    assert "RuntimeError: do_insert was told to fail" in failing.error
+    run = failing.runs.get(state="failed")
+    assert "do_insert" in run.traceback
+    assert set(failing.runs.exclude(pk=run.pk).values_list("state", flat=True)) == {"succeeded"}
+    # and the next request tries again
+    Limited.refresh()
+    workers.wait_until_quiet()
+    assert_copies(Limited)
+
+
+def test_requests_at_the_same_moment_are_one_refresh(
+    workers: Workers, redis_environment: dict[str, str]
+) -> None:
+    # given no worker, and many processes that ask at the same moment
+    add_items(30)
+    asking = ask_at_once("sample.Ledger", ASKERS, redis_environment)
+    assert (asking.returncode, asking.stderr) == (0, "")
+    assert Refresh.objects.filter(state=RefreshState.OPEN).count() == ASKERS
+    # when one worker comes
+    workers.start()
+    workers.wait_until_quiet()
+    # then one refresh did the work and the others joined it
+    leader = Refresh.objects.get(merged_into=None)
+    assert leader.merged.count() == ASKERS - 1
+    assert set(Refresh.objects.values_list("state", "error")) == {(RefreshState.SUCCEEDED, "")}
+    assert_each_item_once()
+    assert PhaseRun.objects.filter(batches__gt=0).count() == 1
+
+
+def test_no_request_is_forgotten_by_a_worker_at_work(
+    workers: Workers, redis_environment: dict[str, str]
+) -> None:
+    # given workers in the middle of a refresh
+    workers.start(2)
+    add_items(30)
+    with fault(Ledger, "before_insert", "sleep", seconds=0.05):
+        Ledger.refresh()
+        workers.wait_for(Ledger.objects.exists)
+        # when many processes ask at the same moment, and no watch ever runs
+        asking = ask_at_once("sample.Ledger", ASKERS, redis_environment)
+        assert (asking.returncode, asking.stderr) == (0, "")
+    workers.wait_until_quiet()
+    # then all of them close, and the last finds the view fresh
+    assert Ledger.is_fresh()
+    assert_each_item_once()
+    assert Refresh.objects.filter(state=RefreshState.SUCCEEDED).count() == ASKERS + 1
+
+
+def test_an_insert_asked_for_during_a_long_update_waits_for_one_batch(workers: Workers) -> None:
+    # given an update of many batches under way, and rows to insert
+    (worker,) = workers.start()
+    add_items(40)
+    Limited.refresh()
+    workers.wait_until_quiet()
+    Item.objects.update(value=models.F("value") + 1)
+    add_items(10)
+    updates = ("batch finished", "phase=update", "rows=5")
+    with fault(Limited, "do_update", "sleep", seconds=0.2):
+        Limited.refresh(phases=["update"])
+        workers.wait_for(lambda: len(worker.lines(*updates)) >= 2)
+        # when an insert is asked for
+        workers.send_by_name("matviews.refresh", "sample.Limited", ["insert"])
+        workers.wait_for(Refresh.objects.filter(trigger=Trigger.SCHEDULE).exists)
+        workers.wait_until_quiet()
+    # then it is next, after at most one more batch of the update
+    lines = worker.lines("view=sample.Limited")
+    (asked,) = (at for at, line in enumerate(lines) if line in worker.lines("refresh requested"))
+    after = [phase_of(line) for line in lines[asked:] if "batch finished" in line]
+    assert after.index("insert") <= 1
+    assert after.count("update") >= 4
+    assert_copies(Limited)
+
+
+def phase_of(line: str) -> str:
+    return line.partition("phase=")[2].split()[0]
