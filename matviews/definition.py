@@ -90,6 +90,11 @@ class ViewDefinition:
     problems: tuple[CheckMessage, ...] = ()
 
     @property
+    def knows_stripes(self) -> bool:
+        """Whether every hook keeps to the share of the keys that it is given."""
+        return all("stripe" in hooks.needs & hooks.do for hooks in self.hooks.values())
+
+    @property
     def errors(self) -> tuple[CheckMessage, ...]:
         """The problems that forbid a refresh."""
         return tuple(problem for problem in self.problems if problem.is_serious())

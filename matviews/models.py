@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+from django.core.validators import MinValueValidator
 from django.db import models, router
 
 from .phases import Phase
@@ -38,7 +39,9 @@ class ViewControl(models.Model):
         default=True, help_text="Whether a refresh of all views includes this one."
     )
     stripe_count = models.PositiveSmallIntegerField(
-        default=1, help_text="Shares of the keys that are worked on side by side."
+        default=1,
+        validators=[MinValueValidator(1)],
+        help_text="Shares of the keys that are worked on side by side.",
     )
     batch_size = models.PositiveIntegerField(
         null=True, blank=True, help_text="Rows per batch. Empty: as the code says."
@@ -131,7 +134,9 @@ class Refresh(models.Model):
 class PhaseRun(models.Model):
     """One phase of one refresh in one stripe: where it stands and what it did.
 
-    A run that is merged into another does nothing itself and shares the other's end.
+    A run that is merged into another does nothing itself and shares the other's end. One that has
+    caught up has done a batch smaller than it might have been; it goes on while `needs_*` says so,
+    but the next phase no longer waits for it.
     """
 
     refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs")
@@ -147,6 +152,7 @@ class PhaseRun(models.Model):
     estimate = models.BigIntegerField(null=True)
     seconds = models.FloatField(default=0.0)
     failures = models.PositiveSmallIntegerField(default=0)
+    caught_up = models.BooleanField(default=False)
     ran_at = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)

@@ -16,6 +16,7 @@ from django.db import transaction
 from .. import engine
 from ..conf import get_settings
 from ..engine import Message, Settlement
+from ..exceptions import ViewDisabled
 from ..models import Trigger
 from ..phases import Phase
 from . import inline
@@ -40,7 +41,11 @@ RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "inte
 @shared_task(name="matviews.refresh", ignore_result=True, serializer="json")
 def refresh(view: str, phases: list[str] | None = None) -> None:
     """Ask for a refresh of a view on a schedule. `view`: its label; `phases`: all by default."""
-    asked = engine.request(view, phases=phases, trigger=Trigger.SCHEDULE)
+    try:
+        asked = engine.request(view, phases=phases, trigger=Trigger.SCHEDULE)
+    except ViewDisabled as error:  # as the operator wants it, however often the schedule asks
+        logger.info("refresh refused view=%s reason=%s", view, error)
+        return
     dispatch(asked.view_id)
 
 
@@ -65,7 +70,9 @@ def delete_batch(stripe_id: int, token: int) -> None:
 @shared_task(name="matviews.watch", ignore_result=True, serializer="json")
 def watch() -> None:
     """Send again what was lost. To be run every minute."""
-    send(engine.watch())
+    messages = engine.watch()
+    if not send(messages):
+        engine.forget_resends(messages)
 
 
 _BATCH_TASKS = {

@@ -314,7 +314,7 @@ class TestRequestsMerge:
         while (message := engine.settle(stripe_of(Limited).pk).message) and len(turns) < 6:
             turns.append(str(message.phase))
             engine.run_batch(message)
-        assert turns == ["insert", "update", "insert", "update", "insert", "update"]
+        assert turns == ["update", "insert", "update", "insert", "update", "insert"]
 
     def test_phases_of_one_refresh_follow_each_other(self) -> None:
         items(4)

@@ -9,7 +9,7 @@ from .progress import RunProgress, progress_of
 from .requests import check_phases, request
 from .settle import Settlement, settle, settle_view, stripes_of
 from .status import Announcement, ViewStatus, view_statuses
-from .watch import watch
+from .watch import forget_resends, watch
 
 __all__ = [
     "Announcement",
@@ -21,6 +21,7 @@ __all__ = [
     "ViewStatus",
     "alias",
     "check_phases",
+    "forget_resends",
     "is_fresh",
     "progress_of",
     "request",

@@ -11,17 +11,17 @@ import socket
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError
 from django.db.models import Case, F, Func, Q, When
-from django.db.models.functions import Now
 
 from .. import signals
 from ..conf import get_settings
 from ..definition import ViewDefinition
-from ..models import Stripe
+from ..models import PhaseRun, Stripe
 from ..registry import registry
 from ..states import RunState
 from . import databases
@@ -57,10 +57,19 @@ def run_batch(message: Message) -> BatchReport:
 
 
 def _run_batch(message: Message) -> BatchReport:
-    try:
-        return _try_batch(message) if _announce(message) else _refuse(message)
-    except _Refused:
+    if not _announce(message):
         return _refuse(message)
+    try:
+        return _try_batch(message)
+    except _Refused:
+        _withdraw(message)
+        report = _refuse(message)
+        overtaken = report.outcome is Outcome.STALE
+        return replace(report, outcome=Outcome.OVERTAKEN) if overtaken else report
+    except (DatabaseError, InterfaceError):
+        databases.drop_broken_connection()
+        _withdraw(message)
+        raise
     except KeyboardInterrupt:
         # Not for SystemExit: a hook that always exits must be counted as one that kills.
         _withdraw(message)
@@ -80,7 +89,7 @@ def _try_batch(message: Message) -> BatchReport:
 
 def _announce(message: Message) -> bool:
     """Say who is about to work, in a transaction of its own, so that a killed worker is counted."""
-    nobody = ~Q(announced_token=F("token")) | Q(announced_at__lt=Now() - _lease())
+    nobody = ~Q(announced_token=F("token")) | Q(announced_at__lt=databases.UtcNow() - _lease())
     with databases.short_transaction():
         return databases.claim(
             message.stripe_id,
@@ -89,8 +98,8 @@ def _announce(message: Message) -> bool:
             # MySQL assigns from left to right: the count must come before what it looks at.
             attempts=Case(When(announced_token=F("token"), then=F("attempts") + 1), default=1),
             announced_token=F("token"),
-            announced_at=Now(),
-            watch_after=Now() + _lease(),
+            announced_at=databases.UtcNow(),
+            watch_after=databases.UtcNow() + _lease(),
             worker=worker_name(),
             resends=0,
         )
@@ -106,10 +115,12 @@ def _lease() -> timedelta:
 
 
 def _withdraw(message: Message) -> None:
-    """Take the announcement back: this batch was interrupted on purpose and may be done at once."""
+    """Take our announcement back: nobody was killed, and the batch may be done at once."""
     ours = Stripe.objects.filter(pk=message.stripe_id, worker=worker_name())
     with suppress(DatabaseError, InterfaceError):
-        ours.filter(announced_token=message.token).update(announced_token=0)
+        ours.filter(token=message.token, announced_token=message.token).update(
+            announced_token=0, watch_after=None
+        )
 
 
 def _refuse(message: Message) -> BatchReport:
@@ -126,12 +137,20 @@ class _Refused(Exception):
 
 
 class _Attempt:
-    """One try of one batch, and what must be remembered of it to record a failure."""
+    """One try of one batch, and what must be remembered of it to record a failure.
+
+    Attributes:
+        message: the message.
+        started: monotonic time of the beginning, in seconds.
+        known: primary keys of the refreshes that the batch has seen.
+        tried: refresh and phase whose hooks were called last.
+    """
 
     def __init__(self, message: Message) -> None:
         self.message = message
-        self.phase = message.phase
         self.started = time.monotonic()
+        self.known: set[int] | None = None
+        self.tried: tuple[int, str] | None = None
 
     def run(self) -> BatchReport:
         """Do the batch and commit it together with its bookkeeping."""
@@ -147,10 +166,17 @@ class _Attempt:
         """Write down why the batch was rolled back, behind the same fence as the batch itself."""
         with databases.short_transaction():
             work = self._pass_token({})
-            if work and (run := work.next_run(self.phase)):
+            if work and (run := self._blamed(work)):
                 self._fail(Step(work, run), error)
                 work.save()
         return self._report(work, Outcome.FAILED, error=_one_line(error))
+
+    def _blamed(self, work: Work) -> PhaseRun | None:
+        """The run whose hooks were called last: those before it in the batch are innocent."""
+        for run in work.leaders():
+            if (run.refresh_id, run.phase) == self.tried:
+                return run
+        return work.next_run(self.message.phase)
 
     def _pass_token(self, extra: dict[str, Func]) -> Work | None:
         """Take the stripe for this transaction; what it has to do, None if nothing.
@@ -159,12 +185,15 @@ class _Attempt:
             _Refused: the token has moved on since the announcement.
         """
         stripe_id, token = self.message.stripe_id, self.message.token
-        changes = {"token": F("token") + 1, "watch_after": Now() + _lease()}
+        changes = {"token": F("token") + 1, "watch_after": databases.UtcNow() + _lease()}
         if not databases.claim(stripe_id, token, **changes):
             raise _Refused
         work = load_work(stripe_id, extra=extra)
         if work is not None:
-            work.admit()
+            if self.known is None:
+                self.known = {refresh.pk for refresh in work.refreshes}
+            # What was asked for since is not the failed batch's, and is tried afresh.
+            work.admit(self.known)
         return work
 
     def _work_off(self, work: Work) -> tuple[int, int | None]:
@@ -174,21 +203,23 @@ class _Attempt:
         """
         if definition := work.definition:
             _limit_own(definition)
+        # After a kill, one run at a time is settled and committed, or its hook could kill again
+        # and again and never be the one that is blamed.
+        after_kill = work.stripe.attempts > 1
         run = work.next_run(self.message.phase)
         while run is not None:
             step = Step(work, run)
-            self.phase = step.phase
+            self.tried = run.refresh_id, run.phase
             if fault := step.fault():
                 work.end(run, RunState.FAILED, error=fault)
-                work.stripe.attempts = 1  # The kills were this run's, not the next one's.
             elif not step.needed():
                 work.end(run, RunState.SUCCEEDED)
             elif step.phase is self.message.phase:
                 limit = step.limit() if step.paced else None
-                return step.do(self.started).rows, limit
+                return step.do().rows, limit
             else:
                 break
-            run = work.next_run()
+            run = None if after_kill else work.next_run()
         return 0, None
 
     def _fail(self, step: Step, error: Exception) -> None:

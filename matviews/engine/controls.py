@@ -20,7 +20,7 @@ def sync_controls() -> None:
         control, _created = ViewControl.objects.get_or_create(
             label=definition.label, defaults=_first_values(definition)
         )
-        _sync_stripes(control)
+        _sync_stripes(control, most=None if definition.knows_stripes else 1)
 
 
 def _first_values(definition: ViewDefinition) -> dict[str, object]:
@@ -28,15 +28,17 @@ def _first_values(definition: ViewDefinition) -> dict[str, object]:
     return {"include_in_batch": options.include_in_batch, "stripe_count": options.stripes}
 
 
-def _sync_stripes(control: ViewControl) -> None:
+def _sync_stripes(control: ViewControl, most: int | None) -> None:
     """Bring the stripes to the number that the control wants, once no refresh is open.
+
+    One, for a view whose hooks do not declare `stripe`: each of them would do all the work.
 
     A refresh that is under way was told how many stripes share the keys; it goes on with these.
     """
     with short_transaction():
         free = {stripe.number: stripe.pk for stripe in lock_free(Q(view=control))}
         present = set(control.stripes.values_list("number", flat=True))
-        wanted = set(range(control.stripe_count))
+        wanted = set(range(most or max(1, control.stripe_count)))
         busy = present - set(free) or control.refreshes.filter(state=RefreshState.OPEN).exists()
         if present == wanted or (present and busy):
             return

@@ -9,12 +9,14 @@ from typing import Any
 from django.db import Error, InterfaceError, OperationalError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Func, Q, TextField, Value
+from django.db.models.functions import Now
 
 from ..models import Stripe
 from .compiled import GIVEN, TOKEN, CompiledSelect, CompiledUpdate
 
 __all__ = [
     "Fault",
+    "UtcNow",
     "alias",
     "batch_transaction",
     "claim",
@@ -29,12 +31,13 @@ __all__ = [
 # MariaDB and MySQL error numbers.
 MYSQL_LIMIT = {1205, 1969, 3024}  # lock wait timeout, max_statement_time, max_execution_time
 MYSQL_TRANSIENT = {1213, 1020}  # deadlock, record changed since last read
-MYSQL_LOST = {1053, 1927, 2006, 2013, 2055, 4031}
+MYSQL_LOST = {1040, 1053, 1203, 1927, 2006, 2013, 2055, 4031}  # lost, or refused for being too many
 
 # PostgreSQL: 57014 is what statement_timeout raises, 55P03 what lock_timeout raises; 40xxx are
-# deadlocks and serialization failures, 25P03 the idle timeout, 57P0x a server going down.
-POSTGRES_LIMIT = {"57014", "55P03"}
-POSTGRES_TRANSIENT = {"40001", "40P01", "25P03", "25P04", "57P01", "57P02", "57P03", "57P05"}
+# deadlocks and serialization failures, 57P0x a server going down, 53300 too many connections.
+# 25P03 is the idle timeout, of a batch that computed for too long between two statements.
+POSTGRES_LIMIT = {"57014", "55P03", "25P03"}
+POSTGRES_TRANSIENT = {"40001", "40P01", "25P04", "57P01", "57P02", "57P03", "57P05", "53300"}
 
 
 class Fault(Enum):
@@ -52,6 +55,14 @@ def alias() -> str:
 
 def _connection() -> BaseDatabaseWrapper:
     return connections[alias()]
+
+
+class UtcNow(Now):
+    """The database's clock, in UTC: on MariaDB and MySQL `Now` is in the server's time zone."""
+
+    def as_mysql(self, compiler: Any, connection: Any, **_context: Any) -> Any:
+        """As `Now` does it, but for the zone."""
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)")
 
 
 def drop_broken_connection() -> None:
@@ -98,17 +109,39 @@ def _claim(
     return (CompiledSelect(locked), update) if vendor == "mysql" else (update,)
 
 
-def short_transaction() -> transaction.Atomic:
-    """A transaction for bookkeeping alone, which commits by itself."""
-    return transaction.atomic(using=alias(), durable=True)
+@contextmanager
+def short_transaction() -> Iterator[None]:
+    """A transaction in READ COMMITTED that commits by itself, whatever the connection's level is.
+
+    Under REPEATABLE READ, on MariaDB and MySQL an `INSERT ... SELECT` locks the rows that it reads,
+    and on PostgreSQL two processes that meet at one row fail instead of seeing each other's end.
+    """
+    database = _connection()
+    database.ensure_connection()
+    alone = not database.in_atomic_block  # else a test case's transaction is around it
+    sets_level = alone and _isolation_level(database) not in _READ_COMMITTED
+    if sets_level and database.vendor == "mysql":
+        _execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    with transaction.atomic(using=alias(), durable=True):
+        if sets_level and database.vendor == "postgresql":
+            _execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        yield
+
+
+_READ_COMMITTED = {None, "read committed", "READ_COMMITTED"}
+
+
+def _isolation_level(database: Any) -> str | None:
+    """The connection's level: a name on MariaDB and MySQL, an enum of psycopg's on PostgreSQL."""
+    level = getattr(database, "isolation_level", None)
+    return getattr(level, "name", level)
 
 
 @contextmanager
 def batch_transaction(seconds: float) -> Iterator[None]:
     """A transaction for a batch, whose statements end within `seconds`; see also `limits`.
 
-    MariaDB and MySQL run it in READ COMMITTED: under REPEATABLE READ an `INSERT ... SELECT` locks
-    the rows that it reads. Their limits belong to the session, so they are taken back at the end.
+    The limits of MariaDB and MySQL belong to the session, so they are taken back at the end.
     """
     database: Any = _connection()
     if database.vendor != "mysql":
@@ -116,8 +149,8 @@ def batch_transaction(seconds: float) -> Iterator[None]:
             yield
         return
     database.ensure_connection()
-    if database.isolation_level != "read committed":
-        _execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    names = _mysql_limits(seconds)
+    _execute(f"SET {', '.join(f'@matviews_{name} = @@SESSION.{name}' for name in names)}")
     limit_statements(seconds)
     thread = database.connection.thread_id()
     try:
@@ -129,8 +162,9 @@ def batch_transaction(seconds: float) -> Iterator[None]:
             _execute(f"KILL {thread}")
         raise
     finally:
-        if database.is_usable():
-            _execute(f"SET SESSION {', '.join(f'{n} = DEFAULT' for n in _mysql_limits(seconds))}")
+        with suppress(Error):  # a connection that is gone has no limits to take back
+            if database.connection is not None and database.is_usable():
+                _execute(f"SET {', '.join(f'SESSION {n} = @matviews_{n}' for n in names)}")
 
 
 def limits(seconds: float) -> dict[str, Func]:
@@ -183,9 +217,11 @@ def _execute(sql: str) -> None:
 
 
 def classify(error: Exception) -> Fault:
-    """Tell what a failed batch calls for, by the database's own error codes."""
+    """Tell what a failed batch calls for, mostly by the database's own error codes."""
     if isinstance(error, InterfaceError):
         return Fault.TRANSIENT
+    if isinstance(error, MemoryError):
+        return Fault.LIMIT
     if not isinstance(error, Error):
         return Fault.FINAL
     cause = error.__cause__ or error

@@ -15,19 +15,20 @@ class Outcome(Enum):
     DONE = "the batch committed"
     FAILED = "the batch was rolled back, and the failure recorded"
     LOST = "the batch was rolled back, and the failure could not be recorded"
+    OVERTAKEN = "the token moved on meanwhile: done by another, or its commit's answer was lost"
     STALE = "the token has moved on: a duplicate, or too late"
     BUSY = "another batch is at work in the stripe"
     UNKNOWN = "there is no such stripe"
 
     @property
     def refused(self) -> bool:
-        """Whether the message was turned away before anything was touched."""
+        """Whether the message was turned away, and nothing but an announcement was written."""
         return self in (Outcome.STALE, Outcome.BUSY, Outcome.UNKNOWN)
 
     @property
     def recorded(self) -> bool:
         """Whether the batch, or its failure, is written down and the token has moved on."""
-        return self in (Outcome.DONE, Outcome.FAILED)
+        return self in (Outcome.DONE, Outcome.FAILED, Outcome.OVERTAKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class BatchReport:
         label: the view, "" when the message was refused.
         rows: rows written.
         limit: rows that the batch was allowed; None for a hook without `limit`.
-        seconds: how long the hooks took.
+        seconds: how long the batch took, with its bookkeeping.
         runs: the phase runs that this batch worked on or ended, as they were saved.
         error: class and message of what failed, "" otherwise.
     """

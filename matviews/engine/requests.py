@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Iterable
 
+from django.db.models import Exists, OuterRef
 from django.utils import timezone
 
 from .. import signals
 from ..conf import LARGEST_SIZE, is_count
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, ViewDisabled, ViewNotReady
-from ..models import Refresh, Trigger, ViewControl
+from ..models import Refresh, Stripe, Trigger, ViewControl
 from ..phases import Phase
 from ..registry import registry
 from ..states import RefreshState
@@ -87,8 +88,9 @@ def check_phases(
 
 
 def _enabled_control(label: str) -> ViewControl:
-    control = ViewControl.objects.filter(label=label).first()
-    if control is None:
+    has_stripes = Exists(Stripe.objects.filter(view=OuterRef("pk")))
+    control = ViewControl.objects.filter(label=label).annotate(has_stripes=has_stripes).first()
+    if control is None or not control.has_stripes:
         raise ViewNotReady(f"{label} has no bookkeeping rows yet: run `manage.py migrate`.")
     if not control.enabled:
         raise ViewDisabled(f"{label} is disabled; enable its view control first.")

@@ -1,17 +1,16 @@
 """What follows a commit: close the refreshes that are done, and tell which batch is due."""
 
 import logging
-from collections.abc import Iterable
+from datetime import datetime
 from typing import NamedTuple
 
-from django.db import transaction
 from django.utils import timezone
 
 from .. import signals
 from ..models import PhaseRun, Refresh, Stripe, ViewControl
 from ..phases import Phase
 from ..states import RefreshState, RunState, check_transition
-from .databases import alias
+from .databases import short_transaction
 from .messages import Message
 from .work import Work, load_work, load_works
 
@@ -36,8 +35,8 @@ def settle(stripe_id: int) -> Settlement:
     """Close what is done in a stripe and tell which batch is due.
 
     To be called after a commit, by whoever asked for a refresh or worked on one: between the two,
-    one sees what the other has committed. Calling it again, or never calling it, does no harm:
-    `watch` does it too.
+    one sees what the other has committed. Calling it again does no harm; where it is not called,
+    `watch` does it a lease later.
     """
     work = load_work(stripe_id)
     return _settle(work) if work else Settlement()
@@ -61,7 +60,7 @@ def _close(refresh: Refresh, work: Work) -> bool:
         if len(runs) < len(refresh.phases) * work.share.count or any(run.active for run in runs):
             return False
     _fill_in(refresh, runs)
-    if not _save_closed(refresh, _succeeded_phases(runs)):
+    if not _save_closed(refresh, _success_times(runs)):
         return False
     logger.log(
         logging.INFO if refresh.state == RefreshState.SUCCEEDED else logging.ERROR,
@@ -87,18 +86,24 @@ def _fill_in(refresh: Refresh, runs: list[PhaseRun]) -> None:
         refresh.merged_into_id = max(leader for leader in leaders if leader)
 
 
-def _save_closed(refresh: Refresh, succeeded: Iterable[Phase]) -> bool:
+def _save_closed(refresh: Refresh, success_times: dict[str, datetime]) -> bool:
     """Save the end of a refresh once, however many processes see it at the same moment."""
     fields = ("state", "error", "started_at", "finished_at", "merged_into_id")
-    with transaction.atomic(using=alias()):
+    with short_transaction():
         open_refresh = Refresh.objects.filter(pk=refresh.pk, state=RefreshState.OPEN)
         if not open_refresh.update(**{name: getattr(refresh, name) for name in fields}):
             return False
-        if times := {phase.success_field: refresh.finished_at for phase in succeeded}:
-            ViewControl.objects.filter(pk=refresh.view_id).update(**times)
+        if success_times:
+            ViewControl.objects.filter(pk=refresh.view_id).update(**success_times)
     return True
 
 
-def _succeeded_phases(runs: list[PhaseRun]) -> list[Phase]:
+def _success_times(runs: list[PhaseRun]) -> dict[str, datetime]:
+    """When each phase that succeeded in every stripe had done so, by field of the control."""
     failed = {run.phase for run in runs if run.state != RunState.SUCCEEDED}
-    return [phase for phase in Phase if phase in {run.phase for run in runs} - failed]
+    times: dict[str, datetime] = {}
+    for run in runs:
+        if run.phase not in failed and run.finished_at:
+            field = Phase(run.phase).success_field
+            times[field] = max(run.finished_at, times.get(field, run.finished_at))
+    return times

@@ -61,6 +61,8 @@ class Step:
             return f"The view has errors: {' '.join(str(e.msg) for e in definition.errors)}"
         if self.phase not in definition.hooks:
             return f"{label} no longer has the phase {self.phase}."
+        if self.work.share.count > 1 and not definition.knows_stripes:
+            return f"{label} has {self.work.share.count} stripes, but its hooks declare none."
         return self._fault_of_kills() if self._kills >= MAX_FAILURES else ""
 
     def _fault_of_kills(self) -> str:
@@ -83,9 +85,9 @@ class Step:
             self.run.estimate = self.run.rows + answer
         return bool(answer)
 
-    def do(self, started: float) -> Batch:
-        """Do one batch and take it down in the run. `started`: monotonic time of its beginning."""
-        run, limit = self.run, self.limit()
+    def do(self) -> Batch:
+        """Do one batch and take it down in the run."""
+        run, limit, started = self.run, self.limit(), time.monotonic()
         batch = call_do(
             self.definition, self.phase, limit=limit, share=self.work.share, cursor=run.cursor
         )
@@ -97,9 +99,11 @@ class Step:
         run.failures = 0
         run.error = run.traceback = ""
         run.cursor = batch.cursor
+        run.caught_up = self.hooks.kind is HookKind.LIMIT and batch.rows < limit
         run.ran_at = timezone.now()
         run.started_at = run.started_at or run.ran_at
         if self.paced:
+            run.batch_size = limit
             self._pace(batch, limit, seconds)
         self._finish(state)
         return batch
@@ -131,11 +135,11 @@ class Step:
         return get_settings().BATCH_SIZE_FLOOR
 
     def _size(self) -> int:
-        """Rows that the run's next batch may write; at its start, what the last run learnt."""
+        """Rows that the run's next batch may write; at its start, what the runs before learnt."""
         if self.run.batch_size is None:
             last = self._last_run()
-            self.run.batch_size = self._pinned or (last and last.batch_size) or self._first_size
             self.run.pace = last.pace if last else {}
+            self.run.batch_size = self._pinned or self._learnt_size
         return self.run.batch_size
 
     def _last_run(self) -> PhaseRun | None:
@@ -143,8 +147,10 @@ class Step:
         return runs.order_by("-pk").first()
 
     @property
-    def _first_size(self) -> int:
-        return get_settings().BATCH_SIZE_START
+    def _learnt_size(self) -> int:
+        settings = get_settings()
+        size: int = self.run.pace.get("size", settings.BATCH_SIZE_START)
+        return max(settings.BATCH_SIZE_FLOOR, min(settings.BATCH_SIZE_CEILING, size))
 
     @property
     def _pinned(self) -> int | None:
@@ -194,7 +200,7 @@ class Step:
                 self.definition.label, self.phase, learnt.size, seconds,
             )  # fmt: skip
         self.run.batch_size = learnt.size
-        self.run.pace = {"history": learnt.history, "flat": learnt.flat}
+        self.run.pace = {"size": learnt.size, "history": learnt.history, "flat": learnt.flat}
 
     def _finish(self, state: RunState) -> None:
         if state.active:

@@ -1,19 +1,19 @@
 """Finding what has gone quiet: messages that were lost, workers that died."""
 
 import logging
+from collections.abc import Iterable
 from datetime import timedelta
 
-from django.db.models import Exists, F, OuterRef, Q
-from django.db.models.functions import Now
+from django.db.models import Exists, OuterRef, Q
 
 from ..conf import get_settings
 from ..models import Refresh, Stripe, ViewControl
 from ..states import RefreshState
-from .databases import lock_free, short_transaction
+from .databases import UtcNow, claim, drop_broken_connection, short_transaction
 from .messages import Message
 from .settle import settle
 
-__all__ = ["watch"]
+__all__ = ["forget_resends", "watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,29 +21,52 @@ logger = logging.getLogger(__name__)
 def watch() -> list[Message]:
     """The messages to send again: of stripes that have work, and that nobody seems to be at.
 
-    A stripe whose row is locked is at work. Each time that a stripe is found quiet again without
-    any worker having announced itself, it is left alone twice as long, up to PATIENCE_CEILING: a
-    day without workers does not fill the broker. Also closes what a killed process left open.
+    A stripe whose row is locked is at work. Each time that a message was sent again and no worker
+    has announced itself since, the stripe is left alone twice as long, up to PATIENCE_CEILING: a day
+    without workers does not fill the broker. Also closes what a killed process left open.
     """
+    quiet = Stripe.objects.filter(_HAS_WORK & _QUIET).order_by()
+    messages = [_look(*stripe) for stripe in quiet.values_list("pk", "resends")]
+    return [message for message in messages if message]
+
+
+def forget_resends(messages: Iterable[Message]) -> None:
+    """Take back that these messages were sent again: the broker did not take them."""
+    stripes = Stripe.objects.filter(pk__in=[message.stripe_id for message in messages])
+    stripes.update(watch_after=None, resends=0)
+
+
+def _look(stripe_id: int, resends: int) -> Message | None:
+    try:
+        message = settle(stripe_id).message
+        if message is None or not _takes(message, resends + 1):
+            return None
+    except Exception:  # what is wrong with one stripe must not keep the others waiting
+        logger.exception("watch failed stripe=%s", stripe_id)
+        drop_broken_connection()
+        return None
+    logger.warning(
+        "message sent again stripe=%s token=%s phase=%s", stripe_id, message.token, message.phase
+    )
+    return message
+
+
+def _takes(message: Message, resends: int) -> bool:
+    """Note the message as sent, unless somebody is at work in the stripe after all."""
     with short_transaction():
-        quiet = lock_free(_QUIET)
-        for stripe in quiet:
-            Stripe.objects.filter(pk=stripe.pk).update(
-                watch_after=Now() + _patience(stripe.resends + 1), resends=F("resends") + 1
-            )
-    messages = [message for stripe in quiet if (message := settle(stripe.pk).message)]
-    for message in messages:
-        logger.warning(
-            "message sent again stripe=%s token=%s phase=%s",
-            message.stripe_id, message.token, message.phase,
-        )  # fmt: skip
-    return messages
+        return claim(
+            message.stripe_id,
+            message.token,
+            _QUIET,
+            watch_after=UtcNow() + _patience(resends),
+            resends=resends,
+        )
 
 
-_QUIET = Q(
+_QUIET = Q(watch_after=None) | Q(watch_after__lt=UtcNow())
+# Not joins: these conditions must not lock anything.
+_HAS_WORK = Q(
     Exists(Refresh.objects.filter(view=OuterRef("view"), state=RefreshState.OPEN)),
-    Q(watch_after=None) | Q(watch_after__lt=Now()),
-    # Not a join, which would lock the control too.
     view__in=ViewControl.objects.filter(enabled=True),
 )
 

@@ -4,7 +4,8 @@ Everything is read in one query, inside the stripe's batch (then it is exact) or
 a good guess, which the token holds against the truth).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from itertools import groupby, islice
@@ -47,26 +48,32 @@ class Work:
     runs: list[PhaseRun] = field(default_factory=list)
     touched: list[PhaseRun] = field(default_factory=list)
 
-    def admit(self) -> None:
+    def admit(self, known: Collection[int] | None = None) -> None:
         """Make the phase runs of refreshes that this stripe has not seen yet, unsaved.
+
+        Of those in `known` only, if that is given.
 
         A run is merged into an active run of its phase where that one has not computed anything
         yet, or asks `needs_*` again before it ends: either covers all that the request could see.
         """
         seen = {run.refresh_id for run in self.runs}
+        covering = {
+            phase: next((run for run in self.leaders(phase) if self._covers(run)), None)
+            for phase in Phase
+        }
         for refresh in self.refreshes:
-            if refresh.pk not in seen:
+            if refresh.pk not in seen and (known is None or refresh.pk in known):
                 for phase in map(Phase, refresh.phases):
-                    leader = next((run for run in self.leaders(phase) if self._covers(run)), None)
-                    self.runs.append(
-                        PhaseRun(
-                            refresh=refresh, stripe=self.stripe, phase=phase, merged_into=leader
-                        )
-                    )
+                    run = PhaseRun(refresh=refresh, stripe=self.stripe, phase=phase)
+                    run.merged_into = covering[phase]
+                    covering[phase] = covering[phase] or run
+                    self.runs.append(run)
 
     def _covers(self, run: PhaseRun) -> bool:
         if run.batches == 0:
             return True
+        if run.cursor is not None:  # also when an older version of the code sees it
+            return False
         hooks = self.definition.hooks.get(Phase(run.phase)) if self.definition else None
         return hooks is not None and hooks.kind is HookKind.LIMIT
 
@@ -81,28 +88,27 @@ class Work:
         return (run for run in self.runs if run.active and run.merged_into is leader)
 
     def next_run(self, phase: Phase | None = None) -> PhaseRun | None:
-        """The run whose turn it is, of `phase` where that one has any.
+        """The run whose turn it is, of `phase` if one of that is ready.
 
-        Within a refresh the phases follow each other; refreshes take turns batch by batch. Among
-        runs of one phase the oldest goes first.
+        Within a refresh a phase waits for the one before it, until that has caught up with its
+        source; refreshes take turns batch by batch. Of the runs of one phase the oldest goes first.
         """
-        ready = [run for run in self.leaders() if self._is_ready(run)]
+        oldest = [next(self.leaders(each), None) for each in Phase]
+        by_refresh = self._active_by_refresh()
+        ready = [
+            run
+            for run in oldest
+            if run and any(_comes_next(each, by_refresh) for each in (run, *self.followers(run)))
+        ]
         mine = [run for run in ready if run.phase == phase]
         return min(mine or ready, key=_turn, default=None)
 
-    def _is_ready(self, run: PhaseRun) -> bool:
-        order = Phase(run.phase).order
-        older = any(other is not run for other in self._older_leaders(run))
-        return not older and not any(
-            other.active and other.refresh_id == run.refresh_id and Phase(other.phase).order < order
-            for other in self.runs
-        )
-
-    def _older_leaders(self, run: PhaseRun) -> Iterator[PhaseRun]:
-        for other in self.leaders(Phase(run.phase)):
-            if other is run:
-                return
-            yield other
+    def _active_by_refresh(self) -> dict[int, list[PhaseRun]]:
+        active: dict[int, list[PhaseRun]] = defaultdict(list)
+        for run in self.runs:
+            if run.active:
+                active[run.refresh_id].append(run)
+        return active
 
     def end(self, run: PhaseRun, state: RunState, *, error: str = "", trace: str = "") -> None:
         """Give a run, and those merged into it, their last state."""
@@ -111,7 +117,7 @@ class Work:
             ended.move_to(state)
             ended.error, ended.traceback, ended.finished_at = error, trace, now
             ended.started_at = run.started_at or now
-            self.touch(ended)
+        self.touch(run)
 
     def touch(self, run: PhaseRun) -> None:
         """Note that a run has changed, for `save`."""
@@ -126,6 +132,8 @@ class Work:
         _insert([run for run in new if run.merged_into is not None])
         for run in changed:
             run.save(force_update=True)
+            if not run.active and any(other.merged_into is run for other in self.runs):
+                _end_followers(run)
 
     def next_message(self) -> Message | None:
         """The message for the batch whose turn it is; None when nothing is due, or paused."""
@@ -141,6 +149,15 @@ class Work:
         return [refresh for refresh in self.refreshes if refresh.pk in seen - active]
 
 
+def _comes_next(run: PhaseRun, active: Mapping[int, list[PhaseRun]]) -> bool:
+    """Whether no earlier phase of the run's refresh is still in its way."""
+    order = Phase(run.phase).order
+    return not any(
+        Phase(other.phase).order < order and not (other.merged_into or other).caught_up
+        for other in active[run.refresh_id]
+    )
+
+
 def _insert(runs: list[PhaseRun]) -> None:
     """Insert rows so that their primary keys are known, which MySQL does only one by one."""
     if connections[alias()].features.can_return_rows_from_bulk_insert:
@@ -150,9 +167,15 @@ def _insert(runs: list[PhaseRun]) -> None:
         run.save(force_insert=True)
 
 
+def _end_followers(leader: PhaseRun) -> None:
+    names = ("state", "error", "traceback", "started_at", "finished_at")
+    followers = PhaseRun.objects.filter(merged_into=leader).exclude(state=leader.state)
+    followers.update(**{name: getattr(leader, name) for name in names})
+
+
 def _turn(run: PhaseRun) -> tuple[Any, ...]:
-    ran_at = run.ran_at.timestamp() if run.ran_at else 0.0
-    return ran_at, Phase(run.phase).order, run.refresh_id
+    """The one that has waited longest comes first."""
+    return run.ran_at or run.refresh.requested_at, Phase(run.phase).order, run.refresh_id
 
 
 def load_work(stripe_id: int, *, extra: Mapping[str, Func] | None = None) -> Work | None:

@@ -2,9 +2,10 @@
 
 import statistics
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,12 +84,15 @@ class Long:
     Attributes:
         batches: how many.
         first, last: median of the first and of the last thousand batches.
+        cpu_first, cpu_last: mean processor time of a batch in these.
         rss_growth: resident memory at the end less that after the first thousand batches, in KiB.
     """
 
     batches: int
     first: float
     last: float
+    cpu_first: float
+    cpu_last: float
     rss_growth: int
 
     @property
@@ -99,7 +103,7 @@ class Long:
 
 def synchronous(runs: int, batches: int) -> Synchronous:
     Hop._base_manager.create()
-    count = _statements_per_batch()
+    per_batch = _statements_per_batch()
     cpu, engine_runs, hooks_runs, update_runs = [], [], [], []
     _build(batches // 4)
     for _ in range(runs):
@@ -109,7 +113,7 @@ def synchronous(runs: int, batches: int) -> Synchronous:
         hooks_runs.append(_each(batches, _hooks_alone))
         update_runs.append(_each(batches, write))
     return Synchronous(
-        statements=count, batch=Times.of(engine_runs), cpu=statistics.median(cpu),
+        statements=per_batch, batch=Times.of(engine_runs), cpu=statistics.median(cpu),
         hooks=Times.of(hooks_runs), update=Times.of(update_runs),
     )  # fmt: skip
 
@@ -124,15 +128,19 @@ def idle(runs: int, refreshes: int) -> Idle:
 
 def long(batches: int) -> Long:
     memory: list[int] = []
+    cpu: list[float] = []
 
-    def measure_memory(done: int) -> None:
+    def measure(done: int) -> None:
+        if done in (1, ENDS, batches - ENDS, batches):
+            cpu.append(time.process_time() * 1e3 / ENDS)
         if done in (ENDS, batches):
             memory.append(_resident())
 
-    times = _build(batches, measure_memory)
+    times = _build(batches, measure)
     return Long(
         batches=batches, first=statistics.median(times[:ENDS]),
-        last=statistics.median(times[-ENDS:]), rss_growth=memory[-1] - memory[0],
+        last=statistics.median(times[-ENDS:]), cpu_first=cpu[1] - cpu[0], cpu_last=cpu[-1] - cpu[-2],
+        rss_growth=memory[-1] - memory[0],
     )  # fmt: skip
 
 
@@ -149,14 +157,16 @@ def _statements_per_batch() -> int:
 def _build(batches: int, on_batch: Callable[[int], object] = lambda _done: None) -> list[float]:
     """Refresh in so many batches; the time from each to the next."""
     NoOp.batches = batches
-    ended: list[float] = []
+    ended = array("d", bytes(8 * batches))  # all at once: memory is measured, too
+    numbers = count()
 
     def note(_report: Any) -> None:
-        ended.append(time.perf_counter())
-        on_batch(len(ended))
+        number = next(numbers)
+        ended[number] = time.perf_counter()
+        on_batch(number + 1)
 
     refresh = inline.run_to_end(engine.request(NoOp, phases=[Phase.INSERT]), on_report=note)
-    _assert_done(refresh, batches, len(ended))
+    _assert_done(refresh, batches, next(numbers))
     return [(after - before) * 1e3 for before, after in pairwise(ended)]
 
 

@@ -53,7 +53,7 @@ def values(figures: Figures) -> list[tuple[Aim, float]]:
     return [
         (STATEMENTS, figures.synchronous.statements),
         (BATCH, figures.synchronous.batch.median),
-        *((HOP, hops.batch.median) for hops in figures.through_redis if not hops.conn_max_age),
+        *((HOP, hops.batch.median) for hops in figures.through_redis if not hops.reuse),
         (IDLE, figures.idle.statements),
     ]
 
@@ -107,16 +107,16 @@ def _rows(figures: Figures) -> Iterator[tuple[str, Times, Times | None, Aim | No
     yield "  peer: one UPDATE, committed", here.update, None, None
     yield "  peer: the hooks alone, in a transaction", here.hooks, None, None
     for hops in figures.through_redis:
-        kept = "connection kept" if hops.conn_max_age else "connection per task"
-        aim = None if hops.conn_max_age else HOP
-        yield f"batch through Redis, {kept}", hops.batch, hops.bare, aim
-        yield f"  peer: bare task, {kept}", hops.bare, None, None
+        kept, aim = (", connection kept", None) if hops.reuse else ("", HOP)
+        yield f"batch through Redis{kept}", hops.batch, hops.bare, aim
+        yield f"  peer: bare task{kept}", hops.bare, None, None
     yield "idle refresh of three phases", figures.idle.refresh, None, None
 
 
 def _long(long: Long) -> str:
     return (
         f"{long.batches} batches in one refresh: {long.first:.2f} ms in the first thousand, "
-        f"{long.last:.2f} ms in the last, ratio {long.ratio:.2f}; resident memory "
+        f"{long.last:.2f} ms in the last, ratio {long.ratio:.2f}; of it processor time "
+        f"{long.cpu_first:.2f} and {long.cpu_last:.2f} ms; resident memory "
         f"{long.rss_growth:+d} KiB after the first thousand\n"
     )

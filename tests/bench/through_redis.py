@@ -27,12 +27,12 @@ class Hops:
     """Batches by messages, in one worker with the pool `solo`.
 
     Attributes:
-        conn_max_age: Django's CONN_MAX_AGE; with 0, its default, each task opens a connection.
+        reuse: Celery's CELERY_DB_REUSE_MAX; with 0, its default, each task opens a connection.
         batch: from batch to batch.
         bare: from hop to hop of a bare task that commits one UPDATE and sends itself again.
     """
 
-    conn_max_age: int
+    reuse: int
     batch: Times
     bare: Times
 
@@ -47,14 +47,14 @@ def broker() -> Iterator[str]:
         yield address
 
 
-def hops(address: str, conn_max_age: int, runs: int, batches: int) -> Hops:
+def hops(address: str, reuse: int, runs: int, batches: int) -> Hops:
     with tempfile.TemporaryDirectory() as name, _queue(address) as queue:
         folder = Path(name)
         ticks = clock.Clock(folder / "clock")
         environment = {
             **services.worker_environment(address, queue, key_prefix=f"{queue}."),
             "DJANGO_SETTINGS_MODULE": "tests.bench.settings",
-            "MATVIEWS_BENCH_CONN_MAX_AGE": str(conn_max_age),
+            "MATVIEWS_BENCH_REUSE": str(reuse),
             clock.VARIABLE: str(folder / "clock"),
             hooks.VARIABLE: str(batches),
         }
@@ -65,7 +65,7 @@ def hops(address: str, conn_max_age: int, runs: int, batches: int) -> Hops:
             for _ in range(runs):
                 engine_runs.append(_engine_run(workers, ticks, batches))
                 bare_runs.append(_bare_run(workers, ticks, batches))
-    return Hops(conn_max_age=conn_max_age, batch=Times.of(engine_runs), bare=Times.of(bare_runs))
+    return Hops(reuse=reuse, batch=Times.of(engine_runs), bare=Times.of(bare_runs))
 
 
 def _engine_run(workers: Workers, ticks: clock.Clock, batches: int) -> list[float]:

@@ -66,7 +66,7 @@ class Copy(MaterializedView, models.Model):
     @classmethod
     def differing(cls) -> QuerySet[Any]:
         source = Item.objects.filter(pk=OuterRef("key"))
-        return cls._base_manager.annotate(now=models.Subquery(source.values("value"))).filter(
+        return cls._base_manager.annotate(now=models.Subquery(source.values("value")[:1])).filter(
             ~models.Q(value=F("now"))
         )
 
