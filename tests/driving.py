@@ -1,0 +1,75 @@
+"""Driving the engine by hand: its messages, its clock, and other workers on other connections."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+
+from matviews import engine
+from matviews.engine import Message
+from matviews.models import Stripe
+from tests.sample.models import Item
+
+LONG_AGO = timedelta(days=1)
+
+without_sqlite = pytest.mark.skipif(
+    connection.vendor == "sqlite", reason="SQLite locks the whole database, so others must wait"
+)
+
+
+def items(count: int) -> None:
+    Item.objects.bulk_create([Item(value=number) for number in range(count)])
+
+
+def stripe_of(view: type[Any]) -> Stripe:
+    return Stripe.objects.get(view__label=view._meta.label, number=0)
+
+
+def due(view: type[Any]) -> Message:
+    message = engine.settle(stripe_of(view).pk).message
+    assert message is not None
+    return message
+
+
+def let_time_pass() -> None:
+    past = timezone.now() - LONG_AGO
+    Stripe.objects.update(watch_after=past)
+    Stripe.objects.exclude(announced_at=None).update(announced_at=past)
+
+
+def in_another_connection(work: Callable[[], None]) -> threading.Thread:
+    def run() -> None:
+        try:
+            work()
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+@contextmanager
+def held_by_another_worker(stripe: Stripe) -> Iterator[None]:
+    """Another connection holds the stripe's row, as a batch does from its first statement on."""
+    holding, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic():
+            Stripe.objects.filter(pk=stripe.pk).update(token=stripe.token + 1)
+            holding.set()
+            done.wait(20)
+            transaction.set_rollback(True)
+
+    thread = in_another_connection(hold)
+    assert holding.wait(10)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
