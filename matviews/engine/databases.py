@@ -157,9 +157,10 @@ def batch_transaction(seconds: float) -> Iterator[None]:
         with short_transaction():
             yield
     except (KeyboardInterrupt, SystemExit):
-        database.close()
-        with suppress(Error):  # the server would finish the statement, and hold its locks so long
-            _execute(f"KILL {thread}")
+        if not database.in_atomic_block:  # else a test case's transaction would be lost too
+            database.close()
+            with suppress(Error):  # the server would finish the statement, and hold its locks
+                _execute(f"KILL {thread}")
         raise
     finally:
         with suppress(Error):  # a connection that is gone has no limits to take back

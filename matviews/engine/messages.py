@@ -23,11 +23,11 @@ class Outcome(Enum):
     @property
     def refused(self) -> bool:
         """Whether the message was turned away, and nothing but an announcement was written."""
-        return self in (Outcome.STALE, Outcome.BUSY, Outcome.UNKNOWN)
+        return self in (Outcome.OVERTAKEN, Outcome.STALE, Outcome.BUSY, Outcome.UNKNOWN)
 
     @property
     def recorded(self) -> bool:
-        """Whether the batch, or its failure, is written down and the token has moved on."""
+        """Whether the token has moved on since this worker announced itself: look what is due."""
         return self in (Outcome.DONE, Outcome.FAILED, Outcome.OVERTAKEN)
 
 
