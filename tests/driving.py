@@ -30,6 +30,11 @@ def stripe_of(view: type[Any]) -> Stripe:
     return Stripe.objects.get(view__label=view._meta.label, number=0)
 
 
+def stripes_of(view_id: int) -> list[int]:
+    """Primary keys of a view's stripes, in order."""
+    return list(Stripe.objects.filter(view=view_id).values_list("pk", flat=True))
+
+
 def due(view: type[Any]) -> Message:
     message = engine.settle(stripe_of(view).pk).message
     assert message is not None

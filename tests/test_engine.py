@@ -23,6 +23,7 @@ from tests.driving import (
     items,
     let_time_pass,
     stripe_of,
+    stripes_of,
     without_sqlite,
 )
 from tests.sample.models import Fault, Item, Ledger, Limited, Striped, Walked
@@ -380,7 +381,7 @@ class TestStripes:
     def test_a_refresh_closes_only_when_every_stripe_is_done(self) -> None:
         items(4)
         refresh = engine.request(Striped)
-        first, second = engine.stripes_of(refresh.view_id)
+        first, second = stripes_of(refresh.view_id)
         inline.drain([first])
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.OPEN

@@ -27,6 +27,7 @@ from tests.driving import (
     items,
     let_time_pass,
     stripe_of,
+    stripes_of,
     without_sqlite,
 )
 from tests.sample.models import Fault, Item, Ledger, Limited, Striped, Walked, Whole
@@ -281,7 +282,7 @@ class TestStripes:
             Stripe.objects.create(view=control, number=1)
         items(5)
         refresh = engine.request(Ledger)
-        stripes = engine.stripes_of(control.pk)
+        stripes = stripes_of(control.pk)
         barrier = threading.Barrier(len(stripes), timeout=10)
 
         def meet(_view: type[Any], hook: str) -> None:
@@ -315,7 +316,7 @@ class TestStripes:
         items(8)
         refresh = engine.request(Striped, phases=["insert"], batch_size=2)
         controls = ViewControl.objects.filter(label="sample.Striped")
-        stripes = engine.stripes_of(refresh.view_id)
+        stripes = stripes_of(refresh.view_id)
         messages = [engine.settle(pk).message for pk in stripes]
         controls.update(enabled=False)
         # When
@@ -338,7 +339,7 @@ class TestWatch:
         # Given a stripe that is done, and another that is long at work
         items(4)
         refresh = engine.request(Striped)
-        first, _second = engine.stripes_of(refresh.view_id)
+        first, _second = stripes_of(refresh.view_id)
         inline.drain([first])
         for _ in range(7):
             let_time_pass()

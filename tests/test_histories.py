@@ -32,6 +32,7 @@ from matviews.engine import Message, Outcome, databases
 from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState
+from tests.driving import stripes_of
 from tests.sample.models import Copy, Fault, Item, Ledger, Limited, Striped, Walked, Whole
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -125,7 +126,7 @@ class History(RuleBasedStateMachine):
         with self._mortal(kill):
             refresh = engine.request(self.view, phases=wanted, batch_size=batch_size)
             self.requests.append((refresh.pk, self.changes))
-            for stripe_id in engine.stripes_of(self.control.pk) if sent else ():
+            for stripe_id in stripes_of(self.control.pk) if sent else ():
                 self._send(engine.settle(stripe_id).message)
 
     @rule(enabled=st.booleans())

@@ -30,6 +30,7 @@ from tests.driving import (
     items,
     let_time_pass,
     stripe_of,
+    stripes_of,
     without_sqlite,
 )
 from tests.sample.models import Fault, Ledger, Limited, Striped, Walked, Whole
@@ -112,8 +113,7 @@ class TestLevelsOfPostgres:
             items(300)
             refresh = engine.request(Striped, batch_size=5)
             for thread in [
-                in_another_connection(partial(work, pk))
-                for pk in engine.stripes_of(refresh.view_id)
+                in_another_connection(partial(work, pk)) for pk in stripes_of(refresh.view_id)
             ]:
                 thread.join()
             ended = inline.run_to_end(refresh)

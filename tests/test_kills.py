@@ -12,6 +12,7 @@ from matviews import engine, tasks
 from matviews.models import PhaseRun, Refresh, Stripe
 from matviews.states import RefreshState, RunState
 from tests import services
+from tests.driving import stripes_of
 from tests.ledger import add_items, assert_each_item_once, fault
 from tests.processes import WATCH_EVERY, Worker, Workers
 from tests.sample.models import Item, Ledger, Limited
@@ -203,7 +204,7 @@ def test_a_stopped_worker_holds_sqlite_until_it_goes_on(workers: Workers) -> Non
         # when its message comes again, more than a lease later
         until = time.monotonic() + 1.5 * LEASE
         workers.wait_for(lambda: time.monotonic() > until)
-        (stripe,) = engine.stripes_of(refresh.view_id)
+        (stripe,) = stripes_of(refresh.view_id)
         message = engine.settle(stripe).message
         assert message is not None
         tasks.send([message])

@@ -9,6 +9,7 @@ from matviews import engine, tasks
 from matviews.models import PhaseRun, Refresh, Trigger
 from matviews.phases import Phase
 from matviews.states import RefreshState
+from tests.driving import stripes_of
 from tests.ledger import add_items, assert_each_item_once, fault
 from tests.processes import Workers, ask_at_once
 from tests.sample.models import Copy, Item, Ledger, Limited, Striped, Walked
@@ -99,7 +100,7 @@ def test_a_message_that_comes_twenty_times_does_one_batch(workers: Workers) -> N
     # given one batch message, twenty times in the queue
     add_items(40)
     refresh = engine.request(Ledger)
-    (stripe,) = engine.stripes_of(refresh.view_id)
+    (stripe,) = stripes_of(refresh.view_id)
     message = engine.settle(stripe).message
     assert message is not None
     tasks.send([message] * 20)

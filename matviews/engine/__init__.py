@@ -7,7 +7,7 @@ from .freshness import is_fresh
 from .messages import BatchReport, Message, Outcome
 from .progress import RunProgress, progress_of
 from .requests import check_phases, request
-from .settle import Settlement, settle, settle_view, stripes_of
+from .settle import Settlement, settle, settle_view
 from .status import Announcement, ViewStatus, view_statuses
 from .watch import forget_resends, watch
 
@@ -28,7 +28,6 @@ __all__ = [
     "run_batch",
     "settle",
     "settle_view",
-    "stripes_of",
     "sync_controls",
     "view_statuses",
     "views_in_batch",

@@ -7,21 +7,16 @@ from typing import NamedTuple
 from django.utils import timezone
 
 from .. import signals
-from ..models import PhaseRun, Refresh, Stripe, ViewControl
+from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
 from ..states import RefreshState, RunState, check_transition
 from .databases import short_transaction
 from .messages import Message
 from .work import Work, load_work, load_works
 
-__all__ = ["Settlement", "settle", "settle_view", "stripes_of"]
+__all__ = ["Settlement", "settle", "settle_view"]
 
 logger = logging.getLogger(__name__)
-
-
-def stripes_of(view_id: int) -> list[int]:
-    """Primary keys of a view's stripes, in order."""
-    return list(Stripe.objects.filter(view=view_id).values_list("pk", flat=True))
 
 
 class Settlement(NamedTuple):
