@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.db.models.signals import post_migrate
 
@@ -10,24 +11,39 @@ __all__ = ["MatviewsConfig"]
 
 
 class MatviewsConfig(AppConfig):
-    """Registers the checks, and makes the rows of new views after `migrate`."""
+    """Registers the checks and receivers, and makes the rows of new views after `migrate`."""
 
     name = "matviews"
     verbose_name = "Materialized views"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Connect what needs the models."""
+        """Connect what needs the models.
+
+        Raises:
+            ImproperlyConfigured: django-celery-beat, which the schedules need, is not installed.
+        """
+        if not apps.is_installed("django_celery_beat"):
+            raise ImproperlyConfigured(
+                "matviews needs django-celery-beat: add 'django_celery_beat' to INSTALLED_APPS."
+            )
         from . import checks  # noqa: F401 - registers the system checks
         from .tasks import checks as celery_checks  # noqa: F401
+        from .tasks import receivers
 
+        receivers.connect()
         post_migrate.connect(_sync_controls, sender=self, dispatch_uid="matviews.controls")
 
 
 def _sync_controls(*, using: str, **_kwargs: Any) -> None:
     from . import engine
     from .models import ViewControl
+    from .tasks import schedules
 
-    tables = connections[using].introspection.table_names()
-    if using == engine.alias() and ViewControl._meta.db_table in tables:
+    if using != engine.alias():
+        return
+    if ViewControl._meta.db_table in connections[using].introspection.table_names():
         engine.sync_controls()
+        schedules.reconcile_if_possible()
+    else:  # after `migrate matviews zero`
+        schedules.delete_all()

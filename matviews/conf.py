@@ -4,6 +4,7 @@ No other module reads `django.conf.settings`.
 """
 
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -20,6 +21,7 @@ __all__ = [
 LARGEST_SIZE = 2**31 - 1  # rows; what an integer column holds
 # Seconds; PostgreSQL counts its timeouts in whole milliseconds, in 31 bits, and 0 is no timeout.
 SHORTEST_TIME, LONGEST_TIME = 0.001, 2_147_483
+LONGEST_KEPT = timedelta(days=36_500)  # what can be taken from any date of today
 
 
 def is_count(value: object, most: int = LARGEST_SIZE) -> TypeGuard[int]:
@@ -50,6 +52,8 @@ class Settings:
         LEASE: seconds of silence after which `watch` takes a message or a worker for lost.
         PATIENCE_CEILING: seconds; `watch` doubles its patience with every re-sent message that
             nobody took, up to this.
+        KEEP_SUCCEEDED: how long a refresh that succeeded stays in the history.
+        KEEP_FAILED: how long one that failed or was stopped stays. The last of a view always stays.
         QUEUE: Celery queue of the tasks; None leaves it to `task_routes` and the default queue.
     """
 
@@ -60,12 +64,17 @@ class Settings:
     STATEMENT_TIMEOUT: float = 60.0
     LEASE: float = 60.0
     PATIENCE_CEILING: float = 3600.0
+    KEEP_SUCCEEDED: timedelta = timedelta(days=7)
+    KEEP_FAILED: timedelta = timedelta(days=30)
     QUEUE: str | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.name != "QUEUE":
-                _check_number(field.name, getattr(self, field.name), whole=field.type is int)
+            value = getattr(self, field.name)
+            if field.type is timedelta:
+                _check_duration(field.name, value)
+            elif field.name != "QUEUE":
+                _check_number(field.name, value, whole=field.type is int)
         if not isinstance(self.QUEUE, str | None) or self.QUEUE == "":
             raise InvalidSetting("MATVIEWS['QUEUE'] must be the name of a queue, or None.")
         if not self.BATCH_SIZE_FLOOR <= self.BATCH_SIZE_START <= self.BATCH_SIZE_CEILING:
@@ -82,6 +91,14 @@ def _check_number(name: str, value: object, *, whole: bool) -> None:
             else f"a number of seconds from {SHORTEST_TIME} to {LONGEST_TIME}"
         )
         raise InvalidSetting(f"MATVIEWS[{name!r}] must be {kind}, not {value!r}.")
+
+
+def _check_duration(name: str, value: object) -> None:
+    if not isinstance(value, timedelta) or not timedelta() < value <= LONGEST_KEPT:
+        raise InvalidSetting(
+            f"MATVIEWS[{name!r}] must be a positive timedelta of at most {LONGEST_KEPT.days} days, "
+            f"not {value!r}."
+        )
 
 
 @cache

@@ -17,6 +17,7 @@ from .phases import Phase
 
 __all__ = ["HookKind", "Hooks", "ViewDefinition", "ViewOptions", "define"]
 
+LONGEST_INTERVAL = timedelta(days=3650)
 MOST_STRIPES = 2**15 - 1  # what a small integer column holds
 NEEDS_MAY_DECLARE = frozenset({"stripe"})
 DO_MAY_DECLARE = frozenset({"limit", "stripe", "cursor"})
@@ -59,6 +60,8 @@ class ViewOptions:
         include_in_batch: whether a refresh of everything includes this view; first value of the
             control.
         freshness_target: how old the last success may be before the view counts as behind.
+        refresh_every: one interval, or one per phase; the first value of the view's schedule, which
+            operators own from then on.
     """
 
     phases: tuple[Phase, ...] = tuple(Phase)
@@ -68,6 +71,18 @@ class ViewOptions:
     stripes: int = 1
     include_in_batch: bool = True
     freshness_target: timedelta | None = None
+    refresh_every: timedelta | Mapping[Phase, timedelta] | None = None
+
+    @property
+    def intervals(self) -> dict[tuple[Phase, ...], timedelta]:
+        """The intervals of `refresh_every`, by the phases that share one; () stands for all."""
+        if isinstance(self.refresh_every, timedelta):
+            return {(): self.refresh_every}
+        by_phase = self.refresh_every or {}
+        return {
+            tuple(phase for phase in Phase if by_phase.get(phase) == interval): interval
+            for interval in dict.fromkeys(by_phase.values())
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +185,21 @@ def _read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOptio
             values[name] = value
     if "phases" in values:
         values["phases"] = tuple(phase for phase in Phase if phase in values["phases"])
-    return ViewOptions(**values)
+    options = ViewOptions(**values)
+    problems.extend(_interval_problems(model, options))
+    return options
+
+
+def _interval_problems(model: type[Model], options: ViewOptions) -> Iterator[CheckMessage]:
+    scheduled = [phase for phases in options.intervals for phase in phases]
+    if lacking := [phase for phase in scheduled if phase not in options.phases]:
+        yield Error(
+            f"{model._meta.label}: MatviewMeta.refresh_every names {', '.join(lacking)}, "
+            f"which MatviewMeta.phases lacks.",
+            hint="Name phases that the view has.",
+            obj=model,
+            id="matviews.E013",
+        )
 
 
 def _phases_fault(value: object) -> str | None:
@@ -203,6 +232,23 @@ def _duration_fault(value: object) -> str | None:
     return None if positive or value is None else "a positive timedelta"
 
 
+def _intervals_fault(value: object) -> str | None:
+    intervals = dict(value) if isinstance(value, Mapping) else {Phase.INSERT: value}
+    known = all(phase in list(Phase) for phase in intervals)
+    if value is None or (known and intervals and all(map(_is_interval, intervals.values()))):
+        return None
+    return (
+        f"a timedelta of whole seconds, from 1 second to {LONGEST_INTERVAL.days} days, or a dict of "
+        f"these by phase"
+    )
+
+
+def _is_interval(value: object) -> bool:
+    if not isinstance(value, timedelta):
+        return False
+    return timedelta(seconds=1) <= value <= LONGEST_INTERVAL and not value.microseconds
+
+
 _OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
     "phases": _phases_fault,
     "batch_size": _size_fault,
@@ -211,6 +257,7 @@ _OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
     "stripes": _stripes_fault,
     "include_in_batch": _bool_fault,
     "freshness_target": _duration_fault,
+    "refresh_every": _intervals_fault,
 }
 
 

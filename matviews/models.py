@@ -1,14 +1,22 @@
 """The bookkeeping tables. The database is the truth; a message is only a hint to look here."""
 
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import TypeVar
 
-from django.core.validators import MinValueValidator
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, router
 
+from .definition import LONGEST_INTERVAL
 from .phases import Phase
+from .registry import registry
 from .states import RefreshState, RunState, check_transition
 
-__all__ = ["PhaseRun", "Refresh", "Stripe", "Trigger", "ViewControl"]
+__all__ = [
+    "LONGEST_JITTER", "Heartbeat", "Period", "PhaseRun", "Refresh", "RefreshSchedule", "Stripe",
+    "Trigger", "ViewControl",
+]  # fmt: skip
 
 M = TypeVar("M", bound=models.Model)
 
@@ -34,7 +42,14 @@ class ViewControl(models.Model):
     """By this row an operator steers a view. Made after `migrate`, one per registered view."""
 
     label = models.CharField(max_length=255, unique=True)
-    enabled = models.BooleanField(default=True, help_text="Whether the view is refreshed at all.")
+    enabled = models.BooleanField(
+        default=True,
+        help_text="Whether the view is refreshed at all. If not, requests are refused.",
+    )
+    paused = models.BooleanField(
+        default=False,
+        help_text="Whether its work is held between two batches. Requests are kept and wait.",
+    )
     include_in_batch = models.BooleanField(
         default=True, help_text="Whether a refresh of all views includes this one."
     )
@@ -58,13 +73,166 @@ class ViewControl(models.Model):
     last_update = models.DateTimeField(null=True, editable=False)
     last_delete = models.DateTimeField(null=True, editable=False)
 
+    default_scheduled = models.BooleanField(default=False, editable=False)
+
     objects = PrimaryManager["ViewControl"]()
 
     class Meta:
         ordering = ("label",)
+        verbose_name = "view"
+        permissions = (("refresh_viewcontrol", "Can refresh, pause, resume and stop"),)
 
     def __str__(self) -> str:
         return self.label
+
+    @property
+    def held(self) -> bool:
+        """Whether an operator keeps its batches from running."""
+        return self.paused or not self.enabled
+
+
+class Period(models.TextChoices):
+    """The units of an interval: those of django-celery-beat's `IntervalSchedule`."""
+
+    SECONDS = "seconds"
+    MINUTES = "minutes"
+    HOURS = "hours"
+    DAYS = "days"
+
+    @property
+    def length(self) -> timedelta:
+        """One of it."""
+        return timedelta(**{self.value: 1})
+
+
+LONGEST_JITTER = 1800  # seconds; Redis delivers a delayed message again after an hour
+
+
+class RefreshSchedule(models.Model):
+    """How often which phases of a view are asked for: an interval or a crontab.
+
+    The truth about a view's intervals; the periodic tasks of django-celery-beat are written from it.
+    """
+
+    view = models.ForeignKey(ViewControl, models.CASCADE, related_name="schedules")
+    phases = models.JSONField(
+        default=list, blank=True, help_text="Which phases. Empty: all that the view has."
+    )
+    every = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
+        help_text="How many of the period. Empty: by the crontab.",
+    )
+    period = models.CharField(max_length=8, choices=Period.choices, default=Period.MINUTES)
+    crontab = models.ForeignKey(
+        "django_celery_beat.CrontabSchedule",
+        models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text="Instead of an interval.",
+    )
+    enabled = models.BooleanField(default=True)
+    jitter = models.PositiveIntegerField(
+        null=True,
+        blank=True,
+        validators=[MaxValueValidator(LONGEST_JITTER)],
+        help_text="Seconds over which the starts of views on one schedule are spread. Empty: as many "
+        "as a tenth of the schedules, at most a minute; a crontab starts at its time.",
+    )
+
+    objects = PrimaryManager["RefreshSchedule"]()
+
+    class Meta:
+        ordering = ("view", "id")
+        constraints = (
+            models.CheckConstraint(
+                condition=models.Q(every__gte=1, crontab=None)
+                | models.Q(every=None, crontab__isnull=False),
+                name="matviews_schedule_either",
+                violation_error_message="Give either an interval of at least 1 or a crontab.",
+            ),
+        )
+
+    def __str__(self) -> str:
+        phases = ", ".join(self.phases)
+        return f"{self.view}{phases and f' ({phases})'}: {self.how_often}"
+
+    def clean(self) -> None:
+        """Refuse what can never work, and a second schedule that asks for the same.
+
+        Raises:
+            ValidationError: with a sentence for each field.
+        """
+        if faults := self.faults():
+            raise ValidationError(dict(faults))
+        self.phases = [phase.value for phase in Phase if phase in self.phases]
+        if any(map(self._asks_the_same, self._others())):
+            raise ValidationError(
+                {
+                    "every" if self.every else "crontab": f"{self.view} has this schedule already: "
+                    f"change that one, or choose other phases or another time."
+                }
+            )
+
+    def faults(self) -> dict[str, str]:
+        """What is wrong with it, a sentence for each field."""
+        return dict(self._faults())
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        period = Period(self.period).length if self.period in Period else None
+        if self.every is None and self.crontab_id is None:
+            yield "every", "Give an interval or choose a crontab."
+        elif self.every is not None and self.crontab_id is not None:
+            yield "crontab", "Leave the interval or the crontab empty: a schedule follows one."
+        elif self.every is not None and self.every < 1:
+            yield "every", "An interval is at least 1."
+        elif self.every and period and self.every > LONGEST_INTERVAL // period:
+            yield "every", f"An interval is at most {LONGEST_INTERVAL.days} days."
+        if fault := self._phases_fault():
+            yield "phases", fault
+
+    def _phases_fault(self) -> str | None:
+        if not isinstance(self.phases, list):
+            return f"Give a list of phases, of {', '.join(Phase)}; an empty one for all."
+        label = self.view.label if self.view_id else "the view"
+        has = registry.find(label).options.phases if label in registry else tuple(Phase)
+        if lacking := ", ".join(str(phase) for phase in self.phases if phase not in has):
+            return f"{label} has no phase {lacking}; it has {', '.join(has)}. Leave the other out."
+        return None
+
+    def _others(self) -> models.QuerySet["RefreshSchedule"]:
+        return RefreshSchedule.objects.filter(view=self.view_id).exclude(pk=self.pk)
+
+    def _asks_the_same(self, other: "RefreshSchedule") -> bool:
+        mine, theirs = (each.phases or list(Phase) for each in (self, other))
+        same_time = (self.interval, self.crontab_id) == (other.interval, other.crontab_id)
+        return same_time and set(map(str, mine)) == set(map(str, theirs))
+
+    @property
+    def interval(self) -> timedelta | None:
+        """The time between two requests, None for a crontab."""
+        return self.every * Period(self.period).length if self.every else None
+
+    @property
+    def how_often(self) -> str:
+        """As in "every 5 minutes", or the crontab."""
+        if self.every is None:
+            return str(self.crontab)
+        period = Period(self.period).value
+        return f"every {period[:-1]}" if self.every == 1 else f"every {self.every} {period}"
+
+
+class Heartbeat(models.Model):
+    """When `watch` last ran, in one row. Without `watch`, nothing re-sends lost messages."""
+
+    ran_at = models.DateTimeField()
+
+    objects = PrimaryManager["Heartbeat"]()
+
+    def __str__(self) -> str:
+        return f"watch ran at {self.ran_at}"
 
 
 class Stripe(models.Model):
@@ -108,7 +276,7 @@ class Refresh(models.Model):
     # A constraint would lock the control on MariaDB until the transaction that asks has ended, and
     # no worker could close another refresh of the view meanwhile.
     view = models.ForeignKey(
-        ViewControl, models.CASCADE, related_name="refreshes", db_constraint=False
+        ViewControl, models.CASCADE, related_name="refreshes", db_constraint=False, db_index=False
     )
     phases = models.JSONField()
     trigger = models.CharField(max_length=16, choices=Trigger.choices)
@@ -118,6 +286,7 @@ class Refresh(models.Model):
     requested_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
+    stop_requested = models.BooleanField(default=False)
     merged_into = models.ForeignKey("self", models.SET_NULL, null=True, related_name="merged")
     error = models.TextField(blank=True)
 
@@ -125,7 +294,12 @@ class Refresh(models.Model):
 
     class Meta:
         ordering = ("id",)
-        indexes = (models.Index(fields=("view", "state"), name="matviews_refresh_state"),)
+        verbose_name_plural = "refreshes"
+        indexes = (
+            models.Index(fields=("view", "state"), name="matviews_refresh_state"),
+            models.Index(fields=("view", "id"), name="matviews_refresh_history"),
+            models.Index(fields=("state", "finished_at"), name="matviews_refresh_ended"),
+        )
 
     def __str__(self) -> str:
         return f"refresh {self.pk} of {self.view}"
@@ -136,7 +310,8 @@ class PhaseRun(models.Model):
 
     A run that is merged into another does nothing itself and shares the other's end. One that has
     caught up has done a batch smaller than it might have been; it goes on while `needs_*` says so,
-    but the next phase no longer waits for it.
+    but the next phase no longer waits for it. `samples` holds
+    `[number, limit, rows, seconds]` of batches spread over the run.
     """
 
     refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs")
@@ -147,6 +322,7 @@ class PhaseRun(models.Model):
     cursor = models.JSONField(null=True)
     batch_size = models.PositiveIntegerField(null=True)
     pace = models.JSONField(default=dict)
+    samples = models.JSONField(default=list)
     batches = models.PositiveIntegerField(default=0)
     rows = models.BigIntegerField(default=0)
     estimate = models.BigIntegerField(null=True)

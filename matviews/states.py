@@ -4,7 +4,7 @@ from django.db.models import TextChoices
 
 from .exceptions import IllegalTransition
 
-__all__ = ["TRANSITIONS", "RefreshState", "RunState", "check_transition"]
+__all__ = ["TRANSITIONS", "RefreshState", "RunState", "ViewState", "check_transition"]
 
 
 class RefreshState(TextChoices):
@@ -13,6 +13,7 @@ class RefreshState(TextChoices):
     OPEN = "open"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    STOPPED = "stopped"
 
 
 class RunState(TextChoices):
@@ -23,6 +24,7 @@ class RunState(TextChoices):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     NOT_CONVERGING = "not_converging", "not converging"
+    STOPPED = "stopped"
 
     @property
     def active(self) -> bool:
@@ -30,18 +32,63 @@ class RunState(TextChoices):
         return self in (RunState.PENDING, RunState.RUNNING)
 
 
+class ViewState(TextChoices):
+    """How a view stands; what needs a person first comes first."""
+
+    INVALID = "invalid"
+    FAILED = "failed"
+    WAITING = "waiting"
+    BEHIND = "behind"
+    NO_ROWS = "no rows yet"
+    NOT_IN_CODE = "not in the code"
+    NEVER_BUILT = "never built"
+    PAUSED = "paused"
+    DISABLED = "disabled"
+    REFRESHING = "refreshing"
+    FRESH = "fresh"
+    READY = "ready"
+
+    @property
+    def meaning(self) -> str:
+        """The state in a sentence."""
+        return _MEANINGS[self]
+
+    @property
+    def urgency(self) -> int:
+        """Place among the states, from 0 for what needs a person first."""
+        return list(ViewState).index(self)
+
+
+_MEANINGS = {
+    ViewState.INVALID: "Its class has errors: see manage.py check.",
+    ViewState.FAILED: "Its last refresh, not counting stopped ones, failed.",
+    ViewState.WAITING: "A refresh is open, but no worker has been at it for a while.",
+    ViewState.BEHIND: "Its last success is longer ago than it should be.",
+    ViewState.NO_ROWS: "migrate has not run since the view was added.",
+    ViewState.NOT_IN_CODE: "The code no longer defines it; its history is kept.",
+    ViewState.NEVER_BUILT: "A phase of it has never succeeded.",
+    ViewState.PAUSED: "Its work is held; requests wait.",
+    ViewState.DISABLED: "It is not refreshed; requests are refused.",
+    ViewState.REFRESHING: "A refresh is under way.",
+    ViewState.FRESH: "Its last success is as recent as it should be.",
+    ViewState.READY: "Its last refresh succeeded; nothing says how recent it should be.",
+}
+
 State = RefreshState | RunState
 
 TRANSITIONS: dict[tuple[State, State], str] = {
     (RefreshState.OPEN, RefreshState.SUCCEEDED): "every phase run succeeded",
     (RefreshState.OPEN, RefreshState.FAILED): "a phase run failed or did not converge",
+    (RefreshState.OPEN, RefreshState.STOPPED): "a person stopped it, and no phase run failed",
     (RunState.PENDING, RunState.RUNNING): "a batch committed or was tried, and more are needed",
     (RunState.PENDING, RunState.SUCCEEDED): "nothing was needed, or one batch was enough",
     (RunState.PENDING, RunState.FAILED): "the first batch failed for good",
     (RunState.PENDING, RunState.NOT_CONVERGING): "the first batch changed nothing",
+    (RunState.PENDING, RunState.STOPPED): "a person stopped the refresh before its first batch",
     (RunState.RUNNING, RunState.SUCCEEDED): "no more work is needed",
     (RunState.RUNNING, RunState.FAILED): "a batch failed for good",
     (RunState.RUNNING, RunState.NOT_CONVERGING): "work is needed, but a batch changed nothing",
+    (RunState.RUNNING, RunState.STOPPED): "a person stopped the refresh between two batches",
 }
 
 

@@ -2,28 +2,31 @@
 
 A message is only a hint: losing it costs time (`watch` sends it again), and receiving it twice costs
 nothing (the token lets one through). So the tasks keep Celery's default of early acknowledgement and
-use no retry, no countdown and no result.
+use no retry and no result, and no countdown but to spread the starts of schedules.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 from celery import current_app, shared_task
 from django.db import transaction
+from django.utils import timezone
 
 from .. import engine
 from ..conf import get_settings
 from ..engine import Message, Settlement
-from ..exceptions import ViewDisabled
-from ..models import Trigger
+from ..exceptions import MatviewsError, ViewDisabled
+from ..models import LONGEST_JITTER, Heartbeat, Trigger
 from ..phases import Phase
-from . import inline
+from . import inline, schedules
 
 __all__ = [
     "delete_batch",
     "dispatch",
+    "dispatch_all",
     "dispatch_on_commit",
     "insert_batch",
     "refresh",
@@ -39,14 +42,51 @@ RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "inte
 
 
 @shared_task(name="matviews.refresh", ignore_result=True, serializer="json")
-def refresh(view: str, phases: list[str] | None = None) -> None:
-    """Ask for a refresh of a view on a schedule. `view`: its label; `phases`: all by default."""
+def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> None:
+    """Ask for a refresh of a view on a schedule.
+
+    Args:
+        view: its label.
+        phases: all by default.
+        jitter: seconds over which the starts of views are spread. Each has its fixed place in
+            them, so the time between two starts of one view stays as long as its interval.
+    """
+    if _sent_later(view, phases, jitter):
+        return
     try:
         asked = engine.request(view, phases=phases, trigger=Trigger.SCHEDULE)
     except ViewDisabled as error:  # as the operator wants it, however often the schedule asks
         logger.info("refresh refused view=%s reason=%s", view, error)
-        return
-    dispatch(asked.view_id)
+    except MatviewsError as error:  # an old message, or the code has changed: reconcile ends it
+        logger.warning("refresh refused view=%r phases=%r reason=%s", view, phases, error)
+    else:
+        dispatch(asked.view_id)
+
+
+def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
+    """Send the task to itself with a countdown, if it is to wait.
+
+    A worker keeps such a message in its memory, unacknowledged: if it dies, the broker may deliver
+    the message again, late, or never. Neither harms: requests merge, and the next tick asks again.
+    """
+    number = isinstance(jitter, (int, float)) and not isinstance(jitter, bool)
+    if not (number and 0 <= jitter <= LONGEST_JITTER):
+        logger.error("jitter is nonsense view=%r jitter=%r", view, jitter)
+        return False
+    if jitter == 0 or current_app.conf.task_always_eager:
+        return False
+    share = crc32(f"{view} {phases}".encode()) / 2**32
+    try:
+        refresh.apply_async(
+            (view, phases),
+            countdown=share * jitter,
+            queue=get_settings().QUEUE,
+            retry_policy=RETRY_POLICY,
+        )
+    except Exception:  # each broker has errors of its own
+        logger.warning("refresh not spread view=%s", view, exc_info=True)
+        return False
+    return True
 
 
 @shared_task(name="matviews.insert_batch", ignore_result=True, serializer="json")
@@ -69,10 +109,23 @@ def delete_batch(stripe_id: int, token: int) -> None:
 
 @shared_task(name="matviews.watch", ignore_result=True, serializer="json")
 def watch() -> None:
-    """Send again what was lost. To be run every minute."""
+    """Send again what was lost, and keep house: schedules, history. To be run every minute."""
     messages = engine.watch()
     if not send(messages):
         engine.forget_resends(messages)
+    for work in (schedules.reconcile, engine.trim_history):
+        _attempt(work)
+    now = timezone.now()
+    # Not update_or_create: on SQLite a transaction that begins with a read cannot always write.
+    if not Heartbeat.objects.update(ran_at=now):
+        Heartbeat.objects.bulk_create([Heartbeat(pk=1, ran_at=now)], ignore_conflicts=True)
+
+
+def _attempt(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except Exception:  # the next watch tries again
+        logger.exception("watch could not %s", work.__name__)
 
 
 _BATCH_TASKS = {
@@ -103,6 +156,15 @@ def dispatch_on_commit(view_id: int) -> None:
 def dispatch(view_id: int) -> bool:
     """Send what is due in a view's stripes; True unless the broker would not take it."""
     return _send_due(engine.settle_view(view_id))
+
+
+def dispatch_all(view_ids: Iterable[int]) -> bool:
+    """`dispatch` for several views, up to the first message that the broker would not take.
+
+    Returns:
+        True unless the broker would not take a message; `watch` sends the rest.
+    """
+    return all(map(dispatch, view_ids))
 
 
 def _send_due(settled: Iterable[Settlement]) -> bool:

@@ -1,11 +1,15 @@
-"""System checks of the Celery app that would run the tasks."""
+"""System checks of the Celery app that would run the tasks, and of what beat sends."""
 
 from typing import Any
 
 from celery import current_app
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.db import DatabaseError, transaction
 
-__all__ = ["check_accepts_json", "check_broker_timeouts", "check_not_eager"]
+from .. import engine
+from . import timetable
+
+__all__ = ["check_accepts_json", "check_broker_timeouts", "check_not_eager", "check_watch"]
 
 JSON_NAMES = {"json", "application/json"}
 TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
@@ -59,3 +63,16 @@ def check_broker_timeouts(**_kwargs: Any) -> list[CheckMessage]:
             id="matviews.W002",
         )
     ]
+
+
+@register(Tags.database)
+def check_watch(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W003: `matviews.watch` does not run, so nobody sends lost messages again."""
+    if engine.alias() not in (databases or ()):
+        return []
+    try:
+        with transaction.atomic(using=engine.alias()):  # a failure must not break one around it
+            problem = timetable.watch_problem()
+    except DatabaseError:  # the check runs before `migrate` has made or changed the tables, too
+        return []
+    return [Warning(problem, id="matviews.W003")] if problem else []

@@ -44,7 +44,7 @@ def run_to_end(
 
     Returns:
         The refresh as the database has it now: closed, or open because of `stop` or because an
-        operator has disabled the view.
+        operator has paused or disabled the view.
     """
     wait = SHORTEST_WAIT
     while not stop():
@@ -59,7 +59,7 @@ def run_to_end(
             wait = SHORTEST_WAIT
             continue
         now = Refresh.objects.select_related("view").get(pk=refresh.pk)
-        if now.state != RefreshState.OPEN or not now.view.enabled:
+        if now.state != RefreshState.OPEN or now.view.held:
             return now
         on_wait()
         time.sleep(wait)

@@ -1,12 +1,15 @@
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import hypothesis
 import pytest
 
 from tests import processes, services
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 hypothesis.settings.register_profile("short", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
@@ -17,6 +20,9 @@ hypothesis.settings.register_profile(
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="long forms of the random tests, and tests marked long"
+    )
+    parser.addoption(
+        "--pictures", metavar="FOLDER", help="where the browser tests leave their screenshots"
     )
 
 
@@ -52,6 +58,25 @@ def _without(problem: str) -> NoReturn:
     if services.in_ci():
         pytest.fail(problem)
     pytest.skip(problem)
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """A Chromium without a window."""
+    from tests import browsing
+
+    if problem := browsing.absence():
+        _without(problem)
+    with browsing.started_browser() as started:
+        yield started
+
+
+@pytest.fixture
+def pictures(pytestconfig: pytest.Config, tmp_path: Path) -> Path:
+    """The folder for screenshots."""
+    folder = Path(pytestconfig.getoption("pictures") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

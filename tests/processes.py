@@ -1,4 +1,4 @@
-"""Real `celery worker` processes for tests, and waiting for what they do.
+"""Real `celery worker` and `celery beat` processes for tests, and waiting for what they do.
 
 `python -m tests.processes LABEL COUNT` asks for a refresh in many processes at the same moment.
 """
@@ -22,14 +22,14 @@ WATCH_EVERY = 1.0
 FEW_MESSAGES = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
-class Worker:
-    """A `celery worker` process and its children, in a process group of their own."""
+class Program:
+    """A `celery` process and its children, in a process group of their own."""
 
-    def __init__(self, environment: dict[str, str], log: Path, *options: str) -> None:
-        self._environment, self._log = environment, log
+    def __init__(self, environment: dict[str, str], log: Path, ready: str, *arguments: str) -> None:
+        self._environment, self._log, self._ready = environment, log, ready
         self._command = (
-            sys.executable, "-m", "celery", "--app", "tests.celery_app", "worker",
-            "--hostname", f"{log.stem}@%h", "--loglevel", "INFO", *FEW_MESSAGES, *options,
+            sys.executable, "-m", "celery", "--app", "tests.celery_app", *arguments,
+            "--loglevel", "INFO",
         )  # fmt: skip
         self.start()
 
@@ -51,9 +51,9 @@ class Worker:
 
     @property
     def ready(self) -> bool:
-        """Whether it has been listening to its queue since its last start."""
+        """Whether it has been at work since its last start."""
         return not self.dead and any(
-            line.rstrip().endswith(" ready.") for line in self.lines()[self._starts_at :]
+            line.rstrip().endswith(self._ready) for line in self.lines()[self._starts_at :]
         )
 
     @property
@@ -85,8 +85,26 @@ class Worker:
         return [line for line in text.splitlines() if all(word in line for word in words)]
 
 
+class Worker(Program):
+    """A `celery worker` process."""
+
+    def __init__(self, environment: dict[str, str], log: Path, *options: str) -> None:
+        name = ("--hostname", f"{log.stem}@%h")
+        super().__init__(environment, log, " ready.", "worker", *name, *FEW_MESSAGES, *options)
+
+
+class Beat(Program):
+    """A `celery beat` process that takes its schedule from the database, and looks each second."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        super().__init__(
+            environment, log, "beat: Starting...", "beat", "--pidfile=", "--max-interval", "1",
+            "--scheduler", "django_celery_beat.schedulers:DatabaseScheduler",
+        )  # fmt: skip
+
+
 class Workers:
-    """The worker processes of one test on one broker. This process can send messages to them.
+    """The worker processes of one test on one broker, and its beats. This one can send to them.
 
     Workers run with the `MATVIEWS` settings that are in force when they are started.
     """
@@ -95,6 +113,7 @@ class Workers:
         self._environment, self._folder = environment, folder
         self._watched = 0.0
         self.all: list[Worker] = []
+        self.beats: list[Beat] = []
 
     def __enter__(self) -> Self:
         import celery
@@ -108,6 +127,7 @@ class Workers:
         self._app.conf.task_default_queue = self._environment["MATVIEWS_TEST_QUEUE"]
         if prefix := self._environment["MATVIEWS_TEST_KEY_PREFIX"]:
             self._app.conf.broker_transport_options = {"global_keyprefix": prefix}
+        self._app.set_default()  # in other threads too
         return self
 
     def __exit__(
@@ -116,8 +136,8 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for worker in self.all:
-            worker.kill()
+        for program in (*self.all, *self.beats):
+            program.kill()
         self._app.close()
         self._app_before.set_current()
         self._app_before.set_default()
@@ -128,16 +148,25 @@ class Workers:
         self.wait_for(lambda: all(worker.ready for worker in started))
         return started
 
-    def _start(self, children: int) -> Worker:
+    def start_beat(self) -> Beat:
+        """Start a beat and wait until it works."""
+        beat = Beat(self._settings(), self._folder / f"beat{len(self.beats)}.log")
+        self.beats.append(beat)
+        self.wait_for(lambda: beat.ready)
+        return beat
+
+    def _settings(self) -> dict[str, str]:
         from django.conf import settings
 
+        return {**self._environment, "MATVIEWS_TEST_SETTINGS": json.dumps(settings.MATVIEWS)}
+
+    def _start(self, children: int) -> Worker:
         pool = (
             ("--pool", "prefork", "--concurrency", str(children))
             if children
             else ("--pool", "solo")
         )
-        environment = {**self._environment, "MATVIEWS_TEST_SETTINGS": json.dumps(settings.MATVIEWS)}
-        worker = Worker(environment, self._folder / f"worker{len(self.all)}.log", *pool)
+        worker = Worker(self._settings(), self._folder / f"worker{len(self.all)}.log", *pool)
         self.all.append(worker)
         return worker
 
@@ -205,8 +234,8 @@ class Workers:
             for row in model._base_manager.values()
         ]
         logs = [
-            f"--- worker {worker.pid} dead={worker.dead}\n" + "\n".join(worker.lines()[-100:])
-            for worker in self.all
+            f"--- {program.pid} dead={program.dead}\n" + "\n".join(program.lines()[-100:])
+            for program in (*self.all, *self.beats)
         ]
         return "\n".join([*rows, *logs])
 

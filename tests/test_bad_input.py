@@ -144,11 +144,15 @@ class TestRequests:
             engine.request(Limited)
             transaction.set_rollback(True)
 
-    def test_the_scheduled_task_takes_only_what_is_in_the_registry(self) -> None:
+    def test_the_scheduled_task_takes_only_what_is_in_the_registry(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         wrong: list[list[Any]] = [["Nothing"], ["Limited", ["upsert"]], [None], [{}], [[1], 5]]
         for arguments in wrong:
-            with pytest.raises(MatviewsError):
-                tasks.refresh(*arguments)
+            tasks.refresh(*arguments)
+
+        assert not Refresh.objects.exists()
+        assert caplog.text.count("refresh refused") == len(wrong)
 
 
 class TestCommand:

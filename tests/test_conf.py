@@ -1,5 +1,6 @@
 import re
 from dataclasses import fields
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from matviews.conf import Settings, get_settings
 from matviews.definition import ViewOptions
 from matviews.exceptions import InvalidSetting
 from matviews.management.commands import update_materialized_views
-from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
+from matviews.models import Heartbeat, PhaseRun, Refresh, RefreshSchedule, Stripe, ViewControl
 from matviews.phases import Phase
-from matviews.states import RefreshState, RunState
+from matviews.states import RefreshState, RunState, ViewState
 from matviews.tasks import checks as celery_checks
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,8 @@ DEFAULTS = {
     "STATEMENT_TIMEOUT": 60.0,
     "LEASE": 60.0,
     "PATIENCE_CEILING": 3600.0,
+    "KEEP_SUCCEEDED": timedelta(days=7),
+    "KEEP_FAILED": timedelta(days=30),
     "QUEUE": None,
 }
 OTHERS = {
@@ -38,6 +41,8 @@ OTHERS = {
     "STATEMENT_TIMEOUT": 0.5,
     "LEASE": 2.5,
     "PATIENCE_CEILING": 60,
+    "KEEP_SUCCEEDED": timedelta(microseconds=1),
+    "KEEP_FAILED": timedelta(days=36_500),
     "QUEUE": "slow",
 }
 WRONG: dict[str, list[Any]] = {
@@ -48,6 +53,8 @@ WRONG: dict[str, list[Any]] = {
     "STATEMENT_TIMEOUT": [0, -1, None, "60", True, 0.0001, float("inf"), 1e10],
     "LEASE": [0, -1, None, "60", True, float("inf")],
     "PATIENCE_CEILING": [0, -1, None, "60", True, float("inf")],
+    "KEEP_SUCCEEDED": [7, None, "7", True, timedelta(), timedelta(-1), timedelta.max],
+    "KEEP_FAILED": [30, None, "30", True, timedelta(), timedelta(-1), timedelta.max],
     "QUEUE": ["", 5, [], True],
 }
 
@@ -147,7 +154,8 @@ class TestReference:
     def test_settings_and_their_defaults(self) -> None:
         assert documented("Settings") == DEFAULTS.keys()
         for name, default in DEFAULTS.items():
-            assert rows("Settings")[name][0] == f"`{default!r}`"
+            shown = repr(default).removeprefix("datetime.")
+            assert rows("Settings")[name][0] == f"`{shown}`"
 
     def test_options_and_their_defaults(self) -> None:
         options = {field.name: field.default for field in fields(ViewOptions)}
@@ -197,15 +205,19 @@ class TestReference:
 
         assert {name.split()[0] for name in documented("Command")} == ours
 
-    @pytest.mark.parametrize("model", [ViewControl, Stripe, Refresh, PhaseRun])
+    @pytest.mark.parametrize(
+        "model", [ViewControl, RefreshSchedule, Stripe, Refresh, PhaseRun, Heartbeat]
+    )
     def test_tables(self, model: type[Any]) -> None:
         fields = set(re.findall(r"`(\w+)`", rows("Tables")[model.__name__][-1]))
 
         assert fields == {field.name for field in model._meta.fields if field.name != "id"}
 
-    @pytest.mark.parametrize("states", [RefreshState, RunState])
-    def test_states(self, states: type[RefreshState | RunState]) -> None:
-        assert documented("States") >= {state.value for state in states}
+    def test_states(self) -> None:
+        states = (*RefreshState, *RunState, *ViewState)
+
+        assert documented("States") == {state.value for state in states}
+        assert all(rows("States")[state][0] == state.meaning for state in ViewState)
 
 
 DJANGOS_OPTIONS = {

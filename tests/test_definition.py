@@ -404,6 +404,10 @@ class TestOptions:
             ("include_in_batch", False),
             ("freshness_target", timedelta(minutes=5)),
             ("freshness_target", None),
+            ("refresh_every", timedelta(seconds=1)),
+            ("refresh_every", timedelta(days=3650)),
+            ("refresh_every", {"insert": timedelta(seconds=10), Phase.DELETE: timedelta(days=1)}),
+            ("refresh_every", None),
         ],
     )
     def test_right_values_are_taken(self, name: str, value: Any) -> None:
@@ -421,6 +425,21 @@ class TestOptions:
         "stripes": [0, -1, None, 2.0, True, 2**15],
         "include_in_batch": [0, 1, None, "yes"],
         "freshness_target": [300, timedelta(), timedelta(-1), "5m"],
+        "refresh_every": [
+            300,
+            True,
+            "5m",
+            timedelta(),
+            timedelta(-1),
+            timedelta(seconds=1.5),
+            timedelta(days=3651),
+            {},
+            {"insert": None},
+            {"upsert": timedelta(minutes=5)},
+            {"insert": 300},
+            {5: timedelta(minutes=5)},
+            [timedelta(minutes=5)],
+        ],
     }
 
     @pytest.mark.parametrize(
@@ -435,6 +454,32 @@ class TestOptions:
         assert error.msg.startswith(f"sample.Made: MatviewMeta.{name} must be ")
         assert error.msg.endswith(f", not {value!r}.")
         assert view.options == ViewOptions()
+
+    def test_e013_an_interval_of_a_phase_that_the_view_lacks_is_refused(self) -> None:
+        every = {"insert": timedelta(minutes=5), "update": timedelta(minutes=5)}
+        view = defined(options={"phases": ["insert"], "refresh_every": every}, **six_hooks())
+
+        error = only(view.problems, "E013")
+        assert error.msg == (
+            "sample.Made: MatviewMeta.refresh_every names update, which MatviewMeta.phases lacks."
+        )
+
+    @pytest.mark.parametrize(
+        ("every", "intervals"),
+        [
+            (None, {}),
+            (timedelta(minutes=5), {(): timedelta(minutes=5)}),
+            (
+                {"delete": timedelta(days=1), "update": timedelta(seconds=10),
+                 "insert": timedelta(seconds=10)},
+                {("delete",): timedelta(days=1), ("insert", "update"): timedelta(seconds=10)},
+            ),
+        ],
+    )  # fmt: skip
+    def test_phases_that_share_an_interval_share_a_schedule(
+        self, every: Any, intervals: Any
+    ) -> None:
+        assert ViewOptions(refresh_every=every).intervals == intervals
 
     def test_every_option_is_tried_with_wrong_values(self) -> None:
         assert set(self.WRONG) == {option.name for option in fields(ViewOptions)}

@@ -1,7 +1,7 @@
 """Random histories of one view: whatever happens to messages and workers, the end is right.
 
-A history mixes source changes, requests, batches, messages that are lost, doubled, late or out of
-order, hooks that fail, and workers that are killed before any statement. The machine stands for
+A history mixes source changes, requests, stops, pauses, batches, messages that are lost, doubled, late
+or out of order, hooks that fail, and workers that are killed before any statement. The machine stands for
 broker and workers; engine and database are the real ones.
 """
 
@@ -129,9 +129,18 @@ class History(RuleBasedStateMachine):
             for stripe_id in stripes_of(self.control.pk) if sent else ():
                 self._send(engine.settle(stripe_id).message)
 
-    @rule(enabled=st.booleans())
-    def switch(self, enabled: bool) -> None:
-        ViewControl.objects.filter(pk=self.control.pk).update(enabled=enabled)
+    @rule(enabled=st.booleans(), paused=st.booleans())
+    def switch(self, enabled: bool, paused: bool) -> None:
+        ViewControl.objects.filter(pk=self.control.pk).update(enabled=enabled, paused=paused)
+
+    @precondition(lambda self: self.requests)
+    @rule(position=st.integers(0, 100), settled=st.booleans(), kill=KILLS)
+    def stop(self, position: int, settled: bool, kill: int | None) -> None:
+        refresh, _changes = self.requests[-1 - position % len(self.requests)]
+        with self._mortal(kill):
+            engine.request_stop(refresh)
+            for each in engine.settle_view(self.control.pk) if settled else ():
+                self._send(each.message)
 
     # What brokers do.
 
@@ -233,13 +242,20 @@ class History(RuleBasedStateMachine):
             state=RefreshState.OPEN, finished_at__isnull=False
         ).exists()
 
+    @invariant()
+    def nothing_is_stopped_but_what_a_person_stops(self) -> None:
+        stopped = PhaseRun.objects.filter(state=RunState.STOPPED)
+        assert not stopped.filter(refresh__stop_requested=False).exists()
+        assert not stopped.exclude(merged_into=None).exists()
+        assert not Refresh.objects.filter(state=RefreshState.STOPPED, stop_requested=False).exists()
+
     # At rest.
 
     def teardown(self) -> None:
         if not hasattr(self, "view"):
             return
         self.hook_error = None
-        self.switch(enabled=True)
+        self.switch(enabled=True, paused=False)
         self._work_until_quiet()
         assert not Refresh.objects.filter(state=RefreshState.OPEN).exists()
         self._whatever_was_promised_is_kept()

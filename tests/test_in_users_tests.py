@@ -3,8 +3,10 @@
 from celery import current_app
 from django.core.management import call_command
 from django.test import TestCase
+from django_celery_beat.models import PeriodicTask
 
-from matviews.models import Refresh
+from matviews import engine
+from matviews.models import Refresh, RefreshSchedule, ViewControl
 from matviews.states import RefreshState
 from tests.sample.models import Fault, Item, Limited
 
@@ -35,3 +37,15 @@ class ViewTests(TestCase):
             call_command("update_materialized_views", models=["Limited"], verbosity=0)
         assert Limited.objects.count() == 0
         assert Refresh.objects.filter(state=RefreshState.FAILED).count() == 2
+
+    def test_each_save_of_a_schedule_is_followed_when_the_callbacks_run(self) -> None:
+        engine.sync_controls()
+        with self.captureOnCommitCallbacks(execute=True):
+            schedule = RefreshSchedule.objects.create(
+                view=ViewControl.objects.get(label="sample.Limited"), every=1
+            )
+        assert PeriodicTask.objects.get(name__contains="Limited").enabled
+        schedule.enabled = False
+        with self.captureOnCommitCallbacks(execute=True):
+            schedule.save()
+        assert not PeriodicTask.objects.get(name__contains="Limited").enabled

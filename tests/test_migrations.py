@@ -1,6 +1,8 @@
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,25 +17,50 @@ def test_migrations_are_complete() -> None:
     call_command("makemigrations", "matviews", check=True, dry_run=True, verbosity=0)
 
 
-def test_migrations_are_complete_under_another_default_auto_field(tmp_path: Path) -> None:
-    """A model's key is chosen when its class is made, so this takes a process of its own."""
-    (tmp_path / "other_settings.py").write_text(
-        "from tests.settings import *\n"
-        "DATABASES['default'] = {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}\n"
-        "DEFAULT_AUTO_FIELD = 'django.db.models.AutoField'\n"
-    )
+def manage(folder: Path, settings: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, with settings that change those of the tests."""
+    (folder / "other_settings.py").write_text(f"from tests.settings import *\n{settings}")
     environment = {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "other_settings",
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
     }
-
-    done = subprocess.run(
-        [sys.executable, "-m", "django", "makemigrations", "matviews", "--check", "--dry-run"],
+    return subprocess.run(
+        [sys.executable, "-m", "django", *arguments],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
 
+
+def test_migrations_are_complete_under_another_default_auto_field(tmp_path: Path) -> None:
+    """A model's key is chosen when its class is made, so this takes a process of its own."""
+    settings = (
+        "DATABASES['default'] = {'ENGINE': 'django.db.backends.sqlite3', 'NAME': ':memory:'}\n"
+        "DEFAULT_AUTO_FIELD = 'django.db.models.AutoField'\n"
+    )
+
+    done = manage(tmp_path, settings, "makemigrations", "matviews", "--check", "--dry-run")
+
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_taking_the_migrations_back_leaves_no_periodic_task_behind(tmp_path: Path) -> None:
+    # given a migrated project, with the periodic task of watch
+    database = tmp_path / "db.sqlite3"
+    settings = (
+        f"DATABASES['default'] = {{'ENGINE': 'django.db.backends.sqlite3', 'NAME': '{database}'}}\n"
+    )
+    assert manage(tmp_path, settings, "migrate").returncode == 0
+    query = "SELECT name FROM django_celery_beat_periodictask"
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute(query).fetchall() == [("matviews: watch",)]
+
+    # when they are taken back
+    done = manage(tmp_path, settings, "migrate", "matviews", "zero")
+
+    # then beat has nothing of ours to send
+    assert done.returncode == 0, done.stdout + done.stderr
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute(query).fetchall() == []

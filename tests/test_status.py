@@ -4,16 +4,20 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
+from django_celery_beat.models import CrontabSchedule
 
 from matviews import engine
-from matviews.engine import ViewStatus, progress_of
+from matviews.engine import ViewStatus, progress_of, rows
 from matviews.engine.batch import worker_name
-from matviews.models import Stripe, ViewControl
+from matviews.engine.rows import count_rows
+from matviews.models import PhaseRun, Stripe, ViewControl
 from matviews.phases import Phase
 from matviews.registry import registry
-from matviews.states import RunState
-from tests.defining import make_view, ready, run
+from matviews.states import RunState, ViewState
+from tests.bench.statements import statements
+from tests.defining import defined, make_view, ready, run, six_hooks
 from tests.ledger import add_items, fault
 from tests.sample.models import Limited, Striped, Walked
 
@@ -45,12 +49,15 @@ def due(view: type[Any]) -> engine.Message:
 
 def test_a_view_goes_from_never_built_to_ready() -> None:
     add_items(3)
-    assert (status().state, status().rows, status().lag) == ("never built", 0, None)
+    before = status()
+    assert (before.state, before.rows, before.lag) == (ViewState.NEVER_BUILT, (0, True), None)
 
     run(Limited)
 
     now = status()
-    assert (now.state, now.rows, now.error, now.running) == ("ready", 3, "", ())
+    assert (now.state, now.rows, now.error) == (ViewState.READY, (3, True), "")
+    assert (now.running, now.open_refreshes) == ((), ())
+    assert now.last_success == min(moment for moment in now.successes.values() if moment)
     assert now.last_success is not None
     assert now.lag is not None
     assert timedelta(0) <= now.lag < timedelta(minutes=1)
@@ -99,6 +106,12 @@ def test_a_failed_view_shows_its_error_until_it_succeeds() -> None:
     assert status().state == "failed"
     assert status().error == "insert: RuntimeError: do_insert was told to fail"
 
+    # a refresh that is stopped before it has tried says nothing of that
+    refresh = engine.request(Limited)
+    engine.request_stop(refresh.pk)
+    engine.settle_view(refresh.view_id)
+    assert status().state == "failed"
+
     run(Limited)
 
     assert (status().state, status().error) == ("ready", "")
@@ -110,6 +123,11 @@ def test_what_an_operator_has_set_is_shown() -> None:
     now = status()
 
     assert (now.state, now.enabled, now.include_in_batch) == ("disabled", False, False)
+
+    control().update(enabled=True, paused=True)
+
+    now = status()
+    assert (now.state, now.enabled, now.paused) == ("paused", True, True)
 
 
 def test_views_without_rows_without_code_or_with_errors_are_listed() -> None:
@@ -123,6 +141,134 @@ def test_views_without_rows_without_code_or_with_errors_are_listed() -> None:
         assert status().state == "no rows yet"
         broken = status("sample.Hookless")
         assert (broken.state, broken.rows) == ("invalid", None)
+
+
+def test_a_view_without_a_target_is_behind_when_it_has_missed_two_intervals() -> None:
+    run(Limited)
+    schedules = control().get().schedules
+    schedules.create(every=10, period="seconds", phases=["insert"])
+    schedules.create(every=1, period="minutes")
+    schedules.create(every=1, period="days", enabled=False)
+    now = status()
+    assert (now.state, now.target) == (ViewState.FRESH, timedelta(minutes=2))
+
+    control().update(last_update=timezone.now() - timedelta(minutes=3))
+    assert status().state == ViewState.BEHIND
+
+    # a target of its own comes first
+    control().update(freshness_target=timedelta(hours=1))
+    now = status()
+    assert (now.state, now.target) == (ViewState.FRESH, timedelta(hours=1))
+
+
+def test_a_crontab_says_nothing_of_how_old_a_view_may_be() -> None:
+    run(Limited)
+    schedules = control().get().schedules
+    schedules.create(every=1, period="minutes")
+    schedules.create(every=None, crontab=CrontabSchedule.objects.create(hour="3"))
+
+    assert (status().state, status().target) == (ViewState.READY, None)
+
+
+def test_the_oldest_open_refresh_tells_the_progress_where_all_of_it_is_known() -> None:
+    # given a refresh of which nobody knows how much it is
+    add_items(20)
+    first = engine.request(Limited, batch_size=5, phases=["insert"])
+    second = engine.request(Limited, batch_size=5, phases=["delete"])
+    now = status()
+    assert (now.open_refreshes, now.progress) == ((first.pk, second.pk), None)
+    # when its first batch has told
+    engine.run_batch(due(Limited))
+    # then
+    assert status().progress == 0.25
+
+
+def test_progress_is_unknown_until_every_stripe_has_told() -> None:
+    add_items(20)
+    engine.request(Striped, batch_size=2, phases=["insert"])
+    engine.run_batch(due(Striped))
+    runs = PhaseRun.objects.all()
+    runs.update(estimate=8)
+    assert status("sample.Striped").progress is None
+
+    other = Stripe.objects.get(view__label="sample.Striped", number=1)
+    runs.create(refresh_id=runs.get().refresh_id, stripe=other, phase="insert", estimate=8)
+    assert status("sample.Striped").progress == 0.125
+
+
+def test_views_are_told_of_by_label() -> None:
+    some = engine.view_statuses(label for label in [LIMITED, "sample.Walked", "shop.Unknown"])
+
+    assert [each.label for each in some] == [LIMITED, "sample.Walked"]
+    assert engine.view_statuses([]) == []
+
+
+def test_twenty_views_cost_as_many_statements_as_three() -> None:
+    def cost() -> int:
+        with statements() as found:
+            engine.view_statuses()
+        return len(found)
+
+    def busy(views: list[Any]) -> None:
+        for view in views:
+            stripe = view.stripes.create(number=0)
+            view.schedules.create(every=5)
+            refresh = view.refreshes.create(
+                phases=["insert"], trigger="api", requested_at=timezone.now()
+            )
+            refresh.runs.create(stripe=stripe, phase="insert")
+
+    # given views with schedules and open refreshes
+    busy([ViewControl.objects.create(label=f"shop.View{number}") for number in range(3)])
+    few = cost()
+    # when there are many more
+    busy([ViewControl.objects.create(label=f"shop.View{number}") for number in range(3, 20)])
+    # then
+    assert cost() == few <= 8
+
+
+@pytest.mark.parametrize("name", ["UpperCase", "with space", "select", "per%cent", "apo'strophe"])
+def test_rows_are_counted_whatever_the_table_is_called(name: str) -> None:
+    quoted = connection.ops.quote_name(name)
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE {quoted} (id integer)")
+        try:
+            cursor.execute(f"INSERT INTO {quoted} VALUES (1), (2)")
+            counted = count_rows([defined(meta={"db_table": name}, **six_hooks())])
+        finally:
+            cursor.execute(f"DROP TABLE {quoted}")
+
+    assert counted == {"sample.Made": (2, True)}
+
+
+def test_a_large_table_is_taken_at_the_databases_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_items(300)
+    run(Limited)
+    vendor, table = connection.vendor, Limited._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"ANALYZE {'TABLE ' if vendor == 'mysql' else ''}{table}")
+    monkeypatch.setattr(rows, "WORTH_COUNTING", 100)
+
+    counted = status().rows
+
+    assert counted is not None
+    assert counted.exact == (vendor == "sqlite")  # which has no estimate
+    assert 200 <= counted.rows <= 400
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="others have no search path")
+def test_the_table_that_the_search_path_leads_to_is_counted() -> None:
+    add_items(2)
+    run(Limited)
+    table = Limited._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE SCHEMA other CREATE TABLE {table} (id integer)")
+        try:
+            assert status().rows == (2, True)
+            cursor.execute("SET search_path TO other, public")
+            assert status().rows == (0, True)
+        finally:
+            cursor.execute("SET search_path TO DEFAULT; DROP SCHEMA other CASCADE")
 
 
 def states(refresh: Any) -> list[tuple[Any, ...]]:

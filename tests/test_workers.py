@@ -6,7 +6,7 @@ import pytest
 from django.db import models
 
 from matviews import engine, tasks
-from matviews.models import PhaseRun, Refresh, Trigger
+from matviews.models import PhaseRun, Refresh, Trigger, ViewControl
 from matviews.phases import Phase
 from matviews.states import RefreshState
 from tests.driving import stripes_of
@@ -239,3 +239,36 @@ def test_an_insert_asked_for_during_a_long_update_waits_for_one_batch(workers: W
 
 def phase_of(line: str) -> str:
     return line.partition("phase=")[2].split()[0]
+
+
+def test_a_refresh_is_stopped_and_a_view_paused_while_workers_are_at_work(workers: Workers) -> None:
+    # given two workers in the middle of a refresh that another has joined
+    workers.start(2)
+    add_items(200)
+    control = ViewControl.objects.get(label="sample.Ledger")
+    with fault(Ledger, "before_insert", "sleep", seconds=0.1):
+        stopped, other = Ledger.refresh(), Ledger.refresh()
+        workers.wait_for(Ledger.objects.exists)
+        # when it is stopped, then it ends and the other goes on
+        assert engine.request_stop(stopped.pk)
+        assert tasks.dispatch(control.pk)
+        workers.wait_for(Refresh.objects.filter(pk=stopped.pk, state="stopped").exists)
+        workers.wait_for(PhaseRun.objects.filter(refresh=other, batches__gt=0).exists)
+        # and when the view is paused, then the batch at work is its last
+        ViewControl.objects.update(paused=True)
+        workers.wait_for(lambda: settled_down(control))
+        assert PhaseRun.objects.filter(refresh=other, state="running").exists()
+        assert 0 < Ledger.objects.count() < 200
+    # and when it is resumed, then it goes on where it was
+    ViewControl.objects.update(paused=False)
+    assert tasks.dispatch(control.pk)
+    workers.wait_until_quiet()
+    assert_each_item_once()
+    other.refresh_from_db()
+    assert (other.state, other.merged_into) == (RefreshState.SUCCEEDED, None)
+    assert workers.lines("ERROR") == []
+
+
+def settled_down(control: ViewControl) -> bool:
+    """Whether the batch that is announced last is over, and none is announced any more."""
+    return not any(stripe.announced for stripe in control.stripes.all())

@@ -166,17 +166,22 @@ class _Attempt:
         """Write down why the batch was rolled back, behind the same fence as the batch itself."""
         with databases.short_transaction():
             work = self._pass_token({})
-            if work and (run := self._blamed(work)):
-                self._fail(Step(work, run), error)
+            if work:
+                work.stop()
+                if run := self._blamed(work):
+                    self._fail(Step(work, run), error)
                 work.save()
         return self._report(work, Outcome.FAILED, error=_one_line(error))
 
     def _blamed(self, work: Work) -> PhaseRun | None:
-        """The run whose hooks were called last: those before it in the batch are innocent."""
-        for run in work.leaders():
-            if (run.refresh_id, run.phase) == self.tried:
-                return run
-        return work.next_run(self.message.phase)
+        """The run whose hooks were called last: those before it in the batch are innocent.
+
+        None if that was stopped meanwhile.
+        """
+        if self.tried is None:
+            return work.next_run(self.message.phase)
+        leaders = {(run.refresh_id, run.phase): run for run in work.leaders()}
+        return leaders.get(self.tried)
 
     def _pass_token(self, extra: dict[str, Func]) -> Work | None:
         """Take the stripe for this transaction; what it has to do, None if nothing.
@@ -199,8 +204,11 @@ class _Attempt:
     def _work_off(self, work: Work) -> tuple[int, int | None]:
         """End the phases that need nothing, up to the one that does; do a batch of that.
 
-        Only if it is the phase that the message names: another is left to a message of its own.
+        Only if it is the phase that the message names: another is left to a message of its own, and
+        so is what comes after runs that were stopped: the kills that this token counts are theirs.
         """
+        if work.stop() or work.stripe.view.held:
+            return 0, None
         if definition := work.definition:
             _limit_own(definition)
         # After a kill, one run at a time is settled and committed, or its hook could kill again

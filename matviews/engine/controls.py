@@ -1,9 +1,11 @@
-"""The control and stripe rows of the views that the code defines."""
+"""The control, stripe and first schedule rows of the views that the code defines."""
+
+from datetime import timedelta
 
 from django.db.models import Q
 
 from ..definition import ViewDefinition
-from ..models import Stripe, ViewControl
+from ..models import Period, RefreshSchedule, Stripe, ViewControl
 from ..registry import registry
 from ..states import RefreshState
 from .databases import lock_free, short_transaction
@@ -21,11 +23,31 @@ def sync_controls() -> None:
             label=definition.label, defaults=_first_values(definition)
         )
         _sync_stripes(control, most=None if definition.knows_stripes else 1)
+        if definition.options.refresh_every and not control.default_scheduled:
+            _schedule(control, definition)
 
 
 def _first_values(definition: ViewDefinition) -> dict[str, object]:
     options = definition.options
     return {"include_in_batch": options.include_in_batch, "stripe_count": options.stripes}
+
+
+def _schedule(control: ViewControl, definition: ViewDefinition) -> None:
+    """Make the schedules that the code proposes: once, and not beside an operator's own."""
+    with short_transaction():
+        first = ViewControl.objects.filter(pk=control.pk, default_scheduled=False)
+        if first.update(default_scheduled=True) and not control.schedules.exists():
+            RefreshSchedule.objects.bulk_create(
+                RefreshSchedule(view=control, phases=list(phases), every=every, period=period)
+                for phases, interval in definition.options.intervals.items()
+                for every, period in [_in_units(interval)]
+            )
+
+
+def _in_units(interval: timedelta) -> tuple[int, Period]:
+    """An interval in the largest unit that it is a whole number of."""
+    period = next(period for period in reversed(Period) if not interval % period.length)
+    return interval // period.length, period
 
 
 def _sync_stripes(control: ViewControl, most: int | None) -> None:
@@ -53,6 +75,6 @@ def views_in_batch() -> list[str]:
 
     A view without a control row is among them: asking for its refresh says what is missing.
     """
-    excluded = ViewControl.objects.exclude(enabled=True, include_in_batch=True)
+    excluded = ViewControl.objects.exclude(enabled=True, paused=False, include_in_batch=True)
     labels = set(excluded.values_list("label", flat=True))
     return [definition.label for definition in registry if definition.label not in labels]

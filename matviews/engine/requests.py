@@ -15,7 +15,7 @@ from ..phases import Phase
 from ..registry import registry
 from ..states import RefreshState
 
-__all__ = ["check_phases", "request"]
+__all__ = ["check_phases", "request", "request_stop"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,18 @@ def request(
     logger.info("refresh requested view=%s refresh=%s", definition.label, refresh.pk)
     signals.refresh_requested.send_robust(sender=definition.model, refresh=refresh)
     return refresh
+
+
+def request_stop(refresh_id: int) -> bool:
+    """Record that a refresh is to stop between two batches; what these have committed stays.
+
+    Whoever asks settles the view afterwards: that stops it at once where nobody is at work.
+
+    Returns:
+        False if it has ended already, or there is none.
+    """
+    still_open = Refresh.objects.filter(pk=refresh_id, state=RefreshState.OPEN)
+    return still_open.update(stop_requested=True) > 0
 
 
 def check_phases(

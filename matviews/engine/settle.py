@@ -4,13 +4,14 @@ import logging
 from datetime import datetime
 from typing import NamedTuple
 
+from django.db.models import F
 from django.utils import timezone
 
 from .. import signals
-from ..models import PhaseRun, Refresh, ViewControl
+from ..models import PhaseRun, Refresh, Stripe, ViewControl
 from ..phases import Phase
 from ..states import RefreshState, RunState, check_transition
-from .databases import short_transaction
+from .databases import claim, short_transaction
 from .messages import Message
 from .work import Work, load_work, load_works
 
@@ -43,9 +44,22 @@ def settle_view(view_id: int) -> list[Settlement]:
 
 
 def _settle(work: Work) -> Settlement:
+    if work.to_stop and _stop(work.stripe):
+        return settle(work.stripe.pk)
     closed = tuple(refresh for refresh in work.ended_refreshes() if _close(refresh, work))
     work.admit()
     return Settlement(work.next_message(), closed)
+
+
+def _stop(stripe: Stripe) -> bool:
+    """End what is to be stopped; False if somebody is at work, who settles afterwards."""
+    with short_transaction():
+        free = claim(stripe.pk, stripe.token, token=F("token") + 1)
+        if free and (work := load_work(stripe.pk)):
+            work.admit()
+            work.stop()
+            work.save()
+    return free
 
 
 def _close(refresh: Refresh, work: Work) -> bool:
@@ -58,7 +72,7 @@ def _close(refresh: Refresh, work: Work) -> bool:
     if not _save_closed(refresh, _success_times(runs)):
         return False
     logger.log(
-        logging.INFO if refresh.state == RefreshState.SUCCEEDED else logging.ERROR,
+        logging.ERROR if refresh.state == RefreshState.FAILED else logging.INFO,
         "refresh finished view=%s refresh=%s state=%s rows=%s error=%s",
         work.stripe.view.label, refresh.pk, refresh.state, sum(run.rows for run in runs),
         refresh.error,
@@ -69,8 +83,10 @@ def _close(refresh: Refresh, work: Work) -> bool:
 
 
 def _fill_in(refresh: Refresh, runs: list[PhaseRun]) -> None:
-    failed = [run for run in runs if run.state != RunState.SUCCEEDED]
-    state = RefreshState.FAILED if failed else RefreshState.SUCCEEDED
+    failed = [run for run in runs if run.state in (RunState.FAILED, RunState.NOT_CONVERGING)]
+    stopped = any(run.state == RunState.STOPPED for run in runs)
+    state = RefreshState.STOPPED if stopped else RefreshState.SUCCEEDED
+    state = RefreshState.FAILED if failed else state
     check_transition(RefreshState(refresh.state), state)
     refresh.state = state
     refresh.error = "\n".join(dict.fromkeys(f"{run.phase}: {run.error}" for run in failed))
@@ -95,10 +111,10 @@ def _save_closed(refresh: Refresh, success_times: dict[str, datetime]) -> bool:
 
 def _success_times(runs: list[PhaseRun]) -> dict[str, datetime]:
     """When each phase that succeeded in every stripe had done so, by field of the control."""
-    failed = {run.phase for run in runs if run.state != RunState.SUCCEEDED}
+    unfinished = {run.phase for run in runs if run.state != RunState.SUCCEEDED}
     times: dict[str, datetime] = {}
     for run in runs:
-        if run.phase not in failed and run.finished_at:
+        if run.phase not in unfinished and run.finished_at:
             field = Phase(run.phase).success_field
             times[field] = max(run.finished_at, times.get(field, run.finished_at))
     return times

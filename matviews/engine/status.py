@@ -1,21 +1,23 @@
 """The state of every view at a glance, for the command line and the admin."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db import DatabaseError, transaction
-from django.db.models import Exists, OuterRef, QuerySet, Subquery
+from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
 from django.utils import timezone
 
 from ..definition import ViewDefinition
-from ..models import Refresh, ViewControl
+from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
 from ..registry import registry
-from ..states import RefreshState
-from .databases import alias
+from ..states import RefreshState, ViewState
+from .rows import RowCount, count_rows
 
 __all__ = ["Announcement", "ViewStatus", "view_statuses"]
+
+INTERVALS_MISSED = 2  # of its schedule, after which a view without a target of its own is behind
 
 
 class Announcement(NamedTuple):
@@ -31,88 +33,159 @@ class ViewStatus:
 
     Attributes:
         label: the view.
-        state: "ready", "never built", "behind", "refreshing", "waiting" (a refresh is open, but
-            nobody has been at it for a lease), "failed", "disabled", "invalid", "not in the code",
-            or "no rows yet" (`migrate` has not run since the view was added).
+        state: in a word; of what applies, the first in the order of `_state`.
         enabled: whether it is refreshed at all.
+        paused: whether its work is held.
         include_in_batch: whether a refresh of all views includes it.
-        rows: rows of its table, None if that cannot be read.
+        rows: rows of its table, None if there is no table; large ones are estimated.
+        successes: when each of its phases last succeeded, None where one never did.
         last_success: when the phase that is longest ago last succeeded, None if one never did.
         lag: time since then.
+        target: how large the lag may be: as the control or the code says, else twice the longest
+            interval of its schedules; None if nothing says it.
+        open_refreshes: primary keys of the refreshes under way, oldest first.
+        progress: how much of the oldest of these is done, from 0 to 1; None if that is unknown.
         running: who is at work in it now.
         error: of the last refresh, if that failed.
     """
 
     label: str
-    state: str
+    state: ViewState
     enabled: bool = True
+    paused: bool = False
     include_in_batch: bool = True
-    rows: int | None = None
+    rows: RowCount | None = None
+    successes: Mapping[Phase, datetime | None] = field(default_factory=dict)
     last_success: datetime | None = None
     lag: timedelta | None = None
+    target: timedelta | None = None
+    open_refreshes: tuple[int, ...] = ()
+    progress: float | None = None
     running: tuple[Announcement, ...] = ()
     error: str = ""
 
 
-def view_statuses() -> list[ViewStatus]:
-    """The state of every view that the code defines or a control row remembers, by label."""
-    controls = {control.label: control for control in _controls()}
-    views = {definition.label: definition for definition in registry}
-    labels = sorted({*controls, *views})
-    return [_status(label, views.get(label), controls.get(label)) for label in labels]
+def view_statuses(labels: Iterable[str] | None = None) -> list[ViewStatus]:
+    """The state of every view that the code defines or a control row remembers, by label.
+
+    The number of statements does not depend on the number of views.
+
+    Args:
+        labels: the views to tell of; all by default.
+    """
+    wanted = None if labels is None else set(labels)
+    controls = {control.label: control for control in _controls(wanted)}
+    views = {each.label: each for each in registry if wanted is None or each.label in wanted}
+    rows = count_rows(views.values())
+    return [
+        _status(label, views.get(label), controls.get(label), rows.get(label))
+        for label in sorted({*controls, *views})
+    ]
 
 
-def _controls() -> QuerySet[Any]:
+def _controls(labels: set[str] | None) -> QuerySet[Any]:
     """The control rows, with what the status needs to know of their refreshes."""
-    refreshes = Refresh.objects.filter(view=OuterRef("pk"))
-    ended = refreshes.exclude(state=RefreshState.OPEN).order_by("-pk")
-    return ViewControl.objects.annotate(
-        refreshing=Exists(refreshes.filter(state=RefreshState.OPEN)),
-        last_state=Subquery(ended.values("state")[:1]),
-        last_error=Subquery(ended.values("error")[:1]),
-    ).prefetch_related("stripes")
+    # What was stopped says nothing of the view.
+    ended = Refresh.objects.filter(state__in=(RefreshState.SUCCEEDED, RefreshState.FAILED))
+    last = ended.filter(view=OuterRef("pk")).order_by("-pk")
+    runs = PhaseRun.objects.select_related("merged_into")
+    still_open = Refresh.objects.filter(state=RefreshState.OPEN).order_by("pk")
+    controls = ViewControl.objects.annotate(
+        last_state=Subquery(last.values("state")[:1]),
+        last_error=Subquery(last.values("error")[:1]),
+    ).prefetch_related(
+        "stripes",
+        "schedules",
+        Prefetch(
+            "refreshes",
+            still_open.prefetch_related(Prefetch("runs", runs)),
+            to_attr="open_refreshes",
+        ),
+    )
+    return controls if labels is None else controls.filter(label__in=labels)
 
 
-def _status(label: str, definition: ViewDefinition | None, control: Any) -> ViewStatus:
-    rows = _count(definition) if definition else None
+def _status(
+    label: str, definition: ViewDefinition | None, control: Any, rows: RowCount | None
+) -> ViewStatus:
     if control is None:
-        return ViewStatus(label=label, state="no rows yet", rows=rows)
-    last_success = _last_success(definition, control)
+        return ViewStatus(label=label, state=ViewState.NO_ROWS, rows=rows)
+    successes = _successes(definition, control)
+    last_success = None if None in successes.values() else min(filter(None, successes.values()))
     lag = timezone.now() - last_success if last_success else None
+    target = _target(definition, control)
     return ViewStatus(
         label=label,
-        state=_state(definition, control, lag),
+        state=_state(definition, control, lag, target),
         enabled=control.enabled,
+        paused=control.paused,
         include_in_batch=control.include_in_batch,
         rows=rows,
+        successes=successes,
         last_success=last_success,
         lag=lag,
+        target=target,
+        open_refreshes=tuple(refresh.pk for refresh in control.open_refreshes),
+        progress=_progress(control),
         running=_running(control),
         error=control.last_error or "" if control.last_state == RefreshState.FAILED else "",
     )
 
 
-def _state(definition: ViewDefinition | None, control: Any, lag: timedelta | None) -> str:
+def _state(
+    definition: ViewDefinition | None,
+    control: Any,
+    lag: timedelta | None,
+    target: timedelta | None,
+) -> ViewState:
     if definition is None:
-        return "not in the code"
-    target = control.freshness_target or definition.options.freshness_target
+        return ViewState.NOT_IN_CODE
+    refreshing = bool(control.open_refreshes)
     by_priority = {
-        "invalid": bool(definition.errors),
-        "disabled": not control.enabled,
-        "refreshing": control.refreshing and _in_good_hands(control),
-        "waiting": control.refreshing,
-        "failed": control.last_state == RefreshState.FAILED,
-        "never built": lag is None,
-        "behind": bool(target and lag and lag > target),
+        ViewState.INVALID: bool(definition.errors),
+        ViewState.DISABLED: not control.enabled,
+        ViewState.PAUSED: control.paused,
+        ViewState.REFRESHING: refreshing and _in_good_hands(control),
+        ViewState.WAITING: refreshing,
+        ViewState.FAILED: control.last_state == RefreshState.FAILED,
+        ViewState.NEVER_BUILT: lag is None,
+        ViewState.BEHIND: bool(target and lag and lag > target),
+        ViewState.FRESH: target is not None,
     }
-    return next((state for state, applies in by_priority.items() if applies), "ready")
+    return next((state for state, applies in by_priority.items() if applies), ViewState.READY)
+
+
+def _target(definition: ViewDefinition | None, control: Any) -> timedelta | None:
+    in_code = definition.options.freshness_target if definition else None
+    own: timedelta | None = control.freshness_target or in_code
+    if own:
+        return own
+    intervals: list[timedelta | None]
+    intervals = [each.interval for each in control.schedules.all() if each.enabled]
+    if not intervals or None in intervals:
+        return None
+    return INTERVALS_MISSED * max(filter(None, intervals))
+
+
+def _progress(control: Any) -> float | None:
+    """The share of the rows that the runs of the oldest refresh have done of those they estimate."""
+    if not control.open_refreshes:
+        return None
+    refresh = control.open_refreshes[0]
+    leaders = [run.merged_into or run for run in refresh.runs.all()]
+    estimates = [leader.estimate if leader.active else leader.rows for leader in leaders]
+    if None in estimates or len(leaders) < len(refresh.phases) * len(control.stripes.all()):
+        return None
+    done = sum(leader.rows for leader in leaders)
+    total = sum(map(max, estimates, (leader.rows for leader in leaders)))
+    return done / total if total else 0.0
 
 
 def _running(control: Any) -> tuple[Announcement, ...]:
     return tuple(
         Announcement(stripe.worker, stripe.announced_at)
         for stripe in control.stripes.all()
-        if stripe.announced and control.refreshing
+        if stripe.announced and control.open_refreshes
     )
 
 
@@ -124,15 +197,8 @@ def _in_good_hands(control: Any) -> bool:
     )
 
 
-def _last_success(definition: ViewDefinition | None, control: ViewControl) -> datetime | None:
+def _successes(
+    definition: ViewDefinition | None, control: ViewControl
+) -> dict[Phase, datetime | None]:
     phases = definition.options.phases if definition else tuple(Phase)
-    times = [getattr(control, phase.success_field) for phase in phases]
-    return None if None in times else min(times)
-
-
-def _count(definition: ViewDefinition) -> int | None:
-    try:
-        with transaction.atomic(using=alias()):
-            return definition.model._base_manager.using(alias()).count()
-    except DatabaseError:
-        return None
+    return {phase: getattr(control, phase.success_field) for phase in phases}

@@ -21,6 +21,7 @@ __all__ = ["MAX_FAILURES", "Step"]
 
 logger = logging.getLogger(__name__)
 
+MOST_SAMPLES = 60  # batches of a run whose pace is kept for its picture
 MAX_FAILURES = 3  # tries of a batch after the first, and kills of a batch that cannot get smaller
 
 
@@ -97,6 +98,8 @@ class Step:
         run.rows += batch.rows
         run.seconds += seconds
         run.failures = 0
+        sample = [run.batches, limit if self.paced else None, batch.rows, round(seconds, 4)]
+        run.samples = _thinned([*run.samples, sample])
         run.error = run.traceback = ""
         run.cursor = batch.cursor
         run.caught_up = self.hooks.kind is HookKind.LIMIT and batch.rows < limit
@@ -218,3 +221,8 @@ class Step:
             f"Not converging: {name} wrote no row (or returned None instead of their number), "
             f"yet {self.phase.needs_hook} still says that work is waiting."
         )
+
+
+def _thinned(samples: list[list[float | None]]) -> list[list[float | None]]:
+    """Every second sample, once there are too many; the newest stays."""
+    return samples if len(samples) <= MOST_SAMPLES else samples[::-2][::-1]

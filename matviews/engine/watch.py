@@ -7,7 +7,7 @@ from datetime import timedelta
 from django.db.models import Exists, OuterRef, Q
 
 from ..conf import get_settings
-from ..models import Refresh, Stripe, ViewControl
+from ..models import Refresh, Stripe
 from ..states import RefreshState
 from .databases import UtcNow, claim, drop_broken_connection, short_transaction
 from .messages import Message
@@ -25,7 +25,7 @@ def watch() -> list[Message]:
     has announced itself since, the stripe is left alone twice as long, up to PATIENCE_CEILING: a day
     without workers does not fill the broker. Also closes what a killed process left open.
     """
-    quiet = Stripe.objects.filter(_HAS_WORK & _QUIET).order_by()
+    quiet = Stripe.objects.filter(_QUIET, Exists(_WORK)).order_by()
     messages = [_look(*stripe) for stripe in quiet.values_list("pk", "resends")]
     return [message for message in messages if message]
 
@@ -64,10 +64,10 @@ def _takes(message: Message, resends: int) -> bool:
 
 
 _QUIET = Q(watch_after=None) | Q(watch_after__lt=UtcNow())
-# Not joins: these conditions must not lock anything.
-_HAS_WORK = Q(
-    Exists(Refresh.objects.filter(view=OuterRef("view"), state=RefreshState.OPEN)),
-    view__in=ViewControl.objects.filter(enabled=True),
+_WORK = Refresh.objects.filter(
+    Q(view__enabled=True, view__paused=False) | Q(stop_requested=True),
+    view=OuterRef("view"),
+    state=RefreshState.OPEN,
 )
 
 

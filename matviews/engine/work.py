@@ -119,6 +119,33 @@ class Work:
             ended.started_at = run.started_at or now
         self.touch(run)
 
+    @property
+    def to_stop(self) -> bool:
+        """Whether a person wants a refresh stopped that has work here, or has not come here yet."""
+        ended = self.ended_refreshes()
+        return any(each.stop_requested and each not in ended for each in self.refreshes)
+
+    def stop(self) -> bool:
+        """End the runs of the refreshes that are to be stopped; whether there were any.
+
+        To be called after `admit`. Others that were merged into one of these have a right to the
+        whole of it: the oldest goes on as a run of its own, from the start, and the rest are merged
+        into that.
+        """
+        stopped = [run for run in self.runs if run.active and run.refresh.stop_requested]
+        for run in stopped:
+            run.merged_into = None
+        for run in stopped:
+            self._hand_over(run)
+            self.end(run, RunState.STOPPED)
+        return bool(stopped)
+
+    def _hand_over(self, run: PhaseRun) -> None:
+        followers = list(self.followers(run))
+        for each in followers:
+            each.merged_into = None if each is followers[0] else followers[0]
+            self.touch(each)
+
     def touch(self, run: PhaseRun) -> None:
         """Note that a run has changed, for `save`."""
         if not any(other is run for other in self.touched):
@@ -137,7 +164,7 @@ class Work:
 
     def next_message(self) -> Message | None:
         """The message for the batch whose turn it is; None when nothing is due, or paused."""
-        run = self.next_run() if self.stripe.view.enabled else None
+        run = None if self.stripe.view.held else self.next_run()
         if run is None:
             return None
         return Message(Phase(run.phase), self.stripe.pk, self.stripe.token)

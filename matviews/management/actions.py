@@ -6,12 +6,14 @@ from django.core.management.base import CommandError
 
 from matviews import engine, tasks
 from matviews.exceptions import MatviewsError
+from matviews.models import Heartbeat
 from matviews.registry import registry
+from matviews.tasks import schedules
 
 from . import tables
 from .requests import Requests
 
-__all__ = ["check", "enqueue", "list_views"]
+__all__ = ["check", "enqueue", "list_schedules", "list_views"]
 
 
 def list_views(requests: Requests) -> None:
@@ -26,6 +28,26 @@ def list_views(requests: Requests) -> None:
         tables.print_statuses(statuses, console)
     else:
         console.print("No view is defined.")
+
+
+def list_schedules(requests: Requests) -> None:
+    """Show what beat asks for and when, for every view or those that were named, and how `watch` is."""
+    output, heartbeat = requests.output, Heartbeat.objects.first()
+    planned = schedules.timetable(requests.asked.labels or None)
+    watch = schedules.watch_problem()
+    output.entries += map(tables.plan_as_dict, planned)
+    output.watch = {
+        "ran_at": heartbeat and heartbeat.ran_at.isoformat(),
+        "problem": watch,
+    }
+    if output.as_json:
+        return
+    console = output.console()
+    if planned:
+        tables.print_plans(planned, console)
+    else:
+        console.print("No view has a schedule: give it one in the admin, or refresh_every in code.")
+    tables.print_watch(heartbeat, watch, console)
 
 
 def check(requests: Requests) -> None:

@@ -15,10 +15,12 @@ from matviews.registry import registry
 __all__ = ["REFUSED", "Asked", "add_arguments", "understand"]
 
 REFUSED = 2  # exit status when nothing was done because of what was asked
-ACTIONS = ("list", "check", "enqueue")
+ACTIONS = ("list", "schedules", "check", "enqueue")
 SENSELESS = {
     ("list", "phases"): "--list shows the state of views, whatever their phases",
     ("list", "batch_size"): "--list runs no batches",
+    ("schedules", "phases"): "--schedules shows every schedule of a view",
+    ("schedules", "batch_size"): "--schedules runs no batches",
     ("check", "batch_size"): "--check runs no batches",
 }
 
@@ -28,7 +30,7 @@ class Asked:
     """What the command is to do.
 
     Attributes:
-        action: "list", "check", "enqueue", or "refresh".
+        action: "list", "schedules", "check", "enqueue", or "refresh".
         labels: the views that were named, () if none were.
         phases: the phases that were named, in their order, None for all.
         batch_size: rows per batch, None to leave it to the views.
@@ -58,6 +60,9 @@ def add_arguments(parser: CommandParser) -> None:
         help="json: one document on stdout, errors inside and on stderr",
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="show the state of every view")
+    parser.add_argument(
+        "--schedules", action="store_true", help="show what beat asks for, and when"
+    )
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit status 1 if a view is not fresh"
     )

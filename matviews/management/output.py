@@ -19,6 +19,7 @@ class Output:
 
     Attributes:
         entries: what is told of each view in JSON.
+        watch: what is told of `watch` in JSON, if anything.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Output:
             self._stderr.style_func = None
         self.as_json = as_json
         self.entries: list[dict[str, Any]] = []
+        self.watch: dict[str, Any] | None = None
 
     def say(self, line: str) -> None:
         """A line for a person who has not asked for silence."""
@@ -44,7 +46,10 @@ class Output:
     def finish(self, *, error: str) -> None:
         """Print the JSON document, if that is the format."""
         if self.as_json:
-            self._stdout.write(json.dumps({"views": self.entries, "error": error}, indent=2))
+            document: dict[str, Any] = {"views": self.entries, "error": error}
+            if self.watch is not None:
+                document["watch"] = self.watch
+            self._stdout.write(json.dumps(document, indent=2))
 
     def console(self) -> Console:
         """Stdout for rich: a terminal only if it is one, whatever the environment forces."""

@@ -38,7 +38,9 @@ class Requests:
             return list(self.asked.labels)
         labels = [label for label in engine.views_in_batch() if self.phases_of(label) != ()]
         if not labels:
-            self.output.say("Nothing to do: no view is enabled and included in batches.")
+            self.output.say(
+                "Nothing to do: no view is enabled, not paused and included in batches."
+            )
         return labels
 
     def phases_of(self, label: str) -> tuple[Phase, ...] | None:

@@ -56,8 +56,11 @@ def _run(asked: Refresh, requests: Requests, reporter: Reporter, wish: Wish) -> 
 def _tell_failure(ended: Refresh, requests: Requests, wish: Wish) -> None:
     if ended.state == RefreshState.FAILED:
         requests.fail(ended.view.label, ended.error)
+    elif ended.state == RefreshState.STOPPED:
+        requests.fail(ended.view.label, "was stopped by an operator; what was committed stays")
     elif ended.state == RefreshState.OPEN and not wish():
-        requests.fail(ended.view.label, "was disabled meanwhile; it goes on when it is enabled")
+        word, remedy = ("paused", "resumed") if ended.view.paused else ("disabled", "enabled")
+        requests.fail(ended.view.label, f"is {word}; it goes on when it is {remedy}")
 
 
 def _stopped(requests: Requests, labels: list[str]) -> str:

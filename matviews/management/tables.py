@@ -11,50 +11,88 @@ from rich.table import Table
 from rich.text import Text
 
 from matviews.engine import ViewStatus
-from matviews.models import PhaseRun, Refresh
+from matviews.models import Heartbeat, PhaseRun, Refresh
+from matviews.tasks.timetable import Planned
 
 from .progress import duration
 
-__all__ = ["print_statuses", "refresh_as_dict", "status_as_dict"]
+__all__ = [
+    "plan_as_dict",
+    "print_plans",
+    "print_statuses",
+    "print_watch",
+    "refresh_as_dict",
+    "status_as_dict",
+]
 
-HEADINGS = ("view", "state", "enabled", "rows", "last success", "lag")
+STATUS_HEADINGS = ("view", "state", "enabled", "rows", "last success", "lag")
+PLAN_HEADINGS = ("view", "schedule", "phases", "next", "last sent", "off because")
+DATES = ("last success", "next", "last sent")
 UNCUT = 10_000  # columns of a file: no table is wider
 
 
 def print_statuses(statuses: Sequence[ViewStatus], console: Console) -> None:
     """How the views stand, a line for each; a paragraph where the terminal is too narrow."""
-    if not console.is_terminal:
-        console.width = UNCUT
-    table = _table(statuses)
-    unbound = console.options.update(max_width=UNCUT)
-    if Measurement.get(console, unbound, table).minimum <= console.width:
-        console.print(table)
-    else:
-        for status in statuses:
-            console.print(_paragraph(status), highlight=False)
+    _print(STATUS_HEADINGS, [_cells(status) for status in statuses], console)
     for note in _notes(statuses):
         console.print(note, soft_wrap=True)
 
 
-def _table(statuses: Iterable[ViewStatus]) -> Table:
+def print_plans(planned: Sequence[Planned], console: Console) -> None:
+    """What beat asks for and when, a line for each schedule; a paragraph as above."""
+    _print(PLAN_HEADINGS, [_plan_cells(each) for each in planned], console)
+
+
+def print_watch(heartbeat: Heartbeat | None, problem: str, console: Console) -> None:
+    """When `watch` last ran, and what keeps it from running."""
+    ran = f"ran at {_moment(heartbeat.ran_at)}" if heartbeat else "has not run yet"
+    console.print(Text(f"watch {ran}"), soft_wrap=True)
+    if problem:
+        console.print(Text(problem, style="red"), soft_wrap=True)
+
+
+def _print(headings: Sequence[str], rows: Sequence[tuple[str, ...]], console: Console) -> None:
+    if not console.is_terminal:
+        console.width = UNCUT
+    table = _table(headings, rows)
+    unbound = console.options.update(max_width=UNCUT)
+    if Measurement.get(console, unbound, table).minimum <= console.width:
+        console.print(table)
+    else:
+        for row in rows:
+            console.print(_paragraph(headings, row), highlight=False)
+
+
+def _table(headings: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in HEADINGS:
-        date = heading == "last success"
+    for heading in headings:
         table.add_column(
             heading,
             justify="right" if heading == "rows" else "left",
-            no_wrap=not date,  # a date may go above its time
+            no_wrap=heading not in DATES,  # a date may go above its time
             min_width=len(heading),
         )
-    for status in statuses:
-        table.add_row(*_cells(status))
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 
-def _paragraph(status: ViewStatus) -> Text:
-    cells = zip(HEADINGS[2:], _cells(status)[2:], strict=True)
+def _paragraph(headings: Sequence[str], row: tuple[str, ...]) -> Text:
+    cells = zip(headings[2:], row[2:], strict=True)
     details = ", ".join(f"{heading} {cell}" for heading, cell in cells if cell)
-    return Text.assemble((status.label, "bold"), f"\n  {status.state}, {details}")
+    return Text.assemble((row[0], "bold"), f"\n  {row[1]}, {details}")
+
+
+def _plan_cells(planned: Planned) -> tuple[str, ...]:
+    schedule = planned.schedule
+    return (
+        schedule.view.label,
+        schedule.how_often,
+        ", ".join(schedule.phases) or "all",
+        _moment(planned.next_due) if planned.next_due else "",
+        _moment(planned.last_sent) if planned.last_sent else "never",
+        planned.why_not,
+    )
 
 
 def _cells(status: ViewStatus) -> tuple[str, ...]:
@@ -62,10 +100,16 @@ def _cells(status: ViewStatus) -> tuple[str, ...]:
         status.label,
         status.state,
         _enabled(status),
-        "?" if status.rows is None else f"{status.rows:,}",
+        _rows(status),
         _moment(status.last_success) if status.last_success else "never",
         duration(status.lag.total_seconds()) if status.lag is not None else "",
     )
+
+
+def _rows(status: ViewStatus) -> str:
+    if status.rows is None:
+        return "?"
+    return f"{'' if status.rows.exact else '~'}{status.rows.rows:,}"
 
 
 def _enabled(status: ViewStatus) -> str:
@@ -96,14 +140,31 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
         "view": status.label,
         "state": status.state,
         "enabled": status.enabled,
+        "paused": status.paused,
         "include_in_batch": status.include_in_batch,
-        "rows": status.rows,
+        "rows": status.rows and status.rows.rows,
+        "rows_exact": status.rows and status.rows.exact,
         "last_success": status.last_success and status.last_success.isoformat(),
         "lag": None if status.lag is None else status.lag.total_seconds(),
         "running": [
             {"worker": worker, "since": since.isoformat()} for worker, since in status.running
         ],
         "error": status.error,
+    }
+
+
+def plan_as_dict(planned: Planned) -> dict[str, Any]:
+    """What comes of a schedule; times in ISO 8601."""
+    schedule = planned.schedule
+    return {
+        "view": schedule.view.label,
+        "schedule": schedule.pk,
+        "how_often": schedule.how_often,
+        "phases": schedule.phases,
+        "runs": planned.runs,
+        "why_not": planned.why_not,
+        "last_sent": planned.last_sent and planned.last_sent.isoformat(),
+        "next_due": planned.next_due and planned.next_due.isoformat(),
     }
 
 

@@ -45,13 +45,14 @@ def _options() -> argparse.Namespace:
         metavar="BATCHES",
         help=f"batches of the long refresh; {LONG} on SQLite, {LONG_ON_SERVERS} on the others",
     )
+    parser.add_argument("--views", type=int, default=1000, help="views that are on a schedule")
     return parser.parse_args()
 
 
 def _measure(options: argparse.Namespace) -> "Figures":
     from tests.services import selected_database
 
-    from . import measure, report, through_redis
+    from . import measure, report, scheduled, through_redis
 
     database = selected_database()
     long = options.long or (LONG if database == "sqlite" else LONG_ON_SERVERS)
@@ -66,6 +67,7 @@ def _measure(options: argparse.Namespace) -> "Figures":
                 for reuse in REUSE
             ),
             long=measure.long(long),
+            scheduled=scheduled.scheduled(options.views, options.runs),
         )
 
 

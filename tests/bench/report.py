@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .measure import Idle, Long, Synchronous, Times
+from .scheduled import Cost, Scheduled
 from .through_redis import Hops
 
 AIMED_AT = "postgres"
@@ -24,6 +25,7 @@ class Figures:
     idle: Idle
     through_redis: tuple[Hops, ...]
     long: Long
+    scheduled: Scheduled
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def show(figures: Figures, console: Console) -> None:
     console.print(_statements(figures, verdicts))
     console.print(_times(figures, verdicts))
     console.print(_long(figures.long))
+    console.print(_scheduled(figures))
 
 
 def _statements(figures: Figures, verdicts: dict[str, str]) -> Table:
@@ -120,3 +123,25 @@ def _long(long: Long) -> str:
         f"{long.cpu_first:.2f} and {long.cpu_last:.2f} ms; resident memory "
         f"{long.rss_growth:+d} KiB after the first thousand\n"
     )
+
+
+def _scheduled(figures: Figures) -> Table:
+    here = figures.scheduled
+    title = f"{figures.database}: {here.views} views on schedules, none due"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "statements", "processor ms", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+
+    def add(name: str, cost: Cost, peer: Cost | None = None) -> None:
+        ratio = f"{cost.cpu / peer.cpu:.1f}" if peer else ""
+        table.add_row(name, f"{cost.statements}", f"{cost.cpu:.2f}", ratio)
+
+    add("a minute of beat and watch", here.minute, here.peer_minute)
+    add("  peer: a minute of beat with tasks made by hand", here.peer_minute)
+    add("beat looks", here.look, here.peer_look)
+    add("  peer", here.peer_look)
+    add("beat reads all tasks", here.read, here.peer_read)
+    add("  peer", here.peer_read)
+    add("watch", here.watch)
+    add("  of it the schedules: reconcile", here.reconcile, here.peer_read)
+    return table

@@ -17,6 +17,7 @@ __all__ = ["Command"]
 INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
 ACTIONS: dict[str, Callable[[Requests], None]] = {
     "list": actions.list_views,
+    "schedules": actions.list_schedules,
     "check": actions.check,
     "enqueue": actions.enqueue,
     "refresh": runs.refresh,

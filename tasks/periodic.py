@@ -1,0 +1,189 @@
+"""The rows of django-celery-beat: those that are ours, and as the schedules want them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import router
+from django.utils import timezone
+from django_celery_beat.models import PeriodicTask
+
+from ..conf import get_settings
+from ..models import LONGEST_JITTER, Period, RefreshSchedule
+from ..phases import Phase
+from ..registry import registry
+
+__all__ = [
+    "PREFIX", "WATCH", "WantedTask", "alias", "crontab_after", "name_of", "our_tasks",
+    "wanted_tasks", "why_not",
+]  # fmt: skip
+
+PREFIX = "matviews: "
+WATCH = f"{PREFIX}watch"
+LONGEST_NAME = 200
+STARTS_PER_SECOND = 10  # that the default jitter aims at; few schedules need none
+LONGEST_DEFAULT_JITTER = 60  # seconds
+SHORTEST_EXPIRY = 60  # seconds; a worker may be busy that long
+# Seconds. A crontab names a time of day: hours later its load may be what was to be avoided.
+CRONTAB_EXPIRY = 3600
+MINUTE = timedelta(minutes=1)
+NEUTRAL = {
+    "solar_id": None,
+    "clocked_id": None,
+    "one_off": False,
+    "start_time": None,
+    "expires": None,
+    "exchange": None,
+    "routing_key": None,
+    "priority": None,
+    "headers": "{}",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WantedTask:
+    """A periodic task as it should be.
+
+    Attributes:
+        fields: its columns, but for name and interval.
+        interval: number and unit of its interval, None if it has none.
+        starts_after: the time that it counts from when it is new or switched on again.
+    """
+
+    fields: dict[str, Any]
+    interval: tuple[int, str] | None
+    starts_after: datetime
+
+
+def wanted_tasks() -> dict[str, WantedTask]:
+    """The periodic tasks that there should be, by name: of each schedule, and of `watch`."""
+    schedules = list(RefreshSchedule.objects.select_related("view", "crontab").order_by("pk"))
+    now, spread = timezone.now(), _default_jitter(len(schedules))
+    return {WATCH: _watch(now)} | {name_of(each): _wanted(each, now, spread) for each in schedules}
+
+
+def name_of(schedule: RefreshSchedule) -> str:
+    """The name of a schedule's periodic task."""
+    return f"{PREFIX}schedule {schedule.pk} of {schedule.view.label}"[:LONGEST_NAME]
+
+
+def why_not(schedule: RefreshSchedule) -> str:
+    """Why a schedule asks for nothing at present, "" if it does ask."""
+    return next(_reasons(schedule), "")
+
+
+def _reasons(schedule: RefreshSchedule) -> Iterator[str]:
+    view = schedule.view
+    if not schedule.enabled:
+        yield "the schedule is disabled"
+    if view.label not in registry:
+        yield f"the code no longer defines {view.label}"
+    elif registry.find(view.label).errors:
+        yield "the view has errors, see `manage.py check`"
+    if not view.enabled:
+        yield "the view is disabled"
+    if view.paused:
+        yield "the view is paused"
+    yield from schedule.faults().values()
+    if schedule.crontab and crontab_after(schedule.crontab, timezone.now()) is None:
+        yield "its crontab names no time that ever comes"
+
+
+def crontab_after(crontab: Any, last: datetime) -> datetime | None:
+    """When a crontab is next due, None if never."""
+    try:
+        remaining: timedelta = crontab.schedule.remaining_estimate(last)
+    except Exception:  # noqa: BLE001 - an impossible crontab has many errors; beat would die of them
+        return None
+    return timezone.now() + remaining
+
+
+def _wanted(schedule: RefreshSchedule, now: datetime, spread: int) -> WantedTask:
+    reason, faulty = why_not(schedule), bool(schedule.faults())
+    label, by_crontab = schedule.view.label, schedule.crontab_id is not None
+    description = f"Written from refresh schedule {schedule.pk} of {label}: change it there."
+    off = f" Off: {reason}."
+    return WantedTask(
+        fields={
+            **NEUTRAL,
+            "task": "matviews.refresh",
+            "args": json.dumps([label]),
+            "kwargs": "{}" if faulty else _kwargs(schedule, spread),
+            "crontab_id": schedule.crontab_id,
+            "queue": get_settings().QUEUE,
+            "expire_seconds": _expiry(None if faulty else schedule.interval),
+            "enabled": not reason,
+            "description": description + (reason and off),
+        },
+        interval=None if faulty or by_crontab else (schedule.every or 0, schedule.period),
+        starts_after=now if reason or by_crontab else _last_success(schedule, now),
+    )
+
+
+def _watch(now: datetime) -> WantedTask:
+    return WantedTask(
+        fields={
+            **NEUTRAL,
+            "task": "matviews.watch",
+            "args": "[]",
+            "kwargs": "{}",
+            "crontab_id": None,
+            "queue": get_settings().QUEUE,
+            "expire_seconds": _expiry(MINUTE),
+            "enabled": True,
+            "description": "Sends lost messages of matviews again. It is always on.",
+        },
+        interval=(1, Period.MINUTES.value),
+        starts_after=now - MINUTE,
+    )
+
+
+def _kwargs(schedule: RefreshSchedule, spread: int) -> str:
+    kwargs: dict[str, object] = {}
+    if schedule.phases:
+        kwargs["phases"] = [phase.value for phase in Phase if phase in schedule.phases]
+    if jitter := _jitter(schedule, spread):
+        kwargs["jitter"] = jitter
+    return json.dumps(kwargs)
+
+
+def _jitter(schedule: RefreshSchedule, spread: int) -> int:
+    if schedule.jitter is not None:
+        return min(schedule.jitter, LONGEST_JITTER)
+    seconds = schedule.interval.total_seconds() if schedule.interval else 0
+    return min(int(seconds), spread)
+
+
+def _default_jitter(schedules: int) -> int:
+    """Seconds, in steps of two: one more schedule is not to change the rows of all the others."""
+    seconds = schedules // STARTS_PER_SECOND
+    step = 1 << (seconds - 1).bit_length() if seconds else 0
+    return min(step, LONGEST_DEFAULT_JITTER)
+
+
+def _expiry(interval: timedelta | None) -> int:
+    if interval is None:
+        return CRONTAB_EXPIRY
+    return max(2 * int(interval.total_seconds()), SHORTEST_EXPIRY)
+
+
+def _last_success(schedule: RefreshSchedule, now: datetime) -> datetime:
+    """When its phases last succeeded, but at most an interval ago: so it is due at once or then."""
+    overdue = now - (schedule.interval or timedelta())
+    phases = schedule.phases or registry.find(schedule.view.label).options.phases
+    times = [getattr(schedule.view, Phase(phase).success_field) for phase in phases]
+    return overdue if None in times else max(overdue, min(times))
+
+
+def our_tasks() -> Any:
+    """The rows under our prefix, whatever of it the database's collation takes for equal."""
+    tasks = PeriodicTask.objects.using(alias()).filter(name__istartswith=PREFIX)
+    return tasks.order_by("pk")
+
+
+def alias() -> str:
+    """The database of the periodic tasks."""
+    name: str = router.db_for_write(PeriodicTask)
+    return name

@@ -1,0 +1,68 @@
+"""What follows when schedules and controls are saved or deleted, in the admin or elsewhere."""
+
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Exists, OuterRef
+from django.db.models.signals import post_delete, post_save
+
+from .. import engine
+from ..models import Refresh, RefreshSchedule, ViewControl
+from ..states import RefreshState
+from . import dispatch_all
+from .schedules import reconcile_if_possible
+
+__all__ = ["connect"]
+
+
+def connect() -> None:
+    """Follow the saves from now on."""
+    for model in (RefreshSchedule, ViewControl):
+        post_save.connect(_saved, sender=model, dispatch_uid="matviews.saved")
+        post_delete.connect(_deleted, sender=model, dispatch_uid="matviews.deleted")
+
+
+def _saved(
+    *, instance: RefreshSchedule | ViewControl, created: bool, raw: bool, **_kwargs: Any
+) -> None:
+    if raw:  # of loaded data half may be missing yet; `watch` follows
+        return
+    if isinstance(instance, RefreshSchedule):
+        _follow([])
+    elif not created:
+        _follow([instance.pk])
+
+
+def _deleted(**_kwargs: Any) -> None:
+    _follow([])
+
+
+class _AfterCommit:
+    """What follows all the saves of a transaction."""
+
+    def __init__(self) -> None:
+        self.view_ids: set[int] = set()
+        self.done = False
+
+    def __call__(self) -> None:
+        self.done = True
+        reconcile_if_possible()
+        dispatch_all(_that_go_on(self.view_ids))
+
+
+def _follow(view_ids: list[int]) -> None:
+    connection = transaction.get_connection(engine.alias())
+    registered = [each for _savepoints, each, _robust in connection.run_on_commit]
+    ours = [each for each in registered if isinstance(each, _AfterCommit)]
+    # In a test case they stay registered when `captureOnCommitCallbacks` has run them.
+    after = next((each for each in ours if not each.done), _AfterCommit())
+    after.view_ids.update(view_ids)
+    if after not in ours:
+        transaction.on_commit(after, using=engine.alias(), robust=True)
+
+
+def _that_go_on(view_ids: set[int]) -> list[int]:
+    """Those of these views that nobody holds any more, and that have work."""
+    work = Refresh.objects.filter(view=OuterRef("pk"), state=RefreshState.OPEN)
+    free = ViewControl.objects.filter(Exists(work), pk__in=view_ids, enabled=True, paused=False)
+    return list(free.order_by("pk").values_list("pk", flat=True))

@@ -1,0 +1,142 @@
+"""Writing the rows of django-celery-beat from the schedules of the views."""
+
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import connections, transaction
+from django.db.models import F
+from django.db.models.deletion import Collector
+from django.utils import timezone
+from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
+
+from .periodic import WantedTask, alias, our_tasks, wanted_tasks
+from .timetable import Planned, timetable, watch_problem
+
+__all__ = [
+    "Planned", "delete_all", "reconcile", "reconcile_if_possible", "timetable", "watch_problem",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+MISSING = 0  # no row has this primary key
+OURS = "matviews."  # what the names of our tasks begin with
+
+
+def reconcile() -> int:
+    """Write the periodic tasks as the schedules want them; mend what was edited or deleted.
+
+    The number of statements depends neither on the number of schedules nor, but for what a database
+    takes in one statement, on how many rows differ. Where nothing differs it only reads. Two at once
+    do no harm.
+
+    Returns:
+        How many periodic tasks were created, changed or deleted.
+    """
+    if not _find_changes():
+        return 0
+    changed = PeriodicTasks.objects.using(alias())
+    changed.get_or_create(ident=1, defaults={"last_update": timezone.now()})
+    with transaction.atomic(using=alias()):
+        # Held until the commit: others who write periodic tasks, and tell beat of it, wait. First,
+        # because SQLite does not let a transaction that has read become one that writes.
+        changed.filter(ident=1).update(last_update=F("last_update"))
+        _make_intervals()
+        changes = _find_changes()
+        changes.write()
+        if changes:
+            PeriodicTasks.update_changed()
+    return len(changes)
+
+
+def reconcile_if_possible() -> None:
+    """`reconcile`, for callers that it must not fail: django-celery-beat's tables may be missing."""
+    try:
+        reconcile()
+    except Exception:  # whatever a database raises
+        logger.warning("periodic tasks not written: watch does it", exc_info=True)
+
+
+def delete_all() -> None:
+    """Delete our periodic tasks, where django-celery-beat has its tables: ours are gone."""
+    if PeriodicTask._meta.db_table in connections[alias()].introspection.table_names():
+        our_tasks().filter(task__startswith=OURS).delete()
+
+
+@dataclass
+class _Changes:
+    """The periodic tasks that are not as they should be.
+
+    Attributes:
+        created: those that were missing.
+        updated: those that differ, by the columns that do.
+        stray: those that belong to no schedule.
+    """
+
+    created: list[Any] = field(default_factory=list)
+    updated: dict[frozenset[str], list[Any]] = field(default_factory=lambda: defaultdict(list))
+    stray: list[Any] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.created) + sum(map(len, self.updated.values())) + len(self.stray)
+
+    def write(self) -> None:
+        collector = Collector(using=alias())
+        for task in self.stray:
+            task.no_changes = True  # else each would tell beat
+        collector.collect(self.stray)
+        collector.delete()
+        tasks = PeriodicTask.objects.using(alias())
+        tasks.bulk_create(self.created)
+        for columns, different in self.updated.items():
+            tasks.bulk_update(different, sorted(columns))
+
+
+def _find_changes() -> _Changes:
+    changes, intervals = _Changes(), _intervals()
+    present = {task.name: task for task in our_tasks()}
+    for name, wanted in wanted_tasks().items():
+        task = present.pop(name, None)
+        if task is None:
+            task = PeriodicTask(name=name, enabled=False)
+            changes.created.append(task)
+            _bring_to(wanted, task, intervals)
+        elif columns := _bring_to(wanted, task, intervals):
+            changes.updated[columns].append(task)
+    changes.stray += [task for task in present.values() if task.task.startswith(OURS)]
+    return changes
+
+
+def _bring_to(
+    wanted: WantedTask, task: Any, intervals: dict[tuple[int, str], int]
+) -> frozenset[str]:
+    """Give a task the values that it should have; the columns that had others."""
+    values = dict(wanted.fields)
+    values["interval_id"] = intervals.get(wanted.interval, MISSING) if wanted.interval else None
+    if wanted.fields["enabled"] and _starts(wanted, task):
+        values |= {"last_run_at": wanted.starts_after, "total_run_count": 0}
+    different = {name: value for name, value in values.items() if getattr(task, name) != value}
+    for name, value in different.items():
+        setattr(task, name, value)
+    return frozenset(different)
+
+
+def _starts(wanted: WantedTask, task: Any) -> bool:
+    """Whether a task counts from anew: beat would add a whole interval, or a crontab that is past."""
+    other_crontab = wanted.fields["crontab_id"] not in (None, task.crontab_id)
+    return other_crontab or not task.enabled or task.last_run_at is None
+
+
+def _intervals() -> dict[tuple[int, str], int]:
+    """The interval to use for a number and unit. Rows are shared, and not unique."""
+    rows = IntervalSchedule.objects.using(alias()).order_by("-pk")
+    return {(every, period): pk for pk, every, period in rows.values_list("pk", "every", "period")}
+
+
+def _make_intervals() -> None:
+    wanted = {task.interval for task in wanted_tasks().values() if task.interval}
+    missing = sorted(wanted - _intervals().keys())
+    IntervalSchedule.objects.using(alias()).bulk_create(
+        IntervalSchedule(every=every, period=period) for every, period in missing
+    )
