@@ -90,6 +90,14 @@ def test_the_wheel_holds_every_module_of_the_tree(wheel: Path) -> None:
     assert {name for name in names_in(wheel) if name.endswith(".py")} == sources
 
 
+def test_the_wheel_holds_every_template_and_static_file_of_the_tree(wheel: Path) -> None:
+    folders = [ROOT / "matviews" / name for name in ("templates", "static")]
+    files = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+    assert files
+    assert {str(path.relative_to(ROOT)) for path in files} <= names_in(wheel)
+
+
 def test_the_package_list_is_the_folders_with_modules() -> None:
     folders = {path.parent for path in (ROOT / "matviews").rglob("*.py")}
     folders |= {ROOT / "matviews" / "tasks"}

@@ -1,0 +1,76 @@
+"""How far the work on a view is, in the few values that its page asks for every other second."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..engine import RunProgress, progress_of
+from ..models import Refresh, ViewControl
+from ..phases import Phase
+from ..states import RefreshState
+
+__all__ = ["live_progress", "refresh_progress"]
+
+
+def live_progress(control: ViewControl) -> dict[str, Any]:
+    """How far the oldest open refresh of a view is, as `refresh_progress` has it."""
+    refreshes = Refresh.objects.filter(view=control, state=RefreshState.OPEN)
+    return refresh_progress(control, refreshes.order_by("pk").first())
+
+
+def refresh_progress(control: ViewControl, refresh: Refresh | None) -> dict[str, Any]:
+    """How far a refresh of a view is, as values for JSON.
+
+    Returns:
+        refresh: its primary key, None if it is not open; works: whether anything may change soon;
+        phases: by name, how each stands in words; words: the phase that has its turn, in words;
+        done: how much of that phase is done, from 0 to 1, None if unknown.
+    """
+    if refresh is None or refresh.state != RefreshState.OPEN:
+        return {"refresh": None, "works": False, "done": None, "phases": {}, "words": ""}
+    progress = progress_of(refresh)
+    phases = {
+        phase: [each for each in progress if each.phase == phase]
+        for phase in map(Phase, refresh.phases)
+    }
+    words = {phase.value: _in_words(found) for phase, found in phases.items()}
+    turn = next((phase for phase, found in phases.items() if _is_current(found)), None)
+    return {
+        "refresh": refresh.pk,
+        "works": refresh.stop_requested or not control.held,
+        "done": _done(phases[turn]) if turn else None,
+        "phases": words,
+        "words": f"{turn}: {words[turn.value]}" if turn else "",
+    }
+
+
+def _is_current(stripes: Sequence[RunProgress]) -> bool:
+    return any(each.current for each in stripes)
+
+
+def _in_words(stripes: Sequence[RunProgress]) -> str:
+    """One phase, its stripes taken together."""
+    rows = sum(each.run.rows for each in stripes)
+    if not any(each.run.active for each in stripes):
+        state = next((each.run.state for each in stripes if each.run.error), "")
+        return str(state).replace("_", " ") or f"{rows:,} rows, done"
+    if not _is_current(stripes) and not rows:
+        return "to come"
+    total = _total(stripes)
+    written = f"{rows:,} of about {total:,} rows" if total else f"{rows:,} rows"
+    rate = sum(each.run.rate or 0 for each in stripes if each.run.active)
+    return f"{written}, {rate:,.0f} rows per second" if rate else written
+
+
+def _total(progress: Sequence[RunProgress]) -> int | None:
+    """The rows that there will be in the end, None if one estimate is missing."""
+    totals = [
+        max(each.run.estimate or 0, each.run.rows) if each.run.active else each.run.rows
+        for each in progress
+        if each.run.estimate is not None or not each.run.active
+    ]
+    return sum(totals) if len(totals) == len(progress) else None
+
+
+def _done(progress: Sequence[RunProgress]) -> float | None:
+    total = _total(progress)
+    return round(sum(each.run.rows for each in progress) / total, 3) if total else None

@@ -1,0 +1,133 @@
+"""What the list and the page of refreshes say about one."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import groupby
+from typing import Any
+
+from django.utils.safestring import SafeString
+
+from ..conf import get_settings
+from ..engine import RunProgress, progress_of
+from ..models import PhaseRun, Refresh
+from ..registry import registry
+from ..states import RefreshState, RunState
+from .live import refresh_progress
+from .pictures import pace_picture
+from .tones import tone
+from .words import length, written
+
+__all__ = ["asked_by", "refresh_context", "took"]
+
+MOST_NAMED = 20  # of the refreshes that were merged into one
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Others:
+    """Refreshes that were merged into one: some of their primary keys, and how many more."""
+
+    named: Sequence[int] = ()
+    more: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StripeShown:
+    """One phase of a refresh in one stripe.
+
+    Attributes:
+        progress: how it stands, and whose run does the work.
+        merged: the refreshes that this one works for, too.
+        pace: a picture of its batches, "" where one would tell nothing.
+    """
+
+    progress: RunProgress
+    merged: Others = field(default_factory=Others)
+    pace: SafeString | str
+
+    @property
+    def state(self) -> RunState:
+        """How it stands; it has not begun where another refresh comes first."""
+        return RunState.PENDING if self.progress.ahead else RunState(self.progress.run.state)
+
+    @property
+    def tone(self) -> str:
+        """The look of the state's badge."""
+        return tone(self.state)
+
+    @property
+    def wrote(self) -> str:
+        """Rows, batches, and rows per second."""
+        return written([self.progress.run])
+
+    @property
+    def worked(self) -> str:
+        """How long the hooks worked."""
+        return length(timedelta(seconds=self.progress.run.seconds))
+
+
+def asked_by(refresh: Refresh) -> str:
+    """What asked for it, and who."""
+    by = f": {refresh.requested_by}" if refresh.requested_by else ""
+    return f"{refresh.get_trigger_display().lower()}{by}"
+
+
+def took(refresh: Refresh) -> str:
+    """From its first batch to its end."""
+    if not refresh.started_at or not refresh.finished_at:
+        return "-"
+    return length(refresh.finished_at - refresh.started_at)
+
+
+def refresh_context(refresh: Refresh) -> dict[str, Any]:
+    """How a refresh stands and what it did, for its template."""
+    is_open = refresh.state == RefreshState.OPEN
+    progress = [each for each in progress_of(refresh) if is_open or each.run.pk]
+    merged = _merged(refresh)
+    shown = [
+        StripeShown(
+            progress=each,
+            merged=_others(merged[each.run.pk]),
+            pace=_pace(refresh, each.run),
+        )
+        for each in progress
+    ]
+    by_phase = groupby(shown, lambda each: each.progress.phase)
+    return {
+        "is_open": is_open,
+        "tone": tone(refresh.state),
+        "asked_by": asked_by(refresh),
+        "took": took(refresh),
+        "live": refresh_progress(refresh.view, refresh),
+        "phases": [(phase, list(stripes)) for phase, stripes in by_phase],
+        "failures": [each for each in shown if each.progress.run.error and not each.progress.ahead],
+    }
+
+
+def _merged(refresh: Refresh) -> defaultdict[int | None, list[int]]:
+    """The refreshes that each run of this one works for, by the run."""
+    runs = PhaseRun.objects.filter(merged_into__refresh=refresh).order_by("refresh")
+    found = defaultdict(list)
+    for run, other in runs.values_list("merged_into", "refresh"):
+        found[run].append(other)
+    return found
+
+
+def _others(keys: Sequence[int]) -> Others:
+    return Others(named=keys[:MOST_NAMED], more=len(keys[MOST_NAMED:]))
+
+
+def _pace(refresh: Refresh, run: PhaseRun) -> SafeString | str:
+    return pace_picture(run, target=_target(refresh, run)) if len(run.samples) > 1 else ""
+
+
+def _target(refresh: Refresh, run: PhaseRun) -> float | None:
+    """The seconds that a batch is steered toward today, None if its size is not free."""
+    control = refresh.view
+    options = registry.find(control.label).options if control.label in registry else None
+    pinned = refresh.batch_size or control.batch_size or (options and options.batch_size)
+    if pinned or not any(sample[1] for sample in run.samples):
+        return None
+    own = control.batch_target or (options and options.batch_target)
+    return own or get_settings().BATCH_TARGET

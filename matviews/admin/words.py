@@ -1,0 +1,98 @@
+"""Times, rows and schedules in words."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime, timedelta
+
+from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from ..engine import RowCount
+from ..management.progress import duration
+from ..models import PhaseRun
+from ..phases import Phase
+from ..tasks.schedules import Planned
+
+__all__ = ["length", "moment", "plan", "rows_in_words", "successes_in_words", "written"]
+
+AT_ONCE = timedelta(seconds=1)
+
+
+def length(time: timedelta) -> str:
+    """A length of time, without the zeros at its end."""
+    seconds = max(0.0, time.total_seconds())
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return re.sub(r"( 00 \w+)+$", "", duration(seconds))
+
+
+def moment(when: datetime | None, *, missing: str = "never") -> SafeString:
+    """How long ago or ahead a time is; the time itself is its title."""
+    if when is None:
+        return format_html("{}", missing)
+    now = timezone.now()
+    local = timezone.localtime(when) if timezone.is_aware(when) else when
+    words = f"{length(now - when)} ago" if when <= now else f"in {length(when - now)}"
+    return format_html(
+        '<time datetime="{}" title="{}">{}</time>',
+        when.isoformat(),
+        date_format(local, "DATETIME_FORMAT"),
+        words,
+    )
+
+
+def rows_in_words(count: RowCount | None) -> str:
+    """A number of rows, marked with ~ if the database only estimates it."""
+    if count is None:
+        return "no table"
+    return f"{'' if count.exact else '~'}{count.rows:,}"
+
+
+def written(runs: Collection[PhaseRun]) -> str:
+    """What the runs of a phase wrote: rows, batches, and rows per second of all together."""
+    batches = sum(run.batches for run in runs)
+    rate = sum(run.rate for run in runs if run.rate)
+    in_batches = "1 batch" if batches == 1 else f"{batches:,} batches"
+    per_second = f", {rate:,.0f} rows per second" if rate else ""
+    return f"{sum(run.rows for run in runs):,} rows in {in_batches}{per_second}"
+
+
+def successes_in_words(successes: Mapping[Phase, datetime | None]) -> SafeString:
+    """When each phase last succeeded: a line for each, one for all if none ever did."""
+    if not any(successes.values()):
+        return SafeString("never")
+    lines = ((phase.value, moment(when)) for phase, when in successes.items())
+    return _lines(format_html("{} {}", *line) for line in lines)
+
+
+def plan(planned: Iterable[Planned], *, named: bool = True) -> SafeString:
+    """When schedules are sent next and were sent last, or why they are not; a line for each.
+
+    Args:
+        planned: the schedules.
+        named: whether to say which each is.
+    """
+    return _lines(_plan(each, named) for each in planned)
+
+
+def _plan(planned: Planned, named: bool) -> SafeString:
+    schedule = planned.schedule
+    phases = f" ({', '.join(schedule.phases)})" if schedule.phases else ""
+    name = f"{schedule.how_often}{phases}"
+    last = format_html("last {}", moment(planned.last_sent))
+    if not planned.runs:
+        text = format_html('<span class="matviews-off">off: {}</span>', planned.why_not)
+        return format_html("{} {}", name, text) if named else format_html("{}; {}", text, last)
+    when = planned.next_due
+    due = when is not None and when <= timezone.now() + AT_ONCE
+    coming = "due now" if due else format_html("next {}", moment(when, missing="soon"))
+    if named:
+        return format_html('{} <span class="matviews-quiet">{}</span>', name, coming)
+    return format_html("{}; {}", coming, last)
+
+
+def _lines(lines: Iterable[SafeString]) -> SafeString:
+    items = format_html_join("", "<li>{}</li>", ((line,) for line in lines))
+    return format_html('<ul class="matviews-lines">{}</ul>', items) if items else items
