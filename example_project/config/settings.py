@@ -35,6 +35,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "config.security.content_security_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -72,18 +73,7 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TIMEZONE = "UTC"
 # Messages are acknowledged when they are taken, which is Celery's default (task_acks_late = False):
 # a message that dies with its worker is sent again by matviews.watch.
+# The schedules are rows in the database, made first of each view's MatviewMeta.refresh_every.
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
-# Seconds. A message that no worker has taken after two intervals is out of date.
-INTERVALS = {"flights.CarrierDay": 60.0, "flights.RouteSummary": 60.0, "flights.Aircraft": 300.0}
-CELERY_BEAT_SCHEDULE = {
-    "matviews.watch": {"task": "matviews.watch", "schedule": 60.0, "options": {"expires": 120.0}},
-    **{
-        f"refresh {label}": {
-            "task": "matviews.refresh",
-            "args": [label],
-            "schedule": seconds,
-            "options": {"expires": 2 * seconds},
-        }
-        for label, seconds in INTERVALS.items()
-    },
-}
+# Beat notes at once what it has sent, not every three minutes: the admin shows what is due next.
+CELERY_BEAT_SYNC_EVERY = 1

@@ -6,7 +6,7 @@ import threading
 from datetime import UTC, date, datetime, timedelta
 from importlib.util import find_spec
 from io import StringIO
-from unittest import skipUnless
+from unittest import mock, skipUnless
 
 from django.core.management import call_command
 from django.db import connection, transaction
@@ -17,6 +17,7 @@ from matviews.models import PhaseRun
 
 from .models import Airline, Airport, CarrierDay, Flight, OperatingDay, Plane, Route
 from .recompute import differences, recompute
+from .traffic import Traffic
 
 
 def refresh(**options: object) -> dict[str, int]:
@@ -154,6 +155,19 @@ class ViewTests(TransactionTestCase):
             refresh(phases=some, batch_size=2)
             refresh(batch_size=world.random.choice([1, 3, 100]))
             self.assertEqual(wrong_rows(), [])
+
+    def test_traffic_reaches_the_views_and_adds_no_flights_without_end(self) -> None:
+        World(1)
+        flown = list(Flight.objects.order_by("pk").values())
+        traffic = Traffic()
+        with mock.patch.multiple("flights.traffic", MOST_FLIGHTS=8, MOST_RETIRED=2):
+            changes = "\n".join(traffic.change() for _ in range(100))
+        for kind in ("added", "delayed", "cancelled", "withdrawn"):
+            self.assertIn(kind, changes)
+        self.assertLessEqual(Flight.objects.count(), len(flown) + 8)
+        self.assertEqual(list(Flight.objects.order_by("pk").values()[: len(flown)]), flown)
+        refresh()
+        self.assertEqual(wrong_rows(), [])
 
     def test_a_fresh_view_is_not_written(self) -> None:
         World(1)

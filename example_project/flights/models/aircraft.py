@@ -3,6 +3,7 @@
 A row appears with its plane, with or without flights, and goes away when the plane retires.
 """
 
+from datetime import timedelta
 from typing import Self
 
 from django.db import models
@@ -34,6 +35,9 @@ class Aircraft(MaterializedView, models.Model):
 
     class Meta:
         verbose_name_plural = "aircraft"
+
+    class MatviewMeta:
+        refresh_every = timedelta(minutes=1)
 
     def __str__(self) -> str:
         return self.tailnum

@@ -5,6 +5,7 @@ batch would pass over all the fresh ones again and again. So each batch goes on 
 key of the one before, and a refresh looks at every day once.
 """
 
+from datetime import timedelta
 from typing import Any, Self
 
 from django.db import models
@@ -43,6 +44,13 @@ class CarrierDay(MaterializedView, models.Model):
         constraints = (
             models.UniqueConstraint(fields=("carrier", "day"), name="flights_carrier_day_key"),
         )
+
+    class MatviewMeta:
+        refresh_every = {
+            "insert": timedelta(seconds=10),
+            "update": timedelta(seconds=20),
+            "delete": timedelta(minutes=1),
+        }
 
     def __str__(self) -> str:
         return f"{self.carrier_id} {self.day}"

@@ -4,6 +4,7 @@ There are a few hundred routes, so each batch may ask afresh for the first stale
 rows of all routes that are no longer flown go in one statement.
 """
 
+from datetime import timedelta
 from typing import Self
 
 from django.db import models
@@ -42,6 +43,9 @@ class RouteSummary(MaterializedView, models.Model):
                 fields=("origin", "destination"), name="flights_route_summary_key"
             ),
         )
+
+    class MatviewMeta:
+        refresh_every = timedelta(seconds=30)
 
     def __str__(self) -> str:
         return f"{self.origin_id}-{self.destination_id}"
