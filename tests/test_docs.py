@@ -2,37 +2,24 @@
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
-from datetime import timedelta
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db.models.functions import Mod
-from django.utils import timezone
 
-from matviews import Batch, Share, engine
-from matviews.models import Refresh
-from matviews.tasks import inline
+from matviews import Batch, Share
+from tests import services
 from tests.sample.models import Item, Limited, Walked
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-BASE_SETTINGS = """
-SECRET_KEY = "x"
-USE_TZ = True
-DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
-"""
-
-MANAGE = """
-import os, sys
-os.environ["DJANGO_SETTINGS_MODULE"] = "proj.settings"
-from django.core.management import execute_from_command_line
-execute_from_command_line(sys.argv)
-"""
 
 FIRST_ORDERS = """
 from shop.models import Customer, Order
@@ -71,57 +58,111 @@ def named(page: str, name: str) -> str:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with the README's blocks in the files that their first lines name."""
-    (tmp_path / "manage.py").write_text(MANAGE)
-    files = {"proj/__init__.py": "", "shop/__init__.py": "", "shop/migrations/__init__.py": ""}
-    files["proj/settings.py"] = BASE_SETTINGS
+    """The README's project: made by its commands, with its blocks in the files that they name."""
+    _pip, *makers = commands("README.md", 0)
+    for maker in makers:
+        run(tmp_path, *maker)
     for body in blocks("README.md", "python"):
-        name = body.partition("\n")[0].removeprefix("# ")
-        name = "proj/settings.py" if name == "settings.py" else name
-        files[name] = files.get(name, "") + body
-    for name, text in files.items():
+        heading = body.partition("\n")[0].removeprefix("# ")
+        name, _, at_its_end = heading.partition(", ")
         path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text((path.read_text() if at_its_end else "") + body)
     return tmp_path
 
 
+def commands(page: str, number: int) -> list[list[str]]:
+    """The commands of a console block, as arguments of this Python."""
+    lines = blocks(page, "console")[number].splitlines()
+    words = [line.removeprefix("$ ").split() for line in lines]
+    scripts = {"django-admin": ["-m", "django"], "celery": ["-m", "celery"], "pip": ["-m", "pip"]}
+    return [[*scripts.get(first, []), *rest] for first, *rest in words]
+
+
 def run(project: Path, *arguments: str) -> str:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("DJANGO_")}
     done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=project,
-        env={**clean, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, *arguments], cwd=project, env=environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+def environment() -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("DJANGO_")}
+    return {**clean, "PYTHONPATH": str(ROOT)}
+
+
+def shell(project: Path, script: str) -> str:
+    return run(project, "manage.py", "shell", "-v", "0", "-c", script)
+
+
 def test_the_readmes_project_works_as_written(project: Path) -> None:
-    # Given the commands that the README's first console block shows
-    commands = [line.split() for line in blocks("README.md", "console")[0].splitlines()]
-    assert [command[:3] for command in commands][-2:] == [
-        ["$", "python", "manage.py"],
-        ["$", "python", "manage.py"],
-    ]
-    setup, migrate, refresh, show = (command[2:] for command in commands)
+    # Given the commands that the README shows
+    setup, migrate, refresh, show = commands("README.md", 1)
     # When they are run over changing orders
     run(project, *setup)
     run(project, *migrate)
-    run(project, "manage.py", "shell", "-v", "0", "-c", FIRST_ORDERS)
+    shell(project, FIRST_ORDERS)
     printed = run(project, *refresh)
     # Then the view equals its source, and the command says what it did
     assert "shop.Spending insert: 4 rows" in printed
-    assert run(project, "manage.py", "shell", "-v", "0", "-c", COMPARE).split() == ["4"]
+    assert shell(project, COMPARE).split() == ["4"]
     assert "shop.Spending" in run(project, *show)
-    run(project, "manage.py", "shell", "-v", "0", "-c", LATER_ORDERS)
+    shell(project, LATER_ORDERS)
     printed = run(project, *refresh)
-    assert run(project, "manage.py", "shell", "-v", "0", "-c", COMPARE).split() == ["4"]
+    assert shell(project, COMPARE).split() == ["4"]
     for phase in ("insert", "update", "delete"):
         assert re.search(rf"shop.Spending {phase}: 1 rows? in 1 batch", printed), printed
+
+
+def test_the_readmes_worker_and_beat_build_the_view_on_its_schedule(
+    project: Path, own_redis: str
+) -> None:
+    # Given the project on a Redis of its own, migrated, with orders
+    settings = project / "proj" / "settings.py"
+    address = "redis://127.0.0.1:6379/0"
+    assert address in settings.read_text()
+    settings.write_text(settings.read_text().replace(address, own_redis))
+    setup, migrate, *_ = commands("README.md", 1)
+    run(project, *setup)
+    run(project, *migrate)
+    shell(project, FIRST_ORDERS)
+    # When worker and beat are started as it says
+    worker, beat, *_ = commands("README.md", 2)
+    started = [
+        subprocess.Popen(
+            [sys.executable, *command], cwd=project, env=environment(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for command in (worker, beat)
+    ]  # fmt: skip
+    try:
+        # Then the view is built without anybody asking
+        wait_for_rows(project / "db.sqlite3", "shop_spending", 4)
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait(20)
+    assert shell(project, COMPARE).split() == ["4"]
+    assert "every minute" in run(project, "manage.py", "update_materialized_views", "--schedules")
+
+
+def wait_for_rows(database: Path, table: str, rows: int, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    found = None
+    while found != rows:
+        assert time.monotonic() < deadline, f"{table} has {found} rows"
+        time.sleep(0.2)
+        with closing(sqlite3.connect(database)) as connection:
+            ((found,),) = connection.execute(f"SELECT count(*) FROM {table}")
+
+
+@pytest.fixture
+def own_redis() -> Iterator[str]:
+    """A Redis that nobody else uses: the README's project has no prefix for its keys."""
+    with services.started_redis() as address:
+        yield address
 
 
 def test_the_readmes_celery_app_has_the_tasks_and_passes_the_checks(project: Path) -> None:
@@ -131,25 +172,6 @@ def test_the_readmes_celery_app_has_the_tasks_and_passes_the_checks(project: Pat
     )
     assert "matviews.insert_batch" in run(project, "-c", script).split()
     assert "no issues" in run(project, "manage.py", "check")
-
-
-@pytest.mark.django_db
-def test_the_periodic_tasks_of_the_production_page_are_made() -> None:
-    from django_celery_beat.models import PeriodicTask
-
-    exec(named("docs/production.md", "a data migration, or a shell"), {})
-    tasks = PeriodicTask.objects.values_list("task", flat=True)
-    assert set(tasks) == {"matviews.watch", "matviews.refresh"}
-
-
-@pytest.mark.django_db
-def test_the_production_page_deletes_old_refreshes() -> None:
-    engine.sync_controls()
-    old, new = (inline.run_to_end(engine.request(Limited)) for _ in range(2))
-    Refresh.objects.filter(pk=old.pk).update(finished_at=timezone.now() - timedelta(days=40))
-    names = {"Refresh": Refresh, "timezone": timezone, "timedelta": timedelta}
-    exec(named("docs/production.md", "keep a month"), names)
-    assert list(Refresh.objects.values_list("pk", flat=True)) == [new.pk]
 
 
 @pytest.mark.django_db

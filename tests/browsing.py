@@ -1,0 +1,73 @@
+"""A real browser for tests: the system's Chromium, driven by Playwright."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+VARIABLE = "MATVIEWS_TEST_CHROMIUM"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+
+
+def find_chromium() -> str | None:
+    """The path of a Chromium, None if there is none."""
+    given = os.environ.get(VARIABLE)
+    candidates = [given] if given else [*map(shutil.which, NAMES), shutil.which(MACOS)]
+    return next((path for path in candidates if path), None)
+
+
+def absence() -> str | None:
+    """A sentence for a person when there is no browser, else None."""
+    if find_chromium():
+        return None
+    return f"There is no Chromium: install the package chromium, or set {VARIABLE} to its path."
+
+
+@contextmanager
+def started_browser() -> Iterator[Browser]:
+    # Playwright runs an event loop in this thread, in which Django suspects async code.
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+            del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
+
+
+@contextmanager
+def window(
+    browser: Browser, *, width: int = 1280, height: int = 900, **options: Any
+) -> Iterator[Page]:
+    """A page in a window of its own.
+
+    Raises:
+        AssertionError: at the end, if the browser complained of a script, a policy or a request.
+    """
+    complaints: list[str] = []
+    context = browser.new_context(viewport={"width": width, "height": height}, **options)
+    # Browsers ask for it by themselves.
+    context.route("**/favicon.ico", lambda route: route.fulfill(status=204))
+    context.on("page", lambda page: _listen(page, complaints))
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
+    assert complaints == []
+
+
+def _listen(page: Page, complaints: list[str]) -> None:
+    page.on("pageerror", lambda error: complaints.append(f"error in a script: {error}"))
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on(
+        "response",
+        lambda answer: (
+            complaints.append(f"{answer.status} for {answer.url}") if answer.status >= 400 else None
+        ),
+    )
