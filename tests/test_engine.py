@@ -56,6 +56,14 @@ class TestToken:
         assert "commit" in run.traceback
         assert refresh.error == f"insert: {run.error}"
 
+    def test_a_run_of_one_batch_has_begun_before_it(self) -> None:
+        items(3)
+        Fault.objects.create(view="Limited", hook="do_insert", action="sleep", seconds=0.05)
+        refresh = inline.run_to_end(engine.request(Limited))
+        run = refresh.runs.get(phase=Phase.INSERT)
+        assert run.started_at and run.finished_at
+        assert (run.finished_at - run.started_at).total_seconds() >= 0.05
+
     def test_the_next_request_tries_a_failed_phase_again(self) -> None:
         items(3)
         fault = Fault.objects.create(view="Ledger", hook="do_insert", action="raise")

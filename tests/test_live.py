@@ -189,7 +189,7 @@ def test_a_visitor_sees_the_views_at_work(
     # given a demo that has been at work for some time
     often = 25 if for_pictures else 2
     wait_for(lambda: live.successes["flights.CarrierDay"] >= often, seconds=20 * often)
-    with window(browser, width=1100, height=640, base_url=live.address) as page:
+    with window(browser, width=1280, height=640, base_url=live.address) as page:
         # when somebody logs in and follows the link to the views
         page.goto("/admin/")
         page.get_by_label("Username").fill("demo")

@@ -89,6 +89,7 @@ class Step:
     def do(self) -> Batch:
         """Do one batch and take it down in the run."""
         run, limit, started = self.run, self.limit(), time.monotonic()
+        run.started_at = run.started_at or timezone.now()
         batch = call_do(
             self.definition, self.phase, limit=limit, share=self.work.share, cursor=run.cursor
         )
@@ -104,7 +105,6 @@ class Step:
         run.cursor = batch.cursor
         run.caught_up = self.hooks.kind is HookKind.LIMIT and batch.rows < limit
         run.ran_at = timezone.now()
-        run.started_at = run.started_at or run.ran_at
         if self.paced:
             run.batch_size = limit
             self._pace(batch, limit, seconds)
