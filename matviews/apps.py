@@ -17,16 +17,20 @@ class MatviewsConfig(AppConfig):
     verbose_name = "Materialized views"
     default_auto_field = "django.db.models.BigAutoField"
 
-    def ready(self) -> None:
-        """Connect what needs the models.
+    def import_models(self) -> None:
+        """Import the models, before anything that needs the tables of django-celery-beat.
 
         Raises:
-            ImproperlyConfigured: django-celery-beat, which the schedules need, is not installed.
+            ImproperlyConfigured: it is not installed; the schedules need it.
         """
         if not apps.is_installed("django_celery_beat"):
             raise ImproperlyConfigured(
                 "matviews needs django-celery-beat: add 'django_celery_beat' to INSTALLED_APPS."
             )
+        super().import_models()
+
+    def ready(self) -> None:
+        """Connect what needs the models."""
         from . import checks  # noqa: F401 - registers the system checks
         from .tasks import checks as celery_checks  # noqa: F401
         from .tasks import receivers

@@ -18,6 +18,7 @@ from .phases import Phase
 __all__ = ["HookKind", "Hooks", "ViewDefinition", "ViewOptions", "define"]
 
 LONGEST_INTERVAL = timedelta(days=3650)
+META = "MatviewMeta"
 MOST_STRIPES = 2**15 - 1  # what a small integer column holds
 NEEDS_MAY_DECLARE = frozenset({"stripe"})
 DO_MAY_DECLARE = frozenset({"limit", "stripe", "cursor"})
@@ -145,6 +146,14 @@ def _base_problems(model: type[Model]) -> Iterator[CheckMessage]:
             obj=model,
             id="matviews.E006",
         )
+    for name, value in vars(model).items():
+        if isinstance(value, type) and name != META and get_close_matches(name, [META], cutoff=0.8):
+            yield Warning(
+                f"{model._meta.label}: the class {name} in it is not read.",
+                hint=f"Did you mean {META}?",
+                obj=model,
+                id="matviews.W004",
+            )
     for parent in model._meta.parents:
         if issubclass(parent, MaterializedView) and not model._meta.proxy:
             yield Warning(
@@ -157,7 +166,7 @@ def _base_problems(model: type[Model]) -> Iterator[CheckMessage]:
 
 
 def _read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOptions:
-    meta = getattr(model, "MatviewMeta", None)
+    meta = getattr(model, META, None)
     given = {name: getattr(meta, name) for name in dir(meta) if not name.startswith("_")}
     known = [option.name for option in fields(ViewOptions)]
     values: dict[str, Any] = {}

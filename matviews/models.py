@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, router
 
-from .definition import LONGEST_INTERVAL
+from .definition import LONGEST_INTERVAL, ViewDefinition, ViewOptions
 from .phases import Phase
 from .registry import registry
 from .states import RefreshState, RunState, check_transition
@@ -89,6 +89,16 @@ class ViewControl(models.Model):
     def held(self) -> bool:
         """Whether an operator keeps its batches from running."""
         return self.paused or not self.enabled
+
+    @property
+    def definition(self) -> ViewDefinition | None:
+        """What the code says of the view, None if it no longer defines it."""
+        return registry.find(self.label) if self.label in registry else None
+
+    @property
+    def options(self) -> ViewOptions:
+        """Its options; the defaults, if the code no longer defines it."""
+        return self.definition.options if self.definition else ViewOptions()
 
 
 class Period(models.TextChoices):
@@ -196,10 +206,10 @@ class RefreshSchedule(models.Model):
     def _phases_fault(self) -> str | None:
         if not isinstance(self.phases, list):
             return f"Give a list of phases, of {', '.join(Phase)}; an empty one for all."
-        label = self.view.label if self.view_id else "the view"
-        has = registry.find(label).options.phases if label in registry else tuple(Phase)
+        has = self.view.options.phases if self.view_id else tuple(Phase)
         if lacking := ", ".join(str(phase) for phase in self.phases if phase not in has):
-            return f"{label} has no phase {lacking}; it has {', '.join(has)}. Leave the other out."
+            name = self.view.label if self.view_id else "the view"
+            return f"{name} has no phase {lacking}; it has {', '.join(has)}. Leave the other out."
         return None
 
     def _others(self) -> models.QuerySet["RefreshSchedule"]:
@@ -303,6 +313,11 @@ class Refresh(models.Model):
 
     def __str__(self) -> str:
         return f"refresh {self.pk} of {self.view}"
+
+    @property
+    def asked_by(self) -> str:
+        """What asked for it, and who where that is known."""
+        return f"{self.trigger}: {self.requested_by}" if self.requested_by else self.trigger
 
 
 class PhaseRun(models.Model):

@@ -1,5 +1,7 @@
 """The states of a refresh and of a phase run, and every change between them that is allowed."""
 
+from collections.abc import Iterable
+
 from django.db.models import TextChoices
 
 from .exceptions import IllegalTransition
@@ -30,6 +32,17 @@ class RunState(TextChoices):
     def active(self) -> bool:
         """Whether batches are still to come."""
         return self in (RunState.PENDING, RunState.RUNNING)
+
+    @staticmethod
+    def worst(states: Iterable[str]) -> "RunState | None":
+        """Of the states of several runs that which says most; None of none."""
+        return max(map(RunState, states), key=_FROM_GOOD_TO_BAD.index, default=None)
+
+
+_FROM_GOOD_TO_BAD = (
+    RunState.SUCCEEDED, RunState.PENDING, RunState.RUNNING, RunState.STOPPED,
+    RunState.NOT_CONVERGING, RunState.FAILED,
+)  # fmt: skip
 
 
 class ViewState(TextChoices):

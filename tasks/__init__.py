@@ -37,8 +37,21 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# One quick second try: a connection from the pool may be stale. More would keep a person waiting.
-RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
+def _not_after_a_timeout(error: Exception, _wait: float) -> None:
+    """Kept from a second try: a broker that hangs would keep a person waiting for that too."""
+    if type(error).__name__ == "TimeoutError":  # Python's, redis-py's
+        raise error
+
+
+# One quick second try: a connection from the pool may be stale.
+RETRY_POLICY = {
+    "max_retries": 1,
+    "interval_start": 0,
+    "interval_step": 0,
+    "interval_max": 0,
+    "errback": _not_after_a_timeout,
+}
 
 
 @shared_task(name="matviews.refresh", ignore_result=True, serializer="json")

@@ -9,7 +9,10 @@ from django.db import DatabaseError, transaction
 from .. import engine
 from . import timetable
 
-__all__ = ["check_accepts_json", "check_broker_timeouts", "check_not_eager", "check_watch"]
+__all__ = [
+    "check_accepts_json", "check_beat_scheduler", "check_broker_timeouts", "check_not_eager",
+    "check_watch",
+]  # fmt: skip
 
 JSON_NAMES = {"json", "application/json"}
 TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
@@ -42,6 +45,23 @@ def check_not_eager(**_kwargs: Any) -> list[CheckMessage]:
             "request that asks for it.",
             hint="Turn task_always_eager off in production and start a worker.",
             id="matviews.E012",
+        )
+    ]
+
+
+@register(deploy=True)
+def check_beat_scheduler(**_kwargs: Any) -> list[CheckMessage]:
+    """W005: beat would not read the schedules, unless it is told to on its command line."""
+    scheduler = str(current_app.conf.beat_scheduler)
+    if "DatabaseScheduler" in scheduler:
+        return []
+    return [
+        Warning(
+            f"Celery's beat_scheduler is {scheduler!r}, which does not read the schedules of views "
+            f"from the database.",
+            hint="Set CELERY_BEAT_SCHEDULER = 'django_celery_beat.schedulers:DatabaseScheduler', or "
+            "silence this if beat is started with --scheduler.",
+            id="matviews.W005",
         )
     ]
 

@@ -13,7 +13,6 @@ from django_celery_beat.models import PeriodicTask
 from ..conf import get_settings
 from ..models import LONGEST_JITTER, Period, RefreshSchedule
 from ..phases import Phase
-from ..registry import registry
 
 __all__ = [
     "PREFIX", "WATCH", "WantedTask", "alias", "crontab_after", "name_of", "our_tasks",
@@ -78,9 +77,9 @@ def _reasons(schedule: RefreshSchedule) -> Iterator[str]:
     view = schedule.view
     if not schedule.enabled:
         yield "the schedule is disabled"
-    if view.label not in registry:
+    if view.definition is None:
         yield f"the code no longer defines {view.label}"
-    elif registry.find(view.label).errors:
+    elif view.definition.errors:
         yield "the view has errors, see `manage.py check`"
     if not view.enabled:
         yield "the view is disabled"
@@ -172,7 +171,7 @@ def _expiry(interval: timedelta | None) -> int:
 def _last_success(schedule: RefreshSchedule, now: datetime) -> datetime:
     """When its phases last succeeded, but at most an interval ago: so it is due at once or then."""
     overdue = now - (schedule.interval or timedelta())
-    phases = schedule.phases or registry.find(schedule.view.label).options.phases
+    phases = schedule.phases or schedule.view.options.phases
     times = [getattr(schedule.view, Phase(phase).success_field) for phase in phases]
     return overdue if None in times else max(overdue, min(times))
 

@@ -240,6 +240,23 @@ class Workers:
         return "\n".join([*rows, *logs])
 
 
+def manage(folder: Path, settings: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, with settings that change those of the tests."""
+    (folder / "other_settings.py").write_text(f"from tests.settings import *\n{settings}")
+    environment = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "other_settings",
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "django", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def ask_at_once(
     label: str, count: int, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,14 @@
 """The admin: what its pages show, what its buttons do, and what it refuses."""
 
 import re
+import socket
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from celery import Celery, current_app
 from django.contrib.admin.models import LogEntry
 from django.contrib.messages import get_messages
 from django.db import connection
@@ -50,6 +53,21 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[engine.Message]:
 
     monkeypatch.setattr(tasks, "send", take)
     return messages
+
+
+@pytest.fixture
+def hanging_broker() -> Iterator[None]:
+    """A Redis that accepts connections and never answers, with the timeouts of the docs."""
+    before = current_app._get_current_object()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        app = Celery("hanging", broker=f"redis://127.0.0.1:{port}/0")
+        app.conf.broker_transport_options = {"socket_timeout": 2, "socket_connect_timeout": 2}
+        app.set_default()
+        yield
+        app.close()
+    before.set_current()
+    before.set_default()
 
 
 def control(label: str = "sample.Limited") -> ViewControl:
@@ -187,6 +205,7 @@ class TestList:
         assert answer.context["watch_problem"] == problem
         assert 'role="alert"' in answer.content.decode()
         assert answer.context["without_rows"] == ["sample.Slow"]
+        assert answer.context["cl"].full_result_count == ViewControl.objects.count()
 
     def test_schedules_are_shown_with_when_or_why_not(self, admin_client: Client) -> None:
         RefreshSchedule.objects.create(view=control(), every=7, period="hours", phases=["insert"])
@@ -299,6 +318,37 @@ class TestViewPage:
         ViewControl.objects.update(paused=True)
         assert admin_client.get(page(action="progress")).json()["works"] is False
 
+    @pytest.mark.parametrize("state", ["stopped", "failed", "not_converging"])
+    def test_progress_tells_of_a_phase_that_ended_without_success(
+        self, admin_client: Client, state: str
+    ) -> None:
+        add_items(10)
+        refresh = engine.request(Limited, batch_size=10)
+        engine.run_batch(due(Limited))
+        refresh.runs.filter(phase="insert").update(state=state)
+
+        live = admin_client.get(page(action="progress")).json()
+
+        assert live["phases"]["insert"] == f"10 rows, {state.replace('_', ' ')}"
+
+    def test_large_numbers_are_written_for_scripts_and_addresses_as_they_are(
+        self, admin_client: Client, settings: Any
+    ) -> None:
+        settings.USE_THOUSAND_SEPARATOR = True
+        refresh = Refresh.objects.create(
+            pk=1234567,
+            view=control(),
+            phases=["insert"],
+            trigger="api",
+            requested_at=timezone.now(),
+        )
+        gone = ViewControl.objects.create(pk=7654321, label="shop.Gone")
+        gone.refreshes.create(phases=["insert"], trigger="api", requested_at=timezone.now())
+
+        for url in (page(), f"/admin/matviews/refresh/{refresh.pk}/change/"):
+            assert 'data-refresh="1234567"' in html(admin_client, url)
+        assert "?view__id__exact=7654321" in html(admin_client, page("shop.Gone"))
+
     def test_stripes_are_taken_together(self, admin_client: Client) -> None:
         add_items(7)
         run(Striped)
@@ -374,7 +424,7 @@ class TestActions:
         act(admin_client, "pause", "sample.Limited", "sample.Walked")
         messages = act(admin_client, "refresh_now", "sample.Limited")
         assert control().paused
-        assert any("waits until resumed" in each for each in messages)
+        assert messages[1:] == ["Refresh of sample.Limited recorded; it waits until resumed."]
         assert sent == []
 
         act(admin_client, "resume", "sample.Limited", "sample.Walked")
@@ -457,6 +507,24 @@ class TestActions:
         assert len(tries) == 1
         assert "sent by watch when the broker is back" in messages[0]
         assert Refresh.objects.filter(state=RefreshState.OPEN).count() == len(labels)
+
+    @pytest.mark.django_db(transaction=True)
+    @pytest.mark.usefixtures("hanging_broker")
+    @pytest.mark.parametrize("action", ["refresh_now", "resume"])
+    def test_an_action_answers_within_five_seconds_while_the_broker_hangs(
+        self, admin_client: Client, action: str
+    ) -> None:
+        labels = [definition.label for definition in registry]
+        if action == "resume":
+            ViewControl.objects.update(paused=True)
+            for label in labels:
+                engine.request(label)
+        started = time.monotonic()
+
+        messages = act(admin_client, action, *labels)
+
+        assert time.monotonic() - started < 5
+        assert "sent by watch when the broker is back" in messages[0]
 
     def test_every_post_needs_its_csrf_token(self, admin_user: Any) -> None:
         client = Client(enforce_csrf_checks=True)

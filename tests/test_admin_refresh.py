@@ -12,7 +12,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from matviews import engine
-from matviews.admin import refreshes
+from matviews.admin import refresh_admin
 from matviews.models import PhaseRun, Refresh, ViewControl
 from matviews.states import RefreshState
 from tests.defining import run
@@ -153,8 +153,8 @@ def test_a_longer_list_needs_no_more_queries(admin_client: Client) -> None:
 def test_a_long_history_is_never_counted_whole(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refreshes, "MOST_COUNTED", 3)
-    monkeypatch.setattr(refreshes.RefreshAdmin, "list_per_page", 2)
+    monkeypatch.setattr(refresh_admin, "MOST_COUNTED", 3)
+    monkeypatch.setattr(refresh_admin.RefreshAdmin, "list_per_page", 2)
     for _again in range(5):
         run(Limited)
 

@@ -535,8 +535,34 @@ class TestChecksOfTheProject:
         assert checks.check_database(databases=["other"]) == []
         assert checks.check_database() == []
 
+    def test_w004_options_under_a_misspelt_name(self) -> None:
+        misspelt = type("MatViewMeta", (), {"batch_size": 5})
+
+        view = make_view(**six_hooks(MatViewMeta=misspelt))
+
+        warning = only(define(view).problems, "W004")
+
+        assert "the class MatViewMeta in it is not read" in warning.msg
+        assert warning.hint == "Did you mean MatviewMeta?"
+
 
 class TestChecksOfCelery:
+    @pytest.mark.parametrize(
+        ("scheduler", "right"),
+        [
+            ("django_celery_beat.schedulers:DatabaseScheduler", True),
+            ("celery.beat:PersistentScheduler", False),
+        ],
+    )
+    def test_w005_a_beat_that_does_not_read_the_database(
+        self, conf: Any, scheduler: str, right: bool
+    ) -> None:
+        conf.beat_scheduler = scheduler
+
+        problems = celery_checks.check_beat_scheduler()
+
+        assert ids(problems) == ([] if right else ["matviews.W005"])
+
     @pytest.fixture
     def conf(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         app = Celery("checked", set_as_current=False)

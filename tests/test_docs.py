@@ -32,6 +32,9 @@ LATER_ORDERS = """
 from shop.models import Customer, Order
 Order.objects.filter(customer__name="c1").first().delete()
 Customer.objects.get(name="c2").delete()
+moved = Order.objects.filter(customer__name="c0").first()
+moved.customer = Customer.objects.get(name="c3")
+moved.save()
 Customer.objects.create(name="c9")
 """
 
@@ -65,6 +68,8 @@ def project(tmp_path: Path) -> Path:
     for body in blocks("README.md", "python"):
         heading = body.partition("\n")[0].removeprefix("# ")
         name, _, at_its_end = heading.partition(", ")
+        if name == "in the shell":
+            continue
         path = tmp_path / name
         path.write_text((path.read_text() if at_its_end else "") + body)
     return tmp_path
@@ -98,21 +103,24 @@ def shell(project: Path, script: str) -> str:
 
 def test_the_readmes_project_works_as_written(project: Path) -> None:
     # Given the commands that the README shows
-    setup, migrate, refresh, show = commands("README.md", 1)
+    setup, migrate, _superuser = commands("README.md", 1)
+    refresh, show = commands("README.md", 2)
     # When they are run over changing orders
     run(project, *setup)
     run(project, *migrate)
+    shell(project, named("README.md", "in the shell"))
+    assert "shop.Spending insert: 1 row" in run(project, *refresh)
     shell(project, FIRST_ORDERS)
     printed = run(project, *refresh)
     # Then the view equals its source, and the command says what it did
     assert "shop.Spending insert: 4 rows" in printed
-    assert shell(project, COMPARE).split() == ["4"]
+    assert shell(project, COMPARE).split() == ["5"]
     assert "shop.Spending" in run(project, *show)
     shell(project, LATER_ORDERS)
     printed = run(project, *refresh)
-    assert shell(project, COMPARE).split() == ["4"]
-    for phase in ("insert", "update", "delete"):
-        assert re.search(rf"shop.Spending {phase}: 1 rows? in 1 batch", printed), printed
+    assert shell(project, COMPARE).split() == ["5"]
+    for phase, rows in (("insert", 1), ("update", 3), ("delete", 1)):
+        assert re.search(rf"shop.Spending {phase}: {rows} rows? in 1 batch", printed), printed
 
 
 def test_the_readmes_worker_and_beat_build_the_view_on_its_schedule(
@@ -123,12 +131,12 @@ def test_the_readmes_worker_and_beat_build_the_view_on_its_schedule(
     address = "redis://127.0.0.1:6379/0"
     assert address in settings.read_text()
     settings.write_text(settings.read_text().replace(address, own_redis))
-    setup, migrate, *_ = commands("README.md", 1)
+    setup, migrate, _superuser = commands("README.md", 1)
     run(project, *setup)
     run(project, *migrate)
     shell(project, FIRST_ORDERS)
     # When worker and beat are started as it says
-    worker, beat, *_ = commands("README.md", 2)
+    worker, beat, _server = commands("README.md", 3)
     started = [
         subprocess.Popen(
             [sys.executable, *command], cwd=project, env=environment(),

@@ -61,7 +61,8 @@ class TestToken:
         Fault.objects.create(view="Limited", hook="do_insert", action="sleep", seconds=0.05)
         refresh = inline.run_to_end(engine.request(Limited))
         run = refresh.runs.get(phase=Phase.INSERT)
-        assert run.started_at and run.finished_at
+        assert run.started_at
+        assert run.finished_at
         assert (run.finished_at - run.started_at).total_seconds() >= 0.05
 
     def test_the_next_request_tries_a_failed_phase_again(self) -> None:

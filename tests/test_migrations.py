@@ -1,37 +1,17 @@
-import os
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from django.core.management import call_command
 
-ROOT = Path(__file__).parent.parent
+from tests.processes import manage
 
 
 @pytest.mark.database
 @pytest.mark.django_db
 def test_migrations_are_complete() -> None:
     call_command("makemigrations", "matviews", check=True, dry_run=True, verbosity=0)
-
-
-def manage(folder: Path, settings: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, with settings that change those of the tests."""
-    (folder / "other_settings.py").write_text(f"from tests.settings import *\n{settings}")
-    environment = {
-        **os.environ,
-        "DJANGO_SETTINGS_MODULE": "other_settings",
-        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "django", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_migrations_are_complete_under_another_default_auto_field(tmp_path: Path) -> None:

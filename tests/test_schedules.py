@@ -5,12 +5,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 from celery import Celery, current_app
-from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.db import DatabaseError, connection, transaction
 from django.db.migrations.loader import MigrationLoader
@@ -41,6 +42,7 @@ from matviews.tasks import periodic, receivers, schedules
 from matviews.tasks.schedules import reconcile
 from tests.defining import make_view, ready, run, six_hooks
 from tests.driving import in_another_connection
+from tests.processes import manage
 from tests.sample.models import Limited
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
@@ -948,15 +950,14 @@ class TestValidation:
         made.full_clean()
 
 
-def test_without_django_celery_beat_the_start_says_what_to_install() -> None:
-    from django.apps import apps
+def test_without_django_celery_beat_the_start_says_what_to_install(tmp_path: Path) -> None:
+    # also where the admin, which imports everything, comes first
+    without = "INSTALLED_APPS.remove('django_celery_beat')\n"
 
-    config = apps.get_app_config("matviews")
-    with (
-        mock.patch.object(apps, "is_installed", lambda name: name != "django_celery_beat"),
-        pytest.raises(ImproperlyConfigured, match="add 'django_celery_beat' to INSTALLED_APPS"),
-    ):
-        config.ready()
+    done = manage(tmp_path, without, "check")
+
+    assert done.returncode == 1
+    assert "add 'django_celery_beat' to INSTALLED_APPS" in done.stderr.splitlines()[-1]
 
 
 def test_migrating_this_app_alone_brings_all_tables_that_it_needs() -> None:

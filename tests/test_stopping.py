@@ -1,6 +1,5 @@
 """Stopping a refresh between two batches, whoever is at work and whoever waits for it."""
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -114,10 +113,8 @@ class TestWhoeverIsAtWork:
         items(4)
         refresh = ask(Ledger)
         with held_by_another_worker(stripe_of(Ledger)):
-            started = time.monotonic()
             stop(refresh)
             assert now(refresh) == RefreshState.OPEN
-            assert time.monotonic() - started < 5
 
     def test_the_batch_at_work_commits_and_its_worker_ends_the_refresh(
         self, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,6 @@
 """The pages in Django's admin, found by its autodiscovery where the project has it."""
 
-from .refreshes import RefreshAdmin
+from .refresh_admin import RefreshAdmin
 from .view_admin import ViewControlAdmin
 
 __all__ = ["RefreshAdmin", "ViewControlAdmin"]

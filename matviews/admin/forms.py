@@ -16,7 +16,6 @@ from ..conf import (
 )  # fmt: skip
 from ..models import RefreshSchedule, ViewControl
 from ..phases import Phase
-from .definitions import definition_of, options_of
 
 __all__ = ["ControlForm", "ScheduleForm"]
 
@@ -40,7 +39,7 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """With what holds where a field is left empty."""
         super().__init__(*args, **kwargs)
-        options = options_of(self.instance.label)
+        options = self.instance.options
         in_code = {
             "batch_size": options.batch_size,
             "batch_target": options.batch_target or get_settings().BATCH_TARGET,
@@ -52,7 +51,7 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_stripe_count(self) -> int:
         """One, for a view whose hooks would each do all the work."""
         count: int = self.cleaned_data["stripe_count"]
-        definition = definition_of(self.instance.label)
+        definition = self.instance.definition
         if count > 1 and definition and not definition.knows_stripes:
             raise ValidationError("Its hooks do not declare stripe, so it can have only one.")
         return count

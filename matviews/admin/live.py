@@ -6,19 +6,19 @@ from typing import Any
 from ..engine import RunProgress, progress_of
 from ..models import Refresh, ViewControl
 from ..phases import Phase
-from ..states import RefreshState
+from ..states import RefreshState, RunState
 
-__all__ = ["live_progress", "refresh_progress"]
+__all__ = ["refresh_progress", "view_progress"]
 
 
-def live_progress(control: ViewControl) -> dict[str, Any]:
+def view_progress(control: ViewControl) -> dict[str, Any]:
     """How far the oldest open refresh of a view is, as `refresh_progress` has it."""
     refreshes = Refresh.objects.filter(view=control, state=RefreshState.OPEN)
-    return refresh_progress(control, refreshes.order_by("pk").first())
+    return refresh_progress(refreshes.select_related("view").order_by("pk").first())
 
 
-def refresh_progress(control: ViewControl, refresh: Refresh | None) -> dict[str, Any]:
-    """How far a refresh of a view is, as values for JSON.
+def refresh_progress(refresh: Refresh | None) -> dict[str, Any]:
+    """How far a refresh is, as values for JSON.
 
     Returns:
         refresh: its primary key, None if it is not open; works: whether anything may change soon;
@@ -36,7 +36,7 @@ def refresh_progress(control: ViewControl, refresh: Refresh | None) -> dict[str,
     turn = next((phase for phase, found in phases.items() if _is_current(found)), None)
     return {
         "refresh": refresh.pk,
-        "works": refresh.stop_requested or not control.held,
+        "works": refresh.stop_requested or not refresh.view.held,
         "done": _done(phases[turn]) if turn else None,
         "phases": words,
         "words": f"{turn}: {words[turn.value]}" if turn else "",
@@ -50,9 +50,10 @@ def _is_current(stripes: Sequence[RunProgress]) -> bool:
 def _in_words(stripes: Sequence[RunProgress]) -> str:
     """One phase, its stripes taken together."""
     rows = sum(each.run.rows for each in stripes)
-    if not any(each.run.active for each in stripes):
-        state = next((each.run.state for each in stripes if each.run.error), "")
-        return str(state).replace("_", " ") or f"{rows:,} rows, done"
+    worst = RunState.worst(each.run.state for each in stripes)
+    if worst and not any(each.run.active for each in stripes):
+        ended = "done" if worst == RunState.SUCCEEDED else worst.label.lower()
+        return f"{rows:,} rows, {ended}"
     if not _is_current(stripes) and not rows:
         return "to come"
     total = _total(stripes)

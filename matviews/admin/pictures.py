@@ -18,6 +18,7 @@ from django.utils.safestring import SafeString
 from ..models import PhaseRun
 from ..states import RunState
 from .plots import FAILED, ROWS, SECONDS, STOPPED, SUCCEEDED, WIDTH, Mark, Plot, Quantity
+from .words import batches_in_words
 
 __all__ = ["MOST_BARS", "durations_picture", "pace_picture", "rows_picture"]
 
@@ -28,7 +29,7 @@ OUTCOMES = {
     RunState.NOT_CONVERGING: FAILED,
     RunState.STOPPED: STOPPED,
     RunState.SUCCEEDED: SUCCEEDED,
-}  # the worst first
+}
 
 
 def durations_picture(runs: Iterable[PhaseRun]) -> SafeString:
@@ -77,7 +78,7 @@ def pace_picture(run: PhaseRun, *, target: float | None = None) -> SafeString:
     return _picture(
         f"pace-{run.pk}",
         title=f"Pace of {run.phase}: seconds and rows per batch",
-        desc=f"{_batches(run.batches)}. Seconds per batch: {SECONDS.summary(seconds)}"
+        desc=f"{batches_in_words(run.batches)}. Seconds per batch: {SECONDS.summary(seconds)}"
         f"{aim and ', '}{aim}. Rows per batch: {ROWS.summary(rows)}.",
         height=below.bottom,
         parts=[
@@ -106,7 +107,7 @@ class Bar:
 
     def __str__(self) -> str:
         when = f", {_moment(self.ended)}" if self.ended else ""
-        did = f"{ROWS.words(self.rows)} in {_batches(self.batches)}, {SECONDS.words(self.seconds)}"
+        did = f"{ROWS.words(self.rows)} in {batches_in_words(self.batches)}, {SECONDS.words(self.seconds)}"
         return f"Refresh {self.refresh}{when}: {did}, {self.outcome}"
 
 
@@ -117,11 +118,12 @@ def _bars(runs: Iterable[PhaseRun]) -> list[Bar]:
 
 
 def _bar(stripes: Sequence[PhaseRun]) -> Bar:
-    states = {run.state for run in stripes}
+    state = RunState.worst(run.state for run in stripes)
+    assert state
     return Bar(
         key=stripes[0].pk,
         refresh=stripes[0].refresh_id,
-        outcome=next(outcome for state, outcome in OUTCOMES.items() if state in states),
+        outcome=OUTCOMES[state],
         ended=max((run.finished_at for run in stripes if run.finished_at), default=None),
         seconds=max(SECONDS.number(run.seconds) for run in stripes),
         rows=ROWS.number(sum(run.rows for run in stripes)),
@@ -174,10 +176,6 @@ def _picture(
 
 def _nothing(reason: str) -> SafeString:
     return format_html('<p class="matviews-no-picture">{}</p>', reason)
-
-
-def _batches(count: int) -> str:
-    return "1 batch" if count == 1 else f"{count:,} batches"
 
 
 def _moment(moment: datetime) -> str:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
 from typing import Any
@@ -12,14 +12,13 @@ from django.utils.safestring import SafeString
 from ..conf import get_settings
 from ..engine import RunProgress, progress_of
 from ..models import PhaseRun, Refresh
-from ..registry import registry
 from ..states import RefreshState, RunState
+from .badges import badge
 from .live import refresh_progress
 from .pictures import pace_picture
-from .tones import tone
 from .words import length, written
 
-__all__ = ["asked_by", "refresh_context", "took"]
+__all__ = ["refresh_context", "took"]
 
 MOST_NAMED = 20  # of the refreshes that were merged into one
 
@@ -28,8 +27,8 @@ MOST_NAMED = 20  # of the refreshes that were merged into one
 class Others:
     """Refreshes that were merged into one: some of their primary keys, and how many more."""
 
-    named: Sequence[int] = ()
-    more: int = 0
+    named: Sequence[int]
+    more: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,18 +42,13 @@ class StripeShown:
     """
 
     progress: RunProgress
-    merged: Others = field(default_factory=Others)
+    merged: Others
     pace: SafeString | str
 
     @property
-    def state(self) -> RunState:
-        """How it stands; it has not begun where another refresh comes first."""
-        return RunState.PENDING if self.progress.ahead else RunState(self.progress.run.state)
-
-    @property
-    def tone(self) -> str:
-        """The look of the state's badge."""
-        return tone(self.state)
+    def badge(self) -> SafeString:
+        """Its state; it has not begun where another refresh comes first."""
+        return badge(RunState.PENDING if self.progress.ahead else self.progress.run.state)
 
     @property
     def wrote(self) -> str:
@@ -65,12 +59,6 @@ class StripeShown:
     def worked(self) -> str:
         """How long the hooks worked."""
         return length(timedelta(seconds=self.progress.run.seconds))
-
-
-def asked_by(refresh: Refresh) -> str:
-    """What asked for it, and who."""
-    by = f": {refresh.requested_by}" if refresh.requested_by else ""
-    return f"{refresh.get_trigger_display().lower()}{by}"
 
 
 def took(refresh: Refresh) -> str:
@@ -96,10 +84,9 @@ def refresh_context(refresh: Refresh) -> dict[str, Any]:
     by_phase = groupby(shown, lambda each: each.progress.phase)
     return {
         "is_open": is_open,
-        "tone": tone(refresh.state),
-        "asked_by": asked_by(refresh),
+        "badge": badge(refresh.state),
         "took": took(refresh),
-        "live": refresh_progress(refresh.view, refresh),
+        "live": refresh_progress(refresh),
         "phases": [(phase, list(stripes)) for phase, stripes in by_phase],
         "failures": [each for each in shown if each.progress.run.error and not each.progress.ahead],
     }
@@ -124,10 +111,8 @@ def _pace(refresh: Refresh, run: PhaseRun) -> SafeString | str:
 
 def _target(refresh: Refresh, run: PhaseRun) -> float | None:
     """The seconds that a batch is steered toward today, None if its size is not free."""
-    control = refresh.view
-    options = registry.find(control.label).options if control.label in registry else None
-    pinned = refresh.batch_size or control.batch_size or (options and options.batch_size)
+    control, options = refresh.view, refresh.view.options
+    pinned = refresh.batch_size or control.batch_size or options.batch_size
     if pinned or not any(sample[1] for sample in run.samples):
         return None
-    own = control.batch_target or (options and options.batch_target)
-    return own or get_settings().BATCH_TARGET
+    return control.batch_target or options.batch_target or get_settings().BATCH_TARGET

@@ -11,7 +11,6 @@ from django.utils.safestring import SafeString
 
 from ..models import RefreshSchedule, ViewControl
 from ..tasks import schedules
-from .definitions import phases_of
 from .forms import ScheduleForm
 from .words import plan
 
@@ -33,7 +32,7 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
 
     def get_formset(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> Any:
         """With the phases that the view has, and what is planned for it."""
-        offered = phases_of(obj.label) if obj else ScheduleForm.offered
+        offered = obj.options.phases if obj else ScheduleForm.offered
         form = type("ScheduleForm", (ScheduleForm,), {"offered": offered})
         return super().get_formset(request, obj, form=form, **kwargs)
 
@@ -77,7 +76,7 @@ def remarks(control: ViewControl) -> Iterator[str]:
     """What is allowed in a view's schedules but worth a sentence."""
     enabled = [schedule for schedule in control.schedules.all() if schedule.enabled]
     for one, other in combinations(enabled, 2):
-        if shared := _shared(one, other, phases_of(control.label)):
+        if shared := _shared(one, other, control.options.phases):
             yield (
                 f"Two schedules of {control.label} ask for {', '.join(shared)}: {one.how_often} "
                 f"and {other.how_often}. Requests that meet are merged into one."

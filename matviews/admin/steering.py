@@ -18,6 +18,7 @@ __all__ = ["Steering"]
 
 NAMED = 5  # views in a message; of more, the number is given
 
+ENDED = "Refresh {} has ended already."
 # What a message says of the workers, who are told after the commit.
 TOLD = {
     None: "the workers are told when it is committed",
@@ -48,12 +49,11 @@ class Steering:
             else:
                 asked.append(control)
                 self._note(control, f"Asked for refresh {made.pk}: {', '.join(made.phases)}.")
-        if not asked:
-            return
-        self._tell(f"Refresh of {_names(asked)} recorded", asked)
-        if waiting := [control for control in asked if control.paused]:
+        if going := [control for control in asked if not control.paused]:
+            self._tell(f"Refresh of {_names(going)} recorded", going)
+        if paused := [control for control in asked if control.paused]:
             self._say(
-                f"Paused, so the refresh waits until resumed: {_names(waiting)}.", messages.WARNING
+                f"Refresh of {_names(paused)} recorded; it waits until resumed.", messages.WARNING
             )
 
     def pause(self, controls: Iterable[ViewControl]) -> None:
@@ -69,15 +69,17 @@ class Steering:
     def stop(self, refresh: Refresh) -> None:
         """End a refresh between two batches; what these have committed stays."""
         if not engine.request_stop(refresh.pk):
-            self._say(f"Refresh {refresh.pk} has ended already.", messages.WARNING)
+            self._say(ENDED.format(refresh.pk), messages.WARNING)
             return
         self._note(refresh.view, f"Asked refresh {refresh.pk} to stop.")
         sent = self._send([refresh.view])
         refresh.refresh_from_db(fields=["state"])
-        if refresh.state == RefreshState.STOPPED:
+        if refresh.state == RefreshState.OPEN:
+            self._say(f"Refresh {refresh.pk} stops after the batch that is at work; {TOLD[sent]}.")
+        elif refresh.state == RefreshState.STOPPED:
             self._say(f"Refresh {refresh.pk} has been stopped.")
         else:
-            self._say(f"Refresh {refresh.pk} stops after the batch that is at work; {TOLD[sent]}.")
+            self._say(ENDED.format(refresh.pk), messages.WARNING)
 
     def _ask(self, label: str, phases: list[str] | None) -> Refresh:
         if label not in registry:

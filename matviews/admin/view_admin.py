@@ -16,17 +16,14 @@ from django.http import (
 )
 from django.shortcuts import get_object_or_404
 from django.urls import URLPattern, path, reverse
-from django.utils.cache import add_never_cache_headers
 
 from ..models import PhaseRun, Refresh, ViewControl
-from ..registry import registry
 from ..tasks import schedules
-from .columns import columns
 from .forms import ControlForm
-from .live import live_progress
+from .live import view_progress
 from .schedule_inline import ScheduleInline, remarks
 from .steering import Steering
-from .view_list import StateFilter, ViewList, without_rows
+from .view_list import COLUMNS, StateFilter, ViewList, without_rows
 from .view_page import page_context
 
 __all__ = ["ViewControlAdmin"]
@@ -41,7 +38,7 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     form = ControlForm
     fieldsets = (("Settings", {"fields": ControlForm.Meta.fields}),)
     inlines = (ScheduleInline,)
-    list_display = columns
+    list_display = COLUMNS
     list_filter = (StateFilter,)
     search_fields = ("label",)
     sortable_by = ()
@@ -60,7 +57,7 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Only for what the code no longer defines: `migrate` would make the others again."""
-        return super().has_delete_permission(request, obj) and not (obj and obj.label in registry)
+        return super().has_delete_permission(request, obj) and not (obj and obj.definition)
 
     def has_refresh_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Whether the user may steer views: refresh, pause, resume, stop."""
@@ -165,9 +162,7 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """How far the work on a view is, as JSON."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        response = JsonResponse(live_progress(get_object_or_404(ViewControl, pk=pk)))
-        add_never_cache_headers(response)
-        return response
+        return JsonResponse(view_progress(get_object_or_404(ViewControl, pk=pk)))
 
     def refresh_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Ask for a refresh of the phases ticked."""

@@ -1,4 +1,4 @@
-"""The list of views: their rows with how they stand, what needs a person first."""
+"""The list of views: its columns, its filter, and its order, in which what needs a person is first."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -9,14 +9,68 @@ from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import InvalidPage
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
+from .. import engine
 from ..engine import ViewStatus
 from ..states import ViewState
 from ..tasks import schedules
-from .definitions import definition_of
-from .statuses import statuses_of
+from .badges import badge
+from .words import length, plan, rows_in_words, state_in_words, successes_in_words
 
-__all__ = ["StateFilter", "ViewList", "without_rows"]
+__all__ = ["COLUMNS", "StateFilter", "ViewList", "without_rows"]
+
+DASH = "-"
+_CACHED = "_matviews_statuses"
+
+
+@admin.display(description="View")
+def name(control: Any) -> SafeString:
+    """The label, and what the class calls itself."""
+    definition = control.definition
+    verbose = definition.model._meta.verbose_name if definition else ""
+    return format_html('{} <span class="matviews-quiet">{}</span>', control.label, verbose)
+
+
+@admin.display(description="State")
+def state(control: Any) -> SafeString:
+    """The state as a badge, how far a refresh is, and what went wrong."""
+    status = control.status
+    context = {"status": status, "badge": badge(status.state, state_in_words(status))}
+    return render_to_string("matviews/view_state.html", context)
+
+
+@admin.display(description="Rows")
+def rows(control: Any) -> str:
+    """How many rows the view has."""
+    return rows_in_words(control.status.rows)
+
+
+@admin.display(description="Last success")
+def last_success(control: Any) -> SafeString:
+    """When each phase last succeeded."""
+    return successes_in_words(control.status.successes)
+
+
+@admin.display(description="Lag")
+def lag(control: Any) -> SafeString | str:
+    """How long ago the oldest of these is, and how long it may be."""
+    status = control.status
+    if status.lag is None:
+        return DASH
+    target = f"target {length(status.target)}" if status.target else ""
+    return format_html('{} <span class="matviews-quiet">{}</span>', length(status.lag), target)
+
+
+@admin.display(description="Schedule")
+def schedule(control: Any) -> SafeString | str:
+    """How often the view is asked for, and when next."""
+    return plan(control.planned) or DASH
+
+
+COLUMNS = (name, state, rows, last_success, lag, schedule)
 
 
 class StateFilter(admin.SimpleListFilter):
@@ -24,11 +78,11 @@ class StateFilter(admin.SimpleListFilter):
 
     title = "state"
     parameter_name = "state"
-    template = "matviews/state_filter.html"
+    template = "matviews/view_state_filter.html"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         """The states there are, with how many views are in each."""
-        counts = Counter(status.state for status in statuses_of(request).values())
+        counts = Counter(status.state for status in _statuses(request).values())
         return [
             (state.value, f"{state.value} ({counts[state]})")
             for state in ViewState
@@ -39,7 +93,7 @@ class StateFilter(admin.SimpleListFilter):
         """The views in the state chosen."""
         if not self.value():
             return queryset
-        statuses = statuses_of(request).values()
+        statuses = _statuses(request).values()
         return queryset.filter(
             label__in=[status.label for status in statuses if status.state == self.value()]
         )
@@ -48,19 +102,19 @@ class StateFilter(admin.SimpleListFilter):
 class ViewList(ChangeList):
     """Puts the views in order by their state, which no column holds, and attaches it to each.
 
-    Each row has `status`, `definition` (None if the code no longer has it) and `planned`.
+    Each row has `status` and `planned`.
     """
 
     def get_results(self, request: HttpRequest) -> None:
         """As Django's, but over a list in our order."""
-        statuses = statuses_of(request)
+        statuses = _statuses(request)
         found: Any = sorted(
             _with_status(self.queryset, statuses),
             key=lambda control: (control.status.state.urgency, control.label),
         )
         self.paginator = self.model_admin.get_paginator(request, found, self.list_per_page)
         self.result_count = len(found)
-        self.full_result_count = len(statuses)
+        self.full_result_count = len(statuses) - len(without_rows(request))
         self.show_full_result_count = self.show_admin_actions = True
         self.can_show_all = self.result_count <= self.list_max_show_all
         self.multi_page = self.result_count > self.list_per_page
@@ -86,11 +140,18 @@ def _attach(controls: list[Any]) -> None:
     for each in schedules.timetable([control.label for control in controls]):
         planned[each.schedule.view_id].append(each)
     for control in controls:
-        control.definition = definition_of(control.label)
         control.planned = planned[control.pk]
 
 
 def without_rows(request: HttpRequest) -> list[str]:
     """Labels of the views that have no row to be listed by, because `migrate` has not run."""
-    statuses = statuses_of(request).values()
+    statuses = _statuses(request).values()
     return [status.label for status in statuses if status.state == ViewState.NO_ROWS]
+
+
+def _statuses(request: HttpRequest) -> dict[str, ViewStatus]:
+    """The status of every view, by label; asked for once in a request."""
+    if not hasattr(request, _CACHED):
+        setattr(request, _CACHED, {each.label: each for each in engine.view_statuses()})
+    found: dict[str, ViewStatus] = getattr(request, _CACHED)
+    return found

@@ -1,17 +1,21 @@
 """What the page of one view shows above its form."""
 
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
 from typing import Any
 
+from django.utils.safestring import SafeString
+
 from .. import engine
-from ..models import Refresh, ViewControl
-from ..states import RefreshState
+from ..models import PhaseRun, Refresh, ViewControl
+from ..phases import Phase
+from ..states import RefreshState, RunState
 from ..tasks import schedules
-from .definitions import definition_of, phases_of
-from .live import live_progress
-from .statuses import in_words
-from .summaries import summaries
-from .tones import tone
-from .words import length, rows_in_words
+from .badges import badge
+from .live import view_progress
+from .pictures import MOST_BARS, durations_picture, rows_picture
+from .words import length, moment, rows_in_words, state_in_words, written
 
 __all__ = ["page_context"]
 
@@ -21,21 +25,89 @@ LISTED = 20  # of the refreshes of a view
 def page_context(control: ViewControl) -> dict[str, Any]:
     """How a view stands and what it did, for its template."""
     (status,) = engine.view_statuses([control.label])
-    phases = phases_of(control.label)
-    definition = definition_of(control.label)
+    phases, definition = control.options.phases, control.definition
     newest = Refresh.objects.filter(view=control).order_by("-pk")
     return {
         "status": status,
-        "words": in_words(status),
-        "tone": tone(status.state),
+        "badge": badge(status.state, state_in_words(status)),
         "verbose_name": definition.model._meta.verbose_name if definition else "",
         "rows": rows_in_words(status.rows),
         "lag": "" if status.lag is None else length(status.lag),
         "target": length(status.target) if status.target else "",
         "phases": phases,
-        "summaries": summaries(control, phases),
-        "live": live_progress(control),
+        "summaries": [_summary(control, phase) for phase in phases],
+        "live": view_progress(control),
         "open_refreshes": list(newest.filter(state=RefreshState.OPEN)[:LISTED])[::-1],
-        "refreshes": [(refresh, tone(refresh.state)) for refresh in newest[:LISTED]],
+        "refreshes": [(refresh, badge(refresh.state)) for refresh in newest[:LISTED]],
         "watch_problem": schedules.watch_problem(),
     }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseSummary:
+    """One phase of a view, as its page shows it.
+
+    Attributes:
+        phase: the phase.
+        last_success: when it last succeeded, in words.
+        last_runs: its runs in the last refresh in which it had work of its own, one per stripe.
+        durations, rows_written: pictures of these and the runs before.
+    """
+
+    phase: Phase
+    last_success: SafeString
+    last_runs: tuple[PhaseRun, ...]
+    durations: SafeString
+    rows_written: SafeString
+
+    @property
+    def badge(self) -> SafeString | str:
+        """The worst state of the last runs; "" if there was none."""
+        worst = RunState.worst(run.state for run in self.last_runs)
+        return badge(worst) if worst else ""
+
+    @property
+    def refresh_id(self) -> int | None:
+        """The refresh that the last runs belong to."""
+        return self.last_runs[0].refresh_id if self.last_runs else None
+
+    @property
+    def ended(self) -> SafeString:
+        """When the last of them ended."""
+        return moment(self._end, missing="under way")
+
+    @property
+    def took(self) -> str:
+        """From the start of the first to the end of the last."""
+        started = [run.started_at for run in self.last_runs if run.started_at]
+        return length(self._end - min(started)) if self._end and started else "-"
+
+    @property
+    def wrote(self) -> str:
+        """Rows, batches and rows per second, of all stripes together."""
+        return written(self.last_runs)
+
+    @property
+    def failed(self) -> list[PhaseRun]:
+        """Those that have an error to show."""
+        return [run for run in self.last_runs if run.error]
+
+    @property
+    def _end(self) -> datetime | None:
+        ends = [run.finished_at for run in self.last_runs if run.finished_at]
+        return max(ends) if len(ends) == len(self.last_runs) else None
+
+
+def _summary(control: ViewControl, phase: Phase) -> PhaseSummary:
+    stripes = max(1, control.stripe_count)
+    runs = PhaseRun.objects.filter(stripe__view=control, phase=phase, merged_into=None)
+    newest = runs.select_related("stripe").defer("samples").order_by("-pk")[: MOST_BARS * stripes]
+    found = sorted(newest, key=lambda run: (run.refresh_id, run.stripe.number))
+    by_refresh = [tuple(group) for _pk, group in groupby(found, lambda run: run.refresh_id)]
+    return PhaseSummary(
+        phase=phase,
+        last_success=moment(getattr(control, phase.success_field)),
+        last_runs=by_refresh[-1] if by_refresh else (),
+        durations=durations_picture(found),
+        rows_written=rows_picture(found),
+    )

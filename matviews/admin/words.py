@@ -9,13 +9,17 @@ from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from ..engine import RowCount
+from ..engine import RowCount, ViewStatus
 from ..management.progress import duration
 from ..models import PhaseRun
 from ..phases import Phase
+from ..states import ViewState
 from ..tasks.schedules import Planned
 
-__all__ = ["length", "moment", "plan", "rows_in_words", "successes_in_words", "written"]
+__all__ = [
+    "batches_in_words", "length", "moment", "plan", "rows_in_words", "state_in_words",
+    "successes_in_words", "written",
+]  # fmt: skip
 
 AT_ONCE = timedelta(seconds=1)
 
@@ -43,6 +47,13 @@ def moment(when: datetime | None, *, missing: str = "never") -> SafeString:
     )
 
 
+def state_in_words(status: ViewStatus) -> str:
+    """The state of a view, and by how much where that can be said."""
+    if status.state == ViewState.BEHIND and status.lag and status.target:
+        return f"behind by {length(status.lag - status.target)}"
+    return status.state.value
+
+
 def rows_in_words(count: RowCount | None) -> str:
     """A number of rows, marked with ~ if the database only estimates it."""
     if count is None:
@@ -52,11 +63,15 @@ def rows_in_words(count: RowCount | None) -> str:
 
 def written(runs: Collection[PhaseRun]) -> str:
     """What the runs of a phase wrote: rows, batches, and rows per second of all together."""
-    batches = sum(run.batches for run in runs)
+    rows, batches = sum(run.rows for run in runs), sum(run.batches for run in runs)
     rate = sum(run.rate for run in runs if run.rate)
-    in_batches = "1 batch" if batches == 1 else f"{batches:,} batches"
     per_second = f", {rate:,.0f} rows per second" if rate else ""
-    return f"{sum(run.rows for run in runs):,} rows in {in_batches}{per_second}"
+    return f"{rows:,} rows in {batches_in_words(batches)}{per_second}"
+
+
+def batches_in_words(count: int) -> str:
+    """A number of batches."""
+    return "1 batch" if count == 1 else f"{count:,} batches"
 
 
 def successes_in_words(successes: Mapping[Phase, datetime | None]) -> SafeString:
@@ -86,8 +101,8 @@ def _plan(planned: Planned, named: bool) -> SafeString:
         text = format_html('<span class="matviews-off">off: {}</span>', planned.why_not)
         return format_html("{} {}", name, text) if named else format_html("{}; {}", text, last)
     when = planned.next_due
-    due = when is not None and when <= timezone.now() + AT_ONCE
-    coming = "due now" if due else format_html("next {}", moment(when, missing="soon"))
+    due = when is None or when <= timezone.now() + AT_ONCE
+    coming = "due now" if due else format_html("next {}", moment(when))
     if named:
         return format_html('{} <span class="matviews-quiet">{}</span>', name, coming)
     return format_html("{}; {}", coming, last)

@@ -19,7 +19,6 @@ from ..definition import HookKind, ViewDefinition
 from ..mixin import Share
 from ..models import PhaseRun, Refresh, Stripe, ViewControl
 from ..phases import Phase
-from ..registry import registry
 from ..states import RefreshState, RunState
 from .compiled import GIVEN, CompiledSelect
 from .databases import alias
@@ -283,11 +282,10 @@ def _build(rows: list[list[Any]]) -> Work:
     for run in runs.values():
         if run.merged_into_id in runs:
             run.merged_into = runs[run.merged_into_id]
-    label = control.label
     return Work(
         stripe=stripe,
         share=Share(stripe.number, total),
-        definition=registry.find(label) if label in registry else None,
+        definition=control.definition,
         refreshes=list(refreshes.values()),
         runs=list(runs.values()),
     )

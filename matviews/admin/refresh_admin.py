@@ -15,17 +15,16 @@ from django.http import (
 )
 from django.shortcuts import get_object_or_404
 from django.urls import URLPattern, path, reverse
-from django.utils.cache import add_never_cache_headers
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from ..models import PhaseRun, Refresh
+from .badges import badge
 from .live import refresh_progress
-from .refresh_page import asked_by, refresh_context, took
+from .refresh_page import refresh_context, took
 from .steering import Steering
-from .tones import tone
-from .words import moment
+from .words import batches_in_words, moment
 
 __all__ = ["RefreshAdmin"]
 
@@ -48,7 +47,6 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Looking needs Django's view permission, stopping one `refresh_viewcontrol` too."""
 
     list_display = ("number", "wanted", "condition", "asked", "took", "rows")
-    list_display_links = ("number",)
     list_filter = ("state", "trigger", "requested_at", "view")
     list_select_related = ("view",)
     list_per_page = 50
@@ -119,17 +117,13 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display(description="State")
     def condition(self, refresh: Any) -> SafeString:
         """The state as a badge."""
-        return format_html(
-            '<span class="matviews-badge matviews-{}">{}</span>',
-            tone(refresh.state),
-            refresh.get_state_display().lower(),
-        )
+        return badge(refresh.state)
 
     @admin.display(description="Asked")
     def asked(self, refresh: Any) -> SafeString:
         """What asked, who, and when."""
         when = moment(refresh.requested_at)
-        return format_html('{}<br><span class="matviews-quiet">{}</span>', asked_by(refresh), when)
+        return format_html('{}<br><span class="matviews-quiet">{}</span>', refresh.asked_by, when)
 
     @admin.display(description="Took")
     def took(self, refresh: Any) -> SafeString:
@@ -141,11 +135,10 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """How many it wrote, in how many batches, or which one did its work."""
         if refresh.merged_into_id:
             return format_html("as refresh {}", refresh.merged_into_id)
-        batches = refresh.batches_done or 0
         return format_html(
-            '{}<br><span class="matviews-quiet">{}</span>',
+            '{}<br><span class="matviews-quiet">in {}</span>',
             f"{refresh.rows_written or 0:,}",
-            "in 1 batch" if batches == 1 else f"in {batches:,} batches",
+            batches_in_words(refresh.batches_done or 0),
         )
 
     # The page of one
@@ -180,9 +173,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if not self.has_view_permission(request):
             raise PermissionDenied
         refresh = get_object_or_404(Refresh.objects.select_related("view"), pk=pk)
-        response = JsonResponse(refresh_progress(refresh.view, refresh))
-        add_never_cache_headers(response)
-        return response
+        return JsonResponse(refresh_progress(refresh))
 
     def stop_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Stop a refresh between two batches, and go back to the page of the button."""
