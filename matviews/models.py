@@ -200,6 +200,8 @@ class RefreshSchedule(models.Model):
             yield "every", "An interval is at least 1."
         elif self.every and period and self.every > LONGEST_INTERVAL // period:
             yield "every", f"An interval is at most {LONGEST_INTERVAL.days} days."
+        elif self.every and period and (self.jitter or 0) > self.every * period.total_seconds():
+            yield "jitter", "The jitter is at most the interval, or its messages would pile up."
         if fault := self._phases_fault():
             yield "phases", fault
 

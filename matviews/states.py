@@ -75,7 +75,7 @@ class ViewState(TextChoices):
 _MEANINGS = {
     ViewState.INVALID: "Its class has errors: see manage.py check.",
     ViewState.FAILED: "Its last refresh, not counting stopped ones, failed.",
-    ViewState.WAITING: "A refresh is open, but no worker has been at it for a while.",
+    ViewState.WAITING: "A refresh is open, but no worker is at it: see that one runs.",
     ViewState.BEHIND: "Its last success is longer ago than it should be.",
     ViewState.NO_ROWS: "migrate has not run since the view was added.",
     ViewState.NOT_IN_CODE: "The code no longer defines it; its history is kept.",

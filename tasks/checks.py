@@ -4,14 +4,15 @@ from typing import Any
 
 from celery import current_app
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, router, transaction
+from django_celery_beat.models import PeriodicTask
 
 from .. import engine
 from . import timetable
 
 __all__ = [
     "check_accepts_json", "check_beat_scheduler", "check_broker_timeouts", "check_not_eager",
-    "check_watch",
+    "check_one_database", "check_watch",
 ]  # fmt: skip
 
 JSON_NAMES = {"json", "application/json"}
@@ -45,6 +46,22 @@ def check_not_eager(**_kwargs: Any) -> list[CheckMessage]:
             "request that asks for it.",
             hint="Turn task_always_eager off in production and start a worker.",
             id="matviews.E012",
+        )
+    ]
+
+
+@register()
+def check_one_database(**_kwargs: Any) -> list[CheckMessage]:
+    """E014: the tables of django-celery-beat are in another database than the schedules."""
+    ours, theirs = engine.alias(), router.db_for_write(PeriodicTask)
+    if ours == theirs:
+        return []
+    return [
+        Error(
+            f"django_celery_beat is in the database {theirs!r}, the schedules of matviews in "
+            f"{ours!r}: they point at its crontabs, and are written to it in one transaction.",
+            hint=f"Route the app django_celery_beat to {ours!r}, or matviews to {theirs!r}.",
+            id="matviews.E014",
         )
     ]
 

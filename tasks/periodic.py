@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import router
@@ -93,7 +93,8 @@ def _reasons(schedule: RefreshSchedule) -> Iterator[str]:
 def crontab_after(crontab: Any, last: datetime) -> datetime | None:
     """When a crontab is next due, None if never."""
     try:
-        remaining: timedelta = crontab.schedule.remaining_estimate(last)
+        aware = timezone.make_aware(last) if timezone.is_naive(last) else last
+        remaining: timedelta = crontab.schedule.remaining_estimate(aware)
     except Exception:  # noqa: BLE001 - an impossible crontab has many errors; beat would die of them
         return None
     return timezone.now() + remaining
@@ -186,3 +187,13 @@ def alias() -> str:
     """The database of the periodic tasks."""
     name: str = router.db_for_write(PeriodicTask)
     return name
+
+
+def to_beat(when: datetime) -> datetime:
+    """A time as beat keeps it: without USE_TZ, beat takes what has no zone for UTC."""
+    return when if timezone.is_aware(when) else timezone.make_naive(timezone.make_aware(when), UTC)
+
+
+def from_beat(when: datetime) -> datetime:
+    """The inverse of `to_beat`."""
+    return when if timezone.is_aware(when) else timezone.make_naive(when.replace(tzinfo=UTC))

@@ -11,7 +11,7 @@ from django.db.models.deletion import Collector
 from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
 
-from .periodic import WantedTask, alias, our_tasks, wanted_tasks
+from .periodic import WantedTask, alias, our_tasks, to_beat, wanted_tasks
 from .timetable import Planned, timetable, watch_problem
 
 __all__ = [
@@ -115,7 +115,7 @@ def _bring_to(
     values = dict(wanted.fields)
     values["interval_id"] = intervals.get(wanted.interval, MISSING) if wanted.interval else None
     if wanted.fields["enabled"] and _starts(wanted, task):
-        values |= {"last_run_at": wanted.starts_after, "total_run_count": 0}
+        values |= {"last_run_at": to_beat(wanted.starts_after), "total_run_count": 0}
     different = {name: value for name, value in values.items() if getattr(task, name) != value}
     for name, value in different.items():
         setattr(task, name, value)

@@ -8,13 +8,15 @@ from typing import Any
 from django.utils import timezone
 
 from ..models import Heartbeat, RefreshSchedule
-from .periodic import WATCH, crontab_after, name_of, our_tasks, why_not
+from .periodic import WATCH, crontab_after, from_beat, name_of, our_tasks, why_not
 
 __all__ = ["Planned", "timetable", "watch_problem"]
 
 SILENCE = timedelta(minutes=5)
 SENT_IN_SILENCE = 5  # that often beat sends `watch` in that time
-NOT_WRITTEN = "its periodic task is missing or off, which `matviews.watch` mends"
+NOT_WRITTEN = (
+    "its periodic task is missing or off: `matviews.watch` or `manage.py migrate` mends it"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,14 +66,14 @@ def _planned(schedule: RefreshSchedule, task: Any) -> Planned:
         schedule=schedule,
         runs=not reason,
         why_not=reason,
-        last_sent=task.last_run_at if sent else None,
+        last_sent=from_beat(task.last_run_at) if sent else None,
         next_due=None if reason else _next_due(schedule, task),
     )
 
 
 def _next_due(schedule: RefreshSchedule, task: Any) -> datetime | None:
     now = timezone.now()
-    last = task.last_run_at or now
+    last = from_beat(task.last_run_at) if task.last_run_at else now
     due = last + schedule.interval if schedule.interval else crontab_after(schedule.crontab, last)
     return due and max(due, now)
 

@@ -37,14 +37,22 @@ def control(label: str = "sample.Limited") -> ViewControl:
 
 
 def save(
-    client: Client, *schedules: dict[str, Any], label: str = "sample.Limited", **settings: str
+    client: Client,
+    *schedules: dict[str, Any],
+    label: str = "sample.Limited",
+    seen: ViewControl | None = None,
+    **settings: str,
 ) -> Any:
-    """Send the view's page with these schedules in place of those that it has, and settings."""
+    """Send the view's page with these schedules in place of those that it has, and settings.
+
+    Whoever sends it has seen the page as it is now, or as it was with `seen`.
+    """
     view = control(label)
     present = list(view.schedules.all())
     data: dict[str, Any] = {
         **SETTINGS,
         **settings,
+        **{f"initial-{name}": shown(getattr(seen or view, name)) for name in SETTINGS},
         "schedules-TOTAL_FORMS": len(schedules),
         "schedules-INITIAL_FORMS": len(present),
     }
@@ -54,6 +62,10 @@ def save(
         if number < len(present):
             data[f"schedules-{number}-id"] = present[number].pk
     return client.post(f"/admin/matviews/viewcontrol/{view.pk}/change/", data)
+
+
+def shown(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def saved(answer: Any) -> list[str]:
@@ -135,6 +147,7 @@ class TestSchedules:
             ({"phases": ["upsert"]}, "phases"),
             ({"jitter": "999999"}, "jitter"),
             ({"jitter": "-1"}, "jitter"),
+            ({"jitter": "2", "every": "1", "period": "seconds"}, "jitter"),
         ],
     )
     def test_a_mistake_is_told_at_its_field_and_nothing_is_saved(
@@ -198,7 +211,7 @@ class TestSettings:
     def test_they_are_saved(self, admin_client: Client) -> None:
         settings = {"batch_size": "50", "batch_target": "0.5", "freshness_target": "00:10:00"}
 
-        saved(save(admin_client, **settings))
+        saved(save(admin_client, seen=None, **settings))
 
         view = control()
         assert (view.batch_size, view.batch_target) == (50, 0.5)
@@ -218,12 +231,13 @@ class TestSettings:
             ("batch_target", "1e9"),
             ("freshness_target", "-1"),
             ("freshness_target", "0"),
+            ("freshness_target", "999999999 23:59:59"),
             ("stripe_count", "0"),
             ("stripe_count", "2"),  # its hooks do not declare stripe
         ],
     )
     def test_what_cannot_be_is_refused(self, admin_client: Client, field: str, value: str) -> None:
-        assert list(errors(save(admin_client, **{field: value}))[0]) == [field]
+        assert list(errors(save(admin_client, seen=None, **{field: value}))[0]) == [field]
 
     def test_a_view_that_knows_stripes_may_have_some(self, admin_client: Client) -> None:
         saved(save(admin_client, label="sample.Striped", stripe_count="4"))
@@ -241,6 +255,16 @@ class TestSettings:
             pre_save.disconnect(pause, sender=ViewControl)
 
         assert (control().batch_size, control().paused) == (50, True)
+
+    def test_an_old_page_changes_nothing_that_its_reader_has_not(
+        self, admin_client: Client
+    ) -> None:
+        old = control()
+        ViewControl.objects.filter(pk=old.pk).update(enabled=False)
+
+        saved(save(admin_client, seen=old, batch_size="50"))
+
+        assert (control().batch_size, control().enabled) == (50, False)
 
     def test_pausing_is_no_setting(self, admin_client: Client) -> None:
         saved(save(admin_client, paused="on"))

@@ -125,7 +125,9 @@ class TestRequests:
         with pytest.raises(ViewDisabled) as error:
             Limited.refresh()
 
-        assert str(error.value) == "sample.Limited is disabled; enable its view control first."
+        assert str(error.value) == (
+            "sample.Limited is disabled: enable it first, in the admin or by its ViewControl."
+        )
 
     def test_a_view_without_a_control_row(self) -> None:
         ViewControl.objects.filter(label="sample.Limited").delete()

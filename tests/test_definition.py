@@ -546,7 +546,20 @@ class TestChecksOfTheProject:
         assert warning.hint == "Did you mean MatviewMeta?"
 
 
+class BeatElsewhere:
+    def db_for_write(self, model: type[models.Model], **hints: Any) -> str | None:
+        return "elsewhere" if model._meta.app_label == "django_celery_beat" else None
+
+
 class TestChecksOfCelery:
+    def test_e014_beat_in_another_database(self, settings: Any) -> None:
+        assert celery_checks.check_one_database() == []
+        settings.DATABASE_ROUTERS = [BeatElsewhere()]
+
+        error = only(celery_checks.check_one_database(), "E014")
+
+        assert "django_celery_beat is in the database 'elsewhere'" in error.msg
+
     @pytest.mark.parametrize(
         ("scheduler", "right"),
         [

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from matviews.engine import Announcement, BatchReport, Message, Outcome, RunProgress
 from matviews.management.bars import Bars
-from matviews.management.progress import Meter, duration, so_far
+from matviews.management.progress import Meter, so_far
 from matviews.management.reporters import Lines
 from matviews.models import PhaseRun
 from matviews.phases import Phase
 from matviews.states import RunState
+from matviews.words import duration
 
 LABEL = "warehouse_reporting.CustomerLifetimeValueByRegion"
 

@@ -26,6 +26,7 @@ from django_celery_beat.models import (
     PeriodicTasks,
     SolarSchedule,
 )
+from django_celery_beat.schedulers import ModelEntry
 
 from matviews import engine, tasks
 from matviews.models import (
@@ -39,7 +40,7 @@ from matviews.models import (
 from matviews.phases import Phase
 from matviews.registry import registry
 from matviews.tasks import periodic, receivers, schedules
-from matviews.tasks.schedules import reconcile
+from matviews.tasks.schedules import reconcile, timetable
 from tests.defining import make_view, ready, run, six_hooks
 from tests.driving import in_another_connection
 from tests.processes import manage
@@ -137,7 +138,7 @@ class TestRows:
             ({}, {}),
             ({"jitter": 0}, {}),
             ({"jitter": 7}, {"jitter": 7}),
-            ({"jitter": LONGEST_JITTER + 1}, {"jitter": LONGEST_JITTER}),
+            ({"jitter": LONGEST_JITTER + 1, "every": 60}, {"jitter": LONGEST_JITTER}),
             ({"phases": ["delete", "insert"], "jitter": 0}, {"phases": ["insert", "delete"]}),
         ],
     )
@@ -880,7 +881,12 @@ class TestValidation:
             ({"phases": "insert"}, "phases", "Give a list of phases, of insert, update, delete;"),
             ({"phases": {"insert": 1}}, "phases", "Give a list of phases"),
             ({"phases": [None]}, "phases", "sample.Limited has no phase None"),
-            ({"jitter": LONGEST_JITTER + 1}, "jitter", "less than or equal to 1800"),
+            (
+                {"jitter": LONGEST_JITTER + 1, "every": 1, "period": "hours"},
+                "jitter",
+                "less than or equal to 1800",
+            ),
+            ({"jitter": 61, "every": 1, "period": "minutes"}, "jitter", "at most the interval"),
         ],
     )
     def test_what_can_never_work_is_refused_with_a_sentence(
@@ -975,3 +981,50 @@ def test_a_refresh_that_succeeds_moves_the_time_that_counts() -> None:
     made = schedule(every=1, period=Period.HOURS)
 
     assert wait_less(task_of(made).last_run_at, 0 * HOUR)
+
+
+def test_without_time_zones_beat_counts_in_utc() -> None:
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo"):
+        noon = datetime(2026, 1, 1, 12)  # noqa: DTZ001 - as everywhere in such a project
+
+        assert periodic.to_beat(noon) == noon - 9 * HOUR
+        assert periodic.from_beat(periodic.to_beat(noon)) == noon
+
+
+def test_with_time_zones_it_takes_times_as_they_are() -> None:
+    now = timezone.now()
+
+    assert periodic.to_beat(now) == periodic.from_beat(now) == now
+
+
+@pytest.fixture
+def in_tokyo() -> Iterator[Celery]:
+    """A project without time zones, and its Celery app."""
+    before = current_app._get_current_object()
+    app = Celery("tokyo")
+    app.conf.timezone = "Asia/Tokyo"
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo", CELERY_TIMEZONE="Asia/Tokyo"):
+        yield app
+    app.close()
+    before.set_current()
+    before.set_default()
+
+
+def test_beat_finds_a_new_schedule_due_in_a_project_without_time_zones(in_tokyo: Celery) -> None:
+    made = schedule()
+
+    entry = ModelEntry(task_of(made), app=in_tokyo)
+
+    assert entry.is_due().is_due
+    (planned,) = timetable()
+    assert planned.next_due is not None
+    assert abs(planned.next_due - timezone.now()) < timedelta(seconds=30)
+
+
+def test_a_crontab_comes_at_its_time_in_a_project_without_time_zones(in_tokyo: Celery) -> None:
+    often = crontab(minute="*/5", hour="*", timezone="Asia/Tokyo")
+
+    after = periodic.crontab_after(often, timezone.now())
+
+    assert after is not None
+    assert timedelta() < after - timezone.now() <= timedelta(minutes=5)

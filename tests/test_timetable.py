@@ -107,11 +107,11 @@ class TestTimetable:
             (lambda: set_view(enabled=False), "the view is disabled"),
             (
                 lambda: PeriodicTask.objects.filter(task="matviews.refresh").delete(),
-                "its periodic task is missing or off, which `matviews.watch` mends",
+                "its periodic task is missing or off: `matviews.watch` or `manage.py migrate` mends it",
             ),
             (
                 lambda: PeriodicTask.objects.update(enabled=False),
-                "its periodic task is missing or off, which `matviews.watch` mends",
+                "its periodic task is missing or off: `matviews.watch` or `manage.py migrate` mends it",
             ),
         ],
     )

@@ -14,6 +14,7 @@ from ..conf import (
     is_count,
     is_seconds,
 )  # fmt: skip
+from ..definition import LONGEST_INTERVAL
 from ..models import RefreshSchedule, ViewControl
 from ..phases import Phase
 
@@ -39,6 +40,9 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """With what holds where a field is left empty."""
         super().__init__(*args, **kwargs)
+        for field in self.fields.values():
+            # So that what counts as changed is what the person has changed, not another since.
+            field.show_hidden_initial = True
         options = self.instance.options
         in_code = {
             "batch_size": options.batch_size,
@@ -75,8 +79,10 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_freshness_target(self) -> timedelta | None:
         """A length of time."""
         target: timedelta | None = self.cleaned_data["freshness_target"]
-        if target is not None and target <= timedelta():
-            raise ValidationError("Give a positive length of time, as in 00:10:00, or nothing.")
+        if target is not None and not timedelta() < target <= LONGEST_INTERVAL:
+            raise ValidationError(
+                f"Give a length of time up to {LONGEST_INTERVAL.days} days, as in 00:10:00, or nothing."
+            )
         return target
 
 

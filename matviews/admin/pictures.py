@@ -17,8 +17,19 @@ from django.utils.safestring import SafeString
 
 from ..models import PhaseRun
 from ..states import RunState
-from .plots import FAILED, ROWS, SECONDS, STOPPED, SUCCEEDED, WIDTH, Mark, Plot, Quantity
-from .words import batches_in_words
+from ..words import counted
+from .plots import (
+    FAILED,
+    FEWEST_SLOTS,
+    ROWS,
+    SECONDS,
+    STOPPED,
+    SUCCEEDED,
+    WIDTH,
+    Mark,
+    Plot,
+    Quantity,
+)
 
 __all__ = ["MOST_BARS", "durations_picture", "pace_picture", "rows_picture"]
 
@@ -78,7 +89,7 @@ def pace_picture(run: PhaseRun, *, target: float | None = None) -> SafeString:
     return _picture(
         f"pace-{run.pk}",
         title=f"Pace of {run.phase}: seconds and rows per batch",
-        desc=f"{batches_in_words(run.batches)}. Seconds per batch: {SECONDS.summary(seconds)}"
+        desc=f"{counted(run.batches, 'batch')}. Seconds per batch: {SECONDS.summary(seconds)}"
         f"{aim and ', '}{aim}. Rows per batch: {ROWS.summary(rows)}.",
         height=below.bottom,
         parts=[
@@ -107,7 +118,7 @@ class Bar:
 
     def __str__(self) -> str:
         when = f", {_moment(self.ended)}" if self.ended else ""
-        did = f"{ROWS.words(self.rows)} in {batches_in_words(self.batches)}, {SECONDS.words(self.seconds)}"
+        did = f"{ROWS.words(self.rows)} in {counted(self.batches, 'batch')}, {SECONDS.words(self.seconds)}"
         return f"Refresh {self.refresh}{when}: {did}, {self.outcome}"
 
 
@@ -153,7 +164,7 @@ def _bars_picture(
         parts=[
             plot.frame(name, f"median {quantity.short(median(values))}", **legend),
             plot.bars([*map(Mark, values, map(str, bars), outcomes)]),
-            plot.ends(oldest, newest if len(bars) > 1 else ""),
+            plot.ends(oldest if len(bars) >= FEWEST_SLOTS else "", newest),
         ],
     )
 

@@ -12,7 +12,10 @@ from django.utils.safestring import SafeString
 
 from .words import length
 
-__all__ = ["FAILED", "ROWS", "SECONDS", "STOPPED", "SUCCEEDED", "WIDTH", "Mark", "Plot", "Quantity"]
+__all__ = [
+    "FAILED", "FEWEST_SLOTS", "ROWS", "SECONDS", "STOPPED", "SUCCEEDED", "WIDTH", "Mark", "Plot",
+    "Quantity",
+]  # fmt: skip
 
 # In units of the picture, which are about pixels where three pictures are side by side.
 WIDTH, LEFT, RIGHT = 300, 50, 298
@@ -135,10 +138,11 @@ class Plot:
         )
 
     def bars(self, marks: Sequence[Mark]) -> SafeString:
-        """A bar for each value, with a shape above those of runs that did not succeed."""
-        pitch = (RIGHT - LEFT) / max(len(marks), FEWEST_SLOTS)
+        """A bar for each value, the last at the right end; shapes mark runs that did not succeed."""
+        slots = max(len(marks), FEWEST_SLOTS)
+        pitch = (RIGHT - LEFT) / slots
         drawn = []
-        for place, (value, tooltip, outcome) in enumerate(marks):
+        for place, (value, tooltip, outcome) in enumerate(marks, start=slots - len(marks)):
             middle = LEFT + pitch * (place + 0.5)
             top = min(self._y(value), self._floor - 1)  # to be seen where it is 0, too
             bar = (_c(middle - pitch * 0.35), _c(top), _c(pitch * 0.7), _c(self._floor - top))

@@ -20,11 +20,12 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from ..models import PhaseRun, Refresh
+from ..words import counted
 from .badges import badge
 from .live import refresh_progress
 from .refresh_page import refresh_context, took
 from .steering import Steering
-from .words import batches_in_words, moment
+from .words import moment
 
 __all__ = ["RefreshAdmin"]
 
@@ -138,7 +139,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return format_html(
             '{}<br><span class="matviews-quiet">in {}</span>',
             f"{refresh.rows_written or 0:,}",
-            batches_in_words(refresh.batches_done or 0),
+            counted(refresh.batches_done or 0, "batch"),
         )
 
     # The page of one

@@ -25,6 +25,7 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
     model = RefreshSchedule
     form = ScheduleForm
     extra = 0
+    max_num = 50  # more than anybody needs; Django would build as many forms as a POST asks for
     verbose_name = "schedule"
     fields = ("enabled", "phases", ("every", "period"), "crontab", "jitter", "planned")
     fields_to_see = ("enabled", "which_phases", "how_often", "planned")

@@ -35,6 +35,7 @@ def page_context(control: ViewControl) -> dict[str, Any]:
         "lag": "" if status.lag is None else length(status.lag),
         "target": length(status.target) if status.target else "",
         "phases": phases,
+        "may_ask": control.enabled and definition is not None and not definition.errors,
         "summaries": [_summary(control, phase) for phase in phases],
         "live": view_progress(control),
         "open_refreshes": list(newest.filter(state=RefreshState.OPEN)[:LISTED])[::-1],
@@ -72,9 +73,9 @@ class PhaseSummary:
         return self.last_runs[0].refresh_id if self.last_runs else None
 
     @property
-    def ended(self) -> SafeString:
-        """When the last of them ended."""
-        return moment(self._end, missing="under way")
+    def ended(self) -> SafeString | None:
+        """When the last of them ended, None while one is under way."""
+        return moment(self._end) if self._end else None
 
     @property
     def took(self) -> str:

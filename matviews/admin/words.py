@@ -10,14 +10,14 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from ..engine import RowCount, ViewStatus
-from ..management.progress import duration
 from ..models import PhaseRun
 from ..phases import Phase
 from ..states import ViewState
 from ..tasks.schedules import Planned
+from ..words import counted, duration
 
 __all__ = [
-    "batches_in_words", "length", "moment", "plan", "rows_in_words", "state_in_words",
+    "length", "moment", "plan", "rows_in_words", "state_in_words",
     "successes_in_words", "written",
 ]  # fmt: skip
 
@@ -66,12 +66,7 @@ def written(runs: Collection[PhaseRun]) -> str:
     rows, batches = sum(run.rows for run in runs), sum(run.batches for run in runs)
     rate = sum(run.rate for run in runs if run.rate)
     per_second = f", {rate:,.0f} rows per second" if rate else ""
-    return f"{rows:,} rows in {batches_in_words(batches)}{per_second}"
-
-
-def batches_in_words(count: int) -> str:
-    """A number of batches."""
-    return "1 batch" if count == 1 else f"{count:,} batches"
+    return f"{counted(rows, 'row')} in {counted(batches, 'batch')}{per_second}"
 
 
 def successes_in_words(successes: Mapping[Phase, datetime | None]) -> SafeString:

@@ -105,5 +105,7 @@ def _enabled_control(label: str) -> ViewControl:
     if control is None or not control.has_stripes:
         raise ViewNotReady(f"{label} has no bookkeeping rows yet: run `manage.py migrate`.")
     if not control.enabled:
-        raise ViewDisabled(f"{label} is disabled; enable its view control first.")
+        raise ViewDisabled(
+            f"{label} is disabled: enable it first, in the admin or by its ViewControl."
+        )
     return control

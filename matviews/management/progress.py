@@ -9,8 +9,9 @@ from django.utils import timezone
 from matviews.engine import Announcement, RunProgress
 from matviews.models import PhaseRun
 from matviews.states import RunState
+from matviews.words import counted, duration
 
-__all__ = ["Meter", "duration", "first_line", "so_far", "title"]
+__all__ = ["Meter", "first_line", "so_far", "title"]
 
 WINDOW = 30.0  # seconds over which the rate is measured
 QUIET = 5.0  # seconds that a batch may take before that is said
@@ -92,9 +93,9 @@ class Meter:
         if total is not None:
             yield f"{run.rows:,} of about {total:,} rows"
         elif run.batches and not run.rows:
-            yield f"0 rows in {_batches(run)}"
+            yield f"0 rows in {counted(run.batches, 'batch')}"
         else:
-            yield f"{run.rows:,} rows"
+            yield counted(run.rows, "row")
         if rate:
             yield f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s"
         if run.estimate and total is None:
@@ -142,7 +143,11 @@ def so_far(progress: RunProgress) -> str:
     """How far a phase came, for when it is left."""
     run = progress.run
     if run.active:
-        extent = f"{run.rows:,} rows in {_batches(run)}" if run.batches else "not begun"
+        extent = (
+            f"{counted(run.rows, 'row')} in {counted(run.batches, 'batch')}"
+            if run.batches
+            else "not begun"
+        )
         return f"{title(progress)} {_first_other(progress)}{extent}"
     return f"{title(progress)} {_ended(run)}"
 
@@ -155,28 +160,10 @@ def _ended(run: PhaseRun) -> str:
     if not run.batches:
         return "nothing to do"
     # A whole-phase hook may not have counted its rows, so no rows are not claimed to be none.
-    rows = f"{run.rows:,} rows in " if run.rows else ""
-    return f"{rows}{_batches(run)}, {duration(run.seconds)}"
-
-
-def _batches(run: PhaseRun) -> str:
-    return "1 batch" if run.batches == 1 else f"{run.batches:,} batches"
+    rows = f"{counted(run.rows, 'row')} in " if run.rows else ""
+    return f"{rows}{counted(run.batches, 'batch')}, {duration(run.seconds)}"
 
 
 def first_line(error: str) -> str:
     """The first line of an error, for a place where only one fits."""
     return error.strip().partition("\n")[0]
-
-
-def duration(seconds: float) -> str:
-    """A length of time in words."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours:02} h"
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -6,8 +6,9 @@ from typing import Protocol
 
 from matviews.engine import BatchReport, RunProgress, progress_of
 from matviews.models import Refresh
+from matviews.words import duration
 
-from .progress import Meter, duration, title
+from .progress import Meter, title
 
 __all__ = ["Follower", "Lines", "Meters", "Reporter", "Silence", "batch_in_words"]
 

@@ -13,8 +13,7 @@ from rich.text import Text
 from matviews.engine import ViewStatus
 from matviews.models import Heartbeat, PhaseRun, Refresh
 from matviews.tasks.timetable import Planned
-
-from .progress import duration
+from matviews.words import duration
 
 __all__ = [
     "plan_as_dict",

@@ -7,6 +7,7 @@
   const SOON = 1500; // milliseconds between two looks
   const LATEST = 30000; // between two tries while the server does not answer
   const PATIENCE = 10000; // for one answer
+  const RENEWAL = 15000; // between two times that what only the server can word is asked for
   const PARTS = ["matviews-status", "matviews-phases", "matviews-history"];
   const find = (id) => document.getElementById(id);
   const works = () => find("matviews-status").dataset.works === "yes";
@@ -15,6 +16,7 @@
   let pause = SOON;
   let looking = false;
   let told = "";
+  let renewed = Date.now();
 
   // Once for each phase and quarter of the work: a screen reader is not to talk all the time.
   const say = (words) => {
@@ -45,10 +47,11 @@
   };
 
   // The parts that no script fills, as the server writes them; a form being edited stays as it is.
-  const renew = async () => {
+  const renew = async (parts) => {
     const answer = await ask(location.href);
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    for (const id of PARTS) {
+    renewed = Date.now();
+    for (const id of parts) {
       const [old, now] = [find(id), fresh.getElementById(id)];
       if (!old || !now) continue;
       const focused = old.contains(document.activeElement);
@@ -76,7 +79,9 @@
       const live = await (await ask(page.dataset.progress)).json();
       show(live);
       const shown = find("matviews-status").dataset.refresh;
-      if (!live.works || String(live.refresh) !== shown) await renew();
+      if (!live.works || String(live.refresh) !== shown) await renew(PARTS);
+      // Only the status: a traceback that somebody reads stays open.
+      else if (Date.now() - renewed > RENEWAL) await renew(PARTS.slice(0, 1));
       pause = SOON;
       trouble("");
     } catch (error) {
