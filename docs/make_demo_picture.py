@@ -58,9 +58,10 @@ def main() -> None:
     django.setup()
 
     from flights.demo import run
-    from flights.management.commands.demo import DATABASE, use_empty_database
+    from flights.management.commands.demo import DATABASE
+    from flights.management.databases import use_file
 
-    use_empty_database(DATABASE)
+    use_file(DATABASE, empty=True)
     screen = Screen()
     screen.write("$ make demo\n")
     if not run(

@@ -188,6 +188,8 @@ def test_a_failed_view_comes_first_and_shows_its_traceback(
     # given a view whose hook raises
     add_items(3)
     workers.start()
+    view = ViewControl.objects.get(label=LABEL)
+    RefreshSchedule.objects.create(view=view, every=1, period="hours")
     with fault(Limited, "do_insert", "raise"):
         open_view(page)
         page.get_by_role("button", name="Refresh now").click()
@@ -226,3 +228,7 @@ WINDOWS: dict[str, dict[str, Any]] = {
 def assert_nothing_is_cut_off(page: Page) -> None:
     too_wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(too_wide) <= 0
+    for field in page.locator("#schedules-0 :is(input, select, label):visible").all():
+        box = field.bounding_box()
+        assert box
+        assert box["x"] + box["width"] <= page.viewport_size["width"]  # type: ignore[index]
