@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.contrib.messages import get_messages
@@ -10,8 +11,8 @@ from django.db.models.signals import pre_save
 from django.test import Client
 from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
-from matviews import engine
-from matviews.models import RefreshSchedule, ViewControl
+from matviews import engine, tasks
+from matviews.models import Refresh, RefreshSchedule, ViewControl
 from matviews.registry import registry
 
 pytestmark = pytest.mark.django_db
@@ -239,10 +240,24 @@ class TestSettings:
     def test_what_cannot_be_is_refused(self, admin_client: Client, field: str, value: str) -> None:
         assert list(errors(save(admin_client, seen=None, **{field: value}))[0]) == [field]
 
-    def test_a_view_that_knows_stripes_may_have_some(self, admin_client: Client) -> None:
+    @pytest.mark.django_db(transaction=True)
+    def test_a_view_that_knows_stripes_gets_them(self, admin_client: Client) -> None:
         saved(save(admin_client, label="sample.Striped", stripe_count="4"))
 
-        assert control("sample.Striped").stripe_count == 4
+        assert control("sample.Striped").stripes.count() == 4
+
+    @pytest.mark.django_db(transaction=True)
+    def test_stripes_wait_for_the_end_of_an_open_refresh(self, admin_client: Client) -> None:
+        before = control("sample.Striped").stripes.count()
+        engine.request("sample.Striped")
+        saved(save(admin_client, label="sample.Striped", stripe_count="4"))
+        assert control("sample.Striped").stripes.count() == before
+
+        Refresh.objects.all().delete()
+        with mock.patch.object(tasks, "send", return_value=True):
+            tasks.watch()
+
+        assert control("sample.Striped").stripes.count() == 4
 
     def test_what_others_change_meanwhile_stays(self, admin_client: Client) -> None:
         def pause(*, instance: ViewControl, **_kwargs: Any) -> None:

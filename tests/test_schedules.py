@@ -829,7 +829,7 @@ class TestTasks:
         tasks.watch()
         idle = mock.Mock(__name__="idle", return_value=[])
         with (
-            mock.patch.multiple(engine, watch=idle, trim_history=idle),
+            mock.patch.multiple(engine, watch=idle, sync_stripes=idle, trim_history=idle),
             mock.patch.object(tasks.schedules, "reconcile", idle),
             CaptureQueriesContext(connection) as captured,
         ):
@@ -844,13 +844,13 @@ class TestTasks:
         failing = mock.Mock(side_effect=DatabaseError("broken"), __name__="failing")
         with (
             mock.patch.object(tasks.schedules, "reconcile", failing),
-            mock.patch.object(engine, "trim_history", failing),
+            mock.patch.multiple(engine, sync_stripes=failing, trim_history=failing),
             mock.patch.object(tasks, "send", return_value=True) as sent,
         ):
             tasks.watch()
 
         assert len(sent.call_args.args[0]) == 1
-        assert caplog.text.count("watch could not failing") == 2
+        assert caplog.text.count("watch could not failing") == 3
         assert Heartbeat.objects.exists()
 
     def test_dispatching_several_views_gives_up_at_the_first_refusal(self) -> None:

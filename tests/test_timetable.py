@@ -298,7 +298,7 @@ class TestCommand:
 
         document = json.loads(self.printed("--models", "Whole", "--format", "json"))
 
-        assert [each["view"] for each in document["views"]] == [WHOLE]
+        assert [each["view"] for each in document["schedules"]] == [WHOLE]
 
     def test_as_json(self) -> None:
         made = schedule(LIMITED, phases=["insert"])
@@ -308,7 +308,7 @@ class TestCommand:
         document = json.loads(self.printed("--format", "json"))
 
         assert document == {
-            "views": [
+            "schedules": [
                 {
                     "view": LIMITED,
                     "schedule": made.pk,

@@ -33,8 +33,8 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
         help_texts = {
             "freshness_target": "How old the last success may be, in hours:minutes:seconds. "
             "Empty: as the code says.",
-            "stripe_count": "Shares of the keys that are worked on side by side. Takes effect with "
-            "the next manage.py migrate, while no refresh is open.",
+            "stripe_count": "Shares of the keys that are worked on side by side. Takes effect as soon "
+            "as no refresh is open.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

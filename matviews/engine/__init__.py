@@ -1,7 +1,7 @@
 """The batch engine: everything between a request and its end. It knows Django, not Celery."""
 
 from .batch import run_batch
-from .controls import sync_controls, views_in_batch
+from .controls import sync_controls, sync_stripes, views_in_batch
 from .databases import alias
 from .freshness import is_fresh
 from .history import trim_history
@@ -33,6 +33,7 @@ __all__ = [
     "settle",
     "settle_view",
     "sync_controls",
+    "sync_stripes",
     "trim_history",
     "view_statuses",
     "views_in_batch",

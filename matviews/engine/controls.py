@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from django.db.models import Q
+from django.db.models import Count, F, Q
 
 from ..definition import ViewDefinition
 from ..models import Period, RefreshSchedule, Stripe, ViewControl
@@ -10,7 +10,7 @@ from ..registry import registry
 from ..states import RefreshState
 from .databases import lock_free, short_transaction
 
-__all__ = ["sync_controls", "views_in_batch"]
+__all__ = ["sync_controls", "sync_stripes", "views_in_batch"]
 
 
 def sync_controls() -> None:
@@ -22,9 +22,20 @@ def sync_controls() -> None:
         control, _created = ViewControl.objects.get_or_create(
             label=definition.label, defaults=_first_values(definition)
         )
-        _sync_stripes(control, most=None if definition.knows_stripes else 1)
+        _sync_stripes(control)
         if definition.options.refresh_every and not control.default_scheduled:
             _schedule(control, definition)
+
+
+def sync_stripes() -> None:
+    """Bring the stripes of every view to the number that its control wants.
+
+    A view with an open refresh has to wait: that was told how many stripes share the keys.
+    """
+    counted = ViewControl.objects.annotate(present=Count("stripes"))
+    for control in counted.exclude(present=F("stripe_count")):
+        if control.definition and control.present != _stripes_wanted(control):
+            _sync_stripes(control)
 
 
 def _first_values(definition: ViewDefinition) -> dict[str, object]:
@@ -50,17 +61,17 @@ def _in_units(interval: timedelta) -> tuple[int, Period]:
     return interval // period.length, period
 
 
-def _sync_stripes(control: ViewControl, most: int | None) -> None:
-    """Bring the stripes to the number that the control wants, once no refresh is open.
+def _stripes_wanted(control: ViewControl) -> int:
+    """One, for a view whose hooks do not declare `stripe`: each of them would do all the work."""
+    knows = control.definition is not None and control.definition.knows_stripes
+    return max(1, control.stripe_count) if knows else 1
 
-    One, for a view whose hooks do not declare `stripe`: each of them would do all the work.
 
-    A refresh that is under way was told how many stripes share the keys; it goes on with these.
-    """
+def _sync_stripes(control: ViewControl) -> None:
     with short_transaction():
         free = {stripe.number: stripe.pk for stripe in lock_free(Q(view=control))}
         present = set(control.stripes.values_list("number", flat=True))
-        wanted = set(range(most or max(1, control.stripe_count)))
+        wanted = set(range(_stripes_wanted(control)))
         busy = present - set(free) or control.refreshes.filter(state=RefreshState.OPEN).exists()
         if present == wanted or (present and busy):
             return

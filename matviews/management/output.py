@@ -48,7 +48,7 @@ class Output:
         if self.as_json:
             document: dict[str, Any] = {"views": self.entries, "error": error}
             if self.watch is not None:
-                document["watch"] = self.watch
+                document = {"schedules": self.entries, "watch": self.watch, "error": error}
             self._stdout.write(json.dumps(document, indent=2))
 
     def console(self) -> Console:

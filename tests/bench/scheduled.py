@@ -15,7 +15,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTa
 from django_celery_beat.schedulers import DatabaseScheduler
 
 from matviews import tasks
-from matviews.models import RefreshSchedule, ViewControl
+from matviews.models import RefreshSchedule, Stripe, ViewControl
 from matviews.registry import registry
 from matviews.tasks.schedules import reconcile
 
@@ -82,9 +82,10 @@ def _make_views(count: int) -> None:
         ViewControl(label=label, last_insert=now, last_update=now, last_delete=now)
         for label in labels
     )
+    views = ViewControl.objects.filter(label__in=labels)
+    Stripe.objects.bulk_create(Stripe(view=view, number=0) for view in views)
     RefreshSchedule.objects.bulk_create(
-        RefreshSchedule(view=view, every=1, period="hours")
-        for view in ViewControl.objects.filter(label__in=labels)
+        RefreshSchedule(view=view, every=1, period="hours") for view in views
     )
     reconcile()
     PeriodicTask.objects.filter(task="matviews.watch").update(last_run_at=now)
