@@ -80,8 +80,10 @@
       show(live);
       const shown = find("matviews-status").dataset.refresh;
       if (!live.works || String(live.refresh) !== shown) await renew(PARTS);
-      // Only the status: a traceback that somebody reads stays open.
-      else if (Date.now() - renewed > RENEWAL) await renew(PARTS.slice(0, 1));
+      // Neither a button that somebody presses nor a traceback that somebody reads is replaced.
+      else if (find("matviews-standing") && Date.now() - renewed > RENEWAL) {
+        await renew(["matviews-standing"]);
+      }
       pause = SOON;
       trouble("");
     } catch (error) {
