@@ -22,7 +22,7 @@ from matviews.models import Heartbeat, Refresh, RefreshSchedule, Stripe, ViewCon
 from matviews.phases import Phase
 from matviews.registry import registry
 from matviews.states import RefreshState
-from matviews.tasks import schedules
+from matviews.tasks import inline, schedules
 from tests.defining import make_view, ready, run, six_hooks
 from tests.driving import due
 from tests.ledger import add_items, fault
@@ -317,6 +317,21 @@ class TestViewPage:
         engine.request(Limited)
         ViewControl.objects.update(paused=True)
         assert admin_client.get(page(action="progress")).json()["works"] is False
+
+    def test_a_page_made_while_a_refresh_ended_asks_how_it_is(
+        self, admin_client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refresh = engine.request(Limited)
+        statuses = engine.view_statuses
+
+        def end_it_then(labels: list[str] | None = None) -> list[engine.ViewStatus]:
+            found = statuses(labels)
+            inline.run_to_end(refresh)
+            return found
+
+        monkeypatch.setattr(engine, "view_statuses", end_it_then)
+
+        assert 'data-works="yes"' in html(admin_client, page())
 
     @pytest.mark.parametrize("state", ["stopped", "failed", "not_converging"])
     def test_progress_tells_of_a_phase_that_ended_without_success(

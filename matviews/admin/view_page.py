@@ -24,6 +24,8 @@ LISTED = 20  # of the refreshes of a view
 
 def page_context(control: ViewControl) -> dict[str, Any]:
     """How a view stands and what it did, for its template."""
+    # First: if a refresh ends while the rest is read, the page asks again, and is put right.
+    live = view_progress(control)
     (status,) = engine.view_statuses([control.label])
     phases, definition = control.options.phases, control.definition
     newest = Refresh.objects.filter(view=control).order_by("-pk")
@@ -37,7 +39,7 @@ def page_context(control: ViewControl) -> dict[str, Any]:
         "phases": phases,
         "may_ask": control.enabled and definition is not None and not definition.errors,
         "summaries": [_summary(control, phase) for phase in phases],
-        "live": view_progress(control),
+        "live": live,
         "open_refreshes": list(newest.filter(state=RefreshState.OPEN)[:LISTED])[::-1],
         "refreshes": [(refresh, badge(refresh.state)) for refresh in newest[:LISTED]],
         "watch_problem": schedules.watch_problem(),
