@@ -10,7 +10,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from matviews import engine
-from matviews.engine import Message, Outcome
+from matviews.engine import Message, Outcome, databases
 from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
 from matviews.phases import Phase
 from matviews.registry import registry
@@ -90,6 +90,23 @@ class TestToken:
 
 @without_sqlite
 class TestNobodyWaits:
+    @pytest.mark.parametrize("which", [1, 2])
+    def test_a_row_that_is_locked_for_a_moment_is_tried_again(
+        self, which: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given that the announcement, or the batch, finds the row locked by no batch
+        items(3)
+        engine.request(Ledger)
+        message, claim, calls = due(Ledger), databases.claim, []
+
+        def locked_once(*arguments: Any, **changes: Any) -> bool:
+            calls.append(arguments)
+            return len(calls) != which and claim(*arguments, **changes)
+
+        monkeypatch.setattr(databases, "claim", locked_once)
+        # then the message is not lost
+        assert engine.run_batch(message).outcome is Outcome.DONE
+
     def test_a_message_for_a_stripe_at_work_is_turned_away_at_once(self) -> None:
         items(1)
         engine.request(Ledger)
