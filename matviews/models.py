@@ -8,6 +8,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, router
 
+from .conf import get_settings
 from .definition import LONGEST_INTERVAL, ViewDefinition, ViewOptions
 from .phases import Phase
 from .registry import registry
@@ -99,6 +100,11 @@ class ViewControl(models.Model):
     def options(self) -> ViewOptions:
         """Its options; the defaults, if the code no longer defines it."""
         return self.definition.options if self.definition else ViewOptions()
+
+    @property
+    def seconds_per_batch(self) -> float:
+        """What the pacer steers toward: as the control says, else the code, else the settings."""
+        return self.batch_target or self.options.batch_target or get_settings().BATCH_TARGET
 
 
 class Period(models.TextChoices):
@@ -315,6 +321,11 @@ class Refresh(models.Model):
 
     def __str__(self) -> str:
         return f"refresh {self.pk} of {self.view}"
+
+    @property
+    def pinned_size(self) -> int | None:
+        """Rows per batch, as the request, the control or the code says; None leaves it free."""
+        return self.batch_size or self.view.batch_size or self.view.options.batch_size
 
     @property
     def asked_by(self) -> str:

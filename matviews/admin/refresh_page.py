@@ -9,7 +9,6 @@ from typing import Any
 
 from django.utils.safestring import SafeString
 
-from ..conf import get_settings
 from ..engine import RunProgress, progress_of
 from ..models import PhaseRun, Refresh
 from ..states import RefreshState, RunState
@@ -111,8 +110,6 @@ def _pace(refresh: Refresh, run: PhaseRun) -> SafeString | str:
 
 def _target(refresh: Refresh, run: PhaseRun) -> float | None:
     """The seconds that a batch is steered toward today, None if its size is not free."""
-    control, options = refresh.view, refresh.view.options
-    pinned = refresh.batch_size or control.batch_size or options.batch_size
-    if pinned or not any(sample[1] for sample in run.samples):
+    if refresh.pinned_size or not any(sample[1] for sample in run.samples):
         return None
-    return control.batch_target or options.batch_target or get_settings().BATCH_TARGET
+    return refresh.view.seconds_per_batch

@@ -157,15 +157,11 @@ class Step:
 
     @property
     def _pinned(self) -> int | None:
-        control = self.work.stripe.view
-        return (
-            self.run.refresh.batch_size or control.batch_size or self.definition.options.batch_size
-        )
+        return self.run.refresh.pinned_size
 
     @property
     def _target(self) -> float:
-        control, options = self.work.stripe.view, self.definition.options
-        return control.batch_target or options.batch_target or get_settings().BATCH_TARGET
+        return self.work.stripe.view.seconds_per_batch
 
     def _state_after(self, batch: Batch, limit: int) -> RunState:
         if self.hooks.kind is HookKind.WHOLE:
