@@ -17,8 +17,14 @@ def view_progress(control: ViewControl) -> dict[str, Any]:
     return refresh_progress(refreshes.select_related("view").order_by("pk").first())
 
 
-def refresh_progress(refresh: Refresh | None) -> dict[str, Any]:
+def refresh_progress(
+    refresh: Refresh | None, progress: Sequence[RunProgress] | None = None
+) -> dict[str, Any]:
     """How far a refresh is, as values for JSON.
+
+    Args:
+        refresh: the refresh.
+        progress: its `progress_of`, where that has been read already.
 
     Returns:
         refresh: its primary key, None if it is not open; works: whether anything may change soon;
@@ -27,7 +33,7 @@ def refresh_progress(refresh: Refresh | None) -> dict[str, Any]:
     """
     if refresh is None or refresh.state != RefreshState.OPEN:
         return {"refresh": None, "works": False, "done": None, "phases": {}, "words": ""}
-    progress = progress_of(refresh)
+    progress = progress_of(refresh) if progress is None else progress
     phases = {
         phase: [each for each in progress if each.phase == phase]
         for phase in map(Phase, refresh.phases)

@@ -85,7 +85,7 @@ def refresh_context(refresh: Refresh) -> dict[str, Any]:
         "is_open": is_open,
         "badge": badge(refresh.state),
         "took": took(refresh),
-        "live": refresh_progress(refresh),
+        "live": refresh_progress(refresh, progress),
         "phases": [(phase, list(stripes)) for phase, stripes in by_phase],
         "failures": [each for each in shown if each.progress.run.error and not each.progress.ahead],
     }
