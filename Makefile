@@ -49,7 +49,7 @@ test-all: $(DEV) ## all tests with every installed pair of Python and Django
 databases: $(DEV)
 	@$(PARTS); $(DATABASE_PARTS); $(SUMMARY)
 
-bench: $(DEV) ## the engine's own share of a batch, on each database
+bench: $(DEV) ## queryset views beside their peers, and the engine's share, on each database
 	@$(PARTS); for db in sqlite postgres mariadb; do \
 	  on_database $$db "benchmark on $$db" $(BIN)/python -m tests.bench $(BENCH_ARGS); done; $(SUMMARY)
 

@@ -7,6 +7,7 @@ Run it where the demo runs: .venv/bin/python docs/make_demo_picture.py
 import os
 import re
 import sys
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -64,9 +65,8 @@ def main() -> None:
     use_file(DATABASE, empty=True)
     screen = Screen()
     screen.write("$ make demo\n")
-    if not run(
-        Console(file=screen), lambda: call_command("update_materialized_views", stdout=screen)
-    ):
+    command = partial(call_command, "update_materialized_views", stdout=screen)
+    if not run(Console(file=screen), command):
         sys.exit("A view differs from its recomputation.")
     picture = Console(record=True, file=StringIO(), width=WIDTH)
     picture.print(Text.from_ansi("\n".join(screen.lines)), soft_wrap=True)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from .phases import Phase
 
 if TYPE_CHECKING:
+    from .engine import Verification
     from .models import Refresh
 
-__all__ = ["is_fresh", "refresh"]
+__all__ = ["is_fresh", "refresh", "verify"]
 
 
 def refresh(
@@ -58,3 +59,30 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
     from . import engine
 
     return engine.is_fresh(view, phases=phases)
+
+
+def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> "Verification":
+    """Compare a view that has a `source()` with what that yields now.
+
+    Each range of a few thousand keys is compared by one statement, so in one snapshot. What has
+    changed in the source since the last refresh differs, of course.
+
+    Args:
+        view: the view's class or label.
+        repair: write what differs, and only that; batches of the view wait meanwhile.
+        sample: compare about so many keys, in ranges at random; None for all of them.
+
+    Returns:
+        How many keys were compared, how many are missing, differing and surplus, and the first of
+        each with both values.
+
+    Raises:
+        UnknownView, InvalidView, InvalidRequest: there is nothing to compare, or no sample of it.
+        ViewBusy: a batch kept the view from being mended for 30 seconds.
+    """
+    from . import engine, tasks
+
+    found = engine.verify(view, repair=repair, sample=sample)
+    if found.repaired is not None:
+        tasks.dispatch_on_commit(found.view_id)  # a batch may have been turned away
+    return found

@@ -5,17 +5,20 @@ together with the faults that need settings or databases to be seen.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Tags, register
+from django.db import Error as DatabaseFailure
 from django.db import connections, router
 
 from .conf import get_settings
 from .exceptions import InvalidSetting
 from .models import ViewControl
+from .queryset import check_source, check_table
 from .registry import registry
 
-__all__ = ["check_database", "check_settings", "check_views"]
+__all__ = ["check_database", "check_settings", "check_sources", "check_views"]
 
 VENDORS = {"postgresql", "mysql", "sqlite"}
 
@@ -39,6 +42,23 @@ def _views_elsewhere() -> Iterator[CheckMessage]:
                 obj=definition.model,
                 id="matviews.E008",
             )
+
+
+@register(Tags.models)
+def check_sources(**_kwargs: Any) -> list[CheckMessage]:
+    """E015 to E018 and W006 to W010, of views with `source()`; W009 of every view.
+
+    What needs a database that is not there, or tables that are not migrated, is left out.
+    """
+    problems: list[CheckMessage] = []
+    for definition in registry:
+        problems += check_table(definition)
+        hooks = definition.hooks.values()
+        derived = any(each.needs_derived or each.do_derived for each in hooks)
+        if derived and not definition.errors:
+            with suppress(DatabaseFailure):
+                problems += check_source(definition, router.db_for_write(definition.model))
+    return problems
 
 
 @register()

@@ -19,6 +19,7 @@ __all__ = ["HookKind", "Hooks", "ViewDefinition", "ViewOptions", "define"]
 
 LONGEST_INTERVAL = timedelta(days=3650)
 META = "MatviewMeta"
+SOURCE = "source"
 MOST_STRIPES = 2**15 - 1  # what a small integer column holds
 NEEDS_MAY_DECLARE = frozenset({"stripe"})
 DO_MAY_DECLARE = frozenset({"limit", "stripe", "cursor"})
@@ -35,10 +36,12 @@ class HookKind(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hooks:
-    """What the two hooks of one phase declare."""
+    """What the two hooks of one phase declare; for those derived from `source()`, what they take."""
 
     needs: frozenset[str]
     do: frozenset[str]
+    needs_derived: bool = False
+    do_derived: bool = False
 
     @property
     def kind(self) -> HookKind:
@@ -54,6 +57,8 @@ class ViewOptions:
 
     Attributes:
         phases: the phases that the view has; the hooks of the others are not needed.
+        key: names of the fields that identify a row in `source()`; None takes the only unique
+            constraint. Only for a view with `source()`.
         batch_size: rows per batch; None lets the pacer choose.
         batch_target: seconds per batch that the pacer steers toward; None takes the setting.
         statement_timeout: seconds per statement of a batch; None takes the setting.
@@ -66,6 +71,7 @@ class ViewOptions:
     """
 
     phases: tuple[Phase, ...] = tuple(Phase)
+    key: tuple[str, ...] | None = None
     batch_size: int | None = None
     batch_target: float | None = None
     statement_timeout: float | None = None
@@ -95,6 +101,7 @@ class ViewDefinition:
         model: the class.
         options: its `MatviewMeta`.
         hooks: what the hooks of each usable phase declare.
+        has_source: whether it has a `source()`, from which hooks are derived.
         problems: faults, as messages for Django's system checks; a view with an error among them
             cannot be refreshed.
     """
@@ -103,12 +110,18 @@ class ViewDefinition:
     model: type[Model]
     options: ViewOptions = field(default_factory=ViewOptions)
     hooks: Mapping[Phase, Hooks] = field(default_factory=dict)
+    has_source: bool = False
     problems: tuple[CheckMessage, ...] = ()
 
     @property
     def knows_stripes(self) -> bool:
         """Whether every hook keeps to the share of the keys that it is given."""
         return all("stripe" in hooks.needs & hooks.do for hooks in self.hooks.values())
+
+    @property
+    def derived(self) -> frozenset[Phase]:
+        """The phases whose batches are derived from `source()`."""
+        return frozenset(phase for phase, hooks in self.hooks.items() if hooks.do_derived)
 
     @property
     def errors(self) -> tuple[CheckMessage, ...]:
@@ -120,10 +133,11 @@ def define(model: type[Model]) -> ViewDefinition:
     """Read a view's class once: options, hooks and every problem that can be seen in them."""
     problems: list[CheckMessage] = list(_base_problems(model))
     options = _read_options(model, problems)
+    has_source = _has_source(model, options, problems)
     hooks = {
         phase: found
         for phase in options.phases
-        if (found := _read_hooks(model, phase, problems)) is not None
+        if (found := _read_hooks(model, phase, has_source, problems)) is not None
     }
     if options.stripes > 1:
         problems.extend(_stripe_problems(model, hooks))
@@ -132,6 +146,7 @@ def define(model: type[Model]) -> ViewDefinition:
         model=model,
         options=options,
         hooks=hooks,
+        has_source=has_source,
         problems=tuple(problems),
     )
 
@@ -194,6 +209,10 @@ def _read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOptio
             values[name] = value
     if "phases" in values:
         values["phases"] = tuple(phase for phase in Phase if phase in values["phases"])
+    if isinstance(values.get("key"), str):
+        values["key"] = (values["key"],)
+    elif values.get("key"):
+        values["key"] = tuple(values["key"])
     options = ViewOptions(**values)
     problems.extend(_interval_problems(model, options))
     return options
@@ -215,6 +234,13 @@ def _phases_fault(value: object) -> str | None:
     named = value if isinstance(value, (list, tuple, set, frozenset)) else ()
     known = all(phase in list(Phase) for phase in named)
     return None if named and known else f"a list from {Phase.values}"
+
+
+def _key_fault(value: object) -> str | None:
+    names = value if isinstance(value, (list, tuple)) else [value]
+    named = bool(names) and all(isinstance(name, str) and name for name in names)
+    unlike = len(set(map(str, names))) == len(names)
+    return None if value is None or (named and unlike) else "a list of names of fields"
 
 
 def _size_fault(value: object) -> str | None:
@@ -260,6 +286,7 @@ def _is_interval(value: object) -> bool:
 
 _OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
     "phases": _phases_fault,
+    "key": _key_fault,
     "batch_size": _size_fault,
     "batch_target": _seconds_fault,
     "statement_timeout": _seconds_fault,
@@ -270,10 +297,58 @@ _OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
 }
 
 
-def _read_hooks(model: type[Model], phase: Phase, problems: list[CheckMessage]) -> Hooks | None:
-    needs = _read_hook(model, phase.needs_hook, NEEDS_MAY_DECLARE, problems)
-    do = _read_hook(model, phase.do_hook, DO_MAY_DECLARE, problems)
-    return None if needs is None or do is None else Hooks(needs=needs, do=do)
+def _has_source(model: type[Model], options: ViewOptions, problems: list[CheckMessage]) -> bool:
+    """Whether hooks can be derived from `source()`; a field of that name is only a field."""
+    static = inspect.getattr_static(model, SOURCE, None)
+    if isinstance(static, (classmethod, staticmethod)):
+        return True
+    if inspect.isfunction(static) and _lacks_hooks(model, options):
+        problems.append(
+            Error(
+                f"{model._meta.label}.{SOURCE} is not a class method.",
+                hint="Put @classmethod above it.",
+                obj=model,
+                id="matviews.E004",
+            )
+        )
+        return True
+    if options.key:
+        problems.append(
+            Error(
+                f"{model._meta.label}: MatviewMeta.key is for views with {SOURCE}().",
+                hint=f"Define {SOURCE}(), or take the option out.",
+                obj=model,
+                id="matviews.E015",
+            )
+        )
+    return False
+
+
+def _lacks_hooks(model: type[Model], options: ViewOptions) -> bool:
+    names = (name for phase in options.phases for name in (phase.needs_hook, phase.do_hook))
+    return any(inspect.getattr_static(model, name, None) is None for name in names)
+
+
+def _read_hooks(
+    model: type[Model], phase: Phase, has_source: bool, problems: list[CheckMessage]
+) -> Hooks | None:
+    lacks_needs, lacks_do = (
+        has_source and inspect.getattr_static(model, name, None) is None
+        for name in (phase.needs_hook, phase.do_hook)
+    )
+    needs = (
+        frozenset()
+        if lacks_needs
+        else _read_hook(model, phase.needs_hook, NEEDS_MAY_DECLARE, problems)
+    )
+    do = (
+        frozenset({"limit", "cursor"})
+        if lacks_do
+        else _read_hook(model, phase.do_hook, DO_MAY_DECLARE, problems)
+    )
+    if needs is None or do is None:
+        return None
+    return Hooks(needs=needs, do=do, needs_derived=lacks_needs, do_derived=lacks_do)
 
 
 def _read_hook(
@@ -283,10 +358,11 @@ def _read_hook(
     static = inspect.getattr_static(model, name, None)
     phase = name.partition("_")[2]
     if static is None:
-        fault, hint, number = (
-            "is missing",
-            f"Define it as a class method, or leave {phase!r} out of MatviewMeta.phases.",
-            "E003",
+        fault = "is missing"
+        number = "E003"
+        hint = (
+            f"Define it as a class method, or leave {phase!r} out of MatviewMeta.phases; or define "
+            f"{SOURCE}(), from which all hooks are derived."
         )
     elif not isinstance(static, (classmethod, staticmethod)):
         fault, hint, number = "is not a class method", "Put @classmethod above it.", "E004"
@@ -318,6 +394,15 @@ def _can_be_left_out(parameter: inspect.Parameter, given: frozenset[str]) -> boo
 
 
 def _stripe_problems(model: type[Model], hooks: Mapping[Phase, Hooks]) -> Iterator[CheckMessage]:
+    if any(declared.do_derived for declared in hooks.values()):
+        yield Error(
+            f"{model._meta.label}: MatviewMeta.stripes is more than 1, but phases that are derived "
+            f"from {SOURCE}() work in one stripe.",
+            hint="Take stripes out, or write the hooks of every phase, each for its share.",
+            obj=model,
+            id="matviews.E007",
+        )
+        return
     for phase, declared in hooks.items():
         for name, names in ((phase.needs_hook, declared.needs), (phase.do_hook, declared.do)):
             if "stripe" not in names:

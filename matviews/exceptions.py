@@ -8,6 +8,7 @@ __all__ = [
     "InvalidView",
     "MatviewsError",
     "UnknownView",
+    "ViewBusy",
     "ViewDisabled",
     "ViewNotReady",
 ]
@@ -27,6 +28,10 @@ class UnknownView(MatviewsError):
 
 class InvalidView(MatviewsError):
     """The view's definition has faults that the system checks name."""
+
+
+class ViewBusy(MatviewsError):
+    """A view could not be mended because its batches kept running."""
 
 
 class ViewDisabled(MatviewsError):

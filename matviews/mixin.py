@@ -8,6 +8,7 @@ from . import api
 from .phases import Phase
 
 if TYPE_CHECKING:
+    from .engine import Verification
     from .models import Refresh
 
 __all__ = ["Batch", "MaterializedView", "Share"]
@@ -41,7 +42,9 @@ class Batch:
 class MaterializedView:
     """Mixin that makes a concrete Django model a view, in either order of the bases.
 
-    The model defines, as class methods, the hooks `needs_insert`, `do_insert`, `needs_update`,
+    The model defines the class method `source`, which returns a queryset of columns that name fields
+    of the view (`.values(...).annotate(...)`); all that follows is derived from it then, but for
+    hooks that the model defines itself. Or it defines, as class methods, the hooks `needs_insert`, `do_insert`, `needs_update`,
     `do_update`, `needs_delete` and `do_delete`, or those of the phases in `MatviewMeta.phases`.
 
     `needs_*` may declare `stripe`. It returns whether work is waiting, as a bool, or as an int that
@@ -66,3 +69,8 @@ class MaterializedView:
     def is_fresh(cls, phases: Iterable[Phase | str] | None = None) -> bool:
         """Tell whether no phase has work, as `matviews.is_fresh` does for a label."""
         return api.is_fresh(cls, phases=phases)
+
+    @classmethod
+    def verify(cls, *, repair: bool = False, sample: int | None = None) -> "Verification":
+        """Hold the view against its `source()`, as `matviews.verify` does for a label."""
+        return api.verify(cls, repair=repair, sample=sample)

@@ -75,6 +75,9 @@ class ViewControl(models.Model):
     last_delete = models.DateTimeField(null=True, editable=False)
 
     default_scheduled = models.BooleanField(default=False, editable=False)
+    # By phase, the definition that it last succeeded with; for phases derived from source().
+    fingerprints = models.JSONField(default=dict, editable=False)
+    verification = models.JSONField(null=True, editable=False)
 
     objects = PrimaryManager["ViewControl"]()
 
@@ -340,6 +343,10 @@ class PhaseRun(models.Model):
     caught up has done a batch smaller than it might have been; it goes on while `needs_*` says so,
     but the next phase no longer waits for it. `samples` holds
     `[number, limit, rows, seconds]` of batches spread over the run.
+
+    What follows is of phases derived from `source()`: `looked` is the keys that the batches have looked
+    through, `filled` the ranges of keys that need nothing more in this refresh, `stage` the staging
+    table, `fingerprint` the definition that the run works by, `restarts` how often that has changed.
     """
 
     refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs")
@@ -354,6 +361,11 @@ class PhaseRun(models.Model):
     batches = models.PositiveIntegerField(default=0)
     rows = models.BigIntegerField(default=0)
     estimate = models.BigIntegerField(null=True)
+    looked = models.BigIntegerField(default=0)
+    filled = models.JSONField(default=list)
+    stage = models.CharField(max_length=63, blank=True)
+    fingerprint = models.CharField(max_length=64, blank=True)
+    restarts = models.PositiveSmallIntegerField(default=0)
     seconds = models.FloatField(default=0.0)
     failures = models.PositiveSmallIntegerField(default=0)
     caught_up = models.BooleanField(default=False)
@@ -381,6 +393,11 @@ class PhaseRun(models.Model):
     def active(self) -> bool:
         """Whether batches are still to come."""
         return RunState(self.state).active
+
+    @property
+    def done(self) -> int:
+        """What the estimate is of: keys looked through for a derived phase, else rows written."""
+        return self.looked if self.fingerprint else self.rows
 
     @property
     def rate(self) -> float | None:

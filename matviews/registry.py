@@ -82,7 +82,8 @@ class Registry:
             raise UnknownView(
                 f"{view!r} is the name of more than one view: say which of {', '.join(matches)}."
             )
-        raise UnknownView(f"There is no view {view!r}. {self._near(lowered)}")
+        near = self._near(lowered if isinstance(view, str) else "")
+        raise UnknownView(f"There is no view {view!r}. {near}")
 
     def usable(self, view: str | type) -> ViewDefinition:
         """The definition of a view that can be refreshed.

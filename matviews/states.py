@@ -51,6 +51,7 @@ class ViewState(TextChoices):
     INVALID = "invalid"
     FAILED = "failed"
     WAITING = "waiting"
+    CHANGED = "definition changed"
     BEHIND = "behind"
     NO_ROWS = "no rows yet"
     NOT_IN_CODE = "not in the code"
@@ -76,6 +77,7 @@ _MEANINGS = {
     ViewState.INVALID: "Its class has errors: see manage.py check.",
     ViewState.FAILED: "Its last refresh, not counting stopped ones, failed.",
     ViewState.WAITING: "A refresh is open, but no worker is at it: see that one runs.",
+    ViewState.CHANGED: "Its source() is another one than that of its rows: the next refresh rebuilds it.",
     ViewState.BEHIND: "Its last success is longer ago than it should be.",
     ViewState.NO_ROWS: "migrate has not run since the view was added.",
     ViewState.NOT_IN_CODE: "The code no longer defines it; its history is kept.",

@@ -122,11 +122,14 @@ def delete_batch(stripe_id: int, token: int) -> None:
 
 @shared_task(name="matviews.watch", ignore_result=True, serializer="json")
 def watch() -> None:
-    """Send again what was lost, and keep house: schedules, stripes, history. To be run every minute."""
+    """Send again what was lost, and keep house: schedules, stripes, stages, history. To be run every minute."""
     messages = engine.watch()
     if not send(messages):
         engine.forget_resends(messages)
-    for work in (schedules.reconcile, engine.sync_stripes, engine.trim_history):
+    chores = (
+        schedules.reconcile, engine.sync_stripes, engine.sweep_stages, engine.trim_history,
+    )  # fmt: skip
+    for work in chores:
         _attempt(work)
     now = timezone.now()
     # Not update_or_create: on SQLite a transaction that begins with a read cannot always write.

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from io import StringIO
@@ -21,6 +22,8 @@ from matviews.registry import registry
 from tests.defining import make_view, ready
 from tests.ledger import add_items, assert_each_item_once, fault
 from tests.sample.models import Item, Limited, Striped, Walked, Whole
+from tests.sourced import LABEL as SOURCED
+from tests.sourced import sourced
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -264,8 +267,8 @@ def test_json_is_one_document_also_when_views_fail() -> None:
     assert (whole["state"], whole["error"], whole["merged_into"]) == ("succeeded", "", None)
     assert [phase["phase"] for phase in whole["phases"]] == ["insert", "update", "delete"]
     assert {**whole["phases"][0], "seconds": 0} == {
-        "phase": "insert", "stripe": 0, "state": "succeeded", "rows": 0, "batches": 1,
-        "seconds": 0, "error": "",
+        "phase": "insert", "stripe": 0, "state": "succeeded", "rows": 0, "looked": 0,
+        "batches": 1, "seconds": 0, "error": "",
     }  # fmt: skip
     assert "sample.Limited: insert: RuntimeError" in ran.err
 
@@ -325,7 +328,7 @@ def test_the_list_as_json_has_values() -> None:
     assert 0 <= limited.pop("lag") < 60
     assert datetime.fromisoformat(limited.pop("last_success")).tzinfo is not None
     assert limited == {
-        "view": "sample.Limited", "state": "ready", "enabled": True, "paused": False,
+        "view": "sample.Limited", "state": "ready", "changed": [], "enabled": True, "paused": False,
         "include_in_batch": True, "rows": 3, "rows_exact": True, "running": [], "error": "",
     }  # fmt: skip
     assert (views["sample.Ledger"]["include_in_batch"], views["sample.Ledger"]["lag"]) == (
@@ -368,6 +371,56 @@ def test_check_goes_on_after_a_hook_that_fails() -> None:
     assert limited["error"] == "insert: RuntimeError: needs_insert was told to fail"
     assert limited["phases"] == {"update": True, "delete": True}
     assert striped["fresh"] is True
+
+
+# Definitions that changed
+
+
+@pytest.fixture
+def changed() -> Iterator[type[Any]]:
+    """A view whose inserts and deletes are those of an older `source()`."""
+    with registry.preserved():
+        view = sourced()
+        add_items(3)
+        command("--models", "Sourced")
+        control = ViewControl.objects.filter(label=SOURCED)
+        fingerprints = control.get().fingerprints
+        control.update(fingerprints={**fingerprints, "insert": "older", "delete": "older"})
+        yield view
+
+
+def test_check_tells_of_a_changed_definition_without_asking_hooks(
+    changed: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "is_fresh", mock.Mock(side_effect=RuntimeError("asked")))
+
+    text = command("--check", "--models", "Sourced")
+    (entry,) = command("--check", "--models", "Sourced", "--format", "json").document["views"]
+
+    assert (text.status, text.out) == (1, f"{SOURCED}: definition changed (insert, delete)\n")
+    assert f"1 of 1 views not known to be fresh: {SOURCED}." in text.err
+    assert entry == {
+        "view": SOURCED, "fresh": False, "phases": {"insert": False, "delete": False},
+        "changed": ["insert", "delete"], "error": "",
+    }  # fmt: skip
+
+
+def test_check_of_a_phase_whose_definition_did_not_change_asks_it(changed: type[Any]) -> None:
+    ran = command("--check", "--models", "Sourced", "--phases", "update")
+
+    assert (ran.status, ran.out) == (0, f"{SOURCED}: fresh\n")
+
+
+def test_the_list_tells_of_a_changed_definition(changed: type[Any]) -> None:
+    text = command("--list", "--models", "Sourced").out
+    (entry,) = command("--list", "--models", "Sourced", "--format", "json").document["views"]
+
+    assert re.search(rf"{SOURCED} +definition changed +yes +3 ", text)
+    assert f"{SOURCED}: definition changed (insert, delete)\n" in text
+    assert (entry["state"], entry["changed"]) == ("definition changed", ["insert", "delete"])
+    # and after a refresh no more
+    command("--models", "Sourced")
+    assert "changed" not in command("--list", "--models", "Sourced").out
 
 
 # Enqueue

@@ -5,6 +5,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -35,16 +36,25 @@ Customer.objects.get(name="c2").delete()
 moved = Order.objects.filter(customer__name="c0").first()
 moved.customer = Customer.objects.get(name="c3")
 moved.save()
-Customer.objects.create(name="c9")
+Order.objects.create(customer=Customer.objects.create(name="c9"), amount=1)
 """
 
 COMPARE = """
-from django.db.models import Sum
-from shop.models import Customer, Spending
-totals = Customer.objects.annotate(total=Sum("order__amount", default=0))
-assert dict(Spending.objects.values_list("pk", "total")) == dict(totals.values_list("pk", "total"))
+from collections import Counter
+from shop.models import Order, Spending
+totals = Counter()
+for order in Order.objects.all():
+    totals[order.customer_id] += order.amount
+assert dict(Spending.objects.values_list("pk", "total")) == totals
 assert Spending.is_fresh()
 print(Spending.objects.count())
+"""
+
+PAST_CUSTOMERS = """
+
+class PastCustomer(models.Model):
+    customer_id = models.BigIntegerField(primary_key=True)
+    total = models.IntegerField()
 """
 
 
@@ -75,6 +85,12 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def migrate(project: Path) -> None:
+    setup, migrate, _superuser = commands("README.md", 1)
+    run(project, *setup)
+    run(project, *migrate)
+
+
 def commands(page: str, number: int) -> list[list[str]]:
     """The commands of a console block, as arguments of this Python."""
     lines = blocks(page, "console")[number].splitlines()
@@ -101,13 +117,14 @@ def shell(project: Path, script: str) -> str:
     return run(project, "manage.py", "shell", "-v", "0", "-c", script)
 
 
-def test_the_readmes_project_works_as_written(project: Path) -> None:
-    # Given the commands that the README shows
-    setup, migrate, _superuser = commands("README.md", 1)
-    refresh, show = commands("README.md", 2)
+@pytest.mark.parametrize("page", ["README.md", "docs/writing-views.md"])
+def test_a_project_with_the_models_of_the_page_works_as_written(project: Path, page: str) -> None:
+    # Given the commands that the README shows, and a view with a source, or one with hooks
+    models = project / "shop" / "models.py"
+    models.write_text(named(page, "shop/models.py"))
+    migrate(project)
+    refresh, show, prove, explain = commands("README.md", 2)
     # When they are run over changing orders
-    run(project, *setup)
-    run(project, *migrate)
     shell(project, named("README.md", "in the shell"))
     assert "shop.Spending insert: 1 row" in run(project, *refresh)
     shell(project, FIRST_ORDERS)
@@ -121,6 +138,34 @@ def test_the_readmes_project_works_as_written(project: Path) -> None:
     assert shell(project, COMPARE).split() == ["5"]
     for phase, rows in (("insert", 1), ("update", 3), ("delete", 1)):
         assert re.search(rf"shop.Spending {phase}: {rows} rows? in 1 batch", printed), printed
+    # And where it has a source, it can be proved and explained
+    if page == "README.md":
+        assert "equal" in run(project, *prove)
+        assert "windowed" in run(project, *explain)
+
+
+def test_a_hook_beside_source_wins_over_the_derived_one(project: Path) -> None:
+    # Given the README's view, with the hook that the docs show and the model that it writes
+    hook = named("docs/writing-views.md", "a hook beside source()")
+    with (project / "shop" / "models.py").open("a") as models:
+        models.write("\n" + textwrap.indent(hook, "    ") + PAST_CUSTOMERS)
+    migrate(project)
+    shell(project, FIRST_ORDERS)
+    run(project, "manage.py", "update_materialized_views")
+    # When a customer goes
+    shell(project, LATER_ORDERS)
+    printed = run(project, "manage.py", "update_materialized_views")
+    # Then the hook has kept the row, and the other phases are the derived ones
+    assert "shop.Spending delete: 1 row in 1 batch" in printed
+    assert shell(project, COMPARE).split() == ["4"]
+    kept = "from shop.models import PastCustomer; print(*PastCustomer.objects.values_list('total'))"
+    assert shell(project, kept).strip() == f"({sum(range(2, 30, 4))},)"
+
+
+def test_the_source_that_is_shown_is_that_of_the_example() -> None:
+    heading, shown = named("docs/writing-views.md", "the source of CarrierDay").split("\n", 1)
+    example = ROOT / "example_project" / "flights" / "models" / "carrier_day.py"
+    assert textwrap.indent(shown, "    ") in example.read_text(), heading
 
 
 def test_the_readmes_worker_and_beat_build_the_view_on_its_schedule(
@@ -131,9 +176,7 @@ def test_the_readmes_worker_and_beat_build_the_view_on_its_schedule(
     address = "redis://127.0.0.1:6379/0"
     assert address in settings.read_text()
     settings.write_text(settings.read_text().replace(address, own_redis))
-    setup, migrate, _superuser = commands("README.md", 1)
-    run(project, *setup)
-    run(project, *migrate)
+    migrate(project)
     shell(project, FIRST_ORDERS)
     # When worker and beat are started as it says
     worker, beat, _server = commands("README.md", 3)

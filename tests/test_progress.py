@@ -8,8 +8,16 @@ import pytest
 from django.utils import timezone
 from rich.console import Console
 
-from matviews.engine import Announcement, BatchReport, Message, Outcome, RunProgress
-from matviews.management.bars import Bars
+from matviews.engine import (
+    Announcement,
+    BatchReport,
+    Extent,
+    Message,
+    Outcome,
+    RunProgress,
+    extent_of,
+)
+from matviews.management.bars import Bars, bar
 from matviews.management.progress import Meter, so_far
 from matviews.management.reporters import Lines
 from matviews.models import PhaseRun
@@ -45,6 +53,12 @@ def progress(
 
 def under_way(rows: int, batches: int, estimate: int | None = None, **others: Any) -> RunProgress:
     return progress(run={"rows": rows, "batches": batches, "estimate": estimate}, **others)
+
+
+def looking(looked: int, rows: int, **others: Any) -> RunProgress:
+    """A phase derived from `source()`, which looks through keys."""
+    run = {"fingerprint": "f", "looked": looked, "rows": rows, "batches": 1 if looked else 0}
+    return progress(run={**run, **others})
 
 
 def ended(rows: int, batches: int, **others: Any) -> RunProgress:
@@ -106,14 +120,14 @@ def test_without_an_estimate_there_is_no_total_and_no_time_left(meter: Meter, cl
     text = after(meter, clock, (0, under_way(0, 0)), (1, under_way(700, 1)))
 
     assert text == "700 rows, 700 rows/s"
-    assert (meter.total, meter.left) == (None, None)
+    assert (meter.extent.total, meter.left) == (None, None)
 
 
 def test_an_estimate_that_is_overrun_says_so(meter: Meter, clock: Clock) -> None:
     text = after(meter, clock, (0, under_way(0, 0)), (1, under_way(700, 1, 600)))
 
     assert text == "700 rows, 700 rows/s, more than the 600 estimated"
-    assert (meter.total, meter.left) == (None, None)
+    assert (meter.extent.total, meter.left) == (None, None)
 
 
 def test_batches_that_write_nothing_are_told(meter: Meter, clock: Clock) -> None:
@@ -125,6 +139,61 @@ def test_a_run_that_others_began_has_no_jump_in_its_rate(meter: Meter, clock: Cl
     text = after(meter, clock, (0, under_way(10**6, 9)), (1, under_way(10**6 + 50, 10)))
 
     assert text == "1,000,050 rows, 50 rows/s"
+
+
+def test_a_derived_phase_tells_of_the_keys_that_it_has_looked_through(
+    meter: Meter, clock: Clock
+) -> None:
+    # given a phase that looks at many keys and writes few rows
+    text = after(meter, clock, (0, looking(0, 0)), (2, looking(12_000, 340)))
+    assert text == "12,000 keys looked through, 340 rows written, 6,000 keys/s"
+    # when it is known how many keys there are
+    text = after(meter, clock, (0, looking(18_000, 340, estimate=36_000, batches=2)))
+    # then
+    assert text == "18,000 of about 36,000 keys, 340 rows written, 9,000 keys/s, 2.0 s left"
+    assert meter.extent.share == 0.5
+
+
+def test_a_derived_phase_that_writes_nothing_has_a_rate_and_an_end(
+    meter: Meter, clock: Clock
+) -> None:
+    assert after(meter, clock, (0, looking(0, 0)), (1, looking(5000, 0, estimate=10_000))) == (
+        "5,000 of about 10,000 keys, 0 rows written, 5,000 keys/s, 1.0 s left"
+    )
+
+
+def test_a_run_that_begins_anew_is_not_said_to_go_backwards(meter: Meter, clock: Clock) -> None:
+    # given a run whose definition changes under way
+    text = after(
+        meter, clock, (0, looking(0, 0)), (1, looking(9000, 5)), (1, looking(100, 6, batches=2))
+    )
+
+    assert text == "100 keys looked through, 6 rows written"
+
+
+@pytest.mark.parametrize(("looked", "share"), [(25, 0.25), (75, 0.75)])
+def test_the_bar_of_a_derived_phase_goes_by_its_keys(
+    looked: int, share: float, meter: Meter
+) -> None:
+    seen = looking(looked, 0, estimate=100)
+    meter.note(seen)
+
+    drawn = bar(seen, meter, 40)
+
+    assert (drawn.completed, drawn.total, drawn.pulse) == (share, 1, False)
+
+
+def test_extents_are_added_and_unknown_where_one_is() -> None:
+    derived = PhaseRun(fingerprint="f", looked=30, rows=2, estimate=90, seconds=3.0)
+    done = PhaseRun(fingerprint="f", looked=10, rows=1, state=RunState.SUCCEEDED)
+    hooks = PhaseRun(rows=20, estimate=40)
+    overrun = PhaseRun(rows=20, estimate=19)
+
+    assert extent_of([derived, done]) == Extent(unit="key", done=40, total=100, rows=3, rate=10.0)
+    assert extent_of([hooks]) == Extent(unit="row", done=20, total=40, rows=20, rate=0.0)
+    assert extent_of([hooks, overrun]).total is None
+    assert extent_of([hooks, PhaseRun(rows=20)]).total is None
+    assert (extent_of([hooks]).share, extent_of([]).share) == (0.5, None)
 
 
 def test_a_worker_is_named_once_it_is_worth_telling(meter: Meter, clock: Clock) -> None:
@@ -145,6 +214,7 @@ def test_a_worker_is_named_once_it_is_worth_telling(meter: Meter, clock: Clock) 
         (ended(0, 0), "nothing to do"),
         (ended(0, 1), "1 batch, 1.5 s"),
         (ended(12_000, 13), "12,000 rows in 13 batches, 1.5 s"),
+        (ended(0, 3, fingerprint="f"), "0 rows in 3 batches, 1.5 s"),
         (ended(5, 1, state=RunState.FAILED, error="ValueError: one\ntwo"), "failed: ValueError: one"),
         (under_way(5, 1, other=7, ahead=True), "refresh 7 comes first: 5 rows"),
         (under_way(5, 1, other=7), "5 rows (shared with refresh 7)"),

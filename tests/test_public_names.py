@@ -5,7 +5,7 @@ import pytest
 import matviews
 from tests.test_layers import MODULES, room
 
-PROMISED = ["Batch", "MaterializedView", "Phase", "Share", "is_fresh", "refresh"]
+PROMISED = ["Batch", "MaterializedView", "Phase", "Share", "is_fresh", "refresh", "verify"]
 PUBLIC = [
     module
     for module in MODULES

@@ -829,7 +829,9 @@ class TestTasks:
         tasks.watch()
         idle = mock.Mock(__name__="idle", return_value=[])
         with (
-            mock.patch.multiple(engine, watch=idle, sync_stripes=idle, trim_history=idle),
+            mock.patch.multiple(
+                engine, watch=idle, sync_stripes=idle, sweep_stages=idle, trim_history=idle
+            ),
             mock.patch.object(tasks.schedules, "reconcile", idle),
             CaptureQueriesContext(connection) as captured,
         ):

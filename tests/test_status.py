@@ -20,6 +20,8 @@ from tests.bench.statements import statements
 from tests.defining import defined, make_view, ready, run, six_hooks
 from tests.ledger import add_items, fault
 from tests.sample.models import Limited, Striped, Walked
+from tests.sourced import LABEL as SOURCED
+from tests.sourced import sourced
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -115,6 +117,60 @@ def test_a_failed_view_shows_its_error_until_it_succeeds() -> None:
     run(Limited)
 
     assert (status().state, status().error) == ("ready", "")
+
+
+def test_a_view_whose_definition_changed_tells_which_phases_are_of_the_old_one() -> None:
+    # given a view that was built from its source
+    with registry.preserved():
+        sourced()
+        add_items(3)
+        run(SOURCED)
+        assert (status(SOURCED).state, status(SOURCED).changed) == (ViewState.READY, ())
+        # when two phases last succeeded with another source
+        fingerprints = control(SOURCED).get().fingerprints
+        older = {**fingerprints, "insert": "an older one", "update": "an older one"}
+        control(SOURCED).update(fingerprints=older)
+        # then it says so
+        changed = status(SOURCED)
+        assert changed.state == "definition changed"
+        assert changed.changed == ("insert", "update")
+        # also of a view of which something else comes first
+        control(SOURCED).update(paused=True)
+        assert (status(SOURCED).state, len(status(SOURCED).changed)) == (ViewState.PAUSED, 2)
+        control(SOURCED).update(paused=False)
+        # and no more once each has succeeded again
+        run(SOURCED, phases=["insert"])
+        assert status(SOURCED).changed == ("update",)
+        run(SOURCED)
+        assert (status(SOURCED).state, status(SOURCED).changed) == (ViewState.READY, ())
+
+
+def test_the_progress_of_a_derived_phase_is_that_of_the_keys_it_has_looked_through() -> None:
+    with registry.preserved():
+        # given a view whose last refresh has looked through its keys, and few rows to write
+        sourced()
+        add_items(40)
+        run(SOURCED, phases=["insert"], batch_size=10)
+        Limited.objects.order_by("pk")[0].delete()
+        # when another has looked through the first ten
+        engine.request(SOURCED, phases=["insert"], batch_size=10)
+        engine.run_batch(due(registry.find(SOURCED).model))
+        # then it is as far as the last one was then
+        newest = PhaseRun.objects.latest("pk")
+        assert (newest.looked, newest.rows) == (10, 1)
+        assert newest.estimate == PhaseRun.objects.earliest("pk").looked
+        assert status(SOURCED).progress == pytest.approx(10 / newest.estimate)
+
+
+def test_what_needs_hooks_estimate_in_rows_says_nothing_of_keys() -> None:
+    with registry.preserved():
+        sourced(needs_insert=classmethod(lambda cls: 7))
+        add_items(40)
+        engine.request(SOURCED, phases=["insert"], batch_size=10)
+
+        engine.run_batch(due(registry.find(SOURCED).model))
+
+        assert PhaseRun.objects.get().estimate is None
 
 
 def test_what_an_operator_has_set_is_shown() -> None:

@@ -1,4 +1,4 @@
-"""Settings for mypy's Django plugin alone: those of the tests, and the example's app."""
+"""Settings for mypy's Django plugin alone: those of the tests, and the apps of the example and the benchmark."""
 
 import sys
 from pathlib import Path
@@ -7,4 +7,4 @@ from tests.settings import *  # noqa: F403
 from tests.settings import INSTALLED_APPS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "example_project"))
-INSTALLED_APPS += ["flights"]
+INSTALLED_APPS += ["flights", "tests.bench"]

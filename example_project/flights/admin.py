@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import Model
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html_join
@@ -14,9 +15,7 @@ from .models import (
     Airport,
     CarrierDay,
     Flight,
-    OperatingDay,
     Plane,
-    Route,
     RouteSummary,
 )
 
@@ -27,49 +26,36 @@ class NamedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     search_fields = ("=code", "name")
 
 
-class GroupAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Groups of flights are never deleted, see `models/revised.py`."""
+@admin.register(Plane)
+class PlaneAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Planes are retired, not deleted, see `models/revised.py`."""
+
+    list_display = ("tailnum", "manufacturer", "model", "seats", "retired")
+    search_fields = ("tailnum",)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         return False
 
 
-@admin.register(Plane)
-class PlaneAdmin(GroupAdmin):
-    list_display = ("tailnum", "manufacturer", "model", "seats", "retired")
-    search_fields = ("tailnum",)
-
-
-@admin.register(Route)
-class RouteAdmin(GroupAdmin):
-    list_display = ("origin", "destination")
-    list_filter = (("origin", admin.RelatedOnlyFieldListFilter),)
-    search_fields = ("=destination__code",)
-
-
-@admin.register(OperatingDay)
-class OperatingDayAdmin(GroupAdmin):
-    """Its carrier and its day never change."""
-
-    list_display = ("carrier", "day")
-    list_filter = ("carrier",)
-    date_hierarchy = "day"
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        return False
-
-
 @admin.register(Flight)
 class FlightAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("number", "operating_day", "route", "plane", "arrival_delay", "cancelled")
-    list_select_related = ("operating_day", "route", "plane")
-    list_filter = ("cancelled", "operating_day__carrier")
+    list_display = (
+        "number", "carrier", "day", "origin", "destination", "plane", "arrival_delay", "cancelled",
+    )  # fmt: skip
+    list_select_related = ("carrier", "origin", "destination", "plane")
+    list_filter = ("cancelled", "carrier")
+    date_hierarchy = "day"
     search_fields = ("=number", "=plane__tailnum")
     search_help_text = "The number of a flight, or the tail number of its plane."
-    raw_id_fields = ("operating_day", "route", "plane")
+    raw_id_fields = ("plane",)
     readonly_fields = ("rows_in_views",)
     fieldsets = (
-        (None, {"fields": (("number", "scheduled"), "operating_day", "route", "plane", "distance")}),
+        (None, {
+            "fields": (
+                ("carrier", "number"), ("day", "scheduled"), ("origin", "destination"), "plane",
+                "distance",
+            ),
+        }),
         ("How it went", {
             "fields": ("cancelled", ("departure_delay", "arrival_delay"), "air_time"),
         }),
@@ -83,27 +69,37 @@ class FlightAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description="Rows")
     def rows_in_views(self, flight: Flight) -> SafeString:
-        groups = {
-            CarrierDay: flight.operating_day, RouteSummary: flight.route, Aircraft: flight.plane,
-        }  # fmt: skip
-        rows = (_row_in_view(view, group) for view, group in groups.items() if group)
-        return format_html_join(mark_safe("<br>"), '<a href="{}">{} {}</a>: {}', rows)
+        rows = (
+            *CarrierDay.objects.filter(carrier=flight.carrier_id, day=flight.day),
+            *RouteSummary.objects.filter(
+                origin=flight.origin_id, destination=flight.destination_id
+            ),
+            *Aircraft.objects.filter(plane=flight.plane_id),
+        )
+        line = '<a href="{}">{} {}</a>: {}'
+        return format_html_join(mark_safe("<br>"), line, map(_row_in_view, rows))
 
 
-def _row_in_view(view: Any, group: Any) -> tuple[str, str, str, str]:
-    """Address, kind, name and freshness of the row of a group of flights."""
-    kind = f"{view._meta.app_label}_{view._meta.model_name}"
-    row = view._base_manager.filter(pk=group.pk).first()
-    if row is None:
-        return reverse(f"admin:{kind}_changelist"), view._meta.verbose_name, str(group), "no row"
-    missed = group.revision - row.source_revision
-    freshness = f"changes to come: {missed}" if missed else "up to date"
-    return (
-        reverse(f"admin:{kind}_change", args=[row.pk]),
-        view._meta.verbose_name,
-        str(row),
-        freshness,
+FIGURES: dict[type[Model], tuple[str, ...]] = {
+    CarrierDay: ("flights", "cancelled", "mean_arrival_delay"),
+    RouteSummary: ("flights", "carriers", "mean_air_time"),
+    Aircraft: ("flights", "miles"),
+}
+
+
+def _row_in_view(row: Model) -> tuple[str, str, str, str]:
+    """Address, kind, name and figures of a row of a view."""
+    meta = row._meta
+    figures = (
+        f"{meta.get_field(name).verbose_name} {_shown(getattr(row, name))}"  # type: ignore[union-attr]
+        for name in FIGURES[type(row)]
     )
+    address = reverse(f"admin:{meta.app_label}_{meta.model_name}_change", args=[row.pk])
+    return address, str(meta.verbose_name), str(row), ", ".join(figures)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}".removesuffix(".0")
 
 
 class ViewAdmin(admin.ModelAdmin):  # type: ignore[type-arg]

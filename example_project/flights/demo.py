@@ -1,4 +1,4 @@
-"""The demo: load real flights, build three views, change flights, refresh, compare.
+"""The demo: load real flights, build three views, change flights, refresh, verify, compare.
 
 It prints through one rich console.
 """
@@ -18,7 +18,7 @@ from matviews.models import PhaseRun
 from matviews.phases import Phase
 
 from .loading import FLIGHTS, load_flights
-from .models import Aircraft, CarrierDay, Flight, OperatingDay, Plane, Route, RouteSummary
+from .models import Aircraft, CarrierDay, Flight, Plane, RouteSummary
 from .recompute import differences, recompute
 
 __all__ = ["run"]
@@ -28,12 +28,12 @@ STORM = date(2013, 12, 30)
 NEW_YEAR = date(2014, 1, 1)
 
 
-def run(console: Console, refresh_all: Callable[[], object]) -> bool:
+def run(console: Console, command: Callable[..., object]) -> bool:
     """Run the demo in the default database, which must be empty.
 
     Args:
         console: where the demo prints.
-        refresh_all: refreshes all views and shows its progress.
+        command: `update_materialized_views` with its options, which shows what it does.
 
     Returns:
         Whether the views equal their recomputation.
@@ -48,18 +48,21 @@ def run(console: Console, refresh_all: Callable[[], object]) -> bool:
     _load(console)
 
     step("Build three views", "manage.py update_materialized_views, in this process")
-    _show_what_it_wrote(console, refresh_all)
+    _show_what_it_wrote(console, command)
     console.print("\n  Ordinary tables, which any query can read:")
     _show_some_rows(console)
 
     step("Change flights and planes", "through the ORM, as an application would")
     _show_changes(console)
 
-    step("Refresh", "the same command; it works on what has changed")
-    _show_what_it_wrote(console, refresh_all)
+    step("Refresh", "the same command; it writes what has changed")
+    _show_what_it_wrote(console, command)
 
     step("Refresh again", "nothing has changed, so nothing is written")
-    refresh_all()
+    command()
+
+    step("Verify", "the same command with --verify: views with a source(), against that")
+    command(verify=True)
 
     step("Compare", "each view with a recomputation of all its rows in plain Python")
     equal = _compare(console)
@@ -86,9 +89,9 @@ def _load(console: Console) -> None:
         load_flights(lambda loaded: progress.update(task, completed=loaded))
 
 
-def _show_what_it_wrote(console: Console, refresh_all: Callable[[], object]) -> None:
+def _show_what_it_wrote(console: Console, refresh: Callable[[], object]) -> None:
     last = PhaseRun.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
-    refresh_all()
+    refresh()
     runs = PhaseRun.objects.filter(pk__gt=last)
     table = _table("view", "rows", "inserted", "updated", "deleted", "batches", "seconds", width=20)
     for view in VIEWS:
@@ -176,33 +179,30 @@ def _table(*names: str, width: int = 32) -> Table:
 
 def _new_years_day() -> int:
     """The flights of the last day of 2013 once more, a day later."""
-    flights = list(Flight.objects.filter(operating_day__day=NEW_YEAR - timedelta(days=1)))
-    days = OperatingDay.objects.in_bulk({flight.operating_day_id for flight in flights})
+    flights = list(Flight.objects.filter(day=NEW_YEAR - timedelta(days=1)))
     for flight in flights:
         flight.pk = None
-        flight.operating_day, _ = OperatingDay.objects.get_or_create(
-            carrier_id=days[flight.operating_day_id].carrier_id, day=NEW_YEAR
-        )
+        flight.day = NEW_YEAR
         flight.scheduled += timedelta(days=1)
     return len(Flight.objects.bulk_create(flights))
 
 
 def _new_route() -> int:
-    route, created = Route.objects.get_or_create(origin_id="JFK", destination_id="FAI")
-    day = OperatingDay.objects.get(carrier="AS", day=NEW_YEAR)
     Flight.objects.create(
-        operating_day=day,
-        route=route,
+        carrier_id="AS",
+        origin_id="JFK",
+        destination_id="FAI",
         plane=Plane.objects.get(tailnum="N508AS"),
         number=1,
+        day=NEW_YEAR,
         scheduled=datetime(2014, 1, 1, 15, tzinfo=UTC),
         distance=3270,
     )
-    return int(created)
+    return 1
 
 
 def _storm() -> QuerySet[Flight]:
-    return Flight.objects.filter(operating_day__day=STORM, route__origin="JFK", cancelled=False)
+    return Flight.objects.filter(day=STORM, origin="JFK", cancelled=False)
 
 
 def _delay() -> int:
@@ -221,7 +221,7 @@ def _cancel() -> int:
 
 
 def _withdraw() -> int:
-    return Flight.objects.filter(operating_day__carrier="OO").delete()[0]
+    return Flight.objects.filter(carrier="OO").delete()[0]
 
 
 def _retire() -> int:

@@ -13,7 +13,7 @@ from zipfile import ZipFile
 
 from django.db import connection, transaction
 
-from .models import Airline, Airport, Flight, OperatingDay, Plane, Route
+from .models import Airline, Airport, Flight, Plane
 
 __all__ = ["FLIGHTS", "DataMissing", "load_flights"]
 
@@ -44,16 +44,14 @@ def load_flights(on_progress: Callable[[int], object], *, days: int | None = Non
     if Flight.objects.exists():
         return 0
     folder = _data_folder()
-    _load_groups(folder, days)
+    _load_what_flights_point_at(folder, days)
     flights = map(_FlightReader(), _flight_rows(folder, days))
     loaded = 0
     while batch := list(islice(flights, BATCH)):
         _insert(batch)
         loaded += len(batch)
         on_progress(loaded)
-    # Raw SQL goes past `FlightQuerySet`.
-    for groups in (OperatingDay, Route, Plane):
-        groups.objects.all().touch()
+    Plane.objects.all().touch()  # raw SQL goes past `FlightQuerySet`
     return loaded
 
 
@@ -67,28 +65,19 @@ def _insert(rows: list[tuple[Any, ...]]) -> None:
         cursor.executemany(f"INSERT INTO {table} ({columns}) VALUES ({places})", rows)
 
 
-def _load_groups(folder: Path, days: int | None) -> None:
-    """All that flights point at. What the files on planes and airports lack is added bare."""
-    operating_days, routes, tailnums = set(), set(), set()
+def _load_what_flights_point_at(folder: Path, days: int | None) -> None:
+    """What the files on planes and airports lack is added bare."""
+    codes, tailnums = set(), set()
     for row in _flight_rows(folder, days):
-        operating_days.add((row["carrier"], _day(row)))
-        routes.add((row["origin"], row["dest"]))
+        codes |= {row["origin"], row["dest"]}
         tailnums.add(row["tailnum"])
     planes = {row["tailnum"]: row for row in _rows(folder / "planes.csv")}
     airports = {row["faa"]: row["name"] for row in _rows(folder / "airports.csv")}
-    codes = {code for route in routes for code in route}
     Airline.objects.bulk_create(
         Airline(code=row["carrier"], name=row["name"]) for row in _rows(folder / "airlines.csv")
     )
     Airport.objects.bulk_create(
         Airport(code=code, name=airports.get(code, "")) for code in sorted(codes | airports.keys())
-    )
-    OperatingDay.objects.bulk_create(
-        OperatingDay(carrier_id=carrier, day=day) for carrier, day in sorted(operating_days)
-    )
-    Route.objects.bulk_create(
-        Route(origin_id=origin, destination_id=destination)
-        for origin, destination in sorted(routes)
     )
     Plane.objects.bulk_create(
         _plane(tailnum, planes.get(tailnum)) for tailnum in sorted(tailnums - {"NA"})
@@ -110,18 +99,16 @@ class _FlightReader:
     """Makes the values of a flight, in the order of its fields, of a row of the file."""
 
     def __init__(self) -> None:
-        days = OperatingDay.objects.values_list("carrier", "day", "pk")
-        routes = Route.objects.values_list("origin", "destination", "pk")
-        self.operating_days = {(carrier, day): pk for carrier, day, pk in days}
-        self.routes = {(origin, destination): pk for origin, destination, pk in routes}
         self.planes = dict(Plane.objects.values_list("tailnum", "pk"))
 
     def __call__(self, row: Row) -> tuple[Any, ...]:
         return (
-            self.operating_days[row["carrier"], _day(row)],
-            self.routes[row["origin"], row["dest"]],
+            row["carrier"],
+            row["origin"],
+            row["dest"],
             self.planes.get(row["tailnum"]),
             int(row["flight"]),
+            connection.ops.adapt_datefield_value(_day(row)),
             _scheduled(row["time_hour"], row["minute"]),
             int(row["distance"]),
             row["dep_time"] == "NA",

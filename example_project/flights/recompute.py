@@ -28,10 +28,10 @@ COLUMNS: dict[type[Model], tuple[list[str], list[str]]] = {
 
 
 class _Flight(NamedTuple):
-    operating_day__carrier: str
-    operating_day__day: Any
-    route__origin: str
-    route__destination: str
+    carrier: str
+    day: Any
+    origin: str
+    destination: str
     plane: int | None
     scheduled: Any
     distance: int
@@ -46,8 +46,8 @@ def recompute() -> dict[type[Model], Rows]:
     days, routes, planes = defaultdict(list), defaultdict(list), defaultdict(list)
     for row in Flight.objects.values_list(*_Flight._fields).iterator(chunk_size=10_000):
         flight = _Flight(*row)
-        days[row[0:2]].append(flight)
-        routes[row[2:4]].append(flight)
+        days[flight.carrier, flight.day].append(flight)
+        routes[flight.origin, flight.destination].append(flight)
         planes[flight.plane].append(flight)
     return {
         Aircraft: {
@@ -74,7 +74,7 @@ def _use_of_route(flights: list[_Flight]) -> tuple[Any, ...]:
     times = [flight.scheduled for flight in flights]
     return (
         len(flights),
-        len({flight.operating_day__carrier for flight in flights}),
+        len({flight.carrier for flight in flights}),
         max(flight.distance for flight in flights),
         _mean(flight.air_time for flight in flights),
         min(times),

@@ -9,7 +9,7 @@ from datetime import date, timedelta
 
 from django.db.models import F, Max
 
-from .models import Flight, OperatingDay, Plane
+from .models import Flight, Plane
 
 __all__ = ["Traffic"]
 
@@ -26,8 +26,8 @@ class Traffic:
     """
 
     def __init__(self) -> None:
-        self._flown = Flight.objects.filter(operating_day__day__lt=FIRST_DAY)
-        self._coming = Flight.objects.filter(operating_day__day__gte=FIRST_DAY)
+        self._flown = Flight.objects.filter(day__lt=FIRST_DAY)
+        self._coming = Flight.objects.filter(day__gte=FIRST_DAY)
         self._retired = Plane.objects.filter(retired=FIRST_DAY)
         self._last_flown = self._flown.aggregate(last=Max("pk"))["last"]
 
@@ -45,15 +45,12 @@ class Traffic:
     def _add(self) -> str:
         """A flight of 2013 once more."""
         flight = self._flown.filter(pk__gte=random.randint(1, self._last_flown)).earliest("pk")
-        flown = flight.operating_day
         day = FIRST_DAY + timedelta(days=random.randrange(DAYS))
         flight.pk = None
-        flight.operating_day, _ = OperatingDay.objects.get_or_create(
-            carrier_id=flown.carrier_id, day=day
-        )
-        flight.scheduled += day - flown.day
+        flight.scheduled += day - flight.day
+        flight.day = day
         flight.save()
-        return f"{flight} of {flight.operating_day} added"
+        return f"{flight} added"
 
     def _delay(self) -> str:
         flight, minutes = self._any_coming(), random.randint(10, 60)
@@ -61,19 +58,19 @@ class Traffic:
             departure_delay=F("departure_delay") + minutes,
             arrival_delay=F("arrival_delay") + minutes,
         )
-        return f"{flight} of {flight.operating_day} delayed by {minutes} minutes"
+        return f"{flight} delayed by {minutes} minutes"
 
     def _cancel(self) -> str:
         flight = self._any_coming()
         Flight.objects.filter(pk=flight.pk).update(
             cancelled=True, departure_delay=None, arrival_delay=None, air_time=None
         )
-        return f"{flight} of {flight.operating_day} cancelled"
+        return f"{flight} cancelled"
 
     def _withdraw(self) -> str:
-        day = self._any_coming().operating_day
-        rows, _ = Flight.objects.filter(operating_day=day).delete()
-        return f"all flights of {day} withdrawn, {rows}"
+        flight = self._any_coming()
+        rows, _ = Flight.objects.filter(carrier=flight.carrier_id, day=flight.day).delete()
+        return f"flights of {flight.carrier_id} of {flight.day} withdrawn: {rows}"
 
     def _retire(self) -> str:
         if self._retired.count() >= MOST_RETIRED:
@@ -85,4 +82,4 @@ class Traffic:
         return f"plane {plane} retired"
 
     def _any_coming(self) -> Flight:
-        return self._coming.select_related("operating_day").order_by("?")[:1].get()
+        return self._coming.order_by("?")[:1].get()

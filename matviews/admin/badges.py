@@ -13,6 +13,7 @@ _TONES: dict[str, str] = {
     ViewState.INVALID: "bad",
     ViewState.FAILED: "bad",
     ViewState.WAITING: "warning",
+    ViewState.CHANGED: "warning",
     ViewState.BEHIND: "warning",
     ViewState.NO_ROWS: "warning",
     ViewState.NOT_IN_CODE: "quiet",
@@ -28,6 +29,9 @@ _TONES: dict[str, str] = {
     RunState.PENDING: "quiet",
     RunState.RUNNING: "busy",
     RunState.NOT_CONVERGING: "bad",
+    "equal": "good",
+    "differs": "bad",
+    "repaired": "good",
 }
 
 
@@ -35,7 +39,8 @@ def badge(state: str, words: str = "") -> SafeString:
     """A state as a badge, whose words say what its colour does.
 
     Args:
-        state: of a view, a refresh or a run, as the database or the enum has it.
+        state: of a view, a refresh or a run, as the database or the enum has it; or what a
+            verification came to: "equal", "differs" or "repaired".
         words: what the badge says; the state by default.
     """
     return format_html(

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..engine import RunProgress, progress_of
+from ..engine import Extent, RunProgress, extent_of, progress_of
 from ..models import Refresh, ViewControl
 from ..phases import Phase
 from ..states import RefreshState, RunState
+from ..words import counted
 
 __all__ = ["refresh_progress", "view_progress"]
 
@@ -55,29 +56,21 @@ def _is_current(stripes: Sequence[RunProgress]) -> bool:
 
 def _in_words(stripes: Sequence[RunProgress]) -> str:
     """One phase, its stripes taken together."""
-    rows = sum(each.run.rows for each in stripes)
+    extent = _extent(stripes)
     worst = RunState.worst(each.run.state for each in stripes)
     if worst and not any(each.run.active for each in stripes):
         ended = "done" if worst == RunState.SUCCEEDED else worst.label.lower()
-        return f"{rows:,} rows, {ended}"
-    if not _is_current(stripes) and not rows:
+        return f"{counted(extent.rows, 'row')}, {ended}"
+    if not _is_current(stripes) and not extent.done:
         return "to come"
-    total = _total(stripes)
-    written = f"{rows:,} of about {total:,} rows" if total else f"{rows:,} rows"
-    rate = sum(each.run.rate or 0 for each in stripes if each.run.active)
-    return f"{written}, {rate:,.0f} rows per second" if rate else written
+    rate = extent.rate
+    return f"{extent.words}, {rate:,.0f} {extent.unit}s per second" if rate else extent.words
 
 
-def _total(progress: Sequence[RunProgress]) -> int | None:
-    """The rows that there will be in the end, None if one estimate is missing."""
-    totals = [
-        max(each.run.estimate or 0, each.run.rows) if each.run.active else each.run.rows
-        for each in progress
-        if each.run.estimate is not None or not each.run.active
-    ]
-    return sum(totals) if len(totals) == len(progress) else None
+def _extent(stripes: Sequence[RunProgress]) -> Extent:
+    return extent_of(each.run for each in stripes)
 
 
-def _done(progress: Sequence[RunProgress]) -> float | None:
-    total = _total(progress)
-    return round(sum(each.run.rows for each in progress) / total, 3) if total else None
+def _done(stripes: Sequence[RunProgress]) -> float | None:
+    share = _extent(stripes).share
+    return None if share is None else round(share, 3)

@@ -10,11 +10,12 @@ from django.utils.safestring import SafeString
 from .. import engine
 from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
-from ..states import RefreshState, RunState
+from ..states import RefreshState, RunState, ViewState
 from ..tasks import schedules
 from .badges import badge
 from .live import view_progress
 from .pictures import MOST_BARS, durations_picture, rows_picture
+from .source_section import source_context
 from .words import length, moment, rows_in_words, state_in_words, written
 
 __all__ = ["page_context"]
@@ -38,7 +39,9 @@ def page_context(control: ViewControl) -> dict[str, Any]:
         "target": length(status.target) if status.target else "",
         "phases": phases,
         "may_ask": control.enabled and definition is not None and not definition.errors,
-        "summaries": [_summary(control, phase) for phase in phases],
+        "summaries": [_summary(control, phase, phase in status.changed) for phase in phases],
+        "source": source_context(control, definition),
+        "changed_badge": badge(ViewState.CHANGED),
         "live": live,
         "open_refreshes": list(newest.filter(state=RefreshState.OPEN)[:LISTED])[::-1],
         "refreshes": [(refresh, badge(refresh.state)) for refresh in newest[:LISTED]],
@@ -53,12 +56,14 @@ class PhaseSummary:
     Attributes:
         phase: the phase.
         last_success: when it last succeeded, in words.
+        changed: whether its rows are those of another definition than the code's.
         last_runs: its runs in the last refresh in which it had work of its own, one per stripe.
         durations, rows_written: pictures of these and the runs before.
     """
 
     phase: Phase
     last_success: SafeString
+    changed: bool
     last_runs: tuple[PhaseRun, ...]
     durations: SafeString
     rows_written: SafeString
@@ -101,7 +106,7 @@ class PhaseSummary:
         return max(ends) if len(ends) == len(self.last_runs) else None
 
 
-def _summary(control: ViewControl, phase: Phase) -> PhaseSummary:
+def _summary(control: ViewControl, phase: Phase, changed: bool) -> PhaseSummary:
     stripes = max(1, control.stripe_count)
     runs = PhaseRun.objects.filter(stripe__view=control, phase=phase, merged_into=None)
     newest = runs.select_related("stripe").defer("samples").order_by("-pk")[: MOST_BARS * stripes]
@@ -110,6 +115,7 @@ def _summary(control: ViewControl, phase: Phase) -> PhaseSummary:
     return PhaseSummary(
         phase=phase,
         last_success=moment(getattr(control, phase.success_field)),
+        changed=changed,
         last_runs=by_refresh[-1] if by_refresh else (),
         durations=durations_picture(found),
         rows_written=rows_picture(found),

@@ -62,11 +62,15 @@ def rows_in_words(count: RowCount | None) -> str:
 
 
 def written(runs: Collection[PhaseRun]) -> str:
-    """What the runs of a phase wrote: rows, batches, and rows per second of all together."""
+    """What the runs of a phase did: rows and batches, and the keys looked through or, where there
+    are none, rows per second of all together.
+    """
     rows, batches = sum(run.rows for run in runs), sum(run.batches for run in runs)
+    wrote = f"{counted(rows, 'row')} in {counted(batches, 'batch')}"
+    if looked := sum(run.looked for run in runs):
+        return f"{wrote}, {counted(looked, 'key')} looked through"
     rate = sum(run.rate for run in runs if run.rate)
-    per_second = f", {rate:,.0f} rows per second" if rate else ""
-    return f"{counted(rows, 'row')} in {counted(batches, 'batch')}{per_second}"
+    return f"{wrote}, {rate:,.0f} rows per second" if rate else wrote
 
 
 def successes_in_words(successes: Mapping[Phase, datetime | None]) -> SafeString:

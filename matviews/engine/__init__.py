@@ -3,6 +3,8 @@
 from .batch import run_batch
 from .controls import sync_controls, sync_stripes, views_in_batch
 from .databases import alias
+from .derived import changed_phases, sweep_stages
+from .extent import Extent, extent_of
 from .freshness import is_fresh
 from .history import trim_history
 from .messages import BatchReport, Message, Outcome
@@ -11,19 +13,24 @@ from .requests import check_phases, request, request_stop
 from .rows import RowCount
 from .settle import Settlement, settle, settle_view
 from .status import Announcement, ViewStatus, view_statuses
+from .verification import Verification, verify
 from .watch import forget_resends, watch
 
 __all__ = [
     "Announcement",
     "BatchReport",
+    "Extent",
     "Message",
     "Outcome",
     "RowCount",
     "RunProgress",
     "Settlement",
+    "Verification",
     "ViewStatus",
     "alias",
+    "changed_phases",
     "check_phases",
+    "extent_of",
     "forget_resends",
     "is_fresh",
     "progress_of",
@@ -32,9 +39,11 @@ __all__ = [
     "run_batch",
     "settle",
     "settle_view",
+    "sweep_stages",
     "sync_controls",
     "sync_stripes",
     "trim_history",
+    "verify",
     "view_statuses",
     "views_in_batch",
     "watch",

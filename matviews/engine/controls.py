@@ -1,14 +1,18 @@
 """The control, stripe and first schedule rows of the views that the code defines."""
 
+from collections.abc import Iterable
 from datetime import timedelta
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
 
 from django.db.models import Count, F, Q
 
 from ..definition import ViewDefinition
 from ..models import Period, RefreshSchedule, Stripe, ViewControl
+from ..queryset import tables_read
 from ..registry import registry
 from ..states import RefreshState
-from .databases import lock_free, short_transaction
+from .databases import alias, lock_free, short_transaction
 
 __all__ = ["sync_controls", "sync_stripes", "views_in_batch"]
 
@@ -18,13 +22,25 @@ def sync_controls() -> None:
 
     Rows of views that are gone stay: they hold the history, and what an operator has set.
     """
-    for definition in registry:
-        control, _created = ViewControl.objects.get_or_create(
-            label=definition.label, defaults=_first_values(definition)
-        )
-        _sync_stripes(control)
-        if definition.options.refresh_every and not control.default_scheduled:
-            _schedule(control, definition)
+    known = set(ViewControl.objects.values_list("label", flat=True))
+    new = [each for each in registry if each.label not in known]
+    ViewControl.objects.bulk_create(
+        [ViewControl(label=each.label, **_first_values(each)) for each in new],
+        ignore_conflicts=True,
+    )
+    without = ViewControl.objects.filter(stripes=None, label__in=[each.label for each in registry])
+    Stripe.objects.bulk_create(
+        [
+            Stripe(view=control, number=number)
+            for control in without
+            for number in range(_stripes_wanted(control))
+        ],
+        ignore_conflicts=True,
+    )
+    sync_stripes()
+    for control in ViewControl.objects.filter(default_scheduled=False):
+        if control.definition and control.definition.options.refresh_every:
+            _schedule(control, control.definition)
 
 
 def sync_stripes() -> None:
@@ -38,7 +54,7 @@ def sync_stripes() -> None:
             _sync_stripes(control)
 
 
-def _first_values(definition: ViewDefinition) -> dict[str, object]:
+def _first_values(definition: ViewDefinition) -> dict[str, Any]:
     options = definition.options
     return {"include_in_batch": options.include_in_batch, "stripe_count": options.stripes}
 
@@ -82,10 +98,27 @@ def _sync_stripes(control: ViewControl) -> None:
 
 
 def views_in_batch() -> list[str]:
-    """Labels of the views that a refresh of everything includes.
+    """Labels of the views that a refresh of everything includes; a view comes after those it reads.
 
     A view without a control row is among them: asking for its refresh says what is missing.
     """
     excluded = ViewControl.objects.exclude(enabled=True, paused=False, include_in_batch=True)
     labels = set(excluded.values_list("label", flat=True))
-    return [definition.label for definition in registry if definition.label not in labels]
+    return [each.label for each in _in_order(registry) if each.label not in labels]
+
+
+def _in_order(definitions: Iterable[ViewDefinition]) -> list[ViewDefinition]:
+    by_label = {each.label: each for each in definitions}
+    read = {label: _tables_read(each) for label, each in by_label.items()}
+    after = {
+        label: [other for other, each in by_label.items() if each.model._meta.db_table in tables]
+        for label, tables in read.items()
+    }
+    try:
+        return [by_label[label] for label in TopologicalSorter(after).static_order()]
+    except CycleError:  # whatever comes first, another refresh is needed
+        return list(by_label.values())
+
+
+def _tables_read(definition: ViewDefinition) -> set[str]:
+    return tables_read(definition, alias()) if definition.has_source else set()

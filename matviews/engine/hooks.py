@@ -8,6 +8,8 @@ from ..definition import HookKind, ViewDefinition
 from ..exceptions import HookError
 from ..mixin import Batch, Share
 from ..phases import Phase
+from ..queryset import plan_of
+from .databases import alias
 
 __all__ = ["call_do", "call_needs"]
 
@@ -21,6 +23,8 @@ def call_needs(definition: ViewDefinition, phase: Phase, share: Share) -> bool |
     Raises:
         HookError: the hook returned neither a bool nor a whole number from 0.
     """
+    if definition.hooks[phase].needs_derived:
+        return plan_of(definition, alias()).needs(phase)
     given = {"stripe": share} if "stripe" in definition.hooks[phase].needs else {}
     answer = getattr(definition.model, phase.needs_hook)(**given)
     if isinstance(answer, bool):

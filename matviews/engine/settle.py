@@ -12,6 +12,7 @@ from ..models import PhaseRun, Refresh, Stripe, ViewControl
 from ..phases import Phase
 from ..states import RefreshState, RunState, check_transition
 from .databases import claim, short_transaction
+from .derived import drop_stages, note_fingerprints
 from .messages import Message
 from .work import Work, load_work, load_works
 
@@ -69,8 +70,9 @@ def _close(refresh: Refresh, work: Work) -> bool:
         if len(runs) < len(refresh.phases) * work.share.count or any(run.active for run in runs):
             return False
     _fill_in(refresh, runs)
-    if not _save_closed(refresh, _success_times(runs)):
+    if not _save_closed(refresh, runs):
         return False
+    drop_stages(runs)
     logger.log(
         logging.ERROR if refresh.state == RefreshState.FAILED else logging.INFO,
         "refresh finished view=%s refresh=%s state=%s rows=%s error=%s",
@@ -97,8 +99,9 @@ def _fill_in(refresh: Refresh, runs: list[PhaseRun]) -> None:
         refresh.merged_into_id = max(leader for leader in leaders if leader)
 
 
-def _save_closed(refresh: Refresh, success_times: dict[str, datetime]) -> bool:
+def _save_closed(refresh: Refresh, runs: list[PhaseRun]) -> bool:
     """Save the end of a refresh once, however many processes see it at the same moment."""
+    success_times = _success_times(runs)
     fields = ("state", "error", "started_at", "finished_at", "merged_into_id")
     with short_transaction():
         open_refresh = Refresh.objects.filter(pk=refresh.pk, state=RefreshState.OPEN)
@@ -106,6 +109,7 @@ def _save_closed(refresh: Refresh, success_times: dict[str, datetime]) -> bool:
             return False
         if success_times:
             ViewControl.objects.filter(pk=refresh.view_id).update(**success_times)
+        note_fingerprints(refresh.view, runs)
     return True
 
 

@@ -13,6 +13,8 @@ from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
 from ..registry import registry
 from ..states import RefreshState, ViewState
+from .derived import changed_phases
+from .extent import extent_of
 from .rows import RowCount, count_rows
 
 __all__ = ["Announcement", "ViewStatus", "view_statuses"]
@@ -34,6 +36,7 @@ class ViewStatus:
     Attributes:
         label: the view.
         state: in a word; of what applies, the first in the order of `_state`.
+        changed: the phases whose rows are those of another definition than the code's.
         enabled: whether it is refreshed at all.
         paused: whether its work is held.
         include_in_batch: whether a refresh of all views includes it.
@@ -51,6 +54,7 @@ class ViewStatus:
 
     label: str
     state: ViewState
+    changed: tuple[Phase, ...] = ()
     enabled: bool = True
     paused: bool = False
     include_in_batch: bool = True
@@ -114,9 +118,11 @@ def _status(
     last_success = None if None in successes.values() else min(filter(None, successes.values()))
     lag = timezone.now() - last_success if last_success else None
     target = _target(definition, control)
+    changed = changed_phases(definition, control) if definition else []
     return ViewStatus(
         label=label,
-        state=_state(definition, control, lag, target),
+        state=_state(definition, control, lag, target, changed=bool(changed)),
+        changed=tuple(changed),
         enabled=control.enabled,
         paused=control.paused,
         include_in_batch=control.include_in_batch,
@@ -137,6 +143,8 @@ def _state(
     control: Any,
     lag: timedelta | None,
     target: timedelta | None,
+    *,
+    changed: bool,
 ) -> ViewState:
     if definition is None:
         return ViewState.NOT_IN_CODE
@@ -148,6 +156,7 @@ def _state(
         ViewState.REFRESHING: refreshing and _in_good_hands(control),
         ViewState.WAITING: refreshing,
         ViewState.FAILED: control.last_state == RefreshState.FAILED,
+        ViewState.CHANGED: changed,
         ViewState.NEVER_BUILT: lag is None,
         ViewState.BEHIND: bool(target and lag and lag > target),
         ViewState.FRESH: target is not None,
@@ -168,17 +177,14 @@ def _target(definition: ViewDefinition | None, control: Any) -> timedelta | None
 
 
 def _progress(control: Any) -> float | None:
-    """The share of the rows that the runs of the oldest refresh have done of those they estimate."""
+    """How much the runs of the oldest refresh have done; None until each has told how much it is."""
     if not control.open_refreshes:
         return None
     refresh = control.open_refreshes[0]
     leaders = [run.merged_into or run for run in refresh.runs.all()]
-    estimates = [leader.estimate if leader.active else leader.rows for leader in leaders]
-    if None in estimates or len(leaders) < len(refresh.phases) * len(control.stripes.all()):
+    if len(leaders) < len(refresh.phases) * len(control.stripes.all()):
         return None
-    done = sum(leader.rows for leader in leaders)
-    total = sum(map(max, estimates, (leader.rows for leader in leaders)))
-    return done / total if total else 0.0
+    return extent_of(leaders).share
 
 
 def _running(control: Any) -> tuple[Announcement, ...]:

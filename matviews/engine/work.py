@@ -70,11 +70,23 @@ class Work:
 
     def _covers(self, run: PhaseRun) -> bool:
         if run.batches == 0:
-            return True
+            return not self._builds_on_others(run)
         if run.cursor is not None:  # also when an older version of the code sees it
             return False
         hooks = self.definition.hooks.get(Phase(run.phase)) if self.definition else None
         return hooks is not None and hooks.kind is HookKind.LIMIT
+
+    def _builds_on_others(self, run: PhaseRun) -> bool:
+        """Whether it will leave out what other runs of its refresh have read of the source.
+
+        That may be older than the request that is to be covered.
+        """
+        derived = self.definition is not None and run.phase in self.definition.derived
+        return derived and any(
+            (other.merged_into or other).batches
+            for other in self.runs
+            if other.refresh_id == run.refresh_id
+        )
 
     def leaders(self, phase: Phase | None = None) -> Iterator[PhaseRun]:
         """The active runs that do the work themselves."""
@@ -129,7 +141,7 @@ class Work:
 
         To be called after `admit`. Others that were merged into one of these have a right to the
         whole of it: the oldest goes on as a run of its own, from the start, and the rest are merged
-        into that.
+        into that if it covers them.
         """
         stopped = [run for run in self.runs if run.active and run.refresh.stop_requested]
         for run in stopped:
@@ -142,7 +154,10 @@ class Work:
     def _hand_over(self, run: PhaseRun) -> None:
         followers = list(self.followers(run))
         for each in followers:
-            each.merged_into = None if each is followers[0] else followers[0]
+            each.merged_into = None
+        for each in followers:
+            if each is not followers[0] and self._covers(followers[0]):
+                each.merged_into = followers[0]
             self.touch(each)
 
     def touch(self, run: PhaseRun) -> None:

@@ -17,7 +17,7 @@ from matviews.states import RunState
 from .progress import Meter, title
 from .reporters import Meters, batch_in_words
 
-__all__ = ["Bars"]
+__all__ = ["Bars", "bar"]
 
 WIDTH_OF_TEXT = 54  # "12,345 of about 336,776 rows, 12,345 rows/s, 27 s left"
 NARROWEST_BAR, WIDEST_BAR = 8, 28
@@ -85,8 +85,8 @@ class Bars:
         room = self._console.width - titles - WIDTH_OF_TEXT - 5
         width = max(NARROWEST_BAR, min(WIDEST_BAR, room))
         for progress, meter in self._that_fit(shown):
-            bar = _bar(progress, meter, width)
-            grid.add_row(self._mark(progress), title(progress), bar, Text(meter.text))
+            drawn = bar(progress, meter, width)
+            grid.add_row(self._mark(progress), title(progress), drawn, Text(meter.text))
         return grid
 
     def _that_fit(self, shown: Shown) -> Shown:
@@ -111,15 +111,13 @@ def _idle(progress: RunProgress) -> bool:
     return progress.run.state == RunState.SUCCEEDED and not progress.run.batches
 
 
-def _bar(progress: RunProgress, meter: Meter, width: int) -> ProgressBar:
-    run = progress.run
-    if not run.active:
-        good = run.state == RunState.SUCCEEDED
+def bar(progress: RunProgress, meter: Meter, width: int) -> ProgressBar:
+    """The bar of one phase: full when it has ended, empty before its turn, moving if its end is unknown."""
+    if not progress.run.active:
+        good = progress.run.state == RunState.SUCCEEDED
         style = "bar.finished" if good else "red"
         return ProgressBar(total=1, completed=1, width=width, finished_style=style)
     if not progress.current:
         return ProgressBar(total=1, completed=0, width=width)
-    known = meter.total is not None
-    return ProgressBar(
-        total=meter.total or 1, completed=run.rows if known else 0, width=width, pulse=not known
-    )
+    share = meter.extent.share
+    return ProgressBar(total=1, completed=share or 0, width=width, pulse=share is None)

@@ -12,16 +12,20 @@ from matviews.exceptions import UnknownView
 from matviews.phases import Phase
 from matviews.registry import registry
 
-__all__ = ["REFUSED", "Asked", "add_arguments", "understand"]
+__all__ = ["REFUSED", "Asked", "add_arguments", "refusal", "understand"]
 
 REFUSED = 2  # exit status when nothing was done because of what was asked
-ACTIONS = ("list", "schedules", "check", "enqueue")
+ACTIONS = ("list", "schedules", "check", "verify", "explain", "enqueue")
 SENSELESS = {
     ("list", "phases"): "--list shows the state of views, whatever their phases",
     ("list", "batch_size"): "--list runs no batches",
     ("schedules", "phases"): "--schedules shows every schedule of a view",
     ("schedules", "batch_size"): "--schedules runs no batches",
     ("check", "batch_size"): "--check runs no batches",
+    ("verify", "phases"): "--verify compares whole rows",
+    ("verify", "batch_size"): "--verify runs no batches",
+    ("explain", "phases"): "--explain shows every phase",
+    ("explain", "batch_size"): "--explain runs no batches",
 }
 
 
@@ -30,16 +34,20 @@ class Asked:
     """What the command is to do.
 
     Attributes:
-        action: "list", "schedules", "check", "enqueue", or "refresh".
+        action: one of `ACTIONS`, or "refresh".
         labels: the views that were named, () if none were.
         phases: the phases that were named, in their order, None for all.
         batch_size: rows per batch, None to leave it to the views.
+        repair: whether to write what a verification finds different.
+        sample: keys that a verification compares, None for all.
     """
 
     action: str
     labels: tuple[str, ...]
     phases: tuple[Phase, ...] | None
     batch_size: int | None
+    repair: bool
+    sample: int | None
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -66,6 +74,20 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="change nothing; exit status 1 if a view is not fresh"
     )
+    parser.add_argument(
+        "--verify", action="store_true",
+        help="compare views with what their source() yields now; exit status 1 if one differs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repair", action="store_true", help="with --verify: write what differs, and only that"
+    )
+    parser.add_argument(
+        "--sample", metavar="N", help="with --verify: compare about so many keys, at random"
+    )
+    parser.add_argument(
+        "--explain", action="store_true",
+        help="show how views are derived from their source(): path, indexes, SQL",
+    )  # fmt: skip
     parser.add_argument("--enqueue", action="store_true", help="leave the work to Celery workers")
 
 
@@ -77,15 +99,20 @@ def understand(options: Mapping[str, Any]) -> Asked:
     """
     actions = [action for action in ACTIONS if options[action]]
     if len(actions) > 1:
-        raise _refusal(f"Choose one of {' and '.join(f'--{action}' for action in actions)}.")
+        raise refusal(f"Choose one of {' and '.join(f'--{action}' for action in actions)}.")
     for (action, other), reason in SENSELESS.items():
         if actions == [action] and options[other] is not None:
-            raise _refusal(f"{reason}: leave out --{other.replace('_', '-')}.")
+            raise refusal(f"{reason}: leave out --{other.replace('_', '-')}.")
+    for option in ("repair", "sample"):
+        if actions != ["verify"] and options[option] not in (None, False):
+            raise refusal(f"--{option} is for --verify: add that, or leave it out.")
     return Asked(
         action=actions[0] if actions else "refresh",
         labels=_labels(options["models"]),
         phases=_phases(options["phases"]),
-        batch_size=_batch_size(options["batch_size"]),
+        batch_size=_number(options["batch_size"], "batch-size", "rows"),
+        repair=options["repair"],
+        sample=_number(options["sample"], "sample", "keys"),
     )
 
 
@@ -97,7 +124,7 @@ def _labels(given: str | Iterable[str] | None) -> tuple[str, ...]:
         except UnknownView as error:
             faults.append(str(error))
     if faults:
-        raise _refusal(" ".join(faults))
+        raise refusal(" ".join(faults))
     return tuple(dict.fromkeys(labels))
 
 
@@ -109,7 +136,7 @@ def _phases(given: str | Iterable[str] | None) -> tuple[Phase, ...] | None:
     for name in sorted(asked - set(Phase)):
         near = get_close_matches(name, list(Phase), n=1)
         hint = f"Did you mean {near[0]}?" if near else f"Phases are {', '.join(Phase)}."
-        raise _refusal(f"There is no phase {name!r}. {hint}")
+        raise refusal(f"There is no phase {name!r}. {hint}")
     return tuple(phase for phase in Phase if phase in asked)
 
 
@@ -119,20 +146,21 @@ def _names(given: str | Iterable[str] | None, option: str) -> list[str] | None:
     pieces = [given] if isinstance(given, str) else given
     names = [name.strip() for piece in pieces for name in piece.split(",") if name.strip()]
     if not names:
-        raise _refusal(f"--{option} names nothing: name at least one, or leave it out.")
+        raise refusal(f"--{option} names nothing: name at least one, or leave it out.")
     return names
 
 
-def _batch_size(given: str | int | None) -> int | None:
+def _number(given: str | int | None, option: str, things: str) -> int | None:
     if given is None:
         return None
     text = str(given).strip()
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LARGEST_SIZE):
-        raise _refusal(
-            f"--batch-size must be a whole number of rows from 1 to {LARGEST_SIZE:,}, not {text!r}."
+        raise refusal(
+            f"--{option} must be a whole number of {things} from 1 to {LARGEST_SIZE:,}, not {text!r}."
         )
     return int(text)
 
 
-def _refusal(sentence: str) -> CommandError:
+def refusal(sentence: str) -> CommandError:
+    """An error that ends the command before anything was done."""
     return CommandError(sentence, returncode=REFUSED)

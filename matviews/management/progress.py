@@ -1,4 +1,4 @@
-"""How far a phase is, in words: rows, rate and, where an estimate holds, time left."""
+"""How far a phase is, in words: rows or keys, rate and, where an estimate holds, time left."""
 
 import time
 from collections import deque
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from django.utils import timezone
 
-from matviews.engine import Announcement, RunProgress
+from matviews.engine import Announcement, Extent, RunProgress, extent_of
 from matviews.models import PhaseRun
 from matviews.states import RunState
 from matviews.words import counted, duration
@@ -38,34 +38,31 @@ class Meter:
         elif before.run.batches == progress.run.batches:
             return
         now = self._clock()
-        self._seen.append((now, progress.run.rows))
+        self._seen.append((now, progress.run.done))
         while len(self._seen) > 2 and self._seen[1][0] < now - WINDOW:
             self._seen.popleft()
 
     @property
+    def extent(self) -> Extent:
+        """How far the phase is, in numbers."""
+        return extent_of([self._progress.run] if self._progress else [])
+
+    @property
     def rate(self) -> float | None:
-        """Rows per second, None as long as nothing can be said."""
-        if self._progress is None or not self._progress.run.rows:
+        """Rows or keys per second, None as long as nothing can be said."""
+        if not self.extent.done:
             return None
-        (since, rows), (until, now) = self._seen[0], self._seen[-1]
-        return (now - rows) / (until - since) if until > since else self._progress.run.rate
+        (since, before), (until, now) = self._seen[0], self._seen[-1]
+        return (now - before) / (until - since) if until > since else self.extent.rate or None
 
     @property
     def left(self) -> float | None:
         """Seconds to the end, None where nothing honest can be said."""
-        total, rate = self.total, self.rate
-        if self._progress is None or total is None or not rate:
+        extent, rate = self.extent, self.rate
+        if not extent.total or not rate:
             return None
-        left = (total - self._progress.run.rows) / rate - self._quiet
+        left = (extent.total - extent.done) / rate - self._quiet
         return left if left > 0 else None
-
-    @property
-    def total(self) -> int | None:
-        """The rows that there will be in the end, None if unknown or more than was estimated."""
-        if self._progress is None:
-            return None
-        run = self._progress.run
-        return run.estimate if run.estimate and run.estimate >= run.rows else None
 
     @property
     def text(self) -> str:
@@ -75,7 +72,7 @@ class Meter:
             return "to come"
         if not progress.run.active:
             return _ended(progress.run) + _of_other(progress)
-        parts = [*self._extent(progress.run), *self._circumstances(progress)]
+        parts = [*self._how_far(progress.run), *self._circumstances(progress)]
         return _first_other(progress) + ", ".join(parts) + _of_other(progress)
 
     @property
@@ -88,17 +85,15 @@ class Meter:
     def _quiet(self) -> float:
         return self._clock() - self._seen[-1][0] if self._seen else 0.0
 
-    def _extent(self, run: PhaseRun) -> Iterator[str]:
-        total, rate, left = self.total, self.rate, self.left
-        if total is not None:
-            yield f"{run.rows:,} of about {total:,} rows"
-        elif run.batches and not run.rows:
+    def _how_far(self, run: PhaseRun) -> Iterator[str]:
+        extent, rate, left = self.extent, self.rate, self.left
+        if run.batches and not extent.done and extent.unit == "row":
             yield f"0 rows in {counted(run.batches, 'batch')}"
         else:
-            yield counted(run.rows, "row")
+            yield extent.words
         if rate:
-            yield f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s"
-        if run.estimate and total is None:
+            yield f"{rate:,.0f} {extent.unit}s/s" if rate >= 10 else f"{rate:.1f} {extent.unit}s/s"
+        if run.estimate and extent.total is None:
             yield f"more than the {run.estimate:,} estimated"
         if left is not None:
             yield f"{duration(left)} left"
@@ -117,7 +112,8 @@ class Meter:
 
 
 def _goes_on(before: RunProgress, now: RunProgress) -> bool:
-    return before.current and before.run.pk in (None, now.run.pk)
+    restarted = now.run.done < before.run.done
+    return before.current and before.run.pk in (None, now.run.pk) and not restarted
 
 
 def _waited(announced: Announcement) -> float:
@@ -160,7 +156,8 @@ def _ended(run: PhaseRun) -> str:
     if not run.batches:
         return "nothing to do"
     # A whole-phase hook may not have counted its rows, so no rows are not claimed to be none.
-    rows = f"{counted(run.rows, 'row')} in " if run.rows else ""
+    counts = run.rows or run.fingerprint
+    rows = f"{counted(run.rows, 'row')} in " if counts else ""
     return f"{rows}{counted(run.batches, 'batch')}, {duration(run.seconds)}"
 
 

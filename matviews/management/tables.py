@@ -118,12 +118,15 @@ def _enabled(status: ViewStatus) -> str:
 
 
 def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
-    """What would make the table too wide: who is at work, and the errors."""
+    """What would make the table too wide: who is at work, what has changed, and the errors."""
     now = timezone.now()
     for status in statuses:
         for worker, since in status.running:
             at_it = duration(max(0.0, (now - since).total_seconds()))
             yield Text(f"{status.label}: running at {worker}, its batch for {at_it}")
+        if status.changed:
+            phases = ", ".join(status.changed)
+            yield Text(f"{status.label}: definition changed ({phases})")
         for line in status.error.splitlines():
             yield Text(f"{status.label} {line}", style="red")
 
@@ -138,6 +141,7 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
     return {
         "view": status.label,
         "state": status.state,
+        "changed": list(status.changed),
         "enabled": status.enabled,
         "paused": status.paused,
         "include_in_batch": status.include_in_batch,
@@ -187,6 +191,7 @@ def _run_as_dict(run: PhaseRun) -> dict[str, Any]:
         "stripe": run.stripe.number,
         "state": run.state,
         "rows": done.rows,
+        "looked": done.looked,
         "batches": done.batches,
         "seconds": round(done.seconds, 3),
         "error": run.error,

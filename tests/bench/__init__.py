@@ -1,1 +1,1 @@
-"""The benchmark of the engine's own share of a batch: `python -m tests.bench`."""
+"""The benchmarks of the engine's own share of a batch and of queryset views: `python -m tests.bench`."""

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .querysets import figures as querysets
     from .report import Figures
+
+ENGINE, QUERYSETS = "engine", "querysets"
 
 REUSE = (0, 10_000)  # Celery closes its database connection after each task, or as good as never
 
@@ -27,16 +32,19 @@ def main() -> int:
     django.setup()
     databases = setup_databases(verbosity=0, interactive=False)
     try:
-        figures = _measure(options)
+        if options.part != QUERYSETS:
+            _publish(_measure(options), options.json)
+        if options.part != ENGINE:
+            _publish_querysets(_measure_querysets(options), options.json)
     finally:
         teardown_databases(databases, verbosity=0)
-    _publish(figures, options.json)
     return 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="PATH", help="add the figures to this file")
+    parser.add_argument("--part", choices=(ENGINE, QUERYSETS), help="measure only this part")
     parser.add_argument("--runs", type=int, default=5, help="runs that medians are taken of")
     parser.add_argument("--batches", type=int, default=200, help="batches in a run")
     parser.add_argument(
@@ -46,6 +54,13 @@ def _options() -> argparse.Namespace:
         help=f"batches of the long refresh; {LONG} on SQLite, {LONG_ON_SERVERS} on the others",
     )
     parser.add_argument("--views", type=int, default=1000, help="views that are on a schedule")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=1_000_000,
+        help="source rows of the queryset views, of a tenth as many keys; on PostgreSQL also with a "
+        "tenth and with five times as many",
+    )
     return parser.parse_args()
 
 
@@ -71,6 +86,19 @@ def _measure(options: argparse.Namespace) -> "Figures":
         )
 
 
+def _measure_querysets(options: argparse.Namespace) -> "querysets.Figures":
+    from tests.services import selected_database
+
+    from . import through_redis
+    from .querysets import figures
+
+    def say(what: str) -> None:
+        print(f"{datetime.now(UTC):%H:%M:%S} {what} ...", file=sys.stderr, flush=True)
+
+    with through_redis.broker() as address:
+        return figures.measure(selected_database(), address, options.rows, options.runs, say)
+
+
 def _environment(broker: str) -> dict[str, str]:
     import redis
     from django.db import connection
@@ -90,13 +118,27 @@ def _environment(broker: str) -> dict[str, str]:
 
 
 def _publish(figures: "Figures", path: Path | None) -> None:
-    from rich.console import Console
-
     from . import report
 
-    report.show(figures, Console(width=None if sys.stdout.isatty() else 110))
+    report.show(figures, _console())
     if path:
         report.save(figures, path)
+
+
+def _publish_querysets(figures: "querysets.Figures", path: Path | None) -> None:
+    from tests.services import selected_database
+
+    from .querysets import report
+
+    report.show(figures, selected_database(), _console())
+    if path:
+        report.save(figures, selected_database(), path)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 110)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 from django.db import models
 
 from .hooks import NoHooks
+from .querysets.models import *  # noqa: F403 - Django looks for the models of an app here
 
 
 class NoOp(NoHooks, models.Model):

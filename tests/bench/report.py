@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -62,12 +63,17 @@ def values(figures: Figures) -> list[tuple[Aim, float]]:
 
 def save(figures: Figures, path: Path) -> None:
     """Put the figures into a JSON file under the name of their database; keep those of others."""
-    kept = json.loads(path.read_text()) if path.exists() else {}
     aims = [
         {"name": aim.name, "most": aim.most, "value": value, "reached": value <= aim.most}
         for aim, value in values(figures)
     ]
-    kept[figures.database] = {**asdict(figures), "aims": aims}
+    add(path, figures.database, {**asdict(figures), "aims": aims})
+
+
+def add(path: Path, database: str, more: dict[str, Any]) -> None:
+    """Put values of a database into a JSON file; keep the others that it has."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept[database] = {**kept.get(database, {}), **more}
     path.write_text(json.dumps(kept, indent=2) + "\n")
 
 

@@ -5,6 +5,9 @@ from django.db import transaction
 from django.db.models import F
 
 from .clock import tick
+from .spent import keep_time
+
+keep_time()
 
 
 @shared_task(name="bench.hop", ignore_result=True, serializer="json")  # type: ignore[untyped-decorator]

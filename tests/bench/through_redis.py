@@ -48,7 +48,7 @@ def broker() -> Iterator[str]:
 
 
 def hops(address: str, reuse: int, runs: int, batches: int) -> Hops:
-    with tempfile.TemporaryDirectory() as name, _queue(address) as queue:
+    with tempfile.TemporaryDirectory() as name, own_queue(address) as queue:
         folder = Path(name)
         ticks = clock.Clock(folder / "clock")
         environment = {
@@ -87,7 +87,7 @@ def _bare_run(workers: Workers, ticks: clock.Clock, batches: int) -> list[float]
 
 
 @contextmanager
-def _queue(address: str) -> Iterator[str]:
+def own_queue(address: str) -> Iterator[str]:
     """A queue, and prefix of keys, of this run's own; its keys are deleted afterwards."""
     queue = f"matviews-bench-{uuid.uuid4().hex[:12]}"
     try:

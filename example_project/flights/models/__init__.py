@@ -7,7 +7,7 @@
 from .aircraft import Aircraft
 from .carrier_day import CarrierDay
 from .route_summary import RouteSummary
-from .sources import Airline, Airport, Flight, OperatingDay, Plane, Route
+from .sources import Airline, Airport, Flight, Plane
 
 __all__ = [
     "Aircraft",
@@ -15,8 +15,6 @@ __all__ = [
     "Airport",
     "CarrierDay",
     "Flight",
-    "OperatingDay",
     "Plane",
-    "Route",
     "RouteSummary",
 ]

@@ -1,6 +1,7 @@
-"""Aircraft in service, written with `limit`.
+"""Aircraft in service, as hooks.
 
-A row appears with its plane, with or without flights, and goes away when the plane retires.
+They are told which planes have changed (`revised.py`), so a refresh looks at these and at no others.
+Rows are inserted and updated in batches of `limit`; those of retired planes go in one statement.
 """
 
 from datetime import timedelta
@@ -20,7 +21,7 @@ FLOWN = Q(flight__cancelled=False)
 
 
 class Aircraft(MaterializedView, models.Model):
-    """One row per plane that is not retired."""
+    """One row per plane that is not retired, with or without flights."""
 
     # No constraint in the database: it would make changes to the source wait for a refresh.
     plane = models.OneToOneField(Plane, models.DO_NOTHING, primary_key=True, db_constraint=False)
@@ -65,9 +66,8 @@ class Aircraft(MaterializedView, models.Model):
         return cls.obsolete().count()
 
     @classmethod
-    def do_delete(cls, limit: int) -> int:
-        planes = cls.obsolete().order_by("pk").values_list("pk", flat=True)[:limit]
-        return cls.objects.filter(pk__in=list(planes)).delete()[0]
+    def do_delete(cls) -> int:
+        return cls.obsolete().delete()[0]
 
     @classmethod
     def missing(cls) -> QuerySet[Plane]:

@@ -1,34 +1,28 @@
-"""Punctuality per carrier and day, written with `cursor`.
-
-There are many days and few of them change. To look for "the first stale days" afresh in each
-batch would pass over all the fresh ones again and again. So each batch goes on behind the last
-key of the one before, and a refresh looks at every day once.
-"""
+"""Punctuality per carrier and day, as a queryset."""
 
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any
 
 from django.db import models
-from django.db.models import Avg, Case, Count, Exists, F, OuterRef, Q, QuerySet, When
+from django.db.models import Avg, Case, Count, Q, QuerySet, When
 
-from matviews import Batch, MaterializedView
+from matviews import MaterializedView
 
-from .sources import Airline, Flight, OperatingDay
+from .sources import Airline, Flight
 
 __all__ = ["CarrierDay"]
 
-ON_TIME = Case(
-    When(flight__arrival_delay__lt=15, then=1.0), default=0.0, output_field=models.FloatField()
-)
+ON_TIME = Case(When(arrival_delay__lt=15, then=1.0), default=0.0, output_field=models.FloatField())
 
 
 class CarrierDay(MaterializedView, models.Model):
-    """One row per operating day that has flights."""
+    """One row per carrier and day that have flights.
 
-    # No constraints in the database: they would make changes to the source wait for a refresh.
-    operating_day = models.OneToOneField(
-        OperatingDay, models.DO_NOTHING, primary_key=True, db_constraint=False
-    )
+    It is windowed: an index of the flights begins with the view's key, so each batch reads the
+    flights of its own carriers and days, and no others.
+    """
+
+    # No constraint in the database: it would make changes to the source wait for a refresh.
     carrier = models.ForeignKey(
         Airline, models.DO_NOTHING, related_name="+", db_constraint=False, db_index=False
     )
@@ -38,9 +32,9 @@ class CarrierDay(MaterializedView, models.Model):
     mean_departure_delay = models.FloatField(null=True, help_text="Minutes.")
     mean_arrival_delay = models.FloatField(null=True, help_text="Minutes.")
     on_time_share = models.FloatField(help_text="Arrived, and less than 15 minutes late.")
-    source_revision = models.PositiveBigIntegerField()
 
     class Meta:
+        # The only unique constraint, so it names the key.
         constraints = (
             models.UniqueConstraint(fields=("carrier", "day"), name="flights_carrier_day_key"),
         )
@@ -56,79 +50,11 @@ class CarrierDay(MaterializedView, models.Model):
         return f"{self.carrier_id} {self.day}"
 
     @classmethod
-    def needs_insert(cls) -> int:
-        return cls.missing().count()
-
-    @classmethod
-    def do_insert(cls, limit: int, cursor: int | None) -> Batch:
-        keys = _keys_after(cursor, cls.missing(), limit)
-        return Batch(cls.write(keys), _next_cursor(keys, limit))
-
-    @classmethod
-    def needs_update(cls) -> int:
-        return cls.stale().count()
-
-    @classmethod
-    def do_update(cls, limit: int, cursor: int | None) -> Batch:
-        keys = _keys_after(cursor, cls.stale(), limit)
-        return Batch(cls.write(keys), _next_cursor(keys, limit))
-
-    @classmethod
-    def needs_delete(cls) -> int:
-        return cls.obsolete().count()
-
-    @classmethod
-    def do_delete(cls, limit: int, cursor: int | None) -> Batch:
-        keys = _keys_after(cursor, cls.obsolete(), limit)
-        rows, _ = cls.objects.filter(pk__in=keys).delete()
-        return Batch(rows, _next_cursor(keys, limit))
-
-    @classmethod
-    def missing(cls) -> "QuerySet[OperatingDay]":
-        return OperatingDay.objects.filter(_has_flights(), carrierday=None)
-
-    @classmethod
-    def stale(cls) -> QuerySet[Self]:
-        return cls._changed().filter(_has_flights())
-
-    @classmethod
-    def obsolete(cls) -> QuerySet[Self]:
-        return cls._changed().exclude(_has_flights())
-
-    @classmethod
-    def _changed(cls) -> QuerySet[Self]:
-        return cls.objects.exclude(source_revision=F("operating_day__revision"))
-
-    @classmethod
-    def write(cls, keys: list[int]) -> int:
-        """Replace rows, which costs a tenth of `bulk_update`. Nothing may point at them then."""
-        # Revision and figures in one statement, so that both are of one moment.
-        rows = (
-            OperatingDay.objects.filter(pk__in=keys)
-            .values("carrier_id", "day", operating_day_id=F("pk"), source_revision=F("revision"))
-            .annotate(
-                flights=Count("flight"),
-                cancelled=Count("flight", filter=Q(flight__cancelled=True)),
-                mean_departure_delay=Avg("flight__departure_delay"),
-                mean_arrival_delay=Avg("flight__arrival_delay"),
-                on_time_share=Avg(ON_TIME),
-            )
-            .filter(flights__gt=0)
+    def source(cls) -> QuerySet[Flight, Any]:
+        return Flight.objects.values("carrier", "day").annotate(
+            flights=Count("pk"),
+            cancelled=Count("pk", filter=Q(cancelled=True)),
+            mean_departure_delay=Avg("departure_delay"),
+            mean_arrival_delay=Avg("arrival_delay"),
+            on_time_share=Avg(ON_TIME),
         )
-        cls.objects.filter(pk__in=keys).delete()
-        return len(CarrierDay.objects.bulk_create(CarrierDay(**row) for row in rows))
-
-
-def _has_flights() -> Exists:
-    return Exists(Flight.objects.filter(operating_day=OuterRef("pk")))
-
-
-def _keys_after(cursor: int | None, queryset: QuerySet[Any], limit: int) -> list[int]:
-    if cursor is not None:
-        queryset = queryset.filter(pk__gt=cursor)
-    return list(queryset.order_by("pk").values_list("pk", flat=True)[:limit])
-
-
-def _next_cursor(keys: list[int], limit: int) -> int | None:
-    """Behind the last key, or None when this batch has found the last ones."""
-    return keys[-1] if len(keys) == limit else None

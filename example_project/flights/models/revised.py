@@ -1,13 +1,15 @@
-"""How a view knows cheaply, and for certain, which of its rows are stale.
+"""How hooks know cheaply, and for certain, which rows of a view are stale.
 
-Flights are grouped by the rows they point at: an operating day, a route, a plane. Each of these
-groups has a `revision`, a number that moves by one with every change to the group or to one of its
-flights, *in the same transaction as the change*. A view row notes the `source_revision` that it was
-computed from. It is stale when the two differ. So a hook finds stale rows by comparing the groups
-with the view, row by row over their indexes, and reads flights of stale groups only.
+A view with a `source()` needs none of this: a refresh looks at all of its keys. Hooks may look at
+what has changed only, if something tells them.
 
-Why nothing is lost. Moving the revision locks the group until the writer commits. So writers to one
-group come one after the other, their numbers are distinct, and a number that a reader sees is
+A plane has a `revision`, a number that moves by one with every change to the plane or to one of its
+flights, *in the same transaction as the change*. A row of `Aircraft` notes the `source_revision` that
+it was computed from. It is stale when the two differ. So the hooks find stale rows by comparing the
+planes with the view, row by row over their indexes, and read flights of stale planes only.
+
+Why nothing is lost. Moving the revision locks the plane until the writer commits. So writers to one
+plane come one after the other, their numbers are distinct, and a number that a reader sees is
 never there without the change that it counts. A change that commits while a batch computes is
 at worst computed a second time.
 
@@ -15,9 +17,9 @@ Why not `modified > last_refresh`. A transaction may commit long after the time 
 refresh in between moves the watermark past it, and the change is never seen. The same holds for
 "all ids above the last one". Equality needs no order, so nobody can be late.
 
-What it costs. Two transactions that change flights of one group wait for each other: keep them
+What it costs. Two transactions that change flights of one plane wait for each other: keep them
 short. And two rules must hold, which the code below keeps for everything but raw SQL: whoever
-changes a flight touches its groups, and no group is deleted, because one that is made again could
+changes a flight touches its plane, and no plane is deleted, because one that is made again could
 count up to the number that the view remembers.
 """
 
@@ -30,10 +32,10 @@ __all__ = ["Revised"]
 
 
 class RevisedQuerySet(models.QuerySet[Any]):
-    """Groups of flights; every change to one of them moves its revision."""
+    """Planes; every change to one of them moves its revision."""
 
     def touch(self) -> None:
-        """Say that a flight of each of these groups changes in this transaction."""
+        """Say that a flight of each of these planes changes in this transaction."""
         with transaction.atomic():
             # In one order, so that two writers wait for each other instead of deadlocking.
             locked = list(self.order_by("pk").select_for_update().values_list("pk", flat=True))
@@ -43,7 +45,7 @@ class RevisedQuerySet(models.QuerySet[Any]):
         return super().update(**values, revision=F("revision") + 1)
 
     def delete(self) -> NoReturn:
-        raise TypeError("Groups of flights are never deleted, see flights/models/revised.py.")
+        raise TypeError("Planes are retired, not deleted, see flights/models/revised.py.")
 
     update.alters_data = True  # type: ignore[attr-defined]
 
@@ -52,7 +54,7 @@ RevisedManager = models.Manager.from_queryset(RevisedQuerySet)
 
 
 class Revised(models.Model):
-    """A group of flights, and the count of its changes."""
+    """What flights belong to, and the count of its changes."""
 
     revision = models.PositiveBigIntegerField(default=1, editable=False)
 
@@ -69,4 +71,4 @@ class Revised(models.Model):
         super().save(**options)
 
     def delete(self, *_args: Any, **_options: Any) -> NoReturn:
-        raise TypeError("Groups of flights are never deleted, see flights/models/revised.py.")
+        raise TypeError("Planes are retired, not deleted, see flights/models/revised.py.")

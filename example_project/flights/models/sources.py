@@ -1,4 +1,4 @@
-"""What an airport would know: airlines, airports, planes, routes, operating days, flights."""
+"""What an airport would know: airlines, airports, planes, flights."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ from django.db import models, transaction
 
 from .revised import Revised
 
-__all__ = ["Airline", "Airport", "Flight", "OperatingDay", "Plane", "Route"]
+__all__ = ["Airline", "Airport", "Flight", "Plane"]
 
 
 class Airline(models.Model):
@@ -37,45 +37,17 @@ class Plane(Revised):
         return self.tailnum
 
 
-class Route(Revised):
-    origin = models.ForeignKey(Airport, models.PROTECT, related_name="+", db_index=False)
-    destination = models.ForeignKey(Airport, models.PROTECT, related_name="+")
-
-    class Meta:
-        constraints = (
-            models.UniqueConstraint(fields=("origin", "destination"), name="flights_route_key"),
-        )
-
-    def __str__(self) -> str:
-        return f"{self.origin_id}-{self.destination_id}"
-
-
-class OperatingDay(Revised):
-    """A day on which a carrier flies. Which carrier and which day never changes."""
-
-    carrier = models.ForeignKey(Airline, models.PROTECT, related_name="+", db_index=False)
-    day = models.DateField()
-
-    class Meta:
-        constraints = (
-            models.UniqueConstraint(fields=("carrier", "day"), name="flights_operating_day_key"),
-        )
-
-    def __str__(self) -> str:
-        return f"{self.carrier_id} {self.day}"
-
-
 class FlightQuerySet(models.QuerySet["Flight"]):
-    """Flights; whatever changes them touches their groups, see `revised.py`."""
+    """Flights; whatever changes them touches their planes, see `revised.py`."""
 
     def lock(self) -> list["Flight"]:
-        """Hold these flights until the end of the transaction, so that none changes its groups."""
-        return list(self.order_by("pk").select_for_update().only("operating_day", "route", "plane"))
+        """Hold these flights until the end of the transaction, so that none changes its plane."""
+        return list(self.order_by("pk").select_for_update().only("plane"))
 
     def bulk_create(self, objs: Iterable["Flight"], *args: Any, **options: Any) -> list["Flight"]:
         flights = list(objs)
         with transaction.atomic():
-            touch_groups(flights)
+            touch_planes(flights)
             return super().bulk_create(flights, *args, **options)
 
     def update(self, **values: Any) -> int:
@@ -83,13 +55,13 @@ class FlightQuerySet(models.QuerySet["Flight"]):
             before = self.lock()
             flights = Flight.objects.filter(pk__in=[flight.pk for flight in before])
             rows = super(FlightQuerySet, flights).update(**values)
-            touch_groups([*before, *flights.lock()])
+            touch_planes([*before, *flights.lock()])
         return rows
 
     def delete(self) -> tuple[int, dict[str, int]]:
         with transaction.atomic():
             before = self.lock()
-            touch_groups(before)
+            touch_planes(before)
             flights = Flight.objects.filter(pk__in=[flight.pk for flight in before])
             return super(FlightQuerySet, flights).delete()
 
@@ -102,10 +74,13 @@ FlightManager = models.Manager.from_queryset(FlightQuerySet)
 
 
 class Flight(models.Model):
-    operating_day = models.ForeignKey(OperatingDay, models.PROTECT)
-    route = models.ForeignKey(Route, models.PROTECT)
+    # The indexes below begin with these two.
+    carrier = models.ForeignKey(Airline, models.PROTECT, related_name="+", db_index=False)
+    origin = models.ForeignKey(Airport, models.PROTECT, related_name="+", db_index=False)
+    destination = models.ForeignKey(Airport, models.PROTECT, related_name="+")
     plane = models.ForeignKey(Plane, models.PROTECT, null=True, blank=True)
     number = models.PositiveSmallIntegerField()
+    day = models.DateField(db_index=True, help_text="At the origin; `scheduled` is in UTC.")
     scheduled = models.DateTimeField()
     distance = models.PositiveSmallIntegerField(help_text="Miles.")
     cancelled = models.BooleanField(default=False)
@@ -115,25 +90,31 @@ class Flight(models.Model):
 
     objects = FlightManager()
 
+    class Meta:
+        # What `CarrierDay` and `RouteSummary` are grouped by.
+        indexes = (
+            models.Index(fields=("carrier", "day"), name="flights_by_carrier_day"),
+            models.Index(fields=("origin", "destination"), name="flights_by_route"),
+        )
+
     def __str__(self) -> str:
-        return f"flight {self.number}"
+        return f"{self.carrier_id} {self.number} of {self.day}"
 
     def save(self, **options: Any) -> None:
         with transaction.atomic():
             before = Flight.objects.filter(pk=self.pk).lock()
-            touch_groups([*before, self])
+            touch_planes([*before, self])
             super().save(**options)
 
     def delete(self, *args: Any, **options: Any) -> tuple[int, dict[str, int]]:
         with transaction.atomic():
-            touch_groups(Flight.objects.filter(pk=self.pk).lock())
+            touch_planes(Flight.objects.filter(pk=self.pk).lock())
             return super().delete(*args, **options)
 
 
-def touch_groups(flights: Iterable[Flight]) -> None:
-    """Before the change where its groups are known: on MariaDB an insert share-locks the rows that
+def touch_planes(flights: Iterable[Flight]) -> None:
+    """Before the change where its planes are known: on MariaDB an insert share-locks the rows that
     it points at, and two inserts that both wanted more afterwards would deadlock.
     """
-    groups = [(flight.operating_day_id, flight.route_id, flight.plane_id) for flight in flights]
-    for model, keys in zip((OperatingDay, Route, Plane), zip(*groups, strict=True), strict=False):
-        model.objects.filter(pk__in={*keys} - {None}).touch()
+    planes = {flight.plane_id for flight in flights if flight.plane_id}
+    Plane.objects.filter(pk__in=planes).touch()

@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 
 from matviews.exceptions import MatviewsError
-from matviews.management import actions, options, runs
+from matviews.management import actions, options, runs, sources
 from matviews.management.output import Output
 from matviews.management.requests import Requests
 
@@ -19,6 +19,8 @@ ACTIONS: dict[str, Callable[[Requests], None]] = {
     "list": actions.list_views,
     "schedules": actions.list_schedules,
     "check": actions.check,
+    "verify": sources.verify,
+    "explain": sources.explain,
     "enqueue": actions.enqueue,
     "refresh": runs.refresh,
 }
@@ -31,8 +33,8 @@ class Command(BaseCommand):
         "Bring materialized views up to date, in this process. Without --models: every view that "
         "is enabled and included in batches. Workers may refresh the same views meanwhile. Ctrl-C "
         "or SIGTERM stops between batches, and the next run goes on; a second one interrupts the "
-        "batch. Exit status: 0 all succeeded, 1 a view failed or is not fresh, 2 what was asked "
-        "for makes no sense, 130 or 143 stopped."
+        "batch. Exit status: 0 all succeeded, 1 a view failed, is not fresh or differs, 2 what was "
+        "asked for makes no sense, 130 or 143 stopped."
     )
     requires_system_checks = ()  # a view with errors fails by itself; the others are refreshed
 
@@ -44,7 +46,7 @@ class Command(BaseCommand):
         """Do what was asked for.
 
         Raises:
-            CommandError: a view failed, is not fresh or cannot be refreshed, or the command was
+            CommandError: a view failed, is not fresh, differs or cannot be refreshed, or the command was
                 stopped; with the exit status.
         """
         output = Output(

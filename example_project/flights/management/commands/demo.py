@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ DATABASE = Path(__file__).resolve().parents[3] / "demo.sqlite3"
 class Command(BaseCommand):
     help = (
         "Load real flights into an empty SQLite file, build the views, change flights, refresh, "
-        "compare. Needs no server, no broker and no worker."
+        "verify, compare. Needs no server, no broker and no worker."
     )
 
     def handle(self, *_args: Any, **_options: Any) -> None:
         use_file(DATABASE, empty=True)
         try:
-            equal = run(Console(), lambda: call_command("update_materialized_views"))
+            equal = run(Console(), partial(call_command, "update_materialized_views"))
         except DataMissing as error:
             raise CommandError(str(error)) from error
         if not equal:

@@ -1,0 +1,142 @@
+"""What was found out about views with a `source()`, as lines for a person and as values for JSON."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import date, datetime, time
+from typing import Any
+
+from matviews.engine import Verification
+from matviews.queryset import Difference, ExplainedIndex, Explanation, Kind
+from matviews.words import counted
+
+__all__ = [
+    "explanation_as_dict", "explanation_in_lines", "verification_as_dict", "verification_in_lines",
+]  # fmt: skip
+
+WIDEST_VALUE = 60  # letters of a value that are shown to a person
+
+
+def verification_in_lines(found: Verification) -> Iterator[str]:
+    """The outcome in one line, and the first differences of each kind in one each."""
+    sample = f", a sample of about {counted(found.sample, 'key')}" if found.sample else ""
+    outcome = f"{counted(found.looked, 'row')} compared{sample}"
+    if found.equal:
+        yield f"{found.label}: equals its source ({outcome})"
+        return
+    counts = f"{found.missing:,} missing, {found.differing:,} differing, {found.surplus:,} surplus"
+    mended = (
+        "" if found.repaired is None else f"; repaired, {counted(found.repaired, 'row')} written"
+    )
+    yield f"{found.label}: {counts} ({outcome}){mended}"
+    yield from map(_difference_in_line, found.examples)
+
+
+def _difference_in_line(difference: Difference) -> str:
+    key, in_view, in_source = difference.key, difference.in_view, difference.in_source
+    line = f"  {difference.kind.value} {_in_words(key)}"
+    if in_view and in_source:
+        unlike = [name for name in in_view if in_view[name] != in_source[name]]
+        # What the database tells apart may look the same here.
+        names = unlike or [name for name in in_view if name not in key]
+        both = (
+            f"{name} is {_shown(in_view[name])}, in the source {_shown(in_source[name])}"
+            for name in names
+        )
+        return f"{line}: {'; '.join(both)}"
+    values = {n: v for n, v in (in_view or in_source or {}).items() if n not in key}
+    side = "in the view" if difference.kind is Kind.SURPLUS else "in the source"
+    return f"{line}: {side} {_in_words(values)}" if values else line
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_shown(value)}" for name, value in values.items())
+
+
+def _shown(value: object) -> str:
+    """A value in a line: no control character of it reaches a terminal."""
+    text = repr(value) if isinstance(value, str) else repr(_plain(value))
+    return text if len(text) <= WIDEST_VALUE else f"{text[:WIDEST_VALUE]}..."
+
+
+def verification_as_dict(found: Verification) -> dict[str, Any]:
+    """The outcome, with the differences in full."""
+    return {
+        "view": found.label,
+        "equal": found.equal,
+        "compared": found.looked,
+        "missing": found.missing,
+        "differing": found.differing,
+        "surplus": found.surplus,
+        "repaired": found.repaired,
+        "sample": found.sample,
+        "examples": [
+            {
+                "kind": each.kind.value,
+                "key": _plain(each.key),
+                "in_view": _plain(each.in_view),
+                "in_source": _plain(each.in_source),
+            }
+            for each in found.examples
+        ],
+        "error": "",
+    }
+
+
+def _plain(value: object) -> Any:
+    """A value of a field as one of JSON."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if value - value == 0 else str(value)  # JSON has no infinity
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).hex()
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    return str(value)
+
+
+def explanation_in_lines(explanation: Explanation) -> Iterator[str]:
+    """The path and its reason, the indexes, and the SQL of each phase."""
+    rows = explanation.estimated_rows
+    yield f"{explanation.label}: {explanation.path}, because {explanation.reason}"
+    yield f"  key: {', '.join(explanation.key)}"
+    if rows is not None:
+        yield f"  rows: about {rows:,}, as the database estimates"
+    for index in explanation.indexes:
+        yield f"  index of {index.model} ({', '.join(index.fields)}): {_index_in_words(index)}"
+    if explanation.staging:
+        yield f"  evaluated into a staging table at the start of a refresh:\n{_visible(explanation.staging)};"
+    for phase, statement in explanation.statements.items():
+        yield f"  {phase}, for one window of keys:\n{_visible(statement)};"
+
+
+def _visible(sql: str) -> str:
+    """SQL whose values, which may be anybody's, do nothing to a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in sql)
+
+
+def _index_in_words(index: ExplainedIndex) -> str:
+    if index.declared:
+        return "there" if index.in_database else "declared, but not there: run manage.py migrate"
+    if index.in_database:
+        return "there, but not declared, so it is not counted on: add it to Meta.indexes"
+    return "missing: add it to Meta.indexes"
+
+
+def explanation_as_dict(explanation: Explanation) -> dict[str, Any]:
+    """The same as values."""
+    return {
+        "view": explanation.label,
+        "path": explanation.path,
+        "reason": explanation.reason,
+        "key": list(explanation.key),
+        "estimated_rows": explanation.estimated_rows,
+        "indexes": [asdict(index) for index in explanation.indexes],
+        "staging": explanation.staging,
+        "statements": dict(explanation.statements),
+        "error": "",
+    }

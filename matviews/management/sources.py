@@ -1,0 +1,93 @@
+"""What the command does with a view's `source()`: hold the view against it, and explain it."""
+
+from django.core.management.base import CommandError
+from django.db import DatabaseError
+
+from matviews import api, engine, queryset
+from matviews.engine import Verification
+from matviews.exceptions import MatviewsError
+from matviews.registry import registry
+
+from . import findings
+from .options import refusal
+from .requests import Requests
+
+__all__ = ["explain", "verify"]
+
+
+def verify(requests: Requests) -> None:
+    """Tell whether views equal what their sources yield now; mend them if that was asked for.
+
+    Raises:
+        CommandError: one differs, or could not be compared.
+    """
+    labels = _labels(requests)
+    differing = [label for label in labels if not _verified(label, requests)]
+    sentences = []
+    if requests.failed:
+        names = ", ".join(requests.failed)
+        sentences.append(f"{len(requests.failed)} of {len(labels)} views failed: {names}.")
+    if differing:
+        sentences.append(
+            f"{len(differing)} of {len(labels)} views differ from their source: "
+            f"{', '.join(differing)}. --verify --repair mends what differs."
+        )
+    if sentences:
+        raise CommandError(" ".join(sentences))
+
+
+def _verified(label: str, requests: Requests) -> bool:
+    """Hold one view against its source; whether it equals that now, or has failed."""
+    asked, output = requests.asked, requests.output
+    try:
+        found = api.verify(label, repair=asked.repair, sample=asked.sample)
+    except (MatviewsError, DatabaseError) as error:
+        requests.fail(label, str(error).strip())
+        output.entries.append({"view": label, "equal": None, "error": str(error)})
+        return True
+    output.entries.append(findings.verification_as_dict(found))
+    for line in findings.verification_in_lines(found):
+        output.say(line)
+    return _is_right(found)
+
+
+def _is_right(found: Verification) -> bool:
+    return found.equal or found.repaired is not None
+
+
+def explain(requests: Requests) -> None:
+    """Show how views are derived from their sources: the path, the indexes, the SQL of the phases.
+
+    Raises:
+        CommandError: a source cannot be derived from.
+    """
+    labels = _labels(requests)
+    for label in labels:
+        try:
+            explanation = queryset.explain(registry.usable(label), engine.alias())
+        except (MatviewsError, DatabaseError) as error:
+            requests.fail(label, str(error).strip())
+            requests.output.entries.append({"view": label, "error": str(error)})
+            continue
+        requests.output.entries.append(findings.explanation_as_dict(explanation))
+        for line in findings.explanation_in_lines(explanation):
+            requests.output.say(line)
+    requests.raise_failed(labels)
+
+
+def _labels(requests: Requests) -> list[str]:
+    """The views asked for that have a `source()`.
+
+    Raises:
+        CommandError: one that was named has none.
+    """
+    labels = requests.labels()
+    without = [label for label in labels if not registry.find(label).has_source]
+    if without and requests.asked.labels:
+        raise refusal(
+            f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} no source(), and what "
+            f"hooks would write nobody else knows: name views that have one."
+        )
+    if without:
+        requests.output.say(f"Left out, because they have no source(): {', '.join(without)}.")
+    return [label for label in labels if label not in without]

@@ -1,0 +1,32 @@
+"""Views of one queryset: the hooks derived from `source()`, as SQL. It knows no bookkeeping."""
+
+from .checks import check_source, check_table
+from .differences import Difference, Differences, Kind, compare, ranges
+from .explain import ExplainedIndex, Explanation, explain
+from .plans import Plan, fingerprint_of, plan_of, tables_read
+from .staging import drop_stage, fill_stage, stage_name, stages
+from .statements import Range
+from .walk import Walk
+
+__all__ = [
+    "Difference",
+    "Differences",
+    "ExplainedIndex",
+    "Explanation",
+    "Kind",
+    "Plan",
+    "Range",
+    "Walk",
+    "check_source",
+    "check_table",
+    "compare",
+    "drop_stage",
+    "explain",
+    "fill_stage",
+    "fingerprint_of",
+    "plan_of",
+    "ranges",
+    "stage_name",
+    "stages",
+    "tables_read",
+]

@@ -1,0 +1,166 @@
+"""What the dialects share, and what each of them must say."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.db import connections
+
+from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
+from ..source import Column
+from ..sql import SQL, joined
+
+__all__ = ["FIXED", "ROWS", "Dialect", "opposite"]
+
+Key = tuple[Any, ...]
+
+ROWS = "matviews_rows"  # what the rows of the source are called in a statement
+FIXED = re.compile(r"[+-]\d\d:\d\d$")  # the end of a time zone that is a fixed offset
+TOLERANCE = "1e-12"  # relative; double precision has 15 to 17 digits, and sums lose the last ones
+
+
+class Dialect:
+    """The SQL of PostgreSQL, of which the others differ in a few places.
+
+    Args:
+        using: alias of the database.
+    """
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self.connection: Any = connections[using]
+
+    def name(self, name: str) -> str:
+        """An identifier in quotes, in a text with parameters."""
+        quoted: str = self.connection.ops.quote_name(name)
+        return quoted.replace("%", "%%")
+
+    def names(self, fields: Sequence[AnyField], table: str = "") -> list[str]:
+        """The columns of fields, of a table if one is given by its quoted name."""
+        prefix = f"{table}." if table else ""
+        return [prefix + self.name(field.column or "") for field in fields]
+
+    def row(self, columns: Sequence[str]) -> str:
+        """Columns as one value."""
+        return columns[0] if len(columns) == 1 else f"({', '.join(columns)})"
+
+    def in_range(self, columns: Sequence[str], low: Key | None, high: Key | None) -> SQL:
+        """A condition on the columns of a key: above `low`, up to and including `high`."""
+        ends = [(">", low), ("<=", high)]
+        return joined(" AND ", (self.beyond(columns, sign, end) for sign, end in ends if end))
+
+    def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
+        """A condition on the columns of a key: on one side of `end`."""
+        return SQL(f"{self.row(columns)} {sign} {self.row(['%s'] * len(columns))}", end)
+
+    def stored(self, column: Column, value: str) -> str:
+        """A value of the source as the view's column will hold it."""
+        raise NotImplementedError
+
+    def differs(self, column: Column, left: str, right: str) -> str:
+        """Whether two values, as stored, are not the same; NULL is the same as NULL."""
+        unlike = self.unlike(column.field, left, right)
+        if not column.summed:
+            return unlike
+        return (
+            f"({unlike} AND ({left} IS NULL OR {right} IS NULL OR ({left} > 0) <> ({right} > 0) OR "
+            f"abs({left} - {right}) > {TOLERANCE} * {self.smaller(f'abs({left})', f'abs({right})')}))"
+        )
+
+    def unlike(self, field: AnyField, left: str, right: str) -> str:
+        """Whether two values are not exactly the same."""
+        raise NotImplementedError
+
+    def smaller(self, left: str, right: str) -> str:
+        """The smaller one of two numbers."""
+        return f"least({left}, {right})"
+
+    def folds(self, field: AnyField) -> bool:
+        """Whether texts that are equal may have different letters."""
+        return family(field) == TEXT and bool(field.db_parameters(self.connection).get("collation"))
+
+    def lacking(self, keys: SQL, key: Sequence[str], wanted: Sequence[str]) -> SQL:
+        """A condition on rows of the view: `keys` lacks their key.
+
+        Args:
+            keys: a query for the keys of the source.
+            key: names of the key's columns in `keys`, quoted.
+            wanted: the key's columns in the view, quoted, with their table.
+        """
+        same = " AND ".join(
+            f"{ROWS}.{name} = {column}" for name, column in zip(key, wanted, strict=True)
+        )
+        return SQL(f"NOT EXISTS (SELECT 1 FROM ({keys.text}) {ROWS} WHERE {same})", keys.params)
+
+    def delete(
+        self,
+        table: str,
+        key: Sequence[str],
+        keys: SQL,
+        where: Iterable[SQL],
+        pk: Sequence[str],
+    ) -> list[SQL]:
+        """Remove the rows of the view whose keys the source lacks; statements one after the other.
+
+        Args:
+            table: the view's table, quoted.
+            key: the key's columns.
+            keys: a query for the keys of the source.
+            where: which rows, their columns with the table.
+            pk: the columns of the view's primary key, with their table.
+        """
+        lacking = self.lacking(keys, key, [f"{table}.{name}" for name in key])
+        condition = joined(" AND ", [*where, lacking])
+        return [SQL(f"DELETE FROM {table} WHERE {condition.text}", condition.params)]
+
+    def update(
+        self,
+        table: str,
+        key: Sequence[str],
+        values: Sequence[str],
+        rows: SQL,
+        where: SQL,
+        pk: Sequence[str],
+    ) -> SQL:
+        """Write the values of `rows` into the rows of the view with the same key.
+
+        Args:
+            table: the view's table, quoted.
+            key: the key's columns.
+            values: the columns to write.
+            rows: a query for the new rows, columns named as in the view.
+            where: which rows; the view's columns are of `table`, the new ones of `ROWS`.
+            pk: the columns of the view's primary key, with their table.
+        """
+        sets = ", ".join(f"{value} = {ROWS}.{value}" for value in values)
+        same = " AND ".join(f"{table}.{name} = {ROWS}.{name}" for name in key)
+        return SQL(
+            f"UPDATE {table} SET {sets} FROM ({rows.text}) {ROWS} WHERE {same} AND {where.text}",
+            (*rows.params, *where.params),
+        )
+
+    def updated(self, found: int) -> int:
+        """Rows that an update wrote, by what the driver counted."""
+        return found
+
+    def utc(self, value: str, zone: str) -> SQL:
+        """A date and time of a time zone, in UTC.
+
+        Args:
+            value: SQL of the date and time.
+            zone: a name, or "UTC+05:30" for one that is as much ahead of UTC.
+        """
+        raise NotImplementedError
+
+    def rounded(self, column: Column, value: str) -> str:
+        """A number as a column that rounds will hold it."""
+        kind, places = family(column.field), getattr(column.field, "decimal_places", None)
+        if kind == NUMBER and places is not None:
+            return f"ROUND({value}, {places})"
+        whole = family(column.expression.output_field) == WHOLE
+        return f"ROUND({value})" if kind == WHOLE and not whole else value
+
+
+def opposite(zone: str) -> str:
+    """A fixed offset with the other sign; a name as it is."""
+    return FIXED.sub(lambda found: found[0].translate(str.maketrans("+-", "-+")), zone)

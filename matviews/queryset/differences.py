@@ -1,0 +1,169 @@
+"""Where a view and its source differ, told by one statement, and so of one moment."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from django.db import connections
+
+from .dialects import ROWS
+from .plans import Plan
+from .query import from_database
+from .readings import Key, keys_after
+from .source import Column
+from .sql import SQL, joined
+from .statements import Range
+
+__all__ = ["Difference", "Differences", "Kind", "compare", "ranges"]
+
+
+class Kind(Enum):
+    """How a key of the view and one of the source may differ."""
+
+    MISSING = "missing"
+    DIFFERING = "differing"
+    SURPLUS = "surplus"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One key on which view and source differ; values by the names of the view's fields.
+
+    Attributes:
+        kind: how.
+        key: the key.
+        in_view: the values in the view; None where it lacks the key.
+        in_source: those in the source; None where that lacks the key.
+    """
+
+    kind: Kind
+    key: dict[str, Any]
+    in_view: dict[str, Any] | None
+    in_source: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Differences:
+    """What a comparison has found.
+
+    Attributes:
+        looked: rows of the source that were compared.
+        counts: how many keys differ, by kind.
+        examples: the first ones of each kind.
+    """
+
+    looked: int
+    counts: dict[Kind, int]
+    examples: tuple[Difference, ...]
+
+
+def ranges(plan: Plan, size: int, low: Key | None = None) -> Iterator[Range]:
+    """Ranges of keys from `low` on, each with at most `size` keys of the view, and about as many of
+    the source. A staged source is compared as a whole.
+    """
+    if plan.path.staged:
+        yield None, None
+        return
+    statements = plan.statements()
+    fields = tuple(statements.key_fields)
+    while True:
+        high = statements.look_ahead(low, size).high
+        ahead = keys_after(plan.source.model, fields, low, plan.dialect)
+        in_view = ahead.filter(statements.within((low, high)))
+        high = next(iter(in_view[size - 1 : size]), high)
+        yield low, high
+        if high is None:
+            return
+        low = high
+
+
+def compare(plan: Plan, within: Range, examples: int) -> Differences:
+    """Hold a range of the view against its source.
+
+    Args:
+        plan: the view.
+        within: the range.
+        examples: how many of each kind to return, at most.
+    """
+    comparison = _Comparison(plan)
+    statement = comparison.statement(within, examples)
+    with connections[plan.dialect.using].cursor() as cursor:
+        cursor.execute(*statement)
+        rows = cursor.fetchall()
+    counts = dict.fromkeys(Kind, 0) | {Kind(row[0]): int(row[1]) for row in rows if row[0]}
+    looked = next(int(row[1]) for row in rows if not row[0])
+    found = tuple(comparison.difference(row) for row in rows if row[0])
+    return Differences(looked=looked, counts=counts, examples=found)
+
+
+class _Comparison:
+    """The statement of a comparison and the meaning of its rows.
+
+    A row is the kind ("" for the number of all), how many there are of it, and then for each column
+    the value in the view and the one in the source.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.statements = plan, plan.statements()
+        self.columns: list[Column] = list(plan.source.columns)
+        self.names = plan.dialect.names([column.field for column in self.columns])
+
+    def statement(self, within: Range, examples: int) -> SQL:
+        """One query for all of it, in which the source is computed once."""
+        table, key = self.statements.table, self.statements.key
+        rows = self.plan.reading().rows(*within)
+        same = " AND ".join(f"{table}.{name} = {ROWS}.{name}" for name in key)
+        of_view = joined(
+            " AND ", [*self.statements.of_view(within), SQL(f"{ROWS}.{key[0]} IS NULL")]
+        )
+        parts = [
+            # The first one must be of both sides: it gives the columns their types.
+            self._part(
+                Kind.DIFFERING, f"{ROWS} JOIN {table} ON {same}", self.statements.differing()
+            ),
+            self._part(
+                Kind.MISSING,
+                f"{ROWS} LEFT JOIN {table} ON {same}",
+                SQL(f"{table}.{key[0]} IS NULL"),
+            ),
+            self._part(Kind.SURPLUS, f"{table} LEFT JOIN {ROWS} ON {same}", of_view),
+        ]
+        found = joined(" UNION ALL ", parts)
+        nothing = ", ".join(["NULL"] * (2 * len(self.columns)))
+        width = ", ".join(f"c{place}" for place in range(2 * len(self.columns)))
+        return SQL(
+            f"WITH {ROWS} AS ({rows.text}), matviews_found AS ({found.text}), "
+            f"matviews_counted AS (SELECT kind, COUNT(*) OVER (PARTITION BY kind) AS total, {width}, "
+            f"ROW_NUMBER() OVER (PARTITION BY kind ORDER BY kind) AS place FROM matviews_found) "
+            f"SELECT kind, total, {width} FROM matviews_counted WHERE place <= %s "
+            f"UNION ALL SELECT '', COUNT(*), {nothing} FROM {ROWS}",
+            (*rows.params, *found.params, examples),
+        )
+
+    def _part(self, kind: Kind, tables: str, condition: SQL) -> SQL:
+        sides = [f"{side}.{name}" for side in (self.statements.table, ROWS) for name in self.names]
+        columns = ", ".join(f"{side} AS c{place}" for place, side in enumerate(sides))
+        return SQL(
+            f"SELECT '{kind.value}' AS kind, {columns} FROM {tables} WHERE {condition.text}",
+            condition.params,
+        )
+
+    def difference(self, row: tuple[Any, ...]) -> Difference:
+        """What a row of the statement says."""
+        kind, width = Kind(row[0]), len(self.columns)
+        in_view, in_source = self._values(row[2 : 2 + width]), self._values(row[2 + width :])
+        of_key = in_view if kind is Kind.SURPLUS else in_source
+        return Difference(
+            kind=kind,
+            key={field.name: of_key[field.name] for field in self.statements.key_fields},
+            in_view=None if kind is Kind.MISSING else in_view,
+            in_source=None if kind is Kind.SURPLUS else in_source,
+        )
+
+    def _values(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        using = self.plan.dialect.using
+        return {
+            column.field.name: from_database(column.field, value, using)
+            for column, value in zip(self.columns, values, strict=True)
+        }

@@ -1,0 +1,181 @@
+"""How a view's `source()` is worked through, for a person: the path, its SQL and its indexes."""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from django.db import connections
+
+from ..definition import ViewDefinition
+from ..phases import Phase
+from .indexes import in_database, wanted_indexes
+from .plans import Plan, plan_of
+from .readings import Key, keys_after, whole
+from .sql import SQL, joined
+from .staging import stage_name
+from .statements import Range
+
+__all__ = ["ExplainedIndex", "Explanation", "explain"]
+
+SAMPLE_WINDOW = 5_000  # keys
+JSON_WRAPS = {"Json", "Jsonb"}  # psycopg's
+SAMPLE_STAGE = stage_name(0)  # no refresh has this number
+
+ESTIMATES = {
+    "postgresql": "SELECT reltuples FROM pg_class "
+    "WHERE relname = %s AND relkind IN ('r', 'p') AND pg_table_is_visible(oid)",
+    "mysql": "SELECT table_rows FROM information_schema.tables "
+    "WHERE table_schema = DATABASE() AND table_name = %s",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExplainedIndex:
+    """An index that windows are found by.
+
+    Attributes:
+        model: label of the model whose table it is of.
+        fields: names of the fields that it begins with.
+        declared: whether the model declares one.
+        in_database: whether the table has one.
+    """
+
+    model: str
+    fields: tuple[str, ...]
+    declared: bool
+    in_database: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Explanation:
+    """How a view's `source()` is worked through.
+
+    Attributes:
+        label: the view.
+        path: "windowed" or "staged".
+        reason: why.
+        key: names of the fields of the key, in order.
+        estimated_rows: what the database takes the view's rows to be, None if it has no idea.
+        staging: SQL that is evaluated into the staging table; "" for a windowed view.
+        statements: SQL of each derived phase, for one window, to be read and not to be run: the
+            values are written into it. UPDATE is not there if the view has nothing but its key.
+        indexes: those on the way of the key.
+    """
+
+    label: str
+    path: str
+    reason: str
+    key: tuple[str, ...]
+    estimated_rows: int | None
+    staging: str
+    statements: dict[Phase, str]
+    indexes: tuple[ExplainedIndex, ...]
+
+
+def explain(definition: ViewDefinition, using: str) -> Explanation:
+    """Tell how a view's `source()` is worked through. Reads the keys of one window, writes nothing.
+
+    Raises:
+        InvalidView: it cannot be derived from.
+        DatabaseError: the view's table, or that of its key, is not there.
+    """
+    plan = plan_of(definition, using)
+    indexes = (
+        ExplainedIndex(
+            model=index.model._meta.label,
+            fields=index.fields,
+            declared=index.declared,
+            in_database=in_database(index, using),
+        )
+        for index in wanted_indexes(plan.source, plan.path)
+    )
+    return Explanation(
+        label=definition.label,
+        path=plan.path.word,
+        reason=plan.path.reason,
+        key=tuple(column.field.name for column in plan.source.key),
+        estimated_rows=_estimated_rows(definition, using),
+        staging=_shown(whole(plan.source, plan.dialect), using) if plan.path.staged else "",
+        statements={phase: _shown(sql, using) for phase, sql in _statements(plan).items()},
+        indexes=tuple(indexes),
+    )
+
+
+def _estimated_rows(definition: ViewDefinition, using: str) -> int | None:
+    connection = connections[using]
+    if connection.vendor not in ESTIMATES:
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute(ESTIMATES[connection.vendor], [definition.model._meta.db_table])
+        row = cursor.fetchone()
+    known = row is not None and row[0] is not None and row[0] >= 0
+    return int(row[0]) if known else None
+
+
+def _statements(plan: Plan) -> dict[Phase, SQL]:
+    statements = plan.statements(SAMPLE_STAGE if plan.path.staged else "")
+    window = _sample_window(plan)
+    written = {
+        Phase.INSERT: statements.insert(window, empty=False),
+        Phase.DELETE: joined("; ", statements.delete(window)),
+    }
+    if statements.written:
+        written[Phase.UPDATE] = statements.update(window)
+    derived = plan.source.definition.derived
+    return {phase: written[phase] for phase in Phase if phase in derived and phase in written}
+
+
+def _sample_window(plan: Plan) -> Range:
+    """A window of the view's keys, or of those that will come; open at both ends if there are none."""
+    model, path = plan.source.model, plan.path
+    fields = tuple(column.field for column in plan.source.key)
+    places = [(model, fields)]
+    if not path.staged and path.model is not None:
+        places.append((path.model, path.fields))
+    for table, key in places:
+        keys = keys_after(table, key, None, plan.dialect)
+        low: Key | None = keys.first()
+        if low is not None:
+            ahead = keys_after(table, key, low, plan.dialect)
+            return low, next(iter(ahead[SAMPLE_WINDOW - 1 : SAMPLE_WINDOW]), None)
+    return None, None
+
+
+def _shown(sql: SQL, using: str) -> str:
+    """SQL with its parameters written into it."""
+    values = iter(sql.params)
+
+    def written(mark: re.Match[str]) -> str:
+        return "%" if mark[0] == "%%" else _literal(next(values), using)
+
+    return re.sub("%%|%s", written, sql.text)
+
+
+def _literal(value: Any, using: str) -> str:
+    value, vendor = _unwrapped(value), connections[using].vendor
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, (int, float, Decimal)):
+        return str(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        digits = bytes(value).hex()
+        return f"'\\x{digits}'" if vendor == "postgresql" else f"X'{digits}'"
+    if not isinstance(value, (str, date, time, timedelta, UUID)):
+        value = json.dumps(value, default=str)
+    text = str(value).replace("'", "''")
+    if vendor == "mysql":
+        text = text.replace("\\", "\\\\")
+    return f"'{text}'"
+
+
+def _unwrapped(value: Any) -> Any:
+    """A value without what psycopg wraps JSON and bytes in."""
+    if type(value).__name__ in JSON_WRAPS:
+        return json.dumps(value.obj)
+    return getattr(value, "obj", value)

@@ -1,0 +1,92 @@
+"""The indexes on the way of a view's key: which are wanted, declared, and in the database."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connections
+from django.db.models import Model
+
+from .fields import indexed_columns
+from .lineage import equal_columns
+from .paths import Path
+from .query import column_of, model_of_table
+from .source import Source
+
+__all__ = ["WantedIndex", "in_database", "wanted_indexes"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WantedIndex:
+    """An index that begins with some fields, in this order.
+
+    Attributes:
+        model: whose table it is of.
+        fields: their names.
+        declared: whether the model declares one.
+    """
+
+    model: type[Model]
+    fields: tuple[str, ...]
+    declared: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the fields."""
+        return _columns(self.model, self.fields)
+
+    @property
+    def way_out(self) -> str:
+        """What to add to the model, as code."""
+        names = ", ".join(f'"{name}"' for name in self.fields)
+        return f"models.Index(fields=[{names}])"
+
+
+def wanted_indexes(source: Source, path: Path) -> Iterator[WantedIndex]:
+    """The indexes that windows are found by: of the source, of tables joined by the key, of the view."""
+    if path.model is not None:
+        names = path.wanted or tuple(field.name for field in path.fields)
+        yield _wanted(path.model, names)
+    if not path.staged:
+        yield from _joined(source)
+    yield _wanted(source.model, tuple(column.field.name for column in source.key))
+
+
+def _joined(source: Source) -> Iterator[WantedIndex]:
+    place = column_of(source.key[0].expression)
+    assert place is not None  # or it would be staged
+    tables = {table.alias: table.table for table in source.query.tables}
+    seen = set()
+    for alias, column in equal_columns(source.query.tables, (place[0], place[1].column)):
+        model = model_of_table(tables[alias])
+        if model is None or (model, column) in seen:
+            continue
+        seen.add((model, column))
+        fields = model._meta.local_concrete_fields
+        yield _wanted(model, tuple(field.name for field in fields if field.column == column))
+
+
+def _wanted(model: type[Model], names: tuple[str, ...]) -> WantedIndex:
+    columns = _columns(model, names)
+    declared = any(index[: len(columns)] == columns for index in indexed_columns(model))
+    return WantedIndex(model=model, fields=names, declared=declared)
+
+
+def _columns(model: type[Model], names: Iterable[str]) -> tuple[str, ...]:
+    meta: Any = model._meta
+    return tuple(meta.get_field(name).column for name in names)
+
+
+def in_database(index: WantedIndex, using: str) -> bool:
+    """Whether the table has an index that begins with the columns."""
+    connection, table = connections[using], index.model._meta.db_table
+    with connection.cursor() as cursor:
+        if table not in connection.introspection.table_names(cursor):
+            return False
+        found = connection.introspection.get_constraints(cursor, table).values()
+    columns = list(index.columns)
+    return any(
+        each["columns"][: len(columns)] == columns
+        for each in found
+        if each["index"] or each["unique"] or each["primary_key"]
+    )

@@ -1,0 +1,34 @@
+"""Keys of a view as Python has them, as JSON can hold them, and as a statement takes them."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from django.db import connections
+
+from .fields import AnyField, value_field
+
+__all__ = ["from_json", "prepared", "to_json"]
+
+
+def to_json(fields: Sequence[AnyField], key: Sequence[Any]) -> list[str]:
+    """A key as strings, as Django's serializers write them."""
+    return [
+        field.value_to_string(SimpleNamespace(**{field.attname: value}))  # type: ignore[arg-type]
+        for field, value in zip(fields, key, strict=True)
+    ]
+
+
+def from_json(fields: Sequence[AnyField], key: Sequence[str]) -> tuple[Any, ...]:
+    """A key from its strings."""
+    return tuple(
+        value_field(field).to_python(value) for field, value in zip(fields, key, strict=True)
+    )
+
+
+def prepared(fields: Sequence[AnyField], key: Sequence[Any], using: str) -> tuple[Any, ...]:
+    """A key as parameters of a statement."""
+    connection: Any = connections[using]
+    return tuple(
+        field.get_db_prep_value(value, connection) for field, value in zip(fields, key, strict=True)
+    )

@@ -1,0 +1,83 @@
+"""Which columns of a query the key determines, and which are equal to it.
+
+A column is determined when rows with the same key have the same value in it: the key itself, what
+is joined as equal to it, and every column of a table of which a unique constraint is determined.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from .fields import unique_fields
+from .query import Joined, SourceQuery, columns_in, model_of_table
+
+__all__ = ["equal_columns", "key_is_unique"]
+
+Place = tuple[str, str | None]  # alias and column
+
+
+def key_is_unique(query: SourceQuery, key: Iterable[Place]) -> bool:
+    """Whether it can be shown that no two rows of the query have the same key."""
+    tables = query.tables
+    known = _Determined(tables, set(key))
+    grouping = query.grouping
+    if grouping is not None:
+        return known.cover(grouping)
+    whole = all(table.alias in known.aliases for table in tables)
+    return whole or (query.distinct and known.cover(list(query.expressions.values())))
+
+
+class _Determined:
+    """What the key determines, worked out until nothing more follows.
+
+    Attributes:
+        places: columns.
+        aliases: tables of which at most one row belongs to a key.
+    """
+
+    def __init__(self, tables: Sequence[Joined], key: set[Place]) -> None:
+        self.places = key
+        self.aliases: set[str] = set()
+        before = -1
+        while before != (before := len(self.places) + len(self.aliases)):
+            for table in tables:
+                self._follow(table)
+
+    def _follow(self, table: Joined) -> None:
+        if table.alias not in self.aliases and self._has_unique(table):
+            self.aliases.add(table.alias)
+        for of_parent, of_table in table.pairs:
+            parent = (table.parent or "", of_parent)
+            if self._has(parent):
+                self.places.add((table.alias, of_table))
+            if not table.outer and self._has((table.alias, of_table)):
+                self.places.add(parent)
+
+    def _has(self, place: Place) -> bool:
+        return place in self.places or place[0] in self.aliases
+
+    def _has_unique(self, table: Joined) -> bool:
+        model = model_of_table(table.table)
+        unique = unique_fields(model) if model else []
+        return any(
+            all((table.alias, field.column) in self.places for field in fields) for fields in unique
+        )
+
+    def cover(self, expressions: Iterable[object]) -> bool:
+        """Whether every column that the expressions read is determined."""
+        read = [columns_in(each) for each in expressions]
+        return all(
+            columns is not None and all(self._has((c.alias, c.target.column)) for c in columns)
+            for columns in read
+        )
+
+
+def equal_columns(tables: Iterable[Joined], place: Place) -> Iterator[Place]:
+    """The columns of joined tables that the join makes equal to one, as `(alias, column)`.
+
+    PostgreSQL does not carry a range over from one to the other.
+    """
+    equal = {place}
+    for table in tables:
+        for of_parent, of_table in table.pairs:
+            if (table.parent, of_parent) in equal:
+                equal.add((table.alias, of_table))
+                yield table.alias, of_table

@@ -1,0 +1,96 @@
+"""A queryset view, ready to be worked on: its source, the way through it, its SQL."""
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from django.db import DatabaseError
+from django.db.models import Model
+
+from ..definition import ViewDefinition
+from ..exceptions import InvalidView
+from ..phases import Phase
+from ..registry import registry
+from .dialects import Dialect, dialect_of
+from .fingerprint import fingerprint
+from .paths import Path, find_path
+from .readings import Reading, Staged, Windowed
+from .source import Source, read_source
+from .statements import Statements
+from .walk import Walker
+
+__all__ = ["Plan", "fingerprint_of", "plan_of", "tables_read"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a view's `source()` comes to at this moment.
+
+    Attributes:
+        source: the source.
+        path: how it is worked through.
+        dialect: the SQL of its database.
+    """
+
+    source: Source
+    path: Path
+    dialect: Dialect
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this definition of the view from another."""
+        return fingerprint(self.source)
+
+    def reading(self, stage: str = "") -> Reading:
+        """How the source's rows are read; without a stage, a staged source is evaluated at once."""
+        if self.path.staged:
+            return Staged(self.source, self.dialect, stage)
+        return Windowed(self.source, self.path, self.dialect)
+
+    def walker(self, stage: str = "") -> Walker:
+        """What does the batches; `stage` is the staging table of a staged source."""
+        return Walker(self.statements(stage))
+
+    def statements(self, stage: str = "") -> Statements:
+        """The SQL of the phases."""
+        return Statements(self.source, self.reading(stage), self.dialect)
+
+    def needs(self, phase: Phase) -> bool:
+        """Whether a phase has any work; asks the database for all keys at once."""
+        statements = self.statements()
+        if phase is Phase.UPDATE and not statements.written:
+            return False
+        return bool(statements.finds(statements.waiting(phase)))
+
+
+def plan_of(definition: ViewDefinition, using: str) -> Plan:
+    """Call a view's `source()`, in the project's time zone, and plan what is to be done.
+
+    Raises:
+        InvalidView: it cannot be derived from; `manage.py check` says the same.
+    """
+    source = read_source(definition, using)
+    return Plan(source, find_path(source), dialect_of(using))
+
+
+def fingerprint_of(definition: ViewDefinition, using: str) -> str:
+    """The fingerprint of a view's definition as this process first saw it; "" if it is faulty.
+
+    For showing many views at once: compiling a queryset takes milliseconds.
+    """
+    return _fingerprint_of(definition.model, using)
+
+
+def tables_read(definition: ViewDefinition, using: str) -> set[str]:
+    """The tables that a view's source reads, as far as Django knows; none if it is faulty."""
+    try:
+        return read_source(definition, using).query.all_tables()
+    except (InvalidView, DatabaseError):
+        return set()
+
+
+@cache
+def _fingerprint_of(model: type[Model], using: str) -> str:
+    try:
+        return plan_of(registry.find(model), using).fingerprint
+    except (InvalidView, DatabaseError):
+        return ""

@@ -1,0 +1,333 @@
+"""What a queryset is made of. The one module here that looks inside Django's `Query`.
+
+Everything private that is used of Django is in this module: `Query` (its select list, joins,
+grouping), the compiler's `as_sql`, and the converters of fields.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from django.apps import apps
+from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.db import connections
+from django.db.models import Expression, FilteredRelation, Model, QuerySet, Subquery
+from django.db.models.expressions import Col, OuterRef, RawSQL, Ref, ResolvedOuterRef, Window
+from django.db.models.query import ValuesIterable
+from django.db.models.sql import Query
+from django.db.models.sql.constants import LOUTER
+from django.db.models.sql.datastructures import BaseTable, Join
+from django.db.models.sql.where import ExtraWhere, WhereNode
+
+from .fields import AnyField
+
+__all__ = [
+    "Joined",
+    "SourceQuery",
+    "adds_up",
+    "column_of",
+    "compiled",
+    "from_database",
+    "model_of_table",
+]
+
+VOLATILE = {"Now", "Random", "RandomUUID", "TransactionNow", "UUID4", "UUID7"}
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A table of a query.
+
+    Attributes:
+        alias: its name in the query.
+        table: its name in the database.
+        parent: the alias that it is joined to, None for the first table.
+        pairs: the columns that are equal, `(of the parent, of this table)`.
+        outer: whether rows of the parent that have none here stay.
+    """
+
+    alias: str
+    table: str
+    parent: str | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+    outer: bool = False
+
+
+class SourceQuery:
+    """The query of a queryset of `values()`, on one database.
+
+    Args:
+        rows: the queryset; its ordering is cleared unless a slice or DISTINCT ON chooses by it.
+        using: alias of the database.
+    """
+
+    def __init__(self, rows: QuerySet[Any], using: str) -> None:
+        chosen_by_order = rows.query.is_sliced or rows.query.distinct_fields
+        self.rows = rows if chosen_by_order else rows.order_by()
+        self.rows = self.rows.using(using)
+        self.using = using
+
+    @property
+    def query(self) -> Any:
+        """Django's `Query`."""
+        return self.rows.query
+
+    @staticmethod
+    def is_values(rows: Any) -> bool:
+        """Whether a queryset yields dicts."""
+        return isinstance(rows, QuerySet) and rows._iterable_class is ValuesIterable
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of the columns, in their order."""
+        query = self.query
+        if query.selected:
+            return list(query.selected)
+        return [*query.extra_select, *query.values_select, *query.annotation_select]
+
+    @cached_property
+    def expressions(self) -> dict[str, Expression]:
+        """What computes each column, by name; of a UNION, in its first query.
+
+        Raises:
+            FieldError, NotSupportedError: Django cannot compile the query.
+        """
+        query = self.query.combined_queries[0] if self.query.combinator else self.query
+        columns = (column for column, *_rest in self._compiler(query).select)
+        return dict(zip(self.names, columns, strict=True))
+
+    def compile(self) -> tuple[str, tuple[Any, ...]]:
+        """The SQL and its parameters; columns in the order of `names`."""
+        query = self.query.clone()
+        # Else a column that only the ordering of a slice wants would be one too many.
+        query.subquery = query.is_sliced and not query.combinator
+        sql, params = query.get_compiler(self.using, elide_empty=False).as_sql()
+        if query.combinator or query.is_sliced:
+            sql = f"SELECT * FROM ({sql}) matviews_whole"
+        return sql, tuple(params)
+
+    def restricted(self, condition: Any) -> "SourceQuery":
+        """The same with a condition on rows, before they are grouped."""
+        return SourceQuery(self.rows.filter(condition), self.using)
+
+    def keys_only(self, names: Sequence[str]) -> "SourceQuery":
+        """The same with some of the columns, in the order given.
+
+        Where no condition on groups needs them, tables that were joined for the other columns alone
+        are left out; some rows may be there less often then.
+        """
+        rows = self.rows.values(*names)
+        query: Any = rows.query
+        _where, having, _qualify = query.where.split_having_qualify(must_group_by=False)
+        if having is None and not query.annotation_select.keys() - set(names):
+            used = {each.alias for each in _walk(query) if isinstance(each, Col)}
+            for alias, table in reversed(query.alias_map.items()):
+                if alias in used or not isinstance(table, Join) or table.join_type != LOUTER:
+                    used.add(table.parent_alias)
+                else:
+                    query.alias_refcount[alias] = 0
+        return SourceQuery(rows, self.using)
+
+    def with_join_condition(self, alias: str, condition: Any) -> "SourceQuery":
+        """The same with a condition more on the rows that are joined as `alias`."""
+        rows = self.rows.all()
+        join: Any = rows.query.alias_map[alias]
+        joined = join.relabeled_clone({})
+        conditions: list[Any] = [condition, *filter(None, [join.filtered_relation])]
+        joined.filtered_relation = WhereNode(conditions)
+        rows.query.alias_map[alias] = joined
+        return SourceQuery(rows, self.using)
+
+    @property
+    def union(self) -> bool:
+        """Whether it combines several queries."""
+        return bool(self.query.combinator)
+
+    @property
+    def sliced(self) -> bool:
+        """Whether it takes only some of its rows, by their order."""
+        return bool(self.query.is_sliced)
+
+    @property
+    def distinct(self) -> bool:
+        """Whether it has DISTINCT."""
+        return bool(self.query.distinct)
+
+    @property
+    def distinct_on(self) -> bool:
+        """Whether it has DISTINCT ON."""
+        return bool(self.query.distinct_fields)
+
+    @property
+    def has_extra(self) -> bool:
+        """Whether it has SQL of `QuerySet.extra`."""
+        return bool(self.query.extra or self.query.extra_tables)
+
+    @property
+    def has_raw_sql(self) -> bool:
+        """Whether there is SQL in it that Django does not understand."""
+        raw = (RawSQL, ExtraWhere)
+        return self.has_extra or any(isinstance(each, raw) for each in self.walk())
+
+    @property
+    def locks(self) -> bool:
+        """Whether it locks the rows that it reads."""
+        return bool(self.query.select_for_update)
+
+    @cached_property
+    def parts(self) -> list[tuple[str, Any]]:
+        """What it is made of: what a person calls a part, and the expression or query that it is."""
+        if self.query.combinator:
+            queries = enumerate(self.query.combined_queries, 1)
+            return [(f"query {number} of the {self.query.combinator}", q) for number, q in queries]
+        columns = [(f"the column {name}", each) for name, each in self.expressions.items()]
+        conditions = [("the filter", self.query.where)]
+        if not self.query.is_sliced:
+            return [*columns, *conditions]
+        compiler = self._compiler(self.query)
+        return [*columns, *conditions, *(("the ordering", by) for by, _ in compiler.get_order_by())]
+
+    def parameters(self, part: Any) -> tuple[Any, ...]:
+        """The parameters of one of the parts."""
+        try:
+            return tuple(self._compiler(self.query).compile(part)[1])
+        except (EmptyResultSet, FullResultSet):
+            return ()
+
+    @staticmethod
+    def volatile(part: Any) -> list[str]:
+        """The functions in a part that give another value each time, by name."""
+        bases = (base.__name__ for each in (part, *_walk(part)) for base in type(each).__mro__)
+        return sorted(VOLATILE.intersection(bases))
+
+    def _compiler(self, query: Any) -> Any:
+        compiler = query.clone().get_compiler(self.using, elide_empty=False)
+        compiler.setup_query()
+        return compiler
+
+    @property
+    def has_window(self) -> bool:
+        """Whether it has a window function at its own level."""
+        own = [*self.expressions.values(), *self.query.where.children]
+        return any(getattr(each, "contains_over_clause", False) for each in own)
+
+    @property
+    def grouping(self) -> list[Any] | None:
+        """The expressions that rows are grouped by; None if they are not grouped."""
+        if self.query.group_by is None:
+            return None
+        given: Any = () if self.query.group_by is True else self.query.group_by
+        explicit = [
+            self.query.annotations[each.refs] if isinstance(each, Ref) else each  # type: ignore[attr-defined]
+            for each in given
+        ]
+        selected = [
+            column
+            for each in self.expressions.values()
+            if not each.contains_aggregate
+            for column in each.get_group_by_cols()
+        ]
+        return [*explicit, *selected]
+
+    @property
+    def tables(self) -> list[Joined]:
+        """The tables that it reads itself, the first table first; not those of its subqueries."""
+        return list(_tables(self.query))
+
+    def all_tables(self) -> set[str]:
+        """The names of all tables that Django knows it reads, in subqueries too."""
+        queries = [self.query, *(each for each in self.walk() if isinstance(each, Query))]
+        return {table.table for query in queries for table in _tables(query)}
+
+    def walk(self) -> Iterator[Any]:
+        """Every expression and every subquery in it, at any depth."""
+        yield from _walk(self.query)
+
+
+def _tables(query: Any) -> Iterator[Joined]:
+    for alias, table in query.alias_map.items():
+        if not query.alias_refcount.get(alias):
+            continue
+        if isinstance(table, BaseTable):
+            yield Joined(alias, table.table_name)
+        else:
+            pairs = tuple((one.column, other.column) for one, other in table.join_fields)
+            outer = table.join_type.startswith("LEFT")
+            yield Joined(alias, table.table_name, table.parent_alias, pairs, outer)
+
+
+def _walk(node: Any) -> Iterator[Any]:
+    if isinstance(node, Query):
+        if node.combinator:
+            for each in node.combined_queries:
+                yield each
+                yield from _walk(each)
+        joins = (getattr(each, "filtered_relation", None) for each in node.alias_map.values())
+        conditions = [getattr(each, "resolved_condition", each) for each in joins if each]
+        group_by = node.group_by if isinstance(node.group_by, tuple) else ()
+        parts = [*node.annotation_select.values(), *node.select, node.where, *conditions, *group_by]
+    elif isinstance(node, WhereNode):
+        parts = node.children
+    elif isinstance(node, FilteredRelation):
+        relation: Any = node
+        parts = [relation.resolved_condition]
+    elif isinstance(node, Subquery):
+        parts = [node.query]
+    else:
+        sources = getattr(node, "get_source_expressions", None)
+        parts = [each for each in sources() if each is not None] if sources else []
+    for part in parts:
+        yield part
+        yield from _walk(part)
+
+
+def columns_in(expression: Any) -> list[Col] | None:
+    """The plain columns that an expression reads; None if it reads others too."""
+    found = [expression, *_walk(expression)]
+    if any(isinstance(each, (Query, OuterRef, ResolvedOuterRef, RawSQL, Window)) for each in found):
+        return None
+    return [each for each in found if isinstance(each, Col)]
+
+
+def compiled(rows: QuerySet[Any, Any], using: str) -> tuple[str, tuple[Any, ...]]:
+    """The SQL of a queryset that does not order by itself, and its parameters."""
+    sql, params = rows.query.get_compiler(using, elide_empty=False).as_sql()
+    return sql, tuple(params)
+
+
+def adds_up(expression: Any) -> bool:
+    """Whether there is an aggregate or a window function in an expression, at any depth."""
+    return any(
+        getattr(each, "contains_aggregate", False) or getattr(each, "contains_over_clause", False)
+        for each in (expression, *_walk(expression))
+    )
+
+
+def column_of(expression: Any) -> tuple[str, AnyField] | None:
+    """Alias and field of an expression that is a plain column, else None."""
+    return (expression.alias, expression.target) if isinstance(expression, Col) else None
+
+
+def model_of_table(table: str) -> type[Model] | None:
+    """The model that has a table, None if there is none."""
+    having = [
+        model
+        for model in apps.get_models(include_auto_created=True)
+        if model._meta.db_table == table and not model._meta.proxy
+    ]
+    # What an unmanaged twin says of the table, the database need not hold.
+    return next((each for each in having if each._meta.managed), next(iter(having), None))
+
+
+def from_database(field: AnyField, value: Any, using: str) -> Any:
+    """A value as the database's driver returned it, as Python has it."""
+    connection: Any = connections[using]
+    column = field.get_col(field.model._meta.db_table)
+    converters = [
+        *connection.ops.get_db_converters(column),
+        *column.get_db_converters(connection),
+    ]
+    for convert in converters:
+        value = convert(value, column, connection)
+    return value

@@ -1,0 +1,231 @@
+"""How the rows of a source are read, a range of keys at a time: from itself, or from its stage."""
+
+from typing import Any, Protocol
+
+from django.db.models import DateTimeField, Model, QuerySet
+from django.db.models.functions.datetime import TruncBase
+from django.utils import timezone
+
+from .conditions import Absent, KeyRange
+from .dialects import Dialect
+from .fields import AnyField
+from .keys import prepared
+from .lineage import equal_columns
+from .paths import Path
+from .query import SourceQuery, compiled
+from .source import Column, Source
+from .sql import SQL, joined
+
+__all__ = ["Key", "Reading", "Staged", "Windowed", "keys_after", "whole"]
+
+Key = tuple[Any, ...]
+COMPUTED = "matviews_computed"  # what the columns are called before they are as stored
+
+
+class Reading(Protocol):
+    """The rows of a source, with the names of the view's columns, in ranges `(low, high]`."""
+
+    def rows(self, low: Key | None, high: Key | None, *, missing: bool = False) -> SQL:
+        """A query for the rows as they will be stored; only those that the view lacks, if wanted."""
+
+    def keys(self, low: Key | None, high: Key | None) -> SQL:
+        """A query for the keys."""
+
+    def keys_after(self, low: Key | None, count: int) -> SQL:
+        """A query for the next keys after `low`, in their order, no key twice.
+
+        The source has no others in between, but it may lack some of them.
+        """
+
+
+class Windowed:
+    """A source whose own query takes the range.
+
+    Args:
+        source: the source.
+        path: how it is worked through.
+        dialect: the SQL of its database.
+    """
+
+    def __init__(self, source: Source, path: Path, dialect: Dialect) -> None:
+        self.source, self.path, self.dialect = source, path, dialect
+
+    def rows(self, low: Key | None, high: Key | None, *, missing: bool = False) -> SQL:
+        """As `Reading` has it."""
+        query = self._between(low, high, missing=missing)
+        return _selected(query, self.source, self.source.columns, self.dialect)
+
+    def keys(self, low: Key | None, high: Key | None) -> SQL:
+        """As `Reading` has it; nothing is computed but what HAVING needs."""
+        query = self._between(low, high).keys_only([column.name for column in self.source.key])
+        return _selected(query, self.source, self.source.key, self.dialect)
+
+    def keys_after(self, low: Key | None, count: int) -> SQL:
+        """As `Reading` has it: of the table that has the key, whatever the source takes of it."""
+        assert self.path.model is not None
+        keys = keys_after(self.path.model, self.path.fields, low, self.dialect)
+        if not any(field.unique for field in self.path.fields):
+            keys = keys.distinct()
+        return SQL(*compiled(keys[:count], self.dialect.using))
+
+    def _between(self, low: Key | None, high: Key | None, *, missing: bool = False) -> SourceQuery:
+        query, columns = self.source.query, [c.expression for c in self.source.key]
+        ends = [_prepared(self.source, key, self.dialect.using) for key in (low, high)]
+        if low or high:
+            within = KeyRange(*columns, dialect=self.dialect, low=ends[0], high=ends[1])
+            query = self._with_equal_columns(query.restricted(within), low, high)
+        if missing:
+            table = self.dialect.name(self.source.model._meta.db_table)
+            key = self.dialect.names([column.field for column in self.source.key])
+            query = query.restricted(Absent(*columns, table=table, key=key))
+        return query
+
+    def _with_equal_columns(
+        self, query: SourceQuery, low: Key | None, high: Key | None
+    ) -> SourceQuery:
+        """The range of the key's first column, for each column that is joined as equal to it."""
+        first: Any = self.source.key[0].expression
+        ends = [
+            end and end[:1]
+            for end in (_prepared(self.source, key, self.dialect.using) for key in (low, high))
+        ]
+        place = (first.alias, first.target.column)
+        for alias, column in equal_columns(query.tables, place):
+            condition = _Between(alias, column or "", self.dialect, ends[0], ends[1])
+            query = query.with_join_condition(alias, condition)
+        return query
+
+
+class Staged:
+    """A source that has been evaluated into a staging table, or is evaluated at once, as a whole.
+
+    Args:
+        source: the source.
+        dialect: the SQL of its database.
+        stage: name of the table; "" evaluates the source in the statement.
+    """
+
+    def __init__(self, source: Source, dialect: Dialect, stage: str = "") -> None:
+        self.source, self.dialect = source, dialect
+        self.stage = dialect.name(stage or "matviews_whole")
+        self.table = SQL(self.stage)
+        if not stage:
+            computed = whole(source, dialect)
+            self.table = SQL(f"({computed.text}) {self.stage}", computed.params)
+        self.key_fields = [column.field for column in source.key]
+
+    def rows(self, low: Key | None, high: Key | None, *, missing: bool = False) -> SQL:
+        """As `Reading` has it."""
+        condition = [self._range(low, high)]
+        if missing:
+            condition.append(self._missing())
+        return self._select([column.field for column in self.source.columns], condition)
+
+    def keys(self, low: Key | None, high: Key | None) -> SQL:
+        """As `Reading` has it."""
+        return self._select(self.key_fields, [self._range(low, high)])
+
+    def keys_after(self, low: Key | None, count: int) -> SQL:
+        """As `Reading` has it."""
+        keys = self._select(self.key_fields, [self._range(low, None)])
+        order = ", ".join(self.dialect.names(self.key_fields))
+        return SQL(f"{keys.text} ORDER BY {order} LIMIT %s", (*keys.params, count))
+
+    def _range(self, low: Key | None, high: Key | None) -> SQL:
+        columns = self.dialect.names(self.key_fields, self.stage)
+        ends = [_prepared(self.source, key, self.dialect.using) for key in (low, high)]
+        return self.dialect.in_range(columns, *ends)
+
+    def _missing(self) -> SQL:
+        view = self.dialect.name(self.source.model._meta.db_table)
+        mine = self.dialect.names(self.key_fields, self.stage)
+        theirs = self.dialect.names(self.key_fields, view)
+        same = " AND ".join(f"{one} = {other}" for one, other in zip(mine, theirs, strict=True))
+        return SQL(f"NOT EXISTS (SELECT 1 FROM {view} WHERE {same})")
+
+    def _select(self, fields: list[AnyField], conditions: list[SQL]) -> SQL:
+        columns = ", ".join(self.dialect.names(fields))
+        where = joined(" AND ", conditions)
+        text = f" WHERE {where.text}" if where else ""
+        return SQL(
+            f"SELECT {columns} FROM {self.table.text}{text}", (*self.table.params, *where.params)
+        )
+
+
+class _Between:
+    """A condition of a join: a column is not outside the range of the key's first column."""
+
+    def __init__(
+        self, alias: str, column: str, dialect: Dialect, low: Key | None, high: Key | None
+    ) -> None:
+        self.alias, self.column, self.dialect = alias, column, dialect
+        self.low, self.high = low, high
+
+    def as_sql(self, compiler: Any, _connection: Any) -> Any:
+        """The condition; the ends belong to it, for the key may have more columns."""
+        column = f"{compiler.quote_name_unless_alias(self.alias)}.{self.dialect.name(self.column)}"
+        ends = [(">=", self.low), ("<=", self.high)]
+        return tuple(
+            joined(" AND ", (self.dialect.beyond([column], sign, end) for sign, end in ends if end))
+        )
+
+
+def whole(source: Source, dialect: Dialect) -> SQL:
+    """A query for all rows of a source as they will be stored, however it is worked through."""
+    return _selected(source.query, source, source.columns, dialect)
+
+
+def _selected(
+    query: SourceQuery, source: Source, columns: tuple[Column, ...], dialect: Dialect
+) -> SQL:
+    """A query for columns of a source by the names of the view; without rows that have no key."""
+    names = dialect.names([column.field for column in columns])
+    stored = joined(
+        ", ",
+        (
+            joined(" AS ", (_stored(column, name, dialect), SQL(name)))
+            for column, name in zip(columns, names, strict=True)
+        ),
+    )
+    with timezone.override(None):
+        computed = SQL(*query.compile())
+    keyed = " AND ".join(
+        f"{name} IS NOT NULL" for name in dialect.names([column.field for column in source.key])
+    )
+    return SQL(
+        f"WITH {COMPUTED} ({', '.join(names)}) AS ({computed.text}) "
+        f"SELECT {stored.text} FROM {COMPUTED} WHERE {keyed}",
+        (*computed.params, *stored.params),
+    )
+
+
+def _stored(column: Column, name: str, dialect: Dialect) -> SQL:
+    """A column of the source as the view's column will hold it."""
+    expression = column.expression
+    if isinstance(expression, TruncBase) and isinstance(expression.output_field, DateTimeField):
+        with timezone.override(None):
+            zone = expression.get_tzname()
+        # Such a function returns the time of a zone, which Django converts once it has read it.
+        if zone not in (None, "UTC"):
+            return dialect.utc(name, zone)
+    return SQL(dialect.stored(column, name))
+
+
+def _prepared(source: Source, key: Key | None, using: str) -> Key | None:
+    return prepared([column.field for column in source.key], key, using) if key else None
+
+
+def keys_after(
+    model: type[Model], fields: tuple[AnyField, ...], low: Key | None, dialect: Dialect
+) -> QuerySet[Any, Any]:
+    """The keys of a table after `low`, in their order, as tuples."""
+    names = [field.attname for field in fields]
+    # Not by a manager: one may hide rows, even the base manager.
+    rows: Any = QuerySet(model, using=dialect.using).order_by(*names)
+    for field in fields:
+        if field.null:
+            rows = rows.filter(**{f"{field.attname}__isnull": False})
+    if low:
+        ends = prepared(fields, low, dialect.using)
+        rows = rows.filter(KeyRange(*names, dialect=dialect, low=ends, high=None))
+    return rows.values_list(*names)  # type: ignore[no-any-return]

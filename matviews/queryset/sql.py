@@ -1,0 +1,23 @@
+"""Pieces of SQL with their parameters."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["SQL", "joined"]
+
+
+class SQL(NamedTuple):
+    """SQL with `%s` for each of its parameters."""
+
+    text: str
+    params: tuple[Any, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
+
+def joined(separator: str, parts: Iterable[SQL]) -> SQL:
+    """The parts that are not empty, one after the other."""
+    kept: Sequence[SQL] = [part for part in parts if part]
+    text = separator.join(part.text for part in kept)
+    return SQL(text, tuple(param for part in kept for param in part.params))

@@ -1,0 +1,189 @@
+"""The statements of the phases: each for one range of keys, each writing only what differs."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from django.db import connections
+
+from ..phases import Phase
+from .conditions import KeyRange
+from .dialects import ROWS, Dialect
+from .keys import prepared
+from .query import from_database
+from .readings import Key, Reading
+from .source import Column, Source
+from .sql import SQL, joined
+
+__all__ = ["Range", "Statements"]
+
+Range = tuple[Key | None, Key | None]
+
+
+class Ahead(NamedTuple):
+    """The next keys that the source may have.
+
+    Attributes:
+        high: the last one of them; None if there are fewer than were asked for.
+        keys: how many there are.
+        lacking: whether the view lacks one. The source may lack it as well: that is for the
+            statement of the phase to find out.
+    """
+
+    high: Key | None
+    keys: int
+    lacking: bool
+
+
+class Statements:
+    """The SQL that brings a view to its source, range by range.
+
+    Args:
+        source: the view's source.
+        reading: how its rows are read.
+        dialect: the SQL of its database.
+    """
+
+    def __init__(self, source: Source, reading: Reading, dialect: Dialect) -> None:
+        self.source, self.reading, self.dialect = source, reading, dialect
+        self.table = dialect.name(source.model._meta.db_table)
+        self.key_fields = [column.field for column in source.key]
+        self.key = dialect.names(self.key_fields)
+        self.written = [*source.values, *self._respelt()]
+
+    def _respelt(self) -> list[Column]:
+        """Columns of the key whose letters may change while the key stays the same to the database.
+
+        Grouped rows are left alone: which of several spellings stands for the group is chance.
+        """
+        if self.source.query.grouping is not None or self.source.query.distinct:
+            return []
+        return [column for column in self.source.key if self.dialect.folds(column.field)]
+
+    def insert(self, within: Range, *, empty: bool) -> SQL:
+        """Write the rows of the source that the view lacks; `empty`: it has none in the range."""
+        columns = ", ".join(self.dialect.names([column.field for column in self.source.columns]))
+        rows = self.reading.rows(*within, missing=not empty)
+        return SQL(f"INSERT INTO {self.table} ({columns}) {rows.text}", rows.params)
+
+    def update(self, within: Range, skipped: Iterable[Range] = ()) -> SQL:
+        """Write the values that differ. Only for views that have values."""
+        rows = self.reading.rows(*within)
+        where = joined(" AND ", [*self.of_view(within, skipped), self.differing()])
+        values = self.dialect.names([column.field for column in self.written])
+        return self.dialect.update(self.table, self.key, values, rows, where, self._pk())
+
+    def delete(self, within: Range, skipped: Iterable[Range] = ()) -> list[SQL]:
+        """Remove the rows whose keys the source lacks; statements one after the other."""
+        keys, where = self.reading.keys(*within), self.of_view(within, skipped)
+        return self.dialect.delete(self.table, self.key, keys, where, self._pk())
+
+    def differing(self) -> SQL:
+        """A condition on a row of the view and that of `ROWS` with its key: a value differs."""
+        unlike = (
+            self.dialect.differs(column, f"{self.table}.{name}", f"{ROWS}.{name}")
+            for column, name in zip(
+                self.written,
+                self.dialect.names([column.field for column in self.written]),
+                strict=True,
+            )
+        )
+        return SQL(f"({' OR '.join(unlike) or '1 = 0'})")
+
+    def _pk(self) -> list[str]:
+        return self.dialect.names(self.source.model._meta.pk_fields, self.table)
+
+    def surplus(self, within: Range) -> SQL:
+        """A condition on a row of the view in the range: the source lacks its key."""
+        wanted = self.dialect.names(self.key_fields, self.table)
+        return self.dialect.lacking(self.reading.keys(*within), self.key, wanted)
+
+    def look_ahead(self, low: Key | None, count: int) -> "Ahead":
+        """What the next `count` keys after `low` are."""
+        ahead, keys = self.reading.keys_after(low, count), "matviews_keys"
+        pairs = [f"{self.table}.{name} = {keys}.{name}" for name in self.key]
+        missing = f"SELECT 1 FROM {self.table} WHERE {' AND '.join(pairs)}"
+        statement = SQL(
+            f"WITH {keys} ({', '.join(self.key)}) AS ({ahead.text}) SELECT {', '.join(self.key)}, "
+            f"(SELECT COUNT(*) FROM {keys}), EXISTS (SELECT 1 FROM {keys} WHERE NOT EXISTS ({missing})) "
+            f"FROM {keys} ORDER BY {', '.join(f'{name} DESC' for name in self.key)} LIMIT 1",
+            ahead.params,
+        )
+        with connections[self.dialect.using].cursor() as cursor:
+            cursor.execute(*statement)
+            row = cursor.fetchone()
+        if row is None:
+            return Ahead(None, 0, False)
+        *values, found, lacks = row
+        high = tuple(
+            from_database(field, value, self.dialect.using)
+            for field, value in zip(self.key_fields, values, strict=True)
+        )
+        return Ahead(high if found == count else None, found, bool(lacks))
+
+    def in_view(self, within: Range) -> SQL:
+        """A query for whether the view has a row in the range."""
+        where = joined(" AND ", self.of_view(within))
+        condition = f" WHERE {where.text}" if where else ""
+        return SQL(f"SELECT 1 FROM {self.table}{condition} LIMIT 1", where.params)
+
+    def waiting(self, phase: Phase) -> SQL:
+        """A query for whether a phase has a row to write at all."""
+        everything: Range = (None, None)
+        if phase is Phase.INSERT:
+            rows = self.reading.rows(*everything, missing=True)
+            return SQL(f"SELECT 1 FROM ({rows.text}) {ROWS} LIMIT 1", rows.params)
+        if phase is Phase.UPDATE:
+            rows = self.reading.rows(*everything)
+            same = " AND ".join(f"{self.table}.{name} = {ROWS}.{name}" for name in self.key)
+            return SQL(
+                f"SELECT 1 FROM ({rows.text}) {ROWS} JOIN {self.table} ON {same} "
+                f"WHERE {self.differing().text} LIMIT 1",
+                rows.params,
+            )
+        surplus = self.surplus(everything)
+        return SQL(f"SELECT 1 FROM {self.table} WHERE {surplus.text} LIMIT 1", surplus.params)
+
+    def of_view(self, within: Range, skipped: Iterable[Range] = ()) -> Iterable[SQL]:
+        """Conditions on rows of the view: in the range, and in none of those skipped."""
+        columns = self.dialect.names(self.key_fields, self.table)
+        yield self.dialect.in_range(columns, *self._ends(within))
+        for each in skipped:
+            inside = self.dialect.in_range(columns, *self._ends(each))
+            yield SQL(f"NOT ({inside.text})", inside.params)
+
+    def within(self, within: Range) -> KeyRange:
+        """A condition on rows of the view, for its queryset: in the range."""
+        low, high = self._ends(within)
+        names = [field.attname for field in self.key_fields]
+        return KeyRange(*names, dialect=self.dialect, low=low, high=high)
+
+    def _ends(self, within: Range) -> tuple[Key | None, Key | None]:
+        using = self.dialect.using
+        low, high = (prepared(self.key_fields, key, using) if key else None for key in within)
+        return low, high
+
+    def do(
+        self, phase: Phase, within: Range, skipped: Iterable[Range] = (), *, empty: bool = False
+    ) -> int:
+        """Do a phase in a range; the rows that it wrote. `empty`: the view has none there."""
+        if phase is Phase.INSERT:
+            return self.run(self.insert(within, empty=empty))
+        if phase is Phase.UPDATE:
+            update = [self.update(within, skipped)] if self.written else []
+            return self.dialect.updated(self.run(*update))
+        return self.run(*self.delete(within, skipped))
+
+    def run(self, *statements: SQL) -> int:
+        """Run statements of which one writes; the rows that its driver counts."""
+        rows = 0
+        with connections[self.dialect.using].cursor() as cursor:
+            for statement in statements:
+                cursor.execute(*statement)
+                rows = max(rows, int(cursor.rowcount))
+        return rows
+
+    def finds(self, query: SQL) -> Any:
+        """Whether a query has a row."""
+        with connections[self.dialect.using].cursor() as cursor:
+            cursor.execute(*query)
+            return cursor.fetchone() is not None

@@ -1,0 +1,109 @@
+"""Models with tables that a test makes for itself, and that are gone when it ends."""
+
+# ruff: noqa: N806 - variables that are models
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from django.db import connection, models
+from django.db.models import QuerySet
+
+from matviews import MaterializedView, engine
+from matviews.models import Refresh
+from matviews.registry import registry
+from matviews.states import RefreshState
+from tests import defining
+
+__all__ = ["Source", "alone", "derived_view", "made", "model", "refreshed", "unique"]
+
+Source = Callable[[type[Any]], QuerySet[Any, Any]]
+
+MODULE = "tests.shapes.models"
+
+
+def model(
+    name: str,
+    *,
+    bases: tuple[type, ...] = (models.Model,),
+    meta: dict[str, Any] | None = None,
+    **members: Any,
+) -> type[Any]:
+    """A model of the project. Within `alone`."""
+    Meta = type("Meta", (), {"app_label": "shapes", **(meta or {})})
+    return type(name, bases, {"__module__": MODULE, "Meta": Meta, **members})
+
+
+def derived_view(
+    source: Source,
+    *,
+    name: str = "Made",
+    key: list[str] | None = None,
+    options: dict[str, Any] | None = None,
+    bases: tuple[type, ...] = (models.Model,),
+    meta: dict[str, Any] | None = None,
+    **members: Any,
+) -> type[Any]:
+    """A view with `source()`. Within `alone`.
+
+    Args:
+        source: what `source()` returns.
+        name: of the class.
+        key: `MatviewMeta.key`.
+        options: more of `MatviewMeta`.
+        bases: of the class, after the mixin.
+        meta: more of `Meta`.
+        members: fields and whatever else the class has.
+    """
+    of_key = {"key": key} if key else {}
+    MatviewMeta = type("MatviewMeta", (), {**of_key, **(options or {})})
+    return model(
+        name,
+        bases=(MaterializedView, *bases),
+        meta=meta,
+        MatviewMeta=MatviewMeta,
+        source=classmethod(source),
+        **members,
+    )
+
+
+def unique(*fields: str, **options: Any) -> dict[str, Any]:
+    """A `Meta` with a unique constraint."""
+    return {
+        "constraints": [
+            models.UniqueConstraint(fields=fields, name=f"made_{'_'.join(fields)}", **options)
+        ]
+    }
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What is defined within is the project's until the end, and the only views are among it."""
+    with defining.own_models():
+        for definition in registry:
+            registry.unregister(definition.label)
+        yield
+
+
+@contextmanager
+def made(*wanted: type[Any]) -> Iterator[None]:
+    """The tables of the models are there until the end, and the controls of views."""
+    with ExitStack() as stack:
+        for each in wanted:
+            with connection.schema_editor() as editor:
+                editor.create_model(each)
+            stack.callback(_drop, each)
+        engine.sync_controls()
+        yield
+
+
+def _drop(each: type[Any]) -> None:
+    with connection.schema_editor() as editor:
+        editor.delete_model(each)
+
+
+def refreshed(view: type[Any], **request: Any) -> dict[str, int]:
+    """Refresh a view; the rows that each phase has written."""
+    refresh: Refresh = defining.run(view, **request)
+    assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
+    return {run.phase: run.rows for run in refresh.runs.all()}

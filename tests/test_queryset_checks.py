@@ -1,0 +1,296 @@
+"""Warnings of the system checks for views with `source()`: W006 to W010; E007 and what is skipped."""
+
+# ruff: noqa: N806 - variables that are models
+
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.core.checks import CheckMessage, run_checks
+from django.db import OperationalError, connection, models
+from django.db.models import Count, F, OuterRef, Q, Subquery, Value
+from django.db.models.functions import Now, Random
+from django.utils import timezone
+
+from matviews import MaterializedView, checks
+from matviews.definition import define
+from matviews.queryset.source import find_source
+from matviews.registry import registry
+from tests.defining import six_hooks
+from tests.shapes.models import Customer, Order, Product, grouped
+from tests.shapes.query import Query
+from tests.tables import alone, derived_view, model, unique
+
+pytestmark = [pytest.mark.database, pytest.mark.django_db]
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with alone():
+        yield
+
+
+def key(**options: Any) -> Any:
+    return models.BigIntegerField(unique=True, **options)
+
+
+def found() -> list[CheckMessage]:
+    return checks.check_sources()
+
+
+def only(number: str) -> CheckMessage:
+    (problem,) = found()
+    assert problem.id == f"matviews.{number}", problem
+    return problem
+
+
+def test_a_sound_view_has_no_problem() -> None:
+    derived_view(
+        lambda cls: Order.objects.values(ref=F("customer")).annotate(n=Count("pk")),
+        ref=key(), n=models.IntegerField(),
+    )  # fmt: skip
+
+    assert found() == []
+    assert checks.check_views() == []
+
+
+def test_every_problem_that_keeps_a_view_from_being_derived_is_an_error() -> None:
+    derived_view(
+        lambda cls: Order.objects.values(ref=F("pk"), n=F("note")),
+        ref=key(), n=models.IntegerField(), m=models.IntegerField(),
+    )  # fmt: skip
+
+    assert sorted(each.id or "" for each in found()) == ["matviews.E016"] * 2
+    assert all(each.is_serious() for each in found())
+
+
+class TestW006:
+    @pytest.mark.parametrize(
+        ("rows", "part", "why"),
+        [
+            (lambda: Order.objects.values(ref=F("pk"), at=Now()), "the column at", "Now()"),
+            (lambda: Order.objects.filter(placed_at__lt=Now()).values(ref=F("pk")),
+             "the filter", "Now()"),
+            (lambda: Order.objects.filter(placed_at__lt=timezone.now()).values(ref=F("pk")),
+             "the filter", "other parameters"),
+            (lambda: Order.objects.values(ref=F("pk"), at=Value(timezone.now())),
+             "the column at", "other parameters"),
+            (lambda: Order.objects.values(ref=F("pk"), chance=Random()),
+             "the column chance", "Random()"),
+            (lambda: Order.objects.order_by("?").values(ref=F("pk"))[:2], "the ordering", "Random()"),
+            (lambda: Order.objects.order_by().values(ref=F("pk")).union(
+                Order.objects.order_by().filter(placed_at__lt=Now()).values(ref=F("pk"))),
+             "query 2 of the union", "Now()"),
+            (lambda: Customer.objects.values(ref=F("pk"), at=Subquery(
+                Order.objects.filter(customer=OuterRef("pk"), placed_at__lt=timezone.now())
+                .order_by("placed_at").values("placed_at")[:1])),
+             "the column at", "other parameters"),
+            (lambda: Order.objects.values(ref=F("customer")).annotate(n=Count("pk"))
+             .filter(n__lt=random.randrange(10**9)), "the filter", "other parameters"),
+        ],
+    )  # fmt: skip
+    def test_names_the_part_that_changes_by_itself(self, rows: Any, part: str, why: str) -> None:
+        derived_view(
+            lambda cls: rows(), ref=key(), at=models.DateTimeField(null=True),
+            chance=models.FloatField(null=True), n=models.IntegerField(null=True),
+        )  # fmt: skip
+
+        warning = only("W006")
+
+        assert warning.msg.startswith(f"shapes.Made: {part} of source() changes by itself (")
+        assert why in warning.msg
+        assert "Each refresh writes the rows whose value has moved" in (warning.hint or "")
+
+    def test_a_moment_that_is_the_same_in_each_call_is_none(self) -> None:
+        begin = timezone.now() - timedelta(days=1)
+        derived_view(
+            lambda cls: Order.objects.filter(placed_at__gt=begin).values(ref=F("pk")), ref=key()
+        )
+
+        assert found() == []
+
+
+class TestW007:
+    def test_names_the_index_to_add_where_only_that_keeps_windows_out(self) -> None:
+        derived_view(
+            lambda cls: Order.objects.values("status", ref=F("quantity")).annotate(n=Count("pk")),
+            key=["ref", "status"], meta=unique("ref", "status"), ref=models.IntegerField(),
+            status=models.CharField(max_length=10), n=models.IntegerField(),
+        )  # fmt: skip
+
+        warning = only("W007")
+
+        assert "no index of shapes.Order begins with quantity, status" in warning.msg
+        assert "staged" in warning.msg
+        assert 'models.Index(fields=["quantity", "status"])' in (warning.hint or "")
+
+    def test_a_joined_table_without_an_index_would_be_read_by_each_batch(self) -> None:
+        Line = model(
+            "Line",
+            order=models.ForeignKey(Order, models.CASCADE, db_index=False, related_name="lines"),
+        )
+        derived_view(
+            lambda cls: Order.objects.values(ref=F("pk")).annotate(n=Count("lines")),
+            ref=key(), n=models.IntegerField(),
+        )  # fmt: skip
+
+        warning = only("W007")
+
+        assert f"no index of {Line._meta.label} begins with order" in warning.msg
+        assert "each batch reads the whole table" in warning.msg
+        assert 'models.Index(fields=["order"])' in (warning.hint or "")
+
+    def test_is_not_for_what_is_staged_for_another_reason(self) -> None:
+        derived_view(
+            lambda cls: Order.objects.order_by("quantity").values(ref=F("quantity"))[:3],
+            ref=key(),
+        )  # fmt: skip
+
+        assert found() == []
+
+
+class TestW008:
+    @pytest.mark.parametrize(
+        ("meta", "n"),
+        [
+            (None, {"unique": True}),
+            (unique("n"), {}),
+            (unique("n", condition=Q(n__gt=0)), {}),
+            ({"unique_together": [("n",)]}, {}),
+        ],
+    )
+    def test_a_second_unique_constraint(self, meta: Any, n: dict[str, Any]) -> None:
+        derived_view(
+            lambda cls: Order.objects.values(ref=F("pk"), n=F("slot")),
+            key=["ref"], meta=meta, ref=key(), n=models.IntegerField(null=True, **n),
+        )  # fmt: skip
+
+        assert "n must be unique, and it is not the key" in only("W008").msg
+
+    def test_is_not_for_one_that_the_key_implies_or_that_source_does_not_fill(self) -> None:
+        derived_view(
+            lambda cls: Order.objects.values(ref=F("pk"), n=F("slot")),
+            key=["ref"], meta=unique("ref", "n"), ref=key(), n=models.IntegerField(null=True),
+            own=models.IntegerField(null=True, unique=True),
+        )  # fmt: skip
+
+        assert found() == []
+
+
+class TestW009:
+    def test_a_foreign_key_that_the_database_enforces(self) -> None:
+        derived_view(
+            lambda cls: Order.objects.values("customer").annotate(n=Count("pk")),
+            customer=models.OneToOneField(Customer, models.CASCADE, related_name="+"),
+            n=models.IntegerField(),
+        )
+
+        warning = only("W009")
+
+        assert "foreign key customer to shapes.Customer" in warning.msg
+        assert "db_constraint=False and on_delete=models.DO_NOTHING" in (warning.hint or "")
+
+    def test_is_for_views_with_hooks_too(self) -> None:
+        model(
+            "Hooked", bases=(MaterializedView, models.Model),
+            customer=models.ForeignKey(Customer, models.CASCADE, related_name="+"), **six_hooks(),
+        )  # fmt: skip
+
+        only("W009")
+
+    def test_is_not_for_a_foreign_key_without_a_constraint(self) -> None:
+        derived_view(
+            lambda cls: Order.objects.values("customer").annotate(n=Count("pk")),
+            customer=models.OneToOneField(
+                Customer, models.DO_NOTHING, related_name="+", db_constraint=False
+            ),
+            n=models.IntegerField(),
+        )
+
+        assert found() == []
+
+
+def test_w010_a_key_whose_collation_differs_between_source_and_view() -> None:
+    collation = {"postgresql": "C", "mysql": "utf8mb4_bin", "sqlite": "NOCASE"}[connection.vendor]
+    derived_view(
+        lambda cls: Product.objects.values("sku"),
+        sku=models.CharField(max_length=40, unique=True, db_collation=collation),
+    )
+
+    warning = only("W010")
+
+    assert "sku, of the key, is compared by another collation" in warning.msg
+    assert warning.hint == "Give both fields the same db_collation."
+
+
+class TestStripes:
+    def test_e007_says_that_derived_phases_work_in_one(self) -> None:
+        view = derived_view(
+            lambda cls: Order.objects.values(ref=F("pk")), options={"stripes": 3}, ref=key()
+        )
+
+        (error,) = registry.find(view).problems
+
+        assert error.id == "matviews.E007"
+        assert "derived from source() work in one stripe" in error.msg
+        assert "Take stripes out" in (error.hint or "")
+        assert found() == []  # one fault at a time
+
+
+class TestWhatIsNoSource:
+    def test_a_field_of_that_name(self) -> None:
+        Hooked = model(
+            "Hooked", bases=(MaterializedView, models.Model),
+            source=models.CharField(max_length=10), **six_hooks(),
+        )  # fmt: skip
+
+        assert not registry.find(Hooked).has_source
+        assert checks.check_views() == found() == []
+
+    def test_a_method_of_that_name_of_a_view_with_all_hooks(self) -> None:
+        Hooked = model(
+            "Hooked", bases=(MaterializedView, models.Model),
+            source=lambda self: "elsewhere", **six_hooks(),
+        )  # fmt: skip
+
+        assert not registry.find(Hooked).has_source
+        assert checks.check_views() == found() == []
+
+    def test_a_class_method_of_that_name_of_a_view_with_all_hooks_is_not_called(self) -> None:
+        derived_view(lambda cls, year: None, **six_hooks())  # type: ignore[arg-type, misc]
+
+        assert checks.check_views() == found() == []
+
+
+def test_a_source_that_needs_a_table_before_it_is_migrated_does_not_stop_migrate() -> None:
+    def source(cls: Any) -> Any:
+        raise OperationalError("no such table")
+
+    derived_view(source, ref=key())
+
+    assert found() == []
+
+
+def test_the_checks_are_registered() -> None:
+    derived_view(lambda cls: Order.objects.values(ref=F("pk"), at=Now()), ref=key(),
+                 at=models.DateTimeField())  # fmt: skip
+
+    assert "matviews.W006" in [each.id for each in run_checks(tags=["models"])]
+
+
+@pytest.mark.database
+@pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
+def test_a_zone_that_the_database_does_not_know_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The database would give NULL for every key, and the view would be empty without a word."""
+    monkeypatch.setattr(connection.features, "has_zoneinfo_database", False)
+    monkeypatch.setattr(grouped.DayTotal, "query", Query(bound=1))
+    monkeypatch.setattr(Query, "zone", lambda _query: ZoneInfo("America/New_York"))
+
+    _source, problems = find_source(define(grouped.DayTotal), "default")
+
+    assert ["America/New_York" in str(problem.msg) for problem in problems] == [True]

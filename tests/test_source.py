@@ -1,0 +1,237 @@
+"""What is read of `source()`: its columns, its key, and every problem that can be told before it runs."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.core.checks import CheckMessage
+from django.db import DatabaseError, models
+from django.db.models import Count, F, Sum
+from django.test import override_settings
+from django.utils import timezone
+
+from matviews.exceptions import InvalidView
+from matviews.queryset import plan_of
+from matviews.queryset.source import Source, find_source, read_source
+from matviews.registry import registry
+from tests.shapes.models import Customer, Order, Tag
+from tests.tables import alone, derived_view, unique
+
+pytestmark = [pytest.mark.database, pytest.mark.django_db]
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with alone():
+        yield
+
+
+def key(**options: Any) -> Any:
+    return models.BigIntegerField(unique=True, **options)
+
+
+def read(source: Any, **members: Any) -> Source:
+    return read_source(registry.find(derived_view(source, **members)), "default")
+
+
+def problem(source: Any, **members: Any) -> CheckMessage:
+    found, problems = find_source(registry.find(derived_view(source, **members)), "default")
+    assert found is None
+    (only,) = problems
+    assert isinstance(only.msg, str)
+    assert only.msg.startswith("shapes.")
+    assert only.hint
+    return only
+
+
+def pointer(**options: Any) -> Any:
+    return models.ForeignKey(
+        Customer, models.DO_NOTHING, db_constraint=False, related_name="+", **options
+    )
+
+
+class TestColumns:
+    @pytest.mark.parametrize("name", ["customer", "customer_id"])
+    def test_a_field_is_filled_by_its_name_or_its_attname(self, name: str) -> None:
+        source = read(
+            lambda cls: Tag.objects.values(**{name: F("pk")}), customer=pointer(unique=True)
+        )
+
+        assert [column.field.name for column in source.key] == ["customer"]
+
+    def test_one_may_be_called_pk(self) -> None:
+        source = read(
+            lambda cls: Order.objects.values("pk"), id=models.BigIntegerField(primary_key=True)
+        )
+
+        assert [column.field.name for column in source.key] == ["id"]
+
+    def test_fields_that_the_database_fills_may_be_left_out(self) -> None:
+        source = read(
+            lambda cls: Order.objects.values(ref=F("pk")), ref=key(),
+            empty=models.IntegerField(null=True), zero=models.IntegerField(db_default=0),
+        )  # fmt: skip
+
+        assert [column.name for column in source.columns] == ["ref"]
+
+    def test_e016_a_field_that_is_filled_twice(self) -> None:
+        found = problem(
+            lambda cls: Tag.objects.values(customer=F("pk"), customer_id=F("pk")),
+            customer=pointer(unique=True),
+        )
+
+        assert found.id == "matviews.E016"
+        assert "fills the field customer twice" in found.msg
+
+    def test_e016_a_nearly_right_name(self) -> None:
+        found = problem(lambda cls: Order.objects.values(ref=F("pk"), hight=F("slot")), ref=key(),
+                        height=models.IntegerField(null=True))  # fmt: skip
+
+        assert found.id == "matviews.E016"
+        assert (found.hint or "").startswith("Did you mean height?")
+
+
+class TestKey:
+    def test_is_the_only_unique_constraint(self) -> None:
+        source = read(
+            lambda cls: Order.objects.values("status", ref=F("slot")).annotate(n=Count("pk")),
+            meta=unique("status", "ref"), ref=models.IntegerField(), n=models.IntegerField(),
+            status=models.CharField(max_length=10),
+        )  # fmt: skip
+
+        assert [column.name for column in source.key] == ["status", "ref"]
+
+    def test_is_in_the_order_that_the_option_gives(self) -> None:
+        source = read(
+            lambda cls: Order.objects.values("status", ref=F("slot")).annotate(n=Count("pk")),
+            key=["ref", "status"], meta=unique("status", "ref"), ref=models.IntegerField(),
+            n=models.IntegerField(), status=models.CharField(max_length=10),
+        )  # fmt: skip
+
+        assert [column.name for column in source.key] == ["ref", "status"]
+
+    def test_e017_none_and_several(self) -> None:
+        def source(cls: Any) -> Any:
+            return Order.objects.values(ref=F("pk"), other=F("slot"))
+
+        none = problem(source, ref=models.IntegerField(), other=models.IntegerField(null=True))
+        several = problem(source, name="Several", ref=key(), other=key(null=True))
+
+        assert "but it has none" in none.msg
+        assert "Add a UniqueConstraint" in (none.hint or "")
+        assert "several unique constraints (ref; other)" in several.msg
+        assert "MatviewMeta.key" in (several.hint or "")
+
+    def test_e017_a_name_that_is_no_field(self) -> None:
+        found = problem(lambda cls: Order.objects.values(ref=F("pk")), key=["reference"], ref=key())
+
+        assert "names reference, which is no field" in found.msg
+        assert found.id == "matviews.E017"
+
+    def test_e017_a_key_that_source_lacks(self) -> None:
+        found = problem(
+            lambda cls: Order.objects.values(n=F("pk")), ref=key(), n=models.IntegerField()
+        )
+
+        assert "source() lacks ref, of the key (ref)" in found.msg
+
+    def test_e017_a_constraint_with_a_condition_holds_no_key(self) -> None:
+        found = problem(
+            lambda cls: Order.objects.values(ref=F("pk")), key=["ref"],
+            meta=unique("ref", condition=models.Q(ref__gt=0)), ref=models.IntegerField(),
+        )  # fmt: skip
+
+        assert "no unique constraint holds its key" in found.msg
+
+
+class TestReading:
+    def test_e015_what_source_raised_is_told(self) -> None:
+        def source(cls: Any) -> Any:
+            raise RuntimeError("no idea")
+
+        found = problem(source, ref=key())
+
+        assert found.id == "matviews.E015"
+        assert "raised RuntimeError: no idea" in found.msg
+
+    def test_e015_a_field_that_is_not_there(self) -> None:
+        found = problem(
+            lambda cls: Order.objects.values(ref=F("pk")).annotate(n=Sum("nothing")), ref=key()
+        )
+
+        assert found.id == "matviews.E015"
+        assert "nothing" in found.msg
+
+    def test_e016_all_columns_that_do_not_fit_are_told_at_once(self) -> None:
+        view = derived_view(
+            lambda cls: Order.objects.values(ref=F("pk"), a=F("note"), b=F("paid")),
+            ref=key(), a=models.IntegerField(), b=models.DateField(), c=models.IntegerField(),
+        )  # fmt: skip
+
+        _source, problems = find_source(registry.find(view), "default")
+
+        assert [each.id for each in problems] == ["matviews.E016"] * 3
+
+    def test_a_failure_of_the_database_stays_one(self) -> None:
+        def source(cls: Any) -> Any:
+            raise DatabaseError("gone")
+
+        with pytest.raises(DatabaseError, match="gone"):
+            read(source, ref=key())
+
+    def test_the_words_of_a_refusal_are_those_of_the_check(self) -> None:
+        with pytest.raises(
+            InvalidView, match=r"raised ValueError: x It is called without arguments"
+        ):
+            read(
+                lambda cls: int("x") if not cls else (_ for _ in ()).throw(ValueError("x")),
+                ref=key(),
+            )
+
+    def test_source_is_called_in_the_projects_time_zone(self) -> None:
+        zones = []
+
+        def source(cls: Any) -> Any:
+            zones.append(timezone.get_current_timezone_name())
+            return Order.objects.values(ref=F("pk"))
+
+        with (
+            override_settings(TIME_ZONE="America/New_York"),
+            timezone.override(ZoneInfo("Asia/Tokyo")),
+        ):
+            read(source, ref=key())
+            assert timezone.get_current_timezone_name() == "Asia/Tokyo"
+
+        assert zones == ["America/New_York"]
+
+
+class TestFingerprint:
+    def test_a_set_in_another_order_is_the_same_definition(self) -> None:
+        wanted = [["a", "b", "c"], ["c", "a", "b"], ["a", "b"]]
+
+        def source(cls: Any) -> Any:
+            return Order.objects.filter(status__in=wanted[0], slot__gt=3).values(ref=F("pk"))
+
+        definition = registry.find(derived_view(source, ref=key()))
+        prints = []
+        while wanted:
+            prints.append(plan_of(definition, "default").fingerprint)
+            wanted.pop(0)
+
+        assert prints[0] == prints[1] != prints[2]
+
+    def test_a_moment_that_moves_is_the_same_definition(self) -> None:
+        definition = registry.find(
+            derived_view(
+                lambda cls: Order.objects.filter(
+                    placed_at__gt=timezone.now() - timedelta(days=30)
+                ).values(ref=F("pk")),
+                ref=key(),
+            )
+        )
+
+        assert (
+            plan_of(definition, "default").fingerprint == plan_of(definition, "default").fingerprint
+        )
