@@ -11,6 +11,21 @@ from tests import processes, services
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+# Begun first, so that none of them is what the others wait for at the end.
+LONGEST_FILES = (
+    "test_shape_histories.py",
+    "test_command_process.py",
+    "test_paths.py",
+    "test_shapes.py",
+    "test_workers.py",
+    "test_kills.py",
+    "test_docs.py",
+    "test_beat.py",
+    "test_live.py",
+    "test_example_project.py",
+    "test_histories.py",
+)
+
 hypothesis.settings.register_profile("short", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
     "long", hypothesis.settings.get_profile("short"), max_examples=2000
@@ -34,6 +49,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     _skip_without_database(items)
     if not config.getoption("long"):
         _deselect_long(config, items)
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    name = item.path.name
+    return LONGEST_FILES.index(name) if name in LONGEST_FILES else len(LONGEST_FILES)
 
 
 def _skip_without_database(items: list[pytest.Item]) -> None:
@@ -58,6 +79,17 @@ def _without(problem: str) -> NoReturn:
     if services.in_ci():
         pytest.fail(problem)
     pytest.skip(problem)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_flush() -> Iterator[None]:
+    from django.test import TransactionTestCase
+
+    from tests import flushing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", flushing.flush_filled_tables)
+        yield
 
 
 @pytest.fixture(scope="session")

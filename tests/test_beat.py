@@ -16,8 +16,6 @@ from tests.processes import Workers
 from tests.sample.models import Ledger
 from tests.test_workers import forget, token_of
 
-pytestmark = [pytest.mark.database]
-
 CLOCK = "sample.Whole"  # a view whose schedule tells that a second has passed
 LEDGER, LIMITED = "sample.Ledger", "sample.Limited"
 HOUR = timedelta(hours=1)
@@ -125,6 +123,7 @@ def test_beat_follows_what_is_done_to_schedules(workers: Workers) -> None:
     assert_each_item_once()
 
 
+@pytest.mark.database
 def test_two_beats_a_killed_one_and_a_broker_that_forgets(
     workers: Workers, redis_url: str, queue: str
 ) -> None:

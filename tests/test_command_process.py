@@ -30,7 +30,7 @@ from tests.ledger import add_items, assert_each_item_once, fault
 from tests.processes import DEADLINE, ROOT, Workers
 from tests.sample.models import Fault, Item, Ledger, Limited, Walked
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 CONTROL = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
@@ -195,6 +195,7 @@ def test_the_list_cuts_nothing_on_a_terminal(columns: int) -> None:
 # Signals
 
 
+@pytest.mark.database
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )
@@ -227,6 +228,7 @@ def test_the_first_signal_stops_between_batches_and_the_next_run_goes_on(
     assert not Refresh.objects.filter(state=RefreshState.OPEN).exists()
 
 
+@pytest.mark.database
 def test_a_signal_during_the_last_batch_of_all_finds_everything_done() -> None:
     add_items(5)
     with slow(Ledger, seconds=1.0):
@@ -239,6 +241,7 @@ def test_a_signal_during_the_last_batch_of_all_finds_everything_done() -> None:
     assert_each_item_once()
 
 
+@pytest.mark.database
 @pytest.mark.parametrize("columns", [0, 80], ids=["pipe", "terminal"])
 def test_the_second_signal_interrupts_the_batch_and_leaves_nothing_wedged(columns: int) -> None:
     # given a batch that takes very long
@@ -261,6 +264,7 @@ def test_the_second_signal_interrupts_the_batch_and_leaves_nothing_wedged(column
     assert_each_item_once()
 
 
+@pytest.mark.database
 @not_on_sqlite
 def test_the_second_signal_ends_the_statement_on_the_server_too() -> None:
     # given a batch inside a statement of many seconds
@@ -334,6 +338,7 @@ def small_batches(settings: Any) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.database
 @pytest.mark.usefixtures("small_batches")
 def test_the_command_and_workers_refresh_one_view_and_both_end(workers: Workers) -> None:
     # given two workers on their way through a view
@@ -356,6 +361,7 @@ def test_the_command_and_workers_refresh_one_view_and_both_end(workers: Workers)
     assert_each_item_once()
 
 
+@pytest.mark.database
 @not_on_sqlite
 @pytest.mark.usefixtures("small_batches")
 def test_the_command_goes_on_where_a_worker_was_killed(workers: Workers) -> None:
@@ -375,6 +381,7 @@ def test_the_command_goes_on_where_a_worker_was_killed(workers: Workers) -> None
     assert_each_item_once()
 
 
+@pytest.mark.database
 @pytest.mark.parametrize("columns", [0, 80], ids=["pipe", "terminal"])
 def test_the_command_takes_over_from_a_worker_that_is_gone(columns: int, settings: Any) -> None:
     # given the announcement of a worker that will never come back

@@ -37,8 +37,14 @@ def manage(
     )
 
 
-@pytest.mark.database
 def test_its_own_tests_pass() -> None:
+    done = manage("test", "--noinput")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.database
+@pytest.mark.long
+def test_its_own_tests_pass_on_the_server() -> None:
     name = f"matviews_example_{os.getpid()}"
     done = manage("test", "--noinput", address=database_url(name))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -709,7 +709,7 @@ def test_a_view_of_each_construct_equals_its_source(construct: str, shop: Shop) 
         names = [f.attname for f in view._meta.concrete_fields if f.attname != "id"]
         for _ in range(2):
             # When it is refreshed, in many small batches, then it has the rows of its source
-            refreshed(view, batch_size=4)
+            refreshed(view, batch_size=8)
             expected = rows(_unordered(view.source()), names, each.key)
             assert rows(view._base_manager.values(*names), names, each.key) == expected
             # And another refresh writes nothing
