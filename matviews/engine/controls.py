@@ -8,13 +8,19 @@ from typing import Any
 from django.db.models import Count, F, Q
 
 from ..definition import ViewDefinition
+from ..exceptions import ViewNotReady
 from ..models import Period, RefreshSchedule, Stripe, ViewControl
 from ..queryset import tables_read
 from ..registry import registry
 from ..states import RefreshState
 from .databases import alias, lock_free, short_transaction
 
-__all__ = ["sync_controls", "sync_stripes", "views_in_batch"]
+__all__ = ["not_ready", "sync_controls", "sync_stripes", "views_in_batch"]
+
+
+def not_ready(label: str) -> ViewNotReady:
+    """The error for a view of which the rows are not there yet."""
+    return ViewNotReady(f"{label} has no bookkeeping rows yet: run `manage.py migrate`.")
 
 
 def sync_controls() -> None:

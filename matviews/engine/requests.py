@@ -9,11 +9,12 @@ from django.utils import timezone
 from .. import signals
 from ..conf import LARGEST_SIZE, is_count
 from ..definition import ViewDefinition
-from ..exceptions import InvalidRequest, ViewDisabled, ViewNotReady
+from ..exceptions import InvalidRequest, ViewDisabled
 from ..models import Refresh, Stripe, Trigger, ViewControl
 from ..phases import Phase
 from ..registry import registry
 from ..states import RefreshState
+from .controls import not_ready
 
 __all__ = ["check_phases", "request", "request_stop"]
 
@@ -103,7 +104,7 @@ def _enabled_control(label: str) -> ViewControl:
     has_stripes = Exists(Stripe.objects.filter(view=OuterRef("pk")))
     control = ViewControl.objects.filter(label=label).annotate(has_stripes=has_stripes).first()
     if control is None or not control.has_stripes:
-        raise ViewNotReady(f"{label} has no bookkeeping rows yet: run `manage.py migrate`.")
+        raise not_ready(label)
     if not control.enabled:
         raise ViewDisabled(
             f"{label} is disabled: enable it first, in the admin or by its ViewControl."

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from django.db import connections
 
 from ..definition import ViewDefinition
+from ..queryset import estimated_rows
 from .databases import alias
 
 __all__ = ["RowCount", "count_rows"]
@@ -25,27 +26,10 @@ def count_rows(definitions: Iterable[ViewDefinition]) -> dict[str, RowCount]:
     """The rows of each view's table, by label; views whose table is not there are left out."""
     tables = {each.label: each.model._meta.db_table for each in definitions}
     wanted = set(tables.values())
-    counts = {name: RowCount(rows, False) for name, rows in _estimates() if name in wanted}
+    estimates = estimated_rows(alias()).items()
+    counts = {name: RowCount(rows, False) for name, rows in estimates if name in wanted}
     counts |= _counted(name for name, count in counts.items() if count.rows < WORTH_COUNTING)
     return {label: counts[name] for label, name in tables.items() if name in counts}
-
-
-def _estimates() -> list[tuple[str, int]]:
-    """The tables, and what the database takes their rows to be: -1 where it has no idea."""
-    connection = connections[alias()]
-    with connection.cursor() as cursor:
-        if connection.vendor not in _ESTIMATES:
-            return [(name, -1) for name in connection.introspection.table_names(cursor)]
-        cursor.execute(_ESTIMATES[connection.vendor])
-        return [(name, int(rows)) for name, rows in cursor.fetchall()]
-
-
-_ESTIMATES = {
-    "postgresql": "SELECT relname, reltuples FROM pg_class "
-    "WHERE relkind IN ('r', 'p') AND pg_table_is_visible(oid)",
-    "mysql": "SELECT table_name, coalesce(table_rows, -1) FROM information_schema.tables "
-    "WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE'",
-}
 
 
 def _counted(tables: Iterable[str]) -> dict[str, RowCount]:

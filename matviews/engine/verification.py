@@ -11,11 +11,12 @@ from django.utils import timezone
 
 from ..conf import get_settings
 from ..definition import ViewDefinition
-from ..exceptions import InvalidRequest, ViewBusy, ViewNotReady
+from ..exceptions import InvalidRequest, ViewBusy
 from ..models import Stripe, ViewControl
 from ..phases import Phase
 from ..queryset import Difference, Kind, Plan, Range, compare, plan_of, ranges
 from ..registry import registry
+from .controls import not_ready
 from .databases import alias, batch_transaction, limit_statements, lock_free
 
 __all__ = ["Verification", "verify"]
@@ -82,9 +83,7 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
     definition = registry.usable(view)
     control = ViewControl.objects.filter(label=definition.label).first()
     if control is None:
-        raise ViewNotReady(
-            f"{definition.label} has no bookkeeping rows yet: run `manage.py migrate`."
-        )
+        raise not_ready(definition.label)
     if not definition.has_source:
         raise InvalidRequest(
             f"{definition.label} has no source() to be held against: its hooks alone know."

@@ -2,6 +2,7 @@
 
 from .checks import check_source, check_table
 from .differences import Difference, Differences, Kind, compare, ranges
+from .estimates import estimated_rows
 from .explain import ExplainedIndex, Explanation, explain
 from .plans import Plan, fingerprint_of, plan_of, tables_read
 from .staging import drop_stage, fill_stage, stage_name, stages
@@ -21,6 +22,7 @@ __all__ = [
     "check_table",
     "compare",
     "drop_stage",
+    "estimated_rows",
     "explain",
     "fill_stage",
     "fingerprint_of",

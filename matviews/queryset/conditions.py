@@ -7,7 +7,7 @@ from django.core.exceptions import FullResultSet
 from django.db.models import F, Lookup
 
 from .dialects import Dialect
-from .sql import SQL, joined
+from .sql import SQL, equal, qualified
 
 __all__ = ["Absent", "KeyRange"]
 
@@ -101,8 +101,6 @@ class Absent(_Condition):
 
     def condition(self, columns: list[SQL]) -> SQL:
         """As the base class has it."""
-        pairs = zip(self.key, columns, strict=True)
-        same = joined(
-            " AND ", (SQL(f"{self.table}.{name} = {c.text}", tuple(c.params)) for name, c in pairs)
-        )
-        return SQL(f"NOT EXISTS (SELECT 1 FROM {self.table} WHERE {same.text})", same.params)
+        same = equal(qualified(self.table, self.key), [each.text for each in columns])
+        params = tuple(param for each in columns for param in each.params)
+        return SQL(f"NOT EXISTS (SELECT 1 FROM {self.table} WHERE {same})", params)

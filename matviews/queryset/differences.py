@@ -113,7 +113,7 @@ class _Comparison:
         """One query for all of it, in which the source is computed once."""
         table, key = self.statements.table, self.statements.key
         rows = self.plan.reading().rows(*within)
-        same = " AND ".join(f"{table}.{name} = {ROWS}.{name}" for name in key)
+        same = self.statements.same
         of_view = joined(
             " AND ", [*self.statements.of_view(within), SQL(f"{ROWS}.{key[0]} IS NULL")]
         )

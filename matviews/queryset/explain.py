@@ -12,6 +12,7 @@ from django.db import connections
 
 from ..definition import ViewDefinition
 from ..phases import Phase
+from .estimates import estimated_rows
 from .indexes import in_database, wanted_indexes
 from .plans import Plan, plan_of
 from .readings import Key, keys_after, whole
@@ -24,13 +25,6 @@ __all__ = ["ExplainedIndex", "Explanation", "explain"]
 SAMPLE_WINDOW = 5_000  # keys
 JSON_WRAPS = {"Json", "Jsonb"}  # psycopg's
 SAMPLE_STAGE = stage_name(0)  # no refresh has this number
-
-ESTIMATES = {
-    "postgresql": "SELECT reltuples FROM pg_class "
-    "WHERE relname = %s AND relkind IN ('r', 'p') AND pg_table_is_visible(oid)",
-    "mysql": "SELECT table_rows FROM information_schema.tables "
-    "WHERE table_schema = DATABASE() AND table_name = %s",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,14 +100,8 @@ def explain(definition: ViewDefinition, using: str) -> Explanation:
 
 
 def _estimated_rows(definition: ViewDefinition, using: str) -> int | None:
-    connection = connections[using]
-    if connection.vendor not in ESTIMATES:
-        return None
-    with connection.cursor() as cursor:
-        cursor.execute(ESTIMATES[connection.vendor], [definition.model._meta.db_table])
-        row = cursor.fetchone()
-    known = row is not None and row[0] is not None and row[0] >= 0
-    return int(row[0]) if known else None
+    rows = estimated_rows(using).get(definition.model._meta.db_table, -1)
+    return rows if rows >= 0 else None
 
 
 def _statements(plan: Plan) -> dict[Phase, SQL]:

@@ -7,7 +7,6 @@ from datetime import date, time
 from typing import Any
 
 from django.db import connections
-from django.utils import timezone
 
 from .source import Source
 
@@ -23,8 +22,7 @@ def fingerprint(source: Source) -> str:
     Dates and times are left out, for `now() - timedelta(days=30)` makes another each time. What is
     in a list of values is sorted, for a Python set has another order in each process.
     """
-    with timezone.override(None):
-        sql, params = source.query.compile()
+    sql, params = source.query.compile()
     connection: Any = connections[source.query.using]
     columns = [
         (column.name, column.field.column, column.field.db_type(connection))

@@ -26,8 +26,12 @@ def from_json(fields: Sequence[AnyField], key: Sequence[str]) -> tuple[Any, ...]
     )
 
 
-def prepared(fields: Sequence[AnyField], key: Sequence[Any], using: str) -> tuple[Any, ...]:
-    """A key as parameters of a statement."""
+def prepared(
+    fields: Sequence[AnyField], key: Sequence[Any] | None, using: str
+) -> tuple[Any, ...] | None:
+    """A key as parameters of a statement; None, an open end, stays None."""
+    if key is None:
+        return None
     connection: Any = connections[using]
     return tuple(
         field.get_db_prep_value(value, connection) for field, value in zip(fields, key, strict=True)

@@ -19,6 +19,7 @@ from django.db.models.sql import Query
 from django.db.models.sql.constants import LOUTER
 from django.db.models.sql.datastructures import BaseTable, Join
 from django.db.models.sql.where import ExtraWhere, WhereNode
+from django.utils import timezone
 
 from .fields import AnyField
 
@@ -98,11 +99,19 @@ class SourceQuery:
         return dict(zip(self.names, columns, strict=True))
 
     def compile(self) -> tuple[str, tuple[Any, ...]]:
-        """The SQL and its parameters; columns in the order of `names`."""
+        """The SQL, in the project's time zone, and its parameters; columns in the order of `names`.
+
+        The work is done once: each batch asks for the check of the source, the fingerprint and more.
+        """
+        return self._compiled
+
+    @cached_property
+    def _compiled(self) -> tuple[str, tuple[Any, ...]]:
         query = self.query.clone()
         # Else a column that only the ordering of a slice wants would be one too many.
         query.subquery = query.is_sliced and not query.combinator
-        sql, params = query.get_compiler(self.using, elide_empty=False).as_sql()
+        with timezone.override(None):
+            sql, params = query.get_compiler(self.using, elide_empty=False).as_sql()
         if query.combinator or query.is_sliced:
             sql = f"SELECT * FROM ({sql}) matviews_whole"
         return sql, tuple(params)

@@ -14,7 +14,7 @@ from .lineage import equal_columns
 from .paths import Path
 from .query import SourceQuery, compiled
 from .source import Column, Source
-from .sql import SQL, joined
+from .sql import SQL, equal, joined
 
 __all__ = ["Key", "Reading", "Staged", "Windowed", "keys_after", "whole"]
 
@@ -70,10 +70,10 @@ class Windowed:
 
     def _between(self, low: Key | None, high: Key | None, *, missing: bool = False) -> SourceQuery:
         query, columns = self.source.query, [c.expression for c in self.source.key]
-        ends = [_prepared(self.source, key, self.dialect.using) for key in (low, high)]
         if low or high:
+            ends = _prepared(self.source, low, high)
             within = KeyRange(*columns, dialect=self.dialect, low=ends[0], high=ends[1])
-            query = self._with_equal_columns(query.restricted(within), low, high)
+            query = self._with_equal_columns(query.restricted(within), *ends)
         if missing:
             table = self.dialect.name(self.source.model._meta.db_table)
             key = self.dialect.names([column.field for column in self.source.key])
@@ -83,15 +83,16 @@ class Windowed:
     def _with_equal_columns(
         self, query: SourceQuery, low: Key | None, high: Key | None
     ) -> SourceQuery:
-        """The range of the key's first column, for each column that is joined as equal to it."""
+        """The range of the key's first column, for each column that is joined as equal to it.
+
+        The ends are as a statement takes them.
+        """
         first: Any = self.source.key[0].expression
-        ends = [
-            end and end[:1]
-            for end in (_prepared(self.source, key, self.dialect.using) for key in (low, high))
-        ]
         place = (first.alias, first.target.column)
         for alias, column in equal_columns(query.tables, place):
-            condition = _Between(alias, column or "", self.dialect, ends[0], ends[1])
+            condition = _Between(
+                alias, column or "", self.dialect, low and low[:1], high and high[:1]
+            )
             query = query.with_join_condition(alias, condition)
         return query
 
@@ -133,15 +134,13 @@ class Staged:
 
     def _range(self, low: Key | None, high: Key | None) -> SQL:
         columns = self.dialect.names(self.key_fields, self.stage)
-        ends = [_prepared(self.source, key, self.dialect.using) for key in (low, high)]
-        return self.dialect.in_range(columns, *ends)
+        return self.dialect.in_range(columns, *_prepared(self.source, low, high))
 
     def _missing(self) -> SQL:
         view = self.dialect.name(self.source.model._meta.db_table)
         mine = self.dialect.names(self.key_fields, self.stage)
         theirs = self.dialect.names(self.key_fields, view)
-        same = " AND ".join(f"{one} = {other}" for one, other in zip(mine, theirs, strict=True))
-        return SQL(f"NOT EXISTS (SELECT 1 FROM {view} WHERE {same})")
+        return SQL(f"NOT EXISTS (SELECT 1 FROM {view} WHERE {equal(mine, theirs)})")
 
     def _select(self, fields: list[AnyField], conditions: list[SQL]) -> SQL:
         columns = ", ".join(self.dialect.names(fields))
@@ -187,8 +186,7 @@ def _selected(
             for column, name in zip(columns, names, strict=True)
         ),
     )
-    with timezone.override(None):
-        computed = SQL(*query.compile())
+    computed = SQL(*query.compile())
     keyed = " AND ".join(
         f"{name} IS NOT NULL" for name in dialect.names([column.field for column in source.key])
     )
@@ -211,8 +209,10 @@ def _stored(column: Column, name: str, dialect: Dialect) -> SQL:
     return SQL(dialect.stored(column, name))
 
 
-def _prepared(source: Source, key: Key | None, using: str) -> Key | None:
-    return prepared([column.field for column in source.key], key, using) if key else None
+def _prepared(source: Source, low: Key | None, high: Key | None) -> tuple[Key | None, Key | None]:
+    """The ends of a range as a statement takes them."""
+    fields, using = [column.field for column in source.key], source.query.using
+    return prepared(fields, low, using), prepared(fields, high, using)
 
 
 def keys_after(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["SQL", "joined"]
+__all__ = ["SQL", "equal", "joined", "qualified"]
 
 
 class SQL(NamedTuple):
@@ -21,3 +21,13 @@ def joined(separator: str, parts: Iterable[SQL]) -> SQL:
     kept: Sequence[SQL] = [part for part in parts if part]
     text = separator.join(part.text for part in kept)
     return SQL(text, tuple(param for part in kept for param in part.params))
+
+
+def qualified(table: str, columns: Iterable[str]) -> list[str]:
+    """Columns with their table; both are quoted already."""
+    return [f"{table}.{column}" for column in columns]
+
+
+def equal(left: Iterable[str], right: Iterable[str]) -> str:
+    """A condition: each value is the one at its place on the other side."""
+    return " AND ".join(f"{one} = {other}" for one, other in zip(left, right, strict=True))

@@ -12,7 +12,7 @@ from .keys import prepared
 from .query import from_database
 from .readings import Key, Reading
 from .source import Column, Source
-from .sql import SQL, joined
+from .sql import SQL, equal, joined, qualified
 
 __all__ = ["Range", "Statements"]
 
@@ -48,6 +48,8 @@ class Statements:
         self.table = dialect.name(source.model._meta.db_table)
         self.key_fields = [column.field for column in source.key]
         self.key = dialect.names(self.key_fields)
+        # A condition on a row of the view and one of `ROWS`: they have the same key.
+        self.same = equal(qualified(self.table, self.key), qualified(ROWS, self.key))
         self.written = [*source.values, *self._respelt()]
 
     def _respelt(self) -> list[Column]:
@@ -100,8 +102,8 @@ class Statements:
     def look_ahead(self, low: Key | None, count: int) -> "Ahead":
         """What the next `count` keys after `low` are."""
         ahead, keys = self.reading.keys_after(low, count), "matviews_keys"
-        pairs = [f"{self.table}.{name} = {keys}.{name}" for name in self.key]
-        missing = f"SELECT 1 FROM {self.table} WHERE {' AND '.join(pairs)}"
+        same = equal(qualified(self.table, self.key), qualified(keys, self.key))
+        missing = f"SELECT 1 FROM {self.table} WHERE {same}"
         statement = SQL(
             f"WITH {keys} ({', '.join(self.key)}) AS ({ahead.text}) SELECT {', '.join(self.key)}, "
             f"(SELECT COUNT(*) FROM {keys}), EXISTS (SELECT 1 FROM {keys} WHERE NOT EXISTS ({missing})) "
@@ -134,9 +136,8 @@ class Statements:
             return SQL(f"SELECT 1 FROM ({rows.text}) {ROWS} LIMIT 1", rows.params)
         if phase is Phase.UPDATE:
             rows = self.reading.rows(*everything)
-            same = " AND ".join(f"{self.table}.{name} = {ROWS}.{name}" for name in self.key)
             return SQL(
-                f"SELECT 1 FROM ({rows.text}) {ROWS} JOIN {self.table} ON {same} "
+                f"SELECT 1 FROM ({rows.text}) {ROWS} JOIN {self.table} ON {self.same} "
                 f"WHERE {self.differing().text} LIMIT 1",
                 rows.params,
             )
@@ -159,7 +160,7 @@ class Statements:
 
     def _ends(self, within: Range) -> tuple[Key | None, Key | None]:
         using = self.dialect.using
-        low, high = (prepared(self.key_fields, key, using) if key else None for key in within)
+        low, high = (prepared(self.key_fields, key, using) for key in within)
         return low, high
 
     def do(

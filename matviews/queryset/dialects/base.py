@@ -8,7 +8,7 @@ from django.db import connections
 
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
 from ..source import Column
-from ..sql import SQL, joined
+from ..sql import SQL, equal, joined, qualified
 
 __all__ = ["FIXED", "ROWS", "Dialect", "opposite"]
 
@@ -37,8 +37,8 @@ class Dialect:
 
     def names(self, fields: Sequence[AnyField], table: str = "") -> list[str]:
         """The columns of fields, of a table if one is given by its quoted name."""
-        prefix = f"{table}." if table else ""
-        return [prefix + self.name(field.column or "") for field in fields]
+        names = [self.name(field.column or "") for field in fields]
+        return qualified(table, names) if table else names
 
     def row(self, columns: Sequence[str]) -> str:
         """Columns as one value."""
@@ -87,9 +87,7 @@ class Dialect:
             key: names of the key's columns in `keys`, quoted.
             wanted: the key's columns in the view, quoted, with their table.
         """
-        same = " AND ".join(
-            f"{ROWS}.{name} = {column}" for name, column in zip(key, wanted, strict=True)
-        )
+        same = equal(qualified(ROWS, key), wanted)
         return SQL(f"NOT EXISTS (SELECT 1 FROM ({keys.text}) {ROWS} WHERE {same})", keys.params)
 
     def delete(
@@ -109,7 +107,7 @@ class Dialect:
             where: which rows, their columns with the table.
             pk: the columns of the view's primary key, with their table.
         """
-        lacking = self.lacking(keys, key, [f"{table}.{name}" for name in key])
+        lacking = self.lacking(keys, key, qualified(table, key))
         condition = joined(" AND ", [*where, lacking])
         return [SQL(f"DELETE FROM {table} WHERE {condition.text}", condition.params)]
 
@@ -133,7 +131,7 @@ class Dialect:
             pk: the columns of the view's primary key, with their table.
         """
         sets = ", ".join(f"{value} = {ROWS}.{value}" for value in values)
-        same = " AND ".join(f"{table}.{name} = {ROWS}.{name}" for name in key)
+        same = equal(qualified(table, key), qualified(ROWS, key))
         return SQL(
             f"UPDATE {table} SET {sets} FROM ({rows.text}) {ROWS} WHERE {same} AND {where.text}",
             (*rows.params, *where.params),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
 from ..source import Column
-from ..sql import SQL, joined
+from ..sql import SQL, equal, joined, qualified
 from .base import ROWS, Dialect, Key
 
 __all__ = ["MySQL"]
@@ -58,11 +58,11 @@ class MySQL(Dialect):
         pk: Sequence[str],
     ) -> list[SQL]:
         """As the base class has it, by way of a temporary table, which commits nothing."""
-        same = " AND ".join(f"{ROWS}.{name} = {table}.{name}" for name in key)
+        same = equal(qualified(ROWS, key), qualified(table, key))
         condition = joined(" AND ", [*where, SQL(f"{ROWS}.{key[0]} IS NULL")])
         named = {f"pk{place}": name for place, name in enumerate(pk)}
         selected = ", ".join(f"{name} AS {alias}" for alias, name in named.items())
-        matched = " AND ".join(f"{name} = {SURPLUS}.{alias}" for alias, name in named.items())
+        matched = equal(named.values(), qualified(SURPLUS, named))
         drop = SQL(f"DROP TEMPORARY TABLE IF EXISTS {SURPLUS}")
         find = SQL(
             f"CREATE TEMPORARY TABLE {SURPLUS} AS SELECT {selected} FROM {table} "
@@ -89,7 +89,7 @@ class MySQL(Dialect):
         new = {name.removeprefix(f"{table}."): name for name in pk}
         new |= {name: f"{ROWS}.{name}" for name in (*key, *values)}
         columns, selected = ", ".join(new), ", ".join(new.values())
-        same = " AND ".join(f"{table}.{name} = {ROWS}.{name}" for name in key)
+        same = equal(qualified(table, key), qualified(ROWS, key))
         sets = ", ".join(f"{value} = VALUES({value})" for value in values)
         return SQL(
             f"INSERT INTO {table} ({columns}) SELECT {selected} FROM ({rows.text}) {ROWS} JOIN {table} "
