@@ -92,6 +92,26 @@ def quick_flush() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def own_views() -> Iterator[None]:
+    """Views that the test registers are gone when it ends; those of the project have their rows."""
+    from matviews import engine
+    from matviews.registry import registry
+
+    with registry.preserved():
+        engine.sync_controls()
+        yield
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """What the test defines is all that the project has."""
+    from tests import tables
+
+    with tables.alone():
+        yield
+
+
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[Browser]":
     """A Chromium without a window."""

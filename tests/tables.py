@@ -15,7 +15,7 @@ from matviews.registry import registry
 from matviews.states import RefreshState
 from tests import defining
 
-__all__ = ["Source", "alone", "derived_view", "made", "model", "refreshed", "unique"]
+__all__ = ["Source", "alone", "derived_view", "key", "made", "model", "refreshed", "unique"]
 
 Source = Callable[[type[Any]], QuerySet[Any, Any]]
 
@@ -65,6 +65,11 @@ def derived_view(
         source=classmethod(source),
         **members,
     )
+
+
+def key(**options: Any) -> Any:
+    """A field that is a key."""
+    return models.BigIntegerField(unique=True, **options)
 
 
 def unique(*fields: str, **options: Any) -> dict[str, Any]:

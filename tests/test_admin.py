@@ -28,18 +28,14 @@ from tests.driving import due
 from tests.ledger import add_items, fault
 from tests.sample.models import Ledger, Limited, Striped, Walked
 
-pytestmark = pytest.mark.django_db
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.usefixtures("own_views"),
+]
 
 LIST = "/admin/matviews/viewcontrol/"
 SCRIPT = "<script>alert(1)</script>"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
-
-
-@pytest.fixture(autouse=True)
-def _views() -> Iterator[None]:
-    with registry.preserved():
-        engine.sync_controls()
-        yield
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What an operator sets on a view's page: the fields of its control, and its schedules."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -13,9 +12,11 @@ from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from matviews import engine, tasks
 from matviews.models import Refresh, RefreshSchedule, ViewControl
-from matviews.registry import registry
 
-pytestmark = pytest.mark.django_db
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.usefixtures("own_views"),
+]
 
 SETTINGS = {"enabled": "on", "include_in_batch": "on", "stripe_count": "1"}
 HOURLY = {
@@ -24,13 +25,6 @@ HOURLY = {
     "every": "1",
     "period": "hours",
 }
-
-
-@pytest.fixture(autouse=True)
-def _views() -> Iterator[None]:
-    with registry.preserved():
-        engine.sync_controls()
-        yield
 
 
 def control(label: str = "sample.Limited") -> ViewControl:

@@ -1,7 +1,6 @@
 """What the admin tells of views with a `source()`: path, verification, changed definitions, progress."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from django.utils.html import escape
 
 from matviews import engine
 from matviews.models import ViewControl
-from matviews.registry import registry
 from matviews.states import ViewState
 from tests.defining import run
 from tests.driving import due
@@ -20,14 +18,11 @@ from tests.sample.models import Item, Limited
 from tests.sourced import LABEL, sourced, staged
 from tests.test_admin import LIST, html, page
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
-
-
-@pytest.fixture(autouse=True)
-def _views() -> Iterator[None]:
-    with registry.preserved():
-        engine.sync_controls()
-        yield
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("own_views"),
+]
 
 
 def text(source: str) -> str:

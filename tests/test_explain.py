@@ -2,7 +2,6 @@
 
 # ruff: noqa: N806 - variables that are models
 
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -17,15 +16,13 @@ from matviews.queryset import explain as explain_definition
 from matviews.queryset.explain import SAMPLE_WINDOW
 from matviews.registry import registry
 from tests.shapes.models import Customer, Order
-from tests.tables import alone, derived_view, made, model, refreshed, unique
+from tests.tables import derived_view, made, model, refreshed, unique
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
-
-
-@pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    with alone():
-        yield
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("alone"),
+]
 
 
 def explain(view: type[Any]) -> Explanation:

@@ -6,20 +6,17 @@ broker and workers; engine and database are the real ones.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import InterfaceError, connection
 from django.db.models import F, Q, Sum
-from django.utils import timezone
-from hypothesis import HealthCheck, note, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -28,11 +25,12 @@ from hypothesis.stateful import (
 )
 
 from matviews import engine
-from matviews.engine import Message, Outcome, databases
+from matviews.engine import BatchReport, Outcome, databases
 from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState
-from tests.driving import stripes_of
+from tests.driving import let_time_pass, stripes_of
+from tests.machines import MailboxMachine
 from tests.sample.models import Copy, Fault, Item, Ledger, Limited, Striped, Walked, Whole
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -41,38 +39,13 @@ VIEWS: list[type[Any]] = [Limited, Walked, Whole, Striped, Ledger]
 PHASES = st.lists(st.sampled_from(list(Phase)), min_size=1, unique=True)
 KILLS = st.none() | st.integers(1, 14)
 HOOK_ERRORS = st.sampled_from([RuntimeError, InterfaceError])
-LONG_AGO = timedelta(days=1)
-QUIET_ROUNDS = 60
 
 
-class Killed(BaseException):
-    """What SIGKILL is to a process, this is to a step: no handler of the engine sees it through."""
-
-
-@contextmanager
-def killed_before_statement(number: int | None) -> Iterator[None]:
-    """Kill what runs inside before its `number`-th statement; its transaction is rolled back."""
-    left = number
-
-    def count(execute: Callable[..., Any], *arguments: Any) -> Any:
-        nonlocal left
-        if left is not None:
-            left -= 1
-            if left == 0:
-                left = None
-                raise Killed
-        return execute(*arguments)
-
-    with connection.execute_wrapper(count):
-        yield
-
-
-class History(RuleBasedStateMachine):
+class History(MailboxMachine):
     """One view, its source, and a mailbox of messages that anything may happen to."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mailbox: list[Message] = []
         self.passed: Counter[tuple[int, int]] = Counter()
         self.tokens: dict[int, int] = {}
         self.changes = 0
@@ -123,11 +96,11 @@ class History(RuleBasedStateMachine):
         wanted = [phase for phase in phases if phase in has] or has
         if not ViewControl.objects.get(pk=self.control.pk).enabled:
             return
-        with self._mortal(kill):
+        with self.mortal(kill):
             refresh = engine.request(self.view, phases=wanted, batch_size=batch_size)
             self.requests.append((refresh.pk, self.changes))
             for stripe_id in stripes_of(self.control.pk) if sent else ():
-                self._send(engine.settle(stripe_id).message)
+                self.send(engine.settle(stripe_id).message)
 
     @rule(enabled=st.booleans(), paused=st.booleans())
     def switch(self, enabled: bool, paused: bool) -> None:
@@ -137,10 +110,10 @@ class History(RuleBasedStateMachine):
     @rule(position=st.integers(0, 100), settled=st.booleans(), kill=KILLS)
     def stop(self, position: int, settled: bool, kill: int | None) -> None:
         refresh, _changes = self.requests[-1 - position % len(self.requests)]
-        with self._mortal(kill):
+        with self.mortal(kill):
             engine.request_stop(refresh)
             for each in engine.settle_view(self.control.pk) if settled else ():
-                self._send(each.message)
+                self.send(each.message)
 
     # What brokers do.
 
@@ -149,24 +122,16 @@ class History(RuleBasedStateMachine):
     def lose_message(self, position: int) -> None:
         self.mailbox.pop(position % len(self.mailbox))
 
-    @rule()
-    def flush_broker(self) -> None:
-        self.mailbox.clear()
-
     # What workers do.
 
     @precondition(lambda self: self.mailbox)
     @rule(position=st.integers(0, 100), again=st.booleans(), kill=KILLS)
     def deliver(self, position: int, again: bool, kill: int | None) -> None:
-        position %= len(self.mailbox)
-        message = self.mailbox[position] if again else self.mailbox.pop(position)
-        with self._mortal(kill):
-            report = engine.run_batch(message)
-            note(f"{message} {report.outcome.name} rows={report.rows} {report.error}")
-            if report.outcome in (Outcome.DONE, Outcome.FAILED):
-                self.passed[message.stripe_id, message.token] += 1
-            if not report.outcome.refused:
-                self._send(engine.settle(message.stripe_id).message)
+        self.work_on(position, again=again, kill=kill)
+
+    def worked(self, report: BatchReport) -> None:
+        if report.outcome in (Outcome.DONE, Outcome.FAILED):
+            self.passed[report.message.stripe_id, report.message.token] += 1
 
     @rule(error=HOOK_ERRORS)
     def let_the_next_hook_fail(self, error: type[Exception]) -> None:
@@ -174,33 +139,22 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def time_passes(self) -> None:
-        past = timezone.now() - LONG_AGO
-        Stripe.objects.exclude(announced_at=None).update(announced_at=past)
-        Stripe.objects.update(watch_after=past)
+        let_time_pass()
 
     @rule(kill=KILLS)
     def watch(self, kill: int | None) -> None:
-        with self._mortal(kill):
-            for message in engine.watch():
-                self._send(message)
-
-    def _send(self, message: Message | None) -> None:
-        if message is not None:
-            self.mailbox.append(message)
+        self.send_again(kill)
 
     @contextmanager
-    def _mortal(self, kill: int | None) -> Iterator[None]:
+    def mortal(self, kill: int | None) -> Iterator[None]:
         def misbehave(_view: type[Any], _hook: str) -> None:
             error, self.hook_error = self.hook_error, None
             if error is not None:
                 raise error("the hook was told to fail")
 
-        with pytest.MonkeyPatch.context() as patch, killed_before_statement(kill):
+        with pytest.MonkeyPatch.context() as patch, super().mortal(kill):
             patch.setattr(Fault, "commit", misbehave)
-            try:
-                yield
-            except Killed:
-                note(f"killed before statement {kill}")
+            yield
 
     # What must hold at every moment.
 
@@ -256,25 +210,17 @@ class History(RuleBasedStateMachine):
             return
         self.hook_error = None
         self.switch(enabled=True, paused=False)
-        self._work_until_quiet()
+        self.work_until_quiet()
         assert not Refresh.objects.filter(state=RefreshState.OPEN).exists()
         self._whatever_was_promised_is_kept()
         engine.request(self.view, batch_size=2)
-        self._work_until_quiet()
+        self.work_until_quiet()
         self._equals_a_recomputation(list(engine_definition(self.view).hooks))
         self.rows_and_bookkeeping_agree()
         self.bookkeeping_is_consistent()
 
-    def _work_until_quiet(self) -> None:
-        """Only `watch` and workers, no person: messages that were lost are not needed."""
-        for _round in range(QUIET_ROUNDS):
-            self.time_passes()
-            self.watch(kill=None)
-            while self.mailbox:
-                self.deliver(position=0, again=False, kill=None)
-                self.every_token_passes_once()
-            if not Refresh.objects.filter(state=RefreshState.OPEN).exists():
-                return
+    def check_after_work(self) -> None:
+        self.every_token_passes_once()
 
     def _whatever_was_promised_is_kept(self) -> None:
         """A request that succeeded covers every change that was committed before it."""

@@ -3,7 +3,6 @@
 # ruff: noqa: N806 - variables that are models
 
 import random
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -22,19 +21,13 @@ from matviews.registry import registry
 from tests.defining import six_hooks
 from tests.shapes.models import Customer, Order, Product, grouped
 from tests.shapes.query import Query
-from tests.tables import alone, derived_view, model, unique
+from tests.tables import derived_view, key, model, unique
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db]
-
-
-@pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    with alone():
-        yield
-
-
-def key(**options: Any) -> Any:
-    return models.BigIntegerField(unique=True, **options)
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db,
+    pytest.mark.usefixtures("alone"),
+]
 
 
 def found() -> list[CheckMessage]:

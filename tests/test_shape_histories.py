@@ -8,18 +8,14 @@ that change under way.
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import connection, models
-from django.utils import timezone
 from hypothesis import HealthCheck, note, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     precondition,
     rule,
@@ -27,20 +23,19 @@ from hypothesis.stateful import (
 )
 
 from matviews import engine
-from matviews.engine import Message
-from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
+from matviews.models import PhaseRun, Refresh, ViewControl
 from matviews.phases import Phase
 from matviews.queryset.statements import Statements
 from matviews.registry import registry
 from matviews.states import RefreshState
-from tests.driving import stripes_of
+from tests.driving import let_time_pass, stripes_of
+from tests.machines import MailboxMachine
 from tests.shapes.models import Customer, Order, Product, Region, Shape, Tag
 from tests.shapes.models.grouped import CustomerTotal, ViewOfView
 from tests.shapes.models.rows import JsonKey
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
 from tests.shapes.shop import COLUMNS, RAW, TEXTS, Shop
-from tests.test_histories import Killed, killed_before_statement
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -54,9 +49,7 @@ BATCH_SIZES = st.sampled_from([1, 2, 3, 50])
 BUDGET = 40.0  # seconds of histories in an ordinary run
 FEWEST = 5  # examples that a budget must be enough for
 KILLS = st.none() | st.integers(1, 25)
-LONG_AGO = timedelta(days=1)
 PHASES = st.lists(st.sampled_from(list(Phase)), min_size=1, unique=True)
-QUIET_ROUNDS = 60
 
 CHOICES = st.integers(0, 4)
 PARTS = st.integers(0, 3)  # thirds of a table, or all of it
@@ -89,14 +82,10 @@ ORDERS = st.fixed_dictionaries(
 )
 
 
-class History(RuleBasedStateMachine):
+class History(MailboxMachine):
     """One view, its source, and a mailbox of messages."""
 
     seen: Counter[str] = Counter()
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mailbox: list[Message] = []
 
     @initialize(
         view=st.sampled_from(VIEWS),
@@ -207,21 +196,15 @@ class History(RuleBasedStateMachine):
 
     @rule(phases=PHASES, batch_size=BATCH_SIZES, kill=KILLS)
     def ask(self, phases: list[Phase], batch_size: int, kill: int | None) -> None:
-        with self._mortal(kill):
+        with self.mortal(kill):
             engine.request(self.view, phases=phases, batch_size=batch_size)
             for stripe_id in stripes_of(self.control.pk):
-                self._send(engine.settle(stripe_id).message)
+                self.send(engine.settle(stripe_id).message)
 
     @precondition(lambda self: self.mailbox)
     @rule(position=st.integers(0, 100), again=st.booleans(), kill=KILLS)
     def deliver(self, position: int, again: bool, kill: int | None) -> None:
-        position %= len(self.mailbox)
-        message = self.mailbox[position] if again else self.mailbox.pop(position)
-        with self._mortal(kill):
-            report = engine.run_batch(message)
-            note(f"{message} {report.outcome.name} rows={report.rows} {report.error}")
-            if not report.outcome.refused:
-                self._send(engine.settle(message.stripe_id).message)
+        self.work_on(position, again=again, kill=kill)
 
     @precondition(lambda self: self.mailbox)
     @rule(count=st.integers(2, 8))
@@ -232,41 +215,26 @@ class History(RuleBasedStateMachine):
 
     @rule(batch_size=BATCH_SIZES)
     def refresh_without_trouble(self, batch_size: int) -> None:
-        self._work_until_quiet()
+        self.work_until_quiet()
         self._refresh_to_the_end(batch_size)
         assert differences(self.view) == []
 
-    @rule()
-    def flush_broker(self) -> None:
-        self.mailbox.clear()
-
     @rule(kill=KILLS)
     def watch(self, kill: int | None) -> None:
-        past = timezone.now() - LONG_AGO
-        Stripe.objects.exclude(announced_at=None).update(announced_at=past)
-        Stripe.objects.update(watch_after=past)
-        with self._mortal(kill):
-            for message in engine.watch():
-                self._send(message)
+        let_time_pass()
+        self.send_again(kill)
 
-    def _send(self, message: Message | None) -> None:
-        if message is not None:
-            self.mailbox.append(message)
-
-    @contextmanager
-    def _mortal(self, kill: int | None) -> Iterator[None]:
-        with killed_before_statement(kill):
-            try:
-                yield
-            except Killed:
-                note(f"killed before statement {kill}")
+    def send_again(self, kill: int | None) -> None:
+        """As the task has it: a worker killed once it has closed a refresh leaves the stage to this."""
+        super().send_again(kill)
+        engine.sweep_stages()
 
     # At rest.
 
     def teardown(self) -> None:
         if not hasattr(self, "control"):
             return
-        self._work_until_quiet()
+        self.work_until_quiet()
         assert self._verified() or not differences(self.view)
         self.refresh_without_trouble(self.last_size)
         again = self._refresh_to_the_end(self.last_size)
@@ -282,19 +250,10 @@ class History(RuleBasedStateMachine):
 
     def _refresh_to_the_end(self, batch_size: int) -> Refresh:
         refresh = engine.request(self.view, batch_size=batch_size)
-        self._work_until_quiet()
+        self.work_until_quiet()
         refresh.refresh_from_db()
         assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
         return refresh
-
-    def _work_until_quiet(self) -> None:
-        """Only `watch` and workers: messages that were lost are not needed."""
-        for _round in range(QUIET_ROUNDS):
-            self.watch(kill=None)
-            while self.mailbox:
-                self.deliver(position=0, again=False, kill=None)
-            if not Refresh.objects.filter(state=RefreshState.OPEN).exists():
-                return
 
 
 def _staging_tables() -> list[str]:

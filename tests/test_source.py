@@ -1,6 +1,5 @@
 """What is read of `source()`: its columns, its key, and every problem that can be told before it runs."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,19 +16,13 @@ from matviews.queryset import plan_of
 from matviews.queryset.source import Source, find_source, read_source
 from matviews.registry import registry
 from tests.shapes.models import Customer, Order, Tag
-from tests.tables import alone, derived_view, unique
+from tests.tables import derived_view, key, unique
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db]
-
-
-@pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    with alone():
-        yield
-
-
-def key(**options: Any) -> Any:
-    return models.BigIntegerField(unique=True, **options)
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db,
+    pytest.mark.usefixtures("alone"),
+]
 
 
 def read(source: Any, **members: Any) -> Source:

@@ -3,7 +3,6 @@
 # ruff: noqa: N806 - variables that are models
 
 import random
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -22,9 +21,13 @@ from matviews.states import RefreshState
 from matviews.tasks import inline
 from tests import defining
 from tests.shapes.models import Customer, Order
-from tests.tables import alone, derived_view, made, model, refreshed
+from tests.tables import derived_view, key, made, model, refreshed
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("alone"),
+]
 
 on_mariadb = connection.vendor == "mysql"
 NOTHING = dict.fromkeys(Phase, 0)
@@ -64,18 +67,8 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    with alone():
-        yield
-
-
 def number(**options: Any) -> Any:
     return models.BigIntegerField(**{"null": True, **options})
-
-
-def key() -> Any:
-    return models.BigIntegerField(unique=True)
 
 
 def order(pk: int, **values: Any) -> Order:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,27 +13,23 @@ from django.core.management import CommandError, call_command
 from django.db import DatabaseError
 from django.db.models import F
 
-from matviews import api, engine, tasks
+from matviews import api, tasks
 from matviews.engine import Verification
 from matviews.management import findings
 from matviews.management.commands.update_materialized_views import Command
 from matviews.models import Refresh, ViewControl
 from matviews.phases import Phase
 from matviews.queryset import Difference, ExplainedIndex, Explanation, Kind
-from matviews.registry import registry
 from tests.ledger import add_items
 from tests.sample.models import Item, Limited
 from tests.sourced import LABEL, sourced, staged
 from tests.test_command import Ran, command
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
-
-
-@pytest.fixture(autouse=True)
-def _views() -> Iterator[None]:
-    with registry.preserved():
-        engine.sync_controls()
-        yield
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("own_views"),
+]
 
 
 def verify(*arguments: str) -> Ran:
