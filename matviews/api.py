@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .engine import Verification
     from .models import Refresh
 
-__all__ = ["is_fresh", "refresh", "verify"]
+__all__ = ["is_fresh", "mark_dirty", "refresh", "verify"]
 
 
 def refresh(
@@ -49,6 +49,9 @@ def refresh(
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
     """Tell whether no phase of a view has work waiting, by calling its `needs_*` hooks.
 
+    A view whose changes are tracked, and for which none has been logged since it succeeded, is known to
+    be fresh: then nothing of its source is read.
+
     Args:
         view: the view's class or label.
         phases: which phases to ask about; all that the view has by default.
@@ -59,6 +62,22 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
     from . import engine
 
     return engine.is_fresh(view, phases=phases)
+
+
+def mark_dirty(view: str | type) -> None:
+    """Have the next refresh of a view look at all of its rows: something changed that no trigger logs.
+
+    As in the current transaction: a rollback takes it back. It asks for no refresh.
+
+    Args:
+        view: the view's class or label.
+
+    Raises:
+        UnknownView, InvalidView, ViewNotReady.
+    """
+    from . import engine
+
+    engine.mark_dirty(view)
 
 
 def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> "Verification":

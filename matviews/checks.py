@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import Error as DatabaseFailure
 from django.db import connections, router
 
+from . import changes
 from .conf import get_settings
 from .exceptions import InvalidSetting
-from .models import ViewControl
+from .models import ViewControl, WatchedTable
 from .queryset import check_source, check_table
 from .registry import registry
 
-__all__ = ["check_database", "check_settings", "check_sources", "check_views"]
+__all__ = ["check_database", "check_settings", "check_sources", "check_triggers", "check_views"]
 
 VENDORS = {"postgresql", "mysql", "sqlite"}
 
@@ -89,3 +90,23 @@ def check_database(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
             id="matviews.E010",
         )
     ]
+
+
+@register(Tags.database)
+def check_triggers(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W011: triggers that log the changes of a table are missing, stale or left over."""
+    alias = router.db_for_write(WatchedTable)
+    if alias not in (databases or ()):
+        return []
+    with suppress(DatabaseFailure):  # not migrated, or not there
+        return [
+            Warning(
+                problem,
+                hint="Run `manage.py update_materialized_views --triggers install`; `--triggers sql` "
+                "shows the SQL for a person who may create them. A refresh of a view of which changes "
+                "are not logged is a full pass.",
+                id="matviews.W011",
+            )
+            for problem in changes.find_problems(alias)
+        ]
+    return []

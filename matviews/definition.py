@@ -68,6 +68,8 @@ class ViewOptions:
         freshness_target: how old the last success may be before the view counts as behind.
         refresh_every: one interval, or one per phase; the first value of the view's schedule, which
             operators own from then on.
+        tracking: whether the changes of the tables that `source()` reads are logged by triggers, where
+            that can be derived; if not, each refresh is a full pass.
     """
 
     phases: tuple[Phase, ...] = tuple(Phase)
@@ -79,6 +81,7 @@ class ViewOptions:
     include_in_batch: bool = True
     freshness_target: timedelta | None = None
     refresh_every: timedelta | Mapping[Phase, timedelta] | None = None
+    tracking: bool = True
 
     @property
     def intervals(self) -> dict[tuple[Phase, ...], timedelta]:
@@ -294,6 +297,7 @@ _OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
     "include_in_batch": _bool_fault,
     "freshness_target": _duration_fault,
     "refresh_every": _intervals_fault,
+    "tracking": _bool_fault,
 }
 
 

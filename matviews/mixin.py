@@ -71,6 +71,11 @@ class MaterializedView:
         return api.is_fresh(cls, phases=phases)
 
     @classmethod
+    def mark_dirty(cls) -> None:
+        """Have the next refresh look at all rows, as `matviews.mark_dirty` does for a label."""
+        api.mark_dirty(cls)
+
+    @classmethod
     def verify(cls, *, repair: bool = False, sample: int | None = None) -> "Verification":
         """Hold the view against its `source()`, as `matviews.verify` does for a label."""
         return api.verify(cls, repair=repair, sample=sample)

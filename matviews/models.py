@@ -15,8 +15,8 @@ from .registry import registry
 from .states import RefreshState, RunState, check_transition
 
 __all__ = [
-    "LONGEST_JITTER", "Heartbeat", "Period", "PhaseRun", "Refresh", "RefreshSchedule", "Stripe",
-    "Trigger", "ViewControl",
+    "LONGEST_JITTER", "Change", "Heartbeat", "Period", "PhaseRun", "Refresh", "RefreshSchedule",
+    "Stripe", "Trigger", "ViewChange", "ViewControl", "WatchedTable",
 ]  # fmt: skip
 
 M = TypeVar("M", bound=models.Model)
@@ -262,6 +262,10 @@ class Stripe(models.Model):
     The announcement (`worker`, `announced_at`, `attempts`) is about the batch of
     `announced_token`; once the token has moved past that, the batch is over. Before `watch_after`
     the stripe is taken to be in good hands.
+
+    What follows is of views whose changes are tracked: `changes` counts how often something has been
+    taken from the view's queue, and `covered` says by phase up to where, and by which moment of the
+    source, its rows are right: `[changes, moment]`.
     """
 
     view = models.ForeignKey(ViewControl, models.CASCADE, related_name="stripes")
@@ -273,6 +277,8 @@ class Stripe(models.Model):
     announced_at = models.DateTimeField(null=True)
     announced_token = models.BigIntegerField(default=0)
     attempts = models.PositiveIntegerField(default=0)
+    changes = models.BigIntegerField(default=0)
+    covered = models.JSONField(default=dict)
 
     objects = PrimaryManager["Stripe"]()
 
@@ -346,7 +352,8 @@ class PhaseRun(models.Model):
 
     What follows is of phases derived from `source()`: `looked` is the keys that the batches have looked
     through, `filled` the ranges of keys that need nothing more in this refresh, `stage` the staging
-    table, `fingerprint` the definition that the run works by, `restarts` how often that has changed.
+    table, `fingerprint` the definition that the run works by, `restarts` how often that has changed,
+    `covers` what the stripe's `covered` will say when it has succeeded.
     """
 
     refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs")
@@ -366,6 +373,7 @@ class PhaseRun(models.Model):
     stage = models.CharField(max_length=63, blank=True)
     fingerprint = models.CharField(max_length=64, blank=True)
     restarts = models.PositiveSmallIntegerField(default=0)
+    covers = models.JSONField(null=True)
     seconds = models.FloatField(default=0.0)
     failures = models.PositiveSmallIntegerField(default=0)
     caught_up = models.BooleanField(default=False)
@@ -412,3 +420,46 @@ class PhaseRun(models.Model):
         """
         check_transition(RunState(self.state), state)
         self.state = state
+
+
+class WatchedTable(models.Model):
+    """A table whose changes are logged by triggers, and for which views.
+
+    The names of the triggers are there once they log and the views were told of all that came
+    before. The views stand here, as primary keys of their controls, and not in the code alone, for
+    the log is moved by whatever version of the code a worker has.
+    """
+
+    table = models.CharField(max_length=255, unique=True)
+    columns = models.JSONField(null=True)
+    triggers = models.JSONField(default=list)
+    views = models.JSONField(default=list)
+
+    objects = PrimaryManager["WatchedTable"]()
+
+    def __str__(self) -> str:
+        return self.table
+
+
+class Change(models.Model):
+    """An entry of the log that the triggers write: this table has changed."""
+
+    table = models.CharField(max_length=255)
+
+    objects = PrimaryManager["Change"]()
+
+    def __str__(self) -> str:
+        return f"change {self.pk} of {self.table}"
+
+
+class ViewChange(models.Model):
+    """An entry of a view's queue: something that it depends on has changed."""
+
+    view = models.ForeignKey(
+        ViewControl, models.CASCADE, related_name="changes", db_constraint=False
+    )
+
+    objects = PrimaryManager["ViewChange"]()
+
+    def __str__(self) -> str:
+        return f"change {self.pk} for {self.view}"

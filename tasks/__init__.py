@@ -122,12 +122,13 @@ def delete_batch(stripe_id: int, token: int) -> None:
 
 @shared_task(name="matviews.watch", ignore_result=True, serializer="json")
 def watch() -> None:
-    """Send again what was lost, and keep house: schedules, stripes, stages, history. To be run every minute."""
+    """Send again what was lost, and keep house: schedules, stripes, stages, history, logs. To be run every minute."""
     messages = engine.watch()
     if not send(messages):
         engine.forget_resends(messages)
     chores = (
         schedules.reconcile, engine.sync_stripes, engine.sweep_stages, engine.trim_history,
+        engine.collect_changes, engine.shorten_queues,
     )  # fmt: skip
     for work in chores:
         _attempt(work)

@@ -1,7 +1,7 @@
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hypothesis
 import pytest
@@ -90,6 +90,25 @@ def quick_flush() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", flushing.flush_filled_tables)
         yield
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
+    """Without the triggers that migrate has made: most tests are about full passes."""
+    from matviews import changes, engine
+
+    with django_db_blocker.unblock():
+        changes.remove(engine.alias())
+
+
+@pytest.fixture
+def tracked(transactional_db: None) -> Iterator[None]:
+    """Triggers on the tables that the views read that are defined by now."""
+    from matviews import changes, engine
+
+    changes.install(engine.alias())
+    yield
+    changes.remove(engine.alias())
 
 
 @pytest.fixture

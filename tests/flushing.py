@@ -4,19 +4,23 @@ Django's flush truncates every table and then makes content types and permission
 a second for the tables of these tests, where a test fills a few of them.
 """
 
-from django.apps import apps
 from django.contrib.auth.models import Permission
 from django.contrib.contenttypes.models import ContentType
 from django.db import connections, transaction
-from django.db.models.signals import post_migrate
 from django.test import TransactionTestCase
+
+from matviews import engine
+from matviews.tasks import schedules
 
 # Django itself makes their rows, of the models alone; no test changes them.
 KEPT = frozenset({ContentType._meta.db_table, Permission._meta.db_table, "django_migrations"})
 
 
 def flush(alias: str) -> None:
-    """Delete the rows of every table, and have the package make its own as migrate does."""
+    """Delete the rows of every table, and have the package make its own as migrate does.
+
+    But for triggers: a test that wants them has the fixture `tracked`.
+    """
     connection = connections[alias]
     tables = sorted(set(connection.introspection.django_table_names(only_existing=True)) - KEPT)
     quoted = [connection.ops.quote_name(table) for table in tables]
@@ -26,8 +30,8 @@ def flush(alias: str) -> None:
         with connection.constraint_checks_disabled(), transaction.atomic(using=alias):
             for q in filled:
                 cursor.execute(f"DELETE FROM {q}")
-    matviews = apps.get_app_config("matviews")
-    post_migrate.send(matviews, app_config=matviews, using=alias, verbosity=0, interactive=False)
+    engine.sync_controls()
+    schedules.reconcile_if_possible()
 
 
 def flush_filled_tables(test_case: TransactionTestCase) -> None:

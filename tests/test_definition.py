@@ -402,6 +402,7 @@ class TestOptions:
             ("statement_timeout", None),
             ("stripes", 1),
             ("include_in_batch", False),
+            ("tracking", False),
             ("freshness_target", timedelta(minutes=5)),
             ("freshness_target", None),
             ("refresh_every", timedelta(seconds=1)),
@@ -425,6 +426,7 @@ class TestOptions:
         "statement_timeout": [0, -5, 1e-9, float("inf"), 1e9, "60"],
         "stripes": [0, -1, None, 2.0, True, 2**15],
         "include_in_batch": [0, 1, None, "yes"],
+        "tracking": [0, 1, None, "yes"],
         "freshness_target": [300, timedelta(), timedelta(-1), "5m"],
         "refresh_every": [
             300,

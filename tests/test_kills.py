@@ -215,7 +215,7 @@ def test_a_stopped_worker_holds_sqlite_until_it_goes_on(workers: Workers) -> Non
         stopped.signal(signal.SIGCONT)
         workers.wait_for(Ledger.objects.exists)
     workers.wait_until_quiet(meanwhile=workers.watch)
-    assert other.lines("message refused", "outcome=STALE")
+    workers.wait_for(lambda: other.lines("message refused", "outcome=STALE"))
     assert_each_item_once()
 
 

@@ -5,7 +5,9 @@ import pytest
 import matviews
 from tests.test_layers import MODULES, room
 
-PROMISED = ["Batch", "MaterializedView", "Phase", "Share", "is_fresh", "refresh", "verify"]
+PROMISED = [
+    "Batch", "MaterializedView", "Phase", "Share", "is_fresh", "mark_dirty", "refresh", "verify",
+]  # fmt: skip
 PUBLIC = [
     module
     for module in MODULES

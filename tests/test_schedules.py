@@ -830,8 +830,14 @@ class TestTasks:
         idle = mock.Mock(__name__="idle", return_value=[])
         with (
             mock.patch.multiple(
-                engine, watch=idle, sync_stripes=idle, sweep_stages=idle, trim_history=idle
-            ),
+                engine,
+                watch=idle,
+                sync_stripes=idle,
+                sweep_stages=idle,
+                trim_history=idle,
+                collect_changes=idle,
+                shorten_queues=idle,
+            ),  # fmt: skip
             mock.patch.object(tasks.schedules, "reconcile", idle),
             CaptureQueriesContext(connection) as captured,
         ):

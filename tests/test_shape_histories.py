@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import connection, models
+from django.db import connection, models, transaction
 from hypothesis import HealthCheck, note, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
@@ -22,9 +22,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from matviews import engine
-from matviews.models import PhaseRun, Refresh, ViewControl
+from matviews import changes, engine
+from matviews.changes import tracking_of, triggers
+from matviews.engine import alias
+from matviews.models import PhaseRun, Refresh, ViewControl, WatchedTable
 from matviews.phases import Phase
+from matviews.queryset import plan_of
 from matviews.queryset.statements import Statements
 from matviews.registry import registry
 from matviews.states import RefreshState
@@ -55,6 +58,7 @@ CHOICES = st.integers(0, 4)
 PARTS = st.integers(0, 3)  # thirds of a table, or all of it
 COLUMN = st.sampled_from([(model, name) for model in COLUMNS for name in COLUMNS[model]])
 MODELS = st.sampled_from([Region, Customer, Product, Tag, Order])
+MODELS_READ: list[type[Any]] = [Region, Customer, Product, Tag, Order, Order.tags.through]
 QUERIES = st.builds(
     Query,
     rows=st.just(0) | st.integers(0, 10),
@@ -93,6 +97,7 @@ class History(MailboxMachine):
         last_size=BATCH_SIZES,
         orders=st.lists(ORDERS, min_size=3, max_size=12),
         built=st.booleans(),
+        tracked=st.booleans(),
     )
     def begin(
         self,
@@ -101,6 +106,7 @@ class History(MailboxMachine):
         last_size: int,
         orders: list[dict[str, Any]],
         built: bool,
+        tracked: bool,
     ) -> None:
         self.seen[view.__name__] += 1
         for model in (PhaseRun, Refresh, CustomerTotal, view):
@@ -112,6 +118,8 @@ class History(MailboxMachine):
         self.view, self.last_size = view, last_size
         self.define(query)
         self.control = ViewControl.objects.get(label=view._meta.label)
+        self.tracked = tracked
+        WatchedTable.objects.update(views=[self.control.pk] if tracked else [])
         for name in ("b", "Ä"):
             self.open_region(name)
             self.add_customer(1, 1, {"name": name, "nickname": None, "active": True})
@@ -167,6 +175,17 @@ class History(MailboxMachine):
     def run_sql(self, statement: str, which: int) -> None:
         self.shop.run_sql(statement, which)
 
+    @rule(which=PARTS, savepoint=st.booleans())
+    def take_back(self, which: int, savepoint: bool) -> None:
+        with transaction.atomic():
+            before = transaction.savepoint()
+            self.shop.save_each(which)
+            self.shop.delete(Order, which)
+            if savepoint:
+                transaction.savepoint_rollback(before)
+            else:
+                transaction.set_rollback(True)
+
     @precondition(lambda self: self.view is ViewOfView)
     @rule(customer=st.integers(-4, 4), orders=st.integers(0, 3))
     def change_the_view_below(self, customer: int, orders: int) -> None:
@@ -182,6 +201,7 @@ class History(MailboxMachine):
             rows.delete()
         else:
             rows.update(**{field.attname: None for field in self._columns() if field.null})
+        self.view.mark_dirty()
 
     @rule(query=QUERIES)
     def define(self, query: Query) -> None:
@@ -239,6 +259,9 @@ class History(MailboxMachine):
         self.refresh_without_trouble(self.last_size)
         again = self._refresh_to_the_end(self.last_size)
         assert {run.phase: run.rows for run in again.runs.all()} == dict.fromkeys(Phase, 0)
+        if self.tracked and not tracking_of(plan_of(registry.find(self.view), alias())).reason:
+            assert [run.batches for run in again.runs.all()] == [0] * len(Phase)
+            assert self.view.is_fresh()
         assert self._verified() == 0
         assert _staging_tables() == []
 
@@ -259,6 +282,21 @@ class History(MailboxMachine):
 def _staging_tables() -> list[str]:
     tables = connection.introspection.table_names()
     return [table for table in tables if table.startswith("matviews_stage")]
+
+
+@pytest.fixture(autouse=True)
+def _triggers(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Triggers that watch every column that any query may read."""
+    read: list[type[Any]] = [*MODELS_READ, CustomerTotal]
+    columns = {
+        model._meta.db_table: frozenset(field.column for field in model._meta.local_concrete_fields)
+        for model in read
+    }
+    everything = {table: {"histories": names} for table, names in columns.items()}
+    monkeypatch.setattr(triggers, "watched_tables", lambda using: everything)
+    changes.install(alias())
+    yield
+    changes.remove(alias())
 
 
 @pytest.fixture(autouse=True)

@@ -146,13 +146,13 @@ class TestWhoeverIsAtWork:
         items(4)
         refresh = ask(Ledger)
         message = due(Ledger)
-        try_batch = batch._try_batch
+        try_batch = batch._try_with_changes
 
         def stopped_first(message: Message) -> Any:
             assert stop(refresh) == []
             return try_batch(message)
 
-        monkeypatch.setattr(batch, "_try_batch", stopped_first)
+        monkeypatch.setattr(batch, "_try_with_changes", stopped_first)
         # when the refresh is stopped before it begins
         report = engine.run_batch(message)
         # then it does nothing

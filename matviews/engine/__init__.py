@@ -13,6 +13,7 @@ from .requests import check_phases, request, request_stop
 from .rows import RowCount
 from .settle import Settlement, settle, settle_view
 from .status import Announcement, ViewStatus, view_statuses
+from .tracking import collect_changes, mark_dirty, shorten_queues
 from .verification import Verification, verify
 from .watch import forget_resends, watch
 
@@ -30,15 +31,18 @@ __all__ = [
     "alias",
     "changed_phases",
     "check_phases",
+    "collect_changes",
     "extent_of",
     "forget_resends",
     "is_fresh",
+    "mark_dirty",
     "progress_of",
     "request",
     "request_stop",
     "run_batch",
     "settle",
     "settle_view",
+    "shorten_queues",
     "sweep_stages",
     "sync_controls",
     "sync_stripes",

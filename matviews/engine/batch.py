@@ -19,6 +19,7 @@ from django.db import DatabaseError, InterfaceError
 from django.db.models import Case, F, Func, Q, When
 
 from .. import signals
+from ..changes import ChangesLogged
 from ..conf import get_settings
 from ..definition import ViewDefinition
 from ..models import PhaseRun, Stripe
@@ -27,6 +28,7 @@ from ..states import RunState
 from . import databases
 from .messages import BatchReport, Message, Outcome
 from .step import Step
+from .tracking import collect_changes
 from .work import Work, load_work
 
 __all__ = ["run_batch", "worker_name"]
@@ -81,7 +83,7 @@ def _announce_and_try(message: Message) -> BatchReport:
     if not _announce(message):
         return _refuse(message)
     try:
-        return _try_batch(message)
+        return _try_with_changes(message)
     except _Refused:
         _withdraw(message)
         report = _refuse(message)
@@ -97,11 +99,19 @@ def _announce_and_try(message: Message) -> BatchReport:
         raise
 
 
-def _try_batch(message: Message) -> BatchReport:
-    attempt = _Attempt(message)
+def _try_with_changes(message: Message) -> BatchReport:
+    try:
+        return _try_batch(message, moved=False)
+    except ChangesLogged:
+        collect_changes()
+        return _try_batch(message, moved=True)
+
+
+def _try_batch(message: Message, *, moved: bool) -> BatchReport:
+    attempt = _Attempt(message, moved=moved)
     try:
         return attempt.run()
-    except _Refused:
+    except (_Refused, ChangesLogged):
         raise
     except Exception as error:  # noqa: BLE001 - a hook may raise anything
         databases.drop_broken_connection()
@@ -162,13 +172,14 @@ class _Attempt:
 
     Attributes:
         message: the message.
+        moved: whether changes that were logged before it have been moved to the queues.
         started: monotonic time of the beginning, in seconds.
         known: primary keys of the refreshes that the batch has seen.
         tried: refresh and phase whose hooks were called last.
     """
 
-    def __init__(self, message: Message) -> None:
-        self.message = message
+    def __init__(self, message: Message, *, moved: bool) -> None:
+        self.message, self.moved = message, moved
         self.started = time.monotonic()
         self.known: set[int] | None = None
         self.tried: tuple[int, str] | None = None
@@ -216,6 +227,7 @@ class _Attempt:
             raise _Refused
         work = load_work(stripe_id, extra=extra)
         if work is not None:
+            work.logged = work.logged and not self.moved
             if self.known is None:
                 self.known = {refresh.pk for refresh in work.refreshes}
             # What was asked for since is not the failed batch's, and is tried afresh.

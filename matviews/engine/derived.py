@@ -14,12 +14,12 @@ from ..queryset import (
     drop_stage,
     fill_stage,
     fingerprint_of,
-    plan_of,
     stage_name,
     stages,
 )
 from ..states import RefreshState, RunState
 from .databases import alias
+from .tracking import begin_tracked
 from .work import Work
 
 __all__ = ["changed_phases", "do_derived", "drop_stages", "note_fingerprints", "sweep_stages"]
@@ -36,8 +36,7 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
         InvalidView: `source()` cannot be derived from, or is another one again and again.
         DatabaseError: what the database made of it.
     """
-    assert work.definition is not None
-    plan = plan_of(work.definition, alias())
+    plan = work.plan
     if run.fingerprint != plan.fingerprint:
         _start(work, run, plan)
     if plan.path.staged and not run.stage:
@@ -55,6 +54,7 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> None:
     """Begin a run, or begin it anew: its definition has changed on the way."""
     if run.fingerprint and run.batches:
         run.restarts += 1
+        run.covers = None
         logger.info("definition changed view=%s phase=%s", work.stripe.view.label, run.phase)
     if run.restarts > MOST_RESTARTS:
         raise InvalidView(
@@ -64,6 +64,7 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> None:
         )
     run.filled, run.stage = _left_by_others(work, run, plan)
     run.fingerprint, run.cursor, run.looked = plan.fingerprint, None, 0
+    begin_tracked(work, run)
 
 
 def _left_by_others(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object], str]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 
+from ..definition import ViewDefinition
 from ..mixin import Share
 from ..models import Stripe
 from ..phases import Phase
 from ..registry import registry
 from .hooks import call_needs
 from .requests import check_phases
+from .tracking import is_known_fresh
 
 __all__ = ["is_fresh"]
 
@@ -20,8 +22,11 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
     """
     definition = registry.usable(view)
     count = Stripe.objects.filter(view__label=definition.label).count() or 1
-    return not any(
-        call_needs(definition, phase, Share(number, count))
+    return all(
+        is_known_fresh(definition, phase) or not _needs(definition, phase, count)
         for phase in check_phases(definition, phases)
-        for number in range(count)
     )
+
+
+def _needs(definition: ViewDefinition, phase: Phase, count: int) -> bool:
+    return any(call_needs(definition, phase, Share(number, count)) for number in range(count))

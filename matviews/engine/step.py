@@ -16,6 +16,7 @@ from ..states import RunState
 from .derived import do_derived
 from .hooks import call_do, call_needs
 from .pacing import Pace, halved, halvings
+from .tracking import end_tracked, needs_pass
 from .work import Work
 
 __all__ = ["MAX_FAILURES", "Step"]
@@ -86,7 +87,7 @@ class Step:
         if self.hooks.kind is HookKind.CURSOR and self.run.batches:
             return True
         if self.hooks.do_derived and self.hooks.needs_derived:
-            return True
+            return needs_pass(self.work, self.run)
         answer = call_needs(self.definition, self.phase, self.work.share)
         # What a derived phase does is counted in keys, not in rows.
         if not isinstance(answer, bool) and not self.hooks.do_derived:
@@ -219,6 +220,8 @@ class Step:
             self.run.move_to(state)
             self.work.touch(self.run)
             return
+        if state is RunState.SUCCEEDED and self.run.covers:
+            end_tracked(self.work, self.run)
         error = self._standstill() if state is RunState.NOT_CONVERGING else ""
         self.work.end(self.run, state, error=error)
 

@@ -7,18 +7,19 @@ a good guess, which the token holds against the truth).
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import groupby, islice
 from typing import Any
 
 from django.db import connections
-from django.db.models import Count, F, FilteredRelation, Func, Model, OuterRef, Q, Subquery
+from django.db.models import Count, Exists, F, FilteredRelation, Func, Model, OuterRef, Q, Subquery
 from django.utils import timezone
 
 from ..definition import HookKind, ViewDefinition
 from ..mixin import Share
-from ..models import PhaseRun, Refresh, Stripe, ViewControl
+from ..models import Change, PhaseRun, Refresh, Stripe, ViewControl
 from ..phases import Phase
+from ..queryset import Plan, plan_of
 from ..states import RefreshState, RunState
 from .compiled import GIVEN, CompiledSelect
 from .databases import alias
@@ -38,6 +39,8 @@ class Work:
         refreshes: the open refreshes of the view.
         runs: their phase runs in this stripe; those not yet saved have no primary key.
         touched: the runs that this batch has changed.
+        logged: whether changes wait in the log of the triggers.
+        claimed: what a pass that begins in this batch covers, once its queue was taken.
     """
 
     stripe: Stripe
@@ -46,6 +49,18 @@ class Work:
     refreshes: list[Refresh]
     runs: list[PhaseRun] = field(default_factory=list)
     touched: list[PhaseRun] = field(default_factory=list)
+    logged: bool = False
+    claimed: tuple[list[Any] | None] | None = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How the view is derived from its `source()`, as that is now.
+
+        Raises:
+            InvalidView: it cannot be derived from.
+        """
+        assert self.definition is not None
+        return plan_of(self.definition, alias())
 
     def admit(self, known: Collection[int] | None = None) -> None:
         """Make the phase runs of refreshes that this stripe has not seen yet, unsaved.
@@ -246,11 +261,12 @@ def _work_query(using: str, by: str, extra: tuple[tuple[str, Func], ...]) -> Com
         .annotate(
             here=FilteredRelation("runs", condition=Q(runs__stripe=F("view__stripes"))),
             total=Subquery(totals.values(total=Count("pk"))),
+            logged=Exists(Change.objects.using(using)),
             **dict(extra),
         )
         .order_by("view__stripes__number", "pk", "here__pk")
     )
-    return CompiledSelect(rows.values_list(*columns, "total", *dict(extra)))
+    return CompiledSelect(rows.values_list(*columns, "total", "logged", *dict(extra)))
 
 
 @cache
@@ -267,13 +283,13 @@ _PARTS: list[tuple[type[Model], str]] = [
 
 
 def _instances(row: Sequence[Any]) -> list[Any]:
-    """The four instances of a row, and the number of stripes."""
+    """The four instances of a row, the number of stripes, and whether changes are logged."""
     values = iter(row)
     instances: list[Any] = []
     for model, _prefix in _PARTS:
         names = _fields(model)
         instances.append(model.from_db(alias(), names, list(islice(values, len(names)))))
-    return [*instances, next(values)]
+    return [*instances, next(values), next(values)]
 
 
 def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
@@ -284,11 +300,11 @@ def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
 
 
 def _build(rows: list[list[Any]]) -> Work:
-    _refresh, control, stripe, _run, total = rows[0]
+    _refresh, control, stripe, _run, total, logged = rows[0]
     stripe.view = control
     refreshes: dict[int, Refresh] = {}
     runs: dict[int, PhaseRun] = {}
-    for again, _control, _stripe, run, _total in rows:
+    for again, _control, _stripe, run, *_others in rows:
         refresh = refreshes.setdefault(again.pk, again)
         refresh.view = control
         if run.pk is not None:
@@ -303,4 +319,5 @@ def _build(rows: list[list[Any]]) -> Work:
         definition=control.definition,
         refreshes=list(refreshes.values()),
         runs=list(runs.values()),
+        logged=bool(logged),
     )

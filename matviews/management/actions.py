@@ -37,6 +37,7 @@ def list_schedules(requests: Requests) -> None:
     output, heartbeat = requests.output, Heartbeat.objects.first()
     planned = schedules.timetable(requests.asked.labels or None)
     watch = schedules.watch_problem()
+    output.subject = "schedules"
     output.entries += map(tables.plan_as_dict, planned)
     output.watch = {
         "ran_at": heartbeat and heartbeat.ran_at.isoformat(),

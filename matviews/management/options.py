@@ -15,7 +15,8 @@ from matviews.registry import registry
 __all__ = ["REFUSED", "Asked", "add_arguments", "refusal", "understand"]
 
 REFUSED = 2  # exit status when nothing was done because of what was asked
-ACTIONS = ("list", "schedules", "check", "verify", "explain", "enqueue")
+ACTIONS = ("list", "schedules", "check", "verify", "explain", "triggers", "enqueue")
+TRIGGERS = ("install", "remove", "sql")
 SENSELESS = {
     ("list", "phases"): "--list shows the state of views, whatever their phases",
     ("list", "batch_size"): "--list runs no batches",
@@ -26,6 +27,9 @@ SENSELESS = {
     ("verify", "batch_size"): "--verify runs no batches",
     ("explain", "phases"): "--explain shows every phase",
     ("explain", "batch_size"): "--explain runs no batches",
+    ("triggers", "models"): "--triggers is about the tables that any view reads",
+    ("triggers", "phases"): "--triggers is about tables",
+    ("triggers", "batch_size"): "--triggers runs no batches",
 }
 
 
@@ -40,6 +44,7 @@ class Asked:
         batch_size: rows per batch, None to leave it to the views.
         repair: whether to write what a verification finds different.
         sample: keys that a verification compares, None for all.
+        triggers: what to do about triggers, one of `TRIGGERS`; None if that was not asked.
     """
 
     action: str
@@ -48,6 +53,7 @@ class Asked:
     batch_size: int | None
     repair: bool
     sample: int | None
+    triggers: str | None
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -88,6 +94,10 @@ def add_arguments(parser: CommandParser) -> None:
         "--explain", action="store_true",
         help="show how views are derived from their source(): path, indexes, SQL",
     )  # fmt: skip
+    parser.add_argument(
+        "--triggers", choices=TRIGGERS,
+        help="make, or remove, the triggers that log changes; sql: show the SQL that makes them",
+    )  # fmt: skip
     parser.add_argument("--enqueue", action="store_true", help="leave the work to Celery workers")
 
 
@@ -113,6 +123,7 @@ def understand(options: Mapping[str, Any]) -> Asked:
         batch_size=_number(options["batch_size"], "batch-size", "rows"),
         repair=options["repair"],
         sample=_number(options["sample"], "sample", "keys"),
+        triggers=options["triggers"],
     )
 
 

@@ -18,7 +18,8 @@ class Output:
     """The command's output, in the format and colours that were asked for.
 
     Attributes:
-        entries: what is told of each view in JSON.
+        entries: what is told of each view in JSON, or of what `subject` says.
+        subject: what the entries are called there.
         watch: what is told of `watch` in JSON, if anything.
     """
 
@@ -32,6 +33,7 @@ class Output:
             self._stderr.style_func = None
         self.as_json = as_json
         self.entries: list[dict[str, Any]] = []
+        self.subject = "views"
         self.watch: dict[str, Any] | None = None
 
     def say(self, line: str) -> None:
@@ -46,9 +48,10 @@ class Output:
     def finish(self, *, error: str) -> None:
         """Print the JSON document, if that is the format."""
         if self.as_json:
-            document: dict[str, Any] = {"views": self.entries, "error": error}
+            document: dict[str, Any] = {self.subject: self.entries}
             if self.watch is not None:
-                document = {"schedules": self.entries, "watch": self.watch, "error": error}
+                document["watch"] = self.watch
+            document["error"] = error
             self._stdout.write(json.dumps(document, indent=2))
 
     def console(self) -> Console:

@@ -183,6 +183,8 @@ class Migration(migrations.Migration):
                 ("announced_at", models.DateTimeField(null=True)),
                 ("announced_token", models.BigIntegerField(default=0)),
                 ("attempts", models.PositiveIntegerField(default=0)),
+                ("changes", models.BigIntegerField(default=0)),
+                ("covered", models.JSONField(default=dict)),
                 (
                     "view",
                     models.ForeignKey(
@@ -312,6 +314,7 @@ class Migration(migrations.Migration):
                 ("stage", models.CharField(blank=True, max_length=63)),
                 ("fingerprint", models.CharField(blank=True, max_length=64)),
                 ("restarts", models.PositiveSmallIntegerField(default=0)),
+                ("covers", models.JSONField(null=True)),
                 ("seconds", models.FloatField(default=0.0)),
                 ("failures", models.PositiveSmallIntegerField(default=0)),
                 ("caught_up", models.BooleanField(default=False)),
@@ -355,6 +358,53 @@ class Migration(migrations.Migration):
                     )
                 ],
             },
+        ),
+        migrations.CreateModel(
+            name="WatchedTable",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("table", models.CharField(max_length=255, unique=True)),
+                ("columns", models.JSONField(null=True)),
+                ("triggers", models.JSONField(default=list)),
+                ("views", models.JSONField(default=list)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="Change",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("table", models.CharField(max_length=255)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="ViewChange",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "view",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="changes",
+                        to="matviews.viewcontrol",
+                    ),
+                ),
+            ],
         ),
         migrations.AddConstraint(
             model_name="stripe",

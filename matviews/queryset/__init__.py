@@ -4,7 +4,9 @@ from .checks import check_source, check_table
 from .differences import Difference, Differences, Kind, compare, ranges
 from .estimates import estimated_rows
 from .explain import ExplainedIndex, Explanation, explain
+from .fields import is_exact
 from .plans import Plan, fingerprint_of, plan_of, tables_read
+from .query import model_of_table
 from .staging import drop_stage, fill_stage, stage_name, stages
 from .statements import Range
 from .walk import Walk
@@ -26,6 +28,8 @@ __all__ = [
     "explain",
     "fill_stage",
     "fingerprint_of",
+    "is_exact",
+    "model_of_table",
     "plan_of",
     "ranges",
     "stage_name",

@@ -15,6 +15,7 @@ __all__ = [
     "family",
     "indexed_columns",
     "is_automatic",
+    "is_exact",
     "is_filled_by_database",
     "same_type",
     "unique_fields",
@@ -46,6 +47,7 @@ FAMILIES = {
     "JSONField": "JSON",
     "BinaryField": "binary",
 }  # fmt: skip
+EXACT = {WHOLE, "boolean", "UUID", "date", "date and time", "time"}
 BTREE = {"idx", "btree"}  # suffixes of the classes of indexes that keep an order
 
 
@@ -60,6 +62,11 @@ def family(field: AnyField) -> str:
     """What kind of values a field holds, as a word for a person."""
     name = value_field(field).get_internal_type()
     return FAMILIES.get(name, name)
+
+
+def is_exact(field: AnyField) -> bool:
+    """Whether values that are equal to the database are the same: not so "a" and "A", 1.0 and 1.00."""
+    return family(field) in EXACT
 
 
 def is_automatic(field: AnyField) -> bool:

@@ -10,7 +10,7 @@ from django.db import connections
 
 from .source import Source
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "moment"]
 
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d\S*)?|\d\d:\d\d:\d\d\S*")
 LISTS = re.compile(r"IN \((%s(?:, %s)*)\)")
@@ -22,6 +22,15 @@ def fingerprint(source: Source) -> str:
     Dates and times are left out, for `now() - timedelta(days=30)` makes another each time. What is
     in a list of values is sorted, for a Python set has another order in each process.
     """
+    return _digest(source, dated=False)
+
+
+def moment(source: Source) -> str:
+    """As `fingerprint`, but with the dates and times: the source at this moment."""
+    return _digest(source, dated=True)
+
+
+def _digest(source: Source, *, dated: bool) -> str:
     sql, params = source.query.compile()
     connection: Any = connections[source.query.using]
     columns = [
@@ -29,7 +38,7 @@ def fingerprint(source: Source) -> str:
         for column in source.columns
     ]
     key = [column.name for column in source.key]
-    texts = map(_text, _sorted(sql, params))
+    texts = [_text(each, dated=dated) for each in _sorted(sql, params)]
     parts = [connection.vendor, sql, *texts, repr(columns), repr(key)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -43,14 +52,16 @@ def _sorted(sql: str, params: tuple[Any, ...]) -> list[Any]:
     return values
 
 
-def _text(param: Any) -> str:
-    """A parameter as a text; "" for a date or time, which some databases take as a string."""
+def _text(param: Any, *, dated: bool) -> str:
+    """A parameter as a text; a date or time, which some databases take as a string, only if `dated`."""
     if isinstance(param, (list, tuple)):
-        return repr([_text(each) for each in param])
+        return repr([_text(each, dated=dated) for each in param])
     if hasattr(param, "lower_inc"):  # a range of psycopg's
-        return repr([type(param).__name__, _text(param.lower), _text(param.upper), param.bounds])
+        ends = [_text(each, dated=dated) for each in (param.lower, param.upper)]
+        return repr([type(param).__name__, *ends, param.bounds])
     if hasattr(param, "obj"):  # psycopg's JSON, whose own representation is shortened
         return json.dumps(param.obj, sort_keys=True, default=str)
-    if isinstance(param, (date, time)) or (isinstance(param, str) and MOMENT.fullmatch(param)):
+    moving = isinstance(param, (date, time)) or (isinstance(param, str) and MOMENT.fullmatch(param))
+    if moving and not dated:
         return ""
     return repr(bytes(param) if isinstance(param, memoryview) else param)

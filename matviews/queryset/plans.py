@@ -11,7 +11,7 @@ from ..exceptions import InvalidView
 from ..phases import Phase
 from ..registry import registry
 from .dialects import Dialect, dialect_of
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, moment
 from .paths import Path, find_path
 from .readings import Reading, Staged, Windowed
 from .source import Source, read_source
@@ -39,6 +39,11 @@ class Plan:
     def fingerprint(self) -> str:
         """What tells this definition of the view from another."""
         return fingerprint(self.source)
+
+    @cached_property
+    def moment(self) -> str:
+        """As the fingerprint, with the dates in it: `now() - 30 days` makes another each time."""
+        return moment(self.source)
 
     def reading(self, stage: str = "") -> Reading:
         """How the source's rows are read; without a stage, a staged source is evaluated at once."""

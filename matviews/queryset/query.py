@@ -4,7 +4,7 @@ Everything private that is used of Django is in this module: `Query` (its select
 grouping), the compiler's `as_sql`, and the converters of fields.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from django.apps import apps
 from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db import connections
-from django.db.models import Expression, FilteredRelation, Model, QuerySet, Subquery
+from django.db.models import Exists, Expression, FilteredRelation, Func, Model, QuerySet, Subquery
 from django.db.models.expressions import Col, OuterRef, RawSQL, Ref, ResolvedOuterRef, Window
 from django.db.models.query import ValuesIterable
 from django.db.models.sql import Query
@@ -33,7 +33,15 @@ __all__ = [
     "model_of_table",
 ]
 
+# Classes of Django's, and functions that others may be made of, in lower case.
 VOLATILE = {"Now", "Random", "RandomUUID", "TransactionNow", "UUID4", "UUID7"}
+VOLATILE_FUNCTIONS = {
+    "clock_timestamp", "current_date", "current_time", "current_timestamp", "curdate", "curtime",
+    "gen_random_uuid", "last_insert_id", "localtime", "localtimestamp", "nextval", "now", "rand",
+    "random", "randomblob", "statement_timestamp", "sysdate", "timeofday", "transaction_timestamp",
+    "unix_timestamp", "utc_date", "utc_time", "utc_timestamp", "uuid", "uuid_generate_v1",
+    "uuid_generate_v4", "uuidv4", "uuidv7",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +215,12 @@ class SourceQuery:
     @staticmethod
     def volatile(part: Any) -> list[str]:
         """The functions in a part that give another value each time, by name."""
-        bases = (base.__name__ for each in (part, *_walk(part)) for base in type(each).__mro__)
-        return sorted(VOLATILE.intersection(bases))
+        found = [part, *_walk(part)]
+        bases = {base.__name__ for each in found for base in type(each).__mro__}
+        if known := VOLATILE & bases:
+            return sorted(known)
+        called = {str(_function_of(each)).lower() for each in found if isinstance(each, Func)}
+        return sorted(VOLATILE_FUNCTIONS & called)
 
     def _compiler(self, query: Any) -> Any:
         compiler = query.clone().get_compiler(self.using, elide_empty=False)
@@ -249,6 +261,20 @@ class SourceQuery:
         queries = [self.query, *(each for each in self.walk() if isinstance(each, Query))]
         return {table.table for query in queries for table in _tables(query)}
 
+    def columns_read(self) -> dict[str, set[str] | None]:
+        """The columns, of each table that Django knows it reads, that decide about its rows.
+
+        None stands for all columns. A table of which only the number of rows counts has none.
+        """
+        read: dict[str, set[str] | None] = {}
+        for table, column in _columns_of(self.query, self.using, ()):
+            known = read.setdefault(table, set())
+            if column is ALL:
+                read[table] = None
+            elif column and known is not None:
+                known.add(column)
+        return read
+
     def walk(self) -> Iterator[Any]:
         """Every expression and every subquery in it, at any depth."""
         yield from _walk(self.query)
@@ -266,29 +292,82 @@ def _tables(query: Any) -> Iterator[Joined]:
             yield Joined(alias, table.table_name, table.parent_alias, pairs, outer)
 
 
+ALL = "*"
+Scope = dict[str, str]  # tables by their aliases
+
+
+def _columns_of(
+    query: Any, using: str, outer: tuple[Scope, ...], *, counted: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Tables and columns that decide about the rows of a query, `ALL` for every column.
+
+    Args:
+        query: Django's.
+        using: alias of the database.
+        outer: the tables of the queries around it, the innermost first.
+        counted: whether nothing but the number of its rows matters.
+    """
+    ordering: list[Any] = []
+    if not query.combinator and (query.order_by or (query.is_sliced and not counted)):
+        query = query.clone()
+        compiler = query.get_compiler(using, elide_empty=False)
+        compiler.setup_query()
+        ordering = [by for by, _sql in compiler.get_order_by()]  # this joins what only it wants
+    tables = list(_tables(query))
+    own = {each.alias: each.table for each in tables}
+    implicit = query.default_cols and not (counted or query.combinator)
+    for each in tables:
+        yield each.table, ALL if implicit or query.distinct_fields else ""
+        for of_parent, of_table in each.pairs:
+            yield own[each.parent or ""], of_parent
+            yield each.table, of_table
+    yield from _columns_in([*_parts(query), *ordering], using, (own, *outer))
+
+
+def _columns_in(
+    parts: Iterable[Any], using: str, scopes: tuple[Scope, ...], *, counted: bool = False
+) -> Iterator[tuple[str, str]]:
+    for part in parts:
+        if isinstance(part, Query):
+            yield from _columns_of(part, using, scopes, counted=counted)
+            continue
+        if isinstance(part, Col):
+            column: Any = part
+            table = next(scope[column.alias] for scope in scopes if column.alias in scope)
+            yield table, column.target.column
+        yield from _columns_in(_parts(part), using, scopes, counted=isinstance(part, Exists))
+
+
 def _walk(node: Any) -> Iterator[Any]:
+    for part in _parts(node):
+        yield part
+        yield from _walk(part)
+
+
+def _parts(node: Any) -> list[Any]:
+    """What a query or an expression is made of, one level down."""
     if isinstance(node, Query):
-        if node.combinator:
-            for each in node.combined_queries:
-                yield each
-                yield from _walk(each)
         joins = (getattr(each, "filtered_relation", None) for each in node.alias_map.values())
         conditions = [getattr(each, "resolved_condition", each) for each in joins if each]
         group_by = node.group_by if isinstance(node.group_by, tuple) else ()
-        parts = [*node.annotation_select.values(), *node.select, node.where, *conditions, *group_by]
-    elif isinstance(node, WhereNode):
-        parts = node.children
-    elif isinstance(node, FilteredRelation):
+        own = [*node.annotation_select.values(), *node.select, node.where, *conditions, *group_by]
+        return [*node.combined_queries, *own] if node.combinator else own
+    if isinstance(node, WhereNode):
+        return list(node.children)
+    if isinstance(node, FilteredRelation):
         relation: Any = node
-        parts = [relation.resolved_condition]
-    elif isinstance(node, Subquery):
-        parts = [node.query]
-    else:
-        sources = getattr(node, "get_source_expressions", None)
-        parts = [each for each in sources() if each is not None] if sources else []
-    for part in parts:
-        yield part
-        yield from _walk(part)
+        return [relation.resolved_condition]
+    if isinstance(node, Subquery):
+        return [node.query]
+    sources = getattr(node, "get_source_expressions", None)
+    found = [each for each in sources() if each is not None] if sources else []
+    listed = getattr(node, "rhs", None)  # of x__in=[F(...)] and x__range=(F(...), F(...))
+    members = listed if isinstance(listed, (list, tuple, set)) else ()
+    return [*found, *(each for each in members if hasattr(each, "as_sql"))]
+
+
+def _function_of(expression: Func) -> object:
+    return expression.extra.get("function", expression.function)
 
 
 def columns_in(expression: Any) -> list[Col] | None:

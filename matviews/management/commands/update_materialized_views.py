@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 
 from matviews.exceptions import MatviewsError
-from matviews.management import actions, options, runs, sources
+from matviews.management import actions, options, runs, sources, triggers
 from matviews.management.output import Output
 from matviews.management.requests import Requests
 
@@ -21,6 +21,7 @@ ACTIONS: dict[str, Callable[[Requests], None]] = {
     "check": actions.check,
     "verify": sources.verify,
     "explain": sources.explain,
+    "triggers": triggers.triggers,
     "enqueue": actions.enqueue,
     "refresh": runs.refresh,
 }

@@ -1,0 +1,23 @@
+"""Change tracking: triggers on the tables that views read, and the log that they write."""
+
+from .log import ChangesLogged, enqueue, is_logged, is_queued, move, shorten_queues, take
+from .triggers import find_problems, install, is_watched, remove, script, take_down
+from .watched import Tracking, tracking_of
+
+__all__ = [
+    "ChangesLogged",
+    "Tracking",
+    "enqueue",
+    "find_problems",
+    "install",
+    "is_logged",
+    "is_queued",
+    "is_watched",
+    "move",
+    "remove",
+    "script",
+    "shorten_queues",
+    "take",
+    "take_down",
+    "tracking_of",
+]

@@ -1,0 +1,146 @@
+"""What the triggers of all databases share, and what each dialect must say."""
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+from django.db import connections, transaction
+
+from ...models import Change
+from ...queryset import is_exact, model_of_table
+
+__all__ = ["TriggerDialect", "TriggerName"]
+
+PREFIX = "matviews"
+PATIENCE = 5  # seconds to wait for those who write to a table; others wait behind us meanwhile
+
+
+class TriggerName(NamedTuple):
+    """What the name of a trigger says.
+
+    Attributes:
+        table: a digest of its table's name.
+        version: a digest of all the table's triggers.
+        event: "insert", "update", "delete" or "truncate".
+    """
+
+    table: str
+    version: str
+    event: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}_{self.table}_{self.version}_{self.event}"
+
+
+OURS = re.compile(rf"{PREFIX}_[0-9a-f]{{8}}_[0-9a-f]{{8}}_[a-z]+")
+
+
+def digest(text: str) -> str:
+    """Eight characters that stand for a text in a name."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class TriggerDialect:
+    """Triggers that log that a table has changed.
+
+    Args:
+        using: alias of the database.
+    """
+
+    events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete")
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self.connection: Any = connections[using]
+        self.log = self.name(Change._meta.db_table)
+        self.logged_table = self.name("table")
+
+    def name(self, name: str) -> str:
+        """An identifier in quotes, in a text without parameters."""
+        quoted: str = self.connection.ops.quote_name(name)
+        return quoted
+
+    def literal(self, text: str) -> str:
+        """A text in quotes."""
+        doubled = text.replace("'", "''")
+        return f"'{doubled}'"
+
+    def version(self, table: str, columns: Collection[str] | None) -> str:
+        """What tells triggers of a table from others that watch other columns, or do it otherwise."""
+        return digest("\n".join(self._create(table, columns, version="")))
+
+    def create(self, table: str, columns: Collection[str] | None) -> list[str]:
+        """Statements that make the triggers of a table.
+
+        Args:
+            table: its name.
+            columns: those of which a change is logged; None for all.
+        """
+        return list(self._create(table, columns, self.version(table, columns)))
+
+    def _create(self, table: str, columns: Collection[str] | None, version: str) -> Iterator[str]:
+        for event in self.events:
+            if event == "update" and columns is not None and not columns:
+                continue
+            name = TriggerName(digest(table), version, event)
+            yield from self.statements(str(name), event, table, columns)
+
+    def statements(
+        self, name: str, event: str, table: str, columns: Collection[str] | None
+    ) -> Iterator[str]:
+        """Statements that make one trigger."""
+        raise NotImplementedError
+
+    def names(self, table: str, columns: Collection[str] | None) -> set[str]:
+        """The names of the triggers that `create` makes."""
+        version = self.version(table, columns)
+        events = [e for e in self.events if e != "update" or columns is None or columns]
+        return {str(TriggerName(digest(table), version, event)) for event in events}
+
+    def drop(self, table: str, names: Iterable[str]) -> list[str]:
+        """Statements that remove triggers of a table."""
+        return [f"DROP TRIGGER IF EXISTS {self.name(name)}" for name in sorted(names)]
+
+    def script(self, statements: Iterable[str]) -> str:
+        """Statements as a client of the database takes them, "" if there are none."""
+        return "".join(f"{statement};\n" for statement in statements)
+
+    def present(self) -> dict[str, set[str]]:
+        """The names of the triggers of ours that are there, by table, those switched off left out."""
+        found: dict[str, set[str]] = {}
+        with self.connection.cursor() as cursor:
+            cursor.execute(self.catalog, [f"{PREFIX}\\_%"])
+            for table, name in cursor.fetchall():
+                if OURS.fullmatch(name):
+                    found.setdefault(table, set()).add(name)
+        return found
+
+    # A query for the table and the name of each trigger that is LIKE its one parameter.
+    catalog: ClassVar[str]
+
+    def untrackable(self, tables: Collection[str]) -> dict[str, str]:
+        """The tables whose triggers would not tell of every change, and why."""
+        with self.connection.cursor() as cursor:
+            found = self.connection.introspection.get_table_list(cursor)
+        ordinary = {each.name for each in found if each.type == "t"}
+        return {table: "it is not an ordinary table" for table in tables if table not in ordinary}
+
+    @contextmanager
+    def definitions(self) -> Iterator[None]:
+        """A transaction for statements that make or remove triggers, where there is such a thing."""
+        with transaction.atomic(using=self.using):
+            yield
+
+    def execute(self, statements: Iterable[str]) -> None:
+        """Run statements that have no parameters."""
+        with self.connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    def is_exact(self, table: str, column: str) -> bool:
+        """Whether two values of a column that are equal are the same."""
+        model = model_of_table(table)
+        fields = model._meta.local_concrete_fields if model else ()
+        return any(field.column == column and is_exact(field) for field in fields)

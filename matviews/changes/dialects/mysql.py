@@ -1,0 +1,72 @@
+"""MariaDB and MySQL: a trigger per row. TRUNCATE and actions of foreign keys fire none."""
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+from .base import PATIENCE, TriggerDialect
+
+__all__ = ["MySQLTriggers"]
+
+
+class MySQLTriggers(TriggerDialect):
+    """A statement that makes or removes a trigger commits."""
+
+    catalog: ClassVar[str] = (
+        "SELECT event_object_table, trigger_name FROM information_schema.triggers "
+        "WHERE trigger_schema = DATABASE() AND trigger_name LIKE %s"
+    )
+
+    def literal(self, text: str) -> str:
+        """As the base class has it."""
+        return super().literal(text.replace("\\", "\\\\"))
+
+    def statements(
+        self, name: str, event: str, table: str, columns: Collection[str] | None
+    ) -> Iterator[str]:
+        """As the base class has it."""
+        log = f"INSERT INTO {self.log} ({self.logged_table}) VALUES ({self.literal(table)})"
+        if event == "update" and columns is not None:
+            same = " AND ".join(self._same(table, column) for column in sorted(columns))
+            log = f"BEGIN IF NOT ({same}) THEN {log}; END IF; END"
+        yield (
+            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
+            f"FOR EACH ROW {log}"
+        )
+
+    def _same(self, table: str, column: str) -> str:
+        before, after = (f"{row}.{self.name(column)}" for row in ("OLD", "NEW"))
+        same = f"{before} <=> {after}"
+        if self.is_exact(table, column):
+            return same
+        # As bytes too: "a" is "A" to most collations. Not only so: FLOAT shows six digits.
+        return f"{same} AND CAST({before} AS BINARY) <=> CAST({after} AS BINARY)"
+
+    def script(self, statements: Iterable[str]) -> str:
+        """As the base class has it: a statement may have semicolons in it."""
+        ended = "".join(f"{statement}\n//\n" for statement in statements)
+        return ended and f"DELIMITER //\n{ended}DELIMITER ;\n"
+
+    def untrackable(self, tables: Collection[str]) -> dict[str, str]:
+        """As the base class has it."""
+        faults = super().untrackable(tables)
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT DISTINCT table_name FROM information_schema.referential_constraints "
+                "WHERE constraint_schema = DATABASE() AND NOT (delete_rule IN ('RESTRICT', "
+                "'NO ACTION') AND update_rule IN ('RESTRICT', 'NO ACTION'))"
+            )
+            acted_on = {name for (name,) in cursor.fetchall()} & set(tables)
+        reason = "a foreign key of it has ON DELETE or ON UPDATE, which fires no trigger here"
+        return faults | dict.fromkeys(acted_on, reason)
+
+    @contextmanager
+    def definitions(self) -> Iterator[None]:
+        """As the base class has it: none, but no waiting for ever either."""
+        self.execute(
+            [f"SET @matviews_patience = @@lock_wait_timeout, lock_wait_timeout = {PATIENCE}"]
+        )
+        try:
+            yield
+        finally:
+            self.execute(["SET lock_wait_timeout = @matviews_patience"])

@@ -1,0 +1,142 @@
+"""The triggers of the tables that views read: made, held against what the code wants, removed."""
+
+from collections.abc import Collection, Iterable, Iterator
+
+from django.db import transaction
+
+from ..models import ViewControl, WatchedTable
+from .dialects import TriggerDialect, dialect_of
+from .log import enqueue
+from .watched import Columns, Tracking, together, watched_tables
+
+__all__ = ["find_problems", "install", "is_watched", "remove", "script", "take_down"]
+
+
+def is_watched(view_id: int, tracking: Tracking, using: str) -> bool:
+    """Whether triggers log every change that counts for a view, and the log is read for it."""
+    records = WatchedTable.objects.in_bulk(list(tracking.tables), field_name="table")
+    if any(not _covers(records.get(table), view_id, columns) for table, columns in tracking.tables.items()):  # fmt: skip
+        return False
+    present = dialect_of(using).present()
+    return all(set(each.triggers) <= present.get(each.table, set()) for each in records.values())
+
+
+def _covers(record: WatchedTable | None, view_id: int, columns: Columns) -> bool:
+    if record is None or not record.triggers or view_id not in record.views:
+        return False
+    return record.columns is None or (columns is not None and columns <= set(record.columns))
+
+
+def install(using: str) -> dict[str, str]:
+    """Make the triggers that the views of the code want, and remove those that no view wants.
+
+    Each view whose changes were not logged until now, or otherwise, is told that something has
+    changed. Where the triggers are as they should be, nothing is done.
+
+    Returns:
+        The tables whose changes cannot be logged, and why.
+
+    Raises:
+        DatabaseError: the user may not create triggers, or somebody held a table for too long.
+    """
+    wanted, dialect = watched_tables(using), dialect_of(using)
+    faults = dialect.untrackable(wanted)
+    wanted = {table: views for table, views in wanted.items() if table not in faults}
+    remove(using, set(_known_tables(dialect)) - wanted.keys())
+    controls = dict(ViewControl.objects.values_list("label", "pk"))
+    for table, by_view in wanted.items():
+        views = {controls[label] for label in by_view if label in controls}
+        _install(dialect, table, together(by_view.values()), views)
+    return faults
+
+
+def _known_tables(dialect: TriggerDialect) -> list[str]:
+    return [*WatchedTable.objects.values_list("table", flat=True), *dialect.present()]
+
+
+def _install(dialect: TriggerDialect, table: str, columns: Columns, views: set[int]) -> None:
+    """Bring one table's triggers and record to what is wanted.
+
+    The record names its triggers only once they are there and the views have been told of what came
+    before: whoever finds them named may believe that nothing was missed.
+    """
+    names, present = dialect.names(table, columns), dialect.present().get(table, set())
+    record, _created = WatchedTable.objects.get_or_create(table=table)
+    known = set(record.views) if record.triggers else set()
+    same = present == names == set(record.triggers)
+    if same and known == views:
+        return
+    told = views - known if same else views | known
+    with dialect.definitions():
+        record.triggers = []
+        record.views, record.columns = sorted(views), None if columns is None else sorted(columns)
+        record.save()
+        if present != names:
+            dialect.execute(dialect.drop(table, present))
+            dialect.execute(dialect.create(table, columns))
+        with transaction.atomic(using=dialect.using):
+            enqueue(told)
+            record.triggers = sorted(names)
+            record.save()
+
+
+def take_down(using: str, tables: Collection[str]) -> None:
+    """Remove the triggers of tables that are about to be altered; `install` brings them back."""
+    dialect = dialect_of(using)
+    present = dialect.present()
+    for table in sorted(present.keys() & set(tables)):
+        with dialect.definitions():
+            WatchedTable.objects.filter(table=table).update(triggers=[])
+            dialect.execute(dialect.drop(table, present[table]))
+
+
+def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
+    """Remove the triggers of tables, all by default, and forget that they were watched.
+
+    Returns:
+        The names of the triggers that are gone.
+    """
+    dialect = dialect_of(using)
+    present = dialect.present()
+    chosen = set(_known_tables(dialect) if tables is None else tables)
+    for table in sorted(chosen):
+        with dialect.definitions():
+            WatchedTable.objects.filter(table=table).delete()
+            dialect.execute(dialect.drop(table, present.get(table, set())))
+    return sorted(name for table in chosen for name in present.get(table, ()))
+
+
+def script(using: str) -> str:
+    """SQL with which a person who may create triggers brings them to what the views want; "" if they are."""
+    wanted, dialect = watched_tables(using), dialect_of(using)
+    present, faults = dialect.present(), dialect.untrackable(wanted)
+    statements = []
+    for table, by_view in wanted.items():
+        columns = together(by_view.values())
+        names = dialect.names(table, columns)
+        if table not in faults and present.get(table, set()) != names:
+            statements += dialect.drop(table, present.get(table, set()))
+            statements += dialect.create(table, columns)
+    for table in sorted(present.keys() - wanted.keys()):
+        statements += dialect.drop(table, present[table])
+    return dialect.script(statements)
+
+
+def find_problems(using: str) -> Iterator[str]:
+    """What is not as the views of the code want it, a sentence each."""
+    wanted, dialect = watched_tables(using), dialect_of(using)
+    present, faults = dialect.present(), dialect.untrackable(wanted)
+    recorded = dict(WatchedTable.objects.values_list("table", "triggers"))
+    for table, by_view in sorted(wanted.items()):
+        views = ", ".join(sorted(by_view))
+        if table in faults:
+            yield f"Changes of {table}, which {views} reads, cannot be logged: {faults[table]}."
+            continue
+        names = dialect.names(table, together(by_view.values()))
+        if present.get(table, set()) != names:
+            state = "other triggers than it should" if present.get(table) else "no triggers"
+            yield f"{table}, which {views} reads, has {state}."
+        elif set(recorded.get(table, ())) != names:
+            yield f"The triggers of {table}, which {views} reads, are not known to matviews."
+    for table in sorted(present.keys() - wanted.keys()):
+        yield f"{table} has triggers, but no view reads it."

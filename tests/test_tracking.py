@@ -1,0 +1,793 @@
+"""Change tracking: what changes a view's tables is seen, by whatever way; what changes nothing costs nothing."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.apps import apps as real_apps
+from django.core.checks import Tags, run_checks
+from django.core.management import call_command
+from django.db import DatabaseError, connection, models, transaction
+from django.db.models import Count, Exists, F, OuterRef, QuerySet, Subquery, Sum, Window
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Now, RowNumber
+from django.db.models.signals import post_migrate, pre_migrate
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from matviews import changes, engine, mark_dirty
+from matviews.changes import tracking_of
+from matviews.changes.watched import watched_tables
+from matviews.models import Change, Stripe, ViewChange, WatchedTable
+from matviews.phases import Phase
+from matviews.queryset import plan_of
+from matviews.registry import registry
+from matviews.states import RefreshState
+from matviews.tasks import inline
+from tests.defining import ready, run
+from tests.driving import in_another_connection, stripe_of, without_sqlite
+from tests.shapes.models import Customer, Order, Product, Region, Tag
+from tests.shapes.models.grouped import CustomerTotal, QuantityTotal, ViewOfView
+from tests.shapes.oracle import differences
+from tests.shapes.query import Query
+from tests.sourced import sourced
+
+pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+
+only_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
+
+
+@pytest.fixture(autouse=True)
+def _filled(tracked: None) -> Iterator[None]:
+    region = Region.objects.create(pk=1, name="here")
+    Product.objects.create(sku="a", name="a", price=2)
+    Tag.objects.create(pk=1, label="t")
+    for number in (1, 2, 3):
+        Customer.objects.create(pk=number, name=str(number), region=region)
+        order(number)
+    yield
+    CustomerTotal.query = QuantityTotal.query = Query()
+
+
+def order(customer: int, **values: Any) -> Order:
+    return Order.objects.create(
+        customer_id=customer, product_id="a", quantity=customer, price=1, paid=False, **values
+    )
+
+
+def batches(view: type[Any]) -> int:
+    """Refresh a view, and count the batches that looked at anything."""
+    refresh = run(view)
+    assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
+    return sum(each.batches for each in refresh.runs.all())
+
+
+def at_rest(view: type[Any]) -> None:
+    """Bring a view to where a refresh has nothing to do, and is known to have nothing."""
+    run(view)
+    batches(view)
+    assert batches(view) == 0
+
+
+def logged(model: type[Any]) -> int:
+    return Change.objects.filter(table=model._meta.db_table).count()
+
+
+def execute(sql: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+
+
+def price_saved() -> None:
+    each = Order.objects.filter(customer=1).get()
+    each.price += 1
+    each.save()
+
+
+WRITES: dict[str, Callable[[], object]] = {
+    "save": price_saved,
+    "create": lambda: order(1),
+    "bulk_create": lambda: Order.objects.bulk_create(
+        [Order(customer_id=2, product_id="a", price=3, paid=True, quantity=2)]
+    ),
+    "bulk_create with conflicts": lambda: Order.objects.bulk_create(
+        [
+            Order(
+                pk=Order.objects.earliest("pk").pk,
+                customer_id=2,
+                product_id="a",
+                price=8,
+                paid=True,
+            )
+        ],
+        update_conflicts=True,
+        update_fields=["price"],
+        unique_fields=[] if connection.vendor == "mysql" else ["pk"],
+    ),
+    "bulk_update": lambda: Order.objects.bulk_update(
+        [Order(pk=each.pk, price=each.price + 1) for each in Order.objects.all()], ["price"]
+    ),
+    "update": lambda: Order.objects.filter(customer=1).update(price=7),
+    "to another key": lambda: Order.objects.filter(customer=1).update(customer=2),
+    "NULL": lambda: Order.objects.filter(customer=1).update(customer=None),
+    "delete": lambda: Order.objects.filter(customer=1).delete(),
+    "raw SQL": lambda: execute("UPDATE shapes_order SET price = price + 1"),
+    "raw delete": lambda: execute("DELETE FROM shapes_order WHERE customer_id = 3"),
+    "insert of a select": lambda: execute(
+        "INSERT INTO shapes_order (customer_id, product_id, price, paid, status, note, quantity) "
+        "SELECT customer_id, product_id, price, paid, status, note, quantity FROM shapes_order"
+    ),
+}
+
+
+# Orders of a quantity are as many, and cost as much, whoever has ordered.
+UNSEEN_BY_QUANTITY = {"to another key", "NULL"}
+
+
+class TestEveryWayOfWriting:
+    @pytest.mark.parametrize("name", list(WRITES))
+    @pytest.mark.parametrize("view", [CustomerTotal, QuantityTotal], ids=["windowed", "staged"])
+    def test_is_seen_and_then_nothing_is_left_to_do(self, view: type[Any], name: str) -> None:
+        at_rest(view)
+
+        WRITES[name]()
+
+        assert (name in UNSEEN_BY_QUANTITY and view is QuantityTotal) or differences(view) != []
+        assert batches(view) > 0
+        assert differences(view) == []
+        at_rest(view)
+
+    @only_postgres
+    def test_truncate_is_seen(self) -> None:
+        at_rest(CustomerTotal)
+
+        execute("TRUNCATE shapes_order CASCADE")
+
+        run(CustomerTotal)
+        assert differences(CustomerTotal) == []
+
+    @pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")
+    def test_replace_is_seen(self) -> None:
+        at_rest(CustomerTotal)
+        pk = Order.objects.earliest("pk").pk
+
+        execute(
+            "REPLACE INTO shapes_order (id, customer_id, product_id, price, paid, status, note) "
+            f"VALUES ({pk}, 3, 'a', 9, 0, '', '')"
+        )
+
+        run(CustomerTotal)
+        assert differences(CustomerTotal) == []
+
+    def test_another_letter_is_seen(self) -> None:
+        """Which most collations of MariaDB take for no change."""
+        CustomerTotal.query = Query(rows=2)
+        Order.objects.update(status="b")
+        at_rest(CustomerTotal)
+
+        Order.objects.update(status="B")
+
+        assert logged(Order)
+
+    def test_a_number_of_the_same_value_is_not(self) -> None:
+        at_rest(CustomerTotal)
+
+        Order.objects.update(price=F("price") + 0)
+
+        assert not logged(Order)
+
+
+class TestWhatIsNoChange:
+    def test_a_column_that_no_view_reads(self) -> None:
+        at_rest(CustomerTotal)
+
+        Tag.objects.update(label="x")
+
+        assert not logged(Tag)
+        assert batches(CustomerTotal) == 0
+
+    def test_a_table_that_it_does_not_read(self) -> None:
+        at_rest(CustomerTotal)
+
+        Region.objects.update(name="there")
+
+        assert logged(Region)  # other views read it
+        assert CustomerTotal.is_fresh()
+        assert batches(CustomerTotal) == 0
+
+    def test_a_statement_that_finds_no_row(self) -> None:
+        at_rest(CustomerTotal)
+
+        Order.objects.filter(pk=-5).update(price=3)
+        Order.objects.filter(pk=-5).delete()
+
+        assert not logged(Order)
+
+    def test_what_was_rolled_back(self) -> None:
+        at_rest(CustomerTotal)
+
+        with transaction.atomic():
+            order(1)
+            transaction.set_rollback(True)
+        with transaction.atomic():
+            savepoint = transaction.savepoint()
+            order(2)
+            transaction.savepoint_rollback(savepoint)
+
+        assert batches(CustomerTotal) == 0
+
+    def test_it_is_known_to_be_fresh_without_a_look_at_the_source(self) -> None:
+        at_rest(CustomerTotal)
+
+        with CaptureQueriesContext(connection) as captured:
+            assert CustomerTotal.is_fresh()
+
+        assert not any("SUM(" in each["sql"].upper() for each in captured)
+
+    def test_a_refresh_of_it_is_one_batch_that_reads_no_source(self) -> None:
+        at_rest(CustomerTotal)
+
+        with CaptureQueriesContext(connection) as captured:
+            refresh = run(CustomerTotal)
+
+        assert {each.state for each in refresh.runs.all()} == {"succeeded"}
+        assert not any("SUM(" in each["sql"].upper() for each in captured)
+
+
+class TestTransactionsBetweenTransactions:
+    @without_sqlite
+    def test_a_change_that_commits_after_the_refresh_is_seen_by_the_next(self) -> None:
+        at_rest(CustomerTotal)
+        written, refreshed = threading.Event(), threading.Event()
+
+        def write_slowly() -> None:
+            with transaction.atomic():
+                order(1)
+                written.set()
+                assert refreshed.wait(20)
+
+        thread = in_another_connection(write_slowly)
+        assert written.wait(20)
+        order(2)
+        assert batches(CustomerTotal) > 0
+        refreshed.set()
+        thread.join()
+
+        assert differences(CustomerTotal) != []
+        assert batches(CustomerTotal) > 0
+        assert differences(CustomerTotal) == []
+
+    @without_sqlite
+    def test_changes_that_are_not_committed_hold_nobody_up(self) -> None:
+        """MariaDB waits for a row of another transaction where it only comes across it."""
+        at_rest(CustomerTotal)
+        written, done = threading.Event(), threading.Event()
+        control = stripe_of(CustomerTotal).view_id
+
+        def write_slowly() -> None:
+            with transaction.atomic():
+                for number in range(40):
+                    Change.objects.create(table="held")
+                    ViewChange.objects.create(view_id=control)
+                    if number == 20:
+                        written.set()
+                        assert done.wait(20)
+
+        thread = in_another_connection(write_slowly)
+        assert written.wait(20)
+        try:
+            for count in (1, 3, 50):
+                order(1)
+                Change.objects.bulk_create([Change(table=Order._meta.db_table)] * count)
+                ViewChange.objects.bulk_create([ViewChange(view_id=control)] * count)
+                with limited_waiting():
+                    engine.collect_changes()
+                    assert batches(CustomerTotal) > 0
+                    engine.shorten_queues()
+        finally:
+            done.set()
+            thread.join()
+
+        assert not logged(Order)
+        assert ViewChange.objects.filter(view=control).count() == 40
+
+    def test_a_change_between_two_batches_is_for_the_next_refresh(self) -> None:
+        run(CustomerTotal)
+        order(1)
+        refresh = engine.request(CustomerTotal, batch_size=1)
+        stripe = stripe_of(CustomerTotal)
+        message = engine.settle(stripe.pk).message
+        for _number in range(3):
+            assert message is not None
+            engine.run_batch(message)
+            message = engine.settle(stripe.pk).message
+        Order.objects.update(price=50)
+        Order.objects.filter(customer=1).delete()
+        inline.drain([stripe.pk])
+
+        refresh.refresh_from_db()
+        assert refresh.state == RefreshState.SUCCEEDED
+        assert batches(CustomerTotal) > 0
+        assert differences(CustomerTotal) == []
+
+    def test_a_batch_that_fails_takes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        at_rest(CustomerTotal)
+        order(1)
+
+        def broken(*_arguments: Any) -> Any:
+            raise RuntimeError("broken")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("matviews.engine.step.do_derived", broken)
+            assert run(CustomerTotal).state == RefreshState.FAILED
+
+        assert not CustomerTotal.is_fresh()
+        assert batches(CustomerTotal) > 0
+        assert differences(CustomerTotal) == []
+
+    def test_one_phase_alone_is_covered_alone(self) -> None:
+        at_rest(CustomerTotal)
+        Order.objects.filter(customer=1).update(price=5)
+
+        run(CustomerTotal, phases=[Phase.INSERT])
+
+        assert CustomerTotal.is_fresh(phases=[Phase.INSERT])
+        assert not CustomerTotal.is_fresh(phases=[Phase.UPDATE])
+        run(CustomerTotal)
+        assert differences(CustomerTotal) == []
+
+
+class TestSharing:
+    def test_a_view_that_reads_a_view_follows_it(self) -> None:
+        at_rest(CustomerTotal)
+        at_rest(ViewOfView)
+        order(1)
+
+        run(CustomerTotal)
+
+        assert not ViewOfView.is_fresh()
+        assert batches(ViewOfView) > 0
+        assert differences(ViewOfView) == []
+        at_rest(ViewOfView)
+
+    def test_a_refresh_of_one_view_leaves_the_change_to_the_others(self) -> None:
+        at_rest(CustomerTotal)
+        at_rest(QuantityTotal)
+        order(1)
+
+        assert batches(CustomerTotal) > 0
+
+        assert batches(QuantityTotal) > 0
+        assert differences(QuantityTotal) == []
+
+    @only_postgres
+    def test_a_statement_is_logged_once_however_many_rows_and_views(self) -> None:
+        engine.collect_changes()
+
+        Order.objects.update(price=9)
+
+        assert logged(Order) == 1
+
+    @pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")
+    def test_what_waits_in_the_log_is_not_logged_again(self) -> None:
+        engine.collect_changes()
+
+        for price in (1, 2, 3):
+            Order.objects.update(price=price)
+
+        assert logged(Order) == 1
+
+    def test_the_queue_of_a_view_that_nobody_refreshes_stays_short(self) -> None:
+        at_rest(CustomerTotal)
+        control = stripe_of(CustomerTotal).view_id
+        ViewChange.objects.bulk_create([ViewChange(view_id=control)] * 1001)
+
+        engine.shorten_queues()
+
+        assert ViewChange.objects.filter(view=control).count() == 1
+        assert batches(CustomerTotal) > 0
+
+    def test_a_long_log_is_moved_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("matviews.changes.log.MOST", 2)
+        table = Order._meta.db_table
+        Change.objects.bulk_create([Change(table=table) for _ in range(5)])
+
+        engine.collect_changes()
+
+        assert not Change.objects.exists()
+        assert ViewChange.objects.filter(view=stripe_of(CustomerTotal).view_id).exists()
+
+
+class TestWhatForcesAFullPass:
+    def test_somebody_who_asks_for_it(self) -> None:
+        at_rest(CustomerTotal)
+        CustomerTotal.objects.filter(customer=1).update(money=-1)
+        assert batches(CustomerTotal) == 0
+
+        mark_dirty("shapes.CustomerTotal")
+
+        assert not CustomerTotal.is_fresh()
+        assert batches(CustomerTotal) > 0
+        assert differences(CustomerTotal) == []
+
+    def test_another_definition(self) -> None:
+        at_rest(CustomerTotal)
+
+        CustomerTotal.query = Query(money=1)
+
+        assert batches(CustomerTotal) > 0
+        assert differences(CustomerTotal) == []
+
+    def test_a_definition_that_came_and_went(self) -> None:
+        at_rest(CustomerTotal)
+        CustomerTotal.query = Query(money=1)
+        engine.request(CustomerTotal, batch_size=1, phases=[Phase.UPDATE])
+        engine.run_batch(engine.settle(stripe_of(CustomerTotal).pk).message)  # type: ignore[arg-type]
+        CustomerTotal.query = Query()
+
+        inline.drain([stripe_of(CustomerTotal).pk])
+        run(CustomerTotal)
+
+        assert differences(CustomerTotal) == []
+
+    def test_a_moment_that_moves_on(self, own_views: None) -> None:
+        since = [timezone.now()]
+        view = sourced(
+            lambda: Order.objects.filter(placed_at__gt=since[0]).values(
+                key=F("pk"), value=F("customer")
+            )
+        )
+        changes.install(engine.alias())
+        Order.objects.update(placed_at=timezone.now() + timedelta(days=1))
+        at_rest(view)
+        assert view.objects.count() == 3
+
+        since[0] += timedelta(days=2)
+
+        assert not view.is_fresh()
+        assert batches(view) > 0
+        assert not view.objects.exists()
+
+    def test_triggers_that_somebody_has_removed(self) -> None:
+        at_rest(CustomerTotal)
+        table = Order._meta.db_table
+        name = WatchedTable.objects.get(table=table).triggers[0]
+        on = f" ON {table}" if connection.vendor == "postgresql" else ""
+        execute(f"DROP TRIGGER {name}{on}")
+
+        assert batches(CustomerTotal) > 0
+        assert batches(CustomerTotal) > 0
+        assert problems() == [f"{table}, which {readers(table)} reads, has other triggers than it should."]  # fmt: skip
+        changes.install(engine.alias())
+
+        assert problems() == []
+        at_rest(CustomerTotal)
+
+    @only_postgres
+    def test_triggers_that_somebody_has_disabled(self) -> None:
+        at_rest(CustomerTotal)
+        execute("ALTER TABLE shapes_order DISABLE TRIGGER ALL")
+        order(1)
+
+        assert batches(CustomerTotal) > 0
+
+        execute("ALTER TABLE shapes_order ENABLE TRIGGER ALL")
+        changes.install(engine.alias())
+        at_rest(CustomerTotal)
+
+    def test_a_record_that_knows_another_view(self) -> None:
+        """As where an older version of the code has installed the triggers."""
+        at_rest(CustomerTotal)
+        record = WatchedTable.objects.get(table=Order._meta.db_table)
+        record.views.remove(stripe_of(CustomerTotal).view_id)
+        record.save()
+        order(1)
+
+        assert batches(CustomerTotal) > 0
+        assert batches(CustomerTotal) > 0
+        order(2)
+        run(CustomerTotal)
+        assert differences(CustomerTotal) == []
+
+    def test_a_stripe_that_is_new(self) -> None:
+        at_rest(CustomerTotal)
+        stripe = stripe_of(CustomerTotal)
+        stripe.delete()
+
+        engine.sync_controls()
+
+        assert Stripe.objects.get(view=stripe.view_id).covered == {}
+        assert batches(CustomerTotal) > 0
+
+
+@contextmanager
+def limited_waiting() -> Iterator[None]:
+    """Who waits for a lock fails."""
+    names = {"postgresql": "lock_timeout = '1s'", "mysql": "innodb_lock_wait_timeout = 1"}
+    execute(f"SET {names[connection.vendor]}")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+def problems() -> list[str]:
+    return list(changes.find_problems(engine.alias()))
+
+
+def readers(table: str) -> str:
+    """The labels of the views that read a table."""
+    return ", ".join(sorted(watched_tables(engine.alias())[table]))
+
+
+class TestMigrations:
+    def test_triggers_of_a_migrated_app_go_before_and_come_back_after(self) -> None:
+        at_rest(CustomerTotal)
+        migration = type("Migration", (), {"app_label": "shapes"})()
+        options = {"using": engine.alias(), "verbosity": 0, "interactive": False}
+        sender = real_apps.get_app_config("matviews")
+
+        pre_migrate.send(sender, app_config=sender, apps=real_apps, plan=[(migration, False)], **options)  # fmt: skip
+
+        assert {
+            tuple(each) for each in WatchedTable.objects.values_list("triggers", flat=True)
+        } == {()}
+        assert len(problems()) == WatchedTable.objects.count()
+        order(1)
+        post_migrate.send(sender, app_config=sender, **options)
+        assert problems() == []
+        assert batches(CustomerTotal) > 0
+        assert differences(CustomerTotal) == []
+        at_rest(CustomerTotal)
+
+    def test_a_migration_of_another_app_leaves_them_alone(self) -> None:
+        at_rest(CustomerTotal)
+        migration = type("Migration", (), {"app_label": "auth"})()
+        options = {"using": engine.alias(), "verbosity": 0, "interactive": False}
+        sender = real_apps.get_app_config("matviews")
+
+        pre_migrate.send(sender, app_config=sender, apps=real_apps, plan=[(migration, False)], **options)  # fmt: skip
+        post_migrate.send(sender, app_config=sender, **options)
+
+        assert batches(CustomerTotal) == 0
+
+    def test_taking_our_own_back_removes_every_trigger(self) -> None:
+        engine.collect_changes()
+        migration = type("Migration", (), {"app_label": "matviews"})()
+        sender = real_apps.get_app_config("matviews")
+
+        pre_migrate.send(
+            sender, app_config=sender, apps=real_apps, plan=[(migration, True)],
+            using=engine.alias(), verbosity=0, interactive=False,
+        )  # fmt: skip
+
+        assert changes.remove(engine.alias()) == []
+        order(1)
+        assert not Change.objects.exists()
+
+    def test_a_database_that_refuses_is_told_of_and_stops_no_migration(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(using: str) -> None:
+            raise DatabaseError("permission denied for table shapes_order")
+
+        monkeypatch.setattr(changes, "install", refused)
+        sender, out = real_apps.get_app_config("matviews"), StringIO()
+
+        post_migrate.send(sender, app_config=sender, using=engine.alias(), verbosity=1, stdout=out)
+
+        assert "permission denied for table shapes_order" in out.getvalue()
+        assert "--triggers sql" in out.getvalue()
+
+
+class TestCommand:
+    def test_install_and_remove(self, capsys: pytest.CaptureFixture[str]) -> None:
+        call_command("update_materialized_views", triggers="remove")
+        assert "removed. Each refresh is a full pass" in capsys.readouterr().out
+        assert problems() != []
+
+        call_command("update_materialized_views", triggers="install")
+
+        assert (
+            capsys.readouterr().out == "Every table that a tracked view reads has its triggers.\n"
+        )
+        assert problems() == []
+
+    def test_sql_makes_what_is_lacking_and_install_takes_it_up(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        changes.remove(engine.alias())
+        call_command("update_materialized_views", triggers="sql")
+        script = capsys.readouterr().out
+
+        for statement in statements(script):
+            execute(statement)
+
+        assert [each for each in problems() if "not known to matviews" not in each] == []
+        with CaptureQueriesContext(connection) as captured:
+            changes.install(engine.alias())
+        assert not any("CREATE TRIGGER" in each["sql"] for each in captured)
+        assert problems() == []
+        order(1)
+        assert logged(Order)
+        call_command("update_materialized_views", triggers="sql")
+        assert capsys.readouterr().out == "-- Nothing is lacking.\n"
+
+    def test_the_check_tells_of_what_is_missing(self) -> None:
+        def found() -> list[str]:
+            messages = run_checks(tags=[Tags.database], databases=["default"])
+            return [each.msg for each in messages if each.id == "matviews.W011"]
+
+        assert found() == []
+        changes.take_down(engine.alias(), [Order._meta.db_table])
+
+        table = Order._meta.db_table
+        assert found() == [f"{table}, which {readers(table)} reads, has no triggers."]
+
+    def test_triggers_of_a_table_that_no_view_reads_are_removed(self) -> None:
+        with registry.preserved():
+            for each in list(registry):
+                registry.unregister(each.label)
+            assert any(each.endswith("has triggers, but no view reads it.") for each in problems())
+
+            changes.install(engine.alias())
+
+            assert problems() == []
+        assert not WatchedTable.objects.exists()
+
+
+def statements(script: str) -> list[str]:
+    """What a client of the database would run."""
+    if connection.vendor == "mysql":
+        pieces = (
+            script.removeprefix("DELIMITER //\n").removesuffix("DELIMITER ;\n\n").split("\n//\n")
+        )
+    else:
+        pieces = script.split(";\n")
+    return [piece for piece in pieces if piece.strip() and "DELIMITER" not in piece]
+
+
+def reading(rows: QuerySet[Any, Any]) -> dict[str, Any]:
+    """What a view of a queryset reads, by table without the app's name."""
+    from matviews.queryset.query import SourceQuery
+
+    read = SourceQuery(rows, "default").columns_read()
+    names = {Product._meta.db_table: "product"}
+    return {
+        names.get(table, table.removeprefix("shapes_")): columns for table, columns in read.items()
+    }
+
+
+ORDERS = Order.objects.values("pk")
+SUB = Order.objects.filter(customer=OuterRef("pk"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (ORDERS, {"order": {"id"}}),
+        (Order.objects.filter(paid=True).values("pk"), {"order": {"id", "paid"}}),
+        (
+            Order.objects.values("customer__name").annotate(n=Sum("price")),
+            {"order": {"customer_id", "price"}, "customer": {"id", "name"}},
+        ),
+        (
+            Customer.objects.values("pk").annotate(n=Count("order", filter=models.Q(order__note=""))),
+            {"customer": {"id"}, "order": {"id", "customer_id", "note"}},
+        ),
+        (
+            Customer.objects.values("pk").annotate(has=Exists(SUB)),
+            {"customer": {"id"}, "order": {"customer_id"}},
+        ),
+        (
+            Customer.objects.filter(Exists(SUB.filter(product__price__gt=F("price")))).values("pk"),
+            {
+                "customer": {"id"},
+                "order": {"customer_id", "product_id", "price"},
+                "product": {"stock keeping unit", "Größe"},
+            },
+        ),
+        (
+            Customer.objects.values("pk").annotate(last=Subquery(SUB.order_by("-slot").values("price")[:1])),
+            {"customer": {"id"}, "order": {"customer_id", "slot", "price"}},
+        ),
+        (
+            Customer.objects.values("pk").annotate(
+                last=Subquery(SUB.order_by("product__name").values("price")[:1])
+            ),
+            {
+                "customer": {"id"},
+                "order": {"customer_id", "product_id", "price"},
+                "product": {"stock keeping unit", "select"},
+            },
+        ),
+        (
+            Order.objects.filter(quantity__in=[F("slot"), 3]).values("pk"),
+            {"order": {"id", "quantity", "slot"}},
+        ),
+        (
+            Order.objects.filter(quantity__range=(F("slot"), 3)).values("pk"),
+            {"order": {"id", "quantity", "slot"}},
+        ),
+        (
+            Order.objects.filter(customer__in=Customer.objects.filter(active=True)).values("pk"),
+            {"order": {"id", "customer_id"}, "customer": {"id", "active"}},
+        ),
+        (
+            Order.objects.order_by("customer__name").values("pk")[:5],
+            {"order": {"id", "customer_id"}, "customer": {"id", "name"}},
+        ),
+        (Order.objects.values("pk")[:5], {"order": {"id", "placed_at"}}),
+        (Order.objects.values("pk").distinct("customer"), {"order": None}),
+        (
+            Customer.objects.values("pk").filter(Exists(SUB.order_by("slot")[:1])),
+            {"customer": {"id"}, "order": {"customer_id"}},
+        ),
+        (
+            ORDERS.union(Product.objects.values("sku")),
+            {"order": {"id"}, "product": {"stock keeping unit"}},
+        ),
+        (
+            Order.objects.values("pk").annotate(n=Window(RowNumber(), order_by="slot")),
+            {"order": {"id", "slot"}},
+        ),
+        (Order.objects.filter(tags__label="t").values("pk"), {
+            "order": {"id"}, "order_tags": {"order_id", "tag_id"}, "tag": {"id", "label"},
+        }),
+    ],
+)  # fmt: skip
+def test_the_columns_that_count(rows: QuerySet[Any, Any], expected: dict[str, Any]) -> None:
+    assert reading(rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "members", "reason"),
+    [
+        (lambda: Order.objects.values("quantity", key=F("pk")), {}, {}, ""),
+        (
+            lambda: Order.objects.values("quantity", key=F("pk")), {"tracking": False}, {},
+            "MatviewMeta.tracking is False",
+        ),
+        (
+            lambda: Order.objects.values("quantity", key=F("pk")), {},
+            {"needs_delete": classmethod(lambda cls: False), "do_delete": classmethod(lambda cls: 0)},
+            "the phase delete has hooks of the view's own, which may read anything",
+        ),
+        (
+            lambda: Order.objects.values(key=F("pk")).annotate(
+                quantity=RawSQL("1", [], models.IntegerField())
+            ), {}, {},
+            "there is raw SQL in source(), which may read anything",
+        ),
+        (
+            lambda: Order.objects.filter(placed_at__lt=Now()).values("quantity", key=F("pk")), {}, {},
+            "the filter of source() changes by itself (Now)",
+        ),
+        (
+            lambda: Order.objects.values(key=F("pk")).annotate(
+                quantity=models.Func(function="RANDOM", output_field=models.IntegerField())
+            ), {}, {},
+            "the column quantity of source() changes by itself (random)",
+        ),
+    ],
+)  # fmt: skip
+def test_why_changes_are_not_tracked(
+    source: Any, options: dict[str, Any], members: dict[str, Any], reason: str, own_views: None
+) -> None:
+    from tests.defining import make_view
+
+    view = ready(
+        make_view(
+            options=options,
+            key=models.BigIntegerField(unique=True),
+            quantity=models.IntegerField(null=True),
+            source=classmethod(lambda cls: source()),
+            **members,
+        )
+    )
+
+    assert tracking_of(plan_of(registry.find(view), engine.alias())).reason == reason
