@@ -16,6 +16,7 @@ from django.db.models import Count, Exists, F, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now, RowNumber
 from django.db.models.signals import post_migrate, pre_migrate
+from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -568,6 +569,20 @@ class TestMigrations:
         assert changes.remove(engine.alias()) == []
         order(1)
         assert not Change.objects.exists()
+
+    @pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
+    def test_a_transaction_under_way_is_not_committed(self) -> None:
+        changes.remove(engine.alias())
+
+        @transaction.atomic
+        def write() -> None:
+            order(1)
+            changes.install(engine.alias())
+
+        with pytest.raises(TransactionManagementError):
+            write()
+
+        assert Order.objects.count() == 3
 
     def test_a_database_that_refuses_is_told_of_and_stops_no_migration(
         self, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from django.db.transaction import TransactionManagementError
+
 from .base import PATIENCE, TriggerDialect
 
 __all__ = ["MySQLTriggers"]
@@ -62,7 +64,15 @@ class MySQLTriggers(TriggerDialect):
 
     @contextmanager
     def definitions(self) -> Iterator[None]:
-        """As the base class has it: none, but no waiting for ever either."""
+        """As the base class has it: none, but no waiting for ever either.
+
+        Raises:
+            TransactionManagementError: within a transaction, which it would commit.
+        """
+        if self.connection.in_atomic_block:
+            raise TransactionManagementError(
+                "To make or remove a trigger would commit the transaction that is under way."
+            )
         self.execute(
             [f"SET @matviews_patience = @@lock_wait_timeout, lock_wait_timeout = {PATIENCE}"]
         )
