@@ -5,7 +5,7 @@ loaded, and the engine can only be imported after.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .phases import Phase
 
@@ -64,20 +64,23 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
     return engine.is_fresh(view, phases=phases)
 
 
-def mark_dirty(view: str | type) -> None:
-    """Have the next refresh of a view look at all of its rows: something changed that no trigger logs.
+def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
+    """Have the next refresh of a view look at rows again: something changed that no trigger logs.
 
     As in the current transaction: a rollback takes it back. It asks for no refresh.
 
     Args:
         view: the view's class or label.
+        keys: the keys of the rows, as values or, of several fields, as tuples; a queryset of
+            `values_list` will do. All rows by default.
 
     Raises:
         UnknownView, InvalidView, ViewNotReady.
+        InvalidRequest: something is not a key, or the view has no `source()`.
     """
     from . import engine
 
-    engine.mark_dirty(view)
+    engine.mark_dirty(view, keys)
 
 
 def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> "Verification":

@@ -15,7 +15,7 @@ from .registry import registry
 from .states import RefreshState, RunState, check_transition
 
 __all__ = [
-    "LONGEST_JITTER", "Change", "Heartbeat", "Period", "PhaseRun", "Refresh", "RefreshSchedule",
+    "LONGEST_JITTER", "Change", "DirtyKeys", "Heartbeat", "Period", "PhaseRun", "Refresh", "RefreshSchedule",
     "Stripe", "Trigger", "ViewChange", "ViewControl", "WatchedTable",
 ]  # fmt: skip
 
@@ -265,7 +265,7 @@ class Stripe(models.Model):
 
     What follows is of views whose changes are tracked: `changes` counts how often something has been
     taken from the view's queue, and `covered` says by phase up to where, and by which moment of the
-    source, its rows are right: `[changes, moment]`.
+    source, its rows are right: `[changes, moment]`. What was taken up to `whole` may concern any key.
     """
 
     view = models.ForeignKey(ViewControl, models.CASCADE, related_name="stripes")
@@ -278,6 +278,7 @@ class Stripe(models.Model):
     announced_token = models.BigIntegerField(default=0)
     attempts = models.PositiveIntegerField(default=0)
     changes = models.BigIntegerField(default=0)
+    whole = models.BigIntegerField(default=0)
     covered = models.JSONField(default=dict)
 
     objects = PrimaryManager["Stripe"]()
@@ -353,7 +354,8 @@ class PhaseRun(models.Model):
     What follows is of phases derived from `source()`: `looked` is the keys that the batches have looked
     through, `filled` the ranges of keys that need nothing more in this refresh, `stage` the staging
     table, `fingerprint` the definition that the run works by, `restarts` how often that has changed,
-    `covers` what the stripe's `covered` will say when it has succeeded.
+    `covers` what the stripe's `covered` will say when it has succeeded, `since` the number of changes
+    after which it looks at dirty keys alone, None for a full pass.
     """
 
     refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs")
@@ -374,6 +376,7 @@ class PhaseRun(models.Model):
     fingerprint = models.CharField(max_length=64, blank=True)
     restarts = models.PositiveSmallIntegerField(default=0)
     covers = models.JSONField(null=True)
+    since = models.BigIntegerField(null=True)
     seconds = models.FloatField(default=0.0)
     failures = models.PositiveSmallIntegerField(default=0)
     caught_up = models.BooleanField(default=False)
@@ -425,13 +428,15 @@ class PhaseRun(models.Model):
 class WatchedTable(models.Model):
     """A table whose changes are logged by triggers, and for which views.
 
-    The names of the triggers are there once they log and the views were told of all that came
-    before. The views stand here, as primary keys of their controls, and not in the code alone, for
-    the log is moved by whatever version of the code a worker has.
+    `columns` are those of which a change is logged, None for all; `links` those whose old and new
+    values are in the log. The names of the triggers are there once they log and the views were told
+    of all that came before. The views stand here, as primary keys of their controls, and not in
+    the code alone, for the log is moved by whatever version of the code a worker has.
     """
 
     table = models.CharField(max_length=255, unique=True)
     columns = models.JSONField(null=True)
+    links = models.JSONField(default=list)
     triggers = models.JSONField(default=list)
     views = models.JSONField(default=list)
 
@@ -442,24 +447,58 @@ class WatchedTable(models.Model):
 
 
 class Change(models.Model):
-    """An entry of the log that the triggers write: this table has changed."""
+    """An entry of the log that the triggers write: rows of this table have changed.
+
+    `links` are values of the columns by which they hang on keys of views, before or after the
+    change; None where any row may have changed.
+    """
 
     table = models.CharField(max_length=255)
+    links = models.JSONField(null=True)
 
     objects = PrimaryManager["Change"]()
+
+    class Meta:
+        indexes = (models.Index(fields=("table",), name="matviews_change_table"),)
 
     def __str__(self) -> str:
         return f"change {self.pk} of {self.table}"
 
 
 class ViewChange(models.Model):
-    """An entry of a view's queue: something that it depends on has changed."""
+    """An entry of a view's queue: rows have changed that it depends on.
+
+    As in the log; or, without a table, `links` are keys that somebody has marked as dirty, None for
+    all of them.
+    """
 
     view = models.ForeignKey(
         ViewControl, models.CASCADE, related_name="changes", db_constraint=False
     )
+    table = models.CharField(max_length=255, blank=True)
+    links = models.JSONField(null=True)
 
     objects = PrimaryManager["ViewChange"]()
 
     def __str__(self) -> str:
         return f"change {self.pk} for {self.view}"
+
+
+class DirtyKeys(models.Model):
+    """Keys of a view of which something has changed: what was taken from its queue at one time.
+
+    `number` is what the stripe's `changes` said then. A phase that covers less has these keys to do.
+    """
+
+    stripe = models.ForeignKey(Stripe, models.CASCADE, related_name="dirty", db_constraint=False)
+    number = models.BigIntegerField()
+    count = models.PositiveIntegerField()
+    keys = models.JSONField()
+
+    objects = PrimaryManager["DirtyKeys"]()
+
+    class Meta:
+        verbose_name_plural = "dirty keys"
+
+    def __str__(self) -> str:
+        return f"{self.count} keys of {self.stripe}"

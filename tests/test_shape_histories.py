@@ -22,10 +22,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from matviews import changes, engine
-from matviews.changes import tracking_of, triggers
+from matviews import engine
+from matviews.changes import tracking_of
 from matviews.engine import alias
-from matviews.models import PhaseRun, Refresh, ViewControl, WatchedTable
+from matviews.models import PhaseRun, Refresh, ViewControl
 from matviews.phases import Phase
 from matviews.queryset import plan_of
 from matviews.queryset.statements import Statements
@@ -39,6 +39,7 @@ from tests.shapes.models.rows import JsonKey
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
 from tests.shapes.shop import COLUMNS, RAW, TEXTS, Shop
+from tests.shapes.watching import everything_watched, watch_for
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -49,7 +50,7 @@ VIEWS: list[type[Any]] = [
     and (each.model is not JsonKey or connection.vendor != "sqlite")
 ]
 BATCH_SIZES = st.sampled_from([1, 2, 3, 50])
-BUDGET = 40.0  # seconds of histories in an ordinary run
+BUDGET = 30.0  # seconds of histories in an ordinary run
 FEWEST = 5  # examples that a budget must be enough for
 KILLS = st.none() | st.integers(1, 25)
 PHASES = st.lists(st.sampled_from(list(Phase)), min_size=1, unique=True)
@@ -58,7 +59,6 @@ CHOICES = st.integers(0, 4)
 PARTS = st.integers(0, 3)  # thirds of a table, or all of it
 COLUMN = st.sampled_from([(model, name) for model in COLUMNS for name in COLUMNS[model]])
 MODELS = st.sampled_from([Region, Customer, Product, Tag, Order])
-MODELS_READ: list[type[Any]] = [Region, Customer, Product, Tag, Order, Order.tags.through]
 QUERIES = st.builds(
     Query,
     rows=st.just(0) | st.integers(0, 10),
@@ -119,7 +119,7 @@ class History(MailboxMachine):
         self.define(query)
         self.control = ViewControl.objects.get(label=view._meta.label)
         self.tracked = tracked
-        WatchedTable.objects.update(views=[self.control.pk] if tracked else [])
+        watch_for(self.control.pk if tracked else None)
         for name in ("b", "Ä"):
             self.open_region(name)
             self.add_customer(1, 1, {"name": name, "nickname": None, "active": True})
@@ -285,18 +285,9 @@ def _staging_tables() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _triggers(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Triggers that watch every column that any query may read."""
-    read: list[type[Any]] = [*MODELS_READ, CustomerTotal]
-    columns = {
-        model._meta.db_table: frozenset(field.column for field in model._meta.local_concrete_fields)
-        for model in read
-    }
-    everything = {table: {"histories": names} for table, names in columns.items()}
-    monkeypatch.setattr(triggers, "watched_tables", lambda using: everything)
-    changes.install(alias())
-    yield
-    changes.remove(alias())
+def _triggers(transactional_db: None) -> Iterator[None]:
+    with everything_watched():
+        yield
 
 
 @pytest.fixture(autouse=True)

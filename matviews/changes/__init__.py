@@ -1,11 +1,12 @@
 """Change tracking: triggers on the tables that views read, and the log that they write."""
 
-from .log import ChangesLogged, enqueue, is_logged, is_queued, move, shorten_queues, take
+from .log import ChangesLogged, Taken, enqueue, is_logged, is_queued, move, shorten_queues, take
 from .triggers import find_problems, install, is_watched, remove, script, take_down
 from .watched import Tracking, tracking_of
 
 __all__ = [
     "ChangesLogged",
+    "Taken",
     "Tracking",
     "enqueue",
     "find_problems",

@@ -5,6 +5,8 @@ change to somebody who is just taking what is there, and has computed already.
 """
 
 import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from django.db import connections, router
 from django.db.models import Count, F, Model
@@ -13,6 +15,7 @@ from ..models import Change, ViewChange, WatchedTable
 
 __all__ = [
     "ChangesLogged",
+    "Taken",
     "enqueue",
     "is_logged",
     "is_queued",
@@ -22,7 +25,7 @@ __all__ = [
 ]
 
 MOST = 5_000  # changes that are moved in one transaction
-LONGEST = 1_000  # entries of a view's queue, beyond which they are made one
+LONGEST = 100_000  # entries of a view's queue, beyond which all keys are taken to be dirty
 
 
 class ChangesLogged(Exception):
@@ -39,16 +42,26 @@ def is_queued(view_id: int) -> bool:
     return ViewChange.objects.filter(view=view_id).exists()
 
 
-def enqueue(view_ids: set[int]) -> None:
-    """Note in the queues of views that something has changed."""
-    ViewChange.objects.bulk_create([ViewChange(view_id=pk) for pk in sorted(view_ids)])
+def enqueue(view_ids: set[int], keys: list[list[str]] | None = None) -> None:
+    """Note in the queues of views that keys are dirty, all of them by default."""
+    ViewChange.objects.bulk_create(
+        [ViewChange(view_id=pk, table="", links=keys) for pk in sorted(view_ids)]
+    )
 
 
-def take(view_id: int) -> bool:
-    """Empty the queue of a view; whether there was anything. In the transaction that computes."""
-    found = list(ViewChange.objects.filter(view=view_id).values_list("pk", flat=True))
-    _delete(ViewChange, found)
-    return bool(found)
+class Taken(NamedTuple):
+    """An entry of a queue: a table and the links of rows, as in `ViewChange`."""
+
+    table: str
+    links: Any
+
+
+def take(view_id: int) -> list[Taken]:
+    """Empty the queue of a view. In the transaction that computes, before it does."""
+    rows = ViewChange.objects.filter(view=view_id).values_list("pk", "table", "links")
+    found = {pk: Taken(table, links) for pk, table, links in rows}
+    _delete(ViewChange, list(found))
+    return list(found.values())
 
 
 def move() -> bool:
@@ -63,10 +76,32 @@ def move() -> bool:
     else:
         Change.objects.update(table=F("table"))
     found = dict(Change.objects.order_by("pk").values_list("pk", "table")[:MOST])
-    tables = WatchedTable.objects.filter(table__in=set(found.values()))
-    enqueue({pk for views in tables.values_list("views", flat=True) for pk in views})
+    _copy(found)
     _delete(Change, list(found))
     return len(found) == MOST
+
+
+def _copy(found: Mapping[int, str]) -> None:
+    """Copy changes, keys with their tables, to the queues of the views that read their tables."""
+    watched = WatchedTable.objects.filter(table__in=set(found.values()))
+    readers = [(each.table, view) for each in watched for view in each.views]
+    if not readers:
+        return
+    connection: Any = connections[watched.db]
+    queue, log, table, links = map(
+        connection.ops.quote_name,
+        (ViewChange._meta.db_table, Change._meta.db_table, "table", "links"),
+    )
+    # The first row gives the columns their types.
+    reader = "SELECT %s AS name, %s AS view_id" + " UNION ALL SELECT %s, %s" * (len(readers) - 1)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {queue} (view_id, {table}, {links}) "
+            f"SELECT DISTINCT matviews_readers.view_id, {log}.{table}, {log}.{links} "
+            f"FROM {log} JOIN ({reader}) matviews_readers ON matviews_readers.name = {log}.{table} "
+            f"WHERE {log}.id IN ({', '.join(['%s'] * len(found))})",
+            [*(value for each in readers for value in each), *found],
+        )
 
 
 def _delete(model: type[Model], keys: list[int]) -> None:
@@ -90,7 +125,7 @@ def _delete(model: type[Model], keys: list[int]) -> None:
 
 
 def shorten_queues() -> None:
-    """Make the entries of long queues one: of views that nobody refreshes. In a short transaction."""
+    """Make long queues one entry, for all keys: of views that nobody refreshes. In a short transaction."""
     counted = ViewChange.objects.order_by().values("view").annotate(entries=Count("pk"))
     for view_id, _entries in counted.filter(entries__gt=LONGEST).values_list("view", "entries"):
         if take(view_id):

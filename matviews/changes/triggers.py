@@ -7,7 +7,7 @@ from django.db import transaction
 from ..models import ViewControl, WatchedTable
 from .dialects import TriggerDialect, dialect_of
 from .log import enqueue
-from .watched import Columns, Tracking, together, watched_tables
+from .watched import Tracking, Watch, together, watched_tables
 
 __all__ = ["find_problems", "install", "is_watched", "remove", "script", "take_down"]
 
@@ -15,16 +15,22 @@ __all__ = ["find_problems", "install", "is_watched", "remove", "script", "take_d
 def is_watched(view_id: int, tracking: Tracking, using: str) -> bool:
     """Whether triggers log every change that counts for a view, and the log is read for it."""
     records = WatchedTable.objects.in_bulk(list(tracking.tables), field_name="table")
-    if any(not _covers(records.get(table), view_id, columns) for table, columns in tracking.tables.items()):  # fmt: skip
-        return False
-    present = dialect_of(using).present()
-    return all(set(each.triggers) <= present.get(each.table, set()) for each in records.values())
+    for table, watch in tracking.tables.items():
+        record = records.get(table)
+        if record is None or not record.triggers or view_id not in record.views:
+            return False
+        columns = None if record.columns is None else frozenset(record.columns)
+        if not Watch(columns, frozenset(record.links)).covers(watch):
+            return False
+    return not _forget_gone(records.values(), dialect_of(using).present())
 
 
-def _covers(record: WatchedTable | None, view_id: int, columns: Columns) -> bool:
-    if record is None or not record.triggers or view_id not in record.views:
-        return False
-    return record.columns is None or (columns is not None and columns <= set(record.columns))
+def _forget_gone(records: Iterable[WatchedTable], present: dict[str, set[str]]) -> bool:
+    """Note that triggers are gone, so that `install` tells the views; whether any are."""
+    gone = [each.pk for each in records if not set(each.triggers) <= present.get(each.table, set())]
+    if gone:
+        WatchedTable.objects.filter(pk__in=gone).update(triggers=[])
+    return bool(gone)
 
 
 def install(using: str) -> dict[str, str]:
@@ -54,13 +60,13 @@ def _known_tables(dialect: TriggerDialect) -> list[str]:
     return [*WatchedTable.objects.values_list("table", flat=True), *dialect.present()]
 
 
-def _install(dialect: TriggerDialect, table: str, columns: Columns, views: set[int]) -> None:
+def _install(dialect: TriggerDialect, table: str, watch: Watch, views: set[int]) -> None:
     """Bring one table's triggers and record to what is wanted.
 
     The record names its triggers only once they are there and the views have been told of what came
     before: whoever finds them named may believe that nothing was missed.
     """
-    names, present = dialect.names(table, columns), dialect.present().get(table, set())
+    names, present = dialect.names(table, watch), dialect.present().get(table, set())
     record, _created = WatchedTable.objects.get_or_create(table=table)
     known = set(record.views) if record.triggers else set()
     same = present == names == set(record.triggers)
@@ -69,11 +75,12 @@ def _install(dialect: TriggerDialect, table: str, columns: Columns, views: set[i
     told = views - known if same else views | known
     with dialect.definitions():
         record.triggers = []
-        record.views, record.columns = sorted(views), None if columns is None else sorted(columns)
+        record.views, record.links = sorted(views), sorted(watch.links)
+        record.columns = None if watch.columns is None else sorted(watch.columns)
         record.save()
         if present != names:
             dialect.execute(dialect.drop(table, present))
-            dialect.execute(dialect.create(table, columns))
+            dialect.execute(dialect.create(table, watch))
         with transaction.atomic(using=dialect.using):
             enqueue(told)
             record.triggers = sorted(names)
@@ -110,13 +117,14 @@ def script(using: str) -> str:
     """SQL with which a person who may create triggers brings them to what the views want; "" if they are."""
     wanted, dialect = watched_tables(using), dialect_of(using)
     present, faults = dialect.present(), dialect.untrackable(wanted)
+    _forget_gone(WatchedTable.objects.all(), present)
     statements = []
     for table, by_view in wanted.items():
-        columns = together(by_view.values())
-        names = dialect.names(table, columns)
+        watch = together(by_view.values())
+        names = dialect.names(table, watch)
         if table not in faults and present.get(table, set()) != names:
             statements += dialect.drop(table, present.get(table, set()))
-            statements += dialect.create(table, columns)
+            statements += dialect.create(table, watch)
     for table in sorted(present.keys() - wanted.keys()):
         statements += dialect.drop(table, present[table])
     return dialect.script(statements)

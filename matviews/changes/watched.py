@@ -1,6 +1,6 @@
 """What has to be watched for a view: the tables that its source reads, and the columns that count."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from django.db import DatabaseError
@@ -10,9 +10,27 @@ from ..exceptions import InvalidView
 from ..queryset import Plan, plan_of
 from ..registry import registry
 
-__all__ = ["Columns", "Tracking", "together", "tracking_of", "watched_tables"]
+__all__ = ["Tracking", "Watch", "together", "tracking_of", "watched_tables"]
 
-Columns = frozenset[str] | None  # None for every column
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What triggers are to do with one table.
+
+    Attributes:
+        columns: those of which a change counts; None for any. Rows that come or go always count.
+        links: those of which the values before and after a change are logged.
+    """
+
+    columns: frozenset[str] | None = None
+    links: frozenset[str] = frozenset()
+
+    def covers(self, other: "Watch") -> bool:
+        """Whether what is logged suffices for `other`."""
+        changes = self.columns is None or (
+            other.columns is not None and other.columns <= self.columns
+        )
+        return changes and other.links <= self.links
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +38,11 @@ class Tracking:
     """On which changes a view depends.
 
     Attributes:
-        tables: by name, the columns of which a change counts; None for any column. Rows that come or
-            go always count.
+        tables: what is to be watched, by name of the table.
         reason: why that cannot be told, for a person; "" if it can.
     """
 
-    tables: dict[str, Columns] = field(default_factory=dict)
+    tables: dict[str, Watch] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -33,8 +50,11 @@ def tracking_of(plan: Plan) -> Tracking:
     """On which changes a view depends, as far as its queryset tells."""
     if reason := next(_obstacles(plan), ""):
         return Tracking(reason=reason)
-    read = plan.source.query.columns_read()
-    return Tracking({table: None if columns is None else frozenset(columns) for table, columns in read.items()})  # fmt: skip
+    tables = {}
+    for table, columns in plan.source.query.columns_read().items():
+        links = {column for link in plan.links.get(table, ()) for column in link.columns}
+        tables[table] = Watch(None if columns is None else frozenset(columns), frozenset(links))
+    return Tracking(tables)
 
 
 def _obstacles(plan: Plan) -> Iterator[str]:
@@ -52,16 +72,16 @@ def _obstacles(plan: Plan) -> Iterator[str]:
             yield f"{name} of source() changes by itself ({functions[0]})"
 
 
-def watched_tables(using: str) -> dict[str, dict[str, Columns]]:
-    """The tables that the views of the code want watched: by label of the view, the columns."""
-    tables: dict[str, dict[str, Columns]] = {}
+def watched_tables(using: str) -> dict[str, dict[str, Watch]]:
+    """What the views of the code want watched: by table, and by label of the view."""
+    tables: dict[str, dict[str, Watch]] = {}
     for definition in registry:
-        for table, columns in _wanted(definition, using).items():
-            tables.setdefault(table, {})[definition.label] = columns
+        for table, watch in _wanted(definition, using).items():
+            tables.setdefault(table, {})[definition.label] = watch
     return tables
 
 
-def _wanted(definition: ViewDefinition, using: str) -> dict[str, Columns]:
+def _wanted(definition: ViewDefinition, using: str) -> dict[str, Watch]:
     if not definition.has_source or definition.errors or not definition.options.tracking:
         return {}
     try:
@@ -70,11 +90,8 @@ def _wanted(definition: ViewDefinition, using: str) -> dict[str, Columns]:
         return {}
 
 
-def together(wanted: Iterable[Columns]) -> Columns:
-    """The columns that several views want watched."""
-    columns: set[str] = set()
-    for each in wanted:
-        if each is None:
-            return None
-        columns |= each
-    return frozenset(columns)
+def together(wanted: Collection[Watch]) -> Watch:
+    """What several views want of a table."""
+    several = [each.columns for each in wanted if each.columns is not None]
+    columns = frozenset[str]().union(*several) if len(several) == len(wanted) else None
+    return Watch(columns, frozenset[str]().union(*(each.links for each in wanted)))

@@ -2,6 +2,9 @@
 
 import logging
 from collections.abc import Iterable
+from typing import Any
+
+from django.db.models import Sum
 
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
@@ -14,12 +17,13 @@ from ..queryset import (
     drop_stage,
     fill_stage,
     fingerprint_of,
+    from_json,
     stage_name,
     stages,
 )
 from ..states import RefreshState, RunState
 from .databases import alias
-from .tracking import begin_tracked
+from .tracking import begin_tracked, dirty_keys
 from .work import Work
 
 __all__ = ["changed_phases", "do_derived", "drop_stages", "note_fingerprints", "sweep_stages"]
@@ -39,6 +43,8 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
     plan = work.plan
     if run.fingerprint != plan.fingerprint:
         _start(work, run, plan)
+    if run.since is not None:
+        return _do_dirty(run, plan, limit)
     if plan.path.staged and not run.stage:
         _stage(work, run, plan)
     filled = tuple((low, high) for low, high in run.filled)
@@ -50,11 +56,34 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
     return Batch(walked.rows, walked.cursor)
 
 
+def _do_dirty(run: PhaseRun, plan: Plan, limit: int) -> Batch:
+    """Do one batch of dirty keys. The cursor is a row of them, and how many of its keys are done."""
+    limit = min(limit, plan.dialect.most_keys)
+    row, done = run.cursor or (0, 0)
+    keys: list[Any] = []
+    cursor = None
+    for dirty in dirty_keys(run).filter(pk__gte=row).iterator(chunk_size=10):
+        left = dirty.keys[done if dirty.pk == row else 0 :]
+        if len(keys) == limit:
+            cursor = [dirty.pk, 0]
+            break
+        room = limit - len(keys)
+        keys += left[:room]
+        if len(left) > room:
+            cursor = [dirty.pk, len(dirty.keys) - len(left) + room]
+            break
+    rows = plan.walker().step_keys(
+        Phase(run.phase), [from_json(plan.key_fields, key) for key in keys]
+    )
+    run.looked += len(keys)
+    return Batch(rows, cursor)
+
+
 def _start(work: Work, run: PhaseRun, plan: Plan) -> None:
     """Begin a run, or begin it anew: its definition has changed on the way."""
     if run.fingerprint and run.batches:
         run.restarts += 1
-        run.covers = None
+        run.covers = run.since = None
         logger.info("definition changed view=%s phase=%s", work.stripe.view.label, run.phase)
     if run.restarts > MOST_RESTARTS:
         raise InvalidView(
@@ -62,9 +91,12 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> None:
             f"refresh. If two versions of the code are at work, refresh again when one is gone; "
             f"else make it give the same query in every process."
         )
-    run.filled, run.stage = _left_by_others(work, run, plan)
     run.fingerprint, run.cursor, run.looked = plan.fingerprint, None, 0
     begin_tracked(work, run)
+    if run.since is None:
+        run.filled, run.stage = _left_by_others(work, run, plan)
+    else:
+        run.estimate = dirty_keys(run).aggregate(keys=Sum("count"))["keys"]
 
 
 def _left_by_others(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object], str]:

@@ -184,6 +184,7 @@ class Migration(migrations.Migration):
                 ("announced_token", models.BigIntegerField(default=0)),
                 ("attempts", models.PositiveIntegerField(default=0)),
                 ("changes", models.BigIntegerField(default=0)),
+                ("whole", models.BigIntegerField(default=0)),
                 ("covered", models.JSONField(default=dict)),
                 (
                     "view",
@@ -315,6 +316,7 @@ class Migration(migrations.Migration):
                 ("fingerprint", models.CharField(blank=True, max_length=64)),
                 ("restarts", models.PositiveSmallIntegerField(default=0)),
                 ("covers", models.JSONField(null=True)),
+                ("since", models.BigIntegerField(null=True)),
                 ("seconds", models.FloatField(default=0.0)),
                 ("failures", models.PositiveSmallIntegerField(default=0)),
                 ("caught_up", models.BooleanField(default=False)),
@@ -370,6 +372,7 @@ class Migration(migrations.Migration):
                 ),
                 ("table", models.CharField(max_length=255, unique=True)),
                 ("columns", models.JSONField(null=True)),
+                ("links", models.JSONField(default=list)),
                 ("triggers", models.JSONField(default=list)),
                 ("views", models.JSONField(default=list)),
             ],
@@ -384,7 +387,11 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("table", models.CharField(max_length=255)),
+                ("links", models.JSONField(null=True)),
             ],
+            options={
+                "indexes": [models.Index(fields=["table"], name="matviews_change_table")],
+            },
         ),
         migrations.CreateModel(
             name="ViewChange",
@@ -395,6 +402,8 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
+                ("table", models.CharField(blank=True, max_length=255)),
+                ("links", models.JSONField(null=True)),
                 (
                     "view",
                     models.ForeignKey(
@@ -405,6 +414,32 @@ class Migration(migrations.Migration):
                     ),
                 ),
             ],
+        ),
+        migrations.CreateModel(
+            name="DirtyKeys",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("number", models.BigIntegerField()),
+                ("count", models.PositiveIntegerField()),
+                ("keys", models.JSONField()),
+                (
+                    "stripe",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="dirty",
+                        to="matviews.stripe",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name_plural": "dirty keys",
+            },
         ),
         migrations.AddConstraint(
             model_name="stripe",

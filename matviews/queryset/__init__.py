@@ -4,11 +4,12 @@ from .checks import check_source, check_table
 from .differences import Difference, Differences, Kind, compare, ranges
 from .estimates import estimated_rows
 from .explain import ExplainedIndex, Explanation, explain
-from .fields import is_exact
+from .fields import is_exact, unique_fields
+from .keys import Key, Range, from_json, to_json
+from .links import Link
 from .plans import Plan, fingerprint_of, plan_of, tables_read
 from .query import model_of_table
 from .staging import drop_stage, fill_stage, stage_name, stages
-from .statements import Range
 from .walk import Walk
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "Differences",
     "ExplainedIndex",
     "Explanation",
+    "Key",
     "Kind",
+    "Link",
     "Plan",
     "Range",
     "Walk",
@@ -28,6 +31,7 @@ __all__ = [
     "explain",
     "fill_stage",
     "fingerprint_of",
+    "from_json",
     "is_exact",
     "model_of_table",
     "plan_of",
@@ -35,4 +39,6 @@ __all__ = [
     "stage_name",
     "stages",
     "tables_read",
+    "to_json",
+    "unique_fields",
 ]

@@ -7,11 +7,10 @@ from django.core.exceptions import FullResultSet
 from django.db.models import F, Lookup
 
 from .dialects import Dialect
+from .keys import Within
 from .sql import SQL, equal, qualified
 
-__all__ = ["Absent", "KeyRange"]
-
-Key = tuple[Any, ...]
+__all__ = ["Absent", "Inside"]
 
 
 class _Condition(Lookup):
@@ -68,22 +67,22 @@ class _Condition(Lookup):
         raise NotImplementedError
 
 
-class KeyRange(_Condition):
-    """Whether columns are in a range of keys, above `low`, up to and including `high`.
+class Inside(_Condition):
+    """Whether columns are in a range of keys, or among some.
 
     Args:
         columns: names or expressions of plain columns.
         dialect: the SQL of the database.
-        low, high: keys as parameters of a statement, None for an open end.
+        within: the range or the keys, as parameters of a statement.
     """
 
-    def __init__(self, *columns: Any, dialect: Dialect, low: Key | None, high: Key | None) -> None:
-        super().__init__(*columns, more=(low, high))
-        self.dialect, self.low, self.high = dialect, low, high
+    def __init__(self, *columns: Any, dialect: Dialect, within: Within) -> None:
+        super().__init__(*columns, more=within)
+        self.dialect, self.within = dialect, within
 
     def condition(self, columns: list[SQL]) -> SQL:
         """As the base class has it."""
-        return self.dialect.in_range([each.text for each in columns], self.low, self.high)
+        return self.dialect.inside([each.text for each in columns], self.within)
 
 
 class Absent(_Condition):

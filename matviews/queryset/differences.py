@@ -8,12 +8,12 @@ from typing import Any
 from django.db import connections
 
 from .dialects import ROWS
+from .keys import Key, Range
 from .plans import Plan
 from .query import from_database
-from .readings import Key, keys_after
+from .readings import keys_after
 from .source import Column
 from .sql import SQL, joined
-from .statements import Range
 
 __all__ = ["Difference", "Differences", "Kind", "compare", "ranges"]
 
@@ -112,7 +112,7 @@ class _Comparison:
     def statement(self, within: Range, examples: int) -> SQL:
         """One query for all of it, in which the source is computed once."""
         table, key = self.statements.table, self.statements.key
-        rows = self.plan.reading().rows(*within)
+        rows = self.plan.reading().rows(within)
         same = self.statements.same
         of_view = joined(
             " AND ", [*self.statements.of_view(within), SQL(f"{ROWS}.{key[0]} IS NULL")]

@@ -14,11 +14,11 @@ from ..definition import ViewDefinition
 from ..phases import Phase
 from .estimates import estimated_rows
 from .indexes import in_database, wanted_indexes
+from .keys import Key, Range
 from .plans import Plan, plan_of
-from .readings import Key, keys_after, whole
+from .readings import keys_after, whole
 from .sql import SQL, joined
 from .staging import stage_name
-from .statements import Range
 
 __all__ = ["ExplainedIndex", "Explanation", "explain"]
 

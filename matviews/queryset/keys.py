@@ -1,6 +1,7 @@
 """Keys of a view as Python has them, as JSON can hold them, and as a statement takes them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,20 @@ from django.db import connections
 
 from .fields import AnyField, value_field
 
-__all__ = ["from_json", "prepared", "to_json"]
+__all__ = ["Key", "Keys", "Range", "Within", "from_json", "prepared", "prepared_within", "to_json"]
+
+Key = tuple[Any, ...]
+Range = tuple[Key | None, Key | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Some keys, instead of a range of them."""
+
+    keys: tuple[Key, ...]
+
+
+Within = Range | Keys
 
 
 def to_json(fields: Sequence[AnyField], key: Sequence[Any]) -> list[str]:
@@ -36,3 +50,12 @@ def prepared(
     return tuple(
         field.get_db_prep_value(value, connection) for field, value in zip(fields, key, strict=True)
     )
+
+
+def prepared_within(fields: Sequence[AnyField], within: Within, using: str) -> Within:
+    """A range or keys as parameters of a statement."""
+    if isinstance(within, Keys):
+        keys = (prepared(fields, key, using) for key in within.keys)
+        return Keys(tuple(key for key in keys if key is not None))
+    low, high = (prepared(fields, key, using) for key in within)
+    return low, high

@@ -1,7 +1,9 @@
 """A queryset view, ready to be worked on: its source, the way through it, its SQL."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 from django.db import DatabaseError
 from django.db.models import Model
@@ -11,7 +13,10 @@ from ..exceptions import InvalidView
 from ..phases import Phase
 from ..registry import registry
 from .dialects import Dialect, dialect_of
+from .fields import AnyField
 from .fingerprint import fingerprint, moment
+from .keys import Key
+from .links import Link, find_links, linked_keys
 from .paths import Path, find_path
 from .readings import Reading, Staged, Windowed
 from .source import Source, read_source
@@ -44,6 +49,20 @@ class Plan:
     def moment(self) -> str:
         """As the fingerprint, with the dates in it: `now() - 30 days` makes another each time."""
         return moment(self.source)
+
+    @cached_property
+    def links(self) -> dict[str, tuple[Link, ...]]:
+        """How changed rows of its tables lead to keys; of the tables that lead to none in particular, none."""
+        return find_links(self.source, self.path)
+
+    def linked_keys(self, link: Link, values: Collection[Sequence[Any]], most: int) -> set[Key]:
+        """The keys that rows with some values in a link's columns lead to; at most `most`."""
+        return linked_keys(link, values, self.path, self.dialect, most)
+
+    @property
+    def key_fields(self) -> list[AnyField]:
+        """The fields of the view's key."""
+        return [column.field for column in self.source.key]
 
     def reading(self, stage: str = "") -> Reading:
         """How the source's rows are read; without a stage, a staged source is evaluated at once."""

@@ -18,13 +18,15 @@ from django.db.models.query import ValuesIterable
 from django.db.models.sql import Query
 from django.db.models.sql.constants import LOUTER
 from django.db.models.sql.datastructures import BaseTable, Join
-from django.db.models.sql.where import ExtraWhere, WhereNode
+from django.db.models.sql.where import AND, ExtraWhere, WhereNode
 from django.utils import timezone
 
 from .fields import AnyField
 
 __all__ = [
+    "Edge",
     "Joined",
+    "Place",
     "SourceQuery",
     "adds_up",
     "column_of",
@@ -33,6 +35,8 @@ __all__ = [
     "model_of_table",
 ]
 
+Place = tuple[int, str]
+Edge = tuple[Place, Place, tuple[tuple[str, str], ...]]
 # Classes of Django's, and functions that others may be made of, in lower case.
 VOLATILE = {"Now", "Random", "RandomUUID", "TransactionNow", "UUID4", "UUID7"}
 VOLATILE_FUNCTIONS = {
@@ -275,6 +279,14 @@ class SourceQuery:
                 known.add(column)
         return read
 
+    def graph(self) -> tuple[dict[Place, str], list[Edge]]:
+        """The tables that it and its subqueries read, and which columns of theirs are always equal.
+
+        A place is the number of the query, 0 for this one, and an alias in it.
+        """
+        graph = _Graph(self.query, self.using)
+        return graph.tables, graph.edges
+
     def walk(self) -> Iterator[Any]:
         """Every expression and every subquery in it, at any depth."""
         yield from _walk(self.query)
@@ -307,12 +319,7 @@ def _columns_of(
         outer: the tables of the queries around it, the innermost first.
         counted: whether nothing but the number of its rows matters.
     """
-    ordering: list[Any] = []
-    if not query.combinator and (query.order_by or (query.is_sliced and not counted)):
-        query = query.clone()
-        compiler = query.get_compiler(using, elide_empty=False)
-        compiler.setup_query()
-        ordering = [by for by, _sql in compiler.get_order_by()]  # this joins what only it wants
+    query, ordering = _with_ordering(query, using, counted=counted)
     tables = list(_tables(query))
     own = {each.alias: each.table for each in tables}
     implicit = query.default_cols and not (counted or query.combinator)
@@ -322,6 +329,84 @@ def _columns_of(
             yield own[each.parent or ""], of_parent
             yield each.table, of_table
     yield from _columns_in([*_parts(query), *ordering], using, (own, *outer))
+
+
+def _with_ordering(query: Any, using: str, *, counted: bool) -> tuple[Any, list[Any]]:
+    """A query with the tables that only its ordering wants, which Django joins late; and the ordering.
+
+    Args:
+        query: Django's.
+        using: alias of the database.
+        counted: whether nothing but the number of its rows matters.
+    """
+    if query.combinator or not (query.order_by or (query.is_sliced and not counted)):
+        return query, []
+    query = query.clone()
+    compiler = query.get_compiler(using, elide_empty=False)
+    compiler.setup_query()
+    return query, [by for by, _sql in compiler.get_order_by()]
+
+
+class _Graph:
+    """Which tables a query and its subqueries read, and what equals what among their columns.
+
+    Attributes:
+        tables: the tables, by number of the query and alias.
+        edges: pairs of tables with the columns that are equal.
+    """
+
+    def __init__(self, query: Any, using: str) -> None:
+        self.using = using
+        self.tables: dict[Place, str] = {}
+        self.edges: list[Edge] = []
+        self.queries = 0
+        self._add(query, (), counted=False)
+
+    def _add(self, query: Any, outer: tuple[tuple[int, set[str]], ...], *, counted: bool) -> None:
+        number = self.queries
+        self.queries += 1
+        query, ordering = _with_ordering(query, self.using, counted=counted)
+        own = set()
+        for each in _tables(query):
+            own.add(each.alias)
+            self.tables[number, each.alias] = each.table
+            if each.parent is not None:
+                self.edges.append(((number, each.parent), (number, each.alias), each.pairs))
+        scopes = ((number, own), *outer)
+        for lookup in _conjunction(query.where):
+            self._add_equality(lookup, scopes)
+        self._add_parts([*_parts(query), *ordering], scopes, counted=False)
+
+    def _add_parts(
+        self, parts: Iterable[Any], scopes: tuple[tuple[int, set[str]], ...], *, counted: bool
+    ) -> None:
+        for part in parts:
+            if isinstance(part, Query):
+                self._add(part, scopes, counted=counted)
+            else:
+                self._add_parts(_parts(part), scopes, counted=isinstance(part, Exists))
+
+    def _add_equality(self, lookup: Any, scopes: tuple[tuple[int, set[str]], ...]) -> None:
+        """Two columns of which a condition says that they are equal, as `OuterRef` makes them."""
+        sides = (getattr(lookup, "lhs", None), getattr(lookup, "rhs", None))
+        if getattr(lookup, "lookup_name", "") != "exact" or not all(
+            isinstance(side, Col) for side in sides
+        ):
+            return
+        one, other = (
+            next((number, side.alias) for number, own in scopes if side.alias in own)  # type: ignore[union-attr]
+            for side in sides
+        )
+        if one != other:
+            columns = tuple(side.target.column for side in sides)  # type: ignore[union-attr]
+            self.edges.append((one, other, (columns,)))
+
+
+def _conjunction(where: Any) -> Iterator[Any]:
+    """The conditions that must all hold."""
+    if where.connector == AND and not where.negated:
+        for child in where.children:
+            yield from _conjunction(child) if isinstance(child, WhereNode) else (child,)
 
 
 def _columns_in(

@@ -6,29 +6,28 @@ from django.db.models import DateTimeField, Model, QuerySet
 from django.db.models.functions.datetime import TruncBase
 from django.utils import timezone
 
-from .conditions import Absent, KeyRange
+from .conditions import Absent, Inside
 from .dialects import Dialect
 from .fields import AnyField
-from .keys import prepared
+from .keys import Key, Keys, Within, prepared, prepared_within
 from .lineage import equal_columns
 from .paths import Path
 from .query import SourceQuery, compiled
 from .source import Column, Source
 from .sql import SQL, equal, joined
 
-__all__ = ["Key", "Reading", "Staged", "Windowed", "keys_after", "whole"]
+__all__ = ["Reading", "Staged", "Windowed", "keys_after", "whole"]
 
-Key = tuple[Any, ...]
 COMPUTED = "matviews_computed"  # what the columns are called before they are as stored
 
 
 class Reading(Protocol):
-    """The rows of a source, with the names of the view's columns, in ranges `(low, high]`."""
+    """The rows of a source, with the names of the view's columns, in a range or of some keys."""
 
-    def rows(self, low: Key | None, high: Key | None, *, missing: bool = False) -> SQL:
+    def rows(self, within: Within, *, missing: bool = False) -> SQL:
         """A query for the rows as they will be stored; only those that the view lacks, if wanted."""
 
-    def keys(self, low: Key | None, high: Key | None) -> SQL:
+    def keys(self, within: Within) -> SQL:
         """A query for the keys."""
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
@@ -50,14 +49,14 @@ class Windowed:
     def __init__(self, source: Source, path: Path, dialect: Dialect) -> None:
         self.source, self.path, self.dialect = source, path, dialect
 
-    def rows(self, low: Key | None, high: Key | None, *, missing: bool = False) -> SQL:
+    def rows(self, within: Within, *, missing: bool = False) -> SQL:
         """As `Reading` has it."""
-        query = self._between(low, high, missing=missing)
+        query = self._inside(within, missing=missing)
         return _selected(query, self.source, self.source.columns, self.dialect)
 
-    def keys(self, low: Key | None, high: Key | None) -> SQL:
+    def keys(self, within: Within) -> SQL:
         """As `Reading` has it; nothing is computed but what HAVING needs."""
-        query = self._between(low, high).keys_only([column.name for column in self.source.key])
+        query = self._inside(within).keys_only([column.name for column in self.source.key])
         return _selected(query, self.source, self.source.key, self.dialect)
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
@@ -68,31 +67,27 @@ class Windowed:
             keys = keys.distinct()
         return SQL(*compiled(keys[:count], self.dialect.using))
 
-    def _between(self, low: Key | None, high: Key | None, *, missing: bool = False) -> SourceQuery:
+    def _inside(self, within: Within, *, missing: bool = False) -> SourceQuery:
         query, columns = self.source.query, [c.expression for c in self.source.key]
-        if low or high:
-            ends = _prepared(self.source, low, high)
-            within = KeyRange(*columns, dialect=self.dialect, low=ends[0], high=ends[1])
-            query = self._with_equal_columns(query.restricted(within), *ends)
+        if within != (None, None):
+            prepared = prepared_within(_key_fields(self.source), within, self.dialect.using)
+            query = query.restricted(Inside(*columns, dialect=self.dialect, within=prepared))
+            query = self._with_equal_columns(query, prepared)
         if missing:
             table = self.dialect.name(self.source.model._meta.db_table)
-            key = self.dialect.names([column.field for column in self.source.key])
+            key = self.dialect.names(_key_fields(self.source))
             query = query.restricted(Absent(*columns, table=table, key=key))
         return query
 
-    def _with_equal_columns(
-        self, query: SourceQuery, low: Key | None, high: Key | None
-    ) -> SourceQuery:
-        """The range of the key's first column, for each column that is joined as equal to it.
+    def _with_equal_columns(self, query: SourceQuery, within: Within) -> SourceQuery:
+        """The condition on the key's first column, for each column that is joined as equal to it.
 
-        The ends are as a statement takes them.
+        The ends, or the keys, are as a statement takes them.
         """
         first: Any = self.source.key[0].expression
         place = (first.alias, first.target.column)
         for alias, column in equal_columns(query.tables, place):
-            condition = _Between(
-                alias, column or "", self.dialect, low and low[:1], high and high[:1]
-            )
+            condition = _FirstColumn(alias, column or "", self.dialect, within)
             query = query.with_join_condition(alias, condition)
         return query
 
@@ -113,28 +108,29 @@ class Staged:
         if not stage:
             computed = whole(source, dialect)
             self.table = SQL(f"({computed.text}) {self.stage}", computed.params)
-        self.key_fields = [column.field for column in source.key]
+        self.key_fields = _key_fields(source)
 
-    def rows(self, low: Key | None, high: Key | None, *, missing: bool = False) -> SQL:
+    def rows(self, within: Within, *, missing: bool = False) -> SQL:
         """As `Reading` has it."""
-        condition = [self._range(low, high)]
+        condition = [self._inside(within)]
         if missing:
             condition.append(self._missing())
         return self._select([column.field for column in self.source.columns], condition)
 
-    def keys(self, low: Key | None, high: Key | None) -> SQL:
+    def keys(self, within: Within) -> SQL:
         """As `Reading` has it."""
-        return self._select(self.key_fields, [self._range(low, high)])
+        return self._select(self.key_fields, [self._inside(within)])
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
         """As `Reading` has it."""
-        keys = self._select(self.key_fields, [self._range(low, None)])
+        keys = self._select(self.key_fields, [self._inside((low, None))])
         order = ", ".join(self.dialect.names(self.key_fields))
         return SQL(f"{keys.text} ORDER BY {order} LIMIT %s", (*keys.params, count))
 
-    def _range(self, low: Key | None, high: Key | None) -> SQL:
+    def _inside(self, within: Within) -> SQL:
         columns = self.dialect.names(self.key_fields, self.stage)
-        return self.dialect.in_range(columns, *_prepared(self.source, low, high))
+        prepared = prepared_within(self.key_fields, within, self.dialect.using)
+        return self.dialect.inside(columns, prepared)
 
     def _missing(self) -> SQL:
         view = self.dialect.name(self.source.model._meta.db_table)
@@ -151,21 +147,24 @@ class Staged:
         )
 
 
-class _Between:
-    """A condition of a join: a column is not outside the range of the key's first column."""
+class _FirstColumn:
+    """A condition of a join: a column may be the first one of a key in the range, or among the keys."""
 
-    def __init__(
-        self, alias: str, column: str, dialect: Dialect, low: Key | None, high: Key | None
-    ) -> None:
-        self.alias, self.column, self.dialect = alias, column, dialect
-        self.low, self.high = low, high
+    def __init__(self, alias: str, column: str, dialect: Dialect, within: Within) -> None:
+        self.alias, self.column, self.dialect, self.within = alias, column, dialect, within
 
     def as_sql(self, compiler: Any, _connection: Any) -> Any:
         """The condition; the ends belong to it, for the key may have more columns."""
         column = f"{compiler.quote_name_unless_alias(self.alias)}.{self.dialect.name(self.column)}"
-        ends = [(">=", self.low), ("<=", self.high)]
+        if isinstance(self.within, Keys):
+            return tuple(self.dialect.among([column], {key[:1] for key in self.within.keys}))
+        low, high = self.within
+        ends = [(">=", low), ("<=", high)]
         return tuple(
-            joined(" AND ", (self.dialect.beyond([column], sign, end) for sign, end in ends if end))
+            joined(
+                " AND ",
+                (self.dialect.beyond([column], sign, end[:1]) for sign, end in ends if end),
+            )
         )
 
 
@@ -209,10 +208,8 @@ def _stored(column: Column, name: str, dialect: Dialect) -> SQL:
     return SQL(dialect.stored(column, name))
 
 
-def _prepared(source: Source, low: Key | None, high: Key | None) -> tuple[Key | None, Key | None]:
-    """The ends of a range as a statement takes them."""
-    fields, using = [column.field for column in source.key], source.query.using
-    return prepared(fields, low, using), prepared(fields, high, using)
+def _key_fields(source: Source) -> list[AnyField]:
+    return [column.field for column in source.key]
 
 
 def keys_after(
@@ -227,5 +224,5 @@ def keys_after(
             rows = rows.filter(**{f"{field.attname}__isnull": False})
     if low:
         ends = prepared(fields, low, dialect.using)
-        rows = rows.filter(KeyRange(*names, dialect=dialect, low=ends, high=None))
+        rows = rows.filter(Inside(*names, dialect=dialect, within=(ends, None)))
     return rows.values_list(*names)  # type: ignore[no-any-return]

@@ -6,17 +6,15 @@ from typing import Any, NamedTuple
 from django.db import connections
 
 from ..phases import Phase
-from .conditions import KeyRange
+from .conditions import Inside
 from .dialects import ROWS, Dialect
-from .keys import prepared
+from .keys import Key, Range, Within, prepared_within
 from .query import from_database
-from .readings import Key, Reading
+from .readings import Reading
 from .source import Column, Source
 from .sql import SQL, equal, joined, qualified
 
-__all__ = ["Range", "Statements"]
-
-Range = tuple[Key | None, Key | None]
+__all__ = ["Statements"]
 
 
 class Ahead(NamedTuple):
@@ -61,22 +59,22 @@ class Statements:
             return []
         return [column for column in self.source.key if self.dialect.folds(column.field)]
 
-    def insert(self, within: Range, *, empty: bool) -> SQL:
+    def insert(self, within: Within, *, empty: bool) -> SQL:
         """Write the rows of the source that the view lacks; `empty`: it has none in the range."""
         columns = ", ".join(self.dialect.names([column.field for column in self.source.columns]))
-        rows = self.reading.rows(*within, missing=not empty)
+        rows = self.reading.rows(within, missing=not empty)
         return SQL(f"INSERT INTO {self.table} ({columns}) {rows.text}", rows.params)
 
-    def update(self, within: Range, skipped: Iterable[Range] = ()) -> SQL:
+    def update(self, within: Within, skipped: Iterable[Range] = ()) -> SQL:
         """Write the values that differ. Only for views that have values."""
-        rows = self.reading.rows(*within)
+        rows = self.reading.rows(within)
         where = joined(" AND ", [*self.of_view(within, skipped), self.differing()])
         values = self.dialect.names([column.field for column in self.written])
         return self.dialect.update(self.table, self.key, values, rows, where, self._pk())
 
-    def delete(self, within: Range, skipped: Iterable[Range] = ()) -> list[SQL]:
+    def delete(self, within: Within, skipped: Iterable[Range] = ()) -> list[SQL]:
         """Remove the rows whose keys the source lacks; statements one after the other."""
-        keys, where = self.reading.keys(*within), self.of_view(within, skipped)
+        keys, where = self.reading.keys(within), self.of_view(within, skipped)
         return self.dialect.delete(self.table, self.key, keys, where, self._pk())
 
     def differing(self) -> SQL:
@@ -94,10 +92,10 @@ class Statements:
     def _pk(self) -> list[str]:
         return self.dialect.names(self.source.model._meta.pk_fields, self.table)
 
-    def surplus(self, within: Range) -> SQL:
+    def surplus(self, within: Within) -> SQL:
         """A condition on a row of the view in the range: the source lacks its key."""
         wanted = self.dialect.names(self.key_fields, self.table)
-        return self.dialect.lacking(self.reading.keys(*within), self.key, wanted)
+        return self.dialect.lacking(self.reading.keys(within), self.key, wanted)
 
     def look_ahead(self, low: Key | None, count: int) -> "Ahead":
         """What the next `count` keys after `low` are."""
@@ -132,10 +130,10 @@ class Statements:
         """A query for whether a phase has a row to write at all."""
         everything: Range = (None, None)
         if phase is Phase.INSERT:
-            rows = self.reading.rows(*everything, missing=True)
+            rows = self.reading.rows(everything, missing=True)
             return SQL(f"SELECT 1 FROM ({rows.text}) {ROWS} LIMIT 1", rows.params)
         if phase is Phase.UPDATE:
-            rows = self.reading.rows(*everything)
+            rows = self.reading.rows(everything)
             return SQL(
                 f"SELECT 1 FROM ({rows.text}) {ROWS} JOIN {self.table} ON {self.same} "
                 f"WHERE {self.differing().text} LIMIT 1",
@@ -144,29 +142,26 @@ class Statements:
         surplus = self.surplus(everything)
         return SQL(f"SELECT 1 FROM {self.table} WHERE {surplus.text} LIMIT 1", surplus.params)
 
-    def of_view(self, within: Range, skipped: Iterable[Range] = ()) -> Iterable[SQL]:
-        """Conditions on rows of the view: in the range, and in none of those skipped."""
+    def of_view(self, within: Within, skipped: Iterable[Range] = ()) -> Iterable[SQL]:
+        """Conditions on rows of the view: in the range or among the keys, and in no range skipped."""
         columns = self.dialect.names(self.key_fields, self.table)
-        yield self.dialect.in_range(columns, *self._ends(within))
+        yield self.dialect.inside(columns, self._prepared(within))
         for each in skipped:
-            inside = self.dialect.in_range(columns, *self._ends(each))
+            inside = self.dialect.inside(columns, self._prepared(each))
             yield SQL(f"NOT ({inside.text})", inside.params)
 
-    def within(self, within: Range) -> KeyRange:
+    def within(self, within: Range) -> Inside:
         """A condition on rows of the view, for its queryset: in the range."""
-        low, high = self._ends(within)
         names = [field.attname for field in self.key_fields]
-        return KeyRange(*names, dialect=self.dialect, low=low, high=high)
+        return Inside(*names, dialect=self.dialect, within=self._prepared(within))
 
-    def _ends(self, within: Range) -> tuple[Key | None, Key | None]:
-        using = self.dialect.using
-        low, high = (prepared(self.key_fields, key, using) for key in within)
-        return low, high
+    def _prepared(self, within: Within) -> Within:
+        return prepared_within(self.key_fields, within, self.dialect.using)
 
     def do(
-        self, phase: Phase, within: Range, skipped: Iterable[Range] = (), *, empty: bool = False
+        self, phase: Phase, within: Within, skipped: Iterable[Range] = (), *, empty: bool = False
     ) -> int:
-        """Do a phase in a range; the rows that it wrote. `empty`: the view has none there."""
+        """Do a phase in a range or for some keys; the rows that it wrote. `empty`: the view has none there."""
         if phase is Phase.INSERT:
             return self.run(self.insert(within, empty=empty))
         if phase is Phase.UPDATE:

@@ -8,9 +8,9 @@ from django.db import IntegrityError
 from django.db.models import Q
 
 from ..phases import Phase
-from .keys import from_json, to_json
-from .readings import Key, keys_after
-from .statements import Range, Statements
+from .keys import Key, Keys, Range, Within, from_json, to_json
+from .readings import keys_after
+from .statements import Statements
 
 __all__ = ["Walk", "Walker"]
 
@@ -61,6 +61,16 @@ class Walker:
             return replace(walk, cursor=None, rows=0, looked=0)
         return self._change(phase, walk, limit)
 
+    def step_keys(self, phase: Phase, keys: Sequence[Key]) -> int:
+        """Do one batch of some keys; the rows that it wrote.
+
+        Raises:
+            DatabaseError: what the database made of it.
+        """
+        if not keys or (phase is Phase.UPDATE and not self.statements.written):
+            return 0
+        return self._do(phase, Keys(tuple(keys)))
+
     def _insert(self, walk: Walk, limit: int) -> Walk:
         low = self._key(walk.cursor)
         high, looked, lacking = self.statements.look_ahead(low, limit)
@@ -68,15 +78,20 @@ class Walker:
         if not lacking:
             return replace(walk, cursor=cursor, rows=0, looked=looked)
         empty = not self.statements.finds(self.statements.in_view((low, high)))
+        rows = self._do(Phase.INSERT, (low, high), empty=empty)
+        filled = _with_range(walk.filled, (walk.cursor, cursor)) if empty else walk.filled
+        return Walk(cursor=cursor, rows=rows, looked=looked, filled=filled)
+
+    def _do(self, phase: Phase, within: Within, *, empty: bool = False) -> int:
         try:
-            rows = self.statements.do(Phase.INSERT, (low, high), empty=empty)
+            return self.statements.do(phase, within, empty=empty)
         except IntegrityError as error:
+            if phase is not Phase.INSERT:
+                raise
             raise IntegrityError(
                 f"{str(error).strip()} (A row of source() does not fit in: it has a key twice, or "
                 f"breaks another constraint of {self.model._meta.label}.)"
             ) from error.__cause__
-        filled = _with_range(walk.filled, (walk.cursor, cursor)) if empty else walk.filled
-        return Walk(cursor=cursor, rows=rows, looked=looked, filled=filled)
 
     def _change(self, phase: Phase, walk: Walk, limit: int) -> Walk:
         """The next rows of the view, held against the source."""

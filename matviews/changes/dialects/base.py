@@ -10,6 +10,7 @@ from django.db import connections, transaction
 
 from ...models import Change
 from ...queryset import is_exact, model_of_table
+from ..watched import Watch
 
 __all__ = ["TriggerDialect", "TriggerName"]
 
@@ -55,7 +56,7 @@ class TriggerDialect:
         self.using = using
         self.connection: Any = connections[using]
         self.log = self.name(Change._meta.db_table)
-        self.logged_table = self.name("table")
+        self.logged = f"{self.log} ({self.name('table')}, {self.name('links')})"
 
     def name(self, name: str) -> str:
         """An identifier in quotes, in a text without parameters."""
@@ -67,37 +68,37 @@ class TriggerDialect:
         doubled = text.replace("'", "''")
         return f"'{doubled}'"
 
-    def version(self, table: str, columns: Collection[str] | None) -> str:
+    def version(self, table: str, watch: Watch) -> str:
         """What tells triggers of a table from others that watch other columns, or do it otherwise."""
-        return digest("\n".join(self._create(table, columns, version="")))
+        return digest("\n".join(self._create(table, watch, version="")))
 
-    def create(self, table: str, columns: Collection[str] | None) -> list[str]:
+    def create(self, table: str, watch: Watch) -> list[str]:
         """Statements that make the triggers of a table.
 
         Args:
             table: its name.
-            columns: those of which a change is logged; None for all.
+            watch: what they are to do.
         """
-        return list(self._create(table, columns, self.version(table, columns)))
+        return list(self._create(table, watch, self.version(table, watch)))
 
-    def _create(self, table: str, columns: Collection[str] | None, version: str) -> Iterator[str]:
-        for event in self.events:
-            if event == "update" and columns is not None and not columns:
-                continue
+    def _create(self, table: str, watch: Watch, version: str) -> Iterator[str]:
+        for event in self.events_of(watch):
             name = TriggerName(digest(table), version, event)
-            yield from self.statements(str(name), event, table, columns)
+            yield from self.statements(str(name), event, table, watch)
 
-    def statements(
-        self, name: str, event: str, table: str, columns: Collection[str] | None
-    ) -> Iterator[str]:
+    def events_of(self, watch: Watch) -> list[str]:
+        """The events that want a trigger."""
+        no_column = watch.columns is not None and not watch.columns
+        return [event for event in self.events if not (event == "update" and no_column)]
+
+    def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
         """Statements that make one trigger."""
         raise NotImplementedError
 
-    def names(self, table: str, columns: Collection[str] | None) -> set[str]:
+    def names(self, table: str, watch: Watch) -> set[str]:
         """The names of the triggers that `create` makes."""
-        version = self.version(table, columns)
-        events = [e for e in self.events if e != "update" or columns is None or columns]
-        return {str(TriggerName(digest(table), version, event)) for event in events}
+        version = self.version(table, watch)
+        return {str(TriggerName(digest(table), version, event)) for event in self.events_of(watch)}
 
     def drop(self, table: str, names: Iterable[str]) -> list[str]:
         """Statements that remove triggers of a table."""
@@ -138,6 +139,17 @@ class TriggerDialect:
         with self.connection.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
+
+    def same(self, table: str, columns: Collection[str]) -> str:
+        """A condition on `OLD` and `NEW`, a row before and after a change: the columns are the same."""
+        raise NotImplementedError
+
+    def values(self, row: str, links: Collection[str]) -> str:
+        """The links of a row as JSON."""
+        pairs = (f"{self.literal(link)}, {row}.{self.name(link)}" for link in sorted(links))
+        return f"{self.json_object}({', '.join(pairs)})"
+
+    json_object: ClassVar[str] = "json_object"
 
     def is_exact(self, table: str, column: str) -> bool:
         """Whether two values of a column that are equal are the same."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from django.db.transaction import TransactionManagementError
 
+from ..watched import Watch
 from .base import PATIENCE, TriggerDialect
 
 __all__ = ["MySQLTriggers"]
@@ -23,18 +24,25 @@ class MySQLTriggers(TriggerDialect):
         """As the base class has it."""
         return super().literal(text.replace("\\", "\\\\"))
 
-    def statements(
-        self, name: str, event: str, table: str, columns: Collection[str] | None
-    ) -> Iterator[str]:
+    def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
         """As the base class has it."""
-        log = f"INSERT INTO {self.log} ({self.logged_table}) VALUES ({self.literal(table)})"
-        if event == "update" and columns is not None:
-            same = " AND ".join(self._same(table, column) for column in sorted(columns))
-            log = f"BEGIN IF NOT ({same}) THEN {log}; END IF; END"
+        before, after = (
+            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, {self.values(row, watch.links)});"
+            for row in ("OLD", "NEW")
+        )
+        body = {"insert": after, "delete": before}.get(event, before)
+        if event == "update" and watch.links:
+            body += f" IF NOT ({self.same(table, watch.links)}) THEN {after} END IF;"
+        if event == "update" and watch.columns is not None:
+            body = f"IF NOT ({self.same(table, watch.columns)}) THEN {body} END IF;"
         yield (
             f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
-            f"FOR EACH ROW {log}"
+            f"FOR EACH ROW BEGIN {body} END"
         )
+
+    def same(self, table: str, columns: Collection[str]) -> str:
+        """As the base class has it."""
+        return " AND ".join(self._same(table, column) for column in sorted(columns))
 
     def _same(self, table: str, column: str) -> str:
         before, after = (f"{row}.{self.name(column)}" for row in ("OLD", "NEW"))

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from ..watched import Watch
 from .base import PATIENCE, TriggerDialect
 
 __all__ = ["PostgreSQLTriggers"]
@@ -23,29 +24,53 @@ class PostgreSQLTriggers(TriggerDialect):
     """
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "truncate")
+    json_object: ClassVar[str] = "jsonb_build_object"
     catalog = (
         "SELECT c.relname, t.tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
         "WHERE t.tgname LIKE %s AND t.tgenabled IN ('O', 'A') AND pg_table_is_visible(c.oid)"
     )
 
-    def statements(
-        self, name: str, event: str, table: str, columns: Collection[str] | None
-    ) -> Iterator[str]:
+    def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
         """As the base class has it. The function writes the log with the rights of its owner, for
         those who may write to the table need not have them.
         """
         function = f"{self.name(self._schema)}.{self.name(name)}"
-        log = f"INSERT INTO {self.log} ({self.logged_table}) VALUES ({self.literal(table)})"
         yield (
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql "
             f"SECURITY DEFINER SET search_path = {self.name(self._schema)}, pg_temp "
-            f"SET extra_float_digits = 1 AS $matviews$ "
-            f"BEGIN IF {self._changed(event, table, columns)} THEN {log}; END IF; RETURN NULL; END "
-            f"$matviews$"
+            f"SET extra_float_digits = 1 AS $matviews$ BEGIN INSERT INTO {self.logged} "
+            f"{self._entries(event, table, watch)}; RETURN NULL; END $matviews$"
         )
         yield (
             f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
             f"{TRANSITIONS[event]} FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
+        )
+
+    def _entries(self, event: str, table: str, watch: Watch) -> str:
+        """A query for the entries of the log."""
+        text = self.literal(table)
+        if event == "truncate":
+            return f"VALUES ({text}, NULL)"
+        rows = {"insert": AFTER, "delete": BEFORE}.get(event) or self._changed(table, watch)
+        if not watch.links:
+            return f"SELECT {text}, jsonb_build_object() WHERE EXISTS (SELECT 1 FROM {rows})"
+        links = ", ".join(map(self.name, sorted(watch.links)))
+        return (
+            f"SELECT {text}, {self.values('matviews_links', watch.links)} "
+            f"FROM (SELECT DISTINCT {links} FROM {rows}) matviews_links"
+        )
+
+    def _changed(self, table: str, watch: Watch) -> str:
+        """The rows that an UPDATE has changed, as they were and as they are."""
+        if watch.columns is None:
+            links = ", ".join(map(self.name, sorted(watch.links))) or "1"
+            each = [f"SELECT {links} FROM {rows}" for rows in (BEFORE, AFTER)]
+            return f"({' UNION ALL '.join(each)}) matviews_changed"
+        values = ", ".join(self._value(table, column) for column in sorted(watch.columns))
+        before, after = (f"SELECT {values} FROM {rows}" for rows in (BEFORE, AFTER))
+        return (
+            f"(({before} EXCEPT ALL {after}) UNION ALL ({after} EXCEPT ALL {before})) "
+            f"matviews_changed"
         )
 
     @property
@@ -54,19 +79,10 @@ class PostgreSQLTriggers(TriggerDialect):
             cursor.execute("SELECT current_schema()")
             return str(cursor.fetchone()[0])
 
-    def _changed(self, event: str, table: str, columns: Collection[str] | None) -> str:
-        if event == "truncate":
-            return "true"
-        if event != "update" or columns is None:
-            rows = BEFORE if event == "delete" else AFTER
-            return f"EXISTS (SELECT 1 FROM {rows})"
-        values = ", ".join(self._value(table, column) for column in sorted(columns))
-        return f"EXISTS (SELECT {values} FROM {BEFORE} EXCEPT ALL SELECT {values} FROM {AFTER})"
-
     def _value(self, table: str, column: str) -> str:
         """A column, as a text of bytes where values may be equal and yet not the same."""
         name = self.name(column)
-        return name if self.is_exact(table, column) else f'{name}::text COLLATE "C"'
+        return name if self.is_exact(table, column) else f'{name}::text COLLATE "C" AS {name}'
 
     def drop(self, table: str, names: Iterable[str]) -> list[str]:
         """As the base class has it; removing a function removes its trigger."""

@@ -3,11 +3,20 @@ not yet moved, need not be logged again.
 """
 
 from collections.abc import Collection, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from django.db.models import Model, UniqueConstraint
+
+from ...queryset import model_of_table, unique_fields
+from ..watched import Watch
 from .base import TriggerDialect
 
 __all__ = ["SQLiteTriggers"]
+
+
+def _column(model: type[Model], name: str) -> str:
+    field: Any = model._meta.get_field(name)
+    return str(field.column)
 
 
 class SQLiteTriggers(TriggerDialect):
@@ -17,19 +26,61 @@ class SQLiteTriggers(TriggerDialect):
         "SELECT tbl_name, name FROM sqlite_master WHERE type = 'trigger' AND name LIKE %s ESCAPE '\\'"
     )
 
-    def statements(
-        self, name: str, event: str, table: str, columns: Collection[str] | None
-    ) -> Iterator[str]:
-        """As the base class has it."""
-        text = self.literal(table)
-        changed = ""
-        if event == "update" and columns is not None:
-            changed = f"WHEN {' OR '.join(map(self._unlike, sorted(columns)))} "
+    events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "replace")
+
+    def events_of(self, watch: Watch) -> list[str]:
+        """As the base class has it: what is replaced has links that are to be logged, or says no more."""
+        return [each for each in super().events_of(watch) if each != "replace" or watch.links]
+
+    def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
+        """As the base class has it. REPLACE fires no trigger for the rows that it deletes, so each
+        INSERT looks for such rows before.
+        """
+        if event == "replace":
+            log = self._log(table, watch, self.name(table))
+            yield (
+                f"CREATE TRIGGER {self.name(name)} BEFORE INSERT ON {self.name(table)} BEGIN "
+                f"{log} FROM {self.name(table)} WHERE {self._replaced(table)}; END"
+            )
+            return
+        when, rows = "", {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
+        if event == "update" and watch.columns is not None:
+            when = f"WHEN NOT ({self.same(table, watch.columns)}) "
+        logs = [self._log(table, watch, row) for row in rows if row == rows[0] or watch.links]
+        if event == "update" and watch.links:
+            logs[1] += f" WHERE NOT ({self.same(table, watch.links)})"
         yield (
-            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} {changed}"
-            f"BEGIN INSERT INTO {self.log} ({self.logged_table}) SELECT {text} WHERE NOT EXISTS "
-            f"(SELECT 1 FROM {self.log} WHERE {self.logged_table} = {text}); END"
+            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} {when}"
+            f"BEGIN {' '.join(f'{log};' for log in logs)} END"
         )
 
-    def _unlike(self, column: str) -> str:
-        return f"OLD.{self.name(column)} COLLATE BINARY IS NOT NEW.{self.name(column)}"
+    def _log(self, table: str, watch: Watch, row: str) -> str:
+        text = self.literal(table)
+        log = f"INSERT INTO {self.logged} SELECT {text}, {self.values(row, watch.links)}"
+        if watch.links:
+            return log
+        return (
+            f"{log} WHERE NOT EXISTS (SELECT 1 FROM {self.log} WHERE {self.name('table')} = {text})"
+        )
+
+    def _replaced(self, table: str) -> str:
+        """A condition on the rows that a new row would take the place of."""
+        model = model_of_table(table)
+        assert model is not None  # or nothing would be known of its links
+        keys = {tuple(field.column or "" for field in fields) for fields in unique_fields(model)}
+        keys |= {
+            tuple(_column(model, name) for name in each.fields)
+            for each in model._meta.constraints
+            if isinstance(each, UniqueConstraint) and each.fields
+        }
+        row = self.name(table)
+        return " OR ".join(
+            "(" + " AND ".join(f"{row}.{name} = NEW.{name}" for name in map(self.name, key)) + ")"
+            for key in sorted(keys)
+        )
+
+    def same(self, table: str, columns: Collection[str]) -> str:
+        """As the base class has it."""
+        return " AND ".join(
+            f"OLD.{name} COLLATE BINARY IS NEW.{name}" for name in map(self.name, sorted(columns))
+        )

@@ -1,18 +1,17 @@
 """What the dialects share, and what each of them must say."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from django.db import connections
 
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
+from ..keys import Key, Keys, Within
 from ..source import Column
 from ..sql import SQL, equal, joined, qualified
 
 __all__ = ["FIXED", "ROWS", "Dialect", "opposite"]
-
-Key = tuple[Any, ...]
 
 ROWS = "matviews_rows"  # what the rows of the source are called in a statement
 FIXED = re.compile(r"[+-]\d\d:\d\d$")  # the end of a time zone that is a fixed offset
@@ -25,6 +24,8 @@ class Dialect:
     Args:
         using: alias of the database.
     """
+
+    most_keys = 5_000  # in one statement, which has them several times as parameters
 
     def __init__(self, using: str) -> None:
         self.using = using
@@ -44,10 +45,19 @@ class Dialect:
         """Columns as one value."""
         return columns[0] if len(columns) == 1 else f"({', '.join(columns)})"
 
-    def in_range(self, columns: Sequence[str], low: Key | None, high: Key | None) -> SQL:
-        """A condition on the columns of a key: above `low`, up to and including `high`."""
+    def inside(self, columns: Sequence[str], within: Within) -> SQL:
+        """A condition on the columns of a key: above the low end and up to the high one, or among keys."""
+        if isinstance(within, Keys):
+            return self.among(columns, within.keys)
+        low, high = within
         ends = [(">", low), ("<=", high)]
         return joined(" AND ", (self.beyond(columns, sign, end) for sign, end in ends if end))
+
+    def among(self, columns: Sequence[str], keys: Collection[Key]) -> SQL:
+        """A condition on columns: their values are among some keys, which are of the same length."""
+        marks = ", ".join([self.row(["%s"] * len(columns))] * len(keys))
+        params = tuple(value for key in keys for value in key)
+        return SQL(f"{self.row(columns)} IN ({marks})" if keys else "1 = 0", params)
 
     def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
         """A condition on the columns of a key: on one side of `end`."""

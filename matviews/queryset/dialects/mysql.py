@@ -7,9 +7,10 @@ its indexes even in READ COMMITTED; an INSERT or CREATE TABLE that selects from 
 from collections.abc import Iterable, Sequence
 
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
+from ..keys import Key
 from ..source import Column
 from ..sql import SQL, equal, joined, qualified
-from .base import ROWS, Dialect, Key
+from .base import ROWS, Dialect
 
 __all__ = ["MySQL"]
 

@@ -1,8 +1,9 @@
 """SQLite. It keeps what it is given, whatever the type of the column, so values are rounded here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..fields import WHOLE, AnyField, family
+from ..keys import Key
 from ..source import Column
 from ..sql import SQL
 from .base import FIXED, Dialect, opposite
@@ -12,6 +13,8 @@ __all__ = ["SQLite"]
 
 class SQLite(Dialect):
     """Decimals are kept as binary numbers, and rounded to the places of their field."""
+
+    most_keys = 1_000  # a statement has at most 32,766 parameters
 
     def stored(self, column: Column, value: str) -> str:
         """As the base class has it."""
@@ -26,6 +29,16 @@ class SQLite(Dialect):
     def smaller(self, left: str, right: str) -> str:
         """As the base class has it."""
         return f"min({left}, {right})"
+
+    def among(self, columns: Sequence[str], keys: Collection[Key]) -> SQL:
+        """As the base class has it; several columns are compared with rows of VALUES only."""
+        condition = super().among(columns, keys)
+        several = len(columns) > 1 and keys
+        return (
+            SQL(condition.text.replace(" IN (", " IN (VALUES ", 1), condition.params)
+            if several
+            else condition
+        )
 
     def lacking(self, keys: SQL, key: Sequence[str], wanted: Sequence[str]) -> SQL:
         """As the base class has it; NOT IN, or the keys would be computed for each row."""

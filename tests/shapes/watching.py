@@ -1,0 +1,43 @@
+"""Triggers that suffice for any query of a view of this app, and not for those alone that it has now."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from matviews import changes, engine
+from matviews.changes import triggers
+from matviews.changes.watched import Watch
+from matviews.models import WatchedTable
+
+from .models import Customer, Order, Product, Region, Tag
+from .models.grouped import CustomerTotal
+
+__all__ = ["everything_watched", "watch_for"]
+
+TABLES: list[type[Any]] = [
+    Region, Customer, Product, Tag, Order, Order.tags.through, CustomerTotal,
+]  # fmt: skip
+# Columns by which rows may hang on the key of a view.
+LINKS = {
+    "id", "customer_id", "region_id", "referrer_id", "product_id", "order_id", "tag_id", "token",
+    "stock keeping unit", "basket", "slot", "status", "shipped_on", "name",
+}  # fmt: skip
+
+
+@contextmanager
+def everything_watched() -> Iterator[None]:
+    """Every column of every source is watched, for no view as yet."""
+    wanted = {}
+    for model in TABLES:
+        columns = frozenset(field.column for field in model._meta.local_concrete_fields)
+        wanted[model._meta.db_table] = {"any": Watch(columns, columns & LINKS)}
+    with mock.patch.object(triggers, "watched_tables", return_value=wanted):
+        changes.install(engine.alias())
+        yield
+        changes.remove(engine.alias())
+
+
+def watch_for(view_id: int | None) -> None:
+    """What is logged is for this view alone, or for none."""
+    WatchedTable.objects.update(views=[] if view_id is None else [view_id])
