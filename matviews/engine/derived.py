@@ -91,10 +91,11 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> None:
             f"refresh. If two versions of the code are at work, refresh again when one is gone; "
             f"else make it give the same query in every process."
         )
+    left = _left_by_others(work, run, plan)
     run.fingerprint, run.cursor, run.looked = plan.fingerprint, None, 0
     begin_tracked(work, run)
     if run.since is None:
-        run.filled, run.stage = _left_by_others(work, run, plan)
+        run.filled, run.stage = left
     else:
         run.estimate = dirty_keys(run).aggregate(keys=Sum("count"))["keys"]
 
