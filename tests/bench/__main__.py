@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .querysets import figures as querysets
     from .report import Figures
 
-ENGINE, QUERYSETS = "engine", "querysets"
+ENGINE, QUERYSETS, TRACKING = "engine", "querysets", "tracking"
 
 REUSE = (0, 10_000)  # Celery closes its database connection after each task, or as good as never
 
@@ -32,10 +32,12 @@ def main() -> int:
     django.setup()
     databases = setup_databases(verbosity=0, interactive=False)
     try:
-        if options.part != QUERYSETS:
+        if options.part in (None, ENGINE):
             _publish(_measure(options), options.json)
-        if options.part != ENGINE:
+        if options.part in (None, QUERYSETS):
             _publish_querysets(_measure_querysets(options), options.json)
+        if options.part in (None, TRACKING):
+            _measure_tracking(options)
     finally:
         teardown_databases(databases, verbosity=0)
     return 0
@@ -44,7 +46,9 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="PATH", help="add the figures to this file")
-    parser.add_argument("--part", choices=(ENGINE, QUERYSETS), help="measure only this part")
+    parser.add_argument(
+        "--part", choices=(ENGINE, QUERYSETS, TRACKING), help="measure only this part"
+    )
     parser.add_argument("--runs", type=int, default=5, help="runs that medians are taken of")
     parser.add_argument("--batches", type=int, default=200, help="batches in a run")
     parser.add_argument(
@@ -92,11 +96,23 @@ def _measure_querysets(options: argparse.Namespace) -> "querysets.Figures":
     from . import through_redis
     from .querysets import figures
 
-    def say(what: str) -> None:
-        print(f"{datetime.now(UTC):%H:%M:%S} {what} ...", file=sys.stderr, flush=True)
-
     with through_redis.broker() as address:
-        return figures.measure(selected_database(), address, options.rows, options.runs, say)
+        return figures.measure(selected_database(), address, options.rows, options.runs, _say)
+
+
+def _measure_tracking(options: argparse.Namespace) -> None:
+    from tests.services import selected_database
+
+    from . import tracking
+
+    found = tracking.measure(options.rows, options.runs, _say)
+    tracking.show(found, selected_database(), _console())
+    if options.json:
+        tracking.save(found, selected_database(), options.json)
+
+
+def _say(what: str) -> None:
+    print(f"{datetime.now(UTC):%H:%M:%S} {what} ...", file=sys.stderr, flush=True)
 
 
 def _environment(broker: str) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from matviews import changes, engine
+
 from ..models import CustomerSales, Spending
 from . import growth, through_worker, waits
 from .growth import Size
@@ -78,6 +80,7 @@ def measure(
         runs: that medians are taken of.
         say: called with what is measured next: all takes minutes.
     """
+    changes.remove(engine.alias())  # a refresh is a full pass then
     say("loading flights")
     load_flights()
     if database != "postgres":

@@ -1,0 +1,174 @@
+"""What a refresh of a tracked view costs when little or nothing has changed, and what its triggers cost.
+
+Times are seconds. The ways take turns, as with the other queryset views.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from django.db import connection
+from django.db.models import F
+from django.db.models.constants import OnConflict
+from django.db.models.functions import Mod
+from rich.console import Console
+from rich.table import Table
+
+from matviews import changes, engine
+
+from .models import Order, Spending, SpendingByStatement
+from .querysets.loading import load_orders, tidy
+from .querysets.ways import Native, Statement, View, Way
+from .report import add
+
+__all__ = ["Measured", "measure", "save", "show"]
+
+KEY = ("customer",)
+BULK, ROWS = 10, 500  # one order of ten in a bulk; rows that are written one by one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One thing, measured in several ways: the median of each.
+
+    Attributes:
+        name: of the thing.
+        seconds: by the name of the way, the first one being ours.
+    """
+
+    name: str
+    seconds: dict[str, float]
+
+    def ratios(self) -> dict[str, float]:
+        """What ours takes of each other."""
+        ours, *others = self.seconds
+        return {name: self.seconds[ours] / self.seconds[name] for name in others}
+
+
+class ByHand(Statement):
+    """The keys that have changed are in a table that somebody else keeps; one upsert for these."""
+
+    name = "dirty keys by hand"
+
+    def renew(self) -> None:
+        quote = connection.ops.quote_name
+        dirty = Spending.source().extra(where=["bench_customer.id IN (SELECT id FROM bench_dirty)"])
+        select, parameters = dirty.query.sql_with_params()
+        columns = ", ".join(quote(field.column) for field in self._fields.values())
+        update = connection.ops.on_conflict_suffix_sql(
+            (), OnConflict.UPDATE, [f.column for f in self._rest], [f.column for f in self._key]
+        )
+        table = quote(self._model._meta.db_table)
+        with connection.cursor() as cursor:
+            cursor.execute(f"INSERT INTO {table} ({columns}) {select} {update}", parameters)
+            cursor.execute("DELETE FROM bench_dirty")
+
+
+def measure(rows: int, runs: int, say: Callable[[str], object]) -> list[Measured]:
+    """Measure all with so many orders, of a tenth as many customers."""
+    say(f"{rows:,} orders")
+    changes.remove(engine.alias())
+    load_orders(rows)
+    found = list(_writes(runs, say))
+    changes.install(engine.alias())
+    return [*found, *_refreshes(rows // 10, runs, say)]
+
+
+def _refreshes(keys: int, runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
+    view = View(Spending)
+    by_hand = ByHand(SpendingByStatement, Spending.source, KEY)
+    ways: list[Way] = [view, by_hand]
+    if connection.vendor == "postgresql":
+        ways.append(Native(Spending, Spending.source, KEY))
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE bench_dirty (id bigint PRIMARY KEY)")
+    for way in ways:
+        way.empty()
+        way.build()
+        way.tidy()
+    for name, changed in (
+        ("nothing changed", 0),
+        ("0.1 % of the keys changed", keys // 1000),
+        ("10 % of the keys changed", keys // 10),
+    ):
+        say(name)
+        times: dict[str, list[float]] = {way.name: [] for way in ways}
+        for number in range(runs):
+            _change(changed, number)
+            first = number % len(ways)
+            for way in ways[first:] + ways[:first]:
+                started = time.perf_counter()
+                way.renew()
+                times[way.name].append(time.perf_counter() - started)
+        yield Measured(name=name, seconds=_medians(times))
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE bench_dirty")
+    assert engine.verify(Spending).equal
+
+
+def _change(keys: int, number: int) -> None:
+    """Change the orders of some customers, of others each time."""
+    low = 1 + number * keys
+    Order.objects.filter(customer__gte=low, customer__lt=low + keys).update(amount=F("amount") + 1)
+    with connection.cursor() as cursor:
+        for key in range(low, low + keys):
+            cursor.execute("INSERT INTO bench_dirty (id) VALUES (%s)", [key])
+    tidy(Order)
+
+
+def _writes(runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
+    say("writes with and without triggers")
+    jobs = {"500 rows one by one": _one_by_one, "10 % of the rows in one statement": _in_bulk}
+    times: dict[str, dict[str, list[float]]] = {
+        name: {"with triggers": [], "without": []} for name in jobs
+    }
+    for number in range(runs):
+        for tracked in ("with triggers", "without") if number % 2 else ("without", "with triggers"):
+            if tracked == "without":
+                changes.remove(engine.alias())
+            else:
+                changes.install(engine.alias())
+            for name, job in jobs.items():
+                tidy(Order)
+                started = time.perf_counter()
+                job(number)
+                times[name][tracked].append(time.perf_counter() - started)
+            engine.collect_changes()
+    for name, found in times.items():
+        yield Measured(name=name, seconds=_medians(found))
+
+
+def _one_by_one(number: int) -> None:
+    for key in range(1, ROWS + 1):
+        Order.objects.filter(pk=number * ROWS + key).update(amount=F("amount") + 1)
+
+
+def _in_bulk(number: int) -> None:
+    rows = Order.objects.alias(residue=Mod(F("pk"), BULK)).filter(residue=number % BULK)
+    rows.update(amount=F("amount") + 1)
+
+
+def _medians(times: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(runs) for name, runs in times.items()}
+
+
+def show(found: list[Measured], database: str, console: Console) -> None:
+    """Print a table; `database` goes into its title."""
+    table = Table(title=f"{database}: change tracking, milliseconds", title_justify="left")
+    for column in ("", "", "median", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    for each in found:
+        table.add_section()
+        ratios = each.ratios()
+        for number, (way, seconds) in enumerate(each.seconds.items()):
+            name = "" if number else each.name
+            ratio = f"{ratios[way]:.4f}" if way in ratios else ""
+            table.add_row(name, way, f"{1000 * seconds:.1f}", ratio)
+    console.print(table)
+
+
+def save(found: list[Measured], database: str, path: Path) -> None:
+    """Put the figures into a JSON file, beside what else it has of the database."""
+    add(path, database, {"tracking": [asdict(each) for each in found]})
