@@ -767,6 +767,21 @@ class TestCommand:
         call_command("update_materialized_views", triggers="sql")
         assert capsys.readouterr().out == "-- Nothing is lacking.\n"
 
+    def test_explain_tells_what_leads_where(self, capsys: pytest.CaptureFixture[str]) -> None:
+        changes.take_down(engine.alias(), [Region._meta.db_table])
+
+        call_command(
+            "update_materialized_views", models=["RegionTotal", "QuantityTotal"], explain=True
+        )
+
+        told = [line for line in capsys.readouterr().out.splitlines() if "  changes of" in line]
+        assert told == [
+            "  changes of shapes_customer (id, region_id): keys, by region_id",
+            "  changes of shapes_order (customer_id, id, paid, price, quantity): keys, by customer_id",
+            "  changes of shapes_region (id): keys, by id; not logged, so each refresh is a full pass",
+            "  changes of shapes_order (id, price, quantity): the whole view",
+        ]
+
     def test_the_check_tells_of_what_is_missing(self) -> None:
         def found() -> list[str]:
             messages = run_checks(tags=[Tags.database], databases=["default"])

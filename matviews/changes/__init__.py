@@ -1,7 +1,15 @@
 """Change tracking: triggers on the tables that views read, and the log that they write."""
 
 from .log import ChangesLogged, Taken, enqueue, is_logged, is_queued, move, shorten_queues, take
-from .triggers import find_problems, install, is_watched, remove, script, take_down
+from .triggers import (
+    find_problems,
+    install,
+    is_watched,
+    remove,
+    script,
+    take_down,
+    untracked_tables,
+)
 from .watched import Tracking, tracking_of
 
 __all__ = [
@@ -21,4 +29,5 @@ __all__ = [
     "take",
     "take_down",
     "tracking_of",
+    "untracked_tables",
 ]

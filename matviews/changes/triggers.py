@@ -9,7 +9,15 @@ from .dialects import TriggerDialect, dialect_of
 from .log import enqueue
 from .watched import Tracking, Watch, together, watched_tables
 
-__all__ = ["find_problems", "install", "is_watched", "remove", "script", "take_down"]
+__all__ = [
+    "find_problems",
+    "install",
+    "is_watched",
+    "remove",
+    "script",
+    "take_down",
+    "untracked_tables",
+]
 
 
 def is_watched(view_id: int, tracking: Tracking, using: str) -> bool:
@@ -31,6 +39,15 @@ def _forget_gone(records: Iterable[WatchedTable], present: dict[str, set[str]]) 
     if gone:
         WatchedTable.objects.filter(pk__in=gone).update(triggers=[])
     return bool(gone)
+
+
+def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
+    """The tables of which the triggers do not log, or not for this view, all that counts for it."""
+    return {
+        table
+        for table, watch in tracking.tables.items()
+        if not is_watched(view_id, Tracking({table: watch}), using)
+    }
 
 
 def install(using: str) -> dict[str, str]:

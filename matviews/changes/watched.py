@@ -19,7 +19,8 @@ class Watch:
 
     Attributes:
         columns: those of which a change counts; None for any. Rows that come or go always count.
-        links: those of which the values before and after a change are logged.
+        links: those of which the values before and after a change are logged; none if a change leads to
+            no key in particular, but concerns the whole view.
     """
 
     columns: frozenset[str] | None = None

@@ -10,7 +10,8 @@ from matviews.queryset import Difference, ExplainedIndex, Explanation, Kind
 from matviews.words import counted
 
 __all__ = [
-    "explanation_as_dict", "explanation_in_lines", "verification_as_dict", "verification_in_lines",
+    "explanation_as_dict", "explanation_in_lines", "tracking_in_lines", "verification_as_dict",
+    "verification_in_lines",
 ]  # fmt: skip
 
 WIDEST_VALUE = 60  # letters of a value that are shown to a person
@@ -140,3 +141,14 @@ def explanation_as_dict(explanation: Explanation) -> dict[str, Any]:
         "statements": dict(explanation.statements),
         "error": "",
     }
+
+
+def tracking_in_lines(tracking: Mapping[str, Any]) -> Iterator[str]:
+    """Which changes of which tables count, what they lead to, and whether they are logged."""
+    if tracking["reason"]:
+        yield f"  changes are not tracked: {tracking['reason']}"
+    for table, watch in tracking["tables"].items():
+        columns = "any column" if watch["columns"] is None else ", ".join(watch["columns"])
+        leads = f"keys, by {', '.join(watch['links'])}" if watch["links"] else "the whole view"
+        logged = "" if watch["logged"] else "; not logged, so each refresh is a full pass"
+        yield _visible(f"  changes of {table} ({columns or 'its rows alone'}): {leads}{logged}")

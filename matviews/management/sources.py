@@ -1,11 +1,14 @@
 """What the command does with a view's `source()`: hold the view against it, and explain it."""
 
+from typing import Any
+
 from django.core.management.base import CommandError
 from django.db import DatabaseError
 
-from matviews import api, engine, queryset
+from matviews import api, changes, engine, queryset
 from matviews.engine import Verification
 from matviews.exceptions import MatviewsError
+from matviews.models import ViewControl
 from matviews.registry import registry
 
 from . import findings
@@ -65,14 +68,35 @@ def explain(requests: Requests) -> None:
     for label in labels:
         try:
             explanation = queryset.explain(registry.usable(label), engine.alias())
+            tracking = _tracking(label)
         except (MatviewsError, DatabaseError) as error:
             requests.fail(label, str(error).strip())
             requests.output.entries.append({"view": label, "error": str(error)})
             continue
-        requests.output.entries.append(findings.explanation_as_dict(explanation))
+        entry = findings.explanation_as_dict(explanation)
+        requests.output.entries.append({**entry, "tracking": tracking})
         for line in findings.explanation_in_lines(explanation):
             requests.output.say(line)
+        for line in findings.tracking_in_lines(tracking):
+            requests.output.say(line)
     requests.raise_failed(labels)
+
+
+def _tracking(label: str) -> dict[str, Any]:
+    """Which changes of which tables lead to what, and whether they are logged."""
+    using = engine.alias()
+    tracking = changes.tracking_of(queryset.plan_of(registry.usable(label), using))
+    control = ViewControl.objects.filter(label=label).first()
+    lacking = changes.untracked_tables(control.pk if control else 0, tracking, using)
+    tables = {
+        table: {
+            "columns": None if watch.columns is None else sorted(watch.columns),
+            "links": sorted(watch.links),
+            "logged": table not in lacking,
+        }
+        for table, watch in sorted(tracking.tables.items())
+    }
+    return {"reason": tracking.reason, "tables": tables}
 
 
 def _labels(requests: Requests) -> list[str]:
