@@ -12,6 +12,7 @@ from django.db import connections, router
 from django.db.models import Count, F, Model
 
 from ..models import Change, ViewChange, WatchedTable
+from ..queryset import Keys, dialect_of
 
 __all__ = [
     "ChangesLogged",
@@ -60,7 +61,8 @@ def take(view_id: int) -> list[Taken]:
     """Empty the queue of a view. In the transaction that computes, before it does."""
     rows = ViewChange.objects.filter(view=view_id).values_list("pk", "table", "links")
     found = {pk: Taken(table, links) for pk, table, links in rows}
-    _delete(ViewChange, list(found))
+    if found:
+        _delete(ViewChange, list(found))
     return list(found.values())
 
 
@@ -76,8 +78,9 @@ def move() -> bool:
     else:
         Change.objects.update(table=F("table"))
     found = dict(Change.objects.order_by("pk").values_list("pk", "table")[:MOST])
-    _copy(found)
-    _delete(Change, list(found))
+    if found:
+        _copy(found)
+        _delete(Change, list(found))
     return len(found) == MOST
 
 
@@ -92,6 +95,7 @@ def _copy(found: Mapping[int, str]) -> None:
         connection.ops.quote_name,
         (ViewChange._meta.db_table, Change._meta.db_table, "table", "links"),
     )
+    among = dialect_of(watched.db).inside([f"{log}.id"], Keys(tuple((pk,) for pk in found)))
     # The first row gives the columns their types.
     reader = "SELECT %s AS name, %s AS view_id" + " UNION ALL SELECT %s, %s" * (len(readers) - 1)
     with connection.cursor() as cursor:
@@ -99,8 +103,8 @@ def _copy(found: Mapping[int, str]) -> None:
             f"INSERT INTO {queue} (view_id, {table}, {links}) "
             f"SELECT DISTINCT matviews_readers.view_id, {log}.{table}, {log}.{links} "
             f"FROM {log} JOIN ({reader}) matviews_readers ON matviews_readers.name = {log}.{table} "
-            f"WHERE {log}.id IN ({', '.join(['%s'] * len(found))})",
-            [*(value for each in readers for value in each), *found],
+            f"WHERE {among.text}",
+            [*(value for each in readers for value in each), *among.params],
         )
 
 
@@ -110,13 +114,14 @@ def _delete(model: type[Model], keys: list[int]) -> None:
     MariaDB and MySQL wait for each row that they come across, and for an IN of many keys they come
     across all: so each key is looked up by itself.
     """
-    rows = model._base_manager.using(router.db_for_write(model)).filter(pk__in=keys)
-    connection = connections[rows.db]
-    if connection.vendor != "mysql":
-        rows.delete()
-        return
+    using = router.db_for_write(model)
+    connection: Any = connections[using]
     table = connection.ops.quote_name(model._meta.db_table)
     with connection.cursor() as cursor:
+        if connection.vendor != "mysql":
+            among = dialect_of(using).inside(["id"], Keys(tuple((key,) for key in keys)))
+            cursor.execute(f"DELETE FROM {table} WHERE {among.text}", among.params)
+            return
         cursor.execute(
             f"DELETE {table} FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) matviews_keys "
             f"STRAIGHT_JOIN {table} ON {table}.id = matviews_keys.id",

@@ -1,11 +1,12 @@
 """Views of one queryset: the hooks derived from `source()`, as SQL. It knows no bookkeeping."""
 
 from .checks import check_source, check_table
+from .dialects import dialect_of
 from .differences import Difference, Differences, Kind, compare, ranges
 from .estimates import estimated_rows
 from .explain import ExplainedIndex, Explanation, explain
 from .fields import is_exact, unique_fields
-from .keys import Key, Range, from_json, to_json
+from .keys import Key, Keys, Range, from_json, to_json
 from .links import Link
 from .plans import Plan, fingerprint_of, plan_of, tables_read
 from .query import model_of_table
@@ -18,6 +19,7 @@ __all__ = [
     "ExplainedIndex",
     "Explanation",
     "Key",
+    "Keys",
     "Kind",
     "Link",
     "Plan",
@@ -26,6 +28,7 @@ __all__ = [
     "check_source",
     "check_table",
     "compare",
+    "dialect_of",
     "drop_stage",
     "estimated_rows",
     "explain",
