@@ -32,6 +32,7 @@ from matviews.states import RefreshState
 from matviews.tasks import inline
 from tests.defining import ready, run
 from tests.driving import in_another_connection, stripe_of, without_sqlite
+from tests.sample.models import Limited
 from tests.shapes.models import Customer, Order, Product, Region, Tag
 from tests.shapes.models.grouped import CustomerTotal, QuantityTotal, RegionTotal, ViewOfView
 from tests.shapes.oracle import differences
@@ -620,6 +621,22 @@ class TestKeys:
         assert not DirtyKeys.objects.exists()
         run(CustomerTotal)
         assert differences(CustomerTotal) == []
+
+    def test_by_a_way_that_is_looked_up_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        at_rest(RegionTotal)
+        monkeypatch.setattr("matviews.engine.tracking.FEW", 0)
+        for price in (4, 5, 6):
+            Order.objects.filter(customer=1).update(price=price)
+            run(RegionTotal, phases=[Phase.INSERT])
+
+        assert not DirtyKeys.objects.exists()
+        run(RegionTotal)
+        assert differences(RegionTotal) == []
+
+    def test_what_is_marked_does_not_pile_up_where_it_makes_no_difference(self) -> None:
+        mark_dirty("sample.Limited")
+
+        assert not ViewChange.objects.filter(view=stripe_of(Limited).view_id).exists()
 
     def test_a_killed_run_does_them_again(self) -> None:
         at_rest(CustomerTotal)

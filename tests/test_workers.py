@@ -126,8 +126,8 @@ def test_a_broker_that_forgets_everything_costs_time_only(
 ) -> None:
     # given a view in the middle of its batches
     workers.start(2)
-    add_items(100)
-    with fault(Ledger, "before_insert", "sleep", seconds=0.02):
+    add_items(300)
+    with fault(Ledger, "before_insert", "sleep", seconds=0.05):
         Ledger.refresh()
         for rows in (5, 30, 60):
             enough = Ledger.objects.order_by("pk")[rows - 1 : rows]

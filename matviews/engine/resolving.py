@@ -11,6 +11,8 @@ __all__ = ["resolve"]
 
 def resolve(plan: Plan, taken: Iterable[Taken], most: int) -> set[Key] | None:
     """The keys that changes concern; None if any key may be concerned, or more than `most` are."""
+    if most < 0:
+        return None
     by_table: dict[str, list[Any]] = {}
     for each in taken:
         by_table.setdefault(each.table, []).append(each.links)

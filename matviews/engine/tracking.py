@@ -82,12 +82,12 @@ def _claimed(work: Work) -> Covers:
 
 
 def _claim(work: Work) -> Covers:
-    tracking = changes.tracking_of(work.plan)
+    tracking, stripe = changes.tracking_of(work.plan), work.stripe
     if tracking.reason:
+        changes.take(stripe.view_id)  # each pass is a full one, whatever somebody has marked
         return None
     if work.logged:
         raise ChangesLogged
-    stripe = work.stripe
     if taken := changes.take(stripe.view_id):
         stripe.changes += 1
         _note_dirty(work, taken)
@@ -213,7 +213,8 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
     if control is None:
         raise not_ready(definition.label)
     if keys is None:
-        changes.enqueue({control.pk})
+        if definition.derived:  # hooks are asked at each refresh anyway
+            changes.enqueue({control.pk})
         return
     if not definition.has_source:
         raise InvalidRequest(f"{definition.label} has no source(), so nobody knows its key.")
