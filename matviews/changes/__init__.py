@@ -1,6 +1,16 @@
 """Change tracking: triggers on the tables that views read, and the log that they write."""
 
-from .log import ChangesLogged, Taken, enqueue, is_logged, is_queued, move, shorten_queues, take
+from .log import (
+    ChangesLogged,
+    Taken,
+    enqueue,
+    is_logged,
+    is_queued,
+    long_queues,
+    move,
+    shorten,
+    take,
+)
 from .triggers import (
     find_problems,
     install,
@@ -22,10 +32,11 @@ __all__ = [
     "is_logged",
     "is_queued",
     "is_watched",
+    "long_queues",
     "move",
     "remove",
     "script",
-    "shorten_queues",
+    "shorten",
     "take",
     "take_down",
     "tracking_of",

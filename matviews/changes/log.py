@@ -20,8 +20,9 @@ __all__ = [
     "enqueue",
     "is_logged",
     "is_queued",
+    "long_queues",
     "move",
-    "shorten_queues",
+    "shorten",
     "take",
 ]
 
@@ -33,9 +34,10 @@ class ChangesLogged(Exception):
     """The log is to be moved first, in a transaction of its own."""
 
 
-def is_logged(tables: set[str]) -> bool:
-    """Whether a change of one of the tables waits in the log."""
-    return Change.objects.filter(table__in=tables).exists()
+def is_logged(tables: set[str] | None = None) -> bool:
+    """Whether a change waits in the log, of one of the tables if some are named."""
+    changes = Change.objects.all() if tables is None else Change.objects.filter(table__in=tables)
+    return changes.exists()
 
 
 def is_queued(view_id: int) -> bool:
@@ -129,9 +131,13 @@ def _delete(model: type[Model], keys: list[int]) -> None:
         )
 
 
-def shorten_queues() -> None:
-    """Make long queues one entry, for all keys: of views that nobody refreshes. In a short transaction."""
+def long_queues() -> list[int]:
+    """The views whose queues are too long: nobody refreshes them."""
     counted = ViewChange.objects.order_by().values("view").annotate(entries=Count("pk"))
-    for view_id, _entries in counted.filter(entries__gt=LONGEST).values_list("view", "entries"):
-        if take(view_id):
-            enqueue({view_id})
+    return list(counted.filter(entries__gt=LONGEST).values_list("view", flat=True))
+
+
+def shorten(view_id: int) -> None:
+    """Make the queue of a view one entry, for all keys. In a short transaction."""
+    if take(view_id):
+        enqueue({view_id})

@@ -44,8 +44,8 @@ Covers = list[Any] | None  # [changes, moment], as in `Stripe.covered`; None for
 
 
 def collect_changes() -> None:
-    """Move what triggers have logged into the queues of the views."""
-    more = True
+    """Move what triggers have logged into the queues of the views; where nothing is, nothing is locked."""
+    more = changes.is_logged()
     while more:
         with short_transaction():
             more = changes.move()
@@ -53,8 +53,9 @@ def collect_changes() -> None:
 
 def shorten_queues() -> None:
     """Keep the queues of views that nobody refreshes short."""
-    with short_transaction():
-        changes.shorten_queues()
+    for view_id in changes.long_queues():
+        with short_transaction():
+            changes.shorten(view_id)
 
 
 def needs_pass(work: Work, run: PhaseRun) -> bool:
