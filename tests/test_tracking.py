@@ -400,6 +400,23 @@ class TestSharing:
         assert ViewChange.objects.filter(view=control).count() == 1
         assert batches(CustomerTotal) > 0
 
+    @pytest.mark.parametrize("place", ["log", "queue"])
+    def test_very_many_changes_are_not_told_apart(
+        self, place: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        at_rest(CustomerTotal)
+        Order.objects.filter(customer=1).update(price=8)
+        Order.objects.filter(customer=2).update(price=8)
+        if place == "queue":
+            engine.collect_changes()
+        monkeypatch.setattr("matviews.changes.log.MANY", 1)
+
+        refresh = run(CustomerTotal)
+
+        assert {each.since for each in refresh.runs.all()} == {None}
+        assert differences(CustomerTotal) == []
+        assert not Change.objects.filter(table=Order._meta.db_table).exists()
+
     def test_a_long_log_is_moved_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("matviews.changes.log.MOST", 2)
         table = Order._meta.db_table

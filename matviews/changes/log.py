@@ -5,7 +5,7 @@ change to somebody who is just taking what is there, and has computed already.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django.db import connections, router
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 MOST = 5_000  # changes that are moved in one transaction
+MANY = 50_000  # changes that are not looked at one by one any more
 LONGEST = 100_000  # entries of a view's queue, beyond which all keys are taken to be dirty
 
 
@@ -61,10 +62,15 @@ class Taken(NamedTuple):
 
 def take(view_id: int) -> list[Taken]:
     """Empty the queue of a view. In the transaction that computes, before it does."""
-    rows = ViewChange.objects.filter(view=view_id).values_list("pk", "table", "links")
-    found = {pk: Taken(table, links) for pk, table, links in rows}
-    if found:
-        _delete(ViewChange, list(found))
+    queue = ViewChange.objects.filter(view=view_id)
+    keys = list(queue.values_list("pk", flat=True))
+    if len(keys) > MANY:
+        _delete(ViewChange, keys)
+        return [Taken("", None)]
+    found = {
+        pk: Taken(table, links) for pk, table, links in queue.values_list("pk", "table", "links")
+    }
+    _delete(ViewChange, list(found))
     return list(found.values())
 
 
@@ -79,7 +85,16 @@ def move() -> bool:
         list(first.select_for_update()[:1])
     else:
         Change.objects.update(table=F("table"))
-    found = dict(Change.objects.order_by("pk").values_list("pk", "table")[:MOST])
+    changes = Change.objects.order_by("pk").values_list("pk", "table")
+    if changes[
+        MANY : MANY + 1
+    ].exists():  # as after a bulk load: a full pass is cheaper than to tell
+        found = dict(changes[:MANY])
+        watched = WatchedTable.objects.filter(table__in=set(found.values()))
+        enqueue({pk for views in watched.values_list("views", flat=True) for pk in views})
+        _delete(Change, list(found))
+        return True
+    found = dict(changes[:MOST])
     if found:
         _copy(found)
         _delete(Change, list(found))
@@ -110,7 +125,13 @@ def _copy(found: Mapping[int, str]) -> None:
         )
 
 
-def _delete(model: type[Model], keys: list[int]) -> None:
+def _delete(model: type[Model], keys: Sequence[int]) -> None:
+    """As `_delete_some`, however many there are."""
+    for at in range(0, len(keys), MOST):
+        _delete_some(model, keys[at : at + MOST])
+
+
+def _delete_some(model: type[Model], keys: Sequence[int]) -> None:
     """Delete rows that nobody else deletes, without a look at any other: it may not be committed.
 
     MariaDB and MySQL wait for each row that they come across, and for an IN of many keys they come
