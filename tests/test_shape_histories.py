@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import connection, models, transaction
+from django.db import connection, models
 from hypothesis import HealthCheck, note, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
@@ -177,14 +177,7 @@ class History(MailboxMachine):
 
     @rule(which=PARTS, savepoint=st.booleans())
     def take_back(self, which: int, savepoint: bool) -> None:
-        with transaction.atomic():
-            before = transaction.savepoint()
-            self.shop.save_each(which)
-            self.shop.delete(Order, which)
-            if savepoint:
-                transaction.savepoint_rollback(before)
-            else:
-                transaction.set_rollback(True)
+        self.shop.take_back(which, savepoint)
 
     @precondition(lambda self: self.view is ViewOfView)
     @rule(customer=st.integers(-4, 4), orders=st.integers(0, 3))

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from django.db import transaction
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
@@ -25,7 +24,7 @@ from matviews.states import RefreshState
 from matviews.tasks import inline
 from tests.driving import let_time_pass
 from tests.machines import Killed, killed_before_statement
-from tests.shapes.models import Customer, Order, Shape, Tag
+from tests.shapes.models import Customer, Shape, Tag
 from tests.shapes.models.grouped import CustomerTotal
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
@@ -50,17 +49,6 @@ def _views() -> list[type[Any]]:
             if not plan.path.staged and plan.links and not tracking_of(plan).reason:
                 found.append(each.model)
     return found
-
-
-def _save_and_take_back(shop: Shop, *, which: int, savepoint: bool) -> None:
-    with transaction.atomic():
-        before = transaction.savepoint()
-        shop.save_each(which)
-        shop.delete(Order, which)
-        if savepoint:
-            transaction.savepoint_rollback(before)
-        else:
-            transaction.set_rollback(True)
 
 
 def _change(shop: Shop, *, where: tuple[type[Any], str], which: int, value: int) -> None:
@@ -92,7 +80,7 @@ WRITES: st.SearchStrategy[Write] = st.one_of(
     ),
     _write(Shop.open_region, name=st.sampled_from(TEXTS)),
     _write(Shop.save_each, which=PARTS),
-    _write(_save_and_take_back, which=PARTS, savepoint=st.booleans()),
+    _write(Shop.take_back, which=PARTS, savepoint=st.booleans()),
 )
 ROUNDS = st.lists(
     st.tuples(

@@ -86,9 +86,8 @@ def move() -> bool:
     else:
         Change.objects.update(table=F("table"))
     changes = Change.objects.order_by("pk").values_list("pk", "table")
-    if changes[
-        MANY : MANY + 1
-    ].exists():  # as after a bulk load: a full pass is cheaper than to tell
+    # As after a bulk load: a full pass is cheaper than to tell them apart.
+    if changes[MANY : MANY + 1].exists():
         found = dict(changes[:MANY])
         watched = WatchedTable.objects.filter(table__in=set(found.values()))
         enqueue({pk for views in watched.values_list("views", flat=True) for pk in views})

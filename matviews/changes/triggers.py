@@ -66,10 +66,11 @@ def install(using: str) -> dict[str, str]:
     faults = dialect.untrackable(wanted)
     wanted = {table: views for table, views in wanted.items() if table not in faults}
     remove(using, set(_known_tables(dialect)) - wanted.keys())
+    present = dialect.present()
     controls = dict(ViewControl.objects.values_list("label", "pk"))
     for table, by_view in wanted.items():
         views = {controls[label] for label in by_view if label in controls}
-        _install(dialect, table, together(by_view.values()), views)
+        _install(dialect, table, together(by_view.values()), views, present.get(table, set()))
     return faults
 
 
@@ -77,13 +78,15 @@ def _known_tables(dialect: TriggerDialect) -> list[str]:
     return [*WatchedTable.objects.values_list("table", flat=True), *dialect.present()]
 
 
-def _install(dialect: TriggerDialect, table: str, watch: Watch, views: set[int]) -> None:
+def _install(
+    dialect: TriggerDialect, table: str, watch: Watch, views: set[int], present: set[str]
+) -> None:
     """Bring one table's triggers and record to what is wanted.
 
     The record names its triggers only once they are there and the views have been told of what came
     before: whoever finds them named may believe that nothing was missed.
     """
-    names, present = dialect.names(table, watch), dialect.present().get(table, set())
+    names = dialect.names(table, watch)
     record, _created = WatchedTable.objects.get_or_create(table=table)
     known = set(record.views) if record.triggers else set()
     same = present == names == set(record.triggers)

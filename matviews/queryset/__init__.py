@@ -9,7 +9,7 @@ from .fields import is_exact, unique_fields
 from .keys import Key, Keys, Range, from_json, to_json
 from .links import Link
 from .plans import Plan, fingerprint_of, plan_of, tables_read
-from .query import model_of_table
+from .query import field_of_column, model_of_table
 from .staging import drop_stage, fill_stage, stage_name, stages
 from .walk import Walk
 
@@ -32,6 +32,7 @@ __all__ = [
     "drop_stage",
     "estimated_rows",
     "explain",
+    "field_of_column",
     "fill_stage",
     "fingerprint_of",
     "from_json",

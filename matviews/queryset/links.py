@@ -13,10 +13,10 @@ from typing import Any
 from django.db import connections
 
 from .dialects import Dialect
-from .fields import TEXT, WHOLE, AnyField, family, value_field
+from .fields import TEXT, WHOLE, family, value_field
 from .keys import Key, Keys, Within, prepared_within
 from .paths import Path
-from .query import Edge, Place, from_database, model_of_table
+from .query import Edge, Place, field_of_column, from_database
 from .source import Source
 from .sql import equal, qualified
 
@@ -92,14 +92,8 @@ def _both_ways(edges: Iterable[Edge]) -> Iterable[Edge]:
 def _is_logged(table: str, link: Link | None) -> bool:
     if link is None:
         return False
-    fields = [_field(table, column) for column in link.columns]
+    fields = [field_of_column(table, column) for column in link.columns]
     return all(field is not None and family(field) in LOGGED for field in fields)
-
-
-def _field(table: str, column: str) -> "AnyField | None":
-    model = model_of_table(table)
-    fields = model._meta.local_concrete_fields if model else ()
-    return next((field for field in fields if field.column == column), None)
 
 
 def linked_keys(
@@ -119,7 +113,7 @@ def linked_keys(
     table, nearest = path.model._meta.db_table, key
     if link.way:
         table, nearest = link.way[0].table, tuple(mine for _theirs, mine in link.way[0].columns)
-    fields = [field for column in nearest if (field := _field(table, column))]
+    fields = [field for column in nearest if (field := field_of_column(table, column))]
     known = [
         tuple(value_field(field).to_python(each) for field, each in zip(fields, value, strict=True))
         for value in values

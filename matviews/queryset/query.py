@@ -31,6 +31,7 @@ __all__ = [
     "adds_up",
     "column_of",
     "compiled",
+    "field_of_column",
     "from_database",
     "model_of_table",
 ]
@@ -491,6 +492,13 @@ def model_of_table(table: str) -> type[Model] | None:
     ]
     # What an unmanaged twin says of the table, the database need not hold.
     return next((each for each in having if each._meta.managed), next(iter(having), None))
+
+
+def field_of_column(table: str, column: str) -> "AnyField | None":
+    """The field that has a column of a table, None if no model has it."""
+    model = model_of_table(table)
+    fields = model._meta.local_concrete_fields if model else ()
+    return next((field for field in fields if field.column == column), None)
 
 
 def from_database(field: AnyField, value: Any, using: str) -> Any:

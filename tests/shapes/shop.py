@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from django.db import connection, models
+from django.db import connection, models, transaction
 from django.db.models import Value
 
 from tests.shapes.models import Customer, Order, Product, Region, Tag
@@ -159,6 +159,17 @@ class Shop:
         for order in Order.objects.filter(pk__in=_some(Order, which)):
             order.quantity = (order.quantity or 0) + 1
             order.save()
+
+    def take_back(self, which: int, savepoint: bool) -> None:
+        """Change and delete some orders, and undo it, by a savepoint or with all of the transaction."""
+        with transaction.atomic():
+            before = transaction.savepoint()
+            self.save_each(which)
+            self.delete(Order, which)
+            if savepoint:
+                transaction.savepoint_rollback(before)
+            else:
+                transaction.set_rollback(True)
 
     def run_sql(self, statement: str, which: int) -> None:
         """Run one of the raw statements."""

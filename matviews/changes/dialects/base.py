@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from django.db import connections, transaction
 
 from ...models import Change
-from ...queryset import is_exact, model_of_table
+from ...queryset import field_of_column, is_exact
 from ..watched import Watch
 
 __all__ = ["TriggerDialect", "TriggerName"]
@@ -153,6 +153,5 @@ class TriggerDialect:
 
     def is_exact(self, table: str, column: str) -> bool:
         """Whether two values of a column that are equal are the same."""
-        model = model_of_table(table)
-        fields = model._meta.local_concrete_fields if model else ()
-        return any(field.column == column and is_exact(field) for field in fields)
+        field = field_of_column(table, column)
+        return field is not None and is_exact(field)

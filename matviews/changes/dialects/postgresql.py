@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import ClassVar
 
 from ..watched import Watch
@@ -73,7 +74,7 @@ class PostgreSQLTriggers(TriggerDialect):
             f"matviews_changed"
         )
 
-    @property
+    @cached_property
     def _schema(self) -> str:
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT current_schema()")
