@@ -226,6 +226,26 @@ class TestStages:
         work_off(QuantityTotal)
         assert rows_of(refresh)[Phase.INSERT] == 6
 
+    def test_are_not_taken_over_from_another_definition(self) -> None:
+        """Two versions of the code are at work in one refresh, as while a new one is rolled out."""
+
+        def batches_of(phase: Phase) -> None:
+            while (message := due(QuantityTotal)).phase is phase:
+                engine.run_batch(message)
+
+        fill()
+        run(QuantityTotal)
+        refresh = engine.request(QuantityTotal, batch_size=100)
+        batches_of(Phase.INSERT)
+        # When another version, for which the source is empty, does the update
+        QuantityTotal.query = Query(rows=1)
+        batches_of(Phase.UPDATE)
+        # Then the first does not take that one's table for its own
+        QuantityTotal.query = Query()
+        work_off(QuantityTotal)
+        assert rows_of(refresh)[Phase.DELETE] == 0
+        assert QuantityTotal.objects.count() == 6
+
     def test_two_rows_with_one_key_fail_with_the_way_out(self) -> None:
         fill()
         Order.objects.update(quantity=1)

@@ -1,13 +1,13 @@
 """What is read of `source()`: its columns, its key, and every problem that can be told before it runs."""
 
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.checks import CheckMessage
-from django.db import DatabaseError, models
-from django.db.models import Count, F, Sum
+from django.db import DatabaseError, connection, models
+from django.db.models import Count, F, Sum, Value
 from django.test import override_settings
 from django.utils import timezone
 
@@ -17,6 +17,10 @@ from matviews.queryset.source import Source, find_source, read_source
 from matviews.registry import registry
 from tests.shapes.models import Customer, Order, Tag
 from tests.tables import derived_view, key, unique
+
+if connection.vendor == "postgresql":
+    from django.contrib.postgres.fields import ArrayField, DateRangeField
+    from psycopg.types.range import DateRange
 
 pytestmark = [
     pytest.mark.database,
@@ -228,3 +232,49 @@ class TestFingerprint:
         assert (
             plan_of(definition, "default").fingerprint == plan_of(definition, "default").fingerprint
         )
+        assert plan_of(definition, "default").moment != plan_of(definition, "default").moment
+
+    @pytest.mark.parametrize(
+        ("field", "one", "other"),
+        [
+            (models.JSONField(), [1, {"a": 2}], [1, {"a": 3}]),
+            (models.JSONField(), "x" * 500 + "a", "x" * 500 + "b"),
+            (models.TextField(), "x" * 500 + "a", "x" * 500 + "b"),
+            (models.BinaryField(), b"a", b"b"),
+        ],
+    )
+    def test_another_value_is_another_definition(self, field: Any, one: Any, other: Any) -> None:
+        values = [one, other]
+        definition = registry.find(
+            derived_view(
+                lambda cls: Order.objects.values(ref=F("pk"), n=Value(values[0], field.clone())),
+                ref=key(),
+                n=field.clone(),
+            )
+        )
+        prints = [plan_of(definition, "default").fingerprint for _ in range(2)]
+        values.reverse()
+
+        assert prints[0] == prints[1] != plan_of(definition, "default").fingerprint
+
+    @pytest.mark.skipif(
+        connection.vendor != "postgresql", reason="only PostgreSQL has arrays and ranges"
+    )
+    def test_dates_in_an_array_or_a_range_move_too(self) -> None:
+        days = [date(2026, 1, 1), date(2026, 1, 2)]
+
+        def source(cls: Any) -> Any:
+            several = Value(list(days), ArrayField(models.DateField()))
+            span = Value(DateRange(days[0], None), DateRangeField())
+            return Order.objects.values(ref=F("pk"), n=several, m=span)
+
+        definition = registry.find(
+            derived_view(source, ref=key(), n=ArrayField(models.DateField()), m=DateRangeField())
+        )
+        before = plan_of(definition, "default")
+        before.fingerprint, before.moment  # noqa: B018 - they are computed when they are read
+        days[0] = date(2026, 1, 3)
+        after = plan_of(definition, "default")
+
+        assert before.fingerprint == after.fingerprint
+        assert before.moment != after.moment
