@@ -33,6 +33,9 @@ def refresh(
         phases: which phases to run; all that the view has by default.
         requested_by: who asked, for the record.
 
+    A view whose changes are tracked, and for which none has been logged since it succeeded, is up to date:
+    then the request is recorded as a refresh that has succeeded, and that is all.
+
     Returns:
         The recorded request. Call its `refresh_from_db()` to see how it went.
 
@@ -42,7 +45,8 @@ def refresh(
     from . import engine, tasks
 
     asked = engine.request(view, phases=phases, requested_by=requested_by)
-    tasks.dispatch_on_commit(asked.view_id)
+    if asked.finished_at is None:
+        tasks.dispatch_on_commit(asked.view_id)
     return asked
 
 

@@ -1,7 +1,7 @@
 """What a view's class says about itself: its hooks, its options, and what is wrong with them."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from difflib import get_close_matches
@@ -9,13 +9,13 @@ from enum import Enum
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 
 from .conf import LARGEST_SIZE, LONGEST_TIME, SHORTEST_TIME, is_count, is_seconds
 from .mixin import MaterializedView
 from .phases import Phase
 
-__all__ = ["HookKind", "Hooks", "ViewDefinition", "ViewOptions", "define"]
+__all__ = ["DependsOn", "HookKind", "Hooks", "ViewDefinition", "ViewOptions", "define"]
 
 LONGEST_INTERVAL = timedelta(days=3650)
 META = "MatviewMeta"
@@ -24,6 +24,9 @@ MOST_STRIPES = 2**15 - 1  # what a small integer column holds
 NEEDS_MAY_DECLARE = frozenset({"stripe"})
 DO_MAY_DECLARE = frozenset({"limit", "stripe", "cursor"})
 GIVEN_BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+
+
+DependsOn = tuple[str, ...] | Callable[[QuerySet[Any]], Iterable[Any]] | None
 
 
 class HookKind(Enum):
@@ -70,6 +73,9 @@ class ViewOptions:
             operators own from then on.
         tracking: whether the changes of the tables that `source()` reads are logged by triggers, where
             that can be derived; if not, each refresh is a full pass.
+        depends_on: what cannot be derived: by model, or its label, the names of those of its fields whose
+            values are the key, or a callable from a queryset of changed rows to keys, or None for a
+            model whose changes may concern any key. To be given, if only as {}, where there is raw SQL.
     """
 
     phases: tuple[Phase, ...] = tuple(Phase)
@@ -82,6 +88,7 @@ class ViewOptions:
     freshness_target: timedelta | None = None
     refresh_every: timedelta | Mapping[Phase, timedelta] | None = None
     tracking: bool = True
+    depends_on: Mapping[type[Model] | str, DependsOn] | None = None
 
     @property
     def intervals(self) -> dict[tuple[Phase, ...], timedelta]:
@@ -216,6 +223,11 @@ def _read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOptio
         values["key"] = (values["key"],)
     elif values.get("key"):
         values["key"] = tuple(values["key"])
+    if values.get("depends_on"):
+        values["depends_on"] = {
+            to: (on,) if isinstance(on, str) else tuple(on) if isinstance(on, list) else on
+            for to, on in values["depends_on"].items()
+        }
     options = ViewOptions(**values)
     problems.extend(_interval_problems(model, options))
     return options
@@ -287,6 +299,19 @@ def _is_interval(value: object) -> bool:
     return timedelta(seconds=1) <= value <= LONGEST_INTERVAL and not value.microseconds
 
 
+def _depends_on_fault(value: object) -> str | None:
+    known = value is None or (
+        isinstance(value, Mapping)
+        and all(isinstance(to, str) or _is_model(to) for to in value)
+        and all(on is None or callable(on) or _key_fault(on) is None for on in value.values())
+    )
+    return None if known else "a dict of models, with names of fields, a callable or None for each"
+
+
+def _is_model(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Model)
+
+
 _OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
     "phases": _phases_fault,
     "key": _key_fault,
@@ -298,6 +323,7 @@ _OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
     "freshness_target": _duration_fault,
     "refresh_every": _intervals_fault,
     "tracking": _bool_fault,
+    "depends_on": _depends_on_fault,
 }
 
 

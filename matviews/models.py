@@ -8,6 +8,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, router
 
+from .clock import UtcNow
 from .conf import get_settings
 from .definition import LONGEST_INTERVAL, ViewDefinition, ViewOptions
 from .phases import Phase
@@ -265,7 +266,8 @@ class Stripe(models.Model):
 
     What follows is of views whose changes are tracked: `changes` counts how often something has been
     taken from the view's queue, and `covered` says by phase up to where, and by which moment of the
-    source, its rows are right: `[changes, moment]`. What was taken up to `whole` may concern any key.
+    source, its rows are right: `[changes, moment]`. What was taken up to `whole` may concern any key,
+    for `whole_reason`; the oldest change of that was logged at `whole_since`.
     """
 
     view = models.ForeignKey(ViewControl, models.CASCADE, related_name="stripes")
@@ -279,6 +281,8 @@ class Stripe(models.Model):
     attempts = models.PositiveIntegerField(default=0)
     changes = models.BigIntegerField(default=0)
     whole = models.BigIntegerField(default=0)
+    whole_reason = models.CharField(max_length=255, blank=True)
+    whole_since = models.DateTimeField(null=True)
     covered = models.JSONField(default=dict)
 
     objects = PrimaryManager["Stripe"]()
@@ -355,7 +359,7 @@ class PhaseRun(models.Model):
     through, `filled` the ranges of keys that need nothing more in this refresh, `stage` the staging
     table, `fingerprint` the definition that the run works by, `restarts` how often that has changed,
     `covers` what the stripe's `covered` will say when it has succeeded, `since` the number of changes
-    after which it looks at dirty keys alone, None for a full pass.
+    after which it looks at dirty keys alone, None for a full pass, and `reason` why it is one.
     """
 
     refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs")
@@ -377,6 +381,7 @@ class PhaseRun(models.Model):
     restarts = models.PositiveSmallIntegerField(default=0)
     covers = models.JSONField(null=True)
     since = models.BigIntegerField(null=True)
+    reason = models.CharField(max_length=255, blank=True)
     seconds = models.FloatField(default=0.0)
     failures = models.PositiveSmallIntegerField(default=0)
     caught_up = models.BooleanField(default=False)
@@ -455,6 +460,7 @@ class Change(models.Model):
 
     table = models.CharField(max_length=255)
     links = models.JSONField(null=True)
+    logged_at = models.DateTimeField(db_default=UtcNow())
 
     objects = PrimaryManager["Change"]()
 
@@ -468,8 +474,8 @@ class Change(models.Model):
 class ViewChange(models.Model):
     """An entry of a view's queue: rows have changed that it depends on.
 
-    As in the log; or, without a table, `links` are keys that somebody has marked as dirty, None for
-    all of them.
+    As in the log, of equal entries the oldest; or, without a table, `links` are keys that somebody has
+    marked as dirty, None for all of them.
     """
 
     view = models.ForeignKey(
@@ -477,6 +483,7 @@ class ViewChange(models.Model):
     )
     table = models.CharField(max_length=255, blank=True)
     links = models.JSONField(null=True)
+    logged_at = models.DateTimeField(db_default=UtcNow())
 
     objects = PrimaryManager["ViewChange"]()
 
@@ -488,12 +495,14 @@ class DirtyKeys(models.Model):
     """Keys of a view of which something has changed: what was taken from its queue at one time.
 
     `number` is what the stripe's `changes` said then. A phase that covers less has these keys to do.
+    The oldest of the changes was logged at `logged_at`.
     """
 
     stripe = models.ForeignKey(Stripe, models.CASCADE, related_name="dirty", db_constraint=False)
     number = models.BigIntegerField()
     count = models.PositiveIntegerField()
     keys = models.JSONField()
+    logged_at = models.DateTimeField()
 
     objects = PrimaryManager["DirtyKeys"]()
 

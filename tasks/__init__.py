@@ -73,7 +73,8 @@ def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> No
     except MatviewsError as error:  # an old message, or the code has changed: reconcile ends it
         logger.warning("refresh refused view=%r phases=%r reason=%s", view, phases, error)
     else:
-        dispatch(asked.view_id)
+        if asked.finished_at is None:
+            dispatch(asked.view_id)
 
 
 def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:

@@ -46,6 +46,8 @@ def run_to_end(
         The refresh as the database has it now: closed, or open because of `stop` or because an
         operator has paused or disabled the view.
     """
+    if refresh.finished_at:  # nothing had changed
+        return refresh
     wait = SHORTEST_WAIT
     while not stop():
         settled = engine.settle_view(refresh.view_id)

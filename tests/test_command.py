@@ -268,7 +268,7 @@ def test_json_is_one_document_also_when_views_fail() -> None:
     assert [phase["phase"] for phase in whole["phases"]] == ["insert", "update", "delete"]
     assert {**whole["phases"][0], "seconds": 0} == {
         "phase": "insert", "stripe": 0, "state": "succeeded", "rows": 0, "looked": 0,
-        "batches": 1, "seconds": 0, "error": "",
+        "batches": 1, "seconds": 0, "full_pass": None, "error": "",
     }  # fmt: skip
     assert "sample.Limited: insert: RuntimeError" in ran.err
 
@@ -329,7 +329,7 @@ def test_the_list_as_json_has_values() -> None:
     assert datetime.fromisoformat(limited.pop("last_success")).tzinfo is not None
     assert limited == {
         "view": "sample.Limited", "state": "ready", "changed": [], "enabled": True, "paused": False,
-        "include_in_batch": True, "rows": 3, "rows_exact": True, "running": [], "error": "",
+        "include_in_batch": True, "rows": 3, "rows_exact": True, "oldest_change": None, "running": [], "error": "",
     }  # fmt: skip
     assert (views["sample.Ledger"]["include_in_batch"], views["sample.Ledger"]["lag"]) == (
         False, None,

@@ -84,6 +84,7 @@ class Example:
         given: makes models for it, with rows.
         members: the view's fields; `ref` is the key.
         meta: more of its `Meta`.
+        options: more of its `MatviewMeta`.
     """
 
     construct: str
@@ -94,6 +95,7 @@ class Example:
     given: Callable[[], Models] = dict
     key: list[str] = field(default_factory=lambda: ["ref"])
     meta: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     members: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -530,18 +532,28 @@ def _(cls: Any) -> Any:
     return orders.values(ref=F("customer"), n=F("pk"))
 
 
-@example("`RawSQL`", STAGED, says="raw SQL", n=number())
+@example("`RawSQL`", STAGED, says="raw SQL", options={"depends_on": {}}, n=number())
 def _(cls: Any) -> Any:
     slot = connection.ops.quote_name("slot")
     return Order.objects.values(ref=F("pk"), n=RawSQL(f"{slot} * %s", [2], models.IntegerField()))
 
 
-@example("`.extra()`", STAGED, says="raw SQL", n=number())
+@example("`.extra()`", STAGED, says="raw SQL", options={"depends_on": {}}, n=number())
 def _(cls: Any) -> Any:
     return Order.objects.extra(where=["slot > %s"], params=[0]).values(ref=F("pk"), n=F("slot"))
 
 
 # What is refused.
+
+
+@example(
+    "`RawSQL`, `.extra()`, if `MatviewMeta` has no `depends_on`",
+    REFUSED,
+    says="depends_on",
+    n=number(),
+)
+def _(cls: Any) -> Any:
+    return Order.objects.values(ref=F("pk"), n=RawSQL("1", [], models.IntegerField()))
 
 
 @example("a queryset of objects", REFUSED, says="End it with .values(...)")
@@ -658,7 +670,14 @@ def view_of(each: Example) -> type[Any]:
     ref: dict[str, Any] = {} if "ref" in members else {"ref": models.BigIntegerField(unique=True)}
     bases = (given[parent],) if parent else (models.Model,)
     return derived_view(
-        each.source, key=each.key, meta=each.meta, bases=bases, given=given, **ref, **clone(members)
+        each.source,
+        key=each.key,
+        meta=each.meta,
+        options=each.options,
+        bases=bases,
+        given=given,
+        **ref,
+        **clone(members),
     )
 
 
@@ -735,7 +754,7 @@ def assert_refused(each: Example) -> None:
 
     assert source is None
     assert problems
-    assert all(re.fullmatch(r"matviews\.E01[5-8]", problem.id or "") for problem in problems)
+    assert all(re.fullmatch(r"matviews\.E01[5-9]", problem.id or "") for problem in problems)
     assert any(each.says in f"{problem.msg} {problem.hint}" for problem in problems), problems
 
 

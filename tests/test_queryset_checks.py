@@ -11,6 +11,7 @@ import pytest
 from django.core.checks import CheckMessage, run_checks
 from django.db import OperationalError, connection, models
 from django.db.models import Count, F, OuterRef, Q, Subquery, Value
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now, Random
 from django.utils import timezone
 
@@ -287,3 +288,45 @@ def test_a_zone_that_the_database_does_not_know_is_refused(
     _source, problems = find_source(define(grouped.DayTotal), "default")
 
     assert ["America/New_York" in str(problem.msg) for problem in problems] == [True]
+
+
+class TestWhatTheViewDependsOn:
+    def raw(self, **options: Any) -> None:
+        derived_view(
+            lambda cls: Order.objects.values(ref=F("pk"), n=RawSQL("1", [], models.IntegerField())),
+            options=options, ref=key(), n=models.IntegerField(),
+        )  # fmt: skip
+
+    def test_e019_raw_sql_may_read_any_table(self) -> None:
+        self.raw()
+
+        problem = only("E019")
+
+        assert problem.msg == (
+            "shapes.Made: there is raw SQL in source(), and nobody can tell which tables that reads."
+        )
+        assert "{} if there are none" in str(problem.hint)
+
+    @pytest.mark.parametrize("options", [{"depends_on": {}}, {"tracking": False}])
+    def test_unless_the_view_tells(self, options: dict[str, Any]) -> None:
+        self.raw(**options)
+
+        assert found() == []
+
+    @pytest.mark.parametrize(
+        ("depends_on", "fault"),
+        [
+            ({"shapes.Nothing": "pk"}, "there is no model shapes.Nothing"),
+            ({"nonsense": "pk"}, "there is no model nonsense"),
+            ({Order: "nothing"}, "shapes.Order: Order has no field named 'nothing'"),
+            ({Order: "tags"}, "shapes.Order: its table has no column 'tags'"),
+            (
+                {Order: ["customer", "slot"]},
+                "shapes.Order: 2 fields cannot be the key, which has 1",
+            ),
+        ],
+    )
+    def test_e020_names_that_are_none(self, depends_on: dict[Any, Any], fault: str) -> None:
+        self.raw(depends_on=depends_on)
+
+        assert only("E020").msg == f"shapes.Made: MatviewMeta.depends_on: {fault}."

@@ -1,6 +1,8 @@
 """Change tracking: what changes a view's tables is seen, by whatever way; what changes nothing costs nothing."""
 
+import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,19 +19,30 @@ from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now, RowNumber
 from django.db.models.signals import post_migrate, pre_migrate
 from django.db.transaction import TransactionManagementError
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 from django.utils import timezone
 
-from matviews import changes, engine, mark_dirty
+from matviews import changes, engine, mark_dirty, signals
 from matviews.changes import tracking_of
 from matviews.changes.watched import watched_tables
-from matviews.exceptions import InvalidRequest
-from matviews.models import Change, DirtyKeys, Stripe, ViewChange, WatchedTable
+from matviews.exceptions import InvalidRequest, ViewDisabled
+from matviews.models import (
+    Change,
+    DirtyKeys,
+    Refresh,
+    Stripe,
+    ViewChange,
+    ViewControl,
+    WatchedTable,
+)
 from matviews.phases import Phase
 from matviews.queryset import plan_of
 from matviews.registry import registry
 from matviews.states import RefreshState
 from matviews.tasks import inline
+from tests.bench.statements import statements
 from tests.defining import ready, run
 from tests.driving import in_another_connection, stripe_of, without_sqlite
 from tests.sample.models import Limited
@@ -40,6 +53,8 @@ from tests.shapes.query import Query
 from tests.sourced import sourced
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+
+OTHER_QUERY = "source() is another query than when it last succeeded, or has other dates"
 
 only_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
 
@@ -67,6 +82,15 @@ def batches(view: type[Any]) -> int:
     refresh = run(view)
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
     return sum(each.batches for each in refresh.runs.all())
+
+
+def why(view: type[Any]) -> str:
+    """Refresh a view, which has to look at all keys, and tell why."""
+    refresh = run(view)
+    assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
+    assert {each.since for each in refresh.runs.all()} == {None}
+    [reason] = {each.reason for each in refresh.runs.all()}
+    return reason
 
 
 def at_rest(view: type[Any]) -> None:
@@ -230,16 +254,60 @@ class TestWhatIsNoChange:
         with CaptureQueriesContext(connection) as captured:
             assert CustomerTotal.is_fresh()
 
-        assert not any("SUM(" in each["sql"].upper() for each in captured)
+        assert len(captured) == 1
 
-    def test_a_refresh_of_it_is_one_batch_that_reads_no_source(self) -> None:
+    def test_a_refresh_of_it_has_succeeded_when_it_is_asked_for(self) -> None:
+        at_rest(CustomerTotal)
+        before, told = stripe_of(CustomerTotal).view, []
+
+        def receiver(refresh: Refresh, **_others: Any) -> None:
+            told.append((refresh.pk, refresh.state))
+
+        for signal in (signals.refresh_requested, signals.refresh_finished):
+            signal.connect(receiver)
+        try:
+            with statements() as found:
+                refresh = CustomerTotal.refresh()
+        finally:
+            for signal in (signals.refresh_requested, signals.refresh_finished):
+                signal.disconnect(receiver)
+
+        assert len(found) <= 3, found
+        assert told == 2 * [(refresh.pk, RefreshState.SUCCEEDED)]
+        refresh.refresh_from_db()
+        assert refresh.state == RefreshState.SUCCEEDED
+        assert not refresh.runs.exists()
+        after = stripe_of(CustomerTotal).view
+        assert after.last_insert == after.last_update == after.last_delete == refresh.finished_at
+        assert before.last_insert
+        assert refresh.finished_at
+        assert before.last_insert < refresh.finished_at
+
+    def test_a_phase_of_it_alone(self) -> None:
+        at_rest(CustomerTotal)
+        before = stripe_of(CustomerTotal).view
+
+        assert run(CustomerTotal, phases=[Phase.UPDATE]).finished_at
+
+        after = stripe_of(CustomerTotal).view
+        assert after.last_insert == before.last_insert
+        assert after.last_update != before.last_update
+
+    def test_nothing_is_believed_within_a_transaction_whose_view_may_be_old(self) -> None:
         at_rest(CustomerTotal)
 
-        with CaptureQueriesContext(connection) as captured:
-            refresh = run(CustomerTotal)
+        with transaction.atomic():
+            refresh = engine.request(CustomerTotal)
 
-        assert {each.state for each in refresh.runs.all()} == {"succeeded"}
-        assert not any("SUM(" in each["sql"].upper() for each in captured)
+        assert refresh.state == RefreshState.OPEN
+        inline.run_to_end(refresh)
+
+    def test_it_may_still_be_disabled(self) -> None:
+        at_rest(CustomerTotal)
+        ViewControl.objects.filter(label="shapes.CustomerTotal").update(enabled=False)
+
+        with pytest.raises(ViewDisabled):
+            engine.request(CustomerTotal)
 
 
 class TestTransactionsBetweenTransactions:
@@ -413,7 +481,7 @@ class TestSharing:
 
         refresh = run(CustomerTotal)
 
-        assert {each.since for each in refresh.runs.all()} == {None}
+        assert {each.reason for each in refresh.runs.all()} == {"more than 1 changes were waiting"}
         assert differences(CustomerTotal) == []
         assert not Change.objects.filter(table=Order._meta.db_table).exists()
 
@@ -437,7 +505,7 @@ class TestWhatForcesAFullPass:
         mark_dirty("shapes.CustomerTotal")
 
         assert not CustomerTotal.is_fresh()
-        assert batches(CustomerTotal) > 0
+        assert why(CustomerTotal) == "all keys were marked as dirty"
         assert differences(CustomerTotal) == []
 
     def test_another_definition(self) -> None:
@@ -445,7 +513,7 @@ class TestWhatForcesAFullPass:
 
         CustomerTotal.query = Query(money=1)
 
-        assert batches(CustomerTotal) > 0
+        assert why(CustomerTotal) == OTHER_QUERY
         assert differences(CustomerTotal) == []
 
     def test_a_definition_that_came_and_went(self) -> None:
@@ -475,7 +543,7 @@ class TestWhatForcesAFullPass:
         since[0] += timedelta(days=2)
 
         assert not view.is_fresh()
-        assert batches(view) > 0
+        assert why(view) == OTHER_QUERY
         assert not view.objects.exists()
 
     def test_triggers_that_somebody_has_removed(self) -> None:
@@ -485,12 +553,13 @@ class TestWhatForcesAFullPass:
         on = f" ON {table}" if connection.vendor == "postgresql" else ""
         execute(f"DROP TRIGGER {name}{on}")
 
-        assert batches(CustomerTotal) > 0
-        assert batches(CustomerTotal) > 0
+        assert why(CustomerTotal) == f"no triggers log all changes of {table}"
+        assert why(CustomerTotal) == f"no triggers log all changes of {table}"
         assert problems() == [f"{table}, which {readers(table)} reads, has other triggers than it should."]  # fmt: skip
         changes.install(engine.alias())
 
         assert problems() == []
+        assert why(CustomerTotal) == f"changes of {table} were not logged before, or otherwise"
         at_rest(CustomerTotal)
 
     @only_postgres
@@ -499,7 +568,7 @@ class TestWhatForcesAFullPass:
         execute("ALTER TABLE shapes_order DISABLE TRIGGER ALL")
         order(1)
 
-        assert batches(CustomerTotal) > 0
+        assert why(CustomerTotal) == "no triggers log all changes of shapes_order"
 
         execute("ALTER TABLE shapes_order ENABLE TRIGGER ALL")
         changes.install(engine.alias())
@@ -527,7 +596,7 @@ class TestWhatForcesAFullPass:
         engine.sync_controls()
 
         assert Stripe.objects.get(view=stripe.view_id).covered == {}
-        assert batches(CustomerTotal) > 0
+        assert why(CustomerTotal) == "it has not succeeded since changes are tracked"
 
 
 @contextmanager
@@ -621,9 +690,7 @@ class TestKeys:
         assert self.looked(CustomerTotal) == dict.fromkeys(Phase, 1)
         Order.objects.update(price=5)
 
-        refresh = run(CustomerTotal)
-
-        assert {each.since for each in refresh.runs.all()} == {None}
+        assert why(CustomerTotal) == "more than 1 keys were dirty"
         assert not DirtyKeys.objects.exists()
         assert differences(CustomerTotal) == []
         at_rest(CustomerTotal)
@@ -683,15 +750,12 @@ class TestKeys:
     @pytest.mark.parametrize("key", ["x", (1, 2), None])
     def test_what_is_no_key_is_refused(self, key: Any) -> None:
         with pytest.raises(
-            InvalidRequest, match=r"is no key of shapes\.CustomerTotal: that is customer\."
+            InvalidRequest, match=r"no key of shapes\.CustomerTotal: .* is not customer\."
         ):
             CustomerTotal.mark_dirty([1, key])
 
-        assert (
-            not ViewChange.objects.filter(view=stripe_of(CustomerTotal).view_id, table="")
-            .exclude(links=None)
-            .exists()
-        )
+        queue = ViewChange.objects.filter(view=stripe_of(CustomerTotal).view_id)
+        assert not any(isinstance(each.links, list) for each in queue)
 
 
 class TestMigrations:
@@ -788,7 +852,7 @@ class TestCommand:
         call_command("update_materialized_views", triggers="sql")
         script = capsys.readouterr().out
 
-        for statement in statements(script):
+        for statement in pieces_of(script):
             execute(statement)
 
         assert [each for each in problems() if "not known to matviews" not in each] == []
@@ -839,7 +903,7 @@ class TestCommand:
         assert not WatchedTable.objects.exists()
 
 
-def statements(script: str) -> list[str]:
+def pieces_of(script: str) -> list[str]:
     """What a client of the database would run."""
     if connection.vendor == "mysql":
         pieces = (
@@ -957,12 +1021,6 @@ def test_the_columns_that_count(rows: QuerySet[Any, Any], expected: dict[str, An
             "the phase delete has hooks of the view's own, which may read anything",
         ),
         (
-            lambda: Order.objects.values(key=F("pk")).annotate(
-                quantity=RawSQL("1", [], models.IntegerField())
-            ), {}, {},
-            "there is raw SQL in source(), which may read anything",
-        ),
-        (
             lambda: Order.objects.filter(placed_at__lt=Now()).values("quantity", key=F("pk")), {}, {},
             "the filter of source() changes by itself (Now)",
         ),
@@ -990,3 +1048,170 @@ def test_why_changes_are_not_tracked(
     )
 
     assert tracking_of(plan_of(registry.find(view), engine.alias())).reason == reason
+
+
+class TestDeclared:
+    """`MatviewMeta.depends_on`: what the queryset does not tell."""
+
+    @pytest.fixture(autouse=True)
+    def _own(self, own_views: None) -> None: ...
+
+    def view(self, source: Any, **depends_on: Any) -> type[Any]:
+        view = sourced(
+            source, options={"depends_on": {f"shapes.{to}": on for to, on in depends_on.items()}}
+        )
+        changes.install(engine.alias())
+        run(view)
+        at_rest(view)
+        return view
+
+    def with_open_orders(self) -> QuerySet[Any, Any]:
+        """An uncorrelated subquery: its table leads to no key in particular."""
+        someone = Order.objects.order_by().filter(paid=False).values("customer")
+        return Customer.objects.filter(pk__in=someone).values(key=F("pk"), value=F("region"))
+
+    def looked(self, view: type[Any]) -> set[int | None]:
+        refresh = run(view)
+        assert view.verify().equal
+        return {each.looked if each.reason == "" else None for each in refresh.runs.all()}
+
+    def test_nothing_declared_is_the_whole_view(self) -> None:
+        view = self.view(self.with_open_orders)
+        Order.objects.filter(customer=2).update(paid=True)
+
+        assert why(view) == (
+            "rows of shapes_order have changed, which lead to no key in particular"
+        )
+
+    def test_fields_that_are_the_key(self) -> None:
+        view = self.view(self.with_open_orders, Order="customer")
+        Order.objects.filter(customer=2).update(paid=True)
+        assert self.looked(view) == {1}
+        Order.objects.filter(customer=1).update(customer=2)
+        assert self.looked(view) == {2}
+        Order.objects.all().delete()
+        assert self.looked(view) == {2}
+        assert not view.objects.exists()
+
+    def test_a_callable_is_given_the_rows_that_are_there(self) -> None:
+        view = self.view(
+            self.with_open_orders, Order=lambda rows: rows.values_list("customer", flat=True)
+        )
+        new = Customer.objects.create(pk=4, name="4", region_id=1)
+        run(view)
+        order(new.pk)
+        assert self.looked(view) == {1}
+        assert view.objects.filter(key=4).exists()
+        Order.objects.filter(customer=4).delete()
+        assert self.looked(view) == {None}
+        assert not view.objects.filter(key=4).exists()
+
+    def test_a_callable_that_gives_no_keys_fails_the_refresh(self) -> None:
+        view = self.view(self.with_open_orders, Order=lambda rows: ["x"])
+        order(1)
+
+        refresh = run(view)
+
+        assert (
+            "depends_on of shapes.Order gave a key that is none: 'x' is not key." in refresh.error
+        )
+
+    def test_none_is_the_whole_view(self) -> None:
+        def source() -> QuerySet[Any, Any]:
+            return Customer.objects.values(key=F("pk"), value=F("region"))
+
+        view = self.view(source, Tag=None)
+        Tag.objects.update(label="other")
+
+        assert why(view) == "rows of shapes_tag have changed, which lead to no key in particular"
+
+    def test_tables_that_raw_sql_reads(self) -> None:
+        """And any column of those that the queryset reads itself."""
+        quote = connection.ops.quote_name
+        dearest = RawSQL(
+            f"slot * (SELECT COUNT(*) FROM {quote(Tag._meta.db_table)})", [], models.IntegerField()
+        )
+        Order.objects.update(slot=1)
+        view = self.view(lambda: Order.objects.values(key=F("pk"), value=dearest), Tag=None)
+        assert view.is_fresh()
+        Order.objects.update(slot=3)
+        assert not view.is_fresh()
+        assert self.looked(view) == {None}
+        Tag.objects.create(pk=2, label="second")
+        assert self.looked(view) == {None}
+        assert set(view.objects.values_list("value", flat=True)) == {6}
+        assert view.is_fresh()
+
+
+class TestWhatAPersonSees:
+    def listed(self, capsys: pytest.CaptureFixture[str]) -> Any:
+        call_command("update_materialized_views", "--list", "--format", "json")
+        views = json.loads(capsys.readouterr().out)["views"]
+        return next(each for each in views if each["view"] == "shapes.CustomerTotal")
+
+    def test_the_command_says_that_nothing_has_changed(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        at_rest(CustomerTotal)
+
+        for where in ([], ["--enqueue"]):
+            call_command("update_materialized_views", "--models", "shapes.CustomerTotal", *where)
+
+        assert capsys.readouterr().out == 2 * "shapes.CustomerTotal: nothing has changed\n"
+
+    def test_the_oldest_change_is_told_until_it_is_applied(
+        self, capsys: pytest.CaptureFixture[str], admin_client: Client
+    ) -> None:
+        """Wherever it is: in the log, the queue, or among what one phase has yet to do."""
+        page = reverse("admin:matviews_viewcontrol_changelist")
+        at_rest(CustomerTotal)
+        assert self.listed(capsys)["oldest_change"] is None
+        order(1)
+        time.sleep(0.3)
+        begun = time.monotonic()
+        ages = [self.listed(capsys)["oldest_change"]]
+        engine.collect_changes()
+        ages.append(self.listed(capsys)["oldest_change"])
+        run(CustomerTotal, phases=[Phase.INSERT])
+        order(2)
+        ages.append(self.listed(capsys)["oldest_change"])
+        assert "oldest change" in admin_client.get(page).content.decode()
+        taken = time.monotonic() - begun
+        run(CustomerTotal)
+
+        assert self.listed(capsys)["oldest_change"] is None
+        assert "oldest change" not in admin_client.get(page).content.decode()
+        assert 0.2 < ages[0] <= ages[1] <= ages[2] < 1.5 + taken
+
+    def test_the_oldest_change_of_a_full_pass(self, capsys: pytest.CaptureFixture[str]) -> None:
+        at_rest(CustomerTotal)
+        order(1)
+        time.sleep(0.3)
+        CustomerTotal.mark_dirty()
+        run(CustomerTotal, phases=[Phase.INSERT, Phase.DELETE])
+
+        assert self.listed(capsys)["oldest_change"] > 0.2
+        run(CustomerTotal, phases=[Phase.UPDATE])
+        assert self.listed(capsys)["oldest_change"] is None
+
+    def test_the_page_of_a_refresh_tells_why_it_looked_at_all_keys(
+        self, admin_client: Client, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        at_rest(CustomerTotal)
+        CustomerTotal.mark_dirty()
+        command = ["update_materialized_views", "--models", "shapes.CustomerTotal"]
+        call_command(*command, "--format", "json")
+        refresh = Refresh.objects.latest("pk")
+        page = reverse("admin:matviews_refresh_change", args=[refresh.pk])
+
+        [entry] = json.loads(capsys.readouterr().out)["views"]
+        assert {each["full_pass"] for each in entry["phases"]} == {"all keys were marked as dirty"}
+        assert admin_client.get(page).content.decode().count("all keys were marked as dirty") == 3
+
+    def test_the_page_of_a_refresh_for_which_nothing_had_changed(
+        self, admin_client: Client
+    ) -> None:
+        at_rest(CustomerTotal)
+        page = reverse("admin:matviews_refresh_change", args=[CustomerTotal.refresh().pk])
+
+        assert "Nothing had changed since" in admin_client.get(page).content.decode()

@@ -86,6 +86,9 @@ def refresh_context(refresh: Refresh) -> dict[str, Any]:
         "badge": badge(refresh.state),
         "took": took(refresh),
         "live": refresh_progress(refresh, progress),
+        "no_phases": "Nothing had changed since these phases last succeeded."
+        if refresh.state == RefreshState.SUCCEEDED
+        else "It ended before its first batch.",
         "phases": [(phase, list(stripes)) for phase, stripes in by_phase],
         "failures": [each for each in shown if each.progress.run.error and not each.progress.ahead],
     }

@@ -56,12 +56,16 @@ def last_success(control: Any) -> SafeString:
 
 @admin.display(description="Lag")
 def lag(control: Any) -> SafeString | str:
-    """How long ago the oldest of these is, and how long it may be."""
+    """How long ago the oldest of these is, how long it may be, and since when a change waits."""
     status = control.status
     if status.lag is None:
         return DASH
-    target = f"target {length(status.target)}" if status.target else ""
-    return format_html('{} <span class="matviews-quiet">{}</span>', length(status.lag), target)
+    more = [f"target {length(status.target)}"] if status.target else []
+    if status.oldest_change is not None:
+        more.append(f"oldest change {length(status.oldest_change)}")
+    return format_html(
+        '{} <span class="matviews-quiet">{}</span>', length(status.lag), "; ".join(more)
+    )
 
 
 @admin.display(description="Schedule")

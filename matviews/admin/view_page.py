@@ -36,6 +36,7 @@ def page_context(control: ViewControl) -> dict[str, Any]:
         "verbose_name": definition.model._meta.verbose_name if definition else "",
         "rows": rows_in_words(status.rows),
         "lag": "" if status.lag is None else length(status.lag),
+        "oldest_change": "" if status.oldest_change is None else length(status.oldest_change),
         "target": length(status.target) if status.target else "",
         "phases": phases,
         "may_ask": control.enabled and definition is not None and not definition.errors,

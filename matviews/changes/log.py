@@ -5,7 +5,8 @@ change to somebody who is just taking what is there, and has computed already.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connections, router
@@ -19,7 +20,6 @@ __all__ = [
     "Taken",
     "enqueue",
     "is_logged",
-    "is_queued",
     "long_queues",
     "move",
     "shorten",
@@ -35,40 +35,36 @@ class ChangesLogged(Exception):
     """The log is to be moved first, in a transaction of its own."""
 
 
-def is_logged(tables: set[str] | None = None) -> bool:
-    """Whether a change waits in the log, of one of the tables if some are named."""
-    changes = Change.objects.all() if tables is None else Change.objects.filter(table__in=tables)
-    return changes.exists()
+def is_logged() -> bool:
+    """Whether a change waits in the log."""
+    return Change.objects.exists()
 
 
-def is_queued(view_id: int) -> bool:
-    """Whether a change waits in the queue of a view."""
-    return ViewChange.objects.filter(view=view_id).exists()
-
-
-def enqueue(view_ids: set[int], keys: list[list[str]] | None = None) -> None:
-    """Note in the queues of views that keys are dirty, all of them by default."""
+def enqueue(view_ids: Collection[int], dirty: list[list[str]] | str) -> None:
+    """Note in the queues of views that keys are dirty; all of them, if a reason is given instead."""
     ViewChange.objects.bulk_create(
-        [ViewChange(view_id=pk, table="", links=keys) for pk in sorted(view_ids)]
+        [ViewChange(view_id=pk, table="", links=dirty) for pk in sorted(view_ids)]
     )
 
 
 class Taken(NamedTuple):
-    """An entry of a queue: a table and the links of rows, as in `ViewChange`."""
+    """An entry of a queue, as in `ViewChange`."""
 
     table: str
     links: Any
+    logged_at: datetime
 
 
 def take(view_id: int) -> list[Taken]:
     """Empty the queue of a view. In the transaction that computes, before it does."""
     queue = ViewChange.objects.filter(view=view_id)
-    keys = list(queue.values_list("pk", flat=True))
-    if len(keys) > MANY:
-        _delete(ViewChange, keys)
-        return [Taken("", None)]
+    times = dict(queue.values_list("pk", "logged_at"))
+    if len(times) > MANY:
+        _delete(ViewChange, list(times))
+        return [Taken("", f"more than {MANY:,} changes were waiting", min(times.values()))]
     found = {
-        pk: Taken(table, links) for pk, table, links in queue.values_list("pk", "table", "links")
+        pk: Taken(table, links, logged_at)
+        for pk, table, links, logged_at in queue.values_list("pk", "table", "links", "logged_at")
     }
     _delete(ViewChange, list(found))
     return list(found.values())
@@ -90,7 +86,8 @@ def move() -> bool:
     if changes[MANY : MANY + 1].exists():
         found = dict(changes[:MANY])
         watched = WatchedTable.objects.filter(table__in=set(found.values()))
-        enqueue({pk for views in watched.values_list("views", flat=True) for pk in views})
+        views = {pk for views in watched.values_list("views", flat=True) for pk in views}
+        enqueue(views, f"more than {MANY:,} changes were waiting")
         _delete(Change, list(found))
         return True
     found = dict(changes[:MOST])
@@ -107,19 +104,19 @@ def _copy(found: Mapping[int, str]) -> None:
     if not readers:
         return
     connection: Any = connections[watched.db]
-    queue, log, table, links = map(
+    queue, log, table, links, logged_at = map(
         connection.ops.quote_name,
-        (ViewChange._meta.db_table, Change._meta.db_table, "table", "links"),
+        (ViewChange._meta.db_table, Change._meta.db_table, "table", "links", "logged_at"),
     )
     among = dialect_of(watched.db).inside([f"{log}.id"], Keys(tuple((pk,) for pk in found)))
     # The first row gives the columns their types.
     reader = "SELECT %s AS name, %s AS view_id" + " UNION ALL SELECT %s, %s" * (len(readers) - 1)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO {queue} (view_id, {table}, {links}) "
-            f"SELECT DISTINCT matviews_readers.view_id, {log}.{table}, {log}.{links} "
+            f"INSERT INTO {queue} (view_id, {table}, {links}, {logged_at}) "
+            f"SELECT matviews_readers.view_id, {log}.{table}, {log}.{links}, MIN({log}.{logged_at}) "
             f"FROM {log} JOIN ({reader}) matviews_readers ON matviews_readers.name = {log}.{table} "
-            f"WHERE {among.text}",
+            f"WHERE {among.text} GROUP BY matviews_readers.view_id, {log}.{table}, {log}.{links}",
             [*(value for each in readers for value in each), *among.params],
         )
 
@@ -160,4 +157,4 @@ def long_queues() -> list[int]:
 def shorten(view_id: int) -> None:
     """Make the queue of a view one entry, for all keys. In a short transaction."""
     if take(view_id):
-        enqueue({view_id})
+        enqueue({view_id}, f"more than {LONGEST:,} changes were waiting")

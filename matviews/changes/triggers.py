@@ -11,6 +11,7 @@ from .watched import Tracking, Watch, together, watched_tables
 
 __all__ = [
     "find_problems",
+    "forget_gone",
     "install",
     "is_watched",
     "remove",
@@ -20,34 +21,40 @@ __all__ = [
 ]
 
 
-def is_watched(view_id: int, tracking: Tracking, using: str) -> bool:
-    """Whether triggers log every change that counts for a view, and the log is read for it."""
-    records = WatchedTable.objects.in_bulk(list(tracking.tables), field_name="table")
-    for table, watch in tracking.tables.items():
-        record = records.get(table)
-        if record is None or not record.triggers or view_id not in record.views:
-            return False
-        columns = None if record.columns is None else frozenset(record.columns)
-        if not Watch(columns, frozenset(record.links)).covers(watch):
-            return False
-    return not _forget_gone(records.values(), dialect_of(using).present())
-
-
-def _forget_gone(records: Iterable[WatchedTable], present: dict[str, set[str]]) -> bool:
-    """Note that triggers are gone, so that `install` tells the views; whether any are."""
-    gone = [each.pk for each in records if not set(each.triggers) <= present.get(each.table, set())]
-    if gone:
-        WatchedTable.objects.filter(pk__in=gone).update(triggers=[])
-    return bool(gone)
-
-
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
     """The tables of which the triggers do not log, or not for this view, all that counts for it."""
+    records = WatchedTable.objects.in_bulk(list(tracking.tables), field_name="table")
+    present = dialect_of(using).present()
     return {
         table
         for table, watch in tracking.tables.items()
-        if not is_watched(view_id, Tracking({table: watch}), using)
+        if table not in records
+        or not is_watched(records[table], view_id, watch, present.get(table, set()))
     }
+
+
+def is_watched(record: WatchedTable, view_id: int, watch: Watch, present: Collection[str]) -> bool:
+    """Whether triggers log every change of a table that counts for a view, and for it.
+
+    Args:
+        record: of the table.
+        view_id: primary key of the view's control.
+        watch: what counts.
+        present: the names of the table's triggers that there are.
+    """
+    columns = None if record.columns is None else frozenset(record.columns)
+    logged = bool(record.triggers) and set(record.triggers) <= set(present)
+    knows = Watch(columns, frozenset(record.links)).covers(watch)
+    return logged and knows and view_id in record.views
+
+
+def forget_gone(using: str) -> None:
+    """Note which triggers are gone, so that `install` tells the views of it when they are back."""
+    present = dialect_of(using).present()
+    records = WatchedTable.objects.all()
+    gone = [each.pk for each in records if not set(each.triggers) <= present.get(each.table, set())]
+    if gone:
+        WatchedTable.objects.filter(pk__in=gone).update(triggers=[])
 
 
 def install(using: str) -> dict[str, str]:
@@ -102,7 +109,7 @@ def _install(
             dialect.execute(dialect.drop(table, present))
             dialect.execute(dialect.create(table, watch))
         with transaction.atomic(using=dialect.using):
-            enqueue(told)
+            enqueue(told, f"changes of {table} were not logged before, or otherwise")
             record.triggers = sorted(names)
             record.save()
 
@@ -137,7 +144,7 @@ def script(using: str) -> str:
     """SQL with which a person who may create triggers brings them to what the views want; "" if they are."""
     wanted, dialect = watched_tables(using), dialect_of(using)
     present, faults = dialect.present(), dialect.untrackable(wanted)
-    _forget_gone(WatchedTable.objects.all(), present)
+    forget_gone(using)
     statements = []
     for table, by_view in wanted.items():
         watch = together(by_view.values())

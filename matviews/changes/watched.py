@@ -7,7 +7,7 @@ from django.db import DatabaseError
 
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
-from ..queryset import Plan, plan_of
+from ..queryset import Plan, declared, plan_of
 from ..registry import registry
 
 __all__ = ["Tracking", "Watch", "together", "tracking_of", "watched_tables"]
@@ -51,8 +51,12 @@ def tracking_of(plan: Plan) -> Tracking:
     """On which changes a view depends, as far as its queryset tells."""
     if reason := next(_obstacles(plan), ""):
         return Tracking(reason=reason)
+    read: dict[str, set[str] | None] = plan.source.query.columns_read()
+    if plan.source.query.has_raw_sql:  # which may read any column of these
+        read = dict.fromkeys(read)
+    read |= dict.fromkeys(declared(plan.source.definition))
     tables = {}
-    for table, columns in plan.source.query.columns_read().items():
+    for table, columns in read.items():
         links = {column for link in plan.links.get(table, ()) for column in link.columns}
         tables[table] = Watch(None if columns is None else frozenset(columns), frozenset(links))
     return Tracking(tables)
@@ -66,8 +70,6 @@ def _obstacles(plan: Plan) -> Iterator[str]:
         hooks = definition.hooks[phase]
         if not (hooks.needs_derived and hooks.do_derived):
             yield f"the phase {phase} has hooks of the view's own, which may read anything"
-    if query.has_raw_sql:
-        yield "there is raw SQL in source(), which may read anything"
     for name, part in query.parts:
         if functions := query.volatile(part):
             yield f"{name} of source() changes by itself ({functions[0]})"

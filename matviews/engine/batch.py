@@ -20,6 +20,7 @@ from django.db.models import Case, F, Func, Q, When
 
 from .. import signals
 from ..changes import ChangesLogged
+from ..clock import UtcNow
 from ..conf import get_settings
 from ..definition import ViewDefinition
 from ..models import PhaseRun, Stripe
@@ -120,7 +121,7 @@ def _try_batch(message: Message, *, moved: bool) -> BatchReport:
 
 def _announce(message: Message) -> bool:
     """Say who is about to work, in a transaction of its own, so that a killed worker is counted."""
-    nobody = ~Q(announced_token=F("token")) | Q(announced_at__lt=databases.UtcNow() - _lease())
+    nobody = ~Q(announced_token=F("token")) | Q(announced_at__lt=UtcNow() - _lease())
     with databases.short_transaction():
         return databases.claim(
             message.stripe_id,
@@ -129,8 +130,8 @@ def _announce(message: Message) -> bool:
             # MySQL assigns from left to right: the count must come before what it looks at.
             attempts=Case(When(announced_token=F("token"), then=F("attempts") + 1), default=1),
             announced_token=F("token"),
-            announced_at=databases.UtcNow(),
-            watch_after=databases.UtcNow() + _lease(),
+            announced_at=UtcNow(),
+            watch_after=UtcNow() + _lease(),
             worker=worker_name(),
             resends=0,
         )
@@ -222,7 +223,7 @@ class _Attempt:
             _Refused: the token has moved on since the announcement.
         """
         stripe_id, token = self.message.stripe_id, self.message.token
-        changes = {"token": F("token") + 1, "watch_after": databases.UtcNow() + _lease()}
+        changes = {"token": F("token") + 1, "watch_after": UtcNow() + _lease()}
         if not databases.claim(stripe_id, token, **changes):
             raise _Refused
         work = load_work(stripe_id, extra=extra)

@@ -9,14 +9,12 @@ from typing import Any
 from django.db import Error, InterfaceError, OperationalError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Func, Q, TextField, Value
-from django.db.models.functions import Now
 
 from ..models import Stripe
 from .compiled import GIVEN, TOKEN, CompiledSelect, CompiledUpdate
 
 __all__ = [
     "Fault",
-    "UtcNow",
     "alias",
     "batch_transaction",
     "claim",
@@ -55,14 +53,6 @@ def alias() -> str:
 
 def _connection() -> BaseDatabaseWrapper:
     return connections[alias()]
-
-
-class UtcNow(Now):
-    """The database's clock, in UTC: on MariaDB and MySQL `Now` is in the server's time zone."""
-
-    def as_mysql(self, compiler: Any, connection: Any, **_context: Any) -> Any:
-        """As `Now` does it, but for the zone."""
-        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)")
 
 
 def drop_broken_connection() -> None:

@@ -9,7 +9,7 @@ from ..phases import Phase
 from ..registry import registry
 from .hooks import call_needs
 from .requests import check_phases
-from .tracking import is_known_fresh
+from .tracking import known_fresh
 
 __all__ = ["is_fresh"]
 
@@ -21,11 +21,11 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
         UnknownView, InvalidView, InvalidRequest, HookError.
     """
     definition = registry.usable(view)
+    wanted = check_phases(definition, phases)
+    if known_fresh(definition, wanted):
+        return True
     count = Stripe.objects.filter(view__label=definition.label).count() or 1
-    return all(
-        is_known_fresh(definition, phase) or not _needs(definition, phase, count)
-        for phase in check_phases(definition, phases)
-    )
+    return not any(_needs(definition, phase, count) for phase in wanted)
 
 
 def _needs(definition: ViewDefinition, phase: Phase, count: int) -> bool:

@@ -1,41 +1,72 @@
 """From logged links to keys of a view, by committed rows of the tables between."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..changes import Taken
 from ..queryset import Key, Plan, from_json
 
-__all__ = ["resolve"]
+__all__ = ["Resolved", "resolve"]
 
 
-def resolve(plan: Plan, taken: Iterable[Taken], most: int) -> set[Key] | None:
-    """The keys that changes concern; None if any key may be concerned, or more than `most` are."""
-    if most < 0:
-        return None
+class Resolved(NamedTuple):
+    """The keys that changes concern; None if that may be any, and why.
+
+    Attributes:
+        keys: the keys.
+        reason: for a person.
+        many: whether the reason is that they are too many.
+    """
+
+    keys: set[Key] | None
+    reason: str = ""
+    many: bool = False
+
+
+def resolve(plan: Plan, taken: Iterable[Taken], most: int) -> Resolved:
+    """The keys that changes concern, if they are at most `most`."""
     by_table: dict[str, list[Any]] = {}
     for each in taken:
+        if reason := _whole(plan, each):
+            return Resolved(None, reason)
         by_table.setdefault(each.table, []).append(each.links)
     keys: set[Key] = set()
     for table, links in by_table.items():
-        found = _keys(plan, table, links, most + 1)
+        found = _keys(plan, table, links, most + 1) if most >= 0 else set()
         if found is None:
-            return None
+            return Resolved(None, f"rows of {table} are gone that depends_on would have to look at")
         keys |= found
         if len(keys) > most:
-            return None
-    return keys
+            return Resolved(None, f"more than {max(most, 0):,} keys were dirty", many=True)
+    return Resolved(keys)
+
+
+def _whole(plan: Plan, taken: Taken) -> str:
+    """Why an entry may concern any key, "" if it does not."""
+    table, links = taken.table, taken.links
+    if not table and isinstance(links, str):
+        return links
+    if plan.path.staged:
+        return f"something has changed in {table or 'the view'}, and the source is staged"
+    if not table:
+        return ""
+    if links is None:
+        return f"all rows of {table} may have changed, as after TRUNCATE"
+    if table not in plan.links:
+        return f"rows of {table} have changed, which lead to no key in particular"
+    if not all(links.keys() >= set(link.columns) for link in plan.links[table]):
+        return f"changes of {table} were logged by the triggers of another version"
+    return ""
 
 
 def _keys(plan: Plan, table: str, logged: list[Any], most: int) -> set[Key] | None:
-    if None in logged or (table and table not in plan.links) or plan.path.staged:
-        return None
     if not table:  # keys that somebody has marked
         return {from_json(plan.key_fields, key) for keys in logged for key in keys}
     keys: set[Key] = set()
     for link in plan.links[table]:
-        if not all(each.keys() >= set(link.columns) for each in logged):
-            return None  # logged by triggers of another version
         values = {tuple(each[column] for column in link.columns) for each in logged}
-        keys |= plan.linked_keys(link, list(values), most)
+        found = plan.linked_keys(link, list(values), most)
+        if found is None:
+            return None
+        keys |= found
     return keys

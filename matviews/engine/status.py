@@ -16,6 +16,7 @@ from ..states import RefreshState, ViewState
 from .derived import changed_phases
 from .extent import extent_of
 from .rows import RowCount, count_rows
+from .tracking import oldest_changes
 
 __all__ = ["Announcement", "ViewStatus", "view_statuses"]
 
@@ -44,6 +45,8 @@ class ViewStatus:
         successes: when each of its phases last succeeded, None where one never did.
         last_success: when the phase that is longest ago last succeeded, None if one never did.
         lag: time since then.
+        oldest_change: how old the oldest change of its source is that is logged and not yet applied;
+            None if none waits, or its changes are not tracked.
         target: how large the lag may be: as the control or the code says, else twice the longest
             interval of its schedules; None if nothing says it.
         open_refreshes: primary keys of the refreshes under way, oldest first.
@@ -62,6 +65,7 @@ class ViewStatus:
     successes: Mapping[Phase, datetime | None] = field(default_factory=dict)
     last_success: datetime | None = None
     lag: timedelta | None = None
+    oldest_change: timedelta | None = None
     target: timedelta | None = None
     open_refreshes: tuple[int, ...] = ()
     progress: float | None = None
@@ -80,9 +84,9 @@ def view_statuses(labels: Iterable[str] | None = None) -> list[ViewStatus]:
     wanted = None if labels is None else set(labels)
     controls = {control.label: control for control in _controls(wanted)}
     views = {each.label: each for each in registry if wanted is None or each.label in wanted}
-    rows = count_rows(views.values())
+    rows, changes = count_rows(views.values()), oldest_changes()
     return [
-        _status(label, views.get(label), controls.get(label), rows.get(label))
+        _status(label, views.get(label), controls.get(label), rows.get(label), changes)
         for label in sorted({*controls, *views})
     ]
 
@@ -110,7 +114,11 @@ def _controls(labels: set[str] | None) -> QuerySet[Any]:
 
 
 def _status(
-    label: str, definition: ViewDefinition | None, control: Any, rows: RowCount | None
+    label: str,
+    definition: ViewDefinition | None,
+    control: Any,
+    rows: RowCount | None,
+    changes: Mapping[int, timedelta],
 ) -> ViewStatus:
     if control is None:
         return ViewStatus(label=label, state=ViewState.NO_ROWS, rows=rows)
@@ -130,6 +138,7 @@ def _status(
         successes=successes,
         last_success=last_success,
         lag=lag,
+        oldest_change=changes.get(control.pk),
         target=target,
         open_refreshes=tuple(refresh.pk for refresh in control.open_refreshes),
         progress=_progress(control),

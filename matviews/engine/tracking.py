@@ -5,19 +5,20 @@ source, in the same transaction. What commits later is in the queue the next tim
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.db import connections
-from django.db.models import QuerySet, Sum
+from django.db.models import Min, QuerySet, Sum
 
 from .. import changes
-from ..changes import ChangesLogged, Taken
+from ..changes import ChangesLogged, Standing, Taken
+from ..clock import UtcNow
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest
-from ..models import DirtyKeys, PhaseRun, Stripe, ViewControl
+from ..models import Change, DirtyKeys, PhaseRun, Stripe, ViewChange, ViewControl, WatchedTable
 from ..phases import Phase
-from ..queryset import Plan, estimated_rows, from_json, plan_of, to_json
+from ..queryset import Plan, as_key, estimated_rows, plan_of, to_json
 from ..registry import registry
 from .controls import not_ready
 from .databases import alias, short_transaction
@@ -29,9 +30,10 @@ __all__ = [
     "collect_changes",
     "dirty_keys",
     "end_tracked",
-    "is_known_fresh",
+    "known_fresh",
     "mark_dirty",
     "needs_pass",
+    "oldest_changes",
     "shorten_queues",
 ]
 
@@ -39,6 +41,7 @@ __all__ = [
 SHARE = 0.1
 FEW = 1_000  # keys that are never too many
 PART = 1_000  # keys in a row of `DirtyKeys`
+LONGEST_REASON = 255  # characters
 
 Covers = list[Any] | None  # [changes, moment], as in `Stripe.covered`; None for nothing
 
@@ -65,37 +68,39 @@ def needs_pass(work: Work, run: PhaseRun) -> bool:
         ChangesLogged: the log is to be moved before this can be told.
         InvalidView: `source()` cannot be derived from.
     """
-    run.covers = _claimed(work)
+    if work.claimed is None:
+        work.claimed = _claim(work)
+    run.covers, run.reason = work.claimed
     if run.covers is None:
         return True
-    run.since = _covered(work, run)
+    run.reason = _whole(work, run)
+    run.since = None if run.reason else work.stripe.covered[run.phase][0]
     if run.since is None or dirty_keys(run).exists():
         return True
     end_tracked(work, run)
     return False
 
 
-def _claimed(work: Work) -> Covers:
-    """What a pass that begins in this batch will cover; None if the changes are not tracked."""
-    if work.claimed is None:
-        work.claimed = (_claim(work),)
-    return work.claimed[0]
-
-
-def _claim(work: Work) -> Covers:
+def _claim(work: Work) -> tuple[Covers, str]:
+    """What a pass that begins in this batch will cover; None if changes are not tracked, and why."""
     tracking, stripe = changes.tracking_of(work.plan), work.stripe
     if tracking.reason:
         changes.take(stripe.view_id)  # each pass is a full one, whatever somebody has marked
-        return None
+        return None, _short(tracking.reason)
     if work.logged:
         raise ChangesLogged
     if taken := changes.take(stripe.view_id):
         stripe.changes += 1
         _note_dirty(work, taken)
         _save(stripe)
-    if not changes.is_watched(stripe.view_id, tracking, alias()):
-        return None
-    return [stripe.changes, work.plan.moment]
+    if lacking := changes.untracked_tables(stripe.view_id, tracking, alias()):
+        changes.forget_gone(alias())
+        return None, _short(f"no triggers log all changes of {', '.join(sorted(lacking))}")
+    return [stripe.changes, work.plan.moment], ""
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[: LONGEST_REASON - 3]}..."
 
 
 def _note_dirty(work: Work, taken: Collection[Taken]) -> None:
@@ -103,16 +108,25 @@ def _note_dirty(work: Work, taken: Collection[Taken]) -> None:
     stripe, plan = work.stripe, work.plan
     kept = DirtyKeys.objects.filter(stripe=stripe)
     waiting = kept.aggregate(keys=Sum("count"))["keys"] or 0
-    keys = resolve(plan, taken, FEW - waiting)
+    logged_at = min(each.logged_at for each in taken)
+    keys, reason, many = resolve(plan, taken, FEW - waiting)
+    if many:
+        keys, reason, many = resolve(plan, taken, _most_dirty(plan) - waiting)
     if keys is None:
-        keys = resolve(plan, taken, _most_dirty(plan) - waiting)
-    if keys is None:
-        stripe.whole = stripe.changes
+        oldest = kept.aggregate(oldest=Min("logged_at"))["oldest"] or logged_at
+        stripe.whole, stripe.whole_reason = stripe.changes, _short(reason)
+        stripe.whole_since = min(stripe.whole_since or oldest, oldest, logged_at)
         kept.delete()
         return
     texts = sorted(to_json(plan.key_fields, key) for key in keys)
     DirtyKeys.objects.bulk_create(
-        DirtyKeys(stripe=stripe, number=stripe.changes, keys=part, count=len(part))
+        DirtyKeys(
+            stripe=stripe,
+            number=stripe.changes,
+            keys=part,
+            count=len(part),
+            logged_at=logged_at,
+        )
         for part in (texts[at : at + PART] for at in range(0, len(texts), PART))
     )
 
@@ -126,11 +140,15 @@ def _most_dirty(plan: Plan) -> int:
     return max(FEW, int(SHARE * rows))
 
 
-def _covered(work: Work, run: PhaseRun) -> int | None:
-    """The number of changes after which dirty keys are all that a phase has to do; None for all keys."""
-    number, moment = work.stripe.covered.get(run.phase, (-1, ""))
-    known = moment == work.plan.moment and number >= work.stripe.whole
-    return number if known else None
+def _whole(work: Work, run: PhaseRun) -> str:
+    """Why a phase has to look at all keys, "" if the dirty ones are all that it has to do."""
+    stripe = work.stripe
+    if run.phase not in stripe.covered:
+        return "it has not succeeded since changes are tracked"
+    number, moment = stripe.covered[run.phase]
+    if moment != work.plan.moment or number < 0:
+        return "source() is another query than when it last succeeded, or has other dates"
+    return stripe.whole_reason if number < stripe.whole else ""
 
 
 def dirty_keys(run: PhaseRun) -> QuerySet[DirtyKeys]:
@@ -154,9 +172,12 @@ def begin_tracked(work: Work, run: PhaseRun) -> None:
             each.covers for each in leaders if each is run or each.fingerprint == run.fingerprint
         )
     # Rows of another moment may go with this run, even if it does not come to its end.
-    kept = {phase: known for phase, known in stripe.covered.items() if known[1] == moment}
-    if kept != stripe.covered:
-        stripe.covered = kept
+    covered = {
+        phase: [number if known == moment else -1, known]
+        for phase, (number, known) in stripe.covered.items()
+    }
+    if covered != stripe.covered:
+        stripe.covered = covered
         _save(stripe)
 
 
@@ -173,33 +194,67 @@ def end_tracked(work: Work, run: PhaseRun) -> None:
     if run.covers is None or run.covers[1] != work.plan.moment:
         return
     stripe.covered = {**stripe.covered, run.phase: run.covers}
-    _save(stripe)
     done = min(number for number, _moment in stripe.covered.values())
+    if done >= stripe.whole:
+        stripe.whole_since = None
+    _save(stripe)
     DirtyKeys.objects.filter(stripe=stripe, number__lte=done).delete()
 
 
 def _save(stripe: Stripe) -> None:
     Stripe.objects.filter(pk=stripe.pk).update(
-        changes=stripe.changes, whole=stripe.whole, covered=stripe.covered
+        **{name: getattr(stripe, name) for name in _OF_CHANGES}
     )
 
 
-def is_known_fresh(definition: ViewDefinition, phase: Phase) -> bool:
-    """Whether it is known, without looking at the source, that a phase has nothing to do.
+_OF_CHANGES = ("changes", "whole", "whole_reason", "whole_since", "covered")
 
-    The log is read before the queue and the queue before the stripe: a change is moved that way.
+
+def known_fresh(definition: ViewDefinition, phases: Collection[Phase]) -> Standing | None:
+    """How a view's changes stand, if that tells that these phases have nothing to do; else None.
+
+    One statement, which does not look at the source.
+
+    Raises:
+        InvalidView: `source()` cannot be derived from.
     """
-    if phase not in definition.derived:
-        return False
+    if not set(phases) <= definition.derived:
+        return None
     plan = plan_of(definition, alias())
     tracking = changes.tracking_of(plan)
-    control = ViewControl.objects.filter(label=definition.label).first()
-    if tracking.reason or control is None or changes.is_logged(set(tracking.tables)):
-        return False
-    if changes.is_queued(control.pk) or not changes.is_watched(control.pk, tracking, alias()):
-        return False
-    stripes = Stripe.objects.filter(view=control)
-    return all(each.covered.get(phase) == [each.changes, plan.moment] for each in stripes)
+    stands = None if tracking.reason else changes.standing(definition.label, tracking, alias())
+    if stands is None or not stands.complete:
+        return None
+    known = all(stands.covered.get(each) == [stands.changes, plan.moment] for each in phases)
+    return stands if known else None
+
+
+def oldest_changes() -> dict[int, timedelta]:
+    """How old the oldest change is that is not applied yet, by primary key of the view's control.
+
+    Views without one are left out. The number of statements does not depend on that of the views.
+    """
+    ages: dict[int, timedelta] = {}
+
+    def note(view_id: int, age: timedelta) -> None:
+        ages[view_id] = max(age, ages.get(view_id, timedelta()))
+
+    logged = dict(_ages(Change.objects.all(), "table", "logged_at"))
+    for watched in WatchedTable.objects.filter(table__in=logged):
+        for view_id in watched.views:
+            note(view_id, logged[watched.table])
+    for view_id, age in (
+        *_ages(ViewChange.objects.all(), "view", "logged_at"),
+        *_ages(DirtyKeys.objects.all(), "stripe__view", "logged_at"),
+        *_ages(Stripe.objects.exclude(whole_since=None), "view", "whole_since"),
+    ):
+        note(view_id, age)
+    return ages
+
+
+def _ages(rows: QuerySet[Any], by: str, moment: str) -> QuerySet[Any, tuple[Any, timedelta]]:
+    """How long ago the first moment of rows is, by what they belong to."""
+    return rows.order_by().values(by).values_list(by, UtcNow() - Min(moment))
 
 
 def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
@@ -215,7 +270,7 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
         raise not_ready(definition.label)
     if keys is None:
         if definition.derived:  # hooks are asked at each refresh anyway
-            changes.enqueue({control.pk})
+            changes.enqueue({control.pk}, "all keys were marked as dirty")
         return
     if not definition.has_source:
         raise InvalidRequest(f"{definition.label} has no source(), so nobody knows its key.")
@@ -226,12 +281,7 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
 
 
 def _key_as_text(definition: ViewDefinition, fields: Sequence[Any], key: Any) -> list[str]:
-    values = tuple(key) if isinstance(key, (tuple, list)) else (key,)
-    names = ", ".join(field.name for field in fields)
-    refusal = InvalidRequest(f"{key!r} is no key of {definition.label}: that is {names}.")
-    if None in values:
-        raise refusal
     try:
-        return to_json(fields, from_json(fields, values))
-    except (ValidationError, ValueError, TypeError) as error:
-        raise refusal from error
+        return to_json(fields, as_key(fields, key))
+    except ValueError as error:
+        raise InvalidRequest(f"That is no key of {definition.label}: {error}") from error

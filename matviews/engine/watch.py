@@ -6,10 +6,11 @@ from datetime import timedelta
 
 from django.db.models import Exists, OuterRef, Q
 
+from ..clock import UtcNow
 from ..conf import get_settings
 from ..models import Refresh, Stripe
 from ..states import RefreshState
-from .databases import UtcNow, claim, drop_broken_connection, short_transaction
+from .databases import claim, drop_broken_connection, short_transaction
 from .messages import Message
 from .settle import settle
 

@@ -40,7 +40,8 @@ class Work:
         runs: their phase runs in this stripe; those not yet saved have no primary key.
         touched: the runs that this batch has changed.
         logged: whether changes wait in the log of the triggers.
-        claimed: what a pass that begins in this batch covers, once its queue was taken.
+        claimed: what a pass that begins in this batch covers, and why it covers nothing, once its queue
+            was taken.
     """
 
     stripe: Stripe
@@ -50,7 +51,7 @@ class Work:
     runs: list[PhaseRun] = field(default_factory=list)
     touched: list[PhaseRun] = field(default_factory=list)
     logged: bool = False
-    claimed: tuple[list[Any] | None] | None = None
+    claimed: tuple[list[Any] | None, str] | None = None
 
     @cached_property
     def plan(self) -> Plan:

@@ -120,18 +120,20 @@ def enqueue(requests: Requests) -> None:
     labels = requests.labels()
     for label in labels:
         if refresh := requests.request(label):
-            sent = tasks.dispatch(refresh.view_id)
+            done = refresh.finished_at is not None
+            sent = not done and tasks.dispatch(refresh.view_id)
             requests.output.entries.append(
                 {
                     "view": label,
                     "refresh": refresh.pk,
-                    "state": "requested",
+                    "state": refresh.state if done else "requested",
                     "sent": sent,
                     "error": "",
                 }
             )
-            requests.output.say(f"{label}: refresh {refresh.pk} requested")
-            if not sent:
+            asked = "nothing has changed" if done else f"refresh {refresh.pk} requested"
+            requests.output.say(f"{label}: {asked}")
+            if not (done or sent):
                 requests.output.warn(
                     f"{label}: recorded, but the broker took no message; watch sends it when the "
                     f"broker is back"

@@ -30,7 +30,11 @@ def refresh(requests: Requests) -> None:
         for label in labels:
             if wish():
                 break
-            if asked := requests.request(label):
+            asked = requests.request(label)
+            if asked and asked.finished_at:
+                requests.output.entries.append(tables.refresh_as_dict(label, asked))
+                requests.output.say(f"{label}: nothing has changed")
+            elif asked:
                 _run(asked, requests, reporter, wish)
         if wish() and (stopped := _stopped(requests, labels)):
             raise CommandError(stopped, returncode=wish.returncode)

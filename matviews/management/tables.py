@@ -1,7 +1,7 @@
 """The command's results as tables for a person and as plain values for JSON."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
@@ -24,7 +24,7 @@ __all__ = [
     "status_as_dict",
 ]
 
-STATUS_HEADINGS = ("view", "state", "enabled", "rows", "last success", "lag")
+STATUS_HEADINGS = ("view", "state", "enabled", "rows", "last success", "lag", "oldest change")
 PLAN_HEADINGS = ("view", "schedule", "phases", "next", "last sent", "off because")
 DATES = ("last success", "next", "last sent")
 UNCUT = 10_000  # columns of a file: no table is wider
@@ -101,8 +101,13 @@ def _cells(status: ViewStatus) -> tuple[str, ...]:
         _enabled(status),
         _rows(status),
         _moment(status.last_success) if status.last_success else "never",
-        duration(status.lag.total_seconds()) if status.lag is not None else "",
+        _length(status.lag),
+        _length(status.oldest_change),
     )
+
+
+def _length(time: timedelta | None) -> str:
+    return "" if time is None else duration(time.total_seconds())
 
 
 def _rows(status: ViewStatus) -> str:
@@ -137,7 +142,7 @@ def _moment(moment: datetime) -> str:
 
 
 def status_as_dict(status: ViewStatus) -> dict[str, Any]:
-    """A view's state; times in ISO 8601, lag in seconds."""
+    """A view's state; times in ISO 8601, lag and the age of the oldest change in seconds."""
     return {
         "view": status.label,
         "state": status.state,
@@ -148,7 +153,8 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
         "rows": status.rows and status.rows.rows,
         "rows_exact": status.rows and status.rows.exact,
         "last_success": status.last_success and status.last_success.isoformat(),
-        "lag": None if status.lag is None else status.lag.total_seconds(),
+        "lag": status.lag and status.lag.total_seconds(),
+        "oldest_change": status.oldest_change and status.oldest_change.total_seconds(),
         "running": [
             {"worker": worker, "since": since.isoformat()} for worker, since in status.running
         ],
@@ -194,5 +200,6 @@ def _run_as_dict(run: PhaseRun) -> dict[str, Any]:
         "looked": done.looked,
         "batches": done.batches,
         "seconds": round(done.seconds, 3),
+        "full_pass": done.reason or None,
         "error": run.error,
     }

@@ -4,6 +4,8 @@ import django.core.validators
 import django.db.models.deletion
 from django.db import migrations, models
 
+import matviews.clock
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -185,6 +187,8 @@ class Migration(migrations.Migration):
                 ("attempts", models.PositiveIntegerField(default=0)),
                 ("changes", models.BigIntegerField(default=0)),
                 ("whole", models.BigIntegerField(default=0)),
+                ("whole_reason", models.CharField(blank=True, max_length=255)),
+                ("whole_since", models.DateTimeField(null=True)),
                 ("covered", models.JSONField(default=dict)),
                 (
                     "view",
@@ -317,6 +321,7 @@ class Migration(migrations.Migration):
                 ("restarts", models.PositiveSmallIntegerField(default=0)),
                 ("covers", models.JSONField(null=True)),
                 ("since", models.BigIntegerField(null=True)),
+                ("reason", models.CharField(blank=True, max_length=255)),
                 ("seconds", models.FloatField(default=0.0)),
                 ("failures", models.PositiveSmallIntegerField(default=0)),
                 ("caught_up", models.BooleanField(default=False)),
@@ -388,6 +393,7 @@ class Migration(migrations.Migration):
                 ),
                 ("table", models.CharField(max_length=255)),
                 ("links", models.JSONField(null=True)),
+                ("logged_at", models.DateTimeField(db_default=matviews.clock.UtcNow())),
             ],
             options={
                 "indexes": [models.Index(fields=["table"], name="matviews_change_table")],
@@ -404,6 +410,7 @@ class Migration(migrations.Migration):
                 ),
                 ("table", models.CharField(blank=True, max_length=255)),
                 ("links", models.JSONField(null=True)),
+                ("logged_at", models.DateTimeField(db_default=matviews.clock.UtcNow())),
                 (
                     "view",
                     models.ForeignKey(
@@ -427,6 +434,7 @@ class Migration(migrations.Migration):
                 ("number", models.BigIntegerField()),
                 ("count", models.PositiveIntegerField()),
                 ("keys", models.JSONField()),
+                ("logged_at", models.DateTimeField()),
                 (
                     "stripe",
                     models.ForeignKey(

@@ -1,12 +1,13 @@
 """Views of one queryset: the hooks derived from `source()`, as SQL. It knows no bookkeeping."""
 
 from .checks import check_source, check_table
+from .declared import declared
 from .dialects import dialect_of
 from .differences import Difference, Differences, Kind, compare, ranges
 from .estimates import estimated_rows
 from .explain import ExplainedIndex, Explanation, explain
 from .fields import is_exact, unique_fields
-from .keys import Key, Keys, Range, from_json, to_json
+from .keys import Key, Keys, Range, as_key, from_json, to_json
 from .links import Link
 from .plans import Plan, fingerprint_of, plan_of, tables_read
 from .query import field_of_column, model_of_table
@@ -25,9 +26,11 @@ __all__ = [
     "Plan",
     "Range",
     "Walk",
+    "as_key",
     "check_source",
     "check_table",
     "compare",
+    "declared",
     "dialect_of",
     "drop_stage",
     "estimated_rows",

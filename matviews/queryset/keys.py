@@ -5,11 +5,22 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import connections
 
 from .fields import AnyField, value_field
 
-__all__ = ["Key", "Keys", "Range", "Within", "from_json", "prepared", "prepared_within", "to_json"]
+__all__ = [
+    "Key",
+    "Keys",
+    "Range",
+    "Within",
+    "as_key",
+    "from_json",
+    "prepared",
+    "prepared_within",
+    "to_json",
+]
 
 Key = tuple[Any, ...]
 Range = tuple[Key | None, Key | None]
@@ -38,6 +49,22 @@ def from_json(fields: Sequence[AnyField], key: Sequence[str]) -> tuple[Any, ...]
     return tuple(
         value_field(field).to_python(value) for field, value in zip(fields, key, strict=True)
     )
+
+
+def as_key(fields: Sequence[AnyField], value: Any) -> Key:
+    """A key that somebody gives, as the fields have it: a value, or a tuple of several fields' values.
+
+    Raises:
+        ValueError: it is none.
+    """
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    names = ", ".join(field.name for field in fields)
+    if None in values or len(values) != len(fields):
+        raise ValueError(f"{value!r} is not {names}.")
+    try:
+        return from_json(fields, to_json(fields, from_json(fields, values)))
+    except (ValidationError, TypeError, ValueError) as error:
+        raise ValueError(f"{value!r} is not {names}.") from error
 
 
 def prepared(

@@ -12,6 +12,7 @@ from typing import Any
 
 from django.db import connections
 
+from .declared import Declared
 from .dialects import Dialect
 from .fields import TEXT, WHOLE, family, value_field
 from .keys import Key, Keys, Within, prepared_within
@@ -20,7 +21,7 @@ from .query import Edge, Place, field_of_column, from_database
 from .source import Source
 from .sql import equal, qualified
 
-__all__ = ["Link", "find_links", "linked_keys"]
+__all__ = ["Link", "find_links", "linked_keys", "with_declared"]
 
 # What JSON gives back as it was, on every database.
 LOGGED = {WHOLE, TEXT, "UUID", "date"}
@@ -47,10 +48,12 @@ class Link:
     Attributes:
         columns: the columns of the table that are logged.
         way: the steps from them to the table that has the key; none from that table itself.
+        declared: what the view says of the table, if it does.
     """
 
     columns: tuple[str, ...]
     way: tuple[Join, ...] = ()
+    declared: Declared | None = None
 
 
 def find_links(source: Source, path: Path) -> dict[str, tuple[Link, ...]]:
@@ -79,6 +82,20 @@ def find_links(source: Source, path: Path) -> dict[str, tuple[Link, ...]]:
     for place, link in ways.items():
         table = tables[place]
         if table not in whole and link not in links.get(table, ()):
+            links[table] = (*links.get(table, ()), link)
+    return links
+
+
+def with_declared(
+    links: dict[str, tuple[Link, ...]], said: dict[str, Declared], path: Path
+) -> dict[str, tuple[Link, ...]]:
+    """The links that were found, and those that the view declares itself."""
+    links = dict(links)
+    for table, each in said.items() if not path.staged else ():
+        link = Link(each.columns, declared=each)
+        if each.whole or not _is_logged(table, link):
+            links.pop(table, None)
+        else:
             links[table] = (*links.get(table, ()), link)
     return links
 

@@ -12,11 +12,12 @@ from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..phases import Phase
 from ..registry import registry
+from .declared import declared, declared_keys
 from .dialects import Dialect, dialect_of
 from .fields import AnyField
 from .fingerprint import fingerprint, moment
 from .keys import Key
-from .links import Link, find_links, linked_keys
+from .links import Link, find_links, linked_keys, with_declared
 from .paths import Path, find_path
 from .readings import Reading, Staged, Windowed
 from .source import Source, read_source
@@ -53,10 +54,19 @@ class Plan:
     @cached_property
     def links(self) -> dict[str, tuple[Link, ...]]:
         """How changed rows of its tables lead to keys; of the tables that lead to none in particular, none."""
-        return find_links(self.source, self.path)
+        links = find_links(self.source, self.path)
+        return with_declared(links, declared(self.source.definition), self.path)
 
-    def linked_keys(self, link: Link, values: Collection[Sequence[Any]], most: int) -> set[Key]:
-        """The keys that rows with some values in a link's columns lead to; at most `most`."""
+    def linked_keys(
+        self, link: Link, values: Collection[Sequence[Any]], most: int
+    ) -> set[Key] | None:
+        """The keys that rows with some values in a link's columns lead to, at most `most`; None for any.
+
+        Raises:
+            InvalidView: what the view itself gives as keys are none.
+        """
+        if link.declared:
+            return declared_keys(link.declared, values, self.source, most)
         return linked_keys(link, values, self.path, self.dialect, most)
 
     @property

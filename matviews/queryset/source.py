@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
+from .declared import undeclarable
 from .fields import (
     NUMBER,
     WHOLE,
@@ -251,6 +252,7 @@ def _numbered(fields: tuple[AnyField, ...]) -> bool:
 def _problems(source: Source, using: str) -> Iterator[CheckMessage]:
     """What is wrong with a source that can be read."""
     yield from _place_problems(source, using)
+    yield from _dependency_problems(source)
     yield from _zone_problems(source, using)
     filled = {column.field for column in source.columns}
     for field in source.model._meta.concrete_fields:
@@ -285,6 +287,23 @@ def _place_problems(source: Source, using: str) -> Iterator[CheckMessage]:
                 f"{theirs!r}, the view is in {using!r}.",
                 "One statement reads the source and writes the view: route both to one database.",
             )  # fmt: skip
+
+
+def _dependency_problems(source: Source) -> Iterator[CheckMessage]:
+    options = source.definition.options
+    if source.query.has_raw_sql and options.tracking and options.depends_on is None:
+        yield _error(
+            source.model, "E019",
+            "there is raw SQL in source(), and nobody can tell which tables that reads.",
+            "Name their models in MatviewMeta.depends_on, {} if there are none but those of the "
+            "queryset; or set MatviewMeta.tracking = False.",
+        )  # fmt: skip
+    for fault in undeclarable(source.definition, len(source.key)):
+        yield _error(
+            source.model, "E020", f"MatviewMeta.depends_on: {fault}.",
+            "Name a model and those of its fields whose values are the key; or None, if its "
+            "changes may concern any key.",
+        )  # fmt: skip
 
 
 def _zone_problems(source: Source, using: str) -> Iterator[CheckMessage]:

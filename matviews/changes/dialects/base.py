@@ -51,6 +51,7 @@ class TriggerDialect:
     """
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete")
+    ours: ClassVar[list[str]] = [f"{PREFIX}\\_%"]  # the parameter of `catalog`
 
     def __init__(self, using: str) -> None:
         self.using = using
@@ -112,7 +113,7 @@ class TriggerDialect:
         """The names of the triggers of ours that are there, by table, those switched off left out."""
         found: dict[str, set[str]] = {}
         with self.connection.cursor() as cursor:
-            cursor.execute(self.catalog, [f"{PREFIX}\\_%"])
+            cursor.execute(self.catalog, self.ours)
             for table, name in cursor.fetchall():
                 if OURS.fullmatch(name):
                     found.setdefault(table, set()).add(name)
@@ -120,6 +121,15 @@ class TriggerDialect:
 
     # A query for the table and the name of each trigger that is LIKE its one parameter.
     catalog: ClassVar[str]
+    # An aggregate that puts texts into one, a space between each.
+    together: ClassVar[str] = "GROUP_CONCAT(matviews_name SEPARATOR ' ')"
+
+    def present_of(self, table: str) -> str:
+        """An expression for the names of a table's triggers, in one text; its parameters are `ours`."""
+        return (
+            f"(SELECT {self.together} FROM ({self.catalog}) matviews_present "
+            f"WHERE matviews_present.matviews_table = {table})"
+        )
 
     def untrackable(self, tables: Collection[str]) -> dict[str, str]:
         """The tables whose triggers would not tell of every change, and why."""

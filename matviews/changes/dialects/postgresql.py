@@ -27,9 +27,11 @@ class PostgreSQLTriggers(TriggerDialect):
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "truncate")
     json_object: ClassVar[str] = "jsonb_build_object"
     catalog = (
-        "SELECT c.relname, t.tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
+        "SELECT c.relname AS matviews_table, t.tgname AS matviews_name FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
         "WHERE t.tgname LIKE %s AND t.tgenabled IN ('O', 'A') AND pg_table_is_visible(c.oid)"
     )
+
+    together: ClassVar[str] = "string_agg(matviews_name, ' ')"
 
     def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
         """As the base class has it. The function writes the log with the rights of its owner, for

@@ -23,8 +23,10 @@ class SQLiteTriggers(TriggerDialect):
     """They call no function that Django adds to its own connections: others write as well."""
 
     catalog: ClassVar[str] = (
-        "SELECT tbl_name, name FROM sqlite_master WHERE type = 'trigger' AND name LIKE %s ESCAPE '\\'"
+        "SELECT tbl_name AS matviews_table, name AS matviews_name FROM sqlite_master "
+        "WHERE type = 'trigger' AND name LIKE %s ESCAPE '\\'"
     )
+    together: ClassVar[str] = "GROUP_CONCAT(matviews_name, ' ')"
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "replace")
 

@@ -1,0 +1,119 @@
+"""What a view says itself of the tables that its `source()` reads: `MatviewMeta.depends_on`."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
+from django.core.exceptions import FieldDoesNotExist
+from django.db.models import Model
+
+from ..definition import DependsOn, ViewDefinition
+from ..exceptions import InvalidView
+from .fields import AnyField
+from .keys import Key, as_key, from_json
+
+if TYPE_CHECKING:
+    from .source import Source
+
+__all__ = ["Declared", "declared", "declared_keys", "undeclarable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What the changes of a model's rows lead to.
+
+    Attributes:
+        model: the model.
+        columns: those that are logged: they are the key, or, with `find`, identify the rows.
+        find: what gives the keys of rows, from a queryset of them.
+    """
+
+    model: type[Model]
+    columns: tuple[str, ...] = ()
+    find: Callable[..., Iterable[Any]] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether its changes may concern any key."""
+        return not self.columns
+
+
+def declared(definition: ViewDefinition) -> dict[str, Declared]:
+    """What a view says, by table; to be asked only where `undeclarable` finds nothing."""
+    found = {}
+    for to, on in (definition.options.depends_on or {}).items():
+        model = _model(to)
+        found[model._meta.db_table] = _declared(model, on)
+    return found
+
+
+def _declared(model: type[Model], on: DependsOn) -> Declared:
+    if on is None:
+        return Declared(model)
+    if isinstance(on, tuple):
+        return Declared(model, tuple(_field(model, name).column or "" for name in on))
+    return Declared(model, tuple(field.column or "" for field in model._meta.pk_fields), on)
+
+
+def _model(to: type[Model] | str) -> type[Model]:
+    return apps.get_model(to) if isinstance(to, str) else to
+
+
+def _field(model: type[Model], name: str) -> AnyField:
+    field: Any = model._meta.pk if name == "pk" else model._meta.get_field(name)
+    if getattr(field, "column", None) is None or field.model._meta.db_table != model._meta.db_table:
+        raise FieldDoesNotExist(f"its table has no column {name!r}")
+    return field  # type: ignore[no-any-return]
+
+
+def declared_keys(
+    said: Declared, values: Collection[Sequence[Any]], source: "Source", most: int
+) -> set[Key] | None:
+    """The keys that changed rows lead to, at most `most`; None for any, as where a row is gone.
+
+    Args:
+        said: what the view says of their model.
+        values: values of its columns, as JSON has them, before and after the changes.
+        source: the view's.
+        most: how many keys to return at most.
+
+    Raises:
+        InvalidView: what the view gives as keys are none.
+    """
+    fields = [column.field for column in source.key]
+    known = [each for each in values if None not in each]
+    if said.find is None:
+        return {from_json(fields, tuple(map(str, each))) for each in known[:most]}
+    of_model = said.model._meta.pk_fields
+    pks = [from_json(of_model, each) for each in known]
+    pks = [pk[0] for pk in pks] if len(of_model) == 1 else pks
+    rows = said.model._base_manager.using(source.query.using).filter(pk__in=pks)
+    if rows.count() < len(set(pks)):
+        return None
+    try:
+        return {as_key(fields, each) for each in islice(said.find(rows), most)}
+    except ValueError as error:
+        raise InvalidView(
+            f"{source.definition.label}: MatviewMeta.depends_on of {said.model._meta.label} gave "
+            f"a key that is none: {error}"
+        ) from error
+
+
+def undeclarable(definition: ViewDefinition, key: int) -> Iterator[str]:
+    """What is wrong with what a view says, a sentence each; `key` is the number of its key's fields."""
+    for to, on in (definition.options.depends_on or {}).items():
+        name = to if isinstance(to, str) else to._meta.label
+        try:
+            model = _model(to)
+            wrong = isinstance(on, tuple) and len(on) != key
+            for each in on if isinstance(on, tuple) else ():
+                _field(model, each)
+        except (LookupError, ValueError):
+            yield f"there is no model {name}"
+        except FieldDoesNotExist as error:
+            yield f"{name}: {error}"
+        else:
+            if wrong:
+                yield f"{name}: {len(on or ())} fields cannot be the key, which has {key}"  # type: ignore[arg-type]
