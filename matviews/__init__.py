@@ -3,12 +3,13 @@
 import logging
 
 from . import registry  # noqa: F401 - watches for the definition of views
-from .api import is_fresh, mark_dirty, refresh, verify
+from .api import is_fresh, mark_dirty, refresh, untracked, verify
 from .mixin import Batch, MaterializedView, Share
 from .phases import Phase
 
 __all__ = [
-    "Batch", "MaterializedView", "Phase", "Share", "is_fresh", "mark_dirty", "refresh", "verify",
+    "Batch", "MaterializedView", "Phase", "Share", "is_fresh", "mark_dirty", "refresh",
+    "untracked", "verify",
 ]  # fmt: skip
 
 # Silent unless the project configures logging, as is the custom of libraries.

@@ -4,16 +4,21 @@ This is the one module that reaches upward, when called: views are defined befor
 loaded, and the engine can only be imported after.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
 
 from .phases import Phase
 
 if TYPE_CHECKING:
+    from django.db.models import Model
+
     from .engine import Verification
     from .models import Refresh
 
-__all__ = ["is_fresh", "mark_dirty", "refresh", "verify"]
+__all__ = ["is_fresh", "mark_dirty", "refresh", "untracked", "verify"]
 
 
 def refresh(
@@ -85,6 +90,32 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
     from . import engine
 
     engine.mark_dirty(view, keys)
+
+
+@contextmanager
+def untracked(*models: "type[Model] | str") -> Iterator[None]:
+    """A transaction for a bulk load: it logs no row of some models, and is followed by full passes.
+
+    What triggers would cost is saved; when it commits, each view that reads one of the models has to
+    look at all of its keys. Nothing else of the transaction goes unlogged.
+
+    Args:
+        models: the models that are written to, or their labels; tables of their parents included.
+
+    Raises:
+        LookupError: there is no such model.
+        TypeError: none is named.
+    """
+    from . import changes, engine
+
+    if not models:
+        raise TypeError("Name the models that are written to.")
+    given = [apps.get_model(each) if isinstance(each, str) else each for each in models]
+    tables = {
+        each._meta.db_table for model in given for each in (model, *model._meta.get_parent_list())
+    }
+    with changes.untracked(engine.alias(), tables):
+        yield
 
 
 def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> "Verification":

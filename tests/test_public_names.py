@@ -6,7 +6,8 @@ import matviews
 from tests.test_layers import MODULES, room
 
 PROMISED = [
-    "Batch", "MaterializedView", "Phase", "Share", "is_fresh", "mark_dirty", "refresh", "verify",
+    "Batch", "MaterializedView", "Phase", "Share", "is_fresh", "mark_dirty", "refresh",
+    "untracked", "verify",
 ]  # fmt: skip
 PUBLIC = [
     module

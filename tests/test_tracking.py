@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -24,7 +24,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from matviews import changes, engine, mark_dirty, signals
+from matviews import changes, engine, mark_dirty, signals, untracked
 from matviews.changes import tracking_of
 from matviews.changes.watched import watched_tables
 from matviews.exceptions import InvalidRequest, ViewDisabled
@@ -102,6 +102,12 @@ def at_rest(view: type[Any]) -> None:
 
 def logged(model: type[Any]) -> int:
     return Change.objects.filter(table=model._meta.db_table).count()
+
+
+def links_of_orders() -> list[Any]:
+    """What is logged of orders, in order."""
+    entries = Change.objects.filter(table=Order._meta.db_table).order_by("pk")
+    return list(entries.values_list("links", flat=True))
 
 
 def execute(sql: str) -> None:
@@ -1048,6 +1054,74 @@ def test_why_changes_are_not_tracked(
     )
 
     assert tracking_of(plan_of(registry.find(view), engine.alias())).reason == reason
+
+
+class TestUntracked:
+    def test_logs_that_any_row_may_have_changed_and_nothing_else(self) -> None:
+        at_rest(CustomerTotal)
+        with untracked(Order):
+            order(1)
+            order(2)
+            Product.objects.update(name="b")
+            assert logged(Order) == 0
+
+        assert links_of_orders() == [None]
+        assert logged(Product) > 0
+        assert why(CustomerTotal) == (
+            "all rows of shapes_order may have changed, as after TRUNCATE or untracked()"
+        )
+        assert differences(CustomerTotal) == []
+        at_rest(CustomerTotal)
+
+    def test_what_comes_after_it_is_logged(self) -> None:
+        with untracked("shapes.Order"), untracked(Order, Product):
+            order(1)
+        at_rest(CustomerTotal)
+        order(2)
+
+        assert logged(Order) == 1
+        assert problems() == []
+
+    def test_an_error_takes_it_all_back(self) -> None:
+        at_rest(CustomerTotal)
+        with suppress(RuntimeError), untracked(Order):
+            order(1)
+            raise RuntimeError
+
+        assert logged(Order) == 0
+        assert CustomerTotal.is_fresh()
+        order(1)
+        assert logged(Order) == 1
+
+    def test_within_a_transaction(self) -> None:
+        at_rest(CustomerTotal)
+        with transaction.atomic():
+            with suppress(RuntimeError), untracked(Order):
+                raise RuntimeError
+            order(1)
+            with untracked(Order):
+                order(2)
+            order(3)
+
+        assert [each is None for each in links_of_orders()] == [False, True, False]
+
+    @without_sqlite
+    def test_others_are_logged_meanwhile(self) -> None:
+        def other() -> None:
+            order(2)
+
+        at_rest(CustomerTotal)
+        with untracked(Order):
+            order(1)
+            in_another_connection(other).join()
+
+        assert [each is None for each in links_of_orders()] == [False, True]
+
+    def test_a_model_has_to_be_named(self) -> None:
+        with pytest.raises(TypeError, match="Name the models"), untracked():
+            pass
+        with pytest.raises(LookupError), untracked("shapes.Nothing"):
+            pass
 
 
 class TestDeclared:

@@ -3,12 +3,14 @@
 from .log import (
     ChangesLogged,
     Taken,
+    delete_rows,
     enqueue,
     is_logged,
     long_queues,
     move,
     shorten,
     take,
+    untracked,
 )
 from .standing import Standing, standing
 from .triggers import (
@@ -27,6 +29,7 @@ __all__ = [
     "Standing",
     "Taken",
     "Tracking",
+    "delete_rows",
     "enqueue",
     "find_problems",
     "forget_gone",
@@ -41,5 +44,6 @@ __all__ = [
     "take",
     "take_down",
     "tracking_of",
+    "untracked",
     "untracked_tables",
 ]

@@ -5,25 +5,29 @@ change to somebody who is just taking what is there, and has computed already.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from django.db import connections, router
+from django.db import connections, router, transaction
 from django.db.models import Count, F, Model
 
 from ..models import Change, ViewChange, WatchedTable
 from ..queryset import Keys, dialect_of
+from .dialects import dialect_of as trigger_dialect_of
 
 __all__ = [
     "ChangesLogged",
     "Taken",
+    "delete_rows",
     "enqueue",
     "is_logged",
     "long_queues",
     "move",
     "shorten",
     "take",
+    "untracked",
 ]
 
 MOST = 5_000  # changes that are moved in one transaction
@@ -60,13 +64,13 @@ def take(view_id: int) -> list[Taken]:
     queue = ViewChange.objects.filter(view=view_id)
     times = dict(queue.values_list("pk", "logged_at"))
     if len(times) > MANY:
-        _delete(ViewChange, list(times))
+        delete_rows(ViewChange, list(times))
         return [Taken("", f"more than {MANY:,} changes were waiting", min(times.values()))]
     found = {
         pk: Taken(table, links, logged_at)
         for pk, table, links, logged_at in queue.values_list("pk", "table", "links", "logged_at")
     }
-    _delete(ViewChange, list(found))
+    delete_rows(ViewChange, list(found))
     return list(found.values())
 
 
@@ -88,12 +92,12 @@ def move() -> bool:
         watched = WatchedTable.objects.filter(table__in=set(found.values()))
         views = {pk for views in watched.values_list("views", flat=True) for pk in views}
         enqueue(views, f"more than {MANY:,} changes were waiting")
-        _delete(Change, list(found))
+        delete_rows(Change, list(found))
         return True
     found = dict(changes[:MOST])
     if found:
         _copy(found)
-        _delete(Change, list(found))
+        delete_rows(Change, list(found))
     return len(found) == MOST
 
 
@@ -121,14 +125,14 @@ def _copy(found: Mapping[int, str]) -> None:
         )
 
 
-def _delete(model: type[Model], keys: Sequence[int]) -> None:
-    """As `_delete_some`, however many there are."""
+def delete_rows(model: type[Model], keys: Sequence[int]) -> None:
+    """Delete rows by their primary keys, without a look at any other: it may not be committed."""
     for at in range(0, len(keys), MOST):
         _delete_some(model, keys[at : at + MOST])
 
 
 def _delete_some(model: type[Model], keys: Sequence[int]) -> None:
-    """Delete rows that nobody else deletes, without a look at any other: it may not be committed.
+    """As above, for keys that fit into a statement.
 
     MariaDB and MySQL wait for each row that they come across, and for an IN of many keys they come
     across all: so each key is looked up by itself.
@@ -146,6 +150,16 @@ def _delete_some(model: type[Model], keys: Sequence[int]) -> None:
             f"STRAIGHT_JOIN {table} ON {table}.id = matviews_keys.id",
             [json.dumps(keys)],
         )
+
+
+@contextmanager
+def untracked(using: str, tables: Collection[str]) -> Iterator[None]:
+    """A transaction in which of some tables no change is logged but that any row may have changed."""
+    with transaction.atomic(using=using):
+        with trigger_dialect_of(using).muted(tables):
+            yield
+        watched = WatchedTable.objects.filter(table__in=tables).values_list("table", flat=True)
+        Change.objects.bulk_create(Change(table=table, links=None) for table in watched)
 
 
 def long_queues() -> list[int]:

@@ -51,7 +51,7 @@ def _whole(plan: Plan, taken: Taken) -> str:
     if not table:
         return ""
     if links is None:
-        return f"all rows of {table} may have changed, as after TRUNCATE"
+        return f"all rows of {table} may have changed, as after TRUNCATE or untracked()"
     if table not in plan.links:
         return f"rows of {table} have changed, which lead to no key in particular"
     if not all(links.keys() >= set(link.columns) for link in plan.links[table]):

@@ -116,7 +116,7 @@ def _note_dirty(work: Work, taken: Collection[Taken]) -> None:
         oldest = kept.aggregate(oldest=Min("logged_at"))["oldest"] or logged_at
         stripe.whole, stripe.whole_reason = stripe.changes, _short(reason)
         stripe.whole_since = min(stripe.whole_since or oldest, oldest, logged_at)
-        kept.delete()
+        _forget(kept)
         return
     texts = sorted(to_json(plan.key_fields, key) for key in keys)
     DirtyKeys.objects.bulk_create(
@@ -198,7 +198,12 @@ def end_tracked(work: Work, run: PhaseRun) -> None:
     if done >= stripe.whole:
         stripe.whole_since = None
     _save(stripe)
-    DirtyKeys.objects.filter(stripe=stripe, number__lte=done).delete()
+    _forget(DirtyKeys.objects.filter(stripe=stripe, number__lte=done))
+
+
+def _forget(dirty: QuerySet[DirtyKeys]) -> None:
+    """Delete dirty keys. A DELETE that looks for them would come across, and wait for, those of others."""
+    changes.delete_rows(DirtyKeys, list(dirty.values_list("pk", flat=True)))
 
 
 def _save(stripe: Stripe) -> None:

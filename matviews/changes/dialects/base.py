@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 from django.db import connections, transaction
@@ -41,6 +41,11 @@ OURS = re.compile(rf"{PREFIX}_[0-9a-f]{{8}}_[0-9a-f]{{8}}_[a-z]+")
 def digest(text: str) -> str:
     """Eight characters that stand for a text in a name."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def digests(texts: Iterable[str]) -> str:
+    """Of several texts, in one."""
+    return " ".join(map(digest, sorted(texts)))
 
 
 class TriggerDialect:
@@ -137,6 +142,13 @@ class TriggerDialect:
             found = self.connection.introspection.get_table_list(cursor)
         ordinary = {each.name for each in found if each.type == "t"}
         return {table: "it is not an ordinary table" for table in tables if table not in ordinary}
+
+    def muted(self, tables: Collection[str]) -> AbstractContextManager[None]:
+        """Within, the triggers of tables log nothing of what this connection does. In a transaction.
+
+        If that is rolled back, so is this; else it ends with the block.
+        """
+        raise NotImplementedError
 
     @contextmanager
     def definitions(self) -> Iterator[None]:

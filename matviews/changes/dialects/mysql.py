@@ -1,13 +1,14 @@
 """MariaDB and MySQL: a trigger per row. TRUNCATE and actions of foreign keys fire none."""
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import ClassVar
 
+from django.db import Error
 from django.db.transaction import TransactionManagementError
 
 from ..watched import Watch
-from .base import PATIENCE, TriggerDialect
+from .base import PATIENCE, TriggerDialect, digest, digests
 
 __all__ = ["MySQLTriggers"]
 
@@ -35,10 +36,24 @@ class MySQLTriggers(TriggerDialect):
             body += f" IF NOT ({self.same(table, watch.links)}) THEN {after} END IF;"
         if event == "update" and watch.columns is not None:
             body = f"IF NOT ({self.same(table, watch.columns)}) THEN {body} END IF;"
+        muted = f"INSTR(COALESCE(@matviews_muted, ''), '{digest(table)}') = 0"
         yield (
             f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
-            f"FOR EACH ROW BEGIN {body} END"
+            f"FOR EACH ROW BEGIN IF {muted} THEN {body} END IF; END"
         )
+
+    @contextmanager
+    def muted(self, tables: Collection[str]) -> Iterator[None]:
+        """As the base class has it: by a variable of the session, which no rollback takes back."""
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT @matviews_muted")
+            before = cursor.fetchone()[0] or ""
+            cursor.execute("SET @matviews_muted = %s", [f"{before} {digests(tables)}"])
+        try:
+            yield
+        finally:
+            with suppress(Error), self.connection.cursor() as cursor:  # if it is gone, so is that
+                cursor.execute("SET @matviews_muted = %s", [before])
 
     def same(self, table: str, columns: Collection[str]) -> str:
         """As the base class has it."""

@@ -6,11 +6,12 @@ from functools import cached_property
 from typing import ClassVar
 
 from ..watched import Watch
-from .base import PATIENCE, TriggerDialect
+from .base import PATIENCE, TriggerDialect, digest, digests
 
 __all__ = ["PostgreSQLTriggers"]
 
 BEFORE, AFTER = "matviews_before", "matviews_after"
+MUTED = "matviews.muted"
 TRANSITIONS = {
     "insert": f"REFERENCING NEW TABLE AS {AFTER}",
     "update": f"REFERENCING OLD TABLE AS {BEFORE} NEW TABLE AS {AFTER}",
@@ -41,13 +42,28 @@ class PostgreSQLTriggers(TriggerDialect):
         yield (
             f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql "
             f"SECURITY DEFINER SET search_path = {self.name(self._schema)}, pg_temp "
-            f"SET extra_float_digits = 1 AS $matviews$ BEGIN INSERT INTO {self.logged} "
-            f"{self._entries(event, table, watch)}; RETURN NULL; END $matviews$"
+            f"SET extra_float_digits = 1 AS $matviews$ BEGIN "
+            f"IF strpos(coalesce(current_setting('{MUTED}', true), ''), '{digest(table)}') = 0 THEN "
+            f"INSERT INTO {self.logged} {self._entries(event, table, watch)}; END IF; "
+            f"RETURN NULL; END $matviews$"
         )
         yield (
             f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
             f"{TRANSITIONS[event]} FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
         )
+
+    @contextmanager
+    def muted(self, tables: Collection[str]) -> Iterator[None]:
+        """As the base class has it: by a setting of the transaction."""
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT current_setting(%s, true)", [MUTED])
+            before = cursor.fetchone()[0] or ""
+            cursor.execute(
+                "SELECT set_config(%s, %s, true)", [MUTED, f"{before} {digests(tables)}"]
+            )
+        yield
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT set_config(%s, %s, true)", [MUTED, before])
 
     def _entries(self, event: str, table: str, watch: Watch) -> str:
         """A query for the entries of the log."""
