@@ -15,6 +15,7 @@ from django.db import connection, models
 from hypothesis import HealthCheck, note, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import (
     initialize,
     precondition,
@@ -331,5 +332,6 @@ def test_any_history_of_any_source_ends_with_its_rows(
 def test_the_machine_finds_rows_that_are_not_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Statements, "delete", lambda *_args: [])
 
-    with pytest.raises(AssertionError):
+    # Flaky where it is not found again in the same history: primary keys have moved on.
+    with pytest.raises((AssertionError, FlakyFailure)):
         run(500, phases=[Stage.generate], database=None, report_multiple_bugs=False)

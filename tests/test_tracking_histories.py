@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyFailure
 
 from matviews import changes, engine
 from matviews.changes import tracking_of
@@ -201,7 +202,8 @@ def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch)
         taken = changes.take
         monkeypatch.setattr(changes, "take", lambda view: _newest_only(taken(view)))
 
-    with pytest.raises(AssertionError):
+    # Flaky where it is not found again in the same history: primary keys have moved on.
+    with pytest.raises((AssertionError, FlakyFailure)):
         Histories().run(1000, phases=[Stage.generate], report_multiple_bugs=False)
 
 
