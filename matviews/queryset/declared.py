@@ -63,7 +63,7 @@ def _model(to: type[Model] | str) -> type[Model]:
 
 def _field(model: type[Model], name: str) -> AnyField:
     field: Any = model._meta.pk if name == "pk" else model._meta.get_field(name)
-    if getattr(field, "column", None) is None or field.model._meta.db_table != model._meta.db_table:
+    if field not in model._meta.local_concrete_fields:
         raise FieldDoesNotExist(f"its table has no column {name!r}")
     return field  # type: ignore[no-any-return]
 
