@@ -62,16 +62,13 @@ class Taken(NamedTuple):
 def take(view_id: int) -> list[Taken]:
     """Empty the queue of a view. In the transaction that computes, before it does."""
     queue = ViewChange.objects.filter(view=view_id)
-    times = dict(queue.values_list("pk", "logged_at"))
-    if len(times) > MANY:
+    entries = list(queue.values_list("pk", "table", "links", "logged_at")[: MANY + 1])
+    if len(entries) > MANY:
+        times = dict(queue.values_list("pk", "logged_at"))
         delete_rows(ViewChange, list(times))
         return [Taken("", f"more than {MANY:,} changes were waiting", min(times.values()))]
-    found = {
-        pk: Taken(table, links, logged_at)
-        for pk, table, links, logged_at in queue.values_list("pk", "table", "links", "logged_at")
-    }
-    delete_rows(ViewChange, list(found))
-    return list(found.values())
+    delete_rows(ViewChange, [pk for pk, *_entry in entries])
+    return [Taken(table, links, logged_at) for _pk, table, links, logged_at in entries]
 
 
 def move() -> bool:
