@@ -103,9 +103,13 @@ def _measure_querysets(options: argparse.Namespace) -> "querysets.Figures":
 def _measure_tracking(options: argparse.Namespace) -> None:
     from tests.services import selected_database
 
-    from . import tracking
+    from . import through_redis, tracking
 
     found = tracking.measure(options.rows, options.runs, _say)
+    with through_redis.broker() as address:
+        for reuse in REUSE:
+            _say("from a commit to the view's row")
+            found.append(tracking.until_seen(address, reuse, 10 * options.runs))
     tracking.show(found, selected_database(), _console())
     if options.json:
         tracking.save(found, selected_database(), options.json)

@@ -4,6 +4,7 @@ Times are seconds. The ways take turns, as with the other queryset views.
 """
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,16 +18,21 @@ from rich.console import Console
 from rich.table import Table
 
 from matviews import changes, engine
+from tests import services
+from tests.processes import Workers
 
 from .models import Order, Spending, SpendingByStatement
 from .querysets.loading import load_orders, tidy
 from .querysets.ways import Native, Statement, View, Way
 from .report import add
+from .through_redis import own_queue
 
-__all__ = ["Measured", "measure", "save", "show"]
+__all__ = ["Measured", "measure", "save", "show", "until_seen"]
 
 KEY = ("customer",)
 BULK, ROWS = 10, 500  # one order of ten in a bulk; rows that are written one by one
+POLL = 0.001  # seconds between two looks at the view
+PATIENCE = 60.0  # seconds until a row that does not come is given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +112,46 @@ def _refreshes(keys: int, runs: int, say: Callable[[str], object]) -> Iterator[M
     with connection.cursor() as cursor:
         cursor.execute("DROP TABLE bench_dirty")
     assert engine.verify(Spending).equal
+
+
+def until_seen(address: str, reuse: int, count: int) -> Measured:
+    """From the commit of one change to the view's row, through a worker; the refresh is asked for at once.
+
+    Args:
+        address: of the broker.
+        reuse: Celery's CELERY_DB_REUSE_MAX; with 0, its default, each task opens a connection.
+        count: of changes, one after the other.
+    """
+    times = []
+    with tempfile.TemporaryDirectory() as folder, own_queue(address) as queue:
+        environment = {
+            **services.worker_environment(address, queue, key_prefix=f"{queue}."),
+            "DJANGO_SETTINGS_MODULE": "tests.bench.settings",
+            "MATVIEWS_BENCH_REUSE": str(reuse),
+        }
+        with Workers(environment, Path(folder)) as workers:
+            workers.start()
+            _seconds_until_seen(1)  # the worker's first tasks import and connect
+            workers.wait_until_quiet()
+            for customer in range(2, 2 + count):
+                times.append(_seconds_until_seen(customer))
+                workers.wait_until_quiet()
+    name = "from the commit of a change to the view's row"
+    if reuse:
+        name += ", connection kept"
+    return Measured(name=name, seconds=_medians({"refresh": times}))
+
+
+def _seconds_until_seen(customer: int) -> float:
+    before = Spending.objects.get(customer=customer).total
+    Order.objects.filter(customer=customer).update(amount=F("amount") + 1)
+    started = time.perf_counter()
+    Spending.refresh()
+    while Spending.objects.get(customer=customer).total == before:
+        if time.perf_counter() - started > PATIENCE:
+            raise RuntimeError(f"The row of customer {customer} has not come in {PATIENCE} s.")
+        time.sleep(POLL)
+    return time.perf_counter() - started
 
 
 def _change(keys: int, number: int) -> None:
