@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from matviews import changes, engine
+from matviews.models import PhaseRun, Refresh
 from tests import services
 from tests.processes import Workers
 
@@ -31,6 +32,7 @@ __all__ = ["Measured", "measure", "save", "show", "until_seen"]
 
 KEY = ("customer",)
 BULK, ROWS = 10, 500  # one order of ten in a bulk; rows that are written one by one
+FEW = 100  # customers, of ten orders each
 POLL = 0.001  # seconds between two looks at the view
 PATIENCE = 60.0  # seconds until a row that does not come is given up
 
@@ -79,7 +81,27 @@ def measure(rows: int, runs: int, say: Callable[[str], object]) -> list[Measured
     load_orders(rows)
     found = list(_writes(runs, say))
     changes.install(engine.alias())
-    return [*found, *_refreshes(rows // 10, runs, say)]
+    return [*found, *_refreshes(rows // 10, runs, say), _grown(rows, runs, say)]
+
+
+def _grown(rows: int, runs: int, say: Callable[[str], object]) -> Measured:
+    """The orders of as many customers are changed, once among all rows and once among a tenth of them."""
+    times: dict[str, list[float]] = {}
+    view = View(Spending)
+    for count in (rows, rows // 10):
+        say(f"{10 * FEW:,} of {count:,} orders changed")
+        load_orders(count)
+        view.empty()
+        view.build()
+        view.tidy()
+        for number in range(runs):
+            tidy(Order)
+            _bill(FEW, number)
+            started = time.perf_counter()
+            view.renew()
+            times.setdefault(f"of {count:,}", []).append(time.perf_counter() - started)
+            assert not PhaseRun.objects.filter(refresh=Refresh.objects.latest("pk"), since=None)
+    return Measured(name=f"{10 * FEW:,} orders changed", seconds=_medians(times))
 
 
 def _refreshes(keys: int, runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
@@ -156,12 +178,18 @@ def _seconds_until_seen(customer: int) -> float:
 
 def _change(keys: int, number: int) -> None:
     """Change the orders of some customers, of others each time."""
-    low = 1 + number * keys
-    Order.objects.filter(customer__gte=low, customer__lt=low + keys).update(amount=F("amount") + 1)
+    low = _bill(keys, number)
     with connection.cursor() as cursor:
         for key in range(low, low + keys):
             cursor.execute("INSERT INTO bench_dirty (id) VALUES (%s)", [key])
     tidy(Order)
+
+
+def _bill(keys: int, number: int) -> int:
+    """Change the orders of customers that follow each other; the first of them."""
+    low = 1 + number * keys
+    Order.objects.filter(customer__gte=low, customer__lt=low + keys).update(amount=F("amount") + 1)
+    return low
 
 
 def _writes(runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
