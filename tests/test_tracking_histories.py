@@ -13,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
-from hypothesis.errors import FlakyFailure
 
 from matviews import changes, engine
 from matviews.changes import tracking_of
@@ -24,7 +23,7 @@ from matviews.registry import registry
 from matviews.states import RefreshState
 from matviews.tasks import inline
 from tests.driving import let_time_pass
-from tests.machines import Killed, killed_before_statement
+from tests.machines import FOUND, Killed, killed_before_statement
 from tests.shapes.models import Customer, Shape, Tag
 from tests.shapes.models.grouped import CustomerTotal
 from tests.shapes.oracle import differences
@@ -202,8 +201,7 @@ def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch)
         taken = changes.take
         monkeypatch.setattr(changes, "take", lambda view: _newest_only(taken(view)))
 
-    # Flaky where it is not found again in the same history: primary keys have moved on.
-    with pytest.raises((AssertionError, FlakyFailure)):
+    with pytest.raises(FOUND):
         Histories().run(1000, phases=[Stage.generate], report_multiple_bugs=False)
 
 

@@ -1,5 +1,6 @@
 """The same through a real worker process and a real Redis. All times are milliseconds."""
 
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -48,17 +49,11 @@ def broker() -> Iterator[str]:
 
 
 def hops(address: str, reuse: int, runs: int, batches: int) -> Hops:
-    with tempfile.TemporaryDirectory() as name, own_queue(address) as queue:
-        folder = Path(name)
-        ticks = clock.Clock(folder / "clock")
-        environment = {
-            **services.worker_environment(address, queue, key_prefix=f"{queue}."),
-            "DJANGO_SETTINGS_MODULE": "tests.bench.settings",
-            "MATVIEWS_BENCH_REUSE": str(reuse),
-            clock.VARIABLE: str(folder / "clock"),
-            hooks.VARIABLE: str(batches),
-        }
-        with Workers(environment, folder) as workers:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clock"
+        ticks = clock.Clock(path)
+        more = {clock.VARIABLE: str(path), hooks.VARIABLE: str(batches)}
+        with own_workers(address, reuse, more) as workers:
             workers.start()
             engine_runs, bare_runs = [], []
             _engine_run(workers, ticks, batches)
@@ -87,7 +82,27 @@ def _bare_run(workers: Workers, ticks: clock.Clock, batches: int) -> list[float]
 
 
 @contextmanager
-def own_queue(address: str) -> Iterator[str]:
+def own_workers(address: str, reuse: int, more: dict[str, str] | None = None) -> Iterator[Workers]:
+    """Workers of this run's own, none of them started yet.
+
+    Args:
+        address: of the broker.
+        reuse: Celery's CELERY_DB_REUSE_MAX.
+        more: variables of their environment.
+    """
+    with tempfile.TemporaryDirectory() as folder, _own_queue(address) as queue:
+        environment = {
+            **services.worker_environment(address, queue, key_prefix=f"{queue}."),
+            "DJANGO_SETTINGS_MODULE": os.environ["DJANGO_SETTINGS_MODULE"],
+            "MATVIEWS_BENCH_REUSE": str(reuse),
+            **(more or {}),
+        }
+        with Workers(environment, Path(folder)) as workers:
+            yield workers
+
+
+@contextmanager
+def _own_queue(address: str) -> Iterator[str]:
     """A queue, and prefix of keys, of this run's own; its keys are deleted afterwards."""
     queue = f"matviews-bench-{uuid.uuid4().hex[:12]}"
     try:

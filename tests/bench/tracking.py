@@ -4,7 +4,6 @@ Times are seconds. The ways take turns, as with the other queryset views.
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,14 +18,12 @@ from rich.table import Table
 
 from matviews import changes, engine
 from matviews.models import PhaseRun, Refresh
-from tests import services
-from tests.processes import Workers
 
 from .models import Order, Spending, SpendingByStatement
 from .querysets.loading import load_orders, tidy
 from .querysets.ways import Native, Statement, View, Way
 from .report import add
-from .through_redis import own_queue
+from .through_redis import own_workers
 
 __all__ = ["Measured", "measure", "save", "show", "until_seen"]
 
@@ -85,10 +82,13 @@ def measure(rows: int, runs: int, say: Callable[[str], object]) -> list[Measured
 
 
 def _grown(rows: int, runs: int, say: Callable[[str], object]) -> Measured:
-    """The orders of as many customers are changed, once among all rows and once among a tenth of them."""
-    times: dict[str, list[float]] = {}
+    """The orders of as many customers are changed, among all rows and among a tenth of them.
+
+    Leaves all rows behind.
+    """
+    times: dict[int, list[float]] = {rows: [], rows // 10: []}
     view = View(Spending)
-    for count in (rows, rows // 10):
+    for count in reversed(times):
         say(f"{10 * FEW:,} of {count:,} orders changed")
         load_orders(count)
         view.empty()
@@ -96,12 +96,13 @@ def _grown(rows: int, runs: int, say: Callable[[str], object]) -> Measured:
         view.tidy()
         for number in range(runs):
             tidy(Order)
-            _bill(FEW, number)
+            _change_orders(FEW, number)
             started = time.perf_counter()
             view.renew()
-            times.setdefault(f"of {count:,}", []).append(time.perf_counter() - started)
+            times[count].append(time.perf_counter() - started)
             assert not PhaseRun.objects.filter(refresh=Refresh.objects.latest("pk"), since=None)
-    return Measured(name=f"{10 * FEW:,} orders changed", seconds=_medians(times))
+    seconds = _medians({f"of {count:,}": taken for count, taken in times.items()})
+    return Measured(name=f"{10 * FEW:,} orders changed", seconds=seconds)
 
 
 def _refreshes(keys: int, runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
@@ -145,19 +146,13 @@ def until_seen(address: str, reuse: int, count: int) -> Measured:
         count: of changes, one after the other.
     """
     times = []
-    with tempfile.TemporaryDirectory() as folder, own_queue(address) as queue:
-        environment = {
-            **services.worker_environment(address, queue, key_prefix=f"{queue}."),
-            "DJANGO_SETTINGS_MODULE": "tests.bench.settings",
-            "MATVIEWS_BENCH_REUSE": str(reuse),
-        }
-        with Workers(environment, Path(folder)) as workers:
-            workers.start()
-            _seconds_until_seen(1)  # the worker's first tasks import and connect
+    with own_workers(address, reuse) as workers:
+        workers.start()
+        _seconds_until_seen(1)  # the worker's first tasks import and connect
+        workers.wait_until_quiet()
+        for customer in range(2, 2 + count):
+            times.append(_seconds_until_seen(customer))
             workers.wait_until_quiet()
-            for customer in range(2, 2 + count):
-                times.append(_seconds_until_seen(customer))
-                workers.wait_until_quiet()
     name = "from the commit of a change to the view's row"
     if reuse:
         name += ", connection kept"
@@ -178,14 +173,14 @@ def _seconds_until_seen(customer: int) -> float:
 
 def _change(keys: int, number: int) -> None:
     """Change the orders of some customers, of others each time."""
-    low = _bill(keys, number)
+    low = _change_orders(keys, number)
     with connection.cursor() as cursor:
         for key in range(low, low + keys):
             cursor.execute("INSERT INTO bench_dirty (id) VALUES (%s)", [key])
     tidy(Order)
 
 
-def _bill(keys: int, number: int) -> int:
+def _change_orders(keys: int, number: int) -> int:
     """Change the orders of customers that follow each other; the first of them."""
     low = 1 + number * keys
     Order.objects.filter(customer__gte=low, customer__lt=low + keys).update(amount=F("amount") + 1)

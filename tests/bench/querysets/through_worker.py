@@ -1,10 +1,7 @@
 """Full builds through real worker processes and a real Redis."""
 
-import os
 import statistics
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +9,10 @@ from typing import Any
 from django.db.models import Sum
 
 from matviews.models import PhaseRun, Refresh
-from tests import services
 from tests.processes import Workers
 
 from .. import spent
-from ..through_redis import own_queue
+from ..through_redis import own_workers
 from .loading import empty
 
 __all__ = ["Share", "SideBySide", "memory", "share", "side_by_side"]
@@ -69,7 +65,7 @@ def share(address: str, view: type[Any], reuse: int, runs: int) -> Share:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spent"
-        with _workers(address, reuse, {spent.VARIABLE: str(path)}) as workers:
+        with own_workers(address, reuse, {spent.VARIABLE: str(path)}) as workers:
             workers.start()
             _build(workers, view)
             for _ in range(runs):
@@ -89,7 +85,7 @@ def share(address: str, view: type[Any], reuse: int, runs: int) -> Share:
 
 def memory(address: str, view: type[Any]) -> float:
     """What a full build adds to the resident memory of an idle worker at its peak, in MB."""
-    with _workers(address, reuse=0) as workers:
+    with own_workers(address, reuse=0) as workers:
         (worker,) = workers.start()
         idle = _resident(worker.pid, "VmRSS")
         Path(f"/proc/{worker.pid}/clear_refs").write_text("5")  # forget the peak so far
@@ -101,7 +97,7 @@ def side_by_side(address: str, views: tuple[type[Any], type[Any]], runs: int) ->
     """Build one view and two, with one worker and with two."""
     result = []
     for count in (1, 2):
-        with _workers(address, reuse=0) as workers:
+        with own_workers(address, reuse=0) as workers:
             workers.start(count)
             _build(workers, *views)
             one = [_build(workers, views[0]) for _ in range(runs)]
@@ -123,19 +119,6 @@ def _build(workers: Workers, *views: type[Any]) -> float:
     start = min(refresh.requested_at for refresh in ended)
     end = max(refresh.finished_at for refresh in ended if refresh.finished_at)
     return (end - start).total_seconds()
-
-
-@contextmanager
-def _workers(address: str, reuse: int, more: dict[str, str] | None = None) -> Iterator[Workers]:
-    with tempfile.TemporaryDirectory() as folder, own_queue(address) as queue:
-        environment = {
-            **services.worker_environment(address, queue, key_prefix=f"{queue}."),
-            "DJANGO_SETTINGS_MODULE": os.environ["DJANGO_SETTINGS_MODULE"],
-            "MATVIEWS_BENCH_REUSE": str(reuse),
-            **(more or {}),
-        }
-        with Workers(environment, Path(folder)) as workers:
-            yield workers
 
 
 def _resident(pid: int, name: str) -> int:
