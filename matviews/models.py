@@ -454,12 +454,14 @@ class WatchedTable(models.Model):
 class Change(models.Model):
     """An entry of the log that the triggers write: rows of this table have changed.
 
-    `links` are values of the columns by which they hang on keys of views, before or after the
-    change; None where any row may have changed.
+    `links` has the names of the columns by which they hang on keys of views, and then lists of the
+    values of these, before or after the change, `count` of them; None where any row may have
+    changed, or a text that says why.
     """
 
     table = models.CharField(max_length=255)
     links = models.JSONField(null=True)
+    count = models.PositiveIntegerField(db_default=1)
     logged_at = models.DateTimeField(db_default=UtcNow())
 
     objects = PrimaryManager["Change"]()
@@ -475,7 +477,7 @@ class ViewChange(models.Model):
     """An entry of a view's queue: rows have changed that it depends on.
 
     As in the log, of equal entries the oldest; or, without a table, `links` are keys that somebody has
-    marked as dirty, None for all of them.
+    marked as dirty, or says why all are.
     """
 
     view = models.ForeignKey(
@@ -483,6 +485,7 @@ class ViewChange(models.Model):
     )
     table = models.CharField(max_length=255, blank=True)
     links = models.JSONField(null=True)
+    count = models.PositiveIntegerField(db_default=1)
     logged_at = models.DateTimeField(db_default=UtcNow())
 
     objects = PrimaryManager["ViewChange"]()

@@ -21,6 +21,7 @@ from tests.driving import without_sqlite
 from tests.shapes.models import Customer, Order, Product, Region
 from tests.shapes.models.grouped import RegionTotal
 from tests.shapes.oracle import differences
+from tests.shapes.watching import newest_only
 
 pytestmark = [
     pytest.mark.database,
@@ -188,9 +189,9 @@ class TestSeededFaults:
         """A transaction that commits late has an id below the mark."""
         copy, mark = log._copy, 0
 
-        def above_the_mark(found: dict[int, str]) -> None:
+        def above_the_mark(found: dict[int, str], views: Any) -> None:
             nonlocal mark
-            copy({pk: table for pk, table in found.items() if pk > mark})
+            copy({pk: table for pk, table in found.items() if pk > mark}, views)
             mark = max([mark, *found])
 
         monkeypatch.setattr(log, "_copy", above_the_mark)
@@ -215,11 +216,7 @@ class TestSeededFaults:
     def test_the_new_link_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nobody would name the key that a row has left."""
         taken = changes.take
-
-        def newest(view_id: int) -> list[changes.Taken]:
-            return list({each.table: each for each in taken(view_id)}.values())
-
-        monkeypatch.setattr(changes, "take", newest)
+        monkeypatch.setattr(changes, "take", lambda view: newest_only(taken(view)))
 
         with pytest.raises(AssertionError):
             hold(FEW_SLOTS, PAIRS["a row and the row that it hangs on"])

@@ -447,7 +447,23 @@ class TestSharing:
 
         Order.objects.update(price=9)
 
-        assert logged(Order) == 3
+        links = [link for _names, *links in links_of_orders() for link in links]
+        assert len(links) == len({json.dumps(link) for link in links}) == 3
+
+    @only_postgres
+    def test_a_statement_that_changes_very_many_rows_names_none(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("matviews.changes.dialects.postgresql.MANY", 2)
+        changes.install(engine.alias())
+        at_rest(CustomerTotal)
+
+        Order.objects.update(price=9)
+
+        assert why(CustomerTotal) == "more than 50,000 rows have changed at once"
+        assert differences(CustomerTotal) == []
+        Order.objects.filter(customer__in=(1, 2)).update(price=10)
+        assert TestKeys().looked(CustomerTotal) == dict.fromkeys(Phase, 2)
 
     @pytest.mark.skipif(connection.vendor == "mysql", reason="rows are logged one by one there")
     def test_a_statement_is_logged_once_where_no_key_is_to_be_known(self) -> None:
@@ -483,6 +499,7 @@ class TestSharing:
         Order.objects.filter(customer=2).update(price=8)
         if place == "queue":
             engine.collect_changes()
+        monkeypatch.setattr("matviews.changes.log.MOST", 1)
         monkeypatch.setattr("matviews.changes.log.MANY", 1)
 
         refresh = run(CustomerTotal)

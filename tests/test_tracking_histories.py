@@ -29,7 +29,7 @@ from tests.shapes.models.grouped import CustomerTotal
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
 from tests.shapes.shop import COLUMNS, RAW, TEXTS, Shop
-from tests.shapes.watching import everything_watched, watch_for
+from tests.shapes.watching import everything_watched, newest_only, watch_for
 from tests.test_shape_histories import COLUMN, MODELS, ORDERS, PARTS, QUERIES, values
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -199,12 +199,7 @@ def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("matviews.queryset.links._looked_up", lambda *_arguments: set())
     else:
         taken = changes.take
-        monkeypatch.setattr(changes, "take", lambda view: _newest_only(taken(view)))
+        monkeypatch.setattr(changes, "take", lambda view: newest_only(taken(view)))
 
     with pytest.raises(FOUND):
         Histories().run(1000, phases=[Stage.generate], report_multiple_bugs=False)
-
-
-def _newest_only(taken: list[Any]) -> list[Any]:
-    """The last entry of each table."""
-    return list({each.table: each for each in taken}.values())

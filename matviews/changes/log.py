@@ -11,10 +11,11 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connections, router, transaction
-from django.db.models import Count, F, Model
+from django.db.models import F, Model, Sum
 
 from ..models import Change, ViewChange, WatchedTable
 from ..queryset import Keys, dialect_of
+from .dialects import MANY
 from .dialects import dialect_of as trigger_dialect_of
 
 __all__ = [
@@ -30,9 +31,8 @@ __all__ = [
     "untracked",
 ]
 
-MOST = 5_000  # changes that are moved in one transaction
-MANY = 50_000  # changes that are not looked at one by one any more
-LONGEST = 100_000  # entries of a view's queue, beyond which all keys are taken to be dirty
+MOST = 5_000  # entries that are moved in one transaction
+LONGEST = 100_000  # changes in a view's queue, beyond which all keys are taken to be dirty
 
 
 class ChangesLogged(Exception):
@@ -46,29 +46,49 @@ def is_logged() -> bool:
 
 def enqueue(view_ids: Collection[int], dirty: list[list[str]] | str) -> None:
     """Note in the queues of views that keys are dirty; all of them, if a reason is given instead."""
+    count = 1 if isinstance(dirty, str) else len(dirty)
     ViewChange.objects.bulk_create(
-        [ViewChange(view_id=pk, table="", links=dirty) for pk in sorted(view_ids)]
+        [ViewChange(view_id=pk, table="", links=dirty, count=count) for pk in sorted(view_ids)]
     )
 
 
 class Taken(NamedTuple):
-    """An entry of a queue, as in `ViewChange`."""
+    """An entry of a queue, as in `ViewChange`.
+
+    Attributes:
+        table: the table; "" if somebody has marked keys.
+        columns: the columns whose values are known.
+        links: their values, in lists; or keys; None for any, or a text that says why.
+        logged_at: when the oldest of the changes was logged.
+    """
 
     table: str
-    links: Any
+    columns: list[str]
+    links: list[list[Any]] | str | None
     logged_at: datetime
 
 
 def take(view_id: int) -> list[Taken]:
     """Empty the queue of a view. In the transaction that computes, before it does."""
     queue = ViewChange.objects.filter(view=view_id)
-    entries = list(queue.values_list("pk", "table", "links", "logged_at")[: MANY + 1])
-    if len(entries) > MANY:
-        times = dict(queue.values_list("pk", "logged_at"))
-        delete_rows(ViewChange, list(times))
-        return [Taken("", f"more than {MANY:,} changes were waiting", min(times.values()))]
-    delete_rows(ViewChange, [pk for pk, *_entry in entries])
-    return [Taken(table, links, logged_at) for _pk, table, links, logged_at in entries]
+    counts = {pk: (count, at) for pk, count, at in queue.values_list("pk", "count", "logged_at")}
+    if not counts:
+        return []
+    if sum(count for count, _at in counts.values()) > MANY:
+        delete_rows(ViewChange, list(counts))
+        oldest = min(at for _count, at in counts.values())
+        return [Taken("", [], f"more than {MANY:,} changes were waiting", oldest)]
+    entries = queue.filter(pk__lte=max(counts)).values_list("pk", "table", "links", "logged_at")
+    taken = [_taken(*of_change) for pk, *of_change in entries if pk in counts]  # type: ignore[arg-type]
+    delete_rows(ViewChange, list(counts))
+    return taken
+
+
+def _taken(table: str, links: Any, logged_at: datetime) -> Taken:
+    if table and isinstance(links, list):
+        columns, *values = links
+        return Taken(table, columns, values, logged_at)
+    return Taken(table, [], links, logged_at)
 
 
 def move() -> bool:
@@ -77,45 +97,50 @@ def move() -> bool:
     To be its first statements: on SQLite a transaction that begins with a read cannot always write.
     One moves at a time, so that all that was logged before is in the queues afterwards.
     """
-    first = WatchedTable.objects.order_by("pk")
-    if connections[first.db].features.has_select_for_update:
-        list(first.select_for_update()[:1])
+    watched = WatchedTable.objects.order_by("pk")
+    if connections[watched.db].features.has_select_for_update:
+        watched = watched.select_for_update()
     else:
         Change.objects.update(table=F("table"))
+    views = dict(watched.values_list("table", "views"))
     changes = Change.objects.order_by("pk").values_list("pk", "table")
-    # As after a bulk load: a full pass is cheaper than to tell them apart.
-    if changes[MANY : MANY + 1].exists():
-        found = dict(changes[:MANY])
-        watched = WatchedTable.objects.filter(table__in=set(found.values()))
-        views = {pk for views in watched.values_list("views", flat=True) for pk in views}
-        enqueue(views, f"more than {MANY:,} changes were waiting")
-        delete_rows(Change, list(found))
-        return True
     found = dict(changes[:MOST])
-    if found:
-        _copy(found)
-        delete_rows(Change, list(found))
-    return len(found) == MOST
+    more = len(found) == MOST
+    # As after a bulk load: a full pass is cheaper than to tell them apart.
+    if more and changes[MANY : MANY + 1].exists():
+        found = dict(changes[:MANY])
+        told = {pk for table in set(found.values()) for pk in views.get(table, ())}
+        enqueue(told, f"more than {MANY:,} changes were waiting")
+    elif found:
+        _copy(found, views)
+    delete_rows(Change, list(found))
+    return more
 
 
-def _copy(found: Mapping[int, str]) -> None:
-    """Copy changes, keys with their tables, to the queues of the views that read their tables."""
-    watched = WatchedTable.objects.filter(table__in=set(found.values()))
-    readers = [(each.table, view) for each in watched for view in each.views]
+def _copy(found: Mapping[int, str], views: Mapping[str, Collection[int]]) -> None:
+    """Copy changes to the queues of the views that read their tables.
+
+    Args:
+        found: the tables of the changes, by their primary keys.
+        views: the primary keys of the views' controls, by table.
+    """
+    readers = [(table, view) for table in set(found.values()) for view in views.get(table, ())]
     if not readers:
         return
-    connection: Any = connections[watched.db]
-    queue, log, table, links, logged_at = map(
+    using = router.db_for_write(Change)
+    connection: Any = connections[using]
+    queue, log, table, links, number, logged_at = map(
         connection.ops.quote_name,
-        (ViewChange._meta.db_table, Change._meta.db_table, "table", "links", "logged_at"),
+        (ViewChange._meta.db_table, Change._meta.db_table, "table", "links", "count", "logged_at"),
     )
-    among = dialect_of(watched.db).inside([f"{log}.id"], Keys(tuple((pk,) for pk in found)))
+    among = dialect_of(using).inside([f"{log}.id"], Keys(tuple((pk,) for pk in found)))
     # The first row gives the columns their types.
     reader = "SELECT %s AS name, %s AS view_id" + " UNION ALL SELECT %s, %s" * (len(readers) - 1)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO {queue} (view_id, {table}, {links}, {logged_at}) "
-            f"SELECT matviews_readers.view_id, {log}.{table}, {log}.{links}, MIN({log}.{logged_at}) "
+            f"INSERT INTO {queue} (view_id, {table}, {links}, {number}, {logged_at}) "
+            f"SELECT matviews_readers.view_id, {log}.{table}, {log}.{links}, MAX({log}.{number}), "
+            f"MIN({log}.{logged_at}) "
             f"FROM {log} JOIN ({reader}) matviews_readers ON matviews_readers.name = {log}.{table} "
             f"WHERE {among.text} GROUP BY matviews_readers.view_id, {log}.{table}, {log}.{links}",
             [*(value for each in readers for value in each), *among.params],
@@ -161,8 +186,8 @@ def untracked(using: str, tables: Collection[str]) -> Iterator[None]:
 
 def long_queues() -> list[int]:
     """The views whose queues are too long: nobody refreshes them."""
-    counted = ViewChange.objects.order_by().values("view").annotate(entries=Count("pk"))
-    return list(counted.filter(entries__gt=LONGEST).values_list("view", flat=True))
+    counted = ViewChange.objects.order_by().values("view").annotate(changes=Sum("count"))
+    return list(counted.filter(changes__gt=LONGEST).values_list("view", flat=True))
 
 
 def shorten(view_id: int) -> None:

@@ -1,6 +1,6 @@
 """From logged links to keys of a view, by committed rows of the tables between."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ..changes import Taken
@@ -25,14 +25,14 @@ class Resolved(NamedTuple):
 
 def resolve(plan: Plan, taken: Iterable[Taken], most: int) -> Resolved:
     """The keys that changes concern, if they are at most `most`."""
-    by_table: dict[str, list[Any]] = {}
+    by_table: dict[str, list[Taken]] = {}
     for each in taken:
         if reason := _whole(plan, each):
             return Resolved(None, reason)
-        by_table.setdefault(each.table, []).append(each.links)
+        by_table.setdefault(each.table, []).append(each)
     keys: set[Key] = set()
-    for table, links in by_table.items():
-        found = _keys(plan, table, links, most + 1) if most >= 0 else set()
+    for table, entries in by_table.items():
+        found = _keys(plan, table, entries, most + 1) if most >= 0 else set()
         if found is None:
             return Resolved(None, f"rows of {table} are gone that depends_on would have to look at")
         keys |= found
@@ -44,7 +44,7 @@ def resolve(plan: Plan, taken: Iterable[Taken], most: int) -> Resolved:
 def _whole(plan: Plan, taken: Taken) -> str:
     """Why an entry may concern any key, "" if it does not."""
     table, links = taken.table, taken.links
-    if not table and isinstance(links, str):
+    if isinstance(links, str):
         return links
     if plan.path.staged:
         return f"something has changed in {table or 'the view'}, and the source is staged"
@@ -54,19 +54,25 @@ def _whole(plan: Plan, taken: Taken) -> str:
         return f"all rows of {table} may have changed, as after TRUNCATE or untracked()"
     if table not in plan.links:
         return f"rows of {table} have changed, which lead to no key in particular"
-    if not all(links.keys() >= set(link.columns) for link in plan.links[table]):
+    if not all(set(taken.columns) >= set(link.columns) for link in plan.links[table]):
         return f"changes of {table} were logged by the triggers of another version"
     return ""
 
 
-def _keys(plan: Plan, table: str, logged: list[Any], most: int) -> set[Key] | None:
+def _keys(plan: Plan, table: str, taken: Iterable[Taken], most: int) -> set[Key] | None:
     if not table:  # keys that somebody has marked
-        return {from_json(plan.key_fields, key) for keys in logged for key in keys}
+        return {from_json(plan.key_fields, key) for each in taken for key in each.links or ()}
     keys: set[Key] = set()
     for link in plan.links[table]:
-        values = {tuple(each[column] for column in link.columns) for each in logged}
+        values = {value for each in taken for value in _values(each, link.columns)}
         found = plan.linked_keys(link, list(values), most)
         if found is None:
             return None
         keys |= found
     return keys
+
+
+def _values(taken: Taken, columns: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+    """The values of some of an entry's columns."""
+    places = [taken.columns.index(column) for column in columns]
+    return (tuple(link[place] for place in places) for link in taken.links or ())

@@ -393,6 +393,7 @@ class Migration(migrations.Migration):
                 ),
                 ("table", models.CharField(max_length=255)),
                 ("links", models.JSONField(null=True)),
+                ("count", models.PositiveIntegerField(db_default=1)),
                 ("logged_at", models.DateTimeField(db_default=matviews.clock.UtcNow())),
             ],
             options={
@@ -410,6 +411,7 @@ class Migration(migrations.Migration):
                 ),
                 ("table", models.CharField(blank=True, max_length=255)),
                 ("links", models.JSONField(null=True)),
+                ("count", models.PositiveIntegerField(db_default=1)),
                 ("logged_at", models.DateTimeField(db_default=matviews.clock.UtcNow())),
                 (
                     "view",

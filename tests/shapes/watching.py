@@ -6,14 +6,14 @@ from typing import Any
 from unittest import mock
 
 from matviews import changes, engine
-from matviews.changes import triggers
+from matviews.changes import Taken, triggers
 from matviews.changes.watched import Watch
 from matviews.models import WatchedTable
 
 from .models import Customer, Order, Product, Region, Tag
 from .models.grouped import CustomerTotal
 
-__all__ = ["everything_watched", "watch_for"]
+__all__ = ["everything_watched", "newest_only", "watch_for"]
 
 TABLES: list[type[Any]] = [
     Region, Customer, Product, Tag, Order, Order.tags.through, CustomerTotal,
@@ -41,3 +41,12 @@ def everything_watched() -> Iterator[None]:
 def watch_for(view_id: int | None) -> None:
     """What is logged is for this view alone, or for none."""
     WatchedTable.objects.update(views=[] if view_id is None else [view_id])
+
+
+def newest_only(taken: list[Taken]) -> list[Taken]:
+    """What is left of a queue if of each table one link is kept, the last one."""
+    last = {each.table: each for each in taken}
+    return [
+        each._replace(links=each.links[-1:]) if isinstance(each.links, list) else each
+        for each in last.values()
+    ]

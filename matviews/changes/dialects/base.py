@@ -12,9 +12,11 @@ from ...models import Change
 from ...queryset import field_of_column, is_exact
 from ..watched import Watch
 
-__all__ = ["TriggerDialect", "TriggerName"]
+__all__ = ["MANY", "TriggerDialect", "TriggerName"]
 
 PREFIX = "matviews"
+MANY = 50_000  # changes that are not looked at one by one any more
+TOO_MANY = f"more than {MANY:,} rows have changed at once"
 PATIENCE = 5  # seconds to wait for those who write to a table; others wait behind us meanwhile
 
 
@@ -167,11 +169,15 @@ class TriggerDialect:
         raise NotImplementedError
 
     def values(self, row: str, links: Collection[str]) -> str:
-        """The links of a row as JSON."""
-        pairs = (f"{self.literal(link)}, {row}.{self.name(link)}" for link in sorted(links))
-        return f"{self.json_object}({', '.join(pairs)})"
+        """The links of a row as an entry of the log has them, as JSON."""
+        values = ", ".join(f"{row}.{self.name(link)}" for link in sorted(links))
+        return f"{self.json_array}({self.header(links)}, {self.json_array}({values}))"
 
-    json_object: ClassVar[str] = "json_object"
+    def header(self, links: Collection[str]) -> str:
+        """The names of the links, in the order of their values, as JSON."""
+        return f"{self.json_array}({', '.join(map(self.literal, sorted(links)))})"
+
+    json_array: ClassVar[str] = "json_array"
 
     def is_exact(self, table: str, column: str) -> bool:
         """Whether two values of a column that are equal are the same."""

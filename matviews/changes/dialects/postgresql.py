@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from ..watched import Watch
-from .base import PATIENCE, TriggerDialect, digest, digests
+from .base import MANY, PATIENCE, TOO_MANY, TriggerDialect, digest, digests
 
 __all__ = ["PostgreSQLTriggers"]
 
@@ -26,7 +26,7 @@ class PostgreSQLTriggers(TriggerDialect):
     """
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "truncate")
-    json_object: ClassVar[str] = "jsonb_build_object"
+    json_array: ClassVar[str] = "jsonb_build_array"
     catalog = (
         "SELECT c.relname AS matviews_table, t.tgname AS matviews_name FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
         "WHERE t.tgname LIKE %s AND t.tgenabled IN ('O', 'A') AND pg_table_is_visible(c.oid)"
@@ -44,7 +44,7 @@ class PostgreSQLTriggers(TriggerDialect):
             f"SECURITY DEFINER SET search_path = {self.name(self._schema)}, pg_temp "
             f"SET extra_float_digits = 1 AS $matviews$ BEGIN "
             f"IF strpos(coalesce(current_setting('{MUTED}', true), ''), '{digest(table)}') = 0 THEN "
-            f"INSERT INTO {self.logged} {self._entries(event, table, watch)}; END IF; "
+            f"{self._log(event, table, watch)}; END IF; "
             f"RETURN NULL; END $matviews$"
         )
         yield (
@@ -65,19 +65,30 @@ class PostgreSQLTriggers(TriggerDialect):
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT set_config(%s, %s, true)", [MUTED, before])
 
-    def _entries(self, event: str, table: str, watch: Watch) -> str:
-        """A query for the entries of the log."""
-        text = self.literal(table)
+    def _log(self, event: str, table: str, watch: Watch) -> str:
+        """A statement that makes an entry in the log, one for all rows."""
+        text, log = self.literal(table), f"INSERT INTO {self.logged}"
         if event == "truncate":
-            return f"VALUES ({text}, NULL)"
+            return f"{log} VALUES ({text}, NULL)"
         rows = {"insert": AFTER, "delete": BEFORE}.get(event) or self._changed(table, watch)
         if not watch.links:
-            return f"SELECT {text}, jsonb_build_object() WHERE EXISTS (SELECT 1 FROM {rows})"
+            return (
+                f"{log} SELECT {text}, jsonb_build_array(jsonb_build_array()) "
+                f"WHERE EXISTS (SELECT 1 FROM {rows})"
+            )
         links = ", ".join(map(self.name, sorted(watch.links)))
         return (
-            f"SELECT {text}, {self.values('matviews_links', watch.links)} "
-            f"FROM (SELECT DISTINCT {links} FROM {rows}) matviews_links"
+            f"INSERT INTO {self.log} ({', '.join(map(self.name, ('table', 'count', 'links')))}) "
+            f"SELECT {text}, COUNT(*), CASE WHEN COUNT(*) > {MANY} THEN {self._too_many} "
+            f"ELSE jsonb_build_array({self.header(watch.links)}) "
+            f"|| jsonb_agg(jsonb_build_array({links})) END "
+            f"FROM (SELECT DISTINCT {links} FROM {rows} LIMIT {MANY + 1}) matviews_links "
+            f"HAVING COUNT(*) > 0"
         )
+
+    @property
+    def _too_many(self) -> str:
+        return f"to_jsonb({self.literal(TOO_MANY)}::text)"
 
     def _changed(self, table: str, watch: Watch) -> str:
         """The rows that an UPDATE has changed, as they were and as they are."""
