@@ -1,6 +1,7 @@
 """What is read of `source()`: its columns, its key, and every problem that can be told before it runs."""
 
 from datetime import date, timedelta
+from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,7 +14,7 @@ from django.utils import timezone
 
 from matviews.exceptions import InvalidView
 from matviews.queryset import plan_of
-from matviews.queryset.source import Source, find_source, read_source
+from matviews.queryset.source import Source, find_source, read_query, read_source
 from matviews.registry import registry
 from tests.shapes.models import Customer, Order, Tag
 from tests.tables import derived_view, key, unique
@@ -28,9 +29,14 @@ pytestmark = [
     pytest.mark.usefixtures("alone"),
 ]
 
+only_with_arrays = pytest.mark.skipif(
+    connection.vendor != "postgresql", reason="only PostgreSQL has arrays and ranges"
+)
+
 
 def read(source: Any, **members: Any) -> Source:
-    return read_source(registry.find(derived_view(source, **members)), "default")
+    definition = registry.find(derived_view(source, **members))
+    return read_source(definition, read_query(definition, "default"))
 
 
 def problem(source: Any, **members: Any) -> CheckMessage:
@@ -204,6 +210,54 @@ class TestReading:
         assert zones == ["America/New_York"]
 
 
+class TestPlans:
+    """A query is looked into once, and told from every other one."""
+
+    def test_of_the_same_query_is_the_same(self) -> None:
+        definition = registry.find(
+            derived_view(lambda cls: Order.objects.values(ref=F("pk")), ref=key())
+        )
+
+        assert plan_of(definition, "default") is plan_of(definition, "default")
+
+    @pytest.mark.parametrize(
+        ("one", "other"), [(1, 2), (1, Decimal(1)), (Decimal("1.0"), Decimal("1.00"))]
+    )
+    def test_of_other_parameters_is_another(self, one: Any, other: Any) -> None:
+        values = [one, other]
+        definition = registry.find(
+            derived_view(
+                lambda cls: Order.objects.values(ref=F("pk"), sum=Value(values[0])),
+                ref=key(),
+                sum=models.DecimalField(max_digits=9, decimal_places=2),
+            )
+        )
+        first = plan_of(definition, "default")
+        values.reverse()
+        second = plan_of(definition, "default")
+
+        assert second is not first
+        assert second.moment != first.moment
+
+    @only_with_arrays
+    def test_parameters_that_have_no_hash(self) -> None:
+        labels = [["a"], ["b"]]
+        array = ArrayField(models.CharField(max_length=9))
+        definition = registry.find(
+            derived_view(
+                lambda cls: Order.objects.values(
+                    ref=F("pk"), labels=Value(labels[0], output_field=array)
+                ),
+                ref=key(),
+                labels=ArrayField(models.CharField(max_length=9)),
+            )
+        )
+        first = plan_of(definition, "default")
+        labels.reverse()
+
+        assert plan_of(definition, "default").moment != first.moment
+
+
 class TestFingerprint:
     def test_a_set_in_another_order_is_the_same_definition(self) -> None:
         wanted = [["a", "b", "c"], ["c", "a", "b"], ["a", "b"]]
@@ -257,9 +311,7 @@ class TestFingerprint:
 
         assert prints[0] == prints[1] != plan_of(definition, "default").fingerprint
 
-    @pytest.mark.skipif(
-        connection.vendor != "postgresql", reason="only PostgreSQL has arrays and ranges"
-    )
+    @only_with_arrays
     def test_dates_in_an_array_or_a_range_move_too(self) -> None:
         days = [date(2026, 1, 1), date(2026, 1, 2)]
 

@@ -38,16 +38,22 @@ from matviews.models import (
     WatchedTable,
 )
 from matviews.phases import Phase
-from matviews.queryset import plan_of
+from matviews.queryset import plan_of, plans
 from matviews.registry import registry
-from matviews.states import RefreshState
+from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
 from tests.bench.statements import statements
 from tests.defining import ready, run
 from tests.driving import in_another_connection, stripe_of, without_sqlite
 from tests.sample.models import Limited
 from tests.shapes.models import Customer, Order, Product, Region, Tag
-from tests.shapes.models.grouped import CustomerTotal, QuantityTotal, RegionTotal, ViewOfView
+from tests.shapes.models.grouped import (
+    CustomerTotal,
+    ProductTotal,
+    QuantityTotal,
+    RegionTotal,
+    ViewOfView,
+)
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
 from tests.sourced import sourced
@@ -339,6 +345,29 @@ class TestTransactionsBetweenTransactions:
         assert batches(CustomerTotal) > 0
         assert differences(CustomerTotal) == []
 
+    def test_what_was_changed_before_a_request_is_not_left_to_the_next(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The request comes while a batch for an earlier one moves the log."""
+        at_rest(CustomerTotal)
+        order(1)
+        refresh = engine.request(CustomerTotal)
+        asked: list[Refresh] = []
+
+        def move_and_write() -> None:
+            engine.collect_changes()
+            if not asked:
+                order(2)
+                asked.append(engine.request(CustomerTotal))
+
+        monkeypatch.setattr("matviews.engine.batch.collect_changes", move_and_write)
+        inline.drain([stripe_of(CustomerTotal).pk])
+
+        for each in (refresh, *asked):
+            each.refresh_from_db()
+            assert each.state == RefreshState.SUCCEEDED
+        assert differences(CustomerTotal) == []
+
     @without_sqlite
     def test_changes_that_are_not_committed_hold_nobody_up(self) -> None:
         """MariaDB waits for a row of another transaction where it only comes across it."""
@@ -375,7 +404,7 @@ class TestTransactionsBetweenTransactions:
 
     def test_a_change_between_two_batches_is_for_the_next_refresh(self) -> None:
         run(CustomerTotal)
-        order(1)
+        Order.objects.update(price=4)
         refresh = engine.request(CustomerTotal, batch_size=1)
         stripe = stripe_of(CustomerTotal)
         message = engine.settle(stripe.pk).message
@@ -686,6 +715,74 @@ class TestKeys:
         assert {phase: each.batches for phase, each in runs.items()} == dict.fromkeys(Phase, 2)
         assert runs[Phase.UPDATE].rows == 3
         assert differences(CustomerTotal) == []
+
+    def test_few_keys_are_done_by_one_message(self) -> None:
+        at_rest(CustomerTotal)
+        order(4 - Order.objects.filter(customer=1).delete()[0])
+        stripe = stripe_of(CustomerTotal)
+        engine.request(CustomerTotal)
+        message = engine.settle(stripe.pk).message
+        assert message is not None
+
+        assert engine.run_batch(message).rows == 2
+
+        settled = engine.settle(stripe.pk)
+        assert (settled.message, len(settled.closed)) == (None, 1)
+        assert not DirtyKeys.objects.exists()
+        assert differences(CustomerTotal) == []
+
+    def test_a_phase_that_fails_holds_up_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        at_rest(CustomerTotal)
+        CustomerTotal.objects.filter(customer=1).delete()
+        CustomerTotal.mark_dirty([1, 2])
+        Order.objects.filter(customer=2).update(price=9)
+
+        def broken(*_arguments: Any) -> Any:
+            raise DatabaseError("broken")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("matviews.queryset.statements.Statements.update", broken)
+            plans._plan_of.cache_clear()
+            refresh = run(CustomerTotal)
+
+        states = dict(refresh.runs.values_list("phase", "state"))
+        assert states == {
+            Phase.INSERT: RunState.SUCCEEDED,
+            Phase.UPDATE: RunState.FAILED,
+            Phase.DELETE: RunState.SUCCEEDED,
+        }
+        assert CustomerTotal.objects.filter(customer=1).exists()
+        plans._plan_of.cache_clear()
+        assert self.looked(CustomerTotal) == {Phase.UPDATE: 2}
+        assert differences(CustomerTotal) == []
+
+    def test_a_refresh_of_few_keys_costs_few_statements(self) -> None:
+        """Without BEGIN and COMMIT: 3 and 4 of them write and move the log, 3 write the view."""
+        at_rest(CustomerTotal)
+        Order.objects.filter(customer=1).update(price=9)
+        self.looked(CustomerTotal)
+        Order.objects.filter(customer=1).update(price=8)
+
+        with statements() as found:
+            inline.run_to_end(engine.request(CustomerTotal))
+
+        at_most = {"sqlite": 25, "postgresql": 24, "mysql": 40}
+        assert len(found) <= at_most[connection.vendor], "\n".join(found)
+
+    @pytest.mark.parametrize("sku", ['"', "\\", "{a,b}", "NULL", "%s", 'ä"\\"\'', " "])
+    def test_a_key_of_any_text(self, sku: str) -> None:
+        at_rest(ProductTotal)
+        Product.objects.create(sku=sku, name="x", price=1)
+        Order.objects.create(customer_id=1, product_id=sku, price=1, quantity=1, paid=False)
+
+        assert self.looked(ProductTotal)[Phase.INSERT] == 1
+        assert ProductTotal.objects.filter(product=sku).count() == 1
+        Order.objects.filter(product=sku).update(price=5)
+        self.looked(ProductTotal)
+        assert differences(ProductTotal) == []
+        Product.objects.filter(sku=sku).delete()
+        self.looked(ProductTotal)
+        assert not ProductTotal.objects.filter(product=sku).exists()
 
     def test_each_phase_has_its_own_to_do(self) -> None:
         at_rest(CustomerTotal)

@@ -7,7 +7,7 @@ from django.db import connections
 
 from ..models import Change, Stripe, ViewChange, ViewControl, WatchedTable
 from .dialects import dialect_of
-from .triggers import is_watched
+from .triggers import is_watched, read_record, record_of
 from .watched import Tracking
 
 __all__ = ["Standing", "standing"]
@@ -37,26 +37,17 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
     """
     connection: Any = connections[using]
     dialect = dialect_of(using)
-    control, stripe, log, queue, watched, table = map(
-        connection.ops.quote_name,
-        [
-            *(
-                model._meta.db_table
-                for model in (ViewControl, Stripe, Change, ViewChange, WatchedTable)
-            ),
-            "table",
-        ],
-    )
+    models = (ViewControl, Stripe, Change, ViewChange, WatchedTable)
+    names = [*(model._meta.db_table for model in models), "table"]
+    control, stripe, log, queue, watched, table = map(connection.ops.quote_name, names)
     tables = list(tracking.tables)
     marks = ", ".join(["%s"] * len(tables))
-    names = ", ".join(f"watched.{connection.ops.quote_name(name)}" for name in _RECORD)
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT control.id, control.enabled, stripe.changes, stripe.covered, "
             f"EXISTS (SELECT 1 FROM {log} WHERE {table} IN ({marks})) "
             f"OR EXISTS (SELECT 1 FROM {queue} WHERE view_id = control.id), "
-            f"{names}, {dialect.present_of(f'watched.{table}')} "
-            f"FROM {control} control JOIN {stripe} stripe ON stripe.view_id = control.id "
+            f"{record_of('watched', dialect)} FROM {control} control JOIN {stripe} stripe ON stripe.view_id = control.id "
             f"JOIN {watched} watched ON watched.{table} IN ({marks}) WHERE control.label = %s",
             [*tables, *dialect.ours, *tables, label],
         )
@@ -65,16 +56,7 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
         return None
     view_id, enabled, changes, covered, waiting, *_record = rows[0]
     logged = all(
-        is_watched(_record_of(row[5:]), view_id, tracking.tables[row[5]], (row[-1] or "").split())
-        for row in rows
+        is_watched(record, view_id, tracking.tables[record.table], present)
+        for record, present in (read_record(row[5:]) for row in rows)
     )
     return Standing(view_id, bool(enabled), logged and not waiting, changes, json.loads(covered))
-
-
-_RECORD = ("table", "columns", "links", "triggers", "views")
-
-
-def _record_of(values: Any) -> WatchedTable:
-    table, *others = values[: len(_RECORD)]
-    known = dict(zip(_RECORD[1:], (each and json.loads(each) for each in others), strict=True))
-    return WatchedTable(table=table, **known)

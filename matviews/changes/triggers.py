@@ -1,8 +1,10 @@
 """The triggers of the tables that views read: made, held against what the code wants, removed."""
 
-from collections.abc import Collection, Iterable, Iterator
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
-from django.db import transaction
+from django.db import connections, transaction
 
 from ..models import ViewControl, WatchedTable
 from .dialects import TriggerDialect, dialect_of
@@ -14,6 +16,8 @@ __all__ = [
     "forget_gone",
     "install",
     "is_watched",
+    "read_record",
+    "record_of",
     "remove",
     "script",
     "take_down",
@@ -23,14 +27,38 @@ __all__ = [
 
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
     """The tables of which the triggers do not log, or not for this view, all that counts for it."""
-    records = WatchedTable.objects.in_bulk(list(tracking.tables), field_name="table")
-    present = dialect_of(using).present()
-    return {
-        table
-        for table, watch in tracking.tables.items()
-        if table not in records
-        or not is_watched(records[table], view_id, watch, present.get(table, set()))
+    dialect = dialect_of(using)
+    connection: Any = connections[using]
+    watched, table = map(connection.ops.quote_name, (WatchedTable._meta.db_table, "table"))
+    marks = ", ".join(["%s"] * len(tracking.tables))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {record_of('watched', dialect)} FROM {watched} watched "
+            f"WHERE watched.{table} IN ({marks or 'NULL'})",
+            [*dialect.ours, *tracking.tables],
+        )
+        read = [read_record(row) for row in cursor.fetchall()]
+    return tracking.tables.keys() - {
+        record.table
+        for record, present in read
+        if is_watched(record, view_id, tracking.tables[record.table], present)
     }
+
+
+_RECORD = ("table", "columns", "links", "triggers", "views")
+
+
+def record_of(watched: str, dialect: TriggerDialect) -> str:
+    """Columns that tell of a watched table what `read_record` reads; their parameters are `dialect.ours`."""
+    names = [f"{watched}.{dialect.connection.ops.quote_name(name)}" for name in _RECORD]
+    return ", ".join([*names, dialect.present_of(names[0])])
+
+
+def read_record(values: Sequence[Any]) -> tuple[WatchedTable, list[str]]:
+    """The record of a table, and the names of its triggers that there are."""
+    table, *others, present = values
+    known = dict(zip(_RECORD[1:], (each and json.loads(each) for each in others), strict=True))
+    return WatchedTable(table=table, **known), (present or "").split()
 
 
 def is_watched(record: WatchedTable, view_id: int, watch: Watch, present: Collection[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from django.db import DatabaseError
 
@@ -47,6 +48,7 @@ class Tracking:
     reason: str = ""
 
 
+@lru_cache(maxsize=64)
 def tracking_of(plan: Plan) -> Tracking:
     """On which changes a view depends, as far as its queryset tells."""
     if reason := next(_obstacles(plan), ""):

@@ -29,7 +29,7 @@ from ..states import RunState
 from . import databases
 from .messages import BatchReport, Message, Outcome
 from .step import Step
-from .tracking import collect_changes
+from .tracking import collect_changes, save_tracked
 from .work import Work, load_work
 
 __all__ = ["run_batch", "worker_name"]
@@ -101,15 +101,26 @@ def _announce_and_try(message: Message) -> BatchReport:
 
 
 def _try_with_changes(message: Message) -> BatchReport:
-    try:
-        return _try_batch(message, moved=False)
-    except ChangesLogged:
+    """Move what is logged first: it takes a transaction of its own.
+
+    Whoever asks for a refresh wants what was logged until then. So where a batch finds requests and a log, it is
+    tried again when that is moved, and does not look at requests that have come meanwhile.
+    """
+    if message.stripe_id in _TRACKED:
         collect_changes()
-        return _try_batch(message, moved=True)
+    attempt = _Attempt(message)
+    try:
+        return _try_batch(attempt)
+    except ChangesLogged:
+        _TRACKED.add(message.stripe_id)
+        collect_changes()
+        return _try_batch(_Attempt(message, known=attempt.known))
 
 
-def _try_batch(message: Message, *, moved: bool) -> BatchReport:
-    attempt = _Attempt(message, moved=moved)
+_TRACKED: set[int] = set()  # stripes of which a batch has met a log: the next one saves that try
+
+
+def _try_batch(attempt: "_Attempt") -> BatchReport:
     try:
         return attempt.run()
     except (_Refused, ChangesLogged):
@@ -173,16 +184,15 @@ class _Attempt:
 
     Attributes:
         message: the message.
-        moved: whether changes that were logged before it have been moved to the queues.
+        moved: whether all changes that the known refreshes are to see have been moved to the queues.
         started: monotonic time of the beginning, in seconds.
         known: primary keys of the refreshes that the batch has seen.
         tried: refresh and phase whose hooks were called last.
     """
 
-    def __init__(self, message: Message, *, moved: bool) -> None:
-        self.message, self.moved = message, moved
+    def __init__(self, message: Message, *, known: set[int] | None = None) -> None:
+        self.message, self.known, self.moved = message, known, known is not None
         self.started = time.monotonic()
-        self.known: set[int] | None = None
         self.tried: tuple[int, str] | None = None
 
     def run(self) -> BatchReport:
@@ -192,6 +202,7 @@ class _Attempt:
             work = self._pass_token(databases.limits(seconds))
             rows, limit = self._work_off(work) if work else (0, None)
             if work:
+                save_tracked(work)
                 work.save()
         return self._report(work, Outcome.DONE, rows=rows, limit=limit)
 
@@ -240,6 +251,8 @@ class _Attempt:
 
         Only if it is the phase that the message names: another is left to a message of its own, and
         so is what comes after runs that were stopped: the kills that this token counts are theirs.
+        Where few keys are all that the phases have to look at, they are done together: three messages would
+        take longer than the work, and a row that moves from one key to another is seen to do so at once.
         """
         if work.stop() or work.stripe.view.held:
             return 0, None
@@ -249,6 +262,7 @@ class _Attempt:
         # and again and never be the one that is blamed.
         after_kill = work.stripe.attempts > 1
         run = work.next_run(self.message.phase)
+        rows, limit = 0, None
         while run is not None:
             step = Step(work, run)
             self.tried = run.refresh_id, run.phase
@@ -256,13 +270,16 @@ class _Attempt:
                 work.end(run, RunState.FAILED, error=fault)
             elif not step.needed():
                 work.end(run, RunState.SUCCEEDED)
-            elif step.phase is self.message.phase:
-                limit = step.limit() if step.paced else None
-                return step.do().rows, limit
+            elif step.phase is self.message.phase or (limit and step.ends_at_once()):
+                limit = limit or (step.limit() if step.paced else None)
+                together = step.ends_at_once()
+                rows += step.do().rows
+                if not together:
+                    break
             else:
                 break
             run = None if after_kill else work.next_run()
-        return 0, None
+        return rows, limit
 
     def _fail(self, step: Step, error: Exception) -> None:
         fault = databases.classify(error)

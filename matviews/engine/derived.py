@@ -2,9 +2,6 @@
 
 import logging
 from collections.abc import Iterable
-from typing import Any
-
-from django.db.models import Sum
 
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
@@ -17,13 +14,12 @@ from ..queryset import (
     drop_stage,
     fill_stage,
     fingerprint_of,
-    from_json,
     stage_name,
     stages,
 )
 from ..states import RefreshState, RunState
 from .databases import alias
-from .tracking import begin_tracked, dirty_keys
+from .tracking import begin_tracked, dirty_keys, load_keys, save_dirty
 from .work import Work
 
 __all__ = ["changed_phases", "do_derived", "drop_stages", "note_fingerprints", "sweep_stages"]
@@ -44,7 +40,7 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
     if run.fingerprint != plan.fingerprint:
         _start(work, run, plan)
     if run.since is not None:
-        return _do_dirty(run, plan, limit)
+        return _do_dirty(work, run, limit)
     if plan.path.staged and not run.stage:
         _stage(work, run, plan)
     filled = tuple((low, high) for low, high in run.filled)
@@ -56,27 +52,26 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
     return Batch(walked.rows, walked.cursor)
 
 
-def _do_dirty(run: PhaseRun, plan: Plan, limit: int) -> Batch:
+def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
     """Do one batch of dirty keys. The cursor is a row of them, and how many of its keys are done."""
-    limit = min(limit, plan.dialect.most_keys)
+    plan, dirty = work.plan, dirty_keys(work, run)
+    if sum(each.count for each in dirty) > limit:
+        save_dirty(work)
     row, done = run.cursor or (0, 0)
-    keys: list[Any] = []
-    cursor = None
-    for dirty in dirty_keys(run).filter(pk__gte=row).iterator(chunk_size=10):
-        left = dirty.keys[done if dirty.pk == row else 0 :]
-        if len(keys) == limit:
-            cursor = [dirty.pk, 0]
-            break
-        room = limit - len(keys)
-        keys += left[:room]
-        if len(left) > room:
-            cursor = [dirty.pk, len(dirty.keys) - len(left) + room]
-            break
-    rows = plan.walker().step_keys(
-        Phase(run.phase), [from_json(plan.key_fields, key) for key in keys]
-    )
+    dirty = [each for each in dirty if not row or (each.pk or 0) >= row]
+    if dirty and dirty[0].pk != row:
+        done = 0
+    taken, left = [], done + limit
+    while dirty and left > 0:
+        taken.append(dirty.pop(0))
+        left -= taken[-1].count
+    load_keys(plan, taken)
+    keys = [key for each in taken for key in each.keys or ()][done : done + limit]
+    rows = work.walker.step_keys(Phase(run.phase), keys)
     run.looked += len(keys)
-    return Batch(rows, cursor)
+    if left < 0:
+        return Batch(rows, [taken[-1].pk, taken[-1].count + left])
+    return Batch(rows, [dirty[0].pk, 0] if dirty else None)
 
 
 def _start(work: Work, run: PhaseRun, plan: Plan) -> None:
@@ -97,7 +92,7 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> None:
     if run.since is None:
         run.filled, run.stage = left
     else:
-        run.estimate = dirty_keys(run).aggregate(keys=Sum("count"))["keys"]
+        run.estimate = sum(each.count for each in dirty_keys(work, run))
 
 
 def _left_by_others(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object], str]:

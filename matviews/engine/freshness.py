@@ -9,7 +9,7 @@ from ..phases import Phase
 from ..registry import registry
 from .hooks import call_needs
 from .requests import check_phases
-from .tracking import known_fresh
+from .tracking import look
 
 __all__ = ["is_fresh"]
 
@@ -22,7 +22,8 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
     """
     definition = registry.usable(view)
     wanted = check_phases(definition, phases)
-    if known_fresh(definition, wanted):
+    _stands, fresh = look(definition, wanted)
+    if fresh:
         return True
     count = Stripe.objects.filter(view__label=definition.label).count() or 1
     return not any(_needs(definition, phase, count) for phase in wanted)

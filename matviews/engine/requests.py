@@ -18,7 +18,7 @@ from ..registry import registry
 from ..states import RefreshState
 from .controls import not_ready
 from .databases import alias, short_transaction
-from .tracking import known_fresh
+from .tracking import look
 
 __all__ = ["check_phases", "request", "request_stop"]
 
@@ -68,14 +68,15 @@ def request(
         requested_at=timezone.now(),
         batch_size=batch_size,
     )
-    if stands := _nothing_changed(definition, wanted):
+    stands, fresh = _look(definition, wanted)
+    if stands and fresh:
         _record_as_done(refresh, stands.view_id, wanted)
     else:
-        refresh.view = _enabled_control(definition.label)
+        refresh.view_id = stands.view_id if stands else _enabled_control(definition.label)
         refresh.save(force_insert=True)
     logger.info("refresh requested view=%s refresh=%s", definition.label, refresh.pk)
     signals.refresh_requested.send_robust(sender=definition.model, refresh=refresh)
-    if stands:
+    if fresh:
         logger.info(
             "refresh finished, nothing had changed view=%s refresh=%s", definition.label, refresh.pk
         )
@@ -83,18 +84,18 @@ def request(
     return refresh
 
 
-def _nothing_changed(definition: ViewDefinition, phases: tuple[Phase, ...]) -> Standing | None:
-    """How the view stands, if it is enabled and nothing has changed that its phases have not covered.
+def _look(definition: ViewDefinition, phases: tuple[Phase, ...]) -> tuple[Standing | None, bool]:
+    """How the view stands, if it is enabled and that is known, and whether its phases have nothing to do.
 
     Not within a transaction: that may not see yet, or any more, what others have committed.
     """
     if connections[alias()].in_atomic_block:
-        return None
+        return None, False
     try:
-        stands = known_fresh(definition, phases)
+        stands, fresh = look(definition, phases)
     except (InvalidView, DatabaseError):  # the refresh fails, and tells why
-        return None
-    return stands if stands and stands.enabled else None
+        return None, False
+    return (stands, fresh) if stands and stands.enabled else (None, False)
 
 
 def _record_as_done(refresh: Refresh, view_id: int, phases: tuple[Phase, ...]) -> None:
@@ -139,7 +140,12 @@ def check_phases(
     return tuple(phase for phase in Phase if phase in asked)
 
 
-def _enabled_control(label: str) -> ViewControl:
+def _enabled_control(label: str) -> int:
+    """The primary key of a view's control.
+
+    Raises:
+        ViewNotReady, ViewDisabled.
+    """
     has_stripes = Exists(Stripe.objects.filter(view=OuterRef("pk")))
     control = ViewControl.objects.filter(label=label).annotate(has_stripes=has_stripes).first()
     if control is None or not control.has_stripes:
@@ -148,4 +154,4 @@ def _enabled_control(label: str) -> ViewControl:
         raise ViewDisabled(
             f"{label} is disabled: enable it first, in the admin or by its ViewControl."
         )
-    return control
+    return control.pk

@@ -1,10 +1,10 @@
 """From logged links to keys of a view, by committed rows of the tables between."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..changes import Taken
-from ..queryset import Key, Plan, from_json
+from ..queryset import Key, Plan, all_from_json
 
 __all__ = ["Resolved", "resolve"]
 
@@ -61,7 +61,8 @@ def _whole(plan: Plan, taken: Taken) -> str:
 
 def _keys(plan: Plan, table: str, taken: Iterable[Taken], most: int) -> set[Key] | None:
     if not table:  # keys that somebody has marked
-        return {from_json(plan.key_fields, key) for each in taken for key in each.links or ()}
+        marked = [key for each in taken for key in each.links or ()]
+        return set(all_from_json(plan.key_fields, marked))
     keys: set[Key] = set()
     for link in plan.links[table]:
         values = {value for each in taken for value in _values(each, link.columns)}
@@ -72,7 +73,9 @@ def _keys(plan: Plan, table: str, taken: Iterable[Taken], most: int) -> set[Key]
     return keys
 
 
-def _values(taken: Taken, columns: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+def _values(taken: Taken, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """The values of some of an entry's columns."""
+    if list(columns) == taken.columns:
+        return map(tuple, taken.links or ())
     places = [taken.columns.index(column) for column in columns]
     return (tuple(link[place] for place in places) for link in taken.links or ())

@@ -16,7 +16,7 @@ from ..states import RunState
 from .derived import do_derived
 from .hooks import call_do, call_needs
 from .pacing import Pace, halved, halvings
-from .tracking import end_tracked, needs_pass
+from .tracking import dirty_keys, end_tracked, needs_pass
 from .work import Work
 
 __all__ = ["MAX_FAILURES", "Step"]
@@ -27,6 +27,7 @@ MOST_SAMPLES = 60  # batches of a run whose pace is kept for its picture
 # Keys in the first window for a row in the first batch of hooks. On PostgreSQL windows of 1,000 keys
 # cost half as much again as those of 5,000.
 FIRST_WINDOW = 5
+FIRST_KEYS = 10  # the same for keys that are dirty: those of a tenth of 100,000 are done at once
 MAX_FAILURES = 3  # tries of a batch after the first, and kills of a batch that cannot get smaller
 
 
@@ -94,6 +95,13 @@ class Step:
             self.run.estimate = self.run.rows + answer
         return bool(answer)
 
+    def ends_at_once(self) -> bool:
+        """Whether the run is over with its next batch, as all that it has to look at is few keys."""
+        run = self.run
+        if run.since is None or run.batches or run.failures:
+            return False
+        return sum(each.count for each in dirty_keys(self.work, run)) <= self.limit()
+
     def do(self) -> Batch:
         """Do one batch and take it down in the run."""
         run, limit, started = self.run, self.limit(), time.monotonic()
@@ -138,7 +146,8 @@ class Step:
 
     def limit(self) -> int:
         """Rows that the batch may write: halved for each worker that it has taken down."""
-        return halved(self._size(), self._kills, self._floor)
+        limit = halved(self._size(), self._kills, self._floor)
+        return limit if self.run.since is None else min(limit, self.work.plan.dialect.most_keys)
 
     @property
     def _kills(self) -> int:
@@ -151,7 +160,7 @@ class Step:
     def _size(self) -> int:
         """Rows that the run's next batch may write; at its start, what the runs before learnt."""
         if self.run.batch_size is None:
-            last = self._last_run()
+            last = self._last_run() if self.run.since is None else None
             self.run.pace = last.pace if last else {}
             if last and last.looked and last.state == RunState.SUCCEEDED:
                 self.run.estimate = self.run.estimate or last.looked
@@ -159,13 +168,16 @@ class Step:
         return self.run.batch_size
 
     def _last_run(self) -> PhaseRun | None:
+        """The last one that says something of what a batch of so many rows or keys costs."""
         runs = PhaseRun.objects.filter(stripe=self.run.stripe_id, phase=self.phase, batches__gt=0)
-        return runs.order_by("-pk").first()
+        return runs.filter(since=None).order_by("-pk").first()
 
     @property
     def _learnt_size(self) -> int:
         settings = get_settings()
         start = settings.BATCH_SIZE_START * (FIRST_WINDOW if self.hooks.do_derived else 1)
+        if self.run.since is not None:
+            start = settings.BATCH_SIZE_START * FIRST_KEYS
         size: int = self.run.pace.get("size", start)
         return max(settings.BATCH_SIZE_FLOOR, min(settings.BATCH_SIZE_CEILING, size))
 

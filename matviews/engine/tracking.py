@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import connections
-from django.db.models import Min, QuerySet, Sum
+from django.db.models import Min, QuerySet
 
 from .. import changes
 from ..changes import ChangesLogged, Standing, Taken
@@ -18,22 +18,25 @@ from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest
 from ..models import Change, DirtyKeys, PhaseRun, Stripe, ViewChange, ViewControl, WatchedTable
 from ..phases import Phase
-from ..queryset import Plan, as_key, estimated_rows, plan_of, to_json
+from ..queryset import Plan, all_from_json, as_key, estimated_rows, plan_of, to_json
 from ..registry import registry
 from .controls import not_ready
 from .databases import alias, short_transaction
 from .resolving import resolve
-from .work import Work
+from .work import Dirty, Work
 
 __all__ = [
     "begin_tracked",
     "collect_changes",
     "dirty_keys",
     "end_tracked",
-    "known_fresh",
+    "load_keys",
+    "look",
     "mark_dirty",
     "needs_pass",
     "oldest_changes",
+    "save_dirty",
+    "save_tracked",
     "shorten_queues",
 ]
 
@@ -75,7 +78,7 @@ def needs_pass(work: Work, run: PhaseRun) -> bool:
         return True
     run.reason = _whole(work, run)
     run.since = None if run.reason else work.stripe.covered[run.phase][0]
-    if run.since is None or dirty_keys(run).exists():
+    if run.since is None or dirty_keys(work, run):
         return True
     end_tracked(work, run)
     return False
@@ -91,8 +94,8 @@ def _claim(work: Work) -> tuple[Covers, str]:
         raise ChangesLogged
     if taken := changes.take(stripe.view_id):
         stripe.changes += 1
+        work.marks = True
         _note_dirty(work, taken)
-        _save(stripe)
     if lacking := changes.untracked_tables(stripe.view_id, tracking, alias()):
         changes.forget_gone(alias())
         return None, _short(f"no triggers log all changes of {', '.join(sorted(lacking))}")
@@ -105,30 +108,23 @@ def _short(reason: str) -> str:
 
 def _note_dirty(work: Work, taken: Collection[Taken]) -> None:
     """Keep the keys that changes concern for the phases, unless they may be any, or are too many."""
-    stripe, plan = work.stripe, work.plan
-    kept = DirtyKeys.objects.filter(stripe=stripe)
-    waiting = kept.aggregate(keys=Sum("count"))["keys"] or 0
+    stripe, plan, kept = work.stripe, work.plan, _dirty(work)
+    waiting = sum(each.count for each in kept)
     logged_at = min(each.logged_at for each in taken)
     keys, reason, many = resolve(plan, taken, FEW - waiting)
     if many:
         keys, reason, many = resolve(plan, taken, _most_dirty(plan) - waiting)
     if keys is None:
-        oldest = kept.aggregate(oldest=Min("logged_at"))["oldest"] or logged_at
+        oldest = min([logged_at, *(each.logged_at for each in kept)])
         stripe.whole, stripe.whole_reason = stripe.changes, _short(reason)
-        stripe.whole_since = min(stripe.whole_since or oldest, oldest, logged_at)
+        stripe.whole_since = min(stripe.whole_since or oldest, oldest)
         _forget(kept)
+        work.dirty = []
         return
-    texts = sorted(to_json(plan.key_fields, key) for key in keys)
-    DirtyKeys.objects.bulk_create(
-        DirtyKeys(
-            stripe=stripe,
-            number=stripe.changes,
-            keys=part,
-            count=len(part),
-            logged_at=logged_at,
-        )
-        for part in (texts[at : at + PART] for at in range(0, len(texts), PART))
-    )
+    ordered = sorted(keys)
+    for at in range(0, len(ordered), PART):
+        part = ordered[at : at + PART]
+        kept.append(Dirty(number=stripe.changes, count=len(part), logged_at=logged_at, keys=part))
 
 
 def _most_dirty(plan: Plan) -> int:
@@ -151,11 +147,62 @@ def _whole(work: Work, run: PhaseRun) -> str:
     return stripe.whole_reason if number < stripe.whole else ""
 
 
-def dirty_keys(run: PhaseRun) -> QuerySet[DirtyKeys]:
-    """The dirty keys that a run has to do."""
+def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
+    """The dirty keys that a run has to do, in the order of their primary keys."""
     assert run.covers is not None
-    rows = DirtyKeys.objects.filter(stripe=run.stripe_id, number__lte=run.covers[0])
-    return rows.filter(number__gt=run.since).order_by("pk")
+    assert run.since is not None
+    return [each for each in _dirty(work) if run.since < each.number <= run.covers[0]]
+
+
+def _dirty(work: Work) -> list[Dirty]:
+    if work.dirty is None:
+        rows = DirtyKeys.objects.filter(stripe=work.stripe).order_by("pk")
+        names = ("pk", "number", "count", "logged_at")
+        work.dirty = [
+            Dirty(**dict(zip(names, row, strict=True))) for row in rows.values_list(*names)
+        ]
+    return work.dirty
+
+
+def load_keys(plan: Plan, dirty: Iterable[Dirty]) -> None:
+    """Have the keys of some parts at hand."""
+    lacking = {each.pk: each for each in dirty if each.pk and each.keys is None}
+    if not lacking:
+        return
+    rows = DirtyKeys.objects.filter(pk__in=lacking)
+    for pk, keys in rows.values_list("pk", "keys"):
+        lacking[pk].keys = all_from_json(plan.key_fields, keys)
+
+
+def save_dirty(work: Work) -> None:
+    """Save the dirty keys that are not yet."""
+    stripe, fields = work.stripe, work.plan.key_fields
+    for each in work.dirty or ():
+        if each.pk is None:
+            keys = [to_json(fields, key) for key in each.keys or ()]
+            each.pk = DirtyKeys.objects.create(
+                stripe=stripe,
+                number=each.number,
+                keys=keys,
+                count=each.count,
+                logged_at=each.logged_at,
+            ).pk
+
+
+def save_tracked(work: Work) -> None:
+    """Save what a batch has found out about changes, in its transaction, and forget what is done."""
+    stripe = work.stripe
+    done = min((number for number, _moment in stripe.covered.values()), default=-1)
+    _forget(each for each in work.dirty or () if each.number <= done)
+    if work.dirty:
+        work.dirty = [each for each in work.dirty if each.number > done]
+        save_dirty(work)
+    if work.marks:
+        changed = {name: getattr(stripe, name) for name in _OF_CHANGES}
+        Stripe.objects.filter(pk=stripe.pk).update(**changed)
+
+
+_OF_CHANGES = ("changes", "whole", "whole_reason", "whole_since", "covered")
 
 
 def begin_tracked(work: Work, run: PhaseRun) -> None:
@@ -178,7 +225,7 @@ def begin_tracked(work: Work, run: PhaseRun) -> None:
     }
     if covered != stripe.covered:
         stripe.covered = covered
-        _save(stripe)
+        work.marks = True
 
 
 def _least(several: Iterable[Covers]) -> Covers:
@@ -197,26 +244,17 @@ def end_tracked(work: Work, run: PhaseRun) -> None:
     done = min(number for number, _moment in stripe.covered.values())
     if done >= stripe.whole:
         stripe.whole_since = None
-    _save(stripe)
-    _forget(DirtyKeys.objects.filter(stripe=stripe, number__lte=done))
+    work.marks = True
+    _dirty(work)  # to be forgotten, as far as they are done
 
 
-def _forget(dirty: QuerySet[DirtyKeys]) -> None:
+def _forget(dirty: Iterable[Dirty]) -> None:
     """Delete dirty keys. A DELETE that looks for them would come across, and wait for, those of others."""
-    changes.delete_rows(DirtyKeys, list(dirty.values_list("pk", flat=True)))
+    changes.delete_rows(DirtyKeys, [each.pk for each in dirty if each.pk is not None])
 
 
-def _save(stripe: Stripe) -> None:
-    Stripe.objects.filter(pk=stripe.pk).update(
-        **{name: getattr(stripe, name) for name in _OF_CHANGES}
-    )
-
-
-_OF_CHANGES = ("changes", "whole", "whole_reason", "whole_since", "covered")
-
-
-def known_fresh(definition: ViewDefinition, phases: Collection[Phase]) -> Standing | None:
-    """How a view's changes stand, if that tells that these phases have nothing to do; else None.
+def look(definition: ViewDefinition, phases: Collection[Phase]) -> tuple[Standing | None, bool]:
+    """How a view's changes stand, if that is known, and whether it tells that phases have nothing to do.
 
     One statement, which does not look at the source.
 
@@ -224,14 +262,14 @@ def known_fresh(definition: ViewDefinition, phases: Collection[Phase]) -> Standi
         InvalidView: `source()` cannot be derived from.
     """
     if not set(phases) <= definition.derived:
-        return None
+        return None, False
     plan = plan_of(definition, alias())
     tracking = changes.tracking_of(plan)
     stands = None if tracking.reason else changes.standing(definition.label, tracking, alias())
-    if stands is None or not stands.complete:
-        return None
-    known = all(stands.covered.get(each) == [stands.changes, plan.moment] for each in phases)
-    return stands if known else None
+    if stands is None:
+        return None, False
+    covered = (stands.covered.get(each) == [stands.changes, plan.moment] for each in phases)
+    return stands, stands.complete and all(covered)
 
 
 def oldest_changes() -> dict[int, timedelta]:

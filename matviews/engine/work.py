@@ -7,6 +7,7 @@ a good guess, which the token holds against the truth).
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache, cached_property, lru_cache
 from itertools import groupby, islice
 from typing import Any
@@ -19,13 +20,30 @@ from ..definition import HookKind, ViewDefinition
 from ..mixin import Share
 from ..models import Change, PhaseRun, Refresh, Stripe, ViewControl
 from ..phases import Phase
-from ..queryset import Plan, plan_of
+from ..queryset import Key, Plan, Walker, plan_of
 from ..states import RefreshState, RunState
 from .compiled import GIVEN, CompiledSelect
 from .databases import alias
 from .messages import Message
 
-__all__ = ["Work", "load_work", "load_works"]
+__all__ = ["Dirty", "Work", "load_work", "load_works"]
+
+
+@dataclass(kw_only=True, eq=False)
+class Dirty:
+    """A part of the keys that were dirty at one time, as in `DirtyKeys`.
+
+    Attributes:
+        number, count, logged_at: as there.
+        keys: the keys, where they are at hand.
+        pk: the primary key there, once they are saved.
+    """
+
+    number: int
+    count: int
+    logged_at: datetime
+    keys: list[Key] | None = None
+    pk: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -42,6 +60,8 @@ class Work:
         logged: whether changes wait in the log of the triggers.
         claimed: what a pass that begins in this batch covers, and why it covers nothing, once its queue
             was taken.
+        dirty: the dirty keys of the stripe, once they are known; those not yet saved have no primary key.
+        marks: whether what the stripe says of changes is to be saved.
     """
 
     stripe: Stripe
@@ -52,6 +72,8 @@ class Work:
     touched: list[PhaseRun] = field(default_factory=list)
     logged: bool = False
     claimed: tuple[list[Any] | None, str] | None = None
+    dirty: list[Dirty] | None = None
+    marks: bool = False
 
     @cached_property
     def plan(self) -> Plan:
@@ -62,6 +84,11 @@ class Work:
         """
         assert self.definition is not None
         return plan_of(self.definition, alias())
+
+    @cached_property
+    def walker(self) -> Walker:
+        """What does batches of dirty keys."""
+        return self.plan.walker()
 
     def admit(self, known: Collection[int] | None = None) -> None:
         """Make the phase runs of refreshes that this stripe has not seen yet, unsaved.

@@ -7,12 +7,12 @@ from .differences import Difference, Differences, Kind, compare, ranges
 from .estimates import estimated_rows
 from .explain import ExplainedIndex, Explanation, explain
 from .fields import is_exact, unique_fields
-from .keys import Key, Keys, Range, as_key, from_json, to_json
+from .keys import Key, Keys, Range, all_from_json, as_key, from_json, to_json
 from .links import Link
 from .plans import Plan, fingerprint_of, plan_of, tables_read
 from .query import field_of_column, model_of_table
 from .staging import drop_stage, fill_stage, stage_name, stages
-from .walk import Walk
+from .walk import Walk, Walker
 
 __all__ = [
     "Difference",
@@ -26,6 +26,8 @@ __all__ = [
     "Plan",
     "Range",
     "Walk",
+    "Walker",
+    "all_from_json",
     "as_key",
     "check_source",
     "check_table",

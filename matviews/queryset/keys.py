@@ -15,9 +15,11 @@ __all__ = [
     "Keys",
     "Range",
     "Within",
+    "all_from_json",
     "as_key",
     "from_json",
     "prepared",
+    "prepared_keys",
     "prepared_within",
     "to_json",
 ]
@@ -28,9 +30,15 @@ Range = tuple[Key | None, Key | None]
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Some keys, instead of a range of them."""
+    """Some keys, instead of a range of them.
+
+    Attributes:
+        keys: the keys.
+        prepared: whether they are parameters of a statement already.
+    """
 
     keys: tuple[Key, ...]
+    prepared: bool = False
 
 
 Within = Range | Keys
@@ -44,11 +52,18 @@ def to_json(fields: Sequence[AnyField], key: Sequence[Any]) -> list[str]:
     ]
 
 
-def from_json(fields: Sequence[AnyField], key: Sequence[str]) -> tuple[Any, ...]:
+def from_json(fields: Sequence[AnyField], key: Sequence[str]) -> Key:
     """A key from its strings."""
-    return tuple(
-        value_field(field).to_python(value) for field, value in zip(fields, key, strict=True)
-    )
+    return all_from_json(fields, [key])[0]
+
+
+def all_from_json(fields: Sequence[AnyField], keys: Sequence[Sequence[Any]]) -> list[Key]:
+    """Keys from their strings, or from what else JSON has for them."""
+    columns = []
+    for place, field in enumerate(fields):
+        to_python = value_field(field).to_python
+        columns.append([to_python(key[place]) for key in keys])
+    return list(zip(*columns, strict=True))
 
 
 def as_key(fields: Sequence[AnyField], value: Any) -> Key:
@@ -71,18 +86,28 @@ def prepared(
     fields: Sequence[AnyField], key: Sequence[Any] | None, using: str
 ) -> tuple[Any, ...] | None:
     """A key as parameters of a statement; None, an open end, stays None."""
-    if key is None:
-        return None
+    return None if key is None else _prepared(fields, [key], using)[0]
+
+
+def _prepared(
+    fields: Sequence[AnyField], keys: Sequence[Sequence[Any]], using: str
+) -> list[tuple[Any, ...]]:
     connection: Any = connections[using]
-    return tuple(
-        field.get_db_prep_value(value, connection) for field, value in zip(fields, key, strict=True)
-    )
+    columns = []
+    for place, field in enumerate(fields):
+        prepare = value_field(field).get_db_prep_value
+        columns.append([prepare(key[place], connection) for key in keys])
+    return list(zip(*columns, strict=True))
+
+
+def prepared_keys(fields: Sequence[AnyField], keys: Sequence[Key], using: str) -> Keys:
+    """Keys as parameters of a statement."""
+    return Keys(tuple(_prepared(fields, keys, using)), prepared=True)
 
 
 def prepared_within(fields: Sequence[AnyField], within: Within, using: str) -> Within:
     """A range or keys as parameters of a statement."""
     if isinstance(within, Keys):
-        keys = (prepared(fields, key, using) for key in within.keys)
-        return Keys(tuple(key for key in keys if key is not None))
+        return within if within.prepared else prepared_keys(fields, within.keys, using)
     low, high = (prepared(fields, key, using) for key in within)
     return low, high

@@ -8,14 +8,15 @@ committed rows. A row in between that moves or goes meanwhile logs its own old a
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from django.db import connections
 
 from .declared import Declared
 from .dialects import Dialect
-from .fields import TEXT, WHOLE, family, value_field
-from .keys import Key, Keys, Within, prepared_within
+from .fields import TEXT, WHOLE, family
+from .keys import Key, Keys, Within, all_from_json, prepared_within
 from .paths import Path
 from .query import Edge, Place, field_of_column, from_database
 from .source import Source
@@ -131,13 +132,10 @@ def linked_keys(
     if link.way:
         table, nearest = link.way[0].table, tuple(mine for _theirs, mine in link.way[0].columns)
     fields = [field for column in nearest if (field := field_of_column(table, column))]
-    known = [
-        tuple(value_field(field).to_python(each) for field, each in zip(fields, value, strict=True))
-        for value in values
-        if None not in value
-    ]
+    there = (value for value in values if None not in value)
     if len(link.way) < 2 and nearest == key:  # whether the source has such a key, it says later
-        return set(known[:most])
+        return set(all_from_json(fields, list(islice(there, most))))
+    known = all_from_json(fields, list(there))
     keys: set[Key] = set()
     for part in range(0, len(known), PART):
         within = prepared_within(fields, Keys(tuple(known[part : part + PART])), dialect.using)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 from django.db import DatabaseError
@@ -19,15 +19,16 @@ from .fingerprint import fingerprint, moment
 from .keys import Key
 from .links import Link, find_links, linked_keys, with_declared
 from .paths import Path, find_path
+from .query import SourceQuery
 from .readings import Reading, Staged, Windowed
-from .source import Source, read_source
+from .source import Source, read_query, read_source
 from .statements import Statements
 from .walk import Walker
 
 __all__ = ["Plan", "fingerprint_of", "plan_of", "tables_read"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What a view's `source()` comes to at this moment.
 
@@ -82,7 +83,11 @@ class Plan:
 
     def walker(self, stage: str = "") -> Walker:
         """What does the batches; `stage` is the staging table of a staged source."""
-        return Walker(self.statements(stage))
+        return Walker(self.statements(stage) if stage else self._unstaged)
+
+    @cached_property
+    def _unstaged(self) -> Statements:
+        return self.statements()
 
     def statements(self, stage: str = "") -> Statements:
         """The SQL of the phases."""
@@ -102,8 +107,46 @@ def plan_of(definition: ViewDefinition, using: str) -> Plan:
     Raises:
         InvalidView: it cannot be derived from; `manage.py check` says the same.
     """
-    source = read_source(definition, using)
-    return Plan(source, find_path(source), dialect_of(using))
+    query = read_query(definition, using)
+    try:
+        return _plan_of(_Asked(definition, query))
+    except _Unhashable:
+        return _planned(definition, query)
+
+
+class _Unhashable(Exception):
+    """A query cannot be told from another by its parameters."""
+
+
+class _Asked:
+    """A view and its query: the same as another if SQL and parameters are."""
+
+    def __init__(self, definition: ViewDefinition, query: SourceQuery) -> None:
+        self.definition, self.query = definition, query
+        sql, params = query.compile()
+        # True is 1 to Python, and Decimal("1.0") is Decimal("1.00").
+        typed = tuple((type(each), each, str(each)) for each in params)
+        self._identity = (id(definition), query.using, sql, typed)
+
+    def __hash__(self) -> int:
+        try:
+            return hash(self._identity)
+        except TypeError as error:
+            raise _Unhashable from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Asked) and self._identity == other._identity
+
+
+@lru_cache(maxsize=64)
+def _plan_of(asked: _Asked) -> Plan:
+    """Each batch asks, and what takes time is not the call of `source()` but to look into it."""
+    return _planned(asked.definition, asked.query)
+
+
+def _planned(definition: ViewDefinition, query: SourceQuery) -> Plan:
+    source = read_source(definition, query)
+    return Plan(source, find_path(source), dialect_of(query.using))
 
 
 def fingerprint_of(definition: ViewDefinition, using: str) -> str:
@@ -117,7 +160,7 @@ def fingerprint_of(definition: ViewDefinition, using: str) -> str:
 def tables_read(definition: ViewDefinition, using: str) -> set[str]:
     """The tables that a view's source reads, as far as Django knows; none if it is faulty."""
     try:
-        return read_source(definition, using).query.all_tables()
+        return plan_of(definition, using).source.query.all_tables()
     except (InvalidView, DatabaseError):
         return set()
 

@@ -1,6 +1,6 @@
 """What a view's `source()` is: its columns, its key, and what is wrong with them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -27,7 +27,7 @@ from .fields import (
 )  # fmt: skip
 from .query import SourceQuery, adds_up, model_of_table
 
-__all__ = ["Column", "Source", "find_source", "read_source"]
+__all__ = ["Column", "Source", "find_source", "read_query", "read_source"]
 
 NOT_IN_A_KEY = {"JSON", "binary"}
 
@@ -79,24 +79,50 @@ class Source:
         return tuple(column for column in self.columns if column not in self.key)
 
 
-def read_source(definition: ViewDefinition, using: str) -> Source:
-    """Call a view's `source()` and read what it returns.
+def read_query(definition: ViewDefinition, using: str) -> SourceQuery:
+    """Call a view's `source()`.
 
     Raises:
         InvalidView: it cannot be derived from; `manage.py check` says the same.
         DatabaseError: it reads the database by itself, and that failed.
     """
-    source, problems = find_source(definition, using)
+    try:
+        return _call(definition, using)
+    except _Unreadable as error:
+        raise _invalid([error.problem]) from error
+
+
+def read_source(definition: ViewDefinition, query: SourceQuery) -> Source:
+    """Read what a view's `source()` has returned.
+
+    Raises:
+        InvalidView: it cannot be derived from; `manage.py check` says the same.
+    """
+    source, problems = _find(definition, query)
     if source is None:
-        raise InvalidView(" ".join(f"{each.msg} {each.hint or ''}".strip() for each in problems))
+        raise _invalid(problems)
     return source
 
 
+def _invalid(problems: Sequence[CheckMessage]) -> InvalidView:
+    return InvalidView(" ".join(f"{each.msg} {each.hint or ''}".strip() for each in problems))
+
+
 def find_source(definition: ViewDefinition, using: str) -> tuple[Source | None, list[CheckMessage]]:
-    """As `read_source`, with every problem that can be told; no source if there is one."""
+    """Call and read a view's `source()`, with every problem that can be told; no source if there is one."""
     try:
-        source = _read(definition, using)
-        problems = list(_problems(source, using))
+        query = _call(definition, using)
+    except _Unreadable as error:
+        return None, [error.problem]
+    return _find(definition, query)
+
+
+def _find(
+    definition: ViewDefinition, query: SourceQuery
+) -> tuple[Source | None, list[CheckMessage]]:
+    try:
+        source = _read(definition, query)
+        problems = list(_problems(source, query.using))
     except _Unreadable as error:
         return None, [error.problem]
     return (None if problems else source), problems
@@ -115,12 +141,13 @@ def _error(model: type[Model], number: str, fault: str, hint: str) -> Error:
     return Error(text, hint=hint, obj=model, id=f"matviews.{number}")
 
 
-def _read(definition: ViewDefinition, using: str) -> Source:
+def _unreadable(model: type[Model]) -> Callable[[str, str, str], _Unreadable]:
+    return lambda number, fault, hint: _Unreadable(_error(model, number, fault, hint))
+
+
+def _call(definition: ViewDefinition, using: str) -> SourceQuery:
     model = definition.model
-
-    def unreadable(number: str, fault: str, hint: str) -> _Unreadable:
-        return _Unreadable(_error(model, number, fault, hint))
-
+    unreadable = _unreadable(model)
     try:
         # Such a time zone as a request may have activated is not the view's.
         with timezone.override(None):
@@ -152,13 +179,19 @@ def _read(definition: ViewDefinition, using: str) -> Source:
     try:
         with timezone.override(None):
             query.compile()
-            expressions = query.expressions
     except (FieldError, NotSupportedError, NotImplementedError, ValueError) as error:
         raise unreadable(
             "E015", f"source() cannot be compiled: {error}",
             "Run it by itself, as in `list(View.source()[:1])`.",
         ) from error  # fmt: skip
-    columns = tuple(_columns(model, expressions, unreadable))
+    return query
+
+
+def _read(definition: ViewDefinition, query: SourceQuery) -> Source:
+    unreadable = _unreadable(definition.model)
+    with timezone.override(None):
+        expressions = query.expressions
+    columns = tuple(_columns(definition.model, expressions, unreadable))
     key = _key(definition, columns, unreadable)
     return Source(definition, query, columns, key)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["SQL", "equal", "joined", "qualified"]
+__all__ = ["SQL", "Array", "equal", "joined", "qualified"]
 
 
 class SQL(NamedTuple):
@@ -14,6 +14,12 @@ class SQL(NamedTuple):
 
     def __bool__(self) -> bool:
         return bool(self.text)
+
+
+class Array(str):
+    """Values that are one parameter, as the database reads them in a text; told from other parameters."""
+
+    __slots__ = ()
 
 
 def joined(separator: str, parts: Iterable[SQL]) -> SQL:

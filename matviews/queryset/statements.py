@@ -8,11 +8,11 @@ from django.db import connections
 from ..phases import Phase
 from .conditions import Inside
 from .dialects import ROWS, Dialect
-from .keys import Key, Range, Within, prepared_within
+from .keys import Key, Keys, Range, Within, prepared_within
 from .query import from_database
 from .readings import Reading
 from .source import Column, Source
-from .sql import SQL, equal, joined, qualified
+from .sql import SQL, Array, equal, joined, qualified
 
 __all__ = ["Statements"]
 
@@ -49,6 +49,7 @@ class Statements:
         # A condition on a row of the view and one of `ROWS`: they have the same key.
         self.same = equal(qualified(self.table, self.key), qualified(ROWS, self.key))
         self.written = [*source.values, *self._respelt()]
+        self._compiled: dict[tuple[Phase, type], list[SQL]] = {}
 
     def _respelt(self) -> list[Column]:
         """Columns of the key whose letters may change while the key stays the same to the database.
@@ -159,15 +160,45 @@ class Statements:
         return prepared_within(self.key_fields, within, self.dialect.using)
 
     def do(
-        self, phase: Phase, within: Within, skipped: Iterable[Range] = (), *, empty: bool = False
+        self, phase: Phase, within: Range, skipped: Iterable[Range] = (), *, empty: bool = False
     ) -> int:
-        """Do a phase in a range or for some keys; the rows that it wrote. `empty`: the view has none there."""
+        """Do a phase in a range; the rows that it wrote. `empty`: the view has none there."""
+        return self._rows(phase, self._of(phase, within, skipped, empty=empty))
+
+    def do_keys(self, phase: Phase, keys: Keys, array: Array | None) -> int:
+        """Do a phase for some keys; the rows that it wrote.
+
+        Args:
+            phase: the phase.
+            keys: the keys, prepared.
+            array: the same as the dialect's `array` has them.
+        """
+        if array is None:
+            return self._rows(phase, self._of(phase, keys))
+        return self._rows(phase, self._of_array(phase, keys, array))
+
+    def _rows(self, phase: Phase, statements: Iterable[SQL]) -> int:
+        rows = self.run(*statements)
+        return self.dialect.updated(rows) if phase is Phase.UPDATE else rows
+
+    def _of(
+        self, phase: Phase, within: Within, skipped: Iterable[Range] = (), *, empty: bool = False
+    ) -> list[SQL]:
         if phase is Phase.INSERT:
-            return self.run(self.insert(within, empty=empty))
+            return [self.insert(within, empty=empty)]
         if phase is Phase.UPDATE:
-            update = [self.update(within, skipped)] if self.written else []
-            return self.dialect.updated(self.run(*update))
-        return self.run(*self.delete(within, skipped))
+            return [self.update(within, skipped)] if self.written else []
+        return self.delete(within, skipped)
+
+    def _of_array(self, phase: Phase, keys: Keys, array: Array) -> list[SQL]:
+        """The statements for some keys that are one parameter: compiled once."""
+        kind = phase, type(keys.keys[0][0])
+        if kind not in self._compiled:
+            self._compiled[kind] = self._of(phase, keys)
+        return [
+            SQL(text, tuple(array if isinstance(each, Array) else each for each in params))
+            for text, params in self._compiled[kind]
+        ]
 
     def run(self, *statements: SQL) -> int:
         """Run statements of which one writes; the rows that its driver counts."""

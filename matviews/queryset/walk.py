@@ -1,15 +1,17 @@
 """One batch of a derived phase: the next window of keys, and the one statement for it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db import IntegrityError
-from django.db.models import Q
+from django.db.models import Model, Q
 
 from ..phases import Phase
-from .keys import Key, Keys, Range, Within, from_json, to_json
+from .keys import Key, Keys, Range, from_json, prepared_keys, to_json
 from .readings import keys_after
+from .sql import Array
 from .statements import Statements
 
 __all__ = ["Walk", "Walker"]
@@ -48,6 +50,9 @@ class Walker:
         self.statements = statements
         self.model = statements.source.model
         self.fields = tuple(statements.key_fields)
+        self._keys: Sequence[Key] = ()
+        self._prepared = Keys(())
+        self._array: Array | None = None
 
     def step(self, phase: Phase, walk: Walk, limit: int) -> Walk:
         """Do one batch of about `limit` keys.
@@ -69,7 +74,13 @@ class Walker:
         """
         if not keys or (phase is Phase.UPDATE and not self.statements.written):
             return 0
-        return self._do(phase, Keys(tuple(keys)))
+        if keys != self._keys:  # one phase after the other comes with the same
+            using = self.statements.dialect.using
+            self._keys = keys
+            self._prepared = prepared_keys(self.fields, keys, using)
+            self._array = self.statements.dialect.array(self._prepared)
+        with _explained(phase, self.model):
+            return self.statements.do_keys(phase, self._prepared, self._array)
 
     def _insert(self, walk: Walk, limit: int) -> Walk:
         low = self._key(walk.cursor)
@@ -78,20 +89,10 @@ class Walker:
         if not lacking:
             return replace(walk, cursor=cursor, rows=0, looked=looked)
         empty = not self.statements.finds(self.statements.in_view((low, high)))
-        rows = self._do(Phase.INSERT, (low, high), empty=empty)
+        with _explained(Phase.INSERT, self.model):
+            rows = self.statements.do(Phase.INSERT, (low, high), empty=empty)
         filled = _with_range(walk.filled, (walk.cursor, cursor)) if empty else walk.filled
         return Walk(cursor=cursor, rows=rows, looked=looked, filled=filled)
-
-    def _do(self, phase: Phase, within: Within, *, empty: bool = False) -> int:
-        try:
-            return self.statements.do(phase, within, empty=empty)
-        except IntegrityError as error:
-            if phase is not Phase.INSERT:
-                raise
-            raise IntegrityError(
-                f"{str(error).strip()} (A row of source() does not fit in: it has a key twice, or "
-                f"breaks another constraint of {self.model._meta.label}.)"
-            ) from error.__cause__
 
     def _change(self, phase: Phase, walk: Walk, limit: int) -> Walk:
         """The next rows of the view, held against the source."""
@@ -127,6 +128,20 @@ class Walker:
 
     def _json(self, key: Key | None) -> JsonKey:
         return None if key is None else to_json(self.fields, key)
+
+
+@contextmanager
+def _explained(phase: Phase, model: type[Model]) -> Iterator[None]:
+    """The database's word on a row that does not fit in, and what it means."""
+    try:
+        yield
+    except IntegrityError as error:
+        if phase is not Phase.INSERT:
+            raise
+        raise IntegrityError(
+            f"{str(error).strip()} (A row of source() does not fit in: it has a key twice, or "
+            f"breaks another constraint of {model._meta.label}.)"
+        ) from error.__cause__
 
 
 def _with_range(

@@ -32,7 +32,13 @@ class PostgreSQLTriggers(TriggerDialect):
         "WHERE t.tgname LIKE %s AND t.tgenabled IN ('O', 'A') AND pg_table_is_visible(c.oid)"
     )
 
-    together: ClassVar[str] = "string_agg(matviews_name, ' ')"
+    def present_of(self, table: str) -> str:
+        """As the base class has it; to plan the whole catalog would take longer than all else of a query."""
+        return (
+            f"(SELECT string_agg(t.tgname, ' ') FROM pg_trigger t WHERE t.tgrelid = "
+            f"(SELECT to_regclass(quote_ident({table}))) AND t.tgname LIKE %s "
+            f"AND t.tgenabled IN ('O', 'A'))"
+        )
 
     def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
         """As the base class has it. The function writes the log with the rights of its owner, for

@@ -9,7 +9,7 @@ from django.db import connections
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
 from ..keys import Key, Keys, Within
 from ..source import Column
-from ..sql import SQL, equal, joined, qualified
+from ..sql import SQL, Array, equal, joined, qualified
 
 __all__ = ["FIXED", "ROWS", "Dialect", "opposite"]
 
@@ -58,6 +58,10 @@ class Dialect:
         marks = ", ".join([self.row(["%s"] * len(columns))] * len(keys))
         params = tuple(value for key in keys for value in key)
         return SQL(f"{self.row(columns)} IN ({marks})" if keys else "1 = 0", params)
+
+    def array(self, keys: Keys) -> Array | None:
+        """Prepared keys as `among` gives them, if that is one parameter however many they are."""
+        return None
 
     def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
         """A condition on the columns of a key: on one side of `end`."""
