@@ -119,7 +119,7 @@ class History(MailboxMachine):
         self.define(query)
         self.control = ViewControl.objects.get(label=view._meta.label)
         self.tracked = tracked
-        watch_for(self.control.pk if tracked else None)
+        watch_for(view if tracked else None)
         for name in ("b", "Ä"):
             self.open_region(name)
             self.add_customer(1, 1, {"name": name, "nickname": None, "active": True})

@@ -144,8 +144,7 @@ def _begin(view: type[Any], query: Query) -> Shop:
     view.query = query
     registry.register(view)
     engine.sync_controls()
-    control = ViewControl.objects.get(label=view._meta.label)
-    watch_for(control.pk)
+    watch_for(view)
     shop = Shop()
     for name in ("b", "Ä"):
         shop.open_region(name)

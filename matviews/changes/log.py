@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connections, router, transaction
-from django.db.models import F, Model, Sum
+from django.db.models import Case, F, JSONField, Model, Sum, When, Window
 
 from ..models import Change, ViewChange, WatchedTable
 from ..queryset import Keys, dialect_of
@@ -23,7 +23,7 @@ __all__ = [
     "Taken",
     "delete_rows",
     "enqueue",
-    "is_logged",
+    "logged",
     "long_queues",
     "move",
     "shorten",
@@ -37,11 +37,6 @@ LONGEST = 100_000  # changes in a view's queue, beyond which all keys are taken 
 
 class ChangesLogged(Exception):
     """The log is to be moved first, in a transaction of its own."""
-
-
-def is_logged() -> bool:
-    """Whether a change waits in the log."""
-    return Change.objects.exists()
 
 
 def enqueue(view_ids: Collection[int], dirty: list[list[str]] | str) -> None:
@@ -70,18 +65,14 @@ class Taken(NamedTuple):
 
 def take(view_id: int) -> list[Taken]:
     """Empty the queue of a view. In the transaction that computes, before it does."""
-    queue = ViewChange.objects.filter(view=view_id)
-    counts = {pk: (count, at) for pk, count, at in queue.values_list("pk", "count", "logged_at")}
-    if not counts:
-        return []
-    if sum(count for count, _at in counts.values()) > MANY:
-        delete_rows(ViewChange, list(counts))
-        oldest = min(at for _count, at in counts.values())
+    queue = ViewChange.objects.filter(view=view_id).annotate(changes=Window(Sum("count")))
+    few = Case(When(changes__lte=MANY, then="links"), output_field=JSONField())
+    entries = list(queue.values_list("pk", "table", few, "logged_at", "changes"))
+    delete_rows(ViewChange, [pk for pk, *_entry in entries])
+    if entries and entries[0][-1] > MANY:
+        oldest = min(entry[3] for entry in entries)
         return [Taken("", [], f"more than {MANY:,} changes were waiting", oldest)]
-    entries = queue.filter(pk__lte=max(counts)).values_list("pk", "table", "links", "logged_at")
-    taken = [_taken(*of_change) for pk, *of_change in entries if pk in counts]  # type: ignore[arg-type]
-    delete_rows(ViewChange, list(counts))
-    return taken
+    return [_taken(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
 
 
 def _taken(table: str, links: Any, logged_at: datetime) -> Taken:
@@ -91,11 +82,17 @@ def _taken(table: str, links: Any, logged_at: datetime) -> Taken:
     return Taken(table, [], links, logged_at)
 
 
-def move() -> bool:
-    """Move changes from the log to the queues; whether more may be waiting. In a short transaction.
+def logged() -> dict[int, str]:
+    """The oldest entries of the log, at most `MOST`: their tables by their primary keys."""
+    return dict(Change.objects.order_by("pk").values_list("pk", "table")[:MOST])
+
+
+def move(found: dict[int, str]) -> bool:
+    """Move entries from the log to the queues; whether more may be waiting. In a short transaction.
 
     To be its first statements: on SQLite a transaction that begins with a read cannot always write.
-    One moves at a time, so that all that was logged before is in the queues afterwards.
+    One moves at a time, so that all that was logged before is in the queues afterwards: what another
+    has moved meanwhile is there by then.
     """
     watched = WatchedTable.objects.order_by("pk")
     if connections[watched.db].features.has_select_for_update:
@@ -103,15 +100,14 @@ def move() -> bool:
     else:
         Change.objects.update(table=F("table"))
     views = dict(watched.values_list("table", "views"))
-    changes = Change.objects.order_by("pk").values_list("pk", "table")
-    found = dict(changes[:MOST])
     more = len(found) == MOST
     # As after a bulk load: a full pass is cheaper than to tell them apart.
+    changes = Change.objects.order_by("pk").values_list("pk", "table")
     if more and changes[MANY : MANY + 1].exists():
         found = dict(changes[:MANY])
         told = {pk for table in set(found.values()) for pk in views.get(table, ())}
         enqueue(told, f"more than {MANY:,} changes were waiting")
-    elif found:
+    else:
         _copy(found, views)
     delete_rows(Change, list(found))
     return more

@@ -133,7 +133,7 @@ def _try_batch(attempt: "_Attempt") -> BatchReport:
 def _announce(message: Message) -> bool:
     """Say who is about to work, in a transaction of its own, so that a killed worker is counted."""
     nobody = ~Q(announced_token=F("token")) | Q(announced_at__lt=UtcNow() - _lease())
-    with databases.short_transaction():
+    with databases.claim_transaction():
         return databases.claim(
             message.stripe_id,
             message.token,

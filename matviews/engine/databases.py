@@ -1,7 +1,7 @@
 """What differs between PostgreSQL, MariaDB/MySQL and SQLite in the path of a batch."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from enum import Enum
 from functools import cache, lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ __all__ = [
     "alias",
     "batch_transaction",
     "claim",
+    "claim_transaction",
     "classify",
     "drop_broken_connection",
     "limit_statements",
@@ -116,6 +117,13 @@ def short_transaction() -> Iterator[None]:
         if sets_level and database.vendor == "postgresql":
             _execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         yield
+
+
+def claim_transaction() -> AbstractContextManager[None]:
+    """A transaction for `claim` alone: where that is one statement, it needs no BEGIN and COMMIT."""
+    database = _connection()
+    one = database.vendor != "mysql" and _isolation_level(database) in _READ_COMMITTED
+    return nullcontext() if one and database.get_autocommit() else short_transaction()
 
 
 _READ_COMMITTED = {None, "read committed", "READ_COMMITTED"}

@@ -51,10 +51,10 @@ Covers = list[Any] | None  # [changes, moment], as in `Stripe.covered`; None for
 
 def collect_changes() -> None:
     """Move what triggers have logged into the queues of the views; where nothing is, nothing is locked."""
-    more = changes.is_logged()
-    while more:
+    more = True
+    while more and (found := changes.logged()):
         with short_transaction():
-            more = changes.move()
+            more = changes.move(found)
 
 
 def shorten_queues() -> None:
@@ -93,6 +93,7 @@ def _claim(work: Work) -> tuple[Covers, str]:
     if work.logged:
         raise ChangesLogged
     if taken := changes.take(stripe.view_id):
+        _dirty(work)
         stripe.changes += 1
         work.marks = True
         _note_dirty(work, taken)
@@ -155,6 +156,8 @@ def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
 
 
 def _dirty(work: Work) -> list[Dirty]:
+    if work.dirty is None and _done(work.stripe) == work.stripe.changes:
+        work.dirty = []  # each was forgotten with the last phase that had it to do
     if work.dirty is None:
         rows = DirtyKeys.objects.filter(stripe=work.stripe).order_by("pk")
         names = ("pk", "number", "count", "logged_at")
@@ -192,7 +195,7 @@ def save_dirty(work: Work) -> None:
 def save_tracked(work: Work) -> None:
     """Save what a batch has found out about changes, in its transaction, and forget what is done."""
     stripe = work.stripe
-    done = min((number for number, _moment in stripe.covered.values()), default=-1)
+    done = _done(stripe)
     _forget(each for each in work.dirty or () if each.number <= done)
     if work.dirty:
         work.dirty = [each for each in work.dirty if each.number > done]
@@ -200,6 +203,11 @@ def save_tracked(work: Work) -> None:
     if work.marks:
         changed = {name: getattr(stripe, name) for name in _OF_CHANGES}
         Stripe.objects.filter(pk=stripe.pk).update(**changed)
+
+
+def _done(stripe: Stripe) -> int:
+    """The number up to which each phase that has ever succeeded has done what it had to do."""
+    return min((number for number, _moment in stripe.covered.values()), default=-1)
 
 
 _OF_CHANGES = ("changes", "whole", "whole_reason", "whole_since", "covered")
@@ -240,12 +248,11 @@ def end_tracked(work: Work, run: PhaseRun) -> None:
     stripe = work.stripe
     if run.covers is None or run.covers[1] != work.plan.moment:
         return
+    _dirty(work)  # to be forgotten, as far as they are done
     stripe.covered = {**stripe.covered, run.phase: run.covers}
-    done = min(number for number, _moment in stripe.covered.values())
-    if done >= stripe.whole:
+    if _done(stripe) >= stripe.whole:
         stripe.whole_since = None
     work.marks = True
-    _dirty(work)  # to be forgotten, as far as they are done
 
 
 def _forget(dirty: Iterable[Dirty]) -> None:

@@ -8,7 +8,7 @@ from unittest import mock
 from matviews import changes, engine
 from matviews.changes import Taken, triggers
 from matviews.changes.watched import Watch
-from matviews.models import WatchedTable
+from matviews.models import ViewControl, WatchedTable
 
 from .models import Customer, Order, Product, Region, Tag
 from .models.grouped import CustomerTotal
@@ -38,9 +38,12 @@ def everything_watched() -> Iterator[None]:
         changes.remove(engine.alias())
 
 
-def watch_for(view_id: int | None) -> None:
-    """What is logged is for this view alone, or for none."""
-    WatchedTable.objects.update(views=[] if view_id is None else [view_id])
+def watch_for(view: type[Any] | None) -> None:
+    """What is logged is for this view alone, or for none; no view reads its own table."""
+    WatchedTable.objects.update(views=[])
+    if view:
+        others = WatchedTable.objects.exclude(table=view._meta.db_table)
+        others.update(views=[ViewControl.objects.get(label=view._meta.label).pk])
 
 
 def newest_only(taken: list[Taken]) -> list[Taken]:
