@@ -20,7 +20,7 @@ from django.db import (
 from django.utils import timezone
 
 from matviews import engine
-from matviews.engine import Outcome
+from matviews.engine import Outcome, databases
 from matviews.models import Refresh
 from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
@@ -264,3 +264,10 @@ class TestSessionsOfMariadb:
             with around:
                 ended = inline.run_to_end(refresh)
         assert (ended.state, ended.error) == (RefreshState.SUCCEEDED, "")
+
+
+def test_the_first_claim_of_a_process_is_made_outside_of_a_transaction() -> None:
+    databases._claim.cache_clear()
+    engine.request(Limited)
+
+    assert engine.run_batch(due(Limited)).outcome is Outcome.DONE

@@ -96,8 +96,9 @@ def _claim(
     vendor = connections[using].vendor
     if vendor == "postgresql":
         row = Stripe.objects.using(using).filter(pk__in=locked)
-    update = CompiledUpdate(row, dict(changes))
-    return (CompiledSelect(locked), update) if vendor == "mysql" else (update,)
+    with transaction.atomic(using=using):  # or Django would not compile what locks
+        update = CompiledUpdate(row, dict(changes))
+        return (CompiledSelect(locked), update) if vendor == "mysql" else (update,)
 
 
 @contextmanager
