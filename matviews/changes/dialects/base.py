@@ -16,6 +16,7 @@ __all__ = ["TriggerDialect", "TriggerName"]
 
 PREFIX = "matviews"
 PATIENCE = 5  # seconds to wait for those who write to a table; others wait behind us meanwhile
+NOT_ORDINARY = "it is not an ordinary table"
 
 
 class TriggerName(NamedTuple):
@@ -141,7 +142,7 @@ class TriggerDialect:
         with self.connection.cursor() as cursor:
             found = self.connection.introspection.get_table_list(cursor)
         ordinary = {each.name for each in found if each.type == "t"}
-        return {table: "it is not an ordinary table" for table in tables if table not in ordinary}
+        return {table: NOT_ORDINARY for table in tables if table not in ordinary}
 
     def muted(self, tables: Collection[str]) -> AbstractContextManager[None]:
         """Within, the triggers of tables log nothing of what this connection does. In a transaction.

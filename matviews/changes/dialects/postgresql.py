@@ -6,12 +6,13 @@ from functools import cached_property
 from typing import ClassVar
 
 from ..watched import Watch
-from .base import PATIENCE, TriggerDialect, digest, digests
+from .base import NOT_ORDINARY, PATIENCE, TriggerDialect, digest, digests
 
 __all__ = ["PostgreSQLTriggers"]
 
 BEFORE, AFTER = "matviews_before", "matviews_after"
 MUTED = "matviews.muted"
+FAMILY = "it is partitioned, or inherits from another table"
 TRANSITIONS = {
     "insert": f"REFERENCING NEW TABLE AS {AFTER}",
     "update": f"REFERENCING OLD TABLE AS {BEFORE} NEW TABLE AS {AFTER}",
@@ -116,13 +117,14 @@ class PostgreSQLTriggers(TriggerDialect):
         faults = super().untrackable(tables)
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT relname FROM pg_class c WHERE relname = ANY(%s) AND pg_table_is_visible(oid) "
-                "AND (relkind = 'p' OR EXISTS (SELECT 1 FROM pg_inherits i "
-                "WHERE c.oid IN (i.inhrelid, i.inhparent)))",
+                "SELECT relname, relkind = 'f' FROM pg_class c WHERE relname = ANY(%s) "
+                "AND pg_table_is_visible(oid) AND (relkind IN ('f', 'p') OR EXISTS "
+                "(SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)))",
                 [list(tables)],
             )
-            family = {name for (name,) in cursor.fetchall()}
-        return faults | dict.fromkeys(family, "it is partitioned, or inherits from another table")
+            for table, foreign in cursor.fetchall():
+                faults[table] = NOT_ORDINARY if foreign else FAMILY
+        return faults
 
     @contextmanager
     def definitions(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from django.db.models import Model, UniqueConstraint
 
 from ...queryset import model_of_table, unique_fields
 from ..watched import Watch
-from .base import OURS, TriggerDialect
+from .base import NOT_ORDINARY, OURS, TriggerDialect
 
 __all__ = ["SQLiteTriggers"]
 
@@ -65,6 +65,15 @@ class SQLiteTriggers(TriggerDialect):
         return (
             f"{log} WHERE NOT EXISTS (SELECT 1 FROM {self.log} WHERE {self.name('table')} = {text})"
         )
+
+    def untrackable(self, tables: Collection[str]) -> dict[str, str]:
+        """As the base class has it; a virtual table can have no trigger."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE %%'"
+            )
+            virtual = {name for (name,) in cursor.fetchall()} & set(tables)
+        return super().untrackable(tables) | dict.fromkeys(virtual, NOT_ORDINARY)
 
     @contextmanager
     def muted(self, tables: Collection[str]) -> Iterator[None]:
