@@ -1,20 +1,17 @@
 """Tables whose triggers would not tell of every change: they are named, and full passes keep the view right."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from django.core.checks import Tags, run_checks
-from django.db import connection, models
+from django.db import connection
 from django.db.models import F
 
-from matviews import changes, engine
 from matviews.models import WatchedTable
 from matviews.states import RefreshState
 from tests import defining
 from tests.shapes.models import Region
-from tests.tables import derived_view, key, made, model, refreshed
+from tests.tables import defined, derived_view, execute, key, made, refreshed, tracked_view_of
 
 pytestmark = [
     pytest.mark.database,
@@ -29,41 +26,6 @@ ACTION = "a foreign key of it has ON DELETE or ON UPDATE, which fires no trigger
 on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
 on_mysql = pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
 on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")
-
-
-def execute(*statements: str) -> None:
-    with connection.cursor() as cursor:
-        for each in statements:
-            cursor.execute(each)
-
-
-@contextmanager
-def defined(*statements: str, undone: str | tuple[str, ...]) -> Iterator[None]:
-    """What the statements define is there until the end."""
-    execute(*statements)
-    try:
-        yield
-    finally:
-        execute(*((undone,) if isinstance(undone, str) else undone))
-
-
-@contextmanager
-def view_of(table: str) -> Iterator[type[Any]]:
-    """A view of a table with the columns `id` and `n`, with whatever triggers it can have."""
-    rows = model(
-        "Rows", n=models.IntegerField(null=True), meta={"db_table": table, "managed": False}
-    )
-    view = derived_view(
-        lambda cls: rows.objects.values("n", ref=F("pk")),
-        ref=key(),
-        n=models.IntegerField(null=True),
-    )
-    with made(view):
-        changes.install(engine.alias())
-        try:
-            yield view
-        finally:
-            changes.remove(engine.alias())
 
 
 def assert_untracked(view: type[Any], table: str, reason: str) -> None:
@@ -93,7 +55,7 @@ def test_a_view_of_the_database() -> None:
         "INSERT INTO made_rows VALUES (1, 1)",
         "CREATE VIEW made_view AS SELECT id, n FROM made_rows WHERE n < 10",
         undone=("DROP VIEW made_view", "DROP TABLE made_rows"),
-    ), view_of("made_view") as view:  # fmt: skip
+    ), tracked_view_of("made_view") as view:  # fmt: skip
         assert_untracked(view, "made_view", ORDINARY)
 
         execute("INSERT INTO made_rows VALUES (2, 2)", "UPDATE made_rows SET n = 11 WHERE id = 1")
@@ -109,7 +71,7 @@ class TestPostgreSQL:
             "INSERT INTO made_rows VALUES (1, 1)",
             "CREATE MATERIALIZED VIEW made_view AS SELECT id, n FROM made_rows",
             undone="DROP TABLE made_rows CASCADE",
-        ), view_of("made_view") as view:  # fmt: skip
+        ), tracked_view_of("made_view") as view:  # fmt: skip
             assert_untracked(view, "made_view", ORDINARY)
 
             execute("UPDATE made_rows SET n = 2", "REFRESH MATERIALIZED VIEW made_view")
@@ -122,7 +84,7 @@ class TestPostgreSQL:
             "CREATE TABLE made_part PARTITION OF made_rows DEFAULT",
             "INSERT INTO made_rows VALUES (1, 1)",
             undone="DROP TABLE made_rows",
-        ), view_of("made_rows") as view:  # fmt: skip
+        ), tracked_view_of("made_rows") as view:  # fmt: skip
             assert_untracked(view, "made_rows", FAMILY)
 
             execute("UPDATE made_part SET n = 2", "INSERT INTO made_part VALUES (3, 3)")
@@ -135,7 +97,7 @@ class TestPostgreSQL:
             "CREATE TABLE made_part PARTITION OF made_rows DEFAULT",
             "INSERT INTO made_rows VALUES (1, 1)",
             undone="DROP TABLE made_rows",
-        ), view_of("made_part") as view:  # fmt: skip
+        ), tracked_view_of("made_part") as view:  # fmt: skip
             assert_untracked(view, "made_part", FAMILY)
 
             execute("UPDATE made_rows SET n = 2", "INSERT INTO made_rows VALUES (3, 3)")
@@ -148,7 +110,7 @@ class TestPostgreSQL:
             "CREATE TABLE made_child () INHERITS (made_rows)",
             "INSERT INTO made_child VALUES (1, 1)",
             undone="DROP TABLE made_rows CASCADE",
-        ), view_of("made_rows") as view:  # fmt: skip
+        ), tracked_view_of("made_rows") as view:  # fmt: skip
             assert_untracked(view, "made_rows", FAMILY)
 
             execute("UPDATE made_child SET n = 2", "INSERT INTO made_child VALUES (3, 3)")
@@ -161,7 +123,7 @@ class TestPostgreSQL:
             "CREATE TABLE made_child () INHERITS (made_rows)",
             "INSERT INTO made_child VALUES (1, 1)",
             undone="DROP TABLE made_rows CASCADE",
-        ), view_of("made_child") as view:  # fmt: skip
+        ), tracked_view_of("made_child") as view:  # fmt: skip
             assert_untracked(view, "made_child", FAMILY)
 
             execute("UPDATE made_rows SET n = 2")
@@ -179,7 +141,7 @@ class TestPostgreSQL:
             "CREATE FOREIGN TABLE made_rows (id bigint, n integer) SERVER made_files "
             f"OPTIONS (format 'csv', {rows((1, 1))})",
             undone="DROP EXTENSION file_fdw CASCADE",
-        ), view_of("made_rows") as view:  # fmt: skip
+        ), tracked_view_of("made_rows") as view:  # fmt: skip
             assert_untracked(view, "made_rows", ORDINARY)
 
             execute(f"ALTER FOREIGN TABLE made_rows OPTIONS (SET {rows((1, 2), (3, 3))})")
@@ -196,7 +158,7 @@ class TestPostgreSQL:
             "CREATE SERVER made_nowhere FOREIGN DATA WRAPPER made_nothing",
             "CREATE FOREIGN TABLE made_rows (id bigint, n integer) SERVER made_nowhere",
             undone="DROP FOREIGN DATA WRAPPER made_nothing CASCADE",
-        ), made(other), view_of("made_rows"):  # fmt: skip
+        ), made(other), tracked_view_of("made_rows"):  # fmt: skip
             assert [each.table for each in WatchedTable.objects.all()] == [Region._meta.db_table]
 
 
@@ -220,7 +182,7 @@ def test_a_table_that_foreign_keys_act_on(
         "INSERT INTO made_other VALUES (1)",
         "INSERT INTO made_rows VALUES (1, 1)",
         undone=("DROP TABLE made_rows", "DROP TABLE made_other"),
-    ), view_of("made_rows") as view:  # fmt: skip
+    ), tracked_view_of("made_rows") as view:  # fmt: skip
         assert_untracked(view, "made_rows", ACTION)
 
         execute(change)
@@ -247,7 +209,7 @@ def test_where_actions_of_foreign_keys_fire_triggers_such_a_table_is_tracked(
         "INSERT INTO made_other VALUES (1)",
         "INSERT INTO made_rows VALUES (1, 1)",
         undone=("DROP TABLE made_rows", "DROP TABLE made_other"),
-    ), view_of("made_rows") as view:  # fmt: skip
+    ), tracked_view_of("made_rows") as view:  # fmt: skip
         refreshed(view)
         assert view.is_fresh()
 
@@ -265,7 +227,7 @@ def test_a_virtual_table() -> None:
         "CREATE VIRTUAL TABLE made_rows USING fts5 (id, n)",
         "INSERT INTO made_rows VALUES (1, 1)",
         undone="DROP TABLE made_rows",
-    ), view_of("made_rows") as view:  # fmt: skip
+    ), tracked_view_of("made_rows") as view:  # fmt: skip
         assert_untracked(view, "made_rows", ORDINARY)
 
         execute("UPDATE made_rows SET n = 2", "INSERT INTO made_rows VALUES (3, 3)")

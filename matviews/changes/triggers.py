@@ -1,6 +1,6 @@
 """The triggers of the tables that views read: made, held against what the code wants, removed."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from django.db import transaction
 
@@ -19,6 +19,8 @@ __all__ = [
     "take_down",
     "untracked_tables",
 ]
+
+Wanted = Mapping[str, Mapping[str, Watch]]  # by table and view, as `watched_tables` returns it
 
 
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
@@ -73,12 +75,29 @@ def install(using: str) -> dict[str, str]:
     faults = dialect.untrackable(wanted)
     wanted = {table: views for table, views in wanted.items() if table not in faults}
     remove(using, set(_known_tables(dialect)) - wanted.keys())
+    _remove_strays(dialect, wanted)
     present = dialect.present()
     controls = dict(ViewControl.objects.values_list("label", "pk"))
     for table, by_view in wanted.items():
         views = {controls[label] for label in by_view if label in controls}
         _install(dialect, table, together(by_view.values()), views, present.get(table, set()))
     return faults
+
+
+def _remove_strays(dialect: TriggerDialect, wanted: Wanted) -> None:
+    if strays := _strays(dialect, wanted):
+        with dialect.definitions():
+            dialect.execute(dialect.drop("", strays))
+
+
+def _strays(dialect: TriggerDialect, wanted: Wanted, faults: Collection[str] = ()) -> set[str]:
+    """What is left of triggers, but for those that somebody may be about to make."""
+    names = (
+        dialect.names(table, together(by_view.values()))
+        for table, by_view in wanted.items()
+        if table not in faults
+    )
+    return dialect.strays().difference(*names)
 
 
 def _known_tables(dialect: TriggerDialect) -> list[str]:
@@ -137,6 +156,8 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
         with dialect.definitions():
             WatchedTable.objects.filter(table=table).delete()
             dialect.execute(dialect.drop(table, present.get(table, set())))
+    if tables is None:
+        _remove_strays(dialect, {})
     return sorted(name for table in chosen for name in present.get(table, ()))
 
 
@@ -154,6 +175,7 @@ def script(using: str) -> str:
             statements += dialect.create(table, watch)
     for table in sorted(present.keys() - wanted.keys()):
         statements += dialect.drop(table, present[table])
+    statements += dialect.drop("", _strays(dialect, wanted, faults))
     return dialect.script(statements)
 
 
@@ -175,3 +197,5 @@ def find_problems(using: str) -> Iterator[str]:
             yield f"The triggers of {table}, which {views} reads, are not known to matviews."
     for table in sorted(present.keys() - wanted.keys()):
         yield f"{table} has triggers, but no view reads it."
+    for name in sorted(_strays(dialect, wanted, faults)):
+        yield f"The function {name} is left over: no trigger that is switched on calls it."

@@ -137,6 +137,10 @@ class TriggerDialect:
             f"WHERE matviews_present.matviews_table = {table})"
         )
 
+    def strays(self) -> set[str]:
+        """The names of what is left of triggers of ours that are gone, or switched off."""
+        return set()
+
     def untrackable(self, tables: Collection[str]) -> dict[str, str]:
         """The tables whose triggers would not tell of every change, and why."""
         with self.connection.cursor() as cursor:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from ..watched import Watch
-from .base import NOT_ORDINARY, PATIENCE, TriggerDialect, digest, digests
+from .base import NOT_ORDINARY, OURS, PATIENCE, TriggerDialect, digest, digests
 
 __all__ = ["PostgreSQLTriggers"]
 
@@ -49,7 +49,7 @@ class PostgreSQLTriggers(TriggerDialect):
             f"RETURN NULL; END $matviews$"
         )
         yield (
-            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
+            f"CREATE OR REPLACE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
             f"{TRANSITIONS[event]} FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
         )
 
@@ -111,6 +111,17 @@ class PostgreSQLTriggers(TriggerDialect):
             f"DROP FUNCTION IF EXISTS {schema}.{self.name(name)}() CASCADE"
             for name in sorted(names)
         ]
+
+    def strays(self) -> set[str]:
+        """As the base class has it: a function stays when its table is dropped."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
+                "WHERE n.nspname = current_schema() AND p.proname LIKE %s AND NOT EXISTS "
+                "(SELECT 1 FROM pg_trigger t WHERE t.tgfoid = p.oid AND t.tgenabled IN ('O', 'A'))",
+                self.ours,
+            )
+            return {name for (name,) in cursor.fetchall() if OURS.fullmatch(name)}
 
     def untrackable(self, tables: Collection[str]) -> dict[str, str]:
         """As the base class has it; a statement on one table of a family may change another."""
