@@ -31,7 +31,7 @@ def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
         table
         for table, watch in tracking.tables.items()
         if table not in records
-        or not is_watched(records[table], view_id, watch, present.get(table, set()))
+        or not is_watched(records[table], view_id, watch, present.get(table, {}).values())
     }
 
 
@@ -42,7 +42,7 @@ def is_watched(record: WatchedTable, view_id: int, watch: Watch, present: Collec
         record: of the table.
         view_id: primary key of the view's control.
         watch: what counts.
-        present: the names of the table's triggers that there are.
+        present: the triggers of the table that there are, as in its record.
     """
     columns = None if record.columns is None else frozenset(record.columns)
     logged = bool(record.triggers) and set(record.triggers) <= set(present)
@@ -54,7 +54,11 @@ def forget_gone(using: str) -> None:
     """Note which triggers are gone, so that `install` tells the views of it when they are back."""
     present = dialect_of(using).present()
     records = WatchedTable.objects.all()
-    gone = [each.pk for each in records if not set(each.triggers) <= present.get(each.table, set())]
+    gone = [
+        each.pk
+        for each in records
+        if not set(each.triggers).issubset(present.get(each.table, {}).values())
+    ]
     if gone:
         WatchedTable.objects.filter(pk__in=gone).update(triggers=[])
 
@@ -80,7 +84,7 @@ def install(using: str) -> dict[str, str]:
     controls = dict(ViewControl.objects.values_list("label", "pk"))
     for table, by_view in wanted.items():
         views = {controls[label] for label in by_view if label in controls}
-        _install(dialect, table, together(by_view.values()), views, present.get(table, set()))
+        _install(dialect, table, together(by_view.values()), views, present.get(table, {}))
     return faults
 
 
@@ -105,7 +109,7 @@ def _known_tables(dialect: TriggerDialect) -> list[str]:
 
 
 def _install(
-    dialect: TriggerDialect, table: str, watch: Watch, views: set[int], present: set[str]
+    dialect: TriggerDialect, table: str, watch: Watch, views: set[int], present: Mapping[str, str]
 ) -> None:
     """Bring one table's triggers and record to what is wanted.
 
@@ -115,7 +119,7 @@ def _install(
     names = dialect.names(table, watch)
     record, _created = WatchedTable.objects.get_or_create(table=table)
     known = set(record.views) if record.triggers else set()
-    same = present == names == set(record.triggers)
+    same = present.keys() == names and set(present.values()) == set(record.triggers)
     if same and known == views:
         return
     told = views - known if same else views | known
@@ -124,12 +128,13 @@ def _install(
         record.views, record.links = sorted(views), sorted(watch.links)
         record.columns = None if watch.columns is None else sorted(watch.columns)
         record.save()
-        if present != names:
+        if present.keys() != names:
             dialect.execute(dialect.drop(table, present))
             dialect.execute(dialect.create(table, watch))
+            present = dialect.present().get(table, {})
         with transaction.atomic(using=dialect.using):
             enqueue(told, f"changes of {table} were not logged before, or otherwise")
-            record.triggers = sorted(names)
+            record.triggers = sorted(present.get(name, name) for name in names)
             record.save()
 
 
@@ -155,7 +160,7 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
     for table in sorted(chosen):
         with dialect.definitions():
             WatchedTable.objects.filter(table=table).delete()
-            dialect.execute(dialect.drop(table, present.get(table, set())))
+            dialect.execute(dialect.drop(table, present.get(table, ())))
     if tables is None:
         _remove_strays(dialect, {})
     return sorted(name for table in chosen for name in present.get(table, ()))
@@ -170,8 +175,8 @@ def script(using: str) -> str:
     for table, by_view in wanted.items():
         watch = together(by_view.values())
         names = dialect.names(table, watch)
-        if table not in faults and present.get(table, set()) != names:
-            statements += dialect.drop(table, present.get(table, set()))
+        if table not in faults and present.get(table, {}).keys() != names:
+            statements += dialect.drop(table, present.get(table, ()))
             statements += dialect.create(table, watch)
     for table in sorted(present.keys() - wanted.keys()):
         statements += dialect.drop(table, present[table])
@@ -190,10 +195,11 @@ def find_problems(using: str) -> Iterator[str]:
             yield f"Changes of {table}, which {views} reads, cannot be logged: {faults[table]}."
             continue
         names = dialect.names(table, together(by_view.values()))
-        if present.get(table, set()) != names:
-            state = "other triggers than it should" if present.get(table) else "no triggers"
+        found = present.get(table, {})
+        if found.keys() != names:
+            state = "other triggers than it should" if found else "no triggers"
             yield f"{table}, which {views} reads, has {state}."
-        elif set(recorded.get(table, ())) != names:
+        elif set(recorded.get(table, ())) != set(found.values()):
             yield f"The triggers of {table}, which {views} reads, are not known to matviews."
     for table in sorted(present.keys() - wanted.keys()):
         yield f"{table} has triggers, but no view reads it."

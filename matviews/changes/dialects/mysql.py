@@ -17,7 +17,8 @@ class MySQLTriggers(TriggerDialect):
     """A statement that makes or removes a trigger commits."""
 
     catalog: ClassVar[str] = (
-        "SELECT event_object_table AS matviews_table, trigger_name AS matviews_name FROM information_schema.triggers "
+        "SELECT event_object_table AS matviews_table, CONCAT(trigger_name, ':', "
+        "COALESCE(UNIX_TIMESTAMP(created), '')) AS matviews_made FROM information_schema.triggers "
         "WHERE trigger_schema = DATABASE() AND trigger_name LIKE %s"
     )
 

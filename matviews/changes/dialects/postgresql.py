@@ -28,12 +28,13 @@ class PostgreSQLTriggers(TriggerDialect):
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "truncate")
     json_object: ClassVar[str] = "jsonb_build_object"
-    catalog = (
-        "SELECT c.relname AS matviews_table, t.tgname AS matviews_name FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
+    # xmin is another one, too, when a trigger was switched off and on again.
+    catalog: ClassVar[str] = (
+        "SELECT c.relname AS matviews_table, concat(t.tgname, ':', t.oid, '.', t.xmin) AS matviews_made "
+        "FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
         "WHERE t.tgname LIKE %s AND t.tgenabled IN ('O', 'A') AND pg_table_is_visible(c.oid)"
     )
-
-    together: ClassVar[str] = "string_agg(matviews_name, ' ')"
+    together: ClassVar[str] = "string_agg(matviews_made, ' ')"
 
     def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
         """As the base class has it. The function writes the log with the rights of its owner, for

@@ -24,10 +24,10 @@ class SQLiteTriggers(TriggerDialect):
     """They call no function that Django adds to its own connections: others write as well."""
 
     catalog: ClassVar[str] = (
-        "SELECT tbl_name AS matviews_table, name AS matviews_name FROM sqlite_master "
+        "SELECT tbl_name AS matviews_table, name AS matviews_made FROM sqlite_master "
         "WHERE type = 'trigger' AND name LIKE %s ESCAPE '\\'"
     )
-    together: ClassVar[str] = "GROUP_CONCAT(matviews_name, ' ')"
+    together: ClassVar[str] = "GROUP_CONCAT(matviews_made, ' ')"
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "replace")
 
