@@ -16,7 +16,7 @@ from django.db.models import F, QuerySet
 from django.test import TransactionTestCase, skipUnlessDBFeature
 from django.urls import reverse
 
-from matviews.models import PhaseRun
+from matviews.models import Change, PhaseRun
 
 from .models import Aircraft, Airline, Airport, CarrierDay, Flight, Plane, RouteSummary
 from .recompute import differences, recompute
@@ -276,6 +276,7 @@ class ViewTests(TransactionTestCase):
         for said in ("842 flights loaded.", "There are flights already."):
             call_command("load_flights", days=1, stdout=(out := StringIO()))
             self.assertIn(said, out.getvalue())
+        self.assertLessEqual(Change.objects.count(), 4)  # one for each table, not one for each row
         refresh()
         self.assertEqual(Flight.objects.count(), 842)
         self.assertEqual(wrong_rows(), [])
