@@ -58,7 +58,10 @@ class Live:
             )  # fmt: skip
 
     def wait_until_open(self) -> None:
-        wait_for(lambda: "Open http" in self.output or self._process.poll() is not None)
+        wait_for(
+            lambda: "Open http" in self.output or self._process.poll() is not None,
+            seconds=5 * DEADLINE,  # pictures are of all flights
+        )
         assert self._process.poll() is None, self.output
 
     @property
