@@ -21,6 +21,7 @@ pytestmark = [
 
 ORDINARY = "it is not an ordinary table"
 FAMILY = "it is partitioned, or inherits from another table"
+PARTITIONED = "it is partitioned, and partitions that are truncated or dropped fire no trigger here"
 ACTION = "a foreign key of it has ON DELETE or ON UPDATE, which fires no trigger here"
 
 on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
@@ -188,6 +189,24 @@ def test_a_table_that_foreign_keys_act_on(
         execute(change)
 
         assert contents(view) == left
+
+
+@on_mysql
+def test_a_table_of_which_partitions_may_go() -> None:
+    with (
+        defined(
+            "CREATE TABLE made_rows (id bigint PRIMARY KEY, n integer) PARTITION BY RANGE (id) "
+            "(PARTITION old VALUES LESS THAN (5), PARTITION new VALUES LESS THAN MAXVALUE)",
+            "INSERT INTO made_rows VALUES (1, 1)",
+            undone="DROP TABLE made_rows",
+        ),
+        tracked_view_of("made_rows") as view,
+    ):
+        assert_untracked(view, "made_rows", PARTITIONED)
+
+        execute("INSERT INTO made_rows VALUES (7, 7)", "ALTER TABLE made_rows DROP PARTITION old")
+
+        assert contents(view) == {7: 7}
 
 
 @pytest.mark.skipif(connection.vendor == "mysql", reason="actions fire no trigger there")

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import ClassVar
 
+from ...models import Change
 from ..watched import Watch
 from .base import NOT_ORDINARY, OURS, PATIENCE, TriggerDialect, digest, digests
 
@@ -96,8 +97,13 @@ class PostgreSQLTriggers(TriggerDialect):
 
     @cached_property
     def _schema(self) -> str:
+        """That of the log, which the table's need not be."""
         with self.connection.cursor() as cursor:
-            cursor.execute("SELECT current_schema()")
+            cursor.execute(
+                "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+                "WHERE c.relname = %s AND pg_table_is_visible(c.oid)",
+                [Change._meta.db_table],
+            )
             return str(cursor.fetchone()[0])
 
     def _value(self, table: str, column: str) -> str:
@@ -118,9 +124,9 @@ class PostgreSQLTriggers(TriggerDialect):
         with self.connection.cursor() as cursor:
             cursor.execute(
                 "SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
-                "WHERE n.nspname = current_schema() AND p.proname LIKE %s AND NOT EXISTS "
+                "WHERE n.nspname = %s AND p.proname LIKE %s AND NOT EXISTS "
                 "(SELECT 1 FROM pg_trigger t WHERE t.tgfoid = p.oid AND t.tgenabled IN ('O', 'A'))",
-                self.ours,
+                [self._schema, *self.ours],
             )
             return {name for (name,) in cursor.fetchall() if OURS.fullmatch(name)}
 

@@ -4,20 +4,12 @@ not yet moved, need not be logged again.
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from django.db.models import Model, UniqueConstraint
-
-from ...queryset import model_of_table, unique_fields
 from ..watched import Watch
 from .base import NOT_ORDINARY, OURS, TriggerDialect
 
 __all__ = ["SQLiteTriggers"]
-
-
-def _column(model: type[Model], name: str) -> str:
-    field: Any = model._meta.get_field(name)
-    return str(field.column)
 
 
 class SQLiteTriggers(TriggerDialect):
@@ -91,19 +83,26 @@ class SQLiteTriggers(TriggerDialect):
 
     def _replaced(self, table: str) -> str:
         """A condition on the rows that a new row would take the place of."""
-        model = model_of_table(table)
-        assert model is not None  # or nothing would be known of its links
-        keys = {tuple(field.column or "" for field in fields) for fields in unique_fields(model)}
-        keys |= {
-            tuple(_column(model, name) for name in each.fields)
-            for each in model._meta.constraints
-            if isinstance(each, UniqueConstraint) and each.fields
-        }
         row = self.name(table)
-        return " OR ".join(
-            "(" + " AND ".join(f"{row}.{name} = NEW.{name}" for name in map(self.name, key)) + ")"
-            for key in sorted(keys)
+        same = (
+            " AND ".join(f"{row}.{name} = NEW.{name}" for name in map(self.name, key))
+            for key in sorted(self._keys(table))
         )
+        return " OR ".join(f"({each})" for each in same) or "FALSE"
+
+    def _keys(self, table: str) -> set[tuple[str, ...]]:
+        """The columns by which rows are unique, as the database knows them: anybody may make an index."""
+        found: dict[str, list[str | None]] = {}
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT '', name FROM pragma_table_info(%s) WHERE pk UNION ALL "
+                "SELECT i.name, c.name FROM pragma_index_list(%s) i, pragma_index_info(i.name) c "
+                'WHERE i."unique"',
+                [table, table],
+            )
+            for index, column in cursor.fetchall():
+                found.setdefault(index, []).append(column)
+        return {tuple(filter(None, columns)) for columns in found.values() if all(columns)}
 
     def same(self, table: str, columns: Collection[str]) -> str:
         """As the base class has it."""
