@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from django.core.checks import Tags, run_checks
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import F
 
 from matviews.models import WatchedTable
@@ -21,6 +21,10 @@ pytestmark = [
 
 ORDINARY = "it is not an ordinary table"
 FAMILY = "it is partitioned, or inherits from another table"
+UNLOGGED = "it is unlogged: a crash empties it, and tells nobody"
+ENGINE = (
+    "its engine is not InnoDB, so what is rolled back of it and of the log need not be the same"
+)
 PARTITIONED = "it is partitioned, and partitions that are truncated or dropped fire no trigger here"
 ACTION = "a foreign key of it has ON DELETE or ON UPDATE, which fires no trigger here"
 
@@ -131,6 +135,21 @@ class TestPostgreSQL:
 
             assert contents(view) == {1: 2}
 
+    def test_an_unlogged_table(self) -> None:
+        with (
+            defined(
+                "CREATE UNLOGGED TABLE made_rows (id bigint PRIMARY KEY, n integer)",
+                "INSERT INTO made_rows VALUES (1, 1)",
+                undone="DROP TABLE made_rows",
+            ),
+            tracked_view_of("made_rows") as view,
+        ):
+            assert_untracked(view, "made_rows", UNLOGGED)
+
+            execute("UPDATE made_rows SET n = 2")
+
+            assert contents(view) == {1: 2}
+
     def test_a_foreign_table(self) -> None:
         def rows(*several: tuple[int, int]) -> str:
             lines = "".join(f"{pk},{n}\\n" for pk, n in several)
@@ -189,6 +208,25 @@ def test_a_table_that_foreign_keys_act_on(
         execute(change)
 
         assert contents(view) == left
+
+
+@on_mysql
+def test_a_table_that_rolls_nothing_back() -> None:
+    with (
+        defined(
+            "CREATE TABLE made_rows (id bigint PRIMARY KEY, n integer) ENGINE = MyISAM",
+            "INSERT INTO made_rows VALUES (1, 1)",
+            undone="DROP TABLE made_rows",
+        ),
+        tracked_view_of("made_rows") as view,
+    ):
+        assert_untracked(view, "made_rows", ENGINE)
+
+        with transaction.atomic():
+            execute("UPDATE made_rows SET n = 2")
+            transaction.set_rollback(True)
+
+        assert contents(view) == {1: 2}
 
 
 @on_mysql

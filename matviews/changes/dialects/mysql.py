@@ -13,6 +13,9 @@ from .base import PATIENCE, TriggerDialect, digest, digests
 __all__ = ["MySQLTriggers"]
 
 ACTION = "a foreign key of it has ON DELETE or ON UPDATE, which fires no trigger here"
+ENGINE = (
+    "its engine is not InnoDB, so what is rolled back of it and of the log need not be the same"
+)
 PARTITIONED = "it is partitioned, and partitions that are truncated or dropped fire no trigger here"
 
 
@@ -83,6 +86,8 @@ class MySQLTriggers(TriggerDialect):
             ACTION: "SELECT table_name FROM information_schema.referential_constraints "
             "WHERE constraint_schema = DATABASE() AND NOT (delete_rule IN ('RESTRICT', "
             "'NO ACTION') AND update_rule IN ('RESTRICT', 'NO ACTION'))",
+            ENGINE: "SELECT table_name FROM information_schema.tables "
+            "WHERE table_schema = DATABASE() AND engine <> 'InnoDB'",
             PARTITIONED: "SELECT table_name FROM information_schema.tables "
             "WHERE table_schema = DATABASE() AND create_options LIKE '%partitioned%'",
         }

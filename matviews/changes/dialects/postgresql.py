@@ -13,6 +13,7 @@ __all__ = ["PostgreSQLTriggers"]
 
 BEFORE, AFTER = "matviews_before", "matviews_after"
 MUTED = "matviews.muted"
+UNLOGGED = "it is unlogged: a crash empties it, and tells nobody"
 FAMILY = "it is partitioned, or inherits from another table"
 TRANSITIONS = {
     "insert": f"REFERENCING NEW TABLE AS {AFTER}",
@@ -135,13 +136,14 @@ class PostgreSQLTriggers(TriggerDialect):
         faults = super().untrackable(tables)
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT relname, relkind = 'f' FROM pg_class c WHERE relname = ANY(%s) "
-                "AND pg_table_is_visible(oid) AND (relkind IN ('f', 'p') OR EXISTS "
+                "SELECT relname, relkind = 'f', relpersistence = 'u' FROM pg_class c "
+                "WHERE relname = ANY(%s) AND pg_table_is_visible(oid) "
+                "AND (relkind IN ('f', 'p') OR relpersistence = 'u' OR EXISTS "
                 "(SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)))",
                 [list(tables)],
             )
-            for table, foreign in cursor.fetchall():
-                faults[table] = NOT_ORDINARY if foreign else FAMILY
+            for table, foreign, unlogged in cursor.fetchall():
+                faults[table] = NOT_ORDINARY if foreign else UNLOGGED if unlogged else FAMILY
         return faults
 
     @contextmanager
