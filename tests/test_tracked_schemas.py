@@ -288,6 +288,21 @@ class TestSQLite:
                 written("DELETE FROM made_rows"),
             ) == [1, 1, 1]
 
+    def test_bytes_in_a_column_of_numbers_or_texts_stop_no_writer(self) -> None:
+        """SQLite takes any value in any column; JSON takes no bytes."""
+        with (
+            defined("CREATE TABLE made_rows (id text PRIMARY KEY, n integer)", undone=GONE),
+            tracked_view_of("made_rows") as view,
+        ):
+            execute("INSERT INTO made_rows VALUES (1, 1)")
+            refreshed(view)
+            refreshed(view)
+
+            execute("INSERT INTO made_rows VALUES (x'0102', 2)")
+
+            assert list(Change.objects.values_list("table", "links")) == [("made_rows", None)]
+            assert not view.is_fresh()
+
     def test_triggers_that_fire_for_what_is_replaced(self) -> None:
         with defined(ROWS, undone=GONE), tracked_view_of("made_rows") as view:
             execute("INSERT INTO made_rows VALUES (1, 1)", "PRAGMA recursive_triggers = ON")

@@ -7,6 +7,7 @@ from django.core.checks import Tags, run_checks
 from django.db import connection, transaction
 from django.db.models import F
 
+from matviews import changes, engine
 from matviews.models import WatchedTable
 from matviews.states import RefreshState
 from tests import defining
@@ -66,6 +67,13 @@ def test_a_view_of_the_database() -> None:
         execute("INSERT INTO made_rows VALUES (2, 2)", "UPDATE made_rows SET n = 11 WHERE id = 1")
 
         assert contents(view) == {2: 2}
+
+
+def test_a_table_that_is_not_there() -> None:
+    with tracked_view_of("made_rows"):
+        assert list(changes.find_problems(engine.alias())) == [
+            "Changes of made_rows, which shapes.Made reads, cannot be logged: there is no such table."
+        ]
 
 
 @on_postgres

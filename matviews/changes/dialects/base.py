@@ -16,6 +16,7 @@ __all__ = ["TriggerDialect", "TriggerName"]
 
 PREFIX = "matviews"
 PATIENCE = 5  # seconds to wait for those who write to a table; others wait behind us meanwhile
+MISSING = "there is no such table"
 NOT_ORDINARY = "it is not an ordinary table"
 
 
@@ -151,8 +152,12 @@ class TriggerDialect:
         """The tables whose triggers would not tell of every change, and why."""
         with self.connection.cursor() as cursor:
             found = self.connection.introspection.get_table_list(cursor)
-        ordinary = {each.name for each in found if each.type == "t"}
-        return {table: NOT_ORDINARY for table in tables if table not in ordinary}
+        types = {each.name: each.type for each in found}
+        return {
+            table: NOT_ORDINARY if table in types else MISSING
+            for table in tables
+            if types.get(table) != "t"
+        }
 
     def muted(self, tables: Collection[str]) -> AbstractContextManager[None]:
         """Within, the triggers of tables log nothing of what this connection does. In a transaction.

@@ -67,6 +67,12 @@ class SQLiteTriggers(TriggerDialect):
             virtual = {name for (name,) in cursor.fetchall()} & set(tables)
         return super().untrackable(tables) | dict.fromkeys(virtual, NOT_ORDINARY)
 
+    def values(self, row: str, links: Collection[str]) -> str:
+        """As the base class has it; NULL where one is a BLOB, as any may be here and none in JSON."""
+        blobs = (f"typeof({row}.{self.name(link)}) = 'blob'" for link in sorted(links))
+        found = super().values(row, links)
+        return f"CASE WHEN {' OR '.join(blobs)} THEN NULL ELSE {found} END" if links else found
+
     @contextmanager
     def muted(self, tables: Collection[str]) -> Iterator[None]:
         """As the base class has it: without the triggers, which nobody else sees meanwhile."""
