@@ -51,16 +51,25 @@ def is_watched(record: WatchedTable, view_id: int, watch: Watch, present: Collec
 
 
 def forget_gone(using: str) -> None:
-    """Note which triggers are gone, so that `install` tells the views of it when they are back."""
+    """Note which triggers are gone, so that `install` tells the views of it when they are back.
+
+    Those that are back by now, as they were, are taken up again, and the views are told.
+    """
     present = dialect_of(using).present()
-    records = WatchedTable.objects.all()
-    gone = [
-        each.pk
-        for each in records
-        if not set(each.triggers).issubset(present.get(each.table, {}).values())
-    ]
-    if gone:
-        WatchedTable.objects.filter(pk__in=gone).update(triggers=[])
+    for record in WatchedTable.objects.order_by("pk"):
+        found = present.get(record.table, {})
+        if set(record.triggers).issubset(found.values()):
+            continue
+        names = [made.partition(":")[0] for made in record.triggers]
+        back = names if found.keys() >= set(names) else []
+        if back:
+            enqueue(record.views, _not_logged(record.table))
+        triggers = sorted(found[name] for name in back)
+        WatchedTable.objects.filter(pk=record.pk).update(triggers=triggers)
+
+
+def _not_logged(table: str) -> str:
+    return f"changes of {table} were not logged before, or otherwise"
 
 
 def install(using: str) -> dict[str, str]:
@@ -133,7 +142,7 @@ def _install(
             dialect.execute(dialect.create(table, watch))
             present = dialect.present().get(table, {})
         with transaction.atomic(using=dialect.using):
-            enqueue(told, f"changes of {table} were not logged before, or otherwise")
+            enqueue(told, _not_logged(table))
             record.triggers = sorted(present.get(name, name) for name in names)
             record.save()
 
