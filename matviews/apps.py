@@ -60,7 +60,7 @@ def _take_down_triggers(*, using: str, plan: Any = (), apps: Any = None, **_kwar
         )
 
 
-def _after_migrate(*, using: str, stdout: Any = None, **_kwargs: Any) -> None:
+def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs: Any) -> None:
     from . import changes, engine
     from .tasks import schedules
 
@@ -70,6 +70,7 @@ def _after_migrate(*, using: str, stdout: Any = None, **_kwargs: Any) -> None:
         schedules.delete_all()
         return
     engine.sync_controls()
+    engine.note_migrated({migration.app_label for migration, _backwards in plan})
     schedules.reconcile_if_possible()
     try:
         changes.install(using)

@@ -47,7 +47,7 @@ def _views_elsewhere() -> Iterator[CheckMessage]:
 
 @register(Tags.models)
 def check_sources(**_kwargs: Any) -> list[CheckMessage]:
-    """E015 to E018 and W006 to W010, of views with `source()`; W009 of every view.
+    """E015 to E018, W006 to W010 and W012, of views with `source()`; W009 of every view.
 
     What needs a database that is not there, or tables that are not migrated, is left out.
     """

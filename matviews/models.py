@@ -434,9 +434,10 @@ class WatchedTable(models.Model):
     """A table whose changes are logged by triggers, and for which views.
 
     `columns` are those of which a change is logged, None for all; `links` those whose old and new
-    values are in the log. The names of the triggers are there once they log and the views were told
-    of all that came before. The views stand here, as primary keys of their controls, and not in
-    the code alone, for the log is moved by whatever version of the code a worker has.
+    values are in the log. The triggers are there, by what tells each from one that is made later,
+    once they log and the views were told of all that came before. The views stand here, as primary
+    keys of their controls, and not in the code alone, for the log is moved by whatever version of the
+    code a worker has.
     """
 
     table = models.CharField(max_length=255, unique=True)

@@ -7,15 +7,27 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from django.db import connection, models
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 
-from matviews import MaterializedView, engine
+from matviews import MaterializedView, changes, engine
 from matviews.models import Refresh
 from matviews.registry import registry
 from matviews.states import RefreshState
 from tests import defining
 
-__all__ = ["Source", "alone", "derived_view", "key", "made", "model", "refreshed", "unique"]
+__all__ = [
+    "Source",
+    "alone",
+    "defined",
+    "derived_view",
+    "execute",
+    "key",
+    "made",
+    "model",
+    "refreshed",
+    "tracked_view_of",
+    "unique",
+]
 
 Source = Callable[[type[Any]], QuerySet[Any, Any]]
 
@@ -112,3 +124,39 @@ def refreshed(view: type[Any], **request: Any) -> dict[str, int]:
     refresh: Refresh = defining.run(view, **request)
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
     return {run.phase: run.rows for run in refresh.runs.all()}
+
+
+def execute(*statements: str) -> None:
+    """Run SQL that has no parameters."""
+    with connection.cursor() as cursor:
+        for each in statements:
+            cursor.execute(each)
+
+
+@contextmanager
+def defined(*statements: str, undone: str | tuple[str, ...]) -> Iterator[None]:
+    """What the statements define is there until the end."""
+    execute(*statements)
+    try:
+        yield
+    finally:
+        execute(*((undone,) if isinstance(undone, str) else undone))
+
+
+@contextmanager
+def tracked_view_of(table: str) -> Iterator[type[Any]]:
+    """A view of a table with the columns `id` and `n`, with whatever triggers that can have."""
+    rows = model(
+        "Rows", n=models.IntegerField(null=True), meta={"db_table": table, "managed": False}
+    )
+    view = derived_view(
+        lambda cls: rows.objects.values("n", ref=F("pk")),
+        ref=key(),
+        n=models.IntegerField(null=True),
+    )
+    with made(view):
+        changes.install(engine.alias())
+        try:
+            yield view
+        finally:
+            changes.remove(engine.alias())

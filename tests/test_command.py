@@ -15,10 +15,13 @@ from django.db import OperationalError
 from django.utils import timezone
 
 from matviews import engine, tasks
+from matviews.engine import ViewStatus
 from matviews.management import output
 from matviews.management.commands.update_materialized_views import Command
+from matviews.management.tables import status_as_dict
 from matviews.models import PhaseRun, Refresh, Stripe, Trigger, ViewControl
 from matviews.registry import registry
+from matviews.states import ViewState
 from tests.defining import make_view, ready
 from tests.ledger import add_items, assert_each_item_once, fault
 from tests.sample.models import Item, Limited, Striped, Walked, Whole
@@ -573,3 +576,13 @@ def test_hundreds_of_batches_end_right() -> None:
     assert_each_item_once()
     assert Striped.objects.count() == Item.objects.count()
     assert sum(run.batches for run in PhaseRun.objects.all()) == 300
+
+
+def test_an_age_of_nothing_is_a_number_in_json() -> None:
+    status = ViewStatus(
+        label="a.B", state=ViewState.FRESH, lag=timedelta(), oldest_change=timedelta()
+    )
+
+    told = json.loads(json.dumps(status_as_dict(status)))
+
+    assert (told["lag"], told["oldest_change"]) == (0, 0)

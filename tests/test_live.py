@@ -2,6 +2,7 @@
 
 import fcntl
 import http.cookiejar
+import json
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,7 +58,10 @@ class Live:
             )  # fmt: skip
 
     def wait_until_open(self) -> None:
-        wait_for(lambda: "Open http" in self.output or self._process.poll() is not None)
+        wait_for(
+            lambda: "Open http" in self.output or self._process.poll() is not None,
+            seconds=5 * DEADLINE,  # pictures are of all flights
+        )
         assert self._process.poll() is None, self.output
 
     @property
@@ -95,9 +99,13 @@ class Live:
         return found
 
     @property
+    def database(self) -> Path:
+        return self._folder / "live.sqlite3"
+
+    @property
     def successes(self) -> Counter[str]:
         """How often a schedule has refreshed each view."""
-        with closing(sqlite3.connect(self._folder / "live.sqlite3", timeout=DEADLINE)) as database:
+        with closing(sqlite3.connect(self.database, timeout=DEADLINE)) as database:
             rows = database.execute(
                 "SELECT label FROM matviews_refresh r JOIN matviews_viewcontrol v "
                 "ON v.id = r.view_id WHERE r.trigger = 'schedule' AND r.state = 'succeeded'"
@@ -117,6 +125,37 @@ class Live:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
+    def views(self, *arguments: str) -> str:
+        """What `update_materialized_views` prints, run beside it."""
+        broker = f"redis://127.0.0.1:{self.ports[1]}/0"
+        done = subprocess.run(
+            [sys.executable, "example_project/manage.py", "update_materialized_views", *arguments],
+            cwd=ROOT, env=environment(DATABASE_URL=f"sqlite:///{self.database}", REDIS_URL=broker),
+            capture_output=True, text=True, timeout=DEADLINE, check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    @contextmanager
+    def without_traffic(self) -> Iterator[None]:
+        """Flights stay as they are until the end."""
+        [pid] = [pid for pid, command in self.processes.items() if "make_traffic" in command]
+        while not self._stopped_between_changes(pid):
+            os.kill(pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def _stopped_between_changes(self, pid: int) -> bool:
+        """Stop it; whether it was not just then about to write, and to lock out all others."""
+        os.kill(pid, signal.SIGSTOP)
+        with closing(sqlite3.connect(self.database, timeout=5)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+        return True
+
     def wait(self) -> int:
         return self._process.wait(timeout=DEADLINE)
 
@@ -134,8 +173,21 @@ def for_pictures(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture
-def live(folder: Path, for_pictures: bool) -> Iterator[Live]:
-    started = Live(folder, days=365 if for_pictures else 1)
+def live(folder: Path) -> Iterator[Live]:
+    with running(folder) as started:
+        yield started
+
+
+@pytest.fixture(scope="class")
+def visited(folder: Path, for_pictures: bool) -> Iterator[Live]:
+    """One that goes on after the test."""
+    with running(folder, days=365 if for_pictures else 1) as started:
+        yield started
+
+
+@contextmanager
+def running(folder: Path, days: int = 1) -> Iterator[Live]:
+    started = Live(folder, days)
     try:
         started.wait_until_open()
         yield started
@@ -158,8 +210,8 @@ def assert_nothing_is_left(live: Live, ports: list[int]) -> None:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def log_in(address: str) -> str:
-    """The page that the printed name and password lead to."""
+def logged_in(address: str) -> urllib.request.OpenerDirector:
+    """A browser that has used the printed name and password."""
     cookies = http.cookiejar.CookieJar()
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(cookies))
     with browser.open(address) as page:
@@ -167,13 +219,18 @@ def log_in(address: str) -> str:
         assert page.headers["Content-Security-Policy"] == "default-src 'self'"
     token = next(cookie.value for cookie in cookies if cookie.name == "csrftoken")
     form = {"username": "demo", "password": "demo", "csrfmiddlewaretoken": token}
-    with browser.open(url, urllib.parse.urlencode(form).encode()) as page:
+    browser.open(url, urllib.parse.urlencode(form).encode()).close()
+    return browser
+
+
+def read(browser: urllib.request.OpenerDirector, url: str) -> str:
+    with browser.open(url) as page:
         return str(page.read().decode())
 
 
 def test_it_serves_the_admin_refreshes_on_schedule_and_ends_on_ctrl_c(live: Live) -> None:
     assert all(re.search(rf"{name} +ready", live.output) for name in EVERYTHING)
-    assert "Route summaries" in log_in(live.address)
+    assert "Route summaries" in read(logged_in(live.address), live.address)
     wait_for(lambda: "flights.CarrierDay" in live.successes)
     ports = live.ports
 
@@ -183,27 +240,47 @@ def test_it_serves_the_admin_refreshes_on_schedule_and_ends_on_ctrl_c(live: Live
     assert_nothing_is_left(live, ports)
 
 
-def test_a_visitor_sees_the_views_at_work(
-    live: Live, browser: Browser, pictures: Path, for_pictures: bool
-) -> None:
-    # given a demo that has been at work for some time
-    often = 25 if for_pictures else 2
-    wait_for(lambda: live.successes["flights.CarrierDay"] >= often, seconds=20 * often)
-    with window(browser, width=1280, height=640, base_url=live.address) as page:
-        # when somebody logs in and follows the link to the views
-        page.goto("/admin/")
-        page.get_by_label("Username").fill("demo")
-        page.get_by_label("Password").fill("demo")
-        page.get_by_role("button", name="Log in").click()
-        page.get_by_role("link", name="Views", exact=True).click()
-        # then the list has all of them
-        expect(page.locator("#result_list tbody tr")).to_have_count(3)
-        page.locator("#content").screenshot(path=pictures / "admin.png")
-        # and the page of one has its schedules and pictures
-        page.get_by_role("link", name="flights.CarrierDay").click()
-        expect(page.get_by_role("img", name=re.compile("Duration")).first).to_be_visible()
-        expect(page.get_by_role("spinbutton", name="Every:").first).to_be_visible()
-        page.locator("#matviews-page").screenshot(path=pictures / "admin-view.png")
+class TestAVisitor:
+    def test_sees_the_views_at_work(
+        self, visited: Live, browser: Browser, pictures: Path, for_pictures: bool
+    ) -> None:
+        # given a demo that has been at work for some time
+        often = 25 if for_pictures else 2
+        wait_for(lambda: visited.successes["flights.CarrierDay"] >= often, seconds=20 * often)
+        with window(browser, width=1280, height=640, base_url=visited.address) as page:
+            # when somebody logs in and follows the link to the views
+            page.goto("/admin/")
+            page.get_by_label("Username").fill("demo")
+            page.get_by_label("Password").fill("demo")
+            page.get_by_role("button", name="Log in").click()
+            page.get_by_role("link", name="Views", exact=True).click()
+            # then the list has all of them
+            expect(page.locator("#result_list tbody tr")).to_have_count(3)
+            page.locator("#content").screenshot(path=pictures / "admin.png")
+            # and the page of one has its schedules and pictures
+            page.get_by_role("link", name="flights.CarrierDay").click()
+            expect(page.get_by_role("img", name=re.compile("Duration")).first).to_be_visible()
+            expect(page.get_by_role("spinbutton", name="Every:").first).to_be_visible()
+            page.locator("#matviews-page").screenshot(path=pictures / "admin-view.png")
+
+    def test_sees_how_old_the_oldest_change_is_until_it_is_applied(self, visited: Live) -> None:
+        browser, page = logged_in(visited.address), f"{visited.address}admin/matviews/viewcontrol/"
+
+        def ages() -> dict[str, float | None]:
+            told = json.loads(visited.views("--list", "--format", "json"))["views"]
+            return {each["view"]: each["oldest_change"] for each in told}
+
+        # given flights that have changed
+        wait_for(lambda: "oldest change" in read(browser, page))
+        wait_for(lambda: ages()["flights.RouteSummary"])
+        # when no more do, and all is applied
+        with visited.without_traffic():
+            visited.views("--enqueue")
+            # then no change is left, and the list tells of none
+            wait_for(lambda: not any(ages().values()))
+            assert "oldest change" not in read(browser, page)
+        # until more flights change
+        wait_for(lambda: "oldest change" in read(browser, page))
 
 
 def test_a_second_one_in_the_same_folder_is_refused(tmp_path: Path) -> None:

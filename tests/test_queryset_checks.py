@@ -220,6 +220,50 @@ def test_w010_a_key_whose_collation_differs_between_source_and_view() -> None:
     assert warning.hint == "Give both fields the same db_collation."
 
 
+class TestW012:
+    @staticmethod
+    def open_orders(**options: Any) -> None:
+        someone = Order.objects.order_by().filter(paid=False).values("customer")
+        derived_view(
+            lambda cls: Customer.objects.filter(pk__in=someone).values(ref=F("pk")),
+            options=options, ref=key(),
+        )  # fmt: skip
+
+    def test_names_the_table_whose_changes_lead_to_no_key_and_what_reads_it(self) -> None:
+        self.open_orders()
+
+        warning = only("W012")
+
+        assert warning.msg == (
+            "shapes.Made: a change of shapes.Order, which the filter of source() reads, leads to no "
+            "key in particular: the refresh after it looks at all keys."
+        )
+        assert "depends_on = {'shapes.Order': None}" in str(warning.hint)
+
+    def test_names_the_column_whose_subquery_it_is(self) -> None:
+        before = Order.objects.filter(pk__lt=OuterRef("pk")).order_by("-pk").values("slot")[:1]
+        derived_view(
+            lambda cls: Customer.objects.values(ref=F("pk"), n=Subquery(before)),
+            ref=key(), n=models.IntegerField(null=True),
+        )  # fmt: skip
+
+        assert "shapes.Order, which the column n of source() reads" in only("W012").msg
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"depends_on": {Order: None}}, {"depends_on": {Order: "customer"}}, {"tracking": False}],
+    )
+    def test_is_not_for_what_the_view_tells_itself(self, options: dict[str, Any]) -> None:
+        self.open_orders(**options)
+
+        assert found() == []
+
+    def test_is_not_for_a_staged_view(self) -> None:
+        derived_view(lambda cls: Order.objects.order_by("pk").values(ref=F("pk"))[:5], ref=key())
+
+        assert found() == []
+
+
 class TestStripes:
     def test_e007_says_that_derived_phases_work_in_one(self) -> None:
         view = derived_view(

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from django.db import connection, transaction
+from django.db import connection
+
+from matviews import untracked
 
 from .models import Airline, Airport, Flight, Plane
 
@@ -30,7 +32,6 @@ class DataMissing(Exception):
         return str(self.__doc__)
 
 
-@transaction.atomic
 def load_flights(on_progress: Callable[[int], object], *, days: int | None = None) -> int:
     """Load the flights, unless there are some already; all of them or, after an error, none.
 
@@ -44,6 +45,12 @@ def load_flights(on_progress: Callable[[int], object], *, days: int | None = Non
     if Flight.objects.exists():
         return 0
     folder = _data_folder()
+    # A transaction; the log of what is loaded would cost more than the full passes that follow.
+    with untracked(Airline, Airport, Flight, Plane):
+        return _load(folder, on_progress, days)
+
+
+def _load(folder: Path, on_progress: Callable[[int], object], days: int | None) -> int:
     _load_what_flights_point_at(folder, days)
     flights = map(_FlightReader(), _flight_rows(folder, days))
     loaded = 0

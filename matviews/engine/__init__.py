@@ -1,7 +1,7 @@
 """The batch engine: everything between a request and its end. It knows Django, not Celery."""
 
 from .batch import run_batch
-from .controls import sync_controls, sync_stripes, views_in_batch
+from .controls import note_migrated, sync_controls, sync_stripes, views_in_batch
 from .databases import alias
 from .derived import changed_phases, sweep_stages
 from .extent import Extent, extent_of
@@ -36,6 +36,7 @@ __all__ = [
     "forget_resends",
     "is_fresh",
     "mark_dirty",
+    "note_migrated",
     "progress_of",
     "request",
     "request_stop",

@@ -1,12 +1,13 @@
 """The control, stripe and first schedule rows of the views that the code defines."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from django.db.models import Count, F, Q
 
+from .. import changes
 from ..definition import ViewDefinition
 from ..exceptions import ViewNotReady
 from ..models import Period, RefreshSchedule, Stripe, ViewControl
@@ -15,7 +16,7 @@ from ..registry import registry
 from ..states import RefreshState
 from .databases import alias, lock_free, short_transaction
 
-__all__ = ["not_ready", "sync_controls", "sync_stripes", "views_in_batch"]
+__all__ = ["not_ready", "note_migrated", "sync_controls", "sync_stripes", "views_in_batch"]
 
 
 def not_ready(label: str) -> ViewNotReady:
@@ -47,6 +48,15 @@ def sync_controls() -> None:
     for control in ViewControl.objects.filter(default_scheduled=False):
         if control.definition and control.definition.options.refresh_every:
             _schedule(control, control.definition)
+
+
+def note_migrated(app_labels: Collection[str]) -> None:
+    """Have the views of apps looked at as a whole: their tables may be new ones, and empty."""
+    labels = [
+        each.label for each in registry if each.derived and each.model._meta.app_label in app_labels
+    ]
+    views = ViewControl.objects.filter(label__in=labels).values_list("pk", flat=True)
+    changes.enqueue(set(views), "migrations of its app have run")
 
 
 def sync_stripes() -> None:

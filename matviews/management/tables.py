@@ -153,13 +153,17 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
         "rows": status.rows and status.rows.rows,
         "rows_exact": status.rows and status.rows.exact,
         "last_success": status.last_success and status.last_success.isoformat(),
-        "lag": status.lag and status.lag.total_seconds(),
-        "oldest_change": status.oldest_change and status.oldest_change.total_seconds(),
+        "lag": _seconds(status.lag),
+        "oldest_change": _seconds(status.oldest_change),
         "running": [
             {"worker": worker, "since": since.isoformat()} for worker, since in status.running
         ],
         "error": status.error,
     }
+
+
+def _seconds(time: timedelta | None) -> float | None:
+    return None if time is None else time.total_seconds()
 
 
 def plan_as_dict(planned: Planned) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from .dialects import dialect_of
 from .differences import Difference, Differences, Kind, compare, ranges
 from .estimates import estimated_rows
 from .explain import ExplainedIndex, Explanation, explain
-from .fields import is_exact, unique_fields
+from .fields import is_exact
 from .keys import Key, Keys, Range, all_from_json, as_key, from_json, to_json
 from .links import Link
 from .plans import Plan, fingerprint_of, plan_of, tables_read
-from .query import field_of_column, model_of_table
+from .query import field_of_column
 from .staging import drop_stage, fill_stage, stage_name, stages
 from .walk import Walk, Walker
 
@@ -42,12 +42,10 @@ __all__ = [
     "fingerprint_of",
     "from_json",
     "is_exact",
-    "model_of_table",
     "plan_of",
     "ranges",
     "stage_name",
     "stages",
     "tables_read",
     "to_json",
-    "unique_fields",
 ]

@@ -6,17 +6,19 @@ from django.core.checks import CheckMessage, Warning
 from django.db.models import Model, UniqueConstraint
 
 from ..definition import ViewDefinition
+from .declared import declared
 from .fields import TEXT, AnyField, family, is_automatic, same_type, unique_fields
 from .indexes import wanted_indexes
+from .links import find_links
 from .paths import find_path
-from .query import column_of
+from .query import column_of, model_of_table
 from .source import Source, find_source
 
 __all__ = ["check_source", "check_table"]
 
 
 def check_source(definition: ViewDefinition, using: str) -> list[CheckMessage]:
-    """Every problem of a view's `source()`: E015 to E018; if there is none, W006 to W008 and W010.
+    """Every problem of a view's `source()`: E015 to E018; if there is none, W006 to W008, W010 and W012.
 
     Raises:
         DatabaseError: `source()` or its query reads a database that is not there, or not migrated.
@@ -32,6 +34,7 @@ def check_source(definition: ViewDefinition, using: str) -> list[CheckMessage]:
         *_without_index(source),
         *_other_unique(source),
         *_collations(source, using),
+        *_whole_view(source),
     ]
 
 
@@ -130,3 +133,22 @@ def _collations(source: Source, using: str) -> Iterator[CheckMessage]:
                 f"{place[1].model._meta.label}: what is one key there may be two here, or two one.",
                 "Give both fields the same db_collation.",
             )  # fmt: skip
+
+
+def _whole_view(source: Source) -> Iterator[CheckMessage]:
+    """W012, of a windowed view: of a staged one, whatever changes concerns the whole."""
+    definition, query, path = source.definition, source.query, find_path(source)
+    tracked = definition.options.tracking and definition.derived >= set(definition.options.phases)
+    if path.staged or not tracked or any(query.volatile(part) for _name, part in query.parts):
+        return
+    known = find_links(source, path).keys() | declared(definition).keys()
+    for table in sorted(query.columns_read().keys() - known):
+        model = model_of_table(table)
+        label = model._meta.label if model else table
+        yield _warning(
+            source.model, "W012",
+            f"a change of {label}, which {query.part_with_table(table)} of source() reads, leads to no "
+            f"key in particular: the refresh after it looks at all keys.",
+            f"MatviewMeta.depends_on tells which keys it concerns, or by None that it may be any: "
+            f"depends_on = {{{label!r}: None}}.",
+        )  # fmt: skip

@@ -210,6 +210,14 @@ class SourceQuery:
         compiler = self._compiler(self.query)
         return [*columns, *conditions, *(("the ordering", by) for by, _ in compiler.get_order_by())]
 
+    def part_with_table(self, table: str) -> str:
+        """What a person calls the part that reads a table in a subquery; "a join" if none does."""
+        for name, part in self.parts:
+            queries = (each for each in (part, *_walk(part)) if isinstance(each, Query))
+            if any(each.table == table for query in queries for each in _tables(query)):
+                return name
+        return "a join"
+
     def parameters(self, part: Any) -> tuple[Any, ...]:
         """The parameters of one of the parts."""
         try:

@@ -18,6 +18,8 @@ PREFIX = "matviews"
 MANY = 50_000  # changes that are not looked at one by one any more
 TOO_MANY = f"more than {MANY:,} rows have changed at once"
 PATIENCE = 5  # seconds to wait for those who write to a table; others wait behind us meanwhile
+MISSING = "there is no such table"
+NOT_ORDINARY = "it is not an ordinary table"
 
 
 class TriggerName(NamedTuple):
@@ -116,34 +118,48 @@ class TriggerDialect:
         """Statements as a client of the database takes them, "" if there are none."""
         return "".join(f"{statement};\n" for statement in statements)
 
-    def present(self) -> dict[str, set[str]]:
-        """The names of the triggers of ours that are there, by table, those switched off left out."""
-        found: dict[str, set[str]] = {}
+    def present(self) -> dict[str, dict[str, str]]:
+        """The triggers of ours that are there, by table, those switched off left out.
+
+        What is known of each is its name and, by that, a text that is another one once somebody has
+        dropped it and made it again.
+        """
+        found: dict[str, dict[str, str]] = {}
         with self.connection.cursor() as cursor:
             cursor.execute(self.catalog, self.ours)
-            for table, name in cursor.fetchall():
+            for table, made in cursor.fetchall():
+                name = made.partition(":")[0]
                 if OURS.fullmatch(name):
-                    found.setdefault(table, set()).add(name)
+                    found.setdefault(table, {})[name] = made
         return found
 
-    # A query for the table and the name of each trigger that is LIKE its one parameter.
+    # A query for the table of each trigger whose name is LIKE its one parameter, and for that name,
+    # with a colon and what else tells it from one that is made later.
     catalog: ClassVar[str]
     # An aggregate that puts texts into one, a space between each.
-    together: ClassVar[str] = "GROUP_CONCAT(matviews_name SEPARATOR ' ')"
+    together: ClassVar[str] = "GROUP_CONCAT(matviews_made SEPARATOR ' ')"
 
     def present_of(self, table: str) -> str:
-        """An expression for the names of a table's triggers, in one text; its parameters are `ours`."""
+        """An expression for what `present` has of a table's triggers, in one text; its parameters are `ours`."""
         return (
             f"(SELECT {self.together} FROM ({self.catalog}) matviews_present "
             f"WHERE matviews_present.matviews_table = {table})"
         )
 
+    def strays(self) -> set[str]:
+        """The names of what is left of triggers of ours that are gone, or switched off."""
+        return set()
+
     def untrackable(self, tables: Collection[str]) -> dict[str, str]:
         """The tables whose triggers would not tell of every change, and why."""
         with self.connection.cursor() as cursor:
             found = self.connection.introspection.get_table_list(cursor)
-        ordinary = {each.name for each in found if each.type == "t"}
-        return {table: "it is not an ordinary table" for table in tables if table not in ordinary}
+        types = {each.name: each.type for each in found}
+        return {
+            table: NOT_ORDINARY if table in types else MISSING
+            for table in tables
+            if types.get(table) != "t"
+        }
 
     def muted(self, tables: Collection[str]) -> AbstractContextManager[None]:
         """Within, the triggers of tables log nothing of what this connection does. In a transaction.

@@ -12,18 +12,25 @@ from .base import PATIENCE, TriggerDialect, digest, digests
 
 __all__ = ["MySQLTriggers"]
 
+ACTION = "a foreign key of it has ON DELETE or ON UPDATE, which fires no trigger here"
+ENGINE = (
+    "its engine is not InnoDB, so what is rolled back of it and of the log need not be the same"
+)
+PARTITIONED = "it is partitioned, and partitions that are truncated or dropped fire no trigger here"
+
 
 class MySQLTriggers(TriggerDialect):
     """A statement that makes or removes a trigger commits."""
 
     catalog: ClassVar[str] = (
-        "SELECT event_object_table AS matviews_table, trigger_name AS matviews_name FROM information_schema.triggers "
+        "SELECT event_object_table AS matviews_table, CONCAT(trigger_name, ':', "
+        "COALESCE(UNIX_TIMESTAMP(created), '')) AS matviews_made FROM information_schema.triggers "
         "WHERE trigger_schema = DATABASE() AND trigger_name LIKE %s"
     )
 
     def literal(self, text: str) -> str:
-        """As the base class has it."""
-        return super().literal(text.replace("\\", "\\\\"))
+        """As the base class has it; what a backslash is depends on `sql_mode`."""
+        return f"_utf8mb4 X'{text.encode().hex()}'" if "\\" in text else super().literal(text)
 
     def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
         """As the base class has it."""
@@ -75,15 +82,21 @@ class MySQLTriggers(TriggerDialect):
     def untrackable(self, tables: Collection[str]) -> dict[str, str]:
         """As the base class has it."""
         faults = super().untrackable(tables)
+        queries = {
+            ACTION: "SELECT table_name FROM information_schema.referential_constraints "
+            "WHERE constraint_schema = DATABASE() AND NOT (delete_rule IN ('RESTRICT', "
+            "'NO ACTION') AND update_rule IN ('RESTRICT', 'NO ACTION'))",
+            ENGINE: "SELECT table_name FROM information_schema.tables "
+            "WHERE table_schema = DATABASE() AND engine <> 'InnoDB'",
+            PARTITIONED: "SELECT table_name FROM information_schema.tables "
+            "WHERE table_schema = DATABASE() AND create_options LIKE '%partitioned%'",
+        }
         with self.connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT DISTINCT table_name FROM information_schema.referential_constraints "
-                "WHERE constraint_schema = DATABASE() AND NOT (delete_rule IN ('RESTRICT', "
-                "'NO ACTION') AND update_rule IN ('RESTRICT', 'NO ACTION'))"
-            )
-            acted_on = {name for (name,) in cursor.fetchall()} & set(tables)
-        reason = "a foreign key of it has ON DELETE or ON UPDATE, which fires no trigger here"
-        return faults | dict.fromkeys(acted_on, reason)
+            for reason, query in queries.items():
+                cursor.execute(query)
+                found = {name for (name,) in cursor.fetchall()}
+                faults |= dict.fromkeys(found.intersection(tables), reason)
+        return faults
 
     @contextmanager
     def definitions(self) -> Iterator[None]:

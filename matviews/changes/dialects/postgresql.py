@@ -5,13 +5,25 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import ClassVar
 
+from ...models import Change
 from ..watched import Watch
-from .base import MANY, PATIENCE, TOO_MANY, TriggerDialect, digest, digests
+from .base import (
+    MANY,
+    NOT_ORDINARY,
+    OURS,
+    PATIENCE,
+    TOO_MANY,
+    TriggerDialect,
+    digest,
+    digests,
+)
 
 __all__ = ["PostgreSQLTriggers"]
 
 BEFORE, AFTER = "matviews_before", "matviews_after"
 MUTED = "matviews.muted"
+UNLOGGED = "it is unlogged: a crash empties it, and tells nobody"
+FAMILY = "it is partitioned, or inherits from another table"
 TRANSITIONS = {
     "insert": f"REFERENCING NEW TABLE AS {AFTER}",
     "update": f"REFERENCING OLD TABLE AS {BEFORE} NEW TABLE AS {AFTER}",
@@ -27,15 +39,18 @@ class PostgreSQLTriggers(TriggerDialect):
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "truncate")
     json_array: ClassVar[str] = "jsonb_build_array"
-    catalog = (
-        "SELECT c.relname AS matviews_table, t.tgname AS matviews_name FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
+    # xmin is another one, too, when a trigger was switched off and on again.
+    made: ClassVar[str] = "concat(t.tgname, ':', t.oid, '.', t.xmin)"
+    catalog: ClassVar[str] = (
+        f"SELECT c.relname AS matviews_table, {made} AS matviews_made "
+        "FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
         "WHERE t.tgname LIKE %s AND t.tgenabled IN ('O', 'A') AND pg_table_is_visible(c.oid)"
     )
 
     def present_of(self, table: str) -> str:
         """As the base class has it; to plan the whole catalog would take longer than all else of a query."""
         return (
-            f"(SELECT string_agg(t.tgname, ' ') FROM pg_trigger t WHERE t.tgrelid = "
+            f"(SELECT string_agg({self.made}, ' ') FROM pg_trigger t WHERE t.tgrelid = "
             f"(SELECT to_regclass(quote_ident({table}))) AND t.tgname LIKE %s "
             f"AND t.tgenabled IN ('O', 'A'))"
         )
@@ -54,7 +69,7 @@ class PostgreSQLTriggers(TriggerDialect):
             f"RETURN NULL; END $matviews$"
         )
         yield (
-            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
+            f"CREATE OR REPLACE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
             f"{TRANSITIONS[event]} FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
         )
 
@@ -111,8 +126,13 @@ class PostgreSQLTriggers(TriggerDialect):
 
     @cached_property
     def _schema(self) -> str:
+        """That of the log, which the table's need not be."""
         with self.connection.cursor() as cursor:
-            cursor.execute("SELECT current_schema()")
+            cursor.execute(
+                "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+                "WHERE c.relname = %s AND pg_table_is_visible(c.oid)",
+                [Change._meta.db_table],
+            )
             return str(cursor.fetchone()[0])
 
     def _value(self, table: str, column: str) -> str:
@@ -128,18 +148,31 @@ class PostgreSQLTriggers(TriggerDialect):
             for name in sorted(names)
         ]
 
+    def strays(self) -> set[str]:
+        """As the base class has it: a function stays when its table is dropped."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
+                "WHERE n.nspname = %s AND p.proname LIKE %s AND NOT EXISTS "
+                "(SELECT 1 FROM pg_trigger t WHERE t.tgfoid = p.oid AND t.tgenabled IN ('O', 'A'))",
+                [self._schema, *self.ours],
+            )
+            return {name for (name,) in cursor.fetchall() if OURS.fullmatch(name)}
+
     def untrackable(self, tables: Collection[str]) -> dict[str, str]:
         """As the base class has it; a statement on one table of a family may change another."""
         faults = super().untrackable(tables)
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT relname FROM pg_class c WHERE relname = ANY(%s) AND pg_table_is_visible(oid) "
-                "AND (relkind = 'p' OR EXISTS (SELECT 1 FROM pg_inherits i "
-                "WHERE c.oid IN (i.inhrelid, i.inhparent)))",
+                "SELECT relname, relkind = 'f', relpersistence = 'u' FROM pg_class c "
+                "WHERE relname = ANY(%s) AND pg_table_is_visible(oid) "
+                "AND (relkind IN ('f', 'p') OR relpersistence = 'u' OR EXISTS "
+                "(SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)))",
                 [list(tables)],
             )
-            family = {name for (name,) in cursor.fetchall()}
-        return faults | dict.fromkeys(family, "it is partitioned, or inherits from another table")
+            for table, foreign, unlogged in cursor.fetchall():
+                faults[table] = NOT_ORDINARY if foreign else UNLOGGED if unlogged else FAMILY
+        return faults
 
     @contextmanager
     def definitions(self) -> Iterator[None]:

@@ -4,30 +4,22 @@ not yet moved, need not be logged again.
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from django.db.models import Model, UniqueConstraint
-
-from ...queryset import model_of_table, unique_fields
 from ..watched import Watch
-from .base import OURS, TriggerDialect
+from .base import NOT_ORDINARY, OURS, TriggerDialect
 
 __all__ = ["SQLiteTriggers"]
-
-
-def _column(model: type[Model], name: str) -> str:
-    field: Any = model._meta.get_field(name)
-    return str(field.column)
 
 
 class SQLiteTriggers(TriggerDialect):
     """They call no function that Django adds to its own connections: others write as well."""
 
     catalog: ClassVar[str] = (
-        "SELECT tbl_name AS matviews_table, name AS matviews_name FROM sqlite_master "
+        "SELECT tbl_name AS matviews_table, name AS matviews_made FROM sqlite_master "
         "WHERE type = 'trigger' AND name LIKE %s ESCAPE '\\'"
     )
-    together: ClassVar[str] = "GROUP_CONCAT(matviews_name, ' ')"
+    together: ClassVar[str] = "GROUP_CONCAT(matviews_made, ' ')"
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "replace")
 
@@ -66,6 +58,21 @@ class SQLiteTriggers(TriggerDialect):
             f"{log} WHERE NOT EXISTS (SELECT 1 FROM {self.log} WHERE {self.name('table')} = {text})"
         )
 
+    def untrackable(self, tables: Collection[str]) -> dict[str, str]:
+        """As the base class has it; a virtual table can have no trigger."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE %%'"
+            )
+            virtual = {name for (name,) in cursor.fetchall()} & set(tables)
+        return super().untrackable(tables) | dict.fromkeys(virtual, NOT_ORDINARY)
+
+    def values(self, row: str, links: Collection[str]) -> str:
+        """As the base class has it; NULL where one is a BLOB, as any may be here and none in JSON."""
+        blobs = (f"typeof({row}.{self.name(link)}) = 'blob'" for link in sorted(links))
+        found = super().values(row, links)
+        return f"CASE WHEN {' OR '.join(blobs)} THEN NULL ELSE {found} END" if links else found
+
     @contextmanager
     def muted(self, tables: Collection[str]) -> Iterator[None]:
         """As the base class has it: without the triggers, which nobody else sees meanwhile."""
@@ -82,19 +89,26 @@ class SQLiteTriggers(TriggerDialect):
 
     def _replaced(self, table: str) -> str:
         """A condition on the rows that a new row would take the place of."""
-        model = model_of_table(table)
-        assert model is not None  # or nothing would be known of its links
-        keys = {tuple(field.column or "" for field in fields) for fields in unique_fields(model)}
-        keys |= {
-            tuple(_column(model, name) for name in each.fields)
-            for each in model._meta.constraints
-            if isinstance(each, UniqueConstraint) and each.fields
-        }
         row = self.name(table)
-        return " OR ".join(
-            "(" + " AND ".join(f"{row}.{name} = NEW.{name}" for name in map(self.name, key)) + ")"
-            for key in sorted(keys)
+        same = (
+            " AND ".join(f"{row}.{name} = NEW.{name}" for name in map(self.name, key))
+            for key in sorted(self._keys(table))
         )
+        return " OR ".join(f"({each})" for each in same) or "FALSE"
+
+    def _keys(self, table: str) -> set[tuple[str, ...]]:
+        """The columns by which rows are unique, as the database knows them: anybody may make an index."""
+        found: dict[str, list[str | None]] = {}
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT '', name FROM pragma_table_info(%s) WHERE pk UNION ALL "
+                "SELECT i.name, c.name FROM pragma_index_list(%s) i, pragma_index_info(i.name) c "
+                'WHERE i."unique"',
+                [table, table],
+            )
+            for index, column in cursor.fetchall():
+                found.setdefault(index, []).append(column)
+        return {tuple(filter(None, columns)) for columns in found.values() if all(columns)}
 
     def same(self, table: str, columns: Collection[str]) -> str:
         """As the base class has it."""

@@ -1,0 +1,101 @@
+"""PostgreSQL: what is left of triggers whose table somebody has dropped, or that somebody has switched off."""
+
+from collections.abc import Callable
+
+import pytest
+from django.apps import apps
+from django.db import connection
+from django.db.models.signals import pre_migrate
+
+from matviews import changes, engine
+from matviews.models import Change
+from tests.tables import defined, execute, tracked_view_of
+
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("alone"),
+    pytest.mark.skipif(connection.vendor != "postgresql", reason="others keep nothing"),
+]
+
+ROWS = "CREATE TABLE made_rows (id bigint PRIMARY KEY, n integer)"
+IF_THERE = "DROP TABLE IF EXISTS made_rows"
+
+
+def functions() -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT proname FROM pg_proc WHERE proname LIKE 'matviews%' ORDER BY 1")
+        return [name for (name,) in cursor.fetchall()]
+
+
+def migrate_zero() -> None:
+    migration = type("Migration", (), {"app_label": "matviews"})()
+    sender = apps.get_app_config("matviews")
+    options = {"using": engine.alias(), "verbosity": 0, "interactive": False}
+    pre_migrate.send(sender, app_config=sender, apps=apps, plan=[(migration, True)], **options)
+
+
+WAYS: dict[str, Callable[[], object]] = {
+    "install": lambda: changes.install(engine.alias()),
+    "remove": lambda: changes.remove(engine.alias()),
+    "sql": lambda: execute(changes.script(engine.alias())),
+    "migrate matviews zero": migrate_zero,
+}
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_functions_of_a_table_that_was_dropped_are_told_of_and_go(way: str) -> None:
+    with defined(ROWS, undone=IF_THERE), tracked_view_of("made_rows"):
+        left = functions()
+        assert len(left) == 4
+        execute("DROP TABLE made_rows")
+
+        assert list(changes.find_problems(engine.alias()))[1:] == [
+            f"The function {name} is left over: no trigger that is switched on calls it."
+            for name in left
+        ]
+        WAYS[way]()
+
+        assert functions() == []
+
+
+@pytest.mark.parametrize("way", ["remove", "migrate matviews zero"])
+def test_triggers_that_are_switched_off_go_too(way: str) -> None:
+    """Switched on again, they would write to a log that is not there."""
+    with defined(ROWS, undone=IF_THERE), tracked_view_of("made_rows"):
+        execute("ALTER TABLE made_rows DISABLE TRIGGER USER")
+
+        WAYS[way]()
+
+        assert functions() == []
+        execute("ALTER TABLE made_rows ENABLE TRIGGER USER", "INSERT INTO made_rows VALUES (1, 1)")
+        assert not Change.objects.exists()
+
+
+def test_what_a_person_is_about_to_make_stays() -> None:
+    """Between two statements of `--triggers sql`."""
+    with defined(ROWS, undone=IF_THERE), tracked_view_of("made_rows"):
+        made = functions()
+        for name in made:
+            execute(f"DROP TRIGGER {name} ON made_rows")
+
+        assert "DROP" not in changes.script(engine.alias())
+        changes.install(engine.alias())
+
+        assert functions() == made
+        assert list(changes.find_problems(engine.alias())) == []
+
+
+def test_functions_of_others_stay() -> None:
+    another = "matviews_of_somebody_else"
+    with (
+        defined(
+            ROWS,
+            f"CREATE FUNCTION {another}() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            undone=(IF_THERE, f"DROP FUNCTION {another}"),
+        ),
+        tracked_view_of("made_rows"),
+    ):
+        changes.remove(engine.alias())
+
+        assert functions() == [another]
