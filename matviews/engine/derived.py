@@ -72,7 +72,7 @@ def _do_dirty(run: PhaseRun, plan: Plan, limit: int) -> Batch:
         if len(left) > room:
             cursor = [dirty.pk, len(dirty.keys) - len(left) + room]
             break
-    rows = plan.walker().step_keys(
+    rows = plan.walker_of_keys().step_keys(
         Phase(run.phase), [from_json(plan.key_fields, key) for key in keys]
     )
     run.looked += len(keys)
