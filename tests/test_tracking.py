@@ -38,7 +38,7 @@ from matviews.models import (
     WatchedTable,
 )
 from matviews.phases import Phase
-from matviews.queryset import plan_of, stages
+from matviews.queryset import dialect_of, plan_of, stages
 from matviews.registry import registry
 from matviews.states import RefreshState
 from matviews.tasks import inline
@@ -58,6 +58,8 @@ from tests.shapes.models.grouped import (
 )
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
+from tests.shapes.shop import COLUMNS
+from tests.shapes.watching import everything_watched
 from tests.sourced import sourced
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -888,7 +890,7 @@ class TestKeysOfSeveralTables:
         assert self.keys_looked_at(SlotRegion) == 4
         Region.objects.filter(pk=1).update(name="elsewhere")
         assert self.keys_looked_at(SlotRegion) == 6
-        Customer.objects.create(name="4", region_id=2)
+        Customer.objects.create(pk=4, name="4", region_id=2)
         assert batches(SlotRegion) == 0
 
     def test_a_key_that_no_row_names_any_more_is_found_in_the_view(self) -> None:
@@ -940,6 +942,28 @@ class TestKeysOfSeveralTables:
         for hour, looked in ((0, 1), (1, 1), (23, 1)):
             Order.objects.update(placed_at=datetime(2024, 11, 3, hour, 59, 59, 999999))  # noqa: DTZ001
             assert self.keys_looked_at(DayRegion) == looked
+
+    @pytest.mark.parametrize(
+        "column", ["slot", "status", "basket", "placed_at", "shipped_on", "product_id"]
+    )
+    def test_what_is_logged_is_what_the_table_has(self, column: str) -> None:
+        values = COLUMNS[Order].get(column, ["a"])
+        with everything_watched():
+            Order.objects.all().delete()
+            Change.objects.all().delete()
+            for value in values:
+                fields = {"product_id": "a", "price": 1, "paid": False, column: value}
+                Order.objects.create(**fields)
+            links = [(each[column],) for each in links_of_orders()]
+        logged_rows = dialect_of(engine.alias()).logged(Order._meta.db_table, [column], links)
+
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"WITH logged (c) AS ({logged_rows.text}) SELECT COUNT(*) FROM shapes_order "
+                f"WHERE EXISTS (SELECT 1 FROM logged WHERE shapes_order.{column} = logged.c)",
+                logged_rows.params,
+            )
+            assert cursor.fetchone() == (len([each for each in values if each is not None]),)
 
     def test_one_that_is_staged_and_not_in_the_view_yet(self) -> None:
         """A full pass is about to write what another refresh has to find."""
