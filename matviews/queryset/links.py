@@ -154,6 +154,7 @@ class _Ways:
 
     Attributes:
         tables: the tables, by their places.
+        edges: the steps between them, and whether there is one row at their end.
         ends: where the parts of the key are.
         base: the place from which ways lead to all of them.
         hops: the last step of the way from the base to each place that there is one to.
@@ -163,7 +164,7 @@ class _Ways:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.tables, edges = source.query.graph()
-        self.edges = list(_both_ways(self.tables, edges))
+        self.edges = {hop: self._to_one(hop) for hop in _both_ways(self.tables, edges)}
         self.ends = [_end(column.expression) for column in source.key]
         self.base = self._find_base({end.place for end in self.ends})
         self.hops = self._hops_from(self.base)
@@ -202,9 +203,9 @@ class _Ways:
             waiting = deque([base, *hops])
             while waiting:
                 place = waiting.popleft()
-                for hop in self.edges:
+                for hop, one in self.edges.items():
                     new = hop.near == place and hop.far not in (base, *hops)
-                    if new and hop.far[0] >= place[0] and (self._to_one(hop) or not unique):
+                    if new and hop.far[0] >= place[0] and (one or not unique):
                         hops[hop.far] = hop
                         waiting.append(hop.far)
         return hops
@@ -228,7 +229,9 @@ class _Ways:
         return _way(self.hops, place)
 
     def links(self, place: Place) -> Iterator[Link]:
-        """How rows of a place may lead to keys, the best first."""
+        """How rows of a place may lead to keys, the best first; not at all where no way leads to a part."""
+        if not {end.place for end in self.ends} <= {self.base, *self.hops}:
+            return
         if place in self.parts:
             for length, number in sorted(self._parts_from(place)):
                 way = self._way_to(self.ends[number].place)
@@ -324,7 +327,8 @@ def _without(hop: Hop, hops: list[Hop], ends: list[End]) -> list[End]:
 def _is_logged(link: Link) -> bool:
     fields = [field_of_column(link.table, column) for column in link.columns]
     compared = {mine for join in link.way if join.near == 0 for mine, _theirs in join.columns}
-    compared |= {end.column for end in link.ends} | set(link.columns if link.declared else ())
+    compared |= {end.column for end in link.ends if end.place == 0}
+    compared |= set(link.columns if link.declared else ())
     return all(
         field is not None
         and (family(field) in LOGGED or (family(field) == MOMENT and field.column not in compared))
