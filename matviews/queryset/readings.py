@@ -127,14 +127,14 @@ class Keyed:
         return _selected(query.ungrouped(names), self.source, self.source.key, self.dialect)
 
     def _among(self, within: Within) -> SourceQuery:
-        """The query for some keys; part by part too, since no index serves parts of several tables."""
+        """The query for some keys; by each plain column too, since no index serves several tables."""
         assert isinstance(within, Keys)
-        numbers = range(len(self.columns))
-        query = self._restricted(self.source.query, numbers, within)
-        for number in numbers if len(numbers) > 1 else ():
-            values = {key[number : number + 1]: None for key in within.keys}
-            query = self._restricted(query, [number], Keys(tuple(values)))
-        return query
+        query, columns = self.source.query, self.source.key
+        for number, column in enumerate(columns if len(columns) > 1 else ()):
+            if column_of(column.expression):
+                values = {key[number : number + 1]: None for key in within.keys}
+                query = self._restricted(query, [number], Keys(tuple(values)))
+        return self._restricted(query, range(len(columns)), within)
 
     def _restricted(self, query: SourceQuery, numbers: Sequence[int], within: Keys) -> SourceQuery:
         """A query for rows whose parts of the key are among some."""
