@@ -41,7 +41,12 @@ from tests.shapes.query import Query
 from tests.shapes.shop import COLUMNS, RAW, TEXTS, Shop
 from tests.shapes.watching import everything_watched, watch_for
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    # Who is killed closes nothing, nor do those who are only as good as killed.
+    pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning"),
+]
 
 VIEWS: list[type[Any]] = [
     each.model

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from typing import Any
 
@@ -19,14 +19,14 @@ from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now, RowNumber
 from django.db.models.signals import post_migrate, pre_migrate
 from django.db.transaction import TransactionManagementError
-from django.test import Client
+from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
 from matviews import changes, engine, mark_dirty, signals, untracked
 from matviews.changes import tracking_of
-from matviews.changes.dialects import dialect_of
+from matviews.changes.dialects import dialect_of as trigger_dialect_of
 from matviews.changes.watched import together, watched_tables
 from matviews.exceptions import InvalidRequest, ViewDisabled
 from matviews.models import (
@@ -39,24 +39,29 @@ from matviews.models import (
     WatchedTable,
 )
 from matviews.phases import Phase
-from matviews.queryset import plan_of, plans
+from matviews.queryset import dialect_of, plan_of, plans, stages
 from matviews.registry import registry
 from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
 from tests.bench.statements import statements
 from tests.defining import ready, run
-from tests.driving import in_another_connection, stripe_of, without_sqlite
+from tests.driving import due, in_another_connection, stripe_of, without_sqlite
 from tests.sample.models import Limited
 from tests.shapes.models import Customer, Order, Product, Region, Tag
 from tests.shapes.models.grouped import (
     CustomerTotal,
+    DayRegion,
+    Overall,
     ProductTotal,
     QuantityTotal,
     RegionTotal,
+    SlotRegion,
     ViewOfView,
 )
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
+from tests.shapes.shop import COLUMNS
+from tests.shapes.watching import everything_watched
 from tests.sourced import sourced
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -75,7 +80,8 @@ def _filled(tracked: None) -> Iterator[None]:
         Customer.objects.create(pk=number, name=str(number), region=region)
         order(number)
     yield
-    CustomerTotal.query = QuantityTotal.query = Query()
+    for view in (CustomerTotal, QuantityTotal, SlotRegion, DayRegion):
+        view.query = Query()
 
 
 def order(customer: int, **values: Any) -> Order:
@@ -498,7 +504,7 @@ class TestSharing:
     @pytest.mark.skipif(connection.vendor == "mysql", reason="rows are logged one by one there")
     def test_a_statement_is_logged_once_where_no_key_is_to_be_known(self) -> None:
         with registry.preserved():
-            for each in [each for each in registry if each.model is not QuantityTotal]:
+            for each in [each for each in registry if each.model is not Overall]:
                 registry.unregister(each.label)
             changes.install(engine.alias())
             engine.collect_changes()
@@ -620,7 +626,7 @@ class TestWhatForcesAFullPass:
     )
     def test_triggers_that_somebody_has_removed_and_made_again(self) -> None:
         at_rest(CustomerTotal)
-        table, dialect = Order._meta.db_table, dialect_of(engine.alias())
+        table, dialect = Order._meta.db_table, trigger_dialect_of(engine.alias())
         watch = together(watched_tables(engine.alias())[table].values())
         dialect.execute(dialect.drop(table, dialect.names(table, watch)))
         order(1)
@@ -999,6 +1005,162 @@ class TestMigrations:
         assert "--triggers sql" in out.getvalue()
 
 
+MOMENTS = [
+    datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+    datetime(2024, 3, 10, 4, 59, 59, 999999, tzinfo=UTC),
+    datetime(2024, 3, 10, 5, 0, tzinfo=UTC),
+    datetime(2024, 11, 3, 3, 59, 59, tzinfo=UTC),
+    datetime(2024, 11, 3, 4, 0, tzinfo=UTC),
+]
+
+
+class TestKeysOfSeveralTables:
+    @pytest.fixture(autouse=True)
+    def _slots(self, _filled: None) -> None:
+        Region.objects.create(pk=2, name="there")
+        Order.objects.update(slot=F("customer"))
+
+    def keys_looked_at(self, view: type[Any]) -> int:
+        refresh = run(view)
+        assert {each.since for each in refresh.runs.all()} != {None}
+        assert differences(view) == []
+        assert view.is_fresh()
+        return max(each.looked for each in refresh.runs.all())
+
+    def test_a_row_that_has_links_to_all_parts_leads_to_one_key(self) -> None:
+        at_rest(SlotRegion)
+
+        Order.objects.filter(customer=1).update(price=8)
+        assert self.keys_looked_at(SlotRegion) == 1
+        Order.objects.filter(customer=1).update(slot=7)
+        assert self.keys_looked_at(SlotRegion) == 2
+        order(2, slot=2)
+        assert self.keys_looked_at(SlotRegion) == 1
+
+    def test_a_row_on_the_way_to_a_part_leads_to_all_keys_with_that_part(self) -> None:
+        order(3, slot=None)
+        Customer.objects.filter(pk=3).update(region=2)
+        at_rest(SlotRegion)
+
+        Customer.objects.filter(pk=3).update(region=1)
+        assert self.keys_looked_at(SlotRegion) == 4
+        Region.objects.filter(pk=1).update(name="elsewhere")
+        assert self.keys_looked_at(SlotRegion) == 6
+        Customer.objects.create(pk=4, name="4", region_id=2)
+        assert batches(SlotRegion) == 0
+
+    def test_a_key_that_no_row_names_any_more_is_found_in_the_view(self) -> None:
+        at_rest(SlotRegion)
+
+        Customer.objects.filter(pk=1).update(region=2)
+        Order.objects.filter(customer=1).delete()
+
+        assert self.keys_looked_at(SlotRegion) == 4
+
+    def test_one_that_having_keeps_out_of_the_view_is_found_in_the_source(self) -> None:
+        SlotRegion.query = Query(form=1, bound=1)
+        Order.objects.filter(customer=1).update(slot=2)
+        at_rest(SlotRegion)
+        assert not SlotRegion.objects.filter(slot=2).exists()
+
+        Customer.objects.filter(pk=1).update(region=2)
+        Order.objects.filter(customer=1).delete()
+
+        self.keys_looked_at(SlotRegion)
+        assert SlotRegion.objects.filter(slot=2).exists()
+
+    def test_keys_with_a_part_may_be_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        at_rest(SlotRegion)
+        monkeypatch.setattr("matviews.engine.tracking.FEW", 2)
+
+        Customer.objects.filter(pk=1).update(region=2)
+
+        assert why(SlotRegion) == "more than 2 keys were dirty"
+        assert differences(SlotRegion) == []
+
+    @pytest.mark.parametrize("bound", range(3))
+    def test_a_day_is_that_of_the_moment_that_was_logged(self, bound: int) -> None:
+        DayRegion.query = Query(bound=bound)
+        at_rest(DayRegion)
+
+        for before, after in zip([None, *MOMENTS], MOMENTS, strict=False):
+            Order.objects.filter(customer=1).update(placed_at=after)
+            days = {
+                each.astimezone(DayRegion.query.zone()).date() for each in (before, after) if each
+            }
+            assert self.keys_looked_at(DayRegion) == len(days)
+
+    @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
+    def test_so_it_is_without_time_zones(self) -> None:
+        at_rest(DayRegion)
+
+        # In the last hour of summer time, and the first after it.
+        for hour, looked in ((0, 1), (1, 1), (23, 1)):
+            Order.objects.update(placed_at=datetime(2024, 11, 3, hour, 59, 59, 999999))  # noqa: DTZ001
+            assert self.keys_looked_at(DayRegion) == looked
+
+    @pytest.mark.parametrize(
+        "column", ["slot", "status", "basket", "placed_at", "shipped_on", "product_id"]
+    )
+    def test_what_is_logged_is_what_the_table_has(self, column: str) -> None:
+        values = COLUMNS[Order].get(column, ["a"])
+        with everything_watched():
+            Order.objects.all().delete()
+            Change.objects.all().delete()
+            for value in values:
+                fields = {"product_id": "a", "price": 1, "paid": False, column: value}
+                Order.objects.create(**fields)
+            links = [
+                (link[names.index(column)],)
+                for names, *links in links_of_orders()
+                for link in links
+            ]
+        logged_rows = dialect_of(engine.alias()).logged(Order._meta.db_table, [column], links)
+
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"WITH logged (c) AS ({logged_rows.text}) SELECT COUNT(*) FROM shapes_order "
+                f"WHERE EXISTS (SELECT 1 FROM logged WHERE shapes_order.{column} = logged.c)",
+                logged_rows.params,
+            )
+            assert cursor.fetchone() == (len([each for each in values if each is not None]),)
+
+    def test_one_that_is_staged_and_not_in_the_view_yet(self) -> None:
+        """A full pass is about to write what another refresh has to find."""
+        at_rest(SlotRegion)
+        Customer.objects.create(pk=4, name="4", region_id=1)
+        for slot in range(4, 10):
+            order(4 if slot == 9 else 3, slot=slot)
+        SlotRegion.mark_dirty()
+        # Given a refresh that has begun to insert, and one that will have to delete before that ends
+        for phases in ([Phase.UPDATE, Phase.DELETE], list(Phase)):
+            refresh = engine.request(SlotRegion, phases=phases, batch_size=1)
+            while refresh.pk not in stages(engine.alias()):
+                engine.run_batch(due(SlotRegion))
+        # When the last key to be inserted goes, and no row names it any more
+        Customer.objects.filter(pk=4).update(region=2)
+        Order.objects.filter(customer=4).delete()
+        inline.drain([stripe_of(SlotRegion).pk])
+        # Then it does not stay
+        run(SlotRegion)
+        assert differences(SlotRegion) == []
+
+    def test_what_another_phase_has_seen_is_not_known_of_rows_that_are_staged(self) -> None:
+        at_rest(QuantityTotal)
+        QuantityTotal.objects.all().delete()
+        QuantityTotal.mark_dirty()
+        engine.request(QuantityTotal, phases=[Phase.INSERT], batch_size=1)
+        engine.run_batch(due(QuantityTotal))
+        Order.objects.filter(quantity=3).delete()
+        engine.request(QuantityTotal, phases=[Phase.DELETE])
+
+        inline.drain([stripe_of(QuantityTotal).pk])
+        assert QuantityTotal.objects.filter(quantity=3).exists()
+        run(QuantityTotal)
+
+        assert differences(QuantityTotal) == []
+
+
 class TestCommand:
     def test_install_and_remove(self, capsys: pytest.CaptureFixture[str]) -> None:
         call_command("update_materialized_views", triggers="remove")
@@ -1036,14 +1198,21 @@ class TestCommand:
         changes.take_down(engine.alias(), [Region._meta.db_table])
 
         call_command(
-            "update_materialized_views", models=["RegionTotal", "QuantityTotal"], explain=True
+            "update_materialized_views",
+            models=["RegionTotal", "QuantityTotal", "SlotRegion", "Overall"],
+            explain=True,
         )
 
-        told = [line for line in capsys.readouterr().out.splitlines() if "  changes of" in line]
+        told = [line for line in capsys.readouterr().out.splitlines() if "  changes " in line]
         assert told == [
             "  changes of shapes_customer (id, region_id): keys, by region_id",
             "  changes of shapes_order (customer_id, id, paid, price, quantity): keys, by customer_id",
             "  changes of shapes_region (id): keys, by id; not logged, so each refresh is a full pass",
+            "  changes of shapes_order (id, price, quantity): keys, by quantity",
+            "  changes of shapes_customer (id, region_id): keys with the same name, by region_id",
+            "  changes of shapes_order (customer_id, id, price, quantity, slot): keys, by customer_id, slot",
+            "  changes of shapes_region (id, name): keys with the same name, by name; not logged, so each refresh is a full pass",
+            f"  changes lead to the whole view: {plan_of(registry.find(Overall), 'default').path.unkeyed}",
             "  changes of shapes_order (id, price, quantity): the whole view",
         ]
 

@@ -5,7 +5,7 @@ Other than in `test_shape_histories`, nothing here leads to a full pass, so that
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,18 +25,31 @@ from matviews.tasks import inline
 from tests.driving import let_time_pass
 from tests.machines import FOUND, Killed, killed_before_statement
 from tests.shapes.models import Customer, Shape, Tag
-from tests.shapes.models.grouped import CustomerTotal
+from tests.shapes.models.grouped import (
+    CustomerTotal,
+    DayRegion,
+    ReferredSlot,
+    RegionDay,
+    SlotRegion,
+    TagRegion,
+)
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
 from tests.shapes.shop import COLUMNS, RAW, TEXTS, Shop
 from tests.shapes.watching import everything_watched, newest_only, watch_for
 from tests.test_shape_histories import COLUMN, MODELS, ORDERS, PARTS, QUERIES, values
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    # Who is killed closes nothing, nor do those who are only as good as killed.
+    pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning"),
+]
 
 BUDGET = 25.0  # seconds of histories in an ordinary run
 FEWEST = 5
 CHOICES = st.integers(0, 4)
+SPREAD: list[type[Any]] = [RegionDay, SlotRegion, DayRegion, TagRegion, ReferredSlot]
 Write = Callable[[Shop], object]
 
 
@@ -46,7 +59,7 @@ def _views() -> list[type[Any]]:
     for each in registry:
         if issubclass(each.model, Shape) and each.model.__name__ != "JsonKey":
             plan = plan_of(each, alias())
-            if not plan.path.staged and plan.links and not tracking_of(plan).reason:
+            if plan.path.keyed and plan.links and not tracking_of(plan).reason:
                 found.append(each.model)
     return found
 
@@ -109,9 +122,9 @@ class Histories:
         self.seen: Counter[str] = Counter()
         self.by_keys = 0
 
-    def run(self, examples: int, **options: Any) -> None:
-        """So many histories, each from a shop with a few rows."""
-        views = _views()
+    def run(self, examples: int, views: Sequence[type[Any]] = (), **options: Any) -> None:
+        """So many histories, each from a shop with a few rows, of some of the views or of any."""
+        views = views or _views()
 
         @settings(
             max_examples=examples, deadline=None, database=None,
@@ -189,9 +202,22 @@ def test_no_key_is_missed(
     assert histories.by_keys
 
 
-@pytest.mark.parametrize("fault", ["old link", "queue", "way"])
+@pytest.mark.long
+def test_no_key_of_several_tables_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    histories = Histories()
+    histories.run(5_000, SPREAD, phases=[Stage.explicit, Stage.generate])
+    with capsys.disabled():
+        print(f"\n{histories.seen.total()} histories, {histories.by_keys} phases by keys")
+    assert len(histories.seen) == len(SPREAD)
+
+
+@pytest.mark.parametrize("fault", ["old link", "queue", "way", "view", "source"])
 def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if fault == "queue":
+    views: Sequence[type[Any]] = ()
+    if fault in ("view", "source"):
+        views = SPREAD
+        monkeypatch.setattr(f"matviews.queryset.links._in_{fault}", lambda *_arguments: set())
+    elif fault == "queue":
         taken = changes.take
         monkeypatch.setattr(changes, "take", lambda view: taken(view)[1:])
     elif fault == "way":
@@ -201,4 +227,4 @@ def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(changes, "take", lambda view: newest_only(taken(view)))
 
     with pytest.raises(FOUND):
-        Histories().run(1000, phases=[Stage.generate], report_multiple_bugs=False)
+        Histories().run(1000, views, phases=[Stage.generate], report_multiple_bugs=False)

@@ -1,6 +1,6 @@
 """From logged links to keys of a view, by committed rows of the tables between."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..changes import Taken
@@ -23,8 +23,13 @@ class Resolved(NamedTuple):
     many: bool = False
 
 
-def resolve(plan: Plan, taken: Iterable[Taken], most: int) -> Resolved:
-    """The keys that changes concern, if they are at most `most`."""
+def resolve(
+    plan: Plan, taken: Iterable[Taken], most: int, stages: Collection[str] = ()
+) -> Resolved:
+    """The keys that changes concern, if they are at most `most`.
+
+    `stages` are staging tables from which a full pass under way fills the view.
+    """
     by_table: dict[str, list[Taken]] = {}
     for each in taken:
         if reason := _whole(plan, each):
@@ -32,7 +37,7 @@ def resolve(plan: Plan, taken: Iterable[Taken], most: int) -> Resolved:
         by_table.setdefault(each.table, []).append(each)
     keys: set[Key] = set()
     for table, entries in by_table.items():
-        found = _keys(plan, table, entries, most + 1) if most >= 0 else set()
+        found = _keys(plan, table, entries, most + 1, stages) if most >= 0 else set()
         if found is None:
             return Resolved(None, f"rows of {table} are gone that depends_on would have to look at")
         keys |= found
@@ -46,8 +51,8 @@ def _whole(plan: Plan, taken: Taken) -> str:
     table, links = taken.table, taken.links
     if isinstance(links, str):
         return links
-    if plan.path.staged:
-        return f"something has changed in {table or 'the view'}, and the source is staged"
+    if plan.path.unkeyed:
+        return f"something has changed in {table or 'the view'}, and {plan.path.unkeyed}"
     if not table:
         return ""
     if links is None:
@@ -59,14 +64,16 @@ def _whole(plan: Plan, taken: Taken) -> str:
     return ""
 
 
-def _keys(plan: Plan, table: str, taken: Iterable[Taken], most: int) -> set[Key] | None:
+def _keys(
+    plan: Plan, table: str, taken: Iterable[Taken], most: int, stages: Collection[str]
+) -> set[Key] | None:
     if not table:  # keys that somebody has marked
         marked = [key for each in taken for key in each.links or ()]
         return set(all_from_json(plan.key_fields, marked))
     keys: set[Key] = set()
     for link in plan.links[table]:
         values = {value for each in taken for value in _values(each, link.columns)}
-        found = plan.linked_keys(link, list(values), most)
+        found = plan.linked_keys(link, list(values), most, stages)
         if found is None:
             return None
         keys |= found

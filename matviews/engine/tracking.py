@@ -112,9 +112,10 @@ def _note_dirty(work: Work, taken: Collection[Taken]) -> None:
     stripe, plan, kept = work.stripe, work.plan, _dirty(work)
     waiting = sum(each.count for each in kept)
     logged_at = min(each.logged_at for each in taken)
-    keys, reason, many = resolve(plan, taken, FEW - waiting)
+    stages = {run.stage for run in _staged(work) if run.fingerprint == plan.fingerprint}
+    keys, reason, many = resolve(plan, taken, FEW - waiting, stages)
     if many:
-        keys, reason, many = resolve(plan, taken, _most_dirty(plan) - waiting)
+        keys, reason, many = resolve(plan, taken, _most_dirty(plan) - waiting, stages)
     if keys is None:
         oldest = min([logged_at, *(each.logged_at for each in kept)])
         stripe.whole, stripe.whole_reason = stripe.changes, _short(reason)
@@ -126,6 +127,11 @@ def _note_dirty(work: Work, taken: Collection[Taken]) -> None:
     for at in range(0, len(ordered), PART):
         part = ordered[at : at + PART]
         kept.append(Dirty(number=stripe.changes, count=len(part), logged_at=logged_at, keys=part))
+
+
+def _staged(work: Work) -> list[PhaseRun]:
+    """The runs of full passes under way whose rows are as old as their staging table."""
+    return [run for run in work.runs if run.stage]
 
 
 def _most_dirty(plan: Plan) -> int:
@@ -244,12 +250,17 @@ def _least(several: Iterable[Covers]) -> Covers:
 
 
 def end_tracked(work: Work, run: PhaseRun) -> None:
-    """Note what a run that has succeeded covers; in the transaction of its last batch."""
+    """Note what a run that has succeeded covers; in the transaction of its last batch.
+
+    That is no more than a staging table holds of which rows may yet be written: it may be older.
+    """
     stripe = work.stripe
     if run.covers is None or run.covers[1] != work.plan.moment:
         return
     _dirty(work)  # to be forgotten, as far as they are done
-    stripe.covered = {**stripe.covered, run.phase: run.covers}
+    staged = (each.covers[0] if each.covers else -1 for each in _staged(work))
+    covers = [min([run.covers[0], *staged]), run.covers[1]]
+    stripe.covered = {**stripe.covered, run.phase: covers}
     if _done(stripe) >= stripe.whole:
         stripe.whole_since = None
     work.marks = True

@@ -88,7 +88,7 @@ class Work:
     @cached_property
     def walker(self) -> Walker:
         """What does batches of dirty keys."""
-        return self.plan.walker()
+        return self.plan.walker_of_keys()
 
     def admit(self, known: Collection[int] | None = None) -> None:
         """Make the phase runs of refreshes that this stripe has not seen yet, unsaved.

@@ -147,8 +147,11 @@ def tracking_in_lines(tracking: Mapping[str, Any]) -> Iterator[str]:
     """Which changes of which tables count, what they lead to, and whether they are logged."""
     if tracking["reason"]:
         yield f"  changes are not tracked: {tracking['reason']}"
+    elif tracking["unkeyed"]:
+        yield f"  changes lead to the whole view: {tracking['unkeyed']}"
     for table, watch in tracking["tables"].items():
         columns = "any column" if watch["columns"] is None else ", ".join(watch["columns"])
-        leads = f"keys, by {', '.join(watch['links'])}" if watch["links"] else "the whole view"
+        to = f"keys with the same {' or '.join(watch['parts'])}" if watch["parts"] else "keys"
+        leads = f"{to}, by {', '.join(watch['links'])}" if watch["links"] else "the whole view"
         logged = "" if watch["logged"] else "; not logged, so each refresh is a full pass"
         yield _visible(f"  changes of {table} ({columns or 'its rows alone'}): {leads}{logged}")

@@ -85,18 +85,26 @@ def explain(requests: Requests) -> None:
 def _tracking(label: str) -> dict[str, Any]:
     """Which changes of which tables lead to what, and whether they are logged."""
     using = engine.alias()
-    tracking = changes.tracking_of(queryset.plan_of(registry.usable(label), using))
+    plan = queryset.plan_of(registry.usable(label), using)
+    tracking = changes.tracking_of(plan)
     control = ViewControl.objects.filter(label=label).first()
     lacking = changes.untracked_tables(control.pk if control else 0, tracking, using)
     tables = {
         table: {
             "columns": None if watch.columns is None else sorted(watch.columns),
             "links": sorted(watch.links),
+            "parts": _parts(plan, table),
             "logged": table not in lacking,
         }
         for table, watch in sorted(tracking.tables.items())
     }
-    return {"reason": tracking.reason, "tables": tables}
+    return {"reason": tracking.reason, "unkeyed": plan.path.unkeyed, "tables": tables}
+
+
+def _parts(plan: queryset.Plan, table: str) -> list[str]:
+    """The fields of the key that changes of a table lead to; none if they lead to keys, or to all."""
+    parts = {link.part for link in plan.links.get(table, ())} - {None}
+    return [field.name for number, field in enumerate(plan.key_fields) if number in parts]
 
 
 def _labels(requests: Requests) -> list[str]:

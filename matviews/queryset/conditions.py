@@ -1,16 +1,16 @@
 """Conditions that are put into a source's query as expressions of Django's."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from django.core.exceptions import FullResultSet
-from django.db.models import F, Lookup
+from django.db.models import Expression, F, Lookup
 
 from .dialects import Dialect
 from .keys import Within
 from .sql import SQL, equal, qualified
 
-__all__ = ["Absent", "Inside"]
+__all__ = ["Absent", "Inside", "Wrapped"]
 
 
 class _Condition(Lookup):
@@ -71,7 +71,7 @@ class Inside(_Condition):
     """Whether columns are in a range of keys, or among some.
 
     Args:
-        columns: names or expressions of plain columns.
+        columns: names or expressions of the columns; plain ones, if it is a range.
         dialect: the SQL of the database.
         within: the range or the keys, as parameters of a statement.
     """
@@ -82,7 +82,9 @@ class Inside(_Condition):
 
     def condition(self, columns: list[SQL]) -> SQL:
         """As the base class has it."""
-        return self.dialect.inside([each.text for each in columns], self.within)
+        inside = self.dialect.inside([each.text for each in columns], self.within)
+        params = (param for each in columns for param in each.params)
+        return SQL(inside.text, (*params, *inside.params))
 
 
 class Absent(_Condition):
@@ -103,3 +105,30 @@ class Absent(_Condition):
         same = equal(qualified(self.table, self.key), [each.text for each in columns])
         params = tuple(param for each in columns for param in each.params)
         return SQL(f"NOT EXISTS (SELECT 1 FROM {self.table} WHERE {same})", params)
+
+
+class Wrapped(Expression):
+    """An expression with more SQL around it.
+
+    Args:
+        expression: the expression.
+        wrap: what makes its SQL, which has no parameters yet, that of this one, whose own come last.
+    """
+
+    def __init__(self, expression: Any, wrap: Callable[[str], SQL]) -> None:
+        super().__init__(output_field=expression.output_field)
+        self.expression, self.wrap = expression, wrap
+
+    def get_source_expressions(self) -> list[Any]:
+        """The expression."""
+        return [self.expression]
+
+    def set_source_expressions(self, expressions: Sequence[Any]) -> None:
+        """Another one in its place."""
+        [self.expression] = expressions
+
+    def as_sql(self, compiler: Any, _connection: Any) -> Any:
+        """The SQL, and its parameters."""
+        sql, params = compiler.compile(self.expression)
+        wrapped = self.wrap(sql)
+        return wrapped.text, (*params, *wrapped.params)

@@ -5,24 +5,33 @@ is joined as equal to it, and every column of a table of which a unique constrai
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from .fields import unique_fields
-from .query import Joined, SourceQuery, columns_in, model_of_table
+from .query import Joined, SourceQuery, column_of, columns_in, model_of_table
 
 __all__ = ["equal_columns", "key_is_unique"]
 
 Place = tuple[str, str | None]  # alias and column
 
 
-def key_is_unique(query: SourceQuery, key: Iterable[Place]) -> bool:
-    """Whether it can be shown that no two rows of the query have the same key."""
+def key_is_unique(query: SourceQuery, key: Sequence[Any]) -> bool:
+    """Whether it can be shown that no two rows of the query have the same key: its expressions."""
     tables = query.tables
-    known = _Determined(tables, set(key))
-    grouping = query.grouping
-    if grouping is not None:
-        return known.cover(grouping)
+    places = [place for each in key if (place := column_of(each))]
+    known = _Determined(tables, {(alias, field.column) for alias, field in places})
+    computed = {query.spelt(each) for each in key if column_of(each) is None}
+
+    def cover(expressions: Iterable[Any]) -> bool:
+        return all(
+            known.covers(each) or (computed and query.spelt(each) in computed)
+            for each in expressions
+        )
+
+    if query.grouping is not None:
+        return cover(query.grouping)
     whole = all(table.alias in known.aliases for table in tables)
-    return whole or (query.distinct and known.cover(list(query.expressions.values())))
+    return whole or (query.distinct and cover(query.expressions.values()))
 
 
 class _Determined:
@@ -61,13 +70,10 @@ class _Determined:
             all((table.alias, field.column) in self.places for field in fields) for fields in unique
         )
 
-    def cover(self, expressions: Iterable[object]) -> bool:
-        """Whether every column that the expressions read is determined."""
-        read = [columns_in(each) for each in expressions]
-        return all(
-            columns is not None and all(self._has((c.alias, c.target.column)) for c in columns)
-            for columns in read
-        )
+    def covers(self, expression: object) -> bool:
+        """Whether every column that an expression reads is determined."""
+        read = columns_in(expression)
+        return read is not None and all(self._has((c.alias, c.target.column)) for c in read)
 
 
 def equal_columns(tables: Iterable[Joined], place: Place) -> Iterator[Place]:

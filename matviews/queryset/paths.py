@@ -1,8 +1,11 @@
-"""Windowed or staged: which way a view's source is worked through, and why.
+"""Windowed or staged: which way a view's source is worked through, and why; and whether by some keys alone.
 
 The range of a window may be pushed into the source where it commutes with the query, an index
 serves it, and the key is shown to be unique; the windows of the source are those of the view then.
 Anything else is evaluated once, into a staging table.
+
+Dirty keys may be pushed into more sources than ranges: no index need serve them, and a key may be spread
+over tables, or computed of one row.
 """
 
 from collections.abc import Iterator
@@ -10,12 +13,15 @@ from dataclasses import dataclass
 
 from django.db.models import Model
 
-from .fields import AnyField, indexed_columns, same_type
+from .fields import TEXT, WHOLE, AnyField, family, indexed_columns, same_type
 from .lineage import key_is_unique
-from .query import column_of, model_of_table
-from .source import Source
+from .query import adds_up, column_of, columns_in, is_plainly_computed, is_truncated, model_of_table
+from .source import Column, Source
 
 __all__ = ["Path", "find_path"]
+
+COMPUTED = {"date", WHOLE, "UUID"}  # kinds of values that parts of a key may be computed as
+MOMENT = "date and time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,7 @@ class Path:
         fields: windowed: its fields that are the key, in order.
         model: windowed, or staged for want of an index: the model of that table.
         wanted: staged only for want of an index: the names of the fields that it should have.
+        unkeyed: why dirty keys cannot be worked off by themselves, for a person; "" if they can.
     """
 
     staged: bool
@@ -37,17 +44,23 @@ class Path:
     fields: tuple[AnyField, ...] = ()
     model: type[Model] | None = None
     wanted: tuple[str, ...] = ()
+    unkeyed: str = ""
 
     @property
     def word(self) -> str:
         """What it is called."""
         return "staged" if self.staged else "windowed"
 
+    @property
+    def keyed(self) -> bool:
+        """Whether dirty keys can be worked off by themselves."""
+        return not self.unkeyed
+
 
 def find_path(source: Source) -> Path:
     """The way through a source: windowed unless something forbids it."""
     if reason := next(_obstacles(source), ""):
-        return Path(staged=True, reason=reason)
+        return Path(staged=True, reason=reason, unkeyed=next(_obstacles_to_keys(source), ""))
     places = [column_of(column.expression) for column in source.key]
     alias, fields = places[0][0], tuple(field for _alias, field in places)  # type: ignore[index,misc]
     table = next(each.table for each in source.query.tables if each.alias == alias)
@@ -61,6 +74,7 @@ def find_path(source: Source) -> Path:
             reason=f"no index of {model._meta.label} begins with {names}",
             model=model,
             wanted=tuple(field.name for field in fields),
+            unkeyed=next(_obstacles_to_keys(source), ""),
         )
     reason = f"the key is {model._meta.label} ({names}), which an index serves"
     return Path(staged=False, reason=reason, alias=alias, fields=fields, model=model)
@@ -68,6 +82,12 @@ def find_path(source: Source) -> Path:
 
 def _obstacles(source: Source) -> Iterator[str]:
     """What keeps windows out of a query, the index apart."""
+    yield from _obstacles_of_query(source)
+    yield from _obstacles_of_key(source)
+
+
+def _obstacles_of_query(source: Source) -> Iterator[str]:
+    """What keeps any condition on the key out of a query."""
     query = source.query
     if query.union:
         yield "a UNION, INTERSECT or EXCEPT has no one place for the range of a window"
@@ -79,7 +99,6 @@ def _obstacles(source: Source) -> Iterator[str]:
         yield "raw SQL cannot be looked into"
     if query.has_window:
         yield "a window function depends on rows outside a window"
-    yield from _obstacles_of_key(source)
 
 
 def _obstacles_of_key(source: Source) -> Iterator[str]:
@@ -89,14 +108,51 @@ def _obstacles_of_key(source: Source) -> Iterator[str]:
             yield f"{column.name}, of the key, is computed"
             return
         places[column.name] = place
-        if not same_type(column.field, place[1], source.query.using):
-            yield f"{column.name}, of the key, has another type or collation in the view"
+        yield from _obstacles_of_type(column, place[1], source)
     aliases = {alias for alias, _field in places.values()}
     if len(aliases) > 1:
         yield f"the key is spread over several tables: {', '.join(places)}"
     tables = {table.alias: table.table for table in source.query.tables}
     if any(model_of_table(tables.get(alias, "")) is None for alias in aliases):
         yield "no model has the table of the key"
-    key = {(alias, field.column) for alias, field in places.values()}
-    if not key_is_unique(source.query, key):
+    yield from _obstacles_of_uniqueness(source)
+
+
+def _obstacles_of_type(column: Column, field: AnyField, source: Source) -> Iterator[str]:
+    if not same_type(column.field, field, source.query.using):
+        yield f"{column.name}, of the key, has another type or collation in the view"
+
+
+def _obstacles_of_uniqueness(source: Source) -> Iterator[str]:
+    if not key_is_unique(source.query, [column.expression for column in source.key]):
         yield "it cannot be shown that no two rows of source() have one key"
+
+
+def _obstacles_to_keys(source: Source) -> Iterator[str]:
+    """What keeps dirty keys out of a query."""
+    yield from _obstacles_of_query(source)
+    for column in source.key:
+        if place := column_of(column.expression):
+            yield from _obstacles_of_type(column, place[1], source)
+            if family(column.field) not in {*COMPUTED, TEXT}:
+                yield f"{column.name}, of the key, is no whole number, text, UUID or date"
+        else:
+            yield from _obstacles_of_computed(column, source)
+    yield from _obstacles_of_uniqueness(source)
+
+
+def _obstacles_of_computed(column: Column, source: Source) -> Iterator[str]:
+    expression, kind = column.expression, family(column.field)
+    read = columns_in(expression) or []
+    aliases = {each.alias for each in read}
+    if len(aliases) != 1 or adds_up(expression) or not is_plainly_computed(expression):
+        yield (
+            f"{column.name}, of the key, is computed by other means than Trunc..., Extract... and "
+            f"Coalesce of columns of one table"
+        )
+        return
+    known = kind in COMPUTED or (kind == MOMENT and is_truncated(expression))
+    if not known or kind != family(expression.output_field):
+        yield f"{column.name}, of the key, is computed, and no whole number, UUID, date or moment"
+    if any(table.outer for table in source.query.tables if table.alias in aliases):
+        yield f"{column.name}, of the key, is computed where there may be no row"

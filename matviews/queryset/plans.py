@@ -20,7 +20,7 @@ from .keys import Key
 from .links import Link, find_links, linked_keys, with_declared
 from .paths import Path, find_path
 from .query import SourceQuery
-from .readings import Reading, Staged, Windowed
+from .readings import Keyed, Reading, Staged, Windowed
 from .source import Source, read_query, read_source
 from .statements import Statements
 from .walk import Walker
@@ -59,16 +59,22 @@ class Plan:
         return with_declared(links, declared(self.source.definition), self.path)
 
     def linked_keys(
-        self, link: Link, values: Collection[Sequence[Any]], most: int
+        self,
+        link: Link,
+        values: Collection[Sequence[Any]],
+        most: int,
+        stages: Collection[str] = (),
     ) -> set[Key] | None:
         """The keys that rows with some values in a link's columns lead to, at most `most`; None for any.
+
+        `stages` are staging tables whose rows the view may still get.
 
         Raises:
             InvalidView: what the view itself gives as keys are none.
         """
         if link.declared:
             return declared_keys(link.declared, values, self.source, most)
-        return linked_keys(link, values, self.path, self.dialect, most)
+        return linked_keys(link, values, self.source, self.dialect, most, stages)
 
     @property
     def key_fields(self) -> list[AnyField]:
@@ -88,6 +94,16 @@ class Plan:
     @cached_property
     def _unstaged(self) -> Statements:
         return self.statements()
+
+    def walker_of_keys(self) -> Walker:
+        """What does the batches of dirty keys; only where the path is keyed."""
+        return Walker(self._of_keys)
+
+    @cached_property
+    def _of_keys(self) -> Statements:
+        if not self.path.staged:
+            return self._unstaged
+        return Statements(self.source, Keyed(self.source, self.dialect), self.dialect)
 
     def statements(self, stage: str = "") -> Statements:
         """The SQL of the phases."""

@@ -4,7 +4,7 @@ Everything private that is used of Django is in this module: `Query` (its select
 grouping), the compiler's `as_sql`, and the converters of fields.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,17 @@ from django.apps import apps
 from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db import connections
 from django.db.models import Exists, Expression, FilteredRelation, Func, Model, QuerySet, Subquery
-from django.db.models.expressions import Col, OuterRef, RawSQL, Ref, ResolvedOuterRef, Window
+from django.db.models.expressions import (
+    Col,
+    OuterRef,
+    RawSQL,
+    Ref,
+    ResolvedOuterRef,
+    Value,
+    Window,
+)
+from django.db.models.functions import Coalesce, Extract
+from django.db.models.functions.datetime import TruncBase
 from django.db.models.query import ValuesIterable
 from django.db.models.sql import Query
 from django.db.models.sql.constants import LOUTER
@@ -33,6 +43,8 @@ __all__ = [
     "compiled",
     "field_of_column",
     "from_database",
+    "is_plainly_computed",
+    "is_truncated",
     "model_of_table",
 ]
 
@@ -150,6 +162,24 @@ class SourceQuery:
                 else:
                     query.alias_refcount[alias] = 0
         return SourceQuery(rows, self.using)
+
+    def ungrouped(self, names: Sequence[str]) -> "SourceQuery":
+        """Some of the columns of the rows that are grouped, whatever HAVING makes of their groups."""
+        rows = self.rows.values(*names)
+        query: Any = rows.query
+        grouped = query.group_by is not None
+        where, _having, _qualify = query.where.split_having_qualify(must_group_by=grouped)
+        query.where, query.group_by = where or WhereNode(), None
+        return SourceQuery(rows.distinct(), self.using).keys_only(names)
+
+    def spelt(
+        self, expression: Any, aliases: Mapping[str, str] | None = None
+    ) -> tuple[str, tuple[Any, ...]]:
+        """The SQL of an expression of this query, with other names for its tables, and its parameters."""
+        renamed = expression.relabeled_clone(aliases) if aliases else expression
+        with timezone.override(None):
+            sql, params = self._compiler(self.query).compile(renamed)
+        return sql, tuple(params)
 
     def with_join_condition(self, alias: str, condition: Any) -> "SourceQuery":
         """The same with a condition more on the rows that are joined as `alias`."""
@@ -406,7 +436,8 @@ class _Graph:
             next((number, side.alias) for number, own in scopes if side.alias in own)  # type: ignore[union-attr]
             for side in sides
         )
-        if one != other:
+        # What a subquery says of two tables outside holds where it has a row, and not elsewhere.
+        if one != other and scopes[0][0] in (one[0], other[0]):
             columns = tuple(side.target.column for side in sides)  # type: ignore[union-attr]
             self.edges.append((one, other, (columns,)))
 
@@ -470,6 +501,17 @@ def columns_in(expression: Any) -> list[Col] | None:
     if any(isinstance(each, (Query, OuterRef, ResolvedOuterRef, RawSQL, Window)) for each in found):
         return None
     return [each for each in found if isinstance(each, Col)]
+
+
+def is_plainly_computed(expression: Any) -> bool:
+    """Whether only such functions of columns compute it as return the type that they say, everywhere."""
+    plain = (Col, Coalesce, Extract, TruncBase, Value)
+    return all(isinstance(each, plain) for each in (expression, *_walk(expression)))
+
+
+def is_truncated(expression: Any) -> bool:
+    """Whether it is the beginning of a period that a moment lies in, or the day."""
+    return isinstance(expression, TruncBase)
 
 
 def compiled(rows: QuerySet[Any, Any], using: str) -> tuple[str, tuple[Any, ...]]:

@@ -1,22 +1,24 @@
 """How the rows of a source are read, a range of keys at a time: from itself, or from its stage."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from django.db.models import DateTimeField, Model, QuerySet
 from django.db.models.functions.datetime import TruncBase
 from django.utils import timezone
 
-from .conditions import Absent, Inside
+from .conditions import Absent, Inside, Wrapped
 from .dialects import Dialect
 from .fields import AnyField
 from .keys import Key, Keys, Within, prepared, prepared_within
 from .lineage import equal_columns
 from .paths import Path
-from .query import SourceQuery, compiled
+from .query import SourceQuery, column_of, compiled
 from .source import Column, Source
 from .sql import SQL, equal, joined
 
-__all__ = ["Reading", "Staged", "Windowed", "keys_after", "whole"]
+__all__ = ["Keyed", "Reading", "Staged", "Windowed", "as_stored", "keys_after", "whole"]
 
 COMPUTED = "matviews_computed"  # what the columns are called before they are as stored
 
@@ -74,9 +76,7 @@ class Windowed:
             query = query.restricted(Inside(*columns, dialect=self.dialect, within=prepared))
             query = self._with_equal_columns(query, prepared)
         if missing:
-            table = self.dialect.name(self.source.model._meta.db_table)
-            key = self.dialect.names(_key_fields(self.source))
-            query = query.restricted(Absent(*columns, table=table, key=key))
+            query = query.restricted(_absent(self.source, columns, self.dialect))
         return query
 
     def _with_equal_columns(self, query: SourceQuery, within: Within) -> SourceQuery:
@@ -90,6 +90,59 @@ class Windowed:
             condition = _FirstColumn(alias, column or "", self.dialect, within)
             query = query.with_join_condition(alias, condition)
         return query
+
+
+class Keyed:
+    """A source whose own query takes keys, wherever their parts come from.
+
+    Args:
+        source: the source.
+        dialect: the SQL of its database.
+    """
+
+    def __init__(self, source: Source, dialect: Dialect) -> None:
+        self.source, self.dialect = source, dialect
+        self.columns = [_comparable(column, dialect) for column in source.key]
+
+    def rows(self, within: Within, *, missing: bool = False) -> SQL:
+        """As `Reading` has it."""
+        query = self._among(within)
+        if missing:
+            query = query.restricted(_absent(self.source, self.columns, self.dialect))
+        return _selected(query, self.source, self.source.columns, self.dialect)
+
+    def keys(self, within: Within) -> SQL:
+        """As `Reading` has it; nothing is computed but what HAVING needs."""
+        query = self._among(within).keys_only([column.name for column in self.source.key])
+        return _selected(query, self.source, self.source.key, self.dialect)
+
+    def keys_after(self, low: Key | None, count: int) -> SQL:
+        """As `Reading` has it: there is no order to go by."""
+        raise NotImplementedError
+
+    def keys_with(self, number: int, values: Keys) -> SQL:
+        """A query for the keys that have one of some values in a part, even where HAVING drops them."""
+        query = self._restricted(self.source.query, [number], values)
+        names = [column.name for column in self.source.key]
+        return _selected(query.ungrouped(names), self.source, self.source.key, self.dialect)
+
+    def _among(self, within: Within) -> SourceQuery:
+        """The query for some keys; by each plain column too, since no index serves several tables."""
+        assert isinstance(within, Keys)
+        query, columns = self.source.query, self.source.key
+        for number, column in enumerate(columns if len(columns) > 1 else ()):
+            if column_of(column.expression):
+                values = {key[number : number + 1]: None for key in within.keys}
+                part = Keys(tuple(values), prepared=within.prepared)
+                query = self._restricted(query, [number], part)
+        return self._restricted(query, range(len(columns)), within)
+
+    def _restricted(self, query: SourceQuery, numbers: Sequence[int], within: Keys) -> SourceQuery:
+        """A query for rows whose parts of the key are among some."""
+        fields = [self.source.key[number].field for number in numbers]
+        columns = [self.columns[number] for number in numbers]
+        prepared = prepared_within(fields, within, self.dialect.using)
+        return query.restricted(Inside(*columns, dialect=self.dialect, within=prepared))
 
 
 class Staged:
@@ -181,7 +234,7 @@ def _selected(
     stored = joined(
         ", ",
         (
-            joined(" AS ", (_stored(column, name, dialect), SQL(name)))
+            joined(" AS ", (as_stored(column, name, dialect), SQL(name)))
             for column, name in zip(columns, names, strict=True)
         ),
     )
@@ -196,8 +249,21 @@ def _selected(
     )
 
 
-def _stored(column: Column, name: str, dialect: Dialect) -> SQL:
-    """A column of the source as the view's column will hold it."""
+def _absent(source: Source, columns: Sequence[Any], dialect: Dialect) -> Absent:
+    """A condition on rows of the source: the view lacks their key."""
+    table = dialect.name(source.model._meta.db_table)
+    return Absent(*columns, table=table, key=dialect.names(_key_fields(source)))
+
+
+def _comparable(column: Column, dialect: Dialect) -> Any:
+    """An expression of a part of the key that can be held against what the view stores."""
+    if column_of(column.expression):
+        return column.expression
+    return Wrapped(column.expression, partial(as_stored, column, dialect=dialect))
+
+
+def as_stored(column: Column, name: str, dialect: Dialect) -> SQL:
+    """A column of the source as the view's column will hold it, by its SQL."""
     expression = column.expression
     if isinstance(expression, TruncBase) and isinstance(expression.output_field, DateTimeField):
         with timezone.override(None):

@@ -21,7 +21,7 @@ TABLES: list[type[Any]] = [
 # Columns by which rows may hang on the key of a view.
 LINKS = {
     "id", "customer_id", "region_id", "referrer_id", "product_id", "order_id", "tag_id", "token",
-    "stock keeping unit", "basket", "slot", "status", "shipped_on", "name",
+    "stock keeping unit", "basket", "slot", "status", "shipped_on", "name", "quantity", "placed_at",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What the dialects share, and what each of them must say."""
 
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -66,6 +67,20 @@ class Dialect:
     def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
         """A condition on the columns of a key: on one side of `end`."""
         return SQL(f"{self.row(columns)} {sign} {self.row(['%s'] * len(columns))}", end)
+
+    def logged(self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]) -> SQL:
+        """A query for rows that were logged, of the same types as the columns of their table.
+
+        Args:
+            table: its name.
+            columns: the names of the columns.
+            rows: their values, as JSON has them.
+        """
+        names, name = ", ".join(map(self.name, columns)), self.name(table)
+        given = json.dumps([dict(zip(columns, row, strict=True)) for row in rows])
+        return SQL(
+            f"SELECT {names} FROM jsonb_populate_recordset(NULL::{name}, %s::jsonb)", (given,)
+        )
 
     def stored(self, column: Column, value: str) -> str:
         """A value of the source as the view's column will hold it."""

@@ -4,10 +4,12 @@ Measured on MariaDB 10.11: an UPDATE or DELETE that reads the source share-locks
 its indexes even in READ COMMITTED; an INSERT or CREATE TABLE that selects from it does not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
 from ..keys import Key
+from ..query import field_of_column
 from ..source import Column
 from ..sql import SQL, equal, joined, qualified
 from .base import ROWS, Dialect
@@ -15,10 +17,20 @@ from .base import ROWS, Dialect
 __all__ = ["MySQL"]
 
 SURPLUS = "matviews_surplus"
+TYPED = {"date": "CAST(%s AS DATE)", "date and time": "CAST(%s AS DATETIME(6))"}
 
 
 class MySQL(Dialect):
     """Texts are compared as bytes: the usual collations take "a" for "A", and "a" for "a "."""
+
+    def logged(self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]) -> SQL:
+        """As the base class has it; beside the table's own columns, texts take their collations."""
+        fields = (field_of_column(table, column) for column in columns)
+        marks = ", ".join(TYPED.get(family(field) if field else "", "%s") for field in fields)
+        names = ", ".join(map(self.name, columns))
+        empty = f"SELECT {names} FROM {self.name(table)} WHERE 1 = 0"
+        params = tuple(value for row in rows for value in row)
+        return SQL(empty + f" UNION ALL SELECT {marks}" * len(rows), params)
 
     def stored(self, column: Column, value: str) -> str:
         """As the base class has it; CAST would clip what assigning refuses."""

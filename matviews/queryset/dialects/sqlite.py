@@ -1,6 +1,7 @@
 """SQLite. It keeps what it is given, whatever the type of the column, so values are rounded here."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from ..fields import WHOLE, AnyField, family
 from ..keys import Key
@@ -15,6 +16,13 @@ class SQLite(Dialect):
     """Decimals are kept as binary numbers, and rounded to the places of their field."""
 
     most_keys = 1_000  # a statement has at most 32,766 parameters
+
+    def logged(self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]) -> SQL:
+        """As the base class has it; JSON holds values as the table does."""
+        row = f"({', '.join(['%s'] * len(columns))})"
+        return SQL(
+            f"VALUES {', '.join([row] * len(rows))}", tuple(value for row in rows for value in row)
+        )
 
     def stored(self, column: Column, value: str) -> str:
         """As the base class has it."""

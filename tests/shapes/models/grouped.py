@@ -7,6 +7,8 @@ from typing import Any
 from django.db import models
 from django.db.models import Count, F, Q, QuerySet, Value
 
+from tests.shapes.query import Query
+
 from .base import Measured, Shape, identity, pointer
 from .sources import Customer, Order, Product, Region, Tag
 
@@ -15,6 +17,7 @@ __all__ = [
     "CustomerRegion",
     "CustomerStatus",
     "CustomerTotal",
+    "DayRegion",
     "DayStatus",
     "DayTotal",
     "MomentTotal",
@@ -22,9 +25,12 @@ __all__ = [
     "Overall",
     "ProductTotal",
     "QuantityTotal",
+    "ReferredSlot",
     "RegionDay",
     "RegionTotal",
+    "SlotRegion",
     "SlotTotal",
+    "TagRegion",
     "TagTotal",
     "ViewOfView",
 ]
@@ -178,6 +184,75 @@ class RegionDay(Measured):
         orders = Order.objects.filter(cls.query.orders())
         groups = orders.values("shipped_on", region=F("customer__region"))
         return groups.annotate(**cls.query.measures())
+
+
+class SlotRegion(Measured):
+    """A key with columns of two tables, and one between them; a condition on groups, or none."""
+
+    slot = models.IntegerField()
+    name = models.CharField(max_length=40)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["name", "slot"], name="shapes_slot_region")]
+
+    @classmethod
+    def source(cls) -> QuerySet[Any, Any]:
+        orders = Order.objects.filter(cls.query.orders())
+        groups = orders.values("slot", name=F("customer__region__name"))
+        return _some(groups.annotate(**cls.query.measures()), cls.query)
+
+
+class DayRegion(Measured):
+    """A key with the day of a moment, and a column of another table; a condition on groups, or none."""
+
+    day = models.DateField()
+    region = pointer("Region")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["day", "region"], name="shapes_day_region")]
+
+    @classmethod
+    def source(cls) -> QuerySet[Any, Any]:
+        orders = Order.objects.filter(cls.query.orders())
+        groups = orders.values(day=cls.query.day("placed_at"), region=F("customer__region"))
+        return _some(groups.annotate(**cls.query.measures()), cls.query)
+
+
+class TagRegion(Measured):
+    """A key with columns at both ends of a way, from the one side; tables between are joined late."""
+
+    region = pointer("Region")
+    tag = pointer("Tag")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["region", "tag"], name="shapes_tag_region")]
+
+    @classmethod
+    def source(cls) -> QuerySet[Any, Any]:
+        at = "customer__order__"
+        regions = Region.objects.values(region_id=F("pk"), tag_id=F(f"{at}tags"))
+        return _some(regions.annotate(**cls.query.measures(at)), cls.query)
+
+
+class ReferredSlot(Measured):
+    """A key with columns of two tables of which no row belongs to one of the other."""
+
+    slot = models.IntegerField()
+    home = pointer("Region")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["slot", "home"], name="shapes_referred")]
+
+    @classmethod
+    def source(cls) -> QuerySet[Any, Any]:
+        people = Customer.objects.values(slot=F("order__slot"), home=F("customer__region"))
+        return _some(people.annotate(**cls.query.measures("order__")), cls.query)
+
+
+def _some(groups: QuerySet[Any, Any], query: Query) -> QuerySet[Any, Any]:
+    """All groups, or those that fulfil a condition."""
+    limits = [Q(), Q(orders__lte=query.bound), Q(money__gt=query.bound)]
+    return groups.filter(limits[query.form % len(limits)])
 
 
 class CustomerRegion(Measured):
