@@ -145,7 +145,7 @@ class History:
         taken = [
             Taken(each.table, each.links[0], each.links[1:], each.logged_at)
             for each in changes
-            if each.table in tracking_of(plan).tables
+            if each.links and each.table in tracking_of(plan).tables
         ]
         keys, reason, _many = resolve(plan, taken, 10_000)
         assert keys is not None, reason
