@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from io import StringIO
 from typing import Any
 
@@ -51,6 +51,7 @@ from tests.shapes.models import Customer, Order, Product, Region, Tag
 from tests.shapes.models.grouped import (
     CustomerTotal,
     DayRegion,
+    DayStatus,
     Overall,
     ProductTotal,
     QuantityTotal,
@@ -855,6 +856,20 @@ class TestKeys:
 
         assert self.looked(CustomerTotal) == {}
         assert CustomerTotal.is_fresh()
+
+    def test_a_value_that_cannot_be_read_is_a_full_pass(self) -> None:
+        """As MariaDB's 0000-00-00: a refresh that failed over it would do so again and again."""
+        at_rest(DayStatus)
+        order(1, shipped_on=date(2024, 2, 29), status="x")
+        entry = Change.objects.get(table=Order._meta.db_table)
+        names, link = entry.links  # type: ignore[misc]
+        link[names.index("shipped_on")] = "0000-00-00"
+        entry.save()
+
+        assert why(DayStatus).startswith(
+            "a changed row of shapes_order has a value that is none: “0000-00-00”"
+        )
+        assert differences(DayStatus) == []
 
     def test_too_many_keys_are_a_full_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(CustomerTotal)

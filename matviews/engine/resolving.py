@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from django.core.exceptions import ValidationError
+
 from ..changes import Taken
 from ..queryset import Key, Plan, all_from_json
 
@@ -37,7 +39,11 @@ def resolve(
         by_table.setdefault(each.table, []).append(each)
     keys: set[Key] = set()
     for table, entries in by_table.items():
-        found = _keys(plan, table, entries, most + 1, stages) if most >= 0 else set()
+        try:
+            found = _keys(plan, table, entries, most + 1, stages) if most >= 0 else set()
+        except ValidationError as error:  # as MariaDB's 0000-00-00
+            text = " ".join(error.messages)
+            return Resolved(None, f"a changed row of {table} has a value that is none: {text}")
         if found is None:
             return Resolved(None, f"rows of {table} are gone that depends_on would have to look at")
         keys |= found
