@@ -45,6 +45,7 @@ MOVE_ORDER = "UPDATE shapes_order SET customer_id = 2 WHERE id = 1"
 MOVE_CUSTOMER = "UPDATE shapes_customer SET region_id = 2 WHERE id = 1"
 PAY = "UPDATE shapes_order SET price = price + 1 WHERE id = 3"
 CLOSE = "DELETE FROM shapes_order WHERE id = 3"
+RENAME = "UPDATE shapes_region SET name = '2' WHERE id = 1"
 LEAVE = "UPDATE shapes_order SET customer_id = NULL WHERE id = 1"
 PAIRS = {
     "a row and the row that it hangs on": (Writer(MOVE_ORDER), Writer(MOVE_CUSTOMER)),
@@ -59,10 +60,7 @@ PAIRS = {
 SPREAD = {
     "two links of a key": (Writer(MOVE_ORDER), Writer(MOVE_CUSTOMER)),
     "two links of a key, of which one is gone": (Writer(LEAVE), Writer(MOVE_CUSTOMER)),
-    "two links of one part": (
-        Writer("UPDATE shapes_region SET name = '2' WHERE id = 1"),
-        Writer(MOVE_CUSTOMER, repeatable=True),
-    ),
+    "two links of one part": (Writer(RENAME), Writer(MOVE_CUSTOMER, repeatable=True)),
     "two links of a key, and one is taken back": (
         Writer(LEAVE, takes_back=True),
         Writer(MOVE_CUSTOMER),
@@ -208,6 +206,25 @@ def test_no_order_of_commits_loses_a_key_of_two_tables() -> None:
 @pytest.mark.parametrize("name", list(SPREAD))
 def test_no_order_of_commits_loses_a_key_of_two_tables_at_any_step(name: str) -> None:
     assert hold(SLOTS, SPREAD[name], SlotRegion) == 441
+
+
+def test_no_order_of_three_commits_loses_a_key() -> None:
+    writers = (Writer(MOVE_ORDER), Writer(MOVE_CUSTOMER), Writer(RENAME))
+    assert hold(("take", "end"), writers, SlotRegion) == 27
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("slots", "writers", "schedules"),
+    [
+        (("take", "apply", "end"), (MOVE_ORDER, MOVE_CUSTOMER, RENAME), 216),
+        (("take", "end"), (MOVE_ORDER, MOVE_CUSTOMER, RENAME, CLOSE), 81),
+    ],
+)
+def test_no_order_of_the_commits_of_several_loses_a_key(
+    slots: Sequence[str], writers: Sequence[str], schedules: int
+) -> None:
+    assert hold(slots, [Writer(sql) for sql in writers], SlotRegion) == schedules
 
 
 class TestSeededFaults:
