@@ -15,7 +15,7 @@ ROOMS = {"matviews": ROOT / "matviews", "matviews.tasks": ROOT / "tasks"}
 
 # The bottom first. A room stands for all of its modules.
 LAYERS = [
-    {"phases", "exceptions", "clock", "conf", "signals", "states", "words"},
+    {"phases", "exceptions", "clock", "compiled", "conf", "signals", "states", "words"},
     {"registry", "definition", "mixin", "api", ""},  # "" is matviews/__init__.py
     {"models", "migrations"},
     {"queryset", "changes"},

@@ -8,11 +8,13 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.db import connections, router, transaction
 from django.db.models import Case, F, JSONField, Model, Sum, When, Window
 
+from ..compiled import GIVEN, CompiledSelect
 from ..models import Change, ViewChange, WatchedTable
 from ..queryset import Keys, dialect_of
 from .dialects import MANY
@@ -65,14 +67,21 @@ class Taken(NamedTuple):
 
 def take(view_id: int) -> list[Taken]:
     """Empty the queue of a view. In the transaction that computes, before it does."""
-    queue = ViewChange.objects.filter(view=view_id).annotate(changes=Window(Sum("count")))
-    few = Case(When(changes__lte=MANY, then="links"), output_field=JSONField())
-    entries = list(queue.values_list("pk", "table", few, "logged_at", "changes"))
+    entries = _queue(router.db_for_write(ViewChange), MANY).run(view_id)
     delete_rows(ViewChange, [pk for pk, *_entry in entries])
     if entries and entries[0][-1] > MANY:
         oldest = min(entry[3] for entry in entries)
         return [Taken("", [], f"more than {MANY:,} changes were waiting", oldest)]
     return [_taken(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
+
+
+@lru_cache(maxsize=8)
+def _queue(using: str, most: int) -> CompiledSelect:
+    """The entries of a view's queue and how many changes they are; without links if these are too many."""
+    queue = ViewChange.objects.using(using).filter(view=GIVEN).order_by()
+    counted = queue.annotate(changes=Window(Sum("count")))
+    few = Case(When(changes__lte=most, then="links"), output_field=JSONField())
+    return CompiledSelect(counted.values_list("pk", "table", few, "logged_at", "changes"))
 
 
 def _taken(table: str, links: Any, logged_at: datetime) -> Taken:
@@ -84,7 +93,13 @@ def _taken(table: str, links: Any, logged_at: datetime) -> Taken:
 
 def logged() -> dict[int, str]:
     """The oldest entries of the log, at most `MOST`: their tables by their primary keys."""
-    return dict(Change.objects.order_by("pk").values_list("pk", "table")[:MOST])
+    return dict(_oldest(router.db_for_write(Change), MOST).run())
+
+
+@lru_cache(maxsize=8)
+def _oldest(using: str, most: int) -> CompiledSelect:
+    entries = Change.objects.using(using).order_by("pk")
+    return CompiledSelect(entries.values_list("pk", "table")[:most])
 
 
 def move(found: dict[int, str]) -> bool:
@@ -94,12 +109,10 @@ def move(found: dict[int, str]) -> bool:
     One moves at a time, so that all that was logged before is in the queues afterwards: what another
     has moved meanwhile is there by then.
     """
-    watched = WatchedTable.objects.order_by("pk")
-    if connections[watched.db].features.has_select_for_update:
-        watched = watched.select_for_update()
-    else:
+    using = router.db_for_write(Change)
+    if not connections[using].features.has_select_for_update:
         Change.objects.update(table=F("table"))
-    views = dict(watched.values_list("table", "views"))
+    views = dict(_watched(using).run())
     more = len(found) == MOST
     # As after a bulk load: a full pass is cheaper than to tell them apart.
     changes = Change.objects.order_by("pk").values_list("pk", "table")
@@ -111,6 +124,12 @@ def move(found: dict[int, str]) -> bool:
         _copy(found, views)
     delete_rows(Change, list(found))
     return more
+
+
+@lru_cache(maxsize=8)
+def _watched(using: str) -> CompiledSelect:
+    watched = WatchedTable.objects.using(using).order_by("pk").select_for_update()
+    return CompiledSelect(watched.values_list("table", "views"))
 
 
 def _copy(found: Mapping[int, str], views: Mapping[str, Collection[int]]) -> None:

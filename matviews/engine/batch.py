@@ -13,6 +13,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError
@@ -132,20 +133,30 @@ def _try_batch(attempt: "_Attempt") -> BatchReport:
 
 def _announce(message: Message) -> bool:
     """Say who is about to work, in a transaction of its own, so that a killed worker is counted."""
-    nobody = ~Q(announced_token=F("token")) | Q(announced_at__lt=UtcNow() - _lease())
+    nobody, changes = _announcement(_lease())
     with databases.claim_transaction():
         return databases.claim(
-            message.stripe_id,
-            message.token,
-            nobody,
-            # MySQL assigns from left to right: the count must come before what it looks at.
-            attempts=Case(When(announced_token=F("token"), then=F("attempts") + 1), default=1),
-            announced_token=F("token"),
-            announced_at=UtcNow(),
-            watch_after=UtcNow() + _lease(),
-            worker=worker_name(),
-            resends=0,
+            message.stripe_id, message.token, nobody, worker=worker_name(), **changes
         )
+
+
+# To hash an expression takes longer than to run the statement that was compiled of it.
+@lru_cache(maxsize=4)
+def _announcement(lease: timedelta) -> tuple[Q, dict[str, Any]]:
+    nobody = ~Q(announced_token=F("token")) | Q(announced_at__lt=UtcNow() - lease)
+    # MySQL assigns from left to right: the count must come before what it looks at.
+    return nobody, {
+        "attempts": Case(When(announced_token=F("token"), then=F("attempts") + 1), default=1),
+        "announced_token": F("token"),
+        "announced_at": UtcNow(),
+        "watch_after": UtcNow() + lease,
+        "resends": 0,
+    }
+
+
+@lru_cache(maxsize=4)
+def _next_token(lease: timedelta) -> dict[str, Any]:
+    return {"token": F("token") + 1, "watch_after": UtcNow() + lease}
 
 
 def worker_name() -> str:
@@ -234,8 +245,7 @@ class _Attempt:
             _Refused: the token has moved on since the announcement.
         """
         stripe_id, token = self.message.stripe_id, self.message.token
-        changes = {"token": F("token") + 1, "watch_after": UtcNow() + _lease()}
-        if not databases.claim(stripe_id, token, **changes):
+        if not databases.claim(stripe_id, token, **_next_token(_lease())):
             raise _Refused
         work = load_work(stripe_id, extra=extra)
         if work is not None:

@@ -10,8 +10,8 @@ from django.db import Error, InterfaceError, OperationalError, connections, rout
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Func, Q, TextField, Value
 
+from ..compiled import GIVEN, TOKEN, CompiledSelect, CompiledUpdate
 from ..models import Stripe
-from .compiled import GIVEN, TOKEN, CompiledSelect, CompiledUpdate
 
 __all__ = [
     "Fault",

@@ -16,13 +16,13 @@ from django.db import connections
 from django.db.models import Count, Exists, F, FilteredRelation, Func, Model, OuterRef, Q, Subquery
 from django.utils import timezone
 
+from ..compiled import GIVEN, CompiledSelect
 from ..definition import HookKind, ViewDefinition
 from ..mixin import Share
 from ..models import Change, PhaseRun, Refresh, Stripe, ViewControl
 from ..phases import Phase
 from ..queryset import Key, Plan, Walker, plan_of
 from ..states import RefreshState, RunState
-from .compiled import GIVEN, CompiledSelect
 from .databases import alias
 from .messages import Message
 

@@ -47,16 +47,29 @@ class CompiledSelect:
         compiler = self._query.get_compiler(self._using)
         self._sql, self._params = compiler.as_sql()
         self._columns = [column for column, *_rest in compiler.select]
+        self._converters: dict[bool, Any] = {}
 
-    def run(self, key: int, token: int = 0) -> list[list[Any]]:
+    def run(self, key: int = 0, token: int = 0) -> list[list[Any]]:
         """Run it; the rows, their values as the models' fields have them."""
         if not _can_be_stored(key, token):
             return []
         with connections[self._using].cursor() as cursor:
             cursor.execute(self._sql, _given(self._params, key, token))
-            rows = cursor.fetchall()
-        compiler = self._query.get_compiler(self._using)
-        return list(compiler.apply_converters(rows, compiler.get_converters(self._columns)))
+            rows = list(map(list, cursor.fetchall()))
+        connection: Any = connections[self._using]
+        for place, (converters, expression) in self._conversions(connection).items():
+            for row in rows:
+                for convert in converters:
+                    row[place] = convert(row[place], expression, connection)
+        return rows
+
+    def _conversions(self, connection: Any) -> Any:
+        """What makes a column's values those of its field; on MariaDB and MySQL that depends on USE_TZ."""
+        aware = connection.timezone is not None
+        if aware not in self._converters:
+            compiler = self._query.get_compiler(self._using)
+            self._converters[aware] = compiler.get_converters(self._columns)
+        return self._converters[aware]
 
 
 def _can_be_stored(key: int, token: int) -> bool:
