@@ -117,7 +117,9 @@ def test_nobody_deadlocks(request: pytest.FixtureRequest) -> None:
     assert meeting.refused == []
     assert meeting.failed == []
     assert set(meeting.written) == set(range(WRITERS))
-    assert Refresh.objects.filter(state=RefreshState.SUCCEEDED).count() > 10
     for view in VIEWS:
+        assert Refresh.objects.filter(
+            view__label=view._meta.label, state=RefreshState.SUCCEEDED
+        ).exists()
         assert run(view).state == RefreshState.SUCCEEDED
         assert differences(view) == []

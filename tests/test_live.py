@@ -60,7 +60,7 @@ class Live:
     def wait_until_open(self) -> None:
         wait_for(
             lambda: "Open http" in self.output or self._process.poll() is not None,
-            seconds=5 * DEADLINE,  # pictures are of all flights
+            seconds=2 * DEADLINE,  # pictures are of all flights
         )
         assert self._process.poll() is None, self.output
 

@@ -81,7 +81,7 @@ def test_a_worker_finds_all_tasks_and_takes_them_by_name(workers: Workers) -> No
     # and when the message of a request is lost, the watch task sends another
     add_items(8)
     engine.request(Ledger)
-    workers.wait_until_quiet(meanwhile=lambda: workers.send_by_name("matviews.watch"))
+    workers.wait_until_quiet(meanwhile=workers.send_watch)
     assert_each_item_once()
 
 
