@@ -362,8 +362,8 @@ class PhaseRun(models.Model):
     after which it looks at dirty keys alone, None for a full pass, and `reason` why it is one.
     """
 
-    refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs")
-    stripe = models.ForeignKey(Stripe, models.CASCADE, related_name="runs")
+    refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs", db_index=False)
+    stripe = models.ForeignKey(Stripe, models.CASCADE, related_name="runs", db_index=False)
     phase = models.CharField(max_length=8, choices=Phase.choices)
     state = models.CharField(max_length=16, choices=RunState.choices, default=RunState.PENDING)
     merged_into = models.ForeignKey("self", models.SET_NULL, null=True, related_name="merged")

@@ -778,10 +778,10 @@ class TestKeys:
         message = engine.settle(stripe.pk).message
         assert message is not None
 
-        assert engine.run_batch(message).rows == 2
+        report = engine.run_batch(message)
 
-        settled = engine.settle(stripe.pk)
-        assert (settled.message, len(settled.closed)) == (None, 1)
+        assert (report.rows, len(report.closed)) == (2, 1)
+        assert engine.settle(stripe.pk) == engine.Settlement()
         assert not DirtyKeys.objects.exists()
         assert differences(CustomerTotal) == []
 

@@ -28,6 +28,7 @@ from ..models import PhaseRun, Stripe
 from ..registry import registry
 from ..states import RunState
 from . import databases
+from .closing import close_ended, tell
 from .messages import BatchReport, Message, Outcome
 from .step import Step
 from .tracking import collect_changes, save_tracked
@@ -58,6 +59,7 @@ def run_batch(message: Message) -> BatchReport:
         )
         report = BatchReport(message=message, outcome=Outcome.LOST, error=_one_line(error))
     _publish(report)
+    tell(report.closed)
     return report
 
 
@@ -215,7 +217,8 @@ class _Attempt:
             if work:
                 save_tracked(work)
                 work.save()
-        return self._report(work, Outcome.DONE, rows=rows, limit=limit)
+            closed = close_ended(work) if work else ()
+        return self._report(work, Outcome.DONE, rows=rows, limit=limit, closed=closed)
 
     def record_failure(self, error: Exception) -> BatchReport:
         """Write down why the batch was rolled back, behind the same fence as the batch itself."""
@@ -226,7 +229,8 @@ class _Attempt:
                 if run := self._blamed(work):
                     self._fail(Step(work, run), error)
                 work.save()
-        return self._report(work, Outcome.FAILED, error=_one_line(error))
+            closed = close_ended(work) if work else ()
+        return self._report(work, Outcome.FAILED, error=_one_line(error), closed=closed)
 
     def _blamed(self, work: Work) -> PhaseRun | None:
         """The run whose hooks were called last: those before it in the batch are innocent.

@@ -154,3 +154,4 @@ def note_fingerprints(control: ViewControl, runs: Iterable[PhaseRun]) -> None:
         fresh = ViewControl.objects.select_for_update().get(pk=control.pk)
         fresh.fingerprints |= new
         fresh.save(update_fields=["fingerprints"])
+        control.fingerprints = fresh.fingerprints

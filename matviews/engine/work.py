@@ -229,8 +229,8 @@ class Work:
     def ended_refreshes(self) -> list[Refresh]:
         """The open refreshes with nothing left to do in this stripe."""
         active = {run.refresh_id for run in self.runs if run.active}
-        seen = {run.refresh_id for run in self.runs if run.pk is not None}
-        return [refresh for refresh in self.refreshes if refresh.pk in seen - active]
+        ended = {run.refresh_id for run in self.runs if run.pk is not None} - active
+        return [refresh for refresh in self.refreshes if refresh.pk in ended]
 
 
 def _comes_next(run: PhaseRun, active: Mapping[int, list[PhaseRun]]) -> bool:

@@ -342,6 +342,7 @@ class Migration(migrations.Migration):
                 (
                     "refresh",
                     models.ForeignKey(
+                        db_index=False,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="runs",
                         to="matviews.refresh",
@@ -350,6 +351,7 @@ class Migration(migrations.Migration):
                 (
                     "stripe",
                     models.ForeignKey(
+                        db_index=False,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="runs",
                         to="matviews.stripe",
