@@ -284,14 +284,14 @@ class _Attempt:
                 work.end(run, RunState.FAILED, error=fault)
             elif not step.needed():
                 work.end(run, RunState.SUCCEEDED)
-            elif step.phase is self.message.phase or (limit and step.ends_at_once()):
-                limit = limit or (step.limit() if step.paced else None)
+            else:
                 together = step.ends_at_once()
+                if step.phase is not self.message.phase and not (limit and together):
+                    break
+                limit = limit or (step.limit() if step.paced else None)
                 rows += step.do().rows
                 if not together:
                     break
-            else:
-                break
             run = None if after_kill else work.next_run()
         return rows, limit
 

@@ -28,6 +28,7 @@ from .work import Dirty, Work
 __all__ = [
     "begin_tracked",
     "collect_changes",
+    "count_dirty",
     "dirty_keys",
     "end_tracked",
     "load_keys",
@@ -159,6 +160,11 @@ def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
     assert run.covers is not None
     assert run.since is not None
     return [each for each in _dirty(work) if run.since < each.number <= run.covers[0]]
+
+
+def count_dirty(work: Work, run: PhaseRun) -> int:
+    """How many dirty keys a run has to do."""
+    return sum(each.count for each in dirty_keys(work, run))
 
 
 def _dirty(work: Work) -> list[Dirty]:
