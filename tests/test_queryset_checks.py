@@ -8,6 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from django.apps import apps
 from django.core.checks import CheckMessage, run_checks
 from django.db import OperationalError, connection, models
 from django.db.models import Count, F, OuterRef, Q, Subquery, Value
@@ -374,3 +375,11 @@ class TestWhatTheViewDependsOn:
         self.raw(depends_on=depends_on)
 
         assert only("E020").msg == f"shapes.Made: MatviewMeta.depends_on: {fault}."
+
+    def test_e020_a_view_that_names_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.raw(depends_on={"shapes.Made": None})
+        of_label = lambda label: registry.find(label).model  # noqa: E731 - of models that tests make
+        monkeypatch.setattr(apps, "get_model", of_label)
+
+        says = "a view does not depend on itself"
+        assert only("E020").msg == f"shapes.Made: MatviewMeta.depends_on: shapes.Made: {says}."

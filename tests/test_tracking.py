@@ -44,7 +44,7 @@ from matviews.registry import registry
 from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
 from tests.bench.statements import statements
-from tests.defining import ready, run
+from tests.defining import make_view, ready, run
 from tests.driving import due, in_another_connection, stripe_of, without_sqlite
 from tests.sample.models import Limited
 from tests.shapes.models import Customer, Order, Product, Region, Tag
@@ -63,7 +63,7 @@ from tests.shapes.oracle import differences
 from tests.shapes.query import Query
 from tests.shapes.shop import COLUMNS
 from tests.shapes.watching import everything_watched
-from tests.sourced import sourced
+from tests.sourced import sourced, staged
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -1214,21 +1214,23 @@ class TestCommand:
 
         call_command(
             "update_materialized_views",
-            models=["RegionTotal", "QuantityTotal", "SlotRegion", "Overall"],
+            models=["RegionTotal", "TagTotal", "SlotRegion", "Overall"],
             explain=True,
         )
 
         told = [line for line in capsys.readouterr().out.splitlines() if "  changes " in line]
         assert told == [
-            "  changes of shapes_customer (id, region_id): keys, by region_id",
-            "  changes of shapes_order (customer_id, id, paid, price, quantity): keys, by customer_id",
-            "  changes of shapes_region (id): keys, by id; not logged, so each refresh is a full pass",
-            "  changes of shapes_order (id, price, quantity): keys, by quantity",
-            "  changes of shapes_customer (id, region_id): keys with the same name, by region_id",
-            "  changes of shapes_order (customer_id, id, price, quantity, slot): keys, by customer_id, slot",
-            "  changes of shapes_region (id, name): keys with the same name, by name; not logged, so each refresh is a full pass",
+            "  changes of shapes_customer (id, region_id): exact, by region_id; logged",
+            "  changes of shapes_order (customer_id, id, paid, price, quantity): exact, by customer_id through shapes_customer; logged",
+            "  changes of shapes_region (id): exact, by id; not logged, so each refresh is a full pass",
+            "  changes of shapes_order (id, price, quantity): exact, by id through shapes_order_tags; logged",
+            "  changes of shapes_order_tags (order_id, tag_id): exact, by tag_id; logged",
+            "  changes of shapes_tag (id): exact, by id; logged",
+            "  changes of shapes_customer (id, region_id): part of the key (name), by region_id through shapes_region; logged",
+            "  changes of shapes_order (customer_id, id, price, quantity, slot): exact, by slot, customer_id through shapes_customer, shapes_region; logged",
+            "  changes of shapes_region (id, name): part of the key (name), by name; not logged, so each refresh is a full pass",
             f"  changes lead to the whole view: {plan_of(registry.find(Overall), 'default').path.unkeyed}",
-            "  changes of shapes_order (id, price, quantity): the whole view",
+            "  changes of shapes_order (id, price, quantity): the whole view; logged",
         ]
 
     def test_the_check_tells_of_what_is_missing(self) -> None:
@@ -1534,6 +1536,30 @@ class TestDeclared:
         assert (
             "depends_on of shapes.Order gave a key that is none: 'x' is not key." in refresh.error
         )
+
+    def test_explain_tells_that_it_is_declared(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.view(self.with_open_orders, Order="customer")
+
+        call_command("update_materialized_views", models=["Sourced"], explain=True)
+
+        told = capsys.readouterr().out
+        assert "shapes_order (any column): as depends_on says, by customer_id; logged" in told
+
+    def test_in_a_refresh_of_all_a_view_comes_after_one_that_it_depends_on(self) -> None:
+        def view(name: str, **options: Any) -> type[Any]:
+            return make_view(
+                name, options=options, source=classmethod(lambda cls: staged()),
+                key=models.BigIntegerField(unique=True), value=models.IntegerField(),
+            )  # fmt: skip
+
+        latter = view("Latter")
+        former = view("Former", depends_on={latter: None})
+        for each in (former, latter):
+            ready(each)
+
+        labels = engine.views_in_batch()
+
+        assert labels.index("sample.Latter") < labels.index("sample.Former")
 
     def test_none_is_the_whole_view(self) -> None:
         def source() -> QuerySet[Any, Any]:

@@ -151,7 +151,14 @@ def tracking_in_lines(tracking: Mapping[str, Any]) -> Iterator[str]:
         yield f"  changes lead to the whole view: {tracking['unkeyed']}"
     for table, watch in tracking["tables"].items():
         columns = "any column" if watch["columns"] is None else ", ".join(watch["columns"])
-        to = f"keys with the same {' or '.join(watch['parts'])}" if watch["parts"] else "keys"
-        leads = f"{to}, by {', '.join(watch['links'])}" if watch["links"] else "the whole view"
-        logged = "" if watch["logged"] else "; not logged, so each refresh is a full pass"
-        yield _visible(f"  changes of {table} ({columns or 'its rows alone'}): {leads}{logged}")
+        paths = map(_path_in_words, watch["paths"])
+        leads = " and ".join(dict.fromkeys(paths)) or "the whole view"
+        logged = "logged" if watch["logged"] else "not logged, so each refresh is a full pass"
+        yield _visible(f"  changes of {table} ({columns or 'its rows alone'}): {leads}; {logged}")
+
+
+def _path_in_words(path: Mapping[str, Any]) -> str:
+    kind = f"part of the key ({path['part']})" if path["part"] else "exact"
+    kind = "as depends_on says" if path["declared"] else kind
+    through = f" through {', '.join(path['through'])}" if path["through"] else ""
+    return f"{kind}, by {', '.join(path['columns'])}{through}"

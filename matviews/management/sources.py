@@ -92,8 +92,7 @@ def _tracking(label: str) -> dict[str, Any]:
     tables = {
         table: {
             "columns": None if watch.columns is None else sorted(watch.columns),
-            "links": sorted(watch.links),
-            "parts": _parts(plan, table),
+            "paths": [_path(plan, link) for link in plan.links.get(table, ())],
             "logged": table not in lacking,
         }
         for table, watch in sorted(tracking.tables.items())
@@ -101,10 +100,14 @@ def _tracking(label: str) -> dict[str, Any]:
     return {"reason": tracking.reason, "unkeyed": plan.path.unkeyed, "tables": tables}
 
 
-def _parts(plan: queryset.Plan, table: str) -> list[str]:
-    """The fields of the key that changes of a table lead to; none if they lead to keys, or to all."""
-    parts = {link.part for link in plan.links.get(table, ())} - {None}
-    return [field.name for number, field in enumerate(plan.key_fields) if number in parts]
+def _path(plan: queryset.Plan, link: queryset.Link) -> dict[str, Any]:
+    """How a changed row of a table leads to keys, or to a part of them that many may have."""
+    return {
+        "columns": list(link.columns),
+        "through": [join.table for join in link.way],
+        "part": None if link.part is None else plan.key_fields[link.part].name,
+        "declared": link.declared is not None,
+    }
 
 
 def _labels(requests: Requests) -> list[str]:

@@ -115,5 +115,7 @@ def undeclarable(definition: ViewDefinition, key: int) -> Iterator[str]:
         except FieldDoesNotExist as error:
             yield f"{name}: {error}"
         else:
+            if model is definition.model:
+                yield f"{name}: a view does not depend on itself"
             if wrong:
                 yield f"{name}: {len(on or ())} fields cannot be the key, which has {key}"  # type: ignore[arg-type]

@@ -174,9 +174,9 @@ def fingerprint_of(definition: ViewDefinition, using: str) -> str:
 
 
 def tables_read(definition: ViewDefinition, using: str) -> set[str]:
-    """The tables that a view's source reads, as far as Django knows; none if it is faulty."""
+    """The tables that a view's source reads, as far as Django knows or it says; none if it is faulty."""
     try:
-        return plan_of(definition, using).source.query.all_tables()
+        return plan_of(definition, using).source.query.all_tables() | declared(definition).keys()
     except (InvalidView, DatabaseError):
         return set()
 
