@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from .. import engine
-from ..engine import BatchReport, Message, Outcome, Settlement
+from ..engine import BatchReport, Message, Outcome
 from ..models import Refresh
 from ..states import RefreshState
 
@@ -51,13 +51,11 @@ def run_to_end(
     wait = SHORTEST_WAIT
     while not stop():
         settled = engine.settle_view(refresh.view_id)
-        if ended := _among(settled, refresh):
-            return ended
+        if ours := [closed for each in settled for closed in each.closed if closed == refresh]:
+            return ours[0]
         recorded = False
         for report in _run_batches((each.message for each in settled), stop):
             on_report(report)
-            if ended := _among([report], refresh):
-                return ended
             recorded = recorded or report.outcome.recorded
         if recorded:
             wait = SHORTEST_WAIT
@@ -70,12 +68,6 @@ def run_to_end(
         wait = min(2 * wait, LONGEST_WAIT)
     engine.settle_view(refresh.view_id)  # the last batch may have been the last of all
     return Refresh.objects.select_related("view").get(pk=refresh.pk)
-
-
-def _among(found: Iterable[Settlement | BatchReport], refresh: Refresh) -> Refresh | None:
-    """The refresh as it was closed, if it was."""
-    closed = (each.refresh for one in found for each in one.closed)
-    return next((each for each in closed if each == refresh), None)
 
 
 def _run_batches(

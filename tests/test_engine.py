@@ -9,11 +9,8 @@ from django.db import connection, transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from matviews import engine, signals
+from matviews import engine
 from matviews.engine import Message, Outcome, databases
-from matviews.engine.closing import close_ended
-from matviews.engine.messages import Closed
-from matviews.engine.work import Work, load_work
 from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
 from matviews.phases import Phase
 from matviews.registry import registry
@@ -171,14 +168,9 @@ class TestWatch:
         ViewControl.objects.filter(label="sample.Ledger").update(enabled=True)
         assert len(engine.watch()) == 1
 
-    def test_it_closes_a_refresh_whose_last_worker_died_after_its_commit(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # given the last batch of a stripe, which does not see yet that the others have ended
+    def test_it_closes_a_refresh_whose_last_worker_died_after_its_commit(self) -> None:
         refresh = engine.request(Ledger)
-        with monkeypatch.context() as patch:
-            patch.setattr("matviews.engine.batch.close_ended", lambda _work: ())
-            engine.run_batch(due(Ledger))
+        engine.run_batch(due(Ledger))
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.OPEN
         let_time_pass()
@@ -422,72 +414,6 @@ class TestStripes:
         inline.drain([second])
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.SUCCEEDED
-
-
-class TestClosing:
-    def test_the_last_batch_closes_its_refresh_and_tells_so_after_itself(self) -> None:
-        # given
-        items(3)
-        refresh = engine.request(Ledger)
-        message = due(Ledger)
-        told: list[Any] = []
-
-        def note(signal: Any, **_kwargs: Any) -> None:
-            told.append(signal)
-
-        signals.batch_finished.connect(note)
-        signals.refresh_finished.connect(note)
-        # when
-        report = engine.run_batch(message)
-        signals.batch_finished.disconnect(note)
-        signals.refresh_finished.disconnect(note)
-        # then nothing is left to whoever settles
-        refresh.refresh_from_db()
-        assert refresh.state == RefreshState.SUCCEEDED
-        assert [each.refresh for each in report.closed] == [refresh]
-        assert told == [signals.batch_finished, signals.refresh_finished]
-        assert engine.settle(message.stripe_id) == engine.Settlement()
-
-    @without_sqlite
-    def test_stripes_that_end_at_once_leave_it_to_whoever_settles(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # given the last batches of two stripes, of which neither sees the other's end
-        items(4)
-        refresh = engine.request(Striped, phases=["insert"])
-        message, other = (
-            each.message for each in engine.settle_view(refresh.view_id) if each.message
-        )
-        reports = []
-
-        def close_before_the_other_commits(work: Work) -> tuple[Closed, ...]:
-            monkeypatch.setattr("matviews.engine.batch.close_ended", close_ended)
-            closed = close_ended(work)
-            in_another_connection(lambda: reports.append(engine.run_batch(other))).join()
-            return closed
-
-        monkeypatch.setattr("matviews.engine.batch.close_ended", close_before_the_other_commits)
-        # when
-        reports.append(engine.run_batch(message))
-        # then
-        assert [(each.outcome, each.closed) for each in reports] == [(Outcome.DONE, ())] * 2
-        assert len(engine.settle(message.stripe_id).closed) == 1
-        assert Striped.objects.count() == 4
-
-    def test_two_who_settle_at_once_close_it_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # given refreshes that have ended, as two have read them
-        first, second = engine.request(Ledger), engine.request(Ledger)
-        stripe = stripe_of(Ledger)
-        with monkeypatch.context() as patch:
-            patch.setattr("matviews.engine.batch.close_ended", lambda _work: ())
-            engine.run_batch(due(Ledger))
-        works = [load_work(stripe.pk), load_work(stripe.pk)]
-        assert all(works)
-        # when
-        closed = [close_ended(work) for work in works if work]
-        # then
-        assert [each.refresh for each in closed[0]] == [first, second]
-        assert closed[1] == ()
 
 
 class TestControls:

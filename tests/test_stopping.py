@@ -135,8 +135,7 @@ class TestWhoeverIsAtWork:
         settled = engine.settle(message.stripe_id)
         # then
         assert (asked, report.rows) == ([True], 2)
-        assert settled.message is None
-        assert [each.refresh for each in settled.closed] == [refresh]
+        assert (settled.message, settled.closed) == (None, (refresh,))
         assert now(refresh) == RefreshState.STOPPED
         assert Ledger.objects.count() == 2
 
@@ -313,15 +312,10 @@ class TestAskedInVain:
         refresh.refresh_from_db()
         assert (refresh.state, refresh.stop_requested) == (RefreshState.SUCCEEDED, False)
 
-    def test_one_whose_last_batch_has_been_done_succeeds(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # given the last batch of a stripe, which does not see yet that the others have ended
+    def test_one_whose_last_batch_has_been_done_succeeds(self) -> None:
         items(1)
         refresh = ask(Ledger)
-        with monkeypatch.context() as patch:
-            patch.setattr("matviews.engine.batch.close_ended", lambda _work: ())
-            engine.run_batch(due(Ledger))
+        engine.run_batch(due(Ledger))
         token = stripe_of(Ledger).token
 
         stop(refresh)

@@ -778,10 +778,10 @@ class TestKeys:
         message = engine.settle(stripe.pk).message
         assert message is not None
 
-        report = engine.run_batch(message)
+        assert engine.run_batch(message).rows == 2
 
-        assert (report.rows, len(report.closed)) == (2, 1)
-        assert engine.settle(stripe.pk) == engine.Settlement()
+        settled = engine.settle(stripe.pk)
+        assert (settled.message, len(settled.closed)) == (None, 1)
         assert not DirtyKeys.objects.exists()
         assert differences(CustomerTotal) == []
 

@@ -28,7 +28,6 @@ from ..models import PhaseRun, Stripe
 from ..registry import registry
 from ..states import RunState
 from . import databases
-from .closing import close_ended, tell
 from .messages import BatchReport, Message, Outcome
 from .step import Step
 from .tracking import collect_changes, save_tracked
@@ -59,7 +58,6 @@ def run_batch(message: Message) -> BatchReport:
         )
         report = BatchReport(message=message, outcome=Outcome.LOST, error=_one_line(error))
     _publish(report)
-    tell(report.closed)
     return report
 
 
@@ -217,8 +215,7 @@ class _Attempt:
             if work:
                 save_tracked(work)
                 work.save()
-            closed = close_ended(work) if work else ()
-        return self._report(work, Outcome.DONE, rows=rows, limit=limit, closed=closed)
+        return self._report(work, Outcome.DONE, rows=rows, limit=limit)
 
     def record_failure(self, error: Exception) -> BatchReport:
         """Write down why the batch was rolled back, behind the same fence as the batch itself."""
@@ -229,8 +226,7 @@ class _Attempt:
                 if run := self._blamed(work):
                     self._fail(Step(work, run), error)
                 work.save()
-            closed = close_ended(work) if work else ()
-        return self._report(work, Outcome.FAILED, error=_one_line(error), closed=closed)
+        return self._report(work, Outcome.FAILED, error=_one_line(error))
 
     def _blamed(self, work: Work) -> PhaseRun | None:
         """The run whose hooks were called last: those before it in the batch are innocent.

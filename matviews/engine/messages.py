@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
 
-from ..models import PhaseRun, Refresh
+from ..models import PhaseRun
 from ..phases import Phase
 
-__all__ = ["BatchReport", "Closed", "Message", "Outcome"]
+__all__ = ["BatchReport", "Message", "Outcome"]
 
 
 class Outcome(Enum):
@@ -47,13 +46,6 @@ class Message:
     token: int
 
 
-class Closed(NamedTuple):
-    """A refresh that has been closed, and its phase runs."""
-
-    refresh: Refresh
-    runs: tuple[PhaseRun, ...]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchReport:
     """What came of one batch message.
@@ -66,7 +58,6 @@ class BatchReport:
         limit: rows that the batch was allowed; None for a hook without `limit`.
         seconds: how long the batch took, with its bookkeeping.
         runs: the phase runs that this batch worked on or ended, as they were saved.
-        closed: the refreshes that were closed with it.
         error: class and message of what failed, "" otherwise.
     """
 
@@ -77,5 +68,4 @@ class BatchReport:
     limit: int | None = None
     seconds: float = 0.0
     runs: tuple[PhaseRun, ...] = ()
-    closed: tuple[Closed, ...] = ()
     error: str = ""
