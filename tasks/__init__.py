@@ -129,7 +129,7 @@ def watch() -> None:
         engine.forget_resends(messages)
     chores = (
         schedules.reconcile, engine.sync_stripes, engine.sweep_stages, engine.trim_history,
-        engine.collect_changes, engine.shorten_queues,
+        engine.collect_changes, engine.shorten_queues, engine.forget_untrackable,
     )  # fmt: skip
     for work in chores:
         _attempt(work)

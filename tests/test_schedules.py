@@ -837,6 +837,7 @@ class TestTasks:
                 trim_history=idle,
                 collect_changes=idle,
                 shorten_queues=idle,
+                forget_untrackable=idle,
             ),  # fmt: skip
             mock.patch.object(tasks.schedules, "reconcile", idle),
             CaptureQueriesContext(connection) as captured,

@@ -7,7 +7,7 @@ from django.core.checks import Tags, run_checks
 from django.db import connection, transaction
 from django.db.models import F
 
-from matviews import changes, engine
+from matviews import changes, engine, tasks
 from matviews.models import WatchedTable
 from matviews.states import RefreshState
 from tests import defining
@@ -67,6 +67,63 @@ def test_a_view_of_the_database() -> None:
         execute("INSERT INTO made_rows VALUES (2, 2)", "UPDATE made_rows SET n = 11 WHERE id = 1")
 
         assert contents(view) == {2: 2}
+
+
+LATER = {
+    "inherited": (
+        "CREATE TABLE made_child () INHERITS (made_rows)",
+        "INSERT INTO made_child VALUES (2, 2)",
+        "DROP TABLE made_child",
+        FAMILY,
+    ),
+    "unlogged": (
+        "ALTER TABLE made_rows SET UNLOGGED",
+        "INSERT INTO made_rows VALUES (2, 2)",
+        "ALTER TABLE made_rows SET LOGGED",
+        UNLOGGED,
+    ),
+    "engine": (
+        "ALTER TABLE made_rows ENGINE = MyISAM",
+        "INSERT INTO made_rows VALUES (2, 2)",
+        "ALTER TABLE made_rows ENGINE = InnoDB",
+        ENGINE,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("inherited", marks=on_postgres),
+        pytest.param("unlogged", marks=on_postgres),
+        pytest.param("engine", marks=on_mysql),
+    ],
+)
+def test_a_table_that_becomes_so_is_noticed_by_watch(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    becomes, write, mends, reason = LATER[way]
+    with defined(
+        "CREATE TABLE made_rows (id bigint PRIMARY KEY, n integer)",
+        "INSERT INTO made_rows VALUES (1, 1)",
+        undone="DROP TABLE made_rows",
+    ), tracked_view_of("made_rows") as view:  # fmt: skip
+        refreshed(view)
+        assert view.is_fresh()
+        with defined(becomes, undone=mends):
+            tasks.watch()
+
+            execute(write)
+
+            assert f"table=made_rows reason={reason}" in caplog.text
+            assert not view.is_fresh()
+            assert contents(view) == {1: 1, 2: 2}
+            caplog.clear()
+            tasks.watch()
+            assert "made_rows" not in caplog.text
+        changes.install(engine.alias())
+        refreshed(view)
+        assert view.is_fresh()
 
 
 def test_a_table_that_is_not_there() -> None:

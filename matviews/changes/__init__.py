@@ -16,6 +16,7 @@ from .standing import Standing, standing
 from .triggers import (
     find_problems,
     forget_gone,
+    forget_untrackable,
     install,
     remove,
     script,
@@ -33,6 +34,7 @@ __all__ = [
     "enqueue",
     "find_problems",
     "forget_gone",
+    "forget_untrackable",
     "install",
     "logged",
     "long_queues",

@@ -14,6 +14,7 @@ from .watched import Tracking, Watch, together, watched_tables
 __all__ = [
     "find_problems",
     "forget_gone",
+    "forget_untrackable",
     "install",
     "is_watched",
     "read_record",
@@ -94,6 +95,18 @@ def forget_gone(using: str) -> None:
             enqueue(record.views, _not_logged(record.table))
         triggers = sorted(found[name] for name in back)
         WatchedTable.objects.filter(pk=record.pk).update(triggers=triggers)
+
+
+def forget_untrackable(using: str) -> dict[str, str]:
+    """Believe no more in the triggers of tables that have become such as no triggers tell all of.
+
+    Returns:
+        The tables that were believed in until now, and what has become of them.
+    """
+    believed = [each.table for each in WatchedTable.objects.order_by("pk") if each.triggers]
+    faults = dialect_of(using).untrackable(believed)
+    WatchedTable.objects.filter(table__in=faults).update(triggers=[])
+    return faults
 
 
 def _not_logged(table: str) -> str:

@@ -13,7 +13,7 @@ from .requests import check_phases, request, request_stop
 from .rows import RowCount
 from .settle import Settlement, settle, settle_view
 from .status import Announcement, ViewStatus, view_statuses
-from .tracking import collect_changes, mark_dirty, shorten_queues
+from .tracking import collect_changes, forget_untrackable, mark_dirty, shorten_queues
 from .verification import Verification, verify
 from .watch import forget_resends, watch
 
@@ -34,6 +34,7 @@ __all__ = [
     "collect_changes",
     "extent_of",
     "forget_resends",
+    "forget_untrackable",
     "is_fresh",
     "mark_dirty",
     "note_migrated",

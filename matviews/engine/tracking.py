@@ -4,6 +4,7 @@
 source, in the same transaction. What commits later is in the queue the next time.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
     "count_dirty",
     "dirty_keys",
     "end_tracked",
+    "forget_untrackable",
     "load_keys",
     "look",
     "mark_dirty",
@@ -40,6 +42,8 @@ __all__ = [
     "save_tracked",
     "shorten_queues",
 ]
+
+logger = logging.getLogger(__name__)
 
 # On PostgreSQL, a tenth of 100,000 keys takes nearly as long as a full pass (`make bench`).
 SHARE = 0.1
@@ -63,6 +67,15 @@ def shorten_queues() -> None:
     for view_id in changes.long_queues():
         with short_transaction():
             changes.shorten(view_id)
+
+
+def forget_untrackable() -> None:
+    """Look whether somebody has made a table such as triggers cannot tell of; full passes follow then."""
+    for table, reason in changes.forget_untrackable(alias()).items():
+        logger.warning(
+            "changes are not logged any more, so each refresh is a full pass table=%s reason=%s",
+            table, reason,
+        )  # fmt: skip
 
 
 def needs_pass(work: Work, run: PhaseRun) -> bool:
