@@ -136,10 +136,10 @@ def _collations(source: Source, using: str) -> Iterator[CheckMessage]:
 
 
 def _whole_view(source: Source) -> Iterator[CheckMessage]:
-    """W012, of a windowed view: of a staged one, whatever changes concerns the whole."""
+    """W012, of a view that can be computed for some keys alone: else whatever changes concerns the whole."""
     definition, query, path = source.definition, source.query, find_path(source)
     tracked = definition.options.tracking and definition.derived >= set(definition.options.phases)
-    if path.staged or not tracked or any(query.volatile(part) for _name, part in query.parts):
+    if not path.keyed or not tracked or any(query.volatile(part) for _name, part in query.parts):
         return
     known = find_links(source, path).keys() | declared(definition).keys()
     for table in sorted(query.columns_read().keys() - known):
