@@ -73,7 +73,7 @@ class Meeting:
 
     Attributes:
         written: the numbers of the writers, for each of their transactions.
-        refreshed: the views, for each of their refreshes that have ended.
+        refreshed: the views, for each of their refreshes that have succeeded.
         refused: the errors of writers.
         failed: the errors of batches.
     """
@@ -92,9 +92,8 @@ class Meeting:
 
     @property
     def goes_on(self) -> bool:
-        now = time.monotonic()
-        late = now > self.ends_at
-        return not late or (now < self.ends_at + DEADLINE and set(self.refreshed) < set(VIEWS))
+        longer = 0 if set(self.refreshed) == set(VIEWS) else DEADLINE
+        return time.monotonic() < self.ends_at + longer
 
     def write(self, number: int) -> None:
         chance = random.Random(number)
@@ -119,7 +118,8 @@ class Meeting:
 
     def _settle(self, view: type[Any]) -> engine.Message | None:
         settled = engine.settle(stripe_of(view).pk)
-        self.refreshed += [view] * len(settled.closed)
+        succeeded = [each for each in settled.closed if each.state == RefreshState.SUCCEEDED]
+        self.refreshed += [view] * len(succeeded)
         return settled.message
 
 

@@ -232,45 +232,42 @@ def test_it_is_named_and_each_refresh_looks_at_all_keys(case: Case) -> None:
         assert contents(view) == case.rows
 
 
-LATER = {
-    "inherited": (
-        "CREATE TABLE made_child () INHERITS (made_rows)",
-        "INSERT INTO made_child VALUES (2, 2)",
-        "DROP TABLE made_child",
-        FAMILY,
-    ),
-    "unlogged": (
-        "ALTER TABLE made_rows SET UNLOGGED",
-        "INSERT INTO made_rows VALUES (2, 2)",
-        "ALTER TABLE made_rows SET LOGGED",
-        UNLOGGED,
-    ),
-    "engine": (
-        "ALTER TABLE made_rows ENGINE = MyISAM",
-        "INSERT INTO made_rows VALUES (2, 2)",
-        "ALTER TABLE made_rows ENGINE = InnoDB",
-        ENGINE,
-    ),
-}
-
-
 @pytest.mark.parametrize(
-    "way",
+    ("becomes", "write", "mends", "why"),
     [
-        pytest.param("inherited", marks=on_postgres),
-        pytest.param("unlogged", marks=on_postgres),
-        pytest.param("engine", marks=on_mysql),
+        pytest.param(
+            "CREATE TABLE made_child () INHERITS (made_rows)",
+            "INSERT INTO made_child VALUES (2, 2)",
+            "DROP TABLE made_child",
+            FAMILY,
+            marks=on_postgres,
+            id="inherited",
+        ),
+        pytest.param(
+            "ALTER TABLE made_rows SET UNLOGGED",
+            "INSERT INTO made_rows VALUES (2, 2)",
+            "ALTER TABLE made_rows SET LOGGED",
+            UNLOGGED,
+            marks=on_postgres,
+            id="unlogged",
+        ),
+        pytest.param(
+            "ALTER TABLE made_rows ENGINE = MyISAM",
+            "INSERT INTO made_rows VALUES (2, 2)",
+            "ALTER TABLE made_rows ENGINE = InnoDB",
+            ENGINE,
+            marks=on_mysql,
+            id="engine",
+        ),
     ],
 )
 def test_a_table_that_becomes_so_is_noticed_by_watch(
-    way: str, caplog: pytest.LogCaptureFixture
+    becomes: str, write: str, mends: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    becomes, write, mends, reason = LATER[way]
-    with defined(
-        "CREATE TABLE made_rows (id bigint PRIMARY KEY, n integer)",
-        "INSERT INTO made_rows VALUES (1, 1)",
-        undone="DROP TABLE made_rows",
-    ), tracked_view_of("made_rows") as view:  # fmt: skip
+    with (
+        defined(PLAIN, FIRST, undone="DROP TABLE made_rows"),
+        tracked_view_of("made_rows") as view,
+    ):
         refreshed(view)
         assert view.is_fresh()
         with defined(becomes, undone=mends):
@@ -278,7 +275,7 @@ def test_a_table_that_becomes_so_is_noticed_by_watch(
 
             execute(write)
 
-            assert f"table=made_rows reason={reason}" in caplog.text
+            assert f"table=made_rows reason={why}" in caplog.text
             assert not view.is_fresh()
             assert contents(view) == {1: 1, 2: 2}
             caplog.clear()
@@ -313,9 +310,9 @@ def test_other_tables_are_watched_all_the_same() -> None:
 @pytest.mark.parametrize(
     ("action", "change", "left"),
     [
-        ("ON DELETE CASCADE", "DELETE FROM made_other WHERE n = 1", {}),
-        ("ON DELETE SET NULL", "DELETE FROM made_other WHERE n = 1", {1: None}),
-        ("ON UPDATE CASCADE", "UPDATE made_other SET n = 5 WHERE n = 1", {1: 5}),
+        ("ON DELETE CASCADE", DELETE, {}),
+        ("ON DELETE SET NULL", DELETE, {1: None}),
+        ("ON UPDATE CASCADE", UPDATE, {1: 5}),
     ],
 )
 def test_where_actions_of_foreign_keys_fire_triggers_such_a_table_is_tracked(
@@ -326,7 +323,7 @@ def test_where_actions_of_foreign_keys_fire_triggers_such_a_table_is_tracked(
         "CREATE TABLE made_rows (id bigint PRIMARY KEY, n integer "
         f"REFERENCES made_other (n) {action} DEFERRABLE INITIALLY DEFERRED)",
         "INSERT INTO made_other VALUES (1)",
-        "INSERT INTO made_rows VALUES (1, 1)",
+        FIRST,
         undone=("DROP TABLE made_rows", "DROP TABLE made_other"),
     ), tracked_view_of("made_rows") as view:  # fmt: skip
         refreshed(view)

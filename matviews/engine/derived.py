@@ -19,7 +19,7 @@ from ..queryset import (
 )
 from ..states import RefreshState, RunState
 from .databases import alias
-from .tracking import begin_tracked, count_dirty, dirty_keys, load_keys, save_dirty
+from .tracking import begin_tracked, count_keys, dirty_keys, load_keys, save_dirty
 from .work import Work
 
 __all__ = ["changed_phases", "do_derived", "drop_stages", "note_fingerprints", "sweep_stages"]
@@ -55,7 +55,7 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
 def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
     """Do one batch of dirty keys. The cursor is a row of them, and how many of its keys are done."""
     plan, dirty = work.plan, dirty_keys(work, run)
-    if count_dirty(work, run) > limit:
+    if count_keys(dirty) > limit:
         save_dirty(work)
     row, done = run.cursor or (0, 0)
     dirty = [each for each in dirty if not row or (each.pk or 0) >= row]
@@ -92,7 +92,7 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> None:
     if run.since is None:
         run.filled, run.stage = left
     else:
-        run.estimate = count_dirty(work, run)
+        run.estimate = count_keys(dirty_keys(work, run))
 
 
 def _left_by_others(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object], str]:

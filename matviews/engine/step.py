@@ -16,7 +16,7 @@ from ..states import RunState
 from .derived import do_derived
 from .hooks import call_do, call_needs
 from .pacing import Pace, halved, halvings
-from .tracking import count_dirty, end_tracked, needs_pass
+from .tracking import count_keys, dirty_keys, end_tracked, needs_pass
 from .work import Work
 
 __all__ = ["MAX_FAILURES", "Step"]
@@ -100,7 +100,7 @@ class Step:
         run = self.run
         if run.since is None or run.batches or run.failures:
             return False
-        return count_dirty(self.work, run) <= self.limit()
+        return count_keys(dirty_keys(self.work, run)) <= self.limit()
 
     def do(self) -> Batch:
         """Do one batch and take it down in the run."""

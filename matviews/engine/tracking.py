@@ -29,7 +29,7 @@ from .work import Dirty, Work
 __all__ = [
     "begin_tracked",
     "collect_changes",
-    "count_dirty",
+    "count_keys",
     "dirty_keys",
     "end_tracked",
     "forget_untrackable",
@@ -124,7 +124,7 @@ def _short(reason: str) -> str:
 def _note_dirty(work: Work, taken: Collection[Taken]) -> None:
     """Keep the keys that changes concern for the phases, unless they may be any, or are too many."""
     stripe, plan, kept = work.stripe, work.plan, _dirty(work)
-    waiting = sum(each.count for each in kept)
+    waiting = count_keys(kept)
     logged_at = min(each.logged_at for each in taken)
     stages = {run.stage for run in _staged(work) if run.fingerprint == plan.fingerprint}
     keys, reason, many = resolve(plan, taken, FEW - waiting, stages)
@@ -175,9 +175,9 @@ def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
     return [each for each in _dirty(work) if run.since < each.number <= run.covers[0]]
 
 
-def count_dirty(work: Work, run: PhaseRun) -> int:
-    """How many dirty keys a run has to do."""
-    return sum(each.count for each in dirty_keys(work, run))
+def count_keys(dirty: Iterable[Dirty]) -> int:
+    """How many keys some parts of the dirty ones are."""
+    return sum(each.count for each in dirty)
 
 
 def _dirty(work: Work) -> list[Dirty]:
