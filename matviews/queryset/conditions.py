@@ -10,7 +10,7 @@ from .dialects import Dialect
 from .keys import Within
 from .sql import SQL, equal, qualified
 
-__all__ = ["Absent", "Inside", "Wrapped"]
+__all__ = ["Absent", "Filtered", "Inside", "Wrapped"]
 
 
 class _Condition(Lookup):
@@ -85,6 +85,14 @@ class Inside(_Condition):
         inside = self.dialect.inside([each.text for each in columns], self.within)
         params = (param for each in columns for param in each.params)
         return SQL(inside.text, (*params, *inside.params))
+
+
+class Filtered(Inside):
+    """Whether columns are among some keys, where no index serves them together: each row is asked."""
+
+    def condition(self, columns: list[SQL]) -> SQL:
+        """As the base class has it."""
+        return self.dialect.opaque(super().condition(columns))
 
 
 class Absent(_Condition):

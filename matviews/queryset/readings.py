@@ -8,7 +8,7 @@ from django.db.models import DateTimeField, Model, QuerySet
 from django.db.models.functions.datetime import TruncBase
 from django.utils import timezone
 
-from .conditions import Absent, Inside, Wrapped
+from .conditions import Absent, Filtered, Inside, Wrapped
 from .dialects import Dialect
 from .fields import AnyField
 from .keys import Key, Keys, Within, prepared, prepared_within
@@ -142,7 +142,8 @@ class Keyed:
         fields = [self.source.key[number].field for number in numbers]
         columns = [self.columns[number] for number in numbers]
         prepared = prepared_within(fields, within, self.dialect.using)
-        return query.restricted(Inside(*columns, dialect=self.dialect, within=prepared))
+        among = Filtered if len(columns) > 1 else Inside
+        return query.restricted(among(*columns, dialect=self.dialect, within=prepared))
 
 
 class Staged:

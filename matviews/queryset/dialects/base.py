@@ -60,6 +60,10 @@ class Dialect:
         params = tuple(value for key in keys for value in key)
         return SQL(f"{self.row(columns)} IN ({marks})" if keys else "1 = 0", params)
 
+    def opaque(self, condition: SQL) -> SQL:
+        """The same condition on rows, in which no index needs to be looked for."""
+        return condition
+
     def array(self, keys: Keys) -> Array | None:
         """Prepared keys as `among` gives them, if that is one parameter however many they are."""
         return None

@@ -48,6 +48,14 @@ class MySQL(Dialect):
         """As the base class has it."""
         return family(field) == TEXT
 
+    def opaque(self, condition: SQL) -> SQL:
+        """As the base class has it.
+
+        MariaDB 10.11 looks for an index in a comparison of rows even where they are of several tables. It then
+        computes an expression of a table that it has not read yet, and may find that no row can be.
+        """
+        return SQL(f"IF({condition.text}, 1, 0)", condition.params)
+
     def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
         """As the base class has it; a comparison of rows would not use an index."""
         strict = sign[0]
