@@ -10,7 +10,7 @@ from .conditions import Inside
 from .dialects import ROWS, Dialect
 from .keys import Key, Keys, Range, Within, prepared_within
 from .query import from_database
-from .readings import Reading
+from .readings import Keyed, Reading
 from .source import Column, Source
 from .sql import SQL, Array, equal, joined, qualified
 
@@ -71,7 +71,10 @@ class Statements:
         rows = self.reading.rows(within)
         where = joined(" AND ", [*self.of_view(within, skipped), self.differing()])
         values = self.dialect.names([column.field for column in self.written])
-        return self.dialect.update(self.table, self.key, values, rows, where, self._pk())
+        keyed = isinstance(self.reading, Keyed)
+        return self.dialect.update(
+            self.table, self.key, values, rows, where, self._pk(), keyed=keyed
+        )
 
     def delete(self, within: Within, skipped: Iterable[Range] = ()) -> list[SQL]:
         """Remove the rows whose keys the source lacks; statements one after the other."""

@@ -152,6 +152,8 @@ class Dialect:
         rows: SQL,
         where: SQL,
         pk: Sequence[str],
+        *,
+        keyed: bool,
     ) -> SQL:
         """Write the values of `rows` into the rows of the view with the same key.
 
@@ -162,6 +164,7 @@ class Dialect:
             rows: a query for the new rows, columns named as in the view.
             where: which rows; the view's columns are of `table`, the new ones of `ROWS`.
             pk: the columns of the view's primary key, with their table.
+            keyed: the new rows are those of some keys, whose parts may lie in several tables.
         """
         sets = ", ".join(f"{value} = {ROWS}.{value}" for value in values)
         same = equal(qualified(table, key), qualified(ROWS, key))

@@ -101,19 +101,25 @@ class MySQL(Dialect):
         rows: SQL,
         where: SQL,
         pk: Sequence[str],
+        *,
+        keyed: bool,
     ) -> SQL:
         """As the base class has it.
 
         An INSERT of rows that are there, with their primary keys, so that no other unique
         constraint decides which row is written.
+
+        A condition on keys of the view goes into the query for the new rows as well, by what is equal
+        to them: see `opaque`. Some keys lead to the view without it.
         """
         new = {name.removeprefix(f"{table}."): name for name in pk}
         new |= {name: f"{ROWS}.{name}" for name in (*key, *values)}
         columns, selected = ", ".join(new), ", ".join(new.values())
         same = equal(qualified(table, key), qualified(ROWS, key))
         sets = ", ".join(f"{value} = VALUES({value})" for value in values)
+        join, where = ("STRAIGHT_JOIN", self.opaque(where)) if keyed else ("JOIN", where)
         return SQL(
-            f"INSERT INTO {table} ({columns}) SELECT {selected} FROM ({rows.text}) {ROWS} JOIN {table} "
+            f"INSERT INTO {table} ({columns}) SELECT {selected} FROM ({rows.text}) {ROWS} {join} {table} "
             f"ON {same} WHERE {where.text} ON DUPLICATE KEY UPDATE {sets}",
             (*rows.params, *where.params),
         )
