@@ -253,11 +253,13 @@ class TestRequestsMerge:
         assert PhaseRun.objects.filter(batches__gt=0).count() == 1
 
     def test_a_request_while_a_cursor_is_on_its_way_gets_a_pass_of_its_own(self) -> None:
-        items(4)
+        items(5)
+        first = Item.objects.earliest("pk").pk
+        Item.objects.filter(pk=first).delete()
         engine.request(Walked, phases=["insert"], batch_size=2)
         engine.run_batch(due(Walked))
         later = engine.request(Walked, phases=["insert"])
-        Item.objects.create(pk=Item.objects.earliest("pk").pk - 1, value=0)
+        Item.objects.create(pk=first, value=0)
         inline.drain([stripe_of(Walked).pk])
         later.refresh_from_db()
         assert (later.state, later.merged_into_id) == (RefreshState.SUCCEEDED, None)
