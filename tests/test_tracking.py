@@ -1107,7 +1107,7 @@ class TestKeysOfSeveralTables:
 
     @pytest.fixture
     def few_rows_of_three_tables(self) -> None:
-        """Then MariaDB has twice found that none can be, of the keys of `DayRegion`."""
+        """So few that MariaDB 10.11 plans as it must not: see `opaque` of its dialect."""
         DayRegion.query = Query(count=3)
         changes.install(engine.alias())
         Order.objects.exclude(customer=1).update(customer=None)
