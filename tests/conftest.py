@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Begun first, so that none of them is what the others wait for at the end.
 LONGEST_FILES = (
+    "test_tracking_histories.py",
     "test_shape_histories.py",
     "test_command_process.py",
     "test_paths.py",

@@ -337,4 +337,4 @@ def test_the_machine_finds_rows_that_are_not_deleted(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Statements, "delete", lambda *_args: [])
 
     with pytest.raises(FOUND):
-        run(500, phases=[Stage.generate], database=None, report_multiple_bugs=False)
+        run(500, phases=[Stage.generate], derandomize=True, report_multiple_bugs=False)
