@@ -99,7 +99,7 @@ on_database() { \
   name=$$1; shift; part "$$name" env MATVIEWS_TEST_DB=$$db "$$@"; \
 }; \
 database() { \
-  db=$$1; shift; on_database $$db "tests on $$db" $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) "$$@"; \
+  db=$$1; shift; on_database $$db "tests on $$db" $(BIN)/python -m pytest -n 3 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) "$$@"; \
 }; \
 interpreter() { \
   for candidate in python$$1 $$HOME/.pyenv/versions/$$1.*/bin/python; do \

@@ -2,7 +2,7 @@
 
 import logging
 
-from . import registry  # noqa: F401 - watches for the definition of views
+from . import early_checks, registry  # noqa: F401 - they watch for the definition of views
 from .api import is_fresh, mark_dirty, refresh, untracked, verify
 from .mixin import Batch, MaterializedView, Share
 from .phases import Phase

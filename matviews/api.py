@@ -4,13 +4,19 @@ This is the one module that reaches upward, when called: views are defined befor
 loaded, and the engine can only be imported after.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
+from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError, transaction
 
+from .exceptions import ViewNotReady
 from .phases import Phase
+from .words import NOT_MIGRATED
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -21,6 +27,29 @@ if TYPE_CHECKING:
 __all__ = ["is_fresh", "mark_dirty", "refresh", "untracked", "verify"]
 
 
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Say what to do where the app, or a table of its own, is missing.
+
+    Raises:
+        ImproperlyConfigured: the app is.
+        ViewNotReady: a table or a column is.
+    """
+    if not apps.is_installed("matviews"):
+        raise ImproperlyConfigured(
+            "matviews is not in INSTALLED_APPS: add it, with django_celery_beat, and run manage.py migrate."
+        )
+    try:
+        yield
+    except DatabaseError as error:
+        from . import engine
+
+        if engine.lacks_own_tables(error):
+            raise ViewNotReady(NOT_MIGRATED) from error
+        raise
+
+
+@_installed()
 def refresh(
     view: str | type,
     *,
@@ -52,9 +81,24 @@ def refresh(
     asked = engine.request(view, phases=phases, requested_by=requested_by)
     if asked.finished_at is None:
         tasks.dispatch_on_commit(asked.view_id)
+        _warn_in_test(asked)
     return asked
 
 
+def _warn_in_test(asked: "Refresh") -> None:
+    """A test's transaction never commits. Django's test runners make `mail.outbox`."""
+    from . import engine
+
+    if hasattr(mail, "outbox") and transaction.get_connection(engine.alias()).in_atomic_block:
+        warnings.warn(
+            f"refresh of {asked.view.label} recorded, to be done after the commit: if this transaction is "
+            f"that of a test, which never commits, call matviews.testing.refresh_views",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+@_installed()
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
     """Tell whether no phase of a view has work waiting, by calling its `needs_*` hooks.
 
@@ -73,7 +117,8 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
     return engine.is_fresh(view, phases=phases)
 
 
-def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
+@_installed()
+def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]:
     """Have the next refresh of a view look at rows again: something changed that no trigger logs.
 
     As in the current transaction: a rollback takes it back. It asks for no refresh.
@@ -81,7 +126,13 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
     Args:
         view: the view's class or label.
         keys: the keys of the rows, as values or, of several fields, as tuples; a queryset of
-            `values_list` will do. All rows by default.
+            `values_list` will do. All rows by default. Each is converted once, by the view's field, as
+            in `filter(field=key)`. A date that Python cannot hold is given as the database's text.
+
+    Returns:
+        Those of the keys that neither the view nor its source has at this moment, as they were given: it
+        may be that a field spells them otherwise than the database does. They are marked all the same, as
+        their rows may be about to come. Empty where the next refresh looks at all keys anyway.
 
     Raises:
         UnknownView, InvalidView, ViewNotReady.
@@ -89,7 +140,7 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
     """
     from . import engine
 
-    engine.mark_dirty(view, keys)
+    return engine.mark_dirty(view, keys)
 
 
 @contextmanager
@@ -106,18 +157,20 @@ def untracked(*models: "type[Model] | str") -> Iterator[None]:
         LookupError: there is no such model.
         TypeError: none is named.
     """
-    from . import changes, engine
-
     if not models:
         raise TypeError("Name the models that are written to.")
     given = [apps.get_model(each) if isinstance(each, str) else each for each in models]
     tables = {
         each._meta.db_table for model in given for each in (model, *model._meta.get_parent_list())
     }
-    with changes.untracked(engine.alias(), tables):
-        yield
+    with _installed():
+        from . import changes, engine
+
+        with changes.untracked(engine.alias(), tables):
+            yield
 
 
+@_installed()
 def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> "Verification":
     """Compare a view that has a `source()` with what that yields now.
 

@@ -1,11 +1,16 @@
 """The Django app."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.apps import AppConfig, apps
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import CommandError
 from django.db import DatabaseError, connections
+from django.db.migrations.operations import RenameModel
 from django.db.models.signals import post_migrate, pre_migrate
+
+from .exceptions import NotPermitted, TablesHeld
 
 __all__ = ["MatviewsConfig"]
 
@@ -33,15 +38,19 @@ class MatviewsConfig(AppConfig):
         """Connect what needs the models."""
         from . import checks  # noqa: F401 - registers the system checks
         from .tasks import checks as celery_checks  # noqa: F401
-        from .tasks import receivers
+        from .tasks import expiry, receivers
 
         receivers.connect()
+        expiry.connect()
         pre_migrate.connect(_take_down_triggers, sender=self, dispatch_uid="matviews.pre_migrate")
         post_migrate.connect(_after_migrate, sender=self, dispatch_uid="matviews.post_migrate")
 
 
 def _take_down_triggers(*, using: str, plan: Any = (), apps: Any = None, **_kwargs: Any) -> None:
     """Remove the triggers of tables that may be altered: they name columns, and write to our log.
+
+    Raises:
+        CommandError: somebody writes to one of them. It could not be altered, so nothing is.
 
     A migration may alter any table of its app; those of other apps that it alters with SQL of its own
     are not known.
@@ -51,13 +60,14 @@ def _take_down_triggers(*, using: str, plan: Any = (), apps: Any = None, **_kwar
     migrated = {migration.app_label for migration, _backwards in plan}
     if using != engine.alias() or not _has_tables(using):
         return
-    if "matviews" in migrated:
-        changes.remove(using)
-    elif apps is not None:
-        models = apps.get_models(include_auto_created=True)
-        changes.take_down(
-            using, {each._meta.db_table for each in models if each._meta.app_label in migrated}
-        )
+    tables = None
+    if "matviews" not in migrated:
+        models = apps.get_models(include_auto_created=True) if apps else ()
+        tables = {each._meta.db_table for each in models if each._meta.app_label in migrated}
+    try:
+        changes.take_down(using, tables)
+    except TablesHeld as error:
+        raise CommandError(str(error)) from error
 
 
 def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs: Any) -> None:
@@ -69,12 +79,31 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
     if not _has_tables(using):  # after `migrate matviews zero`
         schedules.delete_all()
         return
+    if not _has_tables(using, "LogSecret"):  # after `migrate matviews 0001`
+        print(
+            "The tables of matviews are those of an older version than its code. No view is refreshed until "
+            "`manage.py migrate matviews` has run, or the code is that version too.",
+            file=stdout,
+        )
+        return
+    engine.rename_controls(_renames(plan))
     engine.sync_controls()
     engine.note_migrated({migration.app_label for migration, _backwards in plan})
     schedules.reconcile_if_possible()
+    if problem := engine.prepare_staging():
+        print(problem, file=stdout)
     try:
-        changes.install(using)
-    except DatabaseError as error:
+        faults = changes.install(using)
+        left = sorted(table for table, fault in faults.items() if fault == changes.HELD)
+        if left:
+            print(
+                f"Triggers are still to be made: {', '.join(left)}. Another transaction has written to "
+                f"it, and is still open. matviews.watch makes them within a minute where its role may; else run "
+                f"`manage.py update_materialized_views --triggers install`. Until then each refresh of "
+                f"what reads it is a full one.",
+                file=stdout,
+            )
+    except (DatabaseError, NotPermitted) as error:
         print(
             f"matviews could not make its triggers: {str(error).strip()}\nUntil they are there, each "
             f"refresh is a full pass. Run `manage.py update_materialized_views --triggers install`, or "
@@ -83,7 +112,25 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
         )
 
 
-def _has_tables(using: str) -> bool:
-    from .models import WatchedTable
+def _renames(plan: Any) -> Iterator[tuple[str, str]]:
+    """Old and new labels of the models that a migration plan has renamed, in its order."""
+    for migration, backwards in plan:
+        operations = _operations(migration.operations)
+        for each in reversed(list(operations)) if backwards else operations:
+            if isinstance(each, RenameModel):
+                names = (
+                    (each.new_name, each.old_name) if backwards else (each.old_name, each.new_name)
+                )
+                yield f"{migration.app_label}.{names[0]}", f"{migration.app_label}.{names[1]}"
 
-    return WatchedTable._meta.db_table in connections[using].introspection.table_names()
+
+def _operations(operations: Iterable[Any]) -> Iterator[Any]:
+    """Operations, and those within them that change Django's state alone."""
+    for each in operations:
+        yield each
+        yield from _operations(getattr(each, "state_operations", None) or ())
+
+
+def _has_tables(using: str, newest: str = "WatchedTable") -> bool:
+    table = apps.get_model("matviews", newest)._meta.db_table
+    return table in connections[using].introspection.table_names()

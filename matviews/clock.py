@@ -1,10 +1,19 @@
-"""The database's clock, which all processes share."""
+"""The database's clock, which all processes share: no process's own is to be trusted."""
 
+import time
+from datetime import UTC, datetime
 from typing import Any
 
+from django.db import connections
 from django.db.models.functions import Now
+from django.utils import timezone
 
-__all__ = ["UtcNow"]
+__all__ = ["UtcNow", "now", "stored", "timestamp"]
+
+KEPT = 60.0  # seconds that a reading is carried on by the time that has gone by
+_READINGS: dict[
+    str, tuple[float, float]
+] = {}  # by database, its clock and how long this machine was up
 
 
 class UtcNow(Now):
@@ -13,3 +22,55 @@ class UtcNow(Now):
     def as_mysql(self, compiler: Any, connection: Any, **_context: Any) -> Any:
         """As `Now` does it, but for the zone."""
         return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)")
+
+
+def now(using: str) -> datetime:
+    """The time by the database's clock, as Django's `timezone.now()` gives that of this process."""
+    return _as_django_has_it(datetime.fromtimestamp(timestamp(using), UTC), using)
+
+
+def stored(moment: datetime, using: str) -> datetime:
+    """A time that `UtcNow` has stored, and that was read from its column, as `now` would give it.
+
+    A column without time zones holds UTC, whatever zone Django takes its values to be in.
+    """
+    if connections[using].vendor == "postgresql":
+        return moment
+    return _as_django_has_it(moment.replace(tzinfo=UTC), using)
+
+
+def _as_django_has_it(moment: datetime, using: str) -> datetime:
+    if connections[using].timezone is not None:
+        return moment
+    return timezone.make_naive(moment, timezone.get_default_timezone())
+
+
+def timestamp(using: str) -> float:
+    """Seconds since 1970 by the database's clock. It is read once a minute."""
+    read_at, up = _READINGS.get(using, (0.0, -KEPT))
+    passed = _uptime() - up
+    if not 0 <= passed < KEPT:
+        read_at, passed = _read(using), 0.0
+        _READINGS[using] = read_at, _uptime()
+    return read_at + passed
+
+
+def _uptime() -> float:
+    """Seconds that nobody can set, and that go on while the machine sleeps where it can tell."""
+    boot_time = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)
+
+
+_CLOCKS = {
+    "postgresql": "SELECT EXTRACT(EPOCH FROM statement_timestamp())",
+    "mysql": "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000",
+}
+
+
+def _read(using: str) -> float:
+    connection = connections[using]
+    if connection.vendor not in _CLOCKS:  # SQLite has no clock of its own
+        return time.time()
+    with connection.cursor() as cursor:
+        cursor.execute(_CLOCKS[connection.vendor])
+        return float(cursor.fetchone()[0])

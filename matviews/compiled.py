@@ -4,13 +4,14 @@ Building such a query takes Django several times as long as running it takes the
 is compiled, `GIVEN` stands for the primary key that is given each time, and `TOKEN` for the token.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from django.db import connections, transaction
 from django.db.models import QuerySet
 from django.db.models.sql import UpdateQuery
 
-__all__ = ["GIVEN", "TOKEN", "CompiledSelect", "CompiledUpdate"]
+__all__ = ["GIVEN", "LARGEST", "TOKEN", "CompiledSelect", "CompiledUpdate"]
 
 # Values that fit the columns and that no row has.
 GIVEN, TOKEN = -(2**62) - 1, -(2**62) - 2
@@ -18,15 +19,26 @@ LARGEST = 2**63 - 1  # what the columns can hold; a message may say more
 
 
 class CompiledUpdate:
-    """`QuerySet.update`, compiled."""
+    """`QuerySet.update`, compiled.
 
-    def __init__(self, rows: QuerySet[Any], changes: dict[str, Any]) -> None:
+    What stands `around` the statement may begin and end a transaction, on PostgreSQL with psycopg 3.
+    """
+
+    def __init__(
+        self,
+        rows: QuerySet[Any],
+        changes: dict[str, Any],
+        *,
+        around: tuple[str, str] | None = None,
+    ) -> None:
         self._using = rows.db
         query: Any = rows.query.chain(UpdateQuery)
         query.add_update_values(changes)
-        self._sql, self._params = query.get_compiler(self._using).as_sql()
+        sql, self._params = query.get_compiler(self._using).as_sql()
+        before, after = around or ("", "")
+        self._sql, self._several = f"{before}{sql}{after}", bool(after)
 
-    def run(self, key: int, token: int) -> int:
+    def run(self, key: int, token: int = 0) -> int:
         """Run it; the number of rows that it found."""
         if not _can_be_stored(key, token):
             return 0
@@ -35,8 +47,21 @@ class CompiledUpdate:
             transaction.mark_for_rollback_on_error(using=self._using),
             connections[self._using].cursor() as cursor,
         ):
-            cursor.execute(self._sql, given)
+            if self._several:
+                self._run_several(cursor, given)
+            else:
+                cursor.execute(self._sql, given)
             return int(cursor.rowcount)
+
+    def _run_several(self, cursor: Any, given: list[Any]) -> None:
+        """Run it where it is the second of three commands."""
+        try:
+            cursor.execute(self._sql, given)
+        except BaseException:
+            with suppress(Exception):  # a connection that is lost has rolled back
+                connections[self._using].connection.rollback()
+            raise
+        cursor.nextset()
 
 
 class CompiledSelect:

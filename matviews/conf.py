@@ -3,6 +3,7 @@
 No other module reads `django.conf.settings`.
 """
 
+import re
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import cache
@@ -21,7 +22,14 @@ __all__ = [
 LARGEST_SIZE = 2**31 - 1  # rows; what an integer column holds
 # Seconds; PostgreSQL counts its timeouts in whole milliseconds, in 31 bits, and 0 is no timeout.
 SHORTEST_TIME, LONGEST_TIME = 0.001, 2_147_483
+LONGEST_IDENTIFIER = 63  # what PostgreSQL keeps of a name
+IDENTIFIER = rf"[A-Za-z_][A-Za-z0-9_]{{0,{LONGEST_IDENTIFIER - 1}}}"
+VALUES_IN_ERRORS = ("all", "keys", "none")
 LONGEST_KEPT = timedelta(days=36_500)  # what can be taken from any date of today
+
+
+def _is_identifier(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(IDENTIFIER, value) is not None
 
 
 def is_count(value: object, most: int = LARGEST_SIZE) -> TypeGuard[int]:
@@ -48,15 +56,20 @@ class Settings:
         BATCH_SIZE_CEILING: rows that the pacer never goes above; hooks with `pk__in=[...]` are bound
             by the number of variables in a statement, 32,766 in SQLite. For queryset views, keys: on
             PostgreSQL 20,000 of ten source rows each are just grouped within the default work_mem.
-        STATEMENT_TIMEOUT: seconds after which the database ends a statement of a batch, and the
-            connection of a batch that has gone silent inside its transaction (PostgreSQL,
-            MariaDB; MySQL only limits reading statements; SQLite has no such limit).
+        STATEMENT_TIMEOUT: seconds after which the database ends a statement of a transaction of ours,
+            and the connection of a batch that has gone silent inside its transaction; short
+            transactions may be silent, or wait for a lock, for 10 seconds at most (PostgreSQL, MariaDB;
+            MySQL only limits reading statements; SQLite has no such limit).
         LEASE: seconds of silence after which `watch` takes a message or a worker for lost.
         PATIENCE_CEILING: seconds; `watch` doubles its patience with every re-sent message that
             nobody took, up to this.
         KEEP_SUCCEEDED: how long a refresh that succeeded stays in the history.
         KEEP_FAILED: how long one that failed or was stopped stays. The last of a view always stays.
         QUEUE: Celery queue of the tasks; None leaves it to `task_routes` and the default queue.
+        STAGING_SCHEMA: the schema of staging tables on PostgreSQL, on MariaDB and MySQL the database; None
+            for that of our own tables. Workers must be allowed to make tables there.
+        VALUES_IN_ERRORS: which values of rows may stand in errors that are stored, logged or shown:
+            "all", "keys" or "none". What a hook raises is stored as it is.
     """
 
     BATCH_TARGET: float = 1.0
@@ -69,16 +82,28 @@ class Settings:
     KEEP_SUCCEEDED: timedelta = timedelta(days=7)
     KEEP_FAILED: timedelta = timedelta(days=30)
     QUEUE: str | None = None
+    STAGING_SCHEMA: str | None = None
+    VALUES_IN_ERRORS: str = "keys"
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is timedelta:
                 _check_duration(field.name, value)
-            elif field.name != "QUEUE":
+            elif field.type in (int, float):
                 _check_number(field.name, value, whole=field.type is int)
         if not isinstance(self.QUEUE, str | None) or self.QUEUE == "":
             raise InvalidSetting("MATVIEWS['QUEUE'] must be the name of a queue, or None.")
+        if self.STAGING_SCHEMA is not None and not _is_identifier(self.STAGING_SCHEMA):
+            raise InvalidSetting(
+                f"MATVIEWS['STAGING_SCHEMA'] must be the name of a schema (letters, digits and "
+                f"underscores, at most {LONGEST_IDENTIFIER}), or None, not {self.STAGING_SCHEMA!r}."
+            )
+        if self.VALUES_IN_ERRORS not in VALUES_IN_ERRORS:
+            raise InvalidSetting(
+                f"MATVIEWS['VALUES_IN_ERRORS'] must be one of {', '.join(map(repr, VALUES_IN_ERRORS))}, "
+                f"not {self.VALUES_IN_ERRORS!r}."
+            )
         if not self.BATCH_SIZE_FLOOR <= self.BATCH_SIZE_START <= self.BATCH_SIZE_CEILING:
             raise InvalidSetting(
                 "MATVIEWS: BATCH_SIZE_FLOOR <= BATCH_SIZE_START <= BATCH_SIZE_CEILING must hold."

@@ -8,14 +8,20 @@ from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
-from django.core.checks import CheckMessage, Error, Warning
+from django.apps import apps
+from django.core.checks import CheckMessage, Warning
+from django.db import router
 from django.db.models import Model, QuerySet
 
+from . import near_misses
 from .conf import LARGEST_SIZE, LONGEST_TIME, SHORTEST_TIME, is_count, is_seconds
 from .mixin import MaterializedView
 from .phases import Phase
 
-__all__ = ["DependsOn", "HookKind", "Hooks", "ViewDefinition", "ViewOptions", "define"]
+__all__ = [
+    "DependsOn", "HookKind", "Hooks", "ViewDefinition", "ViewFault", "ViewOptions", "define",
+    "unreadable",
+]  # fmt: skip
 
 LONGEST_INTERVAL = timedelta(days=3650)
 META = "MatviewMeta"
@@ -24,6 +30,14 @@ MOST_STRIPES = 2**15 - 1  # what a small integer column holds
 NEEDS_MAY_DECLARE = frozenset({"stripe"})
 DO_MAY_DECLARE = frozenset({"limit", "stripe", "cursor"})
 GIVEN_BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+
+
+class ViewFault(Warning):
+    """What keeps one view from being refreshed until its definition is mended: W101 and up.
+
+    To Django a warning, silenced or not: an error would keep `migrate` and `makemigrations` from running
+    for the whole project, and so from mending it.
+    """
 
 
 DependsOn = tuple[str, ...] | Callable[[QuerySet[Any]], Iterable[Any]] | None
@@ -112,8 +126,8 @@ class ViewDefinition:
         options: its `MatviewMeta`.
         hooks: what the hooks of each usable phase declare.
         has_source: whether it has a `source()`, from which hooks are derived.
-        problems: faults, as messages for Django's system checks; a view with an error among them
-            cannot be refreshed.
+        problems: what is wrong with it, as messages for Django's system checks; a view with a
+            `ViewFault` among them cannot be refreshed.
     """
 
     label: str
@@ -134,9 +148,38 @@ class ViewDefinition:
         return frozenset(phase for phase, hooks in self.hooks.items() if hooks.do_derived)
 
     @property
+    def all_problems(self) -> tuple[CheckMessage, ...]:
+        """Its problems, and where the settings put it into another database than the bookkeeping, that."""
+        return (*self.problems, *_misplaced(self))
+
+    @property
     def errors(self) -> tuple[CheckMessage, ...]:
-        """The problems that forbid a refresh."""
-        return tuple(problem for problem in self.problems if problem.is_serious())
+        """The problems that forbid a refresh, whether or not SILENCED_SYSTEM_CHECKS has them."""
+        return tuple(each for each in self.all_problems if isinstance(each, ViewFault))
+
+
+def _misplaced(definition: ViewDefinition) -> Iterator[ViewFault]:
+    ours = router.db_for_write(apps.get_app_config("matviews").get_model("ViewControl"))
+    theirs = router.db_for_write(definition.model)
+    if theirs != ours:
+        yield ViewFault(
+            f"{definition.label} is in the database {theirs!r}, the bookkeeping of matviews in "
+            f"{ours!r}: a batch could not commit both at once.",
+            hint=f"Route the view to {ours!r}, or the app matviews to {theirs!r}.",
+            obj=definition.model,
+            id="matviews.W108",
+        )
+
+
+def unreadable(model: type[Model], error: Exception) -> ViewDefinition:
+    """A view whose class cannot be read."""
+    fault = ViewFault(
+        f"{model._meta.label}: its hooks and options cannot be read: {type(error).__name__}: {error}",
+        hint="Look at its MatviewMeta, and at the class methods that matviews calls.",
+        obj=model,
+        id="matviews.W121",
+    )
+    return ViewDefinition(label=model._meta.label, model=model, problems=(fault,))
 
 
 def define(model: type[Model]) -> ViewDefinition:
@@ -144,11 +187,15 @@ def define(model: type[Model]) -> ViewDefinition:
     problems: list[CheckMessage] = list(_base_problems(model))
     options = _read_options(model, problems)
     has_source = _has_source(model, options, problems)
-    hooks = {
-        phase: found
-        for phase in options.phases
-        if (found := _read_hooks(model, phase, has_source, problems)) is not None
-    }
+    if not has_source and (fault := _misspelt_source(model, options)):
+        problems.append(fault)
+        hooks = {}
+    else:
+        hooks = {
+            phase: found
+            for phase in options.phases
+            if (found := _read_hooks(model, phase, has_source, problems)) is not None
+        }
     if options.stripes > 1:
         problems.extend(_stripe_problems(model, hooks))
     return ViewDefinition(
@@ -164,21 +211,20 @@ def define(model: type[Model]) -> ViewDefinition:
 def _base_problems(model: type[Model]) -> Iterator[CheckMessage]:
     if model._meta.proxy:
         concrete = model._meta.concrete_model
-        yield Error(
+        yield ViewFault(
             f"{model._meta.label} is a proxy: it has no table of its own to keep up to date.",
             hint=f"Mix MaterializedView into a model with a table, not into a proxy of "
             f"{concrete._meta.label if concrete else 'another model'}.",
             obj=model,
-            id="matviews.E006",
+            id="matviews.W106",
         )
-    for name, value in vars(model).items():
-        if isinstance(value, type) and name != META and get_close_matches(name, [META], cutoff=0.8):
-            yield Warning(
-                f"{model._meta.label}: the class {name} in it is not read.",
-                hint=f"Did you mean {META}?",
-                obj=model,
-                id="matviews.W004",
-            )
+    for name in near_misses.unread_classes(model, META):
+        yield Warning(
+            f"{model._meta.label}: the class {name} in it is not read.",
+            hint=f"Did you mean {META}?",
+            obj=model,
+            id="matviews.W004",
+        )
     for parent in model._meta.parents:
         if issubclass(parent, MaterializedView) and not model._meta.proxy:
             yield Warning(
@@ -191,7 +237,7 @@ def _base_problems(model: type[Model]) -> Iterator[CheckMessage]:
 
 
 def _read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOptions:
-    meta = getattr(model, META, None)
+    meta = _read_meta(model, problems)
     given = {name: getattr(meta, name) for name in dir(meta) if not name.startswith("_")}
     known = [option.name for option in fields(ViewOptions)]
     values: dict[str, Any] = {}
@@ -200,19 +246,19 @@ def _read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOptio
             near = get_close_matches(name, known, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"Options are {', '.join(known)}."
             problems.append(
-                Error(
+                ViewFault(
                     f"{model._meta.label}: MatviewMeta has no option {name!r}.",
                     hint=hint,
                     obj=model,
-                    id="matviews.E001",
+                    id="matviews.W101",
                 )
             )
         elif (fault := _OPTION_FAULTS[name](value)) is not None:
             problems.append(
-                Error(
+                ViewFault(
                     f"{model._meta.label}: MatviewMeta.{name} must be {fault}, not {value!r}.",
                     obj=model,
-                    id="matviews.E002",
+                    id="matviews.W102",
                 )
             )
         else:
@@ -233,15 +279,30 @@ def _read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOptio
     return options
 
 
+def _read_meta(model: type[Model], problems: list[CheckMessage]) -> type | None:
+    meta = getattr(model, META, None)
+    if meta is not None and not isinstance(meta, type):
+        problems.append(
+            ViewFault(
+                f"{model._meta.label}: {META} must be a class, not {type(meta).__name__}.",
+                hint=f"Write class {META}: within the view, with an option a line.",
+                obj=model,
+                id="matviews.W102",
+            )
+        )
+        return None
+    return meta
+
+
 def _interval_problems(model: type[Model], options: ViewOptions) -> Iterator[CheckMessage]:
     scheduled = [phase for phases in options.intervals for phase in phases]
     if lacking := [phase for phase in scheduled if phase not in options.phases]:
-        yield Error(
+        yield ViewFault(
             f"{model._meta.label}: MatviewMeta.refresh_every names {', '.join(lacking)}, "
             f"which MatviewMeta.phases lacks.",
             hint="Name phases that the view has.",
             obj=model,
-            id="matviews.E013",
+            id="matviews.W113",
         )
 
 
@@ -332,26 +393,50 @@ def _has_source(model: type[Model], options: ViewOptions, problems: list[CheckMe
     static = inspect.getattr_static(model, SOURCE, None)
     if isinstance(static, (classmethod, staticmethod)):
         return True
-    if inspect.isfunction(static) and _lacks_hooks(model, options):
+    is_field = static is None or hasattr(static, "field")
+    if not is_field and _lacks_hooks(model, options):
         problems.append(
-            Error(
+            ViewFault(
                 f"{model._meta.label}.{SOURCE} is not a class method.",
-                hint="Put @classmethod above it.",
+                hint="Put @classmethod above it."
+                if inspect.isfunction(static)
+                else "Define it as a class method that returns the queryset.",
                 obj=model,
-                id="matviews.E004",
+                id="matviews.W104",
             )
         )
         return True
-    if options.key:
+    if options.key and not near_misses.like_source(model):
         problems.append(
-            Error(
+            ViewFault(
                 f"{model._meta.label}: MatviewMeta.key is for views with {SOURCE}().",
                 hint=f"Define {SOURCE}(), or take the option out.",
                 obj=model,
-                id="matviews.E015",
+                id="matviews.W115",
             )
         )
     return False
+
+
+def _misspelt_source(model: type[Model], options: ViewOptions) -> ViewFault | None:
+    """One fault instead of one for each hook that is missing: a method seems to be meant as `source`."""
+    near = near_misses.like_source(model)
+    if not near or any(_has_hooks(model, options)):
+        return None
+    return ViewFault(
+        f"{model._meta.label} has neither {SOURCE}() nor hooks: {near}() is not called.",
+        hint=f"Did you mean {SOURCE}()? It is a class method.",
+        obj=model,
+        id="matviews.W103",
+    )
+
+
+def _has_hooks(model: type[Model], options: ViewOptions) -> Iterator[bool]:
+    for phase in options.phases:
+        for name in (phase.needs_hook, phase.do_hook):
+            yield bool(
+                inspect.getattr_static(model, name, None) or near_misses.like_hook(model, name)
+            )
 
 
 def _lacks_hooks(model: type[Model], options: ViewOptions) -> bool:
@@ -376,6 +461,16 @@ def _read_hooks(
         if lacks_do
         else _read_hook(model, phase.do_hook, DO_MAY_DECLARE, problems)
     )
+    for name, lacks in ((phase.needs_hook, lacks_needs), (phase.do_hook, lacks_do)):
+        if lacks and (near := near_misses.like_hook(model, name, very=True)):
+            problems.append(
+                Warning(
+                    f"{model._meta.label}: {near}() is not called; {name}() is derived from {SOURCE}().",
+                    hint=f"Did you mean {name}()? Else name it less like a hook.",
+                    obj=model,
+                    id="matviews.W027",
+                )
+            )
     if needs is None or do is None:
         return None
     return Hooks(needs=needs, do=do, needs_derived=lacks_needs, do_derived=lacks_do)
@@ -389,15 +484,18 @@ def _read_hook(
     phase = name.partition("_")[2]
     if static is None:
         fault = "is missing"
-        number = "E003"
+        number = "W103"
+        near = near_misses.like_hook(model, name)
         hint = (
-            f"Define it as a class method, or leave {phase!r} out of MatviewMeta.phases; or define "
+            f"Did you mean {name}() by {near}()?"
+            if near
+            else f"Define it as a class method, or leave {phase!r} out of MatviewMeta.phases; or define "
             f"{SOURCE}(), from which all hooks are derived."
         )
     elif not isinstance(static, (classmethod, staticmethod)):
-        fault, hint, number = "is not a class method", "Put @classmethod above it.", "E004"
+        fault, hint, number = "is not a class method", "Put @classmethod above it.", "W104"
     elif inspect.iscoroutinefunction(static.__func__):
-        fault, hint, number = "is a coroutine", "Define it with def: batches run in sync.", "E005"
+        fault, hint, number = "is a coroutine", "Define it with def: batches run in sync.", "W105"
     else:
         parameters = inspect.signature(getattr(model, name)).parameters.values()
         wanted = [p for p in parameters if not _can_be_left_out(p, may_declare)]
@@ -408,9 +506,11 @@ def _read_hook(
             f"It may declare {', '.join(sorted(may_declare))}, which are given by name; anything "
             f"else needs a default."
         )
-        number = "E005"
+        number = "W105"
     problems.append(
-        Error(f"{model._meta.label}.{name} {fault}.", hint=hint, obj=model, id=f"matviews.{number}")
+        ViewFault(
+            f"{model._meta.label}.{name} {fault}.", hint=hint, obj=model, id=f"matviews.{number}"
+        )
     )
     return None
 
@@ -425,21 +525,21 @@ def _can_be_left_out(parameter: inspect.Parameter, given: frozenset[str]) -> boo
 
 def _stripe_problems(model: type[Model], hooks: Mapping[Phase, Hooks]) -> Iterator[CheckMessage]:
     if any(declared.do_derived for declared in hooks.values()):
-        yield Error(
+        yield ViewFault(
             f"{model._meta.label}: MatviewMeta.stripes is more than 1, but phases that are derived "
             f"from {SOURCE}() work in one stripe.",
             hint="Take stripes out, or write the hooks of every phase, each for its share.",
             obj=model,
-            id="matviews.E007",
+            id="matviews.W107",
         )
         return
     for phase, declared in hooks.items():
         for name, names in ((phase.needs_hook, declared.needs), (phase.do_hook, declared.do)):
             if "stripe" not in names:
-                yield Error(
+                yield ViewFault(
                     f"{model._meta.label}.{name} does not declare stripe, "
                     f"but MatviewMeta.stripes is more than 1.",
                     hint="Declare stripe and work on that share of the keys only.",
                     obj=model,
-                    id="matviews.E007",
+                    id="matviews.W107",
                 )

@@ -7,6 +7,10 @@ __all__ = [
     "InvalidSetting",
     "InvalidView",
     "MatviewsError",
+    "NotAdvancing",
+    "NotPermitted",
+    "RefreshFailed",
+    "TablesHeld",
     "UnknownView",
     "ViewBusy",
     "ViewDisabled",
@@ -39,15 +43,31 @@ class ViewDisabled(MatviewsError):
 
 
 class ViewNotReady(MatviewsError):
-    """The view has no bookkeeping rows yet: `migrate` makes them."""
+    """The view has no table, no column of it, or no bookkeeping rows yet: `migrate` makes them."""
 
 
 class InvalidRequest(MatviewsError):
     """A refresh was asked for with phases or sizes that cannot be."""
 
 
+class NotAdvancing(MatviewsError):
+    """A walk through the keys of a view would come to the same ones again, or pass some over."""
+
+
+class NotPermitted(MatviewsError):
+    """The database user lacks a right that this needs."""
+
+
+class TablesHeld(MatviewsError):
+    """Somebody writes to tables whose triggers are to be removed."""
+
+
 class HookError(MatviewsError):
     """A hook returned something else than its contract says."""
+
+
+class RefreshFailed(MatviewsError):
+    """A refresh that a test waited for did not succeed; says why."""
 
 
 class IllegalTransition(MatviewsError):

@@ -71,9 +71,9 @@ class MaterializedView:
         return api.is_fresh(cls, phases=phases)
 
     @classmethod
-    def mark_dirty(cls, keys: Iterable[Any] | None = None) -> None:
+    def mark_dirty(cls, keys: Iterable[Any] | None = None) -> list[Any]:
         """Have the next refresh look at rows again, as `matviews.mark_dirty` does for a label."""
-        api.mark_dirty(cls, keys)
+        return api.mark_dirty(cls, keys)
 
     @classmethod
     def verify(cls, *, repair: bool = False, sample: int | None = None) -> "Verification":

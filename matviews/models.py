@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TypeVar
+from secrets import token_hex
+from typing import Any, TypeVar
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -14,10 +15,11 @@ from .definition import LONGEST_INTERVAL, ViewDefinition, ViewOptions
 from .phases import Phase
 from .registry import registry
 from .states import RefreshState, RunState, check_transition
+from .words import counted
 
 __all__ = [
-    "LONGEST_JITTER", "Change", "DirtyKeys", "Heartbeat", "Period", "PhaseRun", "Refresh", "RefreshSchedule",
-    "Stripe", "Trigger", "ViewChange", "ViewControl", "WatchedTable",
+    "LONGEST_JITTER", "Bookkeeping", "Change", "DirtyKeys", "Heartbeat", "LogSecret", "NamedKey", "Period", "PhaseRun", "Refresh",
+    "RefreshSchedule", "Stripe", "Trigger", "ViewChange", "ViewControl", "WatchedTable",
 ]  # fmt: skip
 
 M = TypeVar("M", bound=models.Model)
@@ -27,7 +29,40 @@ class PrimaryManager(models.Manager[M]):
     """Reads where it writes: a replica that lags would answer with an old token."""
 
     def get_queryset(self) -> models.QuerySet[M]:
-        return super().get_queryset().using(router.db_for_write(self.model))
+        return super().get_queryset().using(self._db or router.db_for_write(self.model))
+
+
+class Bookkeeping(models.Model):
+    """What only the database itself can tell of itself: no row of a dump is loaded.
+
+    `loaddata`, fixtures and whatever else saves deserialized objects skip it. So no such row harms
+    what is there, nor is believed.
+    """
+
+    objects: Any = PrimaryManager()
+
+    class Meta:
+        abstract = True
+        base_manager_name = (
+            "objects"  # what a row refers to, and refresh_from_db(), is read there too
+        )
+
+    def _save_table(self, raw: bool = False, *args: Any, **kwargs: Any) -> bool:
+        return True if raw else super()._save_table(raw, *args, **kwargs)  # type: ignore[misc]
+
+
+class NamedKey(int):
+    """A primary key that was found by a label: one of this database, and not of that of a dump."""
+
+
+class ControlManager(PrimaryManager["ViewControl"]):
+    """Finds controls by what a dump calls them."""
+
+    def get_by_natural_key(self, label: str) -> "ViewControl":
+        """The control of a label; its primary key says that it was found so."""
+        found = self.get(label=label)
+        found.pk = NamedKey(found.pk)
+        return found
 
 
 class Trigger(models.TextChoices):
@@ -80,15 +115,20 @@ class ViewControl(models.Model):
     fingerprints = models.JSONField(default=dict, editable=False)
     verification = models.JSONField(null=True, editable=False)
 
-    objects = PrimaryManager["ViewControl"]()
+    objects = ControlManager()
 
     class Meta:
+        base_manager_name = "objects"
         ordering = ("label",)
         verbose_name = "view"
         permissions = (("refresh_viewcontrol", "Can refresh, pause, resume and stop"),)
 
     def __str__(self) -> str:
         return self.label
+
+    def natural_key(self) -> tuple[str]:
+        """What a dump calls it."""
+        return (self.label,)
 
     @property
     def held(self) -> bool:
@@ -128,6 +168,24 @@ class Period(models.TextChoices):
 LONGEST_JITTER = 1800  # seconds; Redis delivers a delayed message again after an hour
 
 
+class ScheduleManager(PrimaryManager["RefreshSchedule"]):
+    """Finds schedules by what a dump calls them."""
+
+    def get_by_natural_key(
+        self, label: str, phases: list[str], every: int | None, period: str, crontab: int | None
+    ) -> "RefreshSchedule":
+        """The schedule of a view that asks for the same at the same time.
+
+        Raises:
+            RefreshSchedule.DoesNotExist: there is none.
+        """
+        same_time = self.filter(view__label=label, every=every, period=period, crontab=crontab)
+        for schedule in same_time.order_by("pk"):
+            if schedule.phases == phases:
+                return schedule
+        raise self.model.DoesNotExist
+
+
 class RefreshSchedule(models.Model):
     """How often which phases of a view are asked for: an interval or a crontab.
 
@@ -162,9 +220,10 @@ class RefreshSchedule(models.Model):
         "as a tenth of the schedules, at most a minute; a crontab starts at its time.",
     )
 
-    objects = PrimaryManager["RefreshSchedule"]()
+    objects = ScheduleManager()
 
     class Meta:
+        base_manager_name = "objects"
         ordering = ("view", "id")
         constraints = (
             models.CheckConstraint(
@@ -178,6 +237,14 @@ class RefreshSchedule(models.Model):
     def __str__(self) -> str:
         phases = ", ".join(self.phases)
         return f"{self.view}{phases and f' ({phases})'}: {self.how_often}"
+
+    def natural_key(self) -> tuple[str, list[str], int | None, str, int | None]:
+        """What a dump calls it."""
+        return self.view.label, self.phases, self.every, self.period, self.crontab_id
+
+    natural_key.dependencies = [  # type: ignore[attr-defined]
+        "matviews.viewcontrol", "django_celery_beat.crontabschedule",
+    ]  # fmt: skip
 
     def clean(self) -> None:
         """Refuse what can never work, and a second schedule that asks for the same.
@@ -246,7 +313,7 @@ class RefreshSchedule(models.Model):
         return f"every {period[:-1]}" if self.every == 1 else f"every {self.every} {period}"
 
 
-class Heartbeat(models.Model):
+class Heartbeat(Bookkeeping):
     """When `watch` last ran, in one row. Without `watch`, nothing re-sends lost messages."""
 
     ran_at = models.DateTimeField()
@@ -257,17 +324,19 @@ class Heartbeat(models.Model):
         return f"watch ran at {self.ran_at}"
 
 
-class Stripe(models.Model):
+class Stripe(Bookkeeping):
     """A fixed share of a view's keys, its token, and who works in it.
 
     The announcement (`worker`, `announced_at`, `attempts`) is about the batch of
     `announced_token`; once the token has moved past that, the batch is over. Before `watch_after`
-    the stripe is taken to be in good hands.
+    the stripe is taken to be in good hands. `claims` counts the announcements, and never goes back.
 
     What follows is of views whose changes are tracked: `changes` counts how often something has been
-    taken from the view's queue, and `covered` says by phase up to where, and by which moment of the
-    source, its rows are right: `[changes, moment]`. What was taken up to `whole` may concern any key,
-    for `whole_reason`; the oldest change of that was logged at `whole_since`.
+    taken from the view's queue (drained), and `covered` says by phase up to which drain it has processed
+    all changes, and of which moment of the source its rows are: `[changes, moment]`. Without a moment
+    the next run has to look at all keys. What was taken up to `whole` may concern any key, for
+    `whole_reason`. `pending` has the time of the oldest change of drains that a phase has yet to
+    process: `[[number, time], ...]`.
     """
 
     view = models.ForeignKey(ViewControl, models.CASCADE, related_name="stripes")
@@ -279,10 +348,11 @@ class Stripe(models.Model):
     announced_at = models.DateTimeField(null=True)
     announced_token = models.BigIntegerField(default=0)
     attempts = models.PositiveIntegerField(default=0)
+    claims = models.BigIntegerField(default=0)
     changes = models.BigIntegerField(default=0)
     whole = models.BigIntegerField(default=0)
     whole_reason = models.CharField(max_length=255, blank=True)
-    whole_since = models.DateTimeField(null=True)
+    pending = models.JSONField(default=list)
     covered = models.JSONField(default=dict)
 
     objects = PrimaryManager["Stripe"]()
@@ -302,8 +372,13 @@ class Stripe(models.Model):
         return self.announced_token == self.token
 
 
-class Refresh(models.Model):
-    """One request to bring a view up to date: who asked, which phases, how it ended."""
+class Refresh(Bookkeeping):
+    """A request to bring a view up to date, with those that joined it: who asked first, which phases, how it ended.
+
+    `requests` counts them. `claims_seen` is the sum of the `claims` of the view's stripes before the first:
+    while that is still their sum, no batch can have begun the refresh. One that was merged before it began has no
+    phase runs, and ends with that of `merged_into`; of one that was merged phase by phase, that is filled in at the end.
+    """
 
     # A constraint would lock the control on MariaDB until the transaction that asks has ended, and
     # no worker could close another refresh of the view meanwhile.
@@ -320,6 +395,8 @@ class Refresh(models.Model):
     finished_at = models.DateTimeField(null=True)
     stop_requested = models.BooleanField(default=False)
     merged_into = models.ForeignKey("self", models.SET_NULL, null=True, related_name="merged")
+    requests = models.PositiveIntegerField(default=1)
+    claims_seen = models.BigIntegerField(null=True)
     error = models.TextField(blank=True)
 
     objects = PrimaryManager["Refresh"]()
@@ -343,11 +420,13 @@ class Refresh(models.Model):
 
     @property
     def asked_by(self) -> str:
-        """What asked for it, and who where that is known."""
-        return f"{self.trigger}: {self.requested_by}" if self.requested_by else self.trigger
+        """What asked for it first, who where that is known, and how many requests joined it."""
+        first = f"{self.trigger}: {self.requested_by}" if self.requested_by else self.trigger
+        joined = self.requests - 1
+        return f"{first}, and {counted(joined, 'more request')}" if joined else first
 
 
-class PhaseRun(models.Model):
+class PhaseRun(Bookkeeping):
     """One phase of one refresh in one stripe: where it stands and what it did.
 
     A run that is merged into another does nothing itself and shares the other's end. One that has
@@ -376,7 +455,7 @@ class PhaseRun(models.Model):
     estimate = models.BigIntegerField(null=True)
     looked = models.BigIntegerField(default=0)
     filled = models.JSONField(default=list)
-    stage = models.CharField(max_length=63, blank=True)
+    stage = models.CharField(max_length=255, blank=True)
     fingerprint = models.CharField(max_length=64, blank=True)
     restarts = models.PositiveSmallIntegerField(default=0)
     covers = models.JSONField(null=True)
@@ -430,7 +509,15 @@ class PhaseRun(models.Model):
         self.state = state
 
 
-class WatchedTable(models.Model):
+class TableNameField(models.CharField):  # type: ignore[type-arg]
+    """The name of a table: the case of its letters tells it from another, as it may in each database."""
+
+    def db_parameters(self, connection: Any) -> Any:
+        found = super().db_parameters(connection)
+        return {**found, "collation": "utf8mb4_bin"} if connection.vendor == "mysql" else found
+
+
+class WatchedTable(Bookkeeping):
     """A table whose changes are logged by triggers, and for which views.
 
     `columns` are those of which a change is logged, None for all; `links` those whose old and new
@@ -440,19 +527,20 @@ class WatchedTable(models.Model):
     code a worker has.
     """
 
-    table = models.CharField(max_length=255, unique=True)
+    table = TableNameField(max_length=255, unique=True)
     columns = models.JSONField(null=True)
     links = models.JSONField(default=list)
     triggers = models.JSONField(default=list)
     views = models.JSONField(default=list)
+    pending = models.CharField(max_length=8, blank=True)
 
     objects = PrimaryManager["WatchedTable"]()
 
     def __str__(self) -> str:
-        return self.table
+        return str(self.table)
 
 
-class Change(models.Model):
+class Change(Bookkeeping):
     """An entry of the log that the triggers write: rows of this table have changed.
 
     `links` has the names of the columns by which they hang on keys of views, and then lists of the
@@ -460,7 +548,7 @@ class Change(models.Model):
     changed, or a text that says why.
     """
 
-    table = models.CharField(max_length=255)
+    table = TableNameField(max_length=255)
     links = models.JSONField(null=True)
     count = models.PositiveIntegerField(db_default=1)
     logged_at = models.DateTimeField(db_default=UtcNow())
@@ -474,7 +562,25 @@ class Change(models.Model):
         return f"change {self.pk} of {self.table}"
 
 
-class ViewChange(models.Model):
+class LogSecret(Bookkeeping):
+    """What a session has to know to switch logging off, as `untracked()` does; one row.
+
+    Whoever may read it may write without being logged, so it belongs to the roles of matviews alone.
+    """
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    value = models.CharField(max_length=64, default=token_hex)
+
+    objects = PrimaryManager["LogSecret"]()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return "the secret of untracked()"
+
+
+class ViewChange(Bookkeeping):
     """An entry of a view's queue: rows have changed that it depends on.
 
     As in the log, of equal entries the oldest; or, without a table, `links` are keys that somebody has
@@ -484,7 +590,7 @@ class ViewChange(models.Model):
     view = models.ForeignKey(
         ViewControl, models.CASCADE, related_name="changes", db_constraint=False
     )
-    table = models.CharField(max_length=255, blank=True)
+    table = TableNameField(max_length=255, blank=True)
     links = models.JSONField(null=True)
     count = models.PositiveIntegerField(db_default=1)
     logged_at = models.DateTimeField(db_default=UtcNow())
@@ -495,18 +601,16 @@ class ViewChange(models.Model):
         return f"change {self.pk} for {self.view}"
 
 
-class DirtyKeys(models.Model):
+class DirtyKeys(Bookkeeping):
     """Keys of a view of which something has changed: what was taken from its queue at one time.
 
     `number` is what the stripe's `changes` said then. A phase that covers less has these keys to do.
-    The oldest of the changes was logged at `logged_at`.
     """
 
     stripe = models.ForeignKey(Stripe, models.CASCADE, related_name="dirty", db_constraint=False)
     number = models.BigIntegerField()
     count = models.PositiveIntegerField()
     keys = models.JSONField()
-    logged_at = models.DateTimeField()
 
     objects = PrimaryManager["DirtyKeys"]()
 

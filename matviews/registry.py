@@ -9,11 +9,15 @@ from django.apps import apps
 from django.db.models import Model
 from django.db.models.signals import class_prepared
 
-from .definition import ViewDefinition, define
+from .definition import ViewDefinition, define, unreadable
 from .exceptions import InvalidView, UnknownView
 from .mixin import MaterializedView
+from .redact import brief
 
 __all__ = ["Registry", "registry"]
+
+
+LONGEST_LABEL = 255  # characters
 
 
 class Registry:
@@ -37,10 +41,14 @@ class Registry:
             InvalidView: the class is abstract or not a model with the mixin.
         """
         if not (issubclass(model, Model) and issubclass(model, MaterializedView)):
-            raise InvalidView(f"{model!r} is not a model that mixes in MaterializedView.")
+            raise InvalidView(f"{brief(model)} is not a model that mixes in MaterializedView.")
         if model._meta.abstract:
             raise InvalidView(f"{model._meta.label} is abstract: only concrete models are views.")
-        definition = self._views[model._meta.label] = define(model)
+        try:
+            definition = define(model)
+        except Exception as error:  # noqa: BLE001 - a class may be of any make, and its module is imported
+            definition = unreadable(model, error)
+        self._views[model._meta.label] = definition
         return definition
 
     def unregister(self, label: str) -> None:
@@ -70,7 +78,7 @@ class Registry:
             return self._find_class(view)
         if isinstance(view, str) and view in self._views:
             return self._views[view]
-        lowered = str(view).lower()
+        lowered = view[:LONGEST_LABEL].lower() if isinstance(view, str) else ""
         matches = [
             label
             for label in self._views
@@ -80,10 +88,12 @@ class Registry:
             return self._views[matches[0]]
         if matches:
             raise UnknownView(
-                f"{view!r} is the name of more than one view: say which of {', '.join(matches)}."
+                f"{brief(view)} is the name of more than one view: say which of {', '.join(matches)}."
             )
-        near = self._near(lowered if isinstance(view, str) else "")
-        raise UnknownView(f"There is no view {view!r}. {near}")
+        if isinstance(view, str) and (model := _model_named(lowered)):
+            raise UnknownView(f"{model._meta.label} is a model, but no view. {self._listed()}")
+        near = self._near(lowered)
+        raise UnknownView(f"There is no view {brief(view)}. {near}")
 
     def usable(self, view: str | type) -> ViewDefinition:
         """The definition of a view that can be refreshed.
@@ -115,10 +125,23 @@ class Registry:
         near = dict.fromkeys(by_name[name] for name in get_close_matches(lowered, by_name))
         if near:
             return f"Did you mean {' or '.join(near)}?"
+        return self._listed()
+
+    def _listed(self) -> str:
         return f"Views are {', '.join(self._views)}." if self._views else "No view is defined."
 
 
 registry = Registry()
+
+
+def _model_named(lowered: str) -> type[Model] | None:
+    """The model that a name or label means, in whatever case; None if there is not just one."""
+    found = [
+        model
+        for model in apps.get_models()
+        if lowered in (model._meta.label_lower, model._meta.model_name)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _register_prepared(sender: type[Model], **_kwargs: Any) -> None:

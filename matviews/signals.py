@@ -4,13 +4,16 @@ A process that is killed between the commit and the signal never sends it: use s
 and wake-ups, and the bookkeeping tables for what must not be missed.
 
 refresh_requested
-    A refresh was recorded. `sender`: the view's class. `refresh`: the `Refresh`. Sent inside the
-    caller's transaction when there is one.
+    A refresh was requested. `sender`: the view's class. `refresh`: the `Refresh`; if `requests` is
+    more than 1, the request has joined one that had not begun. Sent inside the caller's transaction
+    when there is one.
 batch_finished
     A batch committed, or failed and was rolled back. `sender`: the view's class, None when the code
     no longer has it. `report`: the `matviews.engine.BatchReport`.
 refresh_finished
-    A refresh ended. `sender`: as above. `refresh`: the `Refresh`, with state and error.
+    A refresh ended. `sender`: as above. `refresh`: the `Refresh`, with state and error. Sent once for
+    all requests that joined it, and for the refreshes that were merged into it before it began
+    (`refresh.merged`), which end with it.
 message_refused
     A batch message was a duplicate, came too late or met a running batch; nothing was touched.
     `sender`: None. `message`: the `matviews.engine.Message`. `outcome`: the

@@ -10,9 +10,10 @@ __all__ = ["TRANSITIONS", "RefreshState", "RunState", "ViewState", "check_transi
 
 
 class RefreshState(TextChoices):
-    """How a refresh stands."""
+    """How a refresh stands. A merged one ends with the open one that it was merged into before that began."""
 
     OPEN = "open"
+    MERGED = "merged"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     STOPPED = "stopped"
@@ -50,6 +51,7 @@ class ViewState(TextChoices):
 
     INVALID = "invalid"
     FAILED = "failed"
+    NOT_LOGGED = "changes not logged"
     WAITING = "waiting"
     CHANGED = "definition changed"
     BEHIND = "behind"
@@ -59,7 +61,7 @@ class ViewState(TextChoices):
     PAUSED = "paused"
     DISABLED = "disabled"
     REFRESHING = "refreshing"
-    FRESH = "fresh"
+    FRESH = "on time"
     READY = "ready"
 
     @property
@@ -74,24 +76,34 @@ class ViewState(TextChoices):
 
 
 _MEANINGS = {
-    ViewState.INVALID: "Its class has errors: see manage.py check.",
+    ViewState.INVALID: "Its definition is wrong: see manage.py check.",
     ViewState.FAILED: "Its last refresh, not counting stopped ones, failed.",
-    ViewState.WAITING: "A refresh is open, but no worker is at it: see that one runs.",
+    ViewState.NOT_LOGGED: "Triggers on its source tables are missing, disabled or replaced, so changes are not "
+    "logged, and every refresh is a full one.",
+    ViewState.WAITING: "A refresh is open, but no worker is at it: see that one runs, and listens to the "
+    "queue of its tasks.",
     ViewState.CHANGED: "Its source() is another one than that of its rows: the next refresh rebuilds it.",
-    ViewState.BEHIND: "Its last success is longer ago than it should be.",
-    ViewState.NO_ROWS: "migrate has not run since the view was added.",
+    ViewState.BEHIND: "Its rows are older than its target allows.",
+    ViewState.NO_ROWS: "Its table or its bookkeeping is missing: run makemigrations and migrate.",
     ViewState.NOT_IN_CODE: "The code no longer defines it; its history is kept.",
     ViewState.NEVER_BUILT: "A phase of it has never succeeded.",
     ViewState.PAUSED: "Its work is held; requests wait.",
     ViewState.DISABLED: "It is not refreshed; requests are refused.",
     ViewState.REFRESHING: "A refresh is under way.",
-    ViewState.FRESH: "Its last success is as recent as it should be.",
-    ViewState.READY: "Its last refresh succeeded; nothing says how recent it should be.",
+    ViewState.FRESH: "Its rows are as recent as its target requires.",
+    ViewState.READY: "Its last refresh succeeded; it has no target to be measured by.",
 }
 
 State = RefreshState | RunState
 
 TRANSITIONS: dict[tuple[State, State], str] = {
+    (RefreshState.OPEN, RefreshState.MERGED): "another asks for the same, and has not begun either",
+    (RefreshState.MERGED, RefreshState.SUCCEEDED): "the one that it was merged into succeeded",
+    (RefreshState.MERGED, RefreshState.FAILED): "the one that it was merged into failed",
+    (
+        RefreshState.MERGED,
+        RefreshState.STOPPED,
+    ): "a person stopped it, or the one that it was merged into",
     (RefreshState.OPEN, RefreshState.SUCCEEDED): "every phase run succeeded",
     (RefreshState.OPEN, RefreshState.FAILED): "a phase run failed or did not converge",
     (RefreshState.OPEN, RefreshState.STOPPED): "a person stopped it, and no phase run failed",

@@ -1,6 +1,8 @@
-"""Numbers and lengths of time as a person would say them."""
+"""Numbers and lengths of time as a person would say them, and what is said in several places."""
 
-__all__ = ["counted", "duration"]
+__all__ = ["NOT_MIGRATED", "counted", "duration"]
+
+NOT_MIGRATED = "Tables of matviews are missing, or older than its code: run `manage.py migrate`."
 
 
 def counted(number: int, noun: str) -> str:

@@ -2,18 +2,17 @@
 
 A message is only a hint: losing it costs time (`watch` sends it again), and receiving it twice costs
 nothing (the token lets one through). So the tasks keep Celery's default of early acknowledgement and
-use no retry and no result, and no countdown but to spread the starts of schedules.
+use no retry and no result, and no `eta` but to spread the starts of schedules.
 """
 
 import logging
 from collections.abc import Callable, Iterable
-from functools import partial
+from datetime import UTC, datetime
 from typing import Any
 from zlib import crc32
 
 from celery import current_app, shared_task
 from django.db import transaction
-from django.utils import timezone
 
 from .. import engine
 from ..conf import get_settings
@@ -21,7 +20,10 @@ from ..engine import Message, Settlement
 from ..exceptions import MatviewsError, ViewDisabled
 from ..models import LONGEST_JITTER, Heartbeat, Trigger
 from ..phases import Phase
-from . import inline, schedules
+from ..redact import brief, in_one_line, traceback_text
+from ..registry import registry
+from . import broker_errors, expiry, inline, schedules
+from .queues import BATCHES, queues_in_words
 
 __all__ = [
     "delete_batch",
@@ -64,28 +66,34 @@ def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> No
         jitter: seconds over which the starts of views are spread. Each has its fixed place in
             them, so the time between two starts of one view stays as long as its interval.
     """
-    if _sent_later(view, phases, jitter):
+    if expiry.is_expired(refresh.request):
         return
     try:
+        engine.check_phases(registry.find(view), phases)
+        if _sent_later(view, phases, jitter):
+            return
         asked = engine.request(view, phases=phases, trigger=Trigger.SCHEDULE)
     except ViewDisabled as error:  # as the operator wants it, however often the schedule asks
-        logger.info("refresh refused view=%s reason=%s", view, error)
+        logger.info("refresh refused view=%s reason=%s", brief(view), error)
     except MatviewsError as error:  # an old message, or the code has changed: reconcile ends it
-        logger.warning("refresh refused view=%r phases=%r reason=%s", view, phases, error)
+        logger.warning(
+            "refresh refused view=%s phases=%s reason=%s",
+            brief(view), brief(phases), in_one_line(str(error)),
+        )  # fmt: skip
     else:
         if asked.finished_at is None:
             dispatch(asked.view_id)
 
 
 def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
-    """Send the task to itself with a countdown, if it is to wait.
+    """Send the task to itself with a time by the database's clock, if it is to wait.
 
     A worker keeps such a message in its memory, unacknowledged: if it dies, the broker may deliver
     the message again, late, or never. Neither harms: requests merge, and the next tick asks again.
     """
     number = isinstance(jitter, (int, float)) and not isinstance(jitter, bool)
     if not (number and 0 <= jitter <= LONGEST_JITTER):
-        logger.error("jitter is nonsense view=%r jitter=%r", view, jitter)
+        logger.error("jitter is nonsense view=%s jitter=%s", view, brief(jitter))
         return False
     if jitter == 0 or current_app.conf.task_always_eager:
         return False
@@ -93,7 +101,7 @@ def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
     try:
         refresh.apply_async(
             (view, phases),
-            countdown=share * jitter,
+            eta=datetime.fromtimestamp(engine.timestamp() + share * jitter, UTC),
             queue=get_settings().QUEUE,
             retry_policy=RETRY_POLICY,
         )
@@ -124,26 +132,36 @@ def delete_batch(stripe_id: int, token: int) -> None:
 @shared_task(name="matviews.watch", ignore_result=True, serializer="json")
 def watch() -> None:
     """Send again what was lost, and keep house: schedules, stripes, stages, history, logs. To be run every minute."""
+    if expiry.is_expired(watch.request):
+        return
     messages = engine.watch()
     if not send(messages):
         engine.forget_resends(messages)
+    elif messages and (views := engine.untaken(messages)):
+        logger.warning(
+            "no worker has taken a message that was sent again: see that one runs, and listens to %s views=%s",
+            queues_in_words(*BATCHES), ",".join(views),
+        )  # fmt: skip
     chores = (
         schedules.reconcile, engine.sync_stripes, engine.sweep_stages, engine.trim_history,
-        engine.collect_changes, engine.shorten_queues, engine.forget_untrackable,
+        engine.collect_changes, engine.shorten_queues, engine.forget_untrackable, engine.forget_gone,
+        engine.finish_triggers, engine.forget_mistyped,
     )  # fmt: skip
     for work in chores:
         _attempt(work)
-    now = timezone.now()
-    # Not update_or_create: on SQLite a transaction that begins with a read cannot always write.
-    if not Heartbeat.objects.update(ran_at=now):
-        Heartbeat.objects.bulk_create([Heartbeat(pk=1, ran_at=now)], ignore_conflicts=True)
+    now = engine.now()
+    with engine.short_transaction():
+        # Not update_or_create: on SQLite a transaction that begins with a read cannot always write.
+        if not Heartbeat.objects.update(ran_at=now):
+            Heartbeat.objects.bulk_create([Heartbeat(pk=1, ran_at=now)], ignore_conflicts=True)
 
 
 def _attempt(work: Callable[[], object]) -> None:
     try:
         work()
-    except Exception:  # the next watch tries again
-        logger.exception("watch could not %s", work.__name__)
+    except Exception as error:  # noqa: BLE001 - the next watch tries again
+        trace = traceback_text(error, trusted=False)
+        logger.error("watch could not %s\n%s", work.__name__, trace)  # noqa: TRY400 - it may hold values of rows
 
 
 _BATCH_TASKS = {
@@ -155,7 +173,9 @@ _BATCH_TASKS = {
 
 def _run_batch(phase: Phase, stripe_id: Any, token: Any) -> None:
     if not (_is_number(stripe_id) and _is_number(token)):
-        logger.error("message is nonsense stripe=%r token=%r phase=%s", stripe_id, token, phase)
+        logger.error(
+            "message is nonsense stripe=%s token=%s phase=%s", brief(stripe_id), brief(token), phase
+        )
         return
     report = engine.run_batch(Message(phase, stripe_id, token))
     if report.outcome.recorded:  # else others look after the stripe, or watch will
@@ -168,7 +188,11 @@ def _is_number(value: Any) -> bool:
 
 def dispatch_on_commit(view_id: int) -> None:
     """`dispatch` after the current transaction commits, at once if there is none."""
-    transaction.on_commit(partial(dispatch, view_id), using=engine.alias(), robust=True)
+
+    def send_due() -> None:  # Django logs a callback that fails by its name, which a partial lacks
+        dispatch(view_id)
+
+    transaction.on_commit(send_due, using=engine.alias(), robust=True)
 
 
 def dispatch(view_id: int) -> bool:
@@ -186,7 +210,7 @@ def dispatch_all(view_ids: Iterable[int]) -> bool:
 
 
 def _send_due(settled: Iterable[Settlement]) -> bool:
-    return send(each.message for each in settled if each.message)
+    return send(message for each in settled for message in each.messages)
 
 
 def send(messages: Iterable[Message]) -> bool:
@@ -208,7 +232,8 @@ def send(messages: Iterable[Message]) -> bool:
                 queue=get_settings().QUEUE,
                 retry_policy=RETRY_POLICY,
             )
-        except Exception:  # each broker has errors of its own
+        except Exception as error:  # each broker has errors of its own
+            broker_errors.note(error)
             logger.warning(
                 "message not sent, recorded: watch sends it when the broker is back "
                 "stripe=%s token=%s phase=%s",

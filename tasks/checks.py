@@ -6,13 +6,15 @@ from celery import current_app
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DatabaseError, router, transaction
 from django_celery_beat.models import PeriodicTask
+from kombu import Connection
 
 from .. import engine
 from . import timetable
+from .broker_errors import in_words
 
 __all__ = [
-    "check_accepts_json", "check_beat_scheduler", "check_broker_timeouts", "check_not_eager",
-    "check_one_database", "check_watch",
+    "check_accepts_json", "check_beat_scheduler", "check_broker_timeouts", "check_broker_urls",
+    "check_celery_app", "check_not_eager", "check_one_database", "check_watch",
 ]  # fmt: skip
 
 JSON_NAMES = {"json", "application/json"}
@@ -100,6 +102,66 @@ def check_broker_timeouts(**_kwargs: Any) -> list[CheckMessage]:
             id="matviews.W002",
         )
     ]
+
+
+@register()
+def check_celery_app(**_kwargs: Any) -> list[CheckMessage]:
+    """W028: this process has no Celery app of the project's, or one without a broker."""
+    if current_app.conf.task_always_eager or _broker_urls():
+        return []
+    if (
+        current_app.main == "default" and not current_app.set_as_current
+    ):  # the one that Celery makes itself
+        return [
+            Warning(
+                "The project's Celery app is not imported: web processes and manage.py would send the "
+                "messages of matviews to amqp://guest@localhost.",
+                hint="Import the app in the project's __init__.py: from .celery import app as celery_app",
+                id="matviews.W028",
+            )
+        ]
+    return [
+        Warning(
+            f"The Celery app {current_app.main!r} has no broker: the messages of matviews would go to "
+            f"amqp://guest@localhost.",
+            hint="Set CELERY_BROKER_URL, and call app.config_from_object('django.conf:settings', "
+            "namespace='CELERY').",
+            id="matviews.W028",
+        )
+    ]
+
+
+@register()
+def check_broker_urls(**_kwargs: Any) -> list[CheckMessage]:
+    """E024: a broker's URL that Celery can make nothing of."""
+    if current_app.conf.task_always_eager:
+        return []
+    return [
+        Error(
+            f"Celery can make nothing of its broker's URL: {fault}.",
+            hint="Correct CELERY_BROKER_URL; it looks like redis://127.0.0.1:6379/0.",
+            id="matviews.E024",
+        )
+        for fault in dict.fromkeys(map(_fault_of_url, _broker_urls()))
+        if fault
+    ]
+
+
+def _broker_urls() -> list[str]:
+    """The URLs that messages are sent to."""
+    urls = current_app.conf.broker_write_url or current_app.conf.broker_url or ()
+    return [str(each) for each in ([urls] if isinstance(urls, str) else urls)]
+
+
+def _fault_of_url(url: str) -> str:
+    """Why no connection can be made of a URL, without what may be secret in it; "" if one can."""
+    if "://" not in url and not current_app.conf.broker_transport:
+        return "it does not begin with the name of a transport and ://"
+    try:
+        Connection(url, transport=current_app.conf.broker_transport or None).get_transport_cls()
+    except Exception as error:  # noqa: BLE001 - kombu imports whatever a transport needs
+        return in_words(error)
+    return ""
 
 
 @register(Tags.database)

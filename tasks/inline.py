@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from .. import engine
 from ..engine import BatchReport, Message, Outcome
 from ..models import Refresh
-from ..states import RefreshState
 
 __all__ = ["drain", "run_to_end"]
 
@@ -18,10 +17,23 @@ def drain(stripe_ids: Iterable[int]) -> None:
 
     A loop and not a task that sends the next: with eager tasks that would be a recursion.
     """
-    for stripe_id in stripe_ids:
-        while message := engine.settle(stripe_id).message:
-            if engine.run_batch(message).outcome in (Outcome.BUSY, Outcome.LOST):
-                break
+    waiting = list(stripe_ids)
+    while waiting:
+        waiting += _drain(waiting.pop(0))
+
+
+def _drain(stripe_id: int) -> Iterator[int]:
+    """Drain a stripe; the others in which something is due after that."""
+    while True:
+        settled = engine.settle(stripe_id)
+        yield from (message.stripe_id for message in settled.others)
+        if settled.message is None:
+            return
+        if engine.run_batch(settled.message).outcome in _ENDS:
+            return
+
+
+_ENDS = (Outcome.BUSY, Outcome.LOST, Outcome.WAITING)
 
 
 def _ignore(*_args: object) -> None: ...
@@ -61,7 +73,7 @@ def run_to_end(
             wait = SHORTEST_WAIT
             continue
         now = Refresh.objects.select_related("view").get(pk=refresh.pk)
-        if now.state != RefreshState.OPEN or now.view.held:
+        if now.finished_at or now.view.held:
             return now
         on_wait()
         time.sleep(wait)

@@ -10,9 +10,11 @@ from django.db import router
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
+from .. import engine
 from ..conf import get_settings
 from ..models import LONGEST_JITTER, Period, RefreshSchedule
 from ..phases import Phase
+from .expiry import headers_for
 
 __all__ = [
     "PREFIX", "WATCH", "WantedTask", "alias", "crontab_after", "name_of", "our_tasks",
@@ -37,7 +39,7 @@ NEUTRAL = {
     "exchange": None,
     "routing_key": None,
     "priority": None,
-    "headers": "{}",
+    "expire_seconds": None,
 }
 
 
@@ -59,7 +61,7 @@ class WantedTask:
 def wanted_tasks() -> dict[str, WantedTask]:
     """The periodic tasks that there should be, by name: of each schedule, and of `watch`."""
     schedules = list(RefreshSchedule.objects.select_related("view", "crontab").order_by("pk"))
-    now, spread = timezone.now(), _default_jitter(len(schedules))
+    now, spread = engine.now(), _default_jitter(len(schedules))
     return {WATCH: _watch(now)} | {name_of(each): _wanted(each, now, spread) for each in schedules}
 
 
@@ -86,7 +88,7 @@ def _reasons(schedule: RefreshSchedule) -> Iterator[str]:
     if view.paused:
         yield "the view is paused"
     yield from schedule.faults().values()
-    if schedule.crontab and crontab_after(schedule.crontab, timezone.now()) is None:
+    if schedule.crontab and crontab_after(schedule.crontab, engine.now()) is None:
         yield "its crontab names no time that ever comes"
 
 
@@ -113,7 +115,7 @@ def _wanted(schedule: RefreshSchedule, now: datetime, spread: int) -> WantedTask
             "kwargs": "{}" if faulty else _kwargs(schedule, spread),
             "crontab_id": schedule.crontab_id,
             "queue": get_settings().QUEUE,
-            "expire_seconds": _expiry(None if faulty else schedule.interval),
+            "headers": headers_for(_expiry(None if faulty else schedule.interval)),
             "enabled": not reason,
             "description": description + (reason and off),
         },
@@ -131,7 +133,7 @@ def _watch(now: datetime) -> WantedTask:
             "kwargs": "{}",
             "crontab_id": None,
             "queue": get_settings().QUEUE,
-            "expire_seconds": _expiry(MINUTE),
+            "headers": headers_for(_expiry(MINUTE)),
             "enabled": True,
             "description": "Sends lost messages of matviews again. It is always on.",
         },

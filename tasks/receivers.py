@@ -9,7 +9,7 @@ from django.db.models.signals import post_delete, post_save
 from .. import engine
 from ..models import Refresh, RefreshSchedule, ViewControl
 from ..states import RefreshState
-from . import dispatch_all
+from . import dispatch_all, loading
 from .schedules import reconcile_if_possible
 
 __all__ = ["connect"]
@@ -20,12 +20,13 @@ def connect() -> None:
     for model in (RefreshSchedule, ViewControl):
         post_save.connect(_saved, sender=model, dispatch_uid="matviews.saved")
         post_delete.connect(_deleted, sender=model, dispatch_uid="matviews.deleted")
+    loading.connect()
 
 
 def _saved(
     *, instance: RefreshSchedule | ViewControl, created: bool, raw: bool, **_kwargs: Any
 ) -> None:
-    if raw:  # of loaded data half may be missing yet; `watch` follows
+    if raw:  # `loading` follows when all is there
         return
     if isinstance(instance, RefreshSchedule):
         _follow([])
@@ -43,6 +44,7 @@ class _AfterCommit:
     def __init__(self) -> None:
         self.view_ids: set[int] = set()
         self.done = False
+        self.__qualname__ = type(self).__qualname__  # by which Django logs a callback that fails
 
     def __call__(self) -> None:
         self.done = True

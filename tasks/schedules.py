@@ -5,12 +5,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import connections
 from django.db.models import F
 from django.db.models.deletion import Collector
-from django.utils import timezone
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
 
+from .. import engine
 from .periodic import WantedTask, alias, our_tasks, to_beat, wanted_tasks
 from .timetable import Planned, timetable, watch_problem
 
@@ -37,8 +37,8 @@ def reconcile() -> int:
     if not _find_changes():
         return 0
     changed = PeriodicTasks.objects.using(alias())
-    changed.get_or_create(ident=1, defaults={"last_update": timezone.now()})
-    with transaction.atomic(using=alias()):
+    changed.get_or_create(ident=1, defaults={"last_update": engine.now()})
+    with engine.short_transaction(durable=False):
         # Held until the commit: others who write periodic tasks, and tell beat of it, wait. First,
         # because SQLite does not let a transaction that has read become one that writes.
         changed.filter(ident=1).update(last_update=F("last_update"))

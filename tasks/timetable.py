@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.utils import timezone
-
+from .. import engine
 from ..models import Heartbeat, RefreshSchedule
 from .periodic import WATCH, crontab_after, from_beat, name_of, our_tasks, why_not
+from .queues import queues_in_words
 
 __all__ = ["Planned", "timetable", "watch_problem"]
 
@@ -72,7 +72,7 @@ def _planned(schedule: RefreshSchedule, task: Any) -> Planned:
 
 
 def _next_due(schedule: RefreshSchedule, task: Any) -> datetime | None:
-    now = timezone.now()
+    now = engine.now()
     last = from_beat(task.last_run_at) if task.last_run_at else now
     due = last + schedule.interval if schedule.interval else crontab_after(schedule.crontab, last)
     return due and max(due, now)
@@ -94,16 +94,17 @@ def watch_problem() -> str:
     heartbeat = Heartbeat.objects.first()
     if not _silent(task, heartbeat):
         return ""
-    seconds = (timezone.now() - heartbeat.ran_at).total_seconds() if heartbeat else 0
+    seconds = (engine.now() - heartbeat.ran_at).total_seconds() if heartbeat else 0
     since = f"for {seconds / 60:.0f} minutes" if heartbeat else "yet"
     return (
         f"matviews.watch has not run {since}, so nobody sends lost messages again: see that "
-        f"`celery beat`, with django-celery-beat's DatabaseScheduler, and a worker are running."
+        f"`celery beat`, with django-celery-beat's DatabaseScheduler, is running, and a worker that listens "
+        f"to {queues_in_words('matviews.watch')}."
     )
 
 
 def _silent(task: Any, heartbeat: Heartbeat | None) -> bool:
-    long_ago = timezone.now() - SILENCE
+    long_ago = engine.now() - SILENCE
     if heartbeat:
         return heartbeat.ran_at < long_ago
     # Beat changes the row each time that it writes down what it has sent.

@@ -82,6 +82,9 @@ def _without(problem: str) -> NoReturn:
     pytest.skip(problem)
 
 
+HAS_DATABASE = pytest.StashKey[bool]()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_flush() -> Iterator[None]:
     from django.test import TransactionTestCase
@@ -94,12 +97,29 @@ def quick_flush() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
+def django_db_setup(
+    request: pytest.FixtureRequest, django_db_setup: None, django_db_blocker: Any
+) -> None:
     """Without the triggers that migrate has made: most tests are about full passes."""
     from matviews import changes, engine
 
     with django_db_blocker.unblock():
         changes.remove(engine.alias())
+    request.session.stash[HAS_DATABASE] = True
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left(request: pytest.FixtureRequest, django_db_blocker: Any) -> Iterator[None]:
+    """What the tests of a module migrate, stage or log, those of the next one do not meet."""
+    yield
+    if HAS_DATABASE in request.session.stash:
+        from matviews import changes, engine
+        from matviews.models import Change
+
+        with django_db_blocker.unblock():
+            changes.remove(engine.alias())
+            engine.sweep_stages()
+            Change.objects.all().delete()  # to empty a table is logged, where the log was emptied first
 
 
 @pytest.fixture

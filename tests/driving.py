@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from matviews import engine
 from matviews.engine import Message
-from matviews.models import Stripe
+from matviews.models import Refresh, Stripe
 from tests.sample.models import Item
 
 LONG_AGO = timedelta(days=1)
@@ -33,6 +33,21 @@ def stripe_of(view: type[Any]) -> Stripe:
 def stripes_of(view_id: int) -> list[int]:
     """Primary keys of a view's stripes, in order."""
     return list(Stripe.objects.filter(view=view_id).values_list("pk", flat=True))
+
+
+def request_apart(view: type[Any], **options: Any) -> Refresh:
+    """A request within a transaction of the caller's: it joins no other."""
+    with transaction.atomic():
+        return engine.request(view, **options)
+
+
+def begun_together(view: type[Any], count: int, **options: Any) -> list[Refresh]:
+    """Refreshes that one batch has begun: all but the first were requested after it was sent."""
+    first = engine.request(view, **options)
+    message = due(view)
+    others = [request_apart(view, **options) for _ in range(count - 1)]
+    engine.run_batch(message)
+    return [first, *others]
 
 
 def due(view: type[Any]) -> Message:

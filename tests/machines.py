@@ -69,7 +69,8 @@ class MailboxMachine(RuleBasedStateMachine):
             note(f"{message} {report.outcome.name} rows={report.rows} {report.error}")
             self.worked(report)
             if not report.outcome.refused:
-                self.send(engine.settle(message.stripe_id).message)
+                for due in engine.settle(message.stripe_id).messages:
+                    self.send(due)
 
     def worked(self, report: BatchReport) -> None:
         """What a machine keeps of a message that was worked on."""

@@ -73,7 +73,7 @@ def started_redis() -> Iterator[str]:
     finally:
         # On SIGTERM it would leave its child, the server proper, behind.
         server.send_signal(signal.SIGINT)
-        server.wait(timeout=10)
+        server.wait(timeout=60)
 
 
 def worker_environment(broker_url: str, queue: str, key_prefix: str) -> dict[str, str]:

@@ -104,7 +104,7 @@ def listed(client: Client, query: str = "") -> list[str]:
 class TestList:
     @pytest.mark.database
     def test_what_needs_a_person_comes_first(self, admin_client: Client) -> None:
-        # given views that failed, are behind, paused, fresh, and one that the code has no more
+        # given views that failed, whose changes are not logged, that are behind, paused, ready, and one that the code has no more
         with fault(Walked, "do_insert", "raise"):
             add_items(1)
             run(Walked)
@@ -117,8 +117,13 @@ class TestList:
         ViewControl.objects.filter(label="sample.Striped").update(paused=True)
         ViewControl.objects.create(label="shop.Gone")
 
-        order = listed(admin_client)
+        # One of the shapes has errors where the database is SQLite.
+        order = [label for label in listed(admin_client) if label != "shapes.JsonKey"]
+        shapes = [label for label in order if label.startswith("shapes.")]  # without triggers
 
+        first = order.index(shapes[0])
+        assert order[first - 1] == "sample.Walked"
+        order = [label for label in order if label not in shapes]
         assert order[:2] == ["sample.Walked", "sample.Limited"]
         assert order.index("shop.Gone") < order.index("sample.Slow")  # never built
         assert order[-2:] == ["sample.Striped", "sample.Ledger"]
@@ -517,7 +522,7 @@ class TestActions:
         messages = act(admin_client, action, *labels)
 
         assert len(tries) == 1
-        assert "sent by watch when the broker is back" in messages[0]
+        assert "sent by watch when the broker is back (no broker)" in messages[0]
         assert Refresh.objects.filter(state=RefreshState.OPEN).count() == len(labels)
 
     @pytest.mark.django_db(transaction=True)

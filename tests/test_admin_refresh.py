@@ -16,7 +16,7 @@ from matviews.admin import refresh_admin
 from matviews.models import PhaseRun, Refresh, ViewControl
 from matviews.states import RefreshState
 from tests.defining import run
-from tests.driving import due, held_by_another_worker, stripe_of, without_sqlite
+from tests.driving import due, held_by_another_worker, request_apart, stripe_of, without_sqlite
 from tests.ledger import add_items, fault
 from tests.sample.models import Limited, Striped, Walked
 
@@ -116,7 +116,7 @@ def test_the_list_has_the_newest_first_and_tells_of_each(admin_client: Client) -
 
 
 def test_a_refresh_that_others_did_is_listed_as_theirs(admin_client: Client) -> None:
-    first, second = engine.request(Limited), engine.request(Limited)
+    first, second = request_apart(Limited), request_apart(Limited)
     run(Limited)
 
     second.refresh_from_db()

@@ -9,7 +9,7 @@ from django.contrib.auth.models import User
 from django.urls import reverse
 from playwright.sync_api import Browser, Page, expect
 
-from matviews import engine
+from matviews import changes, engine
 from matviews.models import ViewControl
 from matviews.registry import registry
 from tests import browsing
@@ -51,6 +51,7 @@ def test_path_verification_and_changed_definition_are_to_be_seen(
         control = ViewControl.objects.get(label=LABEL)
         control.fingerprints |= {"insert": "an older one", "update": "an older one"}
         control.save()
+        changes.install(engine.alias())  # or the state would be that changes are not logged
         # then its page and the list have all of that
         shown = open_view(page)
         expect(shown.get_by_text("differs", exact=True)).to_be_visible()

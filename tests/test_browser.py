@@ -220,9 +220,10 @@ def test_a_failed_view_comes_first_and_shows_its_traceback(
     expect(failed.get_by_text("RuntimeError: do_insert was told to fail").first).to_be_visible()
     failed.get_by_text("Traceback").first.click()
     expect(failed.get_by_text("Traceback (most recent call last)")).to_be_visible()
-    # and it is the first of the list
+    # and it is the first of the list, but for one that has errors where the database is SQLite
     page.goto(reverse("admin:matviews_viewcontrol_changelist"))
-    expect(page.locator("#result_list tbody tr").first).to_contain_text(LABEL)
+    rows = page.locator("#result_list tbody tr").filter(has_not_text="shapes.JsonKey")
+    expect(rows.first).to_contain_text(LABEL)
     # and nothing is cut off in the dark, nor in a narrow window
     cookies = page.context.cookies()
     for name, options in WINDOWS.items():

@@ -22,7 +22,7 @@ from matviews.management.tables import status_as_dict
 from matviews.models import PhaseRun, Refresh, Stripe, Trigger, ViewControl
 from matviews.registry import registry
 from matviews.states import ViewState
-from tests.defining import make_view, ready
+from tests.defining import INSERT_ONLY, make_view, ready, six_hooks
 from tests.ledger import add_items, assert_each_item_once, fault
 from tests.sample.models import Item, Limited, Striped, Walked, Whole
 from tests.sourced import LABEL as SOURCED
@@ -138,6 +138,8 @@ def test_names_that_are_not_there_get_the_near_ones_and_nothing_is_done() -> Non
         (["--enqueue", "--check", "--list"], "Choose one of --list and --check and --enqueue."),
         (["--list", "--phases", "insert"], "leave out --phases."),
         (["--list", "--batch-size", "5"], "--list runs no batches: leave out --batch-size."),
+        (["--check", "--phases", "insert"], "leave out --phases, or add --pending."),
+        (["--list", "--pending"], "--pending is for --check: add that, or leave it out."),
         (["--check", "--batch-size", "5"], "--check runs no batches: leave out --batch-size."),
     ],
 )
@@ -160,7 +162,8 @@ def test_it_says_so_when_there_is_nothing_to_do() -> None:
     ViewControl.objects.update(enabled=False)
 
     assert command().out == (
-        "Nothing to do: no view is enabled, not paused and included in batches.\n"
+        "Nothing to do: every view is disabled, paused or left out of a refresh of all. "
+        "Name one with --models.\n"
     )
     assert command("--format", "json").document == {"views": [], "error": ""}
 
@@ -190,6 +193,41 @@ def test_a_view_without_the_phase_is_left_out_unless_it_was_named() -> None:
     assert "sample.Ledger: sample.Ledger has no phase delete; it has insert." in named.err
 
 
+def test_a_view_comes_after_those_that_it_reads_however_they_are_named() -> None:
+    with registry.preserved():
+        engine.sync_controls()
+        ran = command("--models", "ViewOfView,Limited,CustomerTotal,ViewOfView", "--format", "json")
+
+    order = [each["view"] for each in ran.document["views"]]
+    assert sorted(order) == ["sample.Limited", "shapes.CustomerTotal", "shapes.ViewOfView"]
+    assert order.index("shapes.CustomerTotal") < order.index("shapes.ViewOfView")
+
+
+@pytest.mark.parametrize("action", ["--enqueue", "--check", "--verify", "--explain", "-v1"])
+def test_where_no_view_is_defined_it_says_so_and_fails(action: str) -> None:
+    with registry.preserved():
+        for definition in registry:
+            registry.unregister(definition.label)
+        ran = command(action)
+
+    assert ran.status == 2
+    assert "no view is defined" in ran.err
+    assert "INSTALLED_APPS" in ran.err
+
+
+def test_where_no_view_has_the_phase_it_says_so_and_fails() -> None:
+    with registry.preserved():
+        for definition in registry:
+            registry.unregister(definition.label)
+        ready(make_view(options=INSERT_ONLY, **six_hooks()))
+        ran = command("--phases", "delete")
+
+    assert (ran.status, ran.err) == (
+        2,
+        "CommandError: Nothing to do: no view has the phase delete.\n",
+    )
+
+
 # Failures
 
 
@@ -201,11 +239,22 @@ def test_a_view_that_fails_stops_no_other() -> None:
     assert ran.status == 1
     assert "sample.Limited: insert: RuntimeError: do_insert was told to fail\n" in ran.err
     assert "1 of 4 views failed: sample.Limited." in ran.err
-    assert "told to fail" in ran.out
+    assert "sample.Limited insert: failed\n" in ran.out
     assert (Limited.objects.count(), Walked.objects.count(), Whole.objects.count()) == (0, 3, 3)
 
     assert command().status == 0
     assert Limited.objects.count() == 3
+
+
+@pytest.mark.parametrize("verbosity", ["1", "2"])
+def test_an_error_that_the_phases_share_is_printed_once(verbosity: str) -> None:
+    with registry.preserved():
+        sourced(list)
+
+        ran = command("--models", "Sourced", "-v", verbosity)
+
+    assert ran.status == 1
+    assert (ran.out + ran.err).count("must return a queryset of columns") == 1
 
 
 def test_a_disabled_an_unready_and_a_broken_view_fail_by_themselves() -> None:
@@ -305,7 +354,7 @@ def test_the_list_is_not_cut_in_a_file() -> None:
     # when it is listed
     ran = command("--list")
     # then each view has a line, with all that is known
-    assert ran.status == 0
+    assert ran.status == 1
     lines = {line.split()[0]: line.split() for line in ran.out.splitlines()}
     assert lines[long][1:] == ["not", "in", "the", "code", "yes", "?", "never"]
     assert lines["sample.Whole"][1:4] == ["ready", "yes", "3"]
@@ -332,7 +381,8 @@ def test_the_list_as_json_has_values() -> None:
     assert datetime.fromisoformat(limited.pop("last_success")).tzinfo is not None
     assert limited == {
         "view": "sample.Limited", "state": "ready", "changed": [], "enabled": True, "paused": False,
-        "include_in_batch": True, "rows": 3, "rows_exact": True, "oldest_change": None, "running": [], "error": "",
+        "include_in_batch": True, "rows": 3, "rows_exact": True, "oldest_change": None, "running": [],
+        "target": None, "not_logged": [], "on_time": True, "error": "",
     }  # fmt: skip
     assert (views["sample.Ledger"]["include_in_batch"], views["sample.Ledger"]["lag"]) == (
         False, None,
@@ -342,38 +392,151 @@ def test_the_list_as_json_has_values() -> None:
 # Check
 
 
-def test_check_tells_by_its_status_whether_all_is_fresh() -> None:
+def test_check_tells_by_its_status_whether_all_is_on_time() -> None:
+    """By the age of the last success, for views whose changes are not tracked."""
     add_items(3)
-    stale = command("--check", "--models", "Limited,Striped")
-    assert stale.status == 1
-    assert stale.out == ("sample.Limited: not fresh (insert)\nsample.Striped: not fresh (insert)\n")
-    assert "2 of 2 views not known to be fresh: sample.Limited, sample.Striped." in stale.err
+    late = command("--check", "--models", "Limited,Striped")
+    assert late.status == 1
+    assert late.out == (
+        "sample.Limited: not on time: never built\nsample.Striped: not on time: never built\n"
+    )
+    assert "2 of 2 views are not on time: sample.Limited, sample.Striped." in late.err
     assert (Limited.objects.count(), Refresh.objects.count()) == (0, 0)
 
     command("--models", "Limited,Striped")
-    fresh = command("--check", "--models", "Limited,Striped")
-    assert (fresh.status, fresh.err) == (0, "")
-    assert fresh.out == "sample.Limited: fresh\nsample.Striped: fresh\n"
+    add_items(1)  # which no target says anything of
+    ran = command("--check", "--models", "Limited,Striped")
+    assert (ran.status, ran.err) == (0, "")
+    pattern = r"(sample\.\w+: on time \(last success \d+\.\d s ago, no target\)\n){2}"
+    assert re.fullmatch(pattern, ran.out)
+
+    ViewControl.objects.filter(label="sample.Limited").update(
+        freshness_target=timedelta(seconds=5),
+        last_update=timezone.now() - timedelta(seconds=20),
+    )
+    ran = command("--check", "--models", "Limited,Striped")
+    assert ran.status == 1
+    assert "sample.Limited: not on time: behind (last success 20 s ago, target 5.0 s)" in ran.out
+    assert "1 of 2 views is not on time: sample.Limited." in ran.err
 
 
-def test_check_asks_about_the_phases_that_were_named() -> None:
-    add_items(3)
+def test_check_asks_no_hook() -> None:
+    command("--models", "Limited")
 
-    assert command("--check", "--models", "Limited", "--phases", "update,delete").status == 0
-    assert command("--check", "--models", "Limited", "--phases", "insert").status == 1
-
-
-def test_check_goes_on_after_a_hook_that_fails() -> None:
     with fault(Limited, "needs_insert", "raise"):
-        ran = command("--check", "--models", "Limited,Striped", "--format", "json")
+        assert command("--check", "--models", "Limited").status == 0
+
+
+def test_check_without_models_is_about_every_view_that_nobody_holds() -> None:
+    command("--models", *(each.label for each in registry if each.label.startswith("sample.")))
+    ViewControl.objects.exclude(label__startswith="sample.").update(enabled=False)
+    assert command("--check").status == 0
+
+    # also of one that a refresh of all leaves out
+    ViewControl.objects.filter(label="sample.Ledger").update(last_insert=None)
+    assert "1 of 7 views is not on time: sample.Ledger." in command("--check").err
+
+    for held in ({"enabled": False}, {"enabled": True, "paused": True}):
+        ViewControl.objects.filter(label="sample.Ledger").update(**held)
+        assert command("--check").status == 0
+    assert command("--check", "--models", "Ledger").status == 1
+
+    ViewControl.objects.update(enabled=False)
+    nothing = command("--check")
+    assert (nothing.status, nothing.out[:17]) == (0, "Nothing to check:")
+
+
+def test_check_as_json_has_the_numbers() -> None:
+    with fault(Limited, "do_insert", "raise"):
+        add_items(1)
+        command("--models", "Limited,Whole")
+
+    ran = command("--check", "--models", "Limited,Whole", "--format", "json")
+
+    limited, whole = ran.document["views"]
+    assert limited == {
+        "view": "sample.Limited", "on_time": False, "reason": "failed", "state": "failed",
+        "change_lag": None, "age": None, "target": None, "not_logged": [],
+        "error": "insert: RuntimeError: do_insert was told to fail",
+    }  # fmt: skip
+    assert 0 <= whole.pop("age") < 60
+    assert (whole["on_time"], whole["reason"], whole["change_lag"]) == (True, "", None)
+    assert ran.document["error"] == "1 of 2 views is not on time: sample.Limited."
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [({}, 1), ({"paused": True}, 0), ({"enabled": False}, 0)],
+    ids=["of a view that nobody holds", "of a paused one", "of a disabled one"],
+)
+def test_the_list_exits_with_1_after_a_failure(changes: dict[str, bool], status: int) -> None:
+    command("--models", "Whole")
+    assert command("--list", "--models", "Limited,Whole").status == 0
+    with fault(Limited, "do_insert", "raise"):
+        add_items(1)
+        command("--models", "Limited")
+    ViewControl.objects.filter(label="sample.Limited").update(**changes)
+
+    ran = command("--list", "--models", "Limited,Whole")
+
+    assert ran.status == status
+    assert "sample.Whole" in ran.out
+    assert ("1 of 2 views failed: sample.Limited." in ran.err) == bool(status)
+    assert command("--list", "--models", "Whole").status == 0
+    ran = command("--list", "--models", "Limited,Whole", "--format", "json")
+    assert ran.status == status
+
+
+def test_the_list_exits_with_1_for_a_view_with_errors() -> None:
+    with registry.preserved():
+        ready(make_view(name="Hookless"))
+
+        ran = command("--list", "--models", "Hookless", "--format", "json")
+
+    assert ran.status == 1
+    assert ran.document["error"].endswith("views failed: sample.Hookless.")
+
+
+# Pending changes
+
+
+def test_check_pending_tells_by_its_status_whether_a_source_has_changed() -> None:
+    add_items(3)
+    stale = command("--check", "--pending", "--models", "Limited,Striped")
+    assert stale.status == 1
+    assert stale.out == (
+        "sample.Limited: source changed since the last refresh (insert)\n"
+        "sample.Striped: source changed since the last refresh (insert)\n"
+    )
+    assert "2 of 2 views are out of date: sample.Limited, sample.Striped." in stale.err
+    assert (Limited.objects.count(), Refresh.objects.count()) == (0, 0)
+
+    command("--models", "Limited,Striped")
+    fresh = command("--check", "--pending", "--models", "Limited,Striped")
+    assert (fresh.status, fresh.err) == (0, "")
+    assert fresh.out == "sample.Limited: nothing pending\nsample.Striped: nothing pending\n"
+
+
+def test_check_pending_asks_about_the_phases_that_were_named() -> None:
+    add_items(3)
+    check = ["--check", "--pending", "--models", "Limited", "--phases"]
+
+    assert command(*check, "update,delete").status == 0
+    assert "1 of 1 views is out of date: sample.Limited." in command(*check, "insert").err
+
+
+def test_check_pending_goes_on_after_a_hook_that_fails() -> None:
+    with fault(Limited, "needs_insert", "raise"):
+        ran = command("--check", "--pending", "--models", "Limited,Striped", "--format", "json")
 
     assert ran.status == 1
     assert "sample.Limited: insert: RuntimeError: needs_insert was told to fail" in ran.err
+    assert "1 of 2 views is not able to tell: sample.Limited." in ran.err
     limited, striped = ran.document["views"]
-    assert limited["fresh"] is None
+    assert (limited["fresh"], limited["pending"]) == (None, [])
     assert limited["error"] == "insert: RuntimeError: needs_insert was told to fail"
     assert limited["phases"] == {"update": True, "delete": True}
-    assert striped["fresh"] is True
+    assert (striped["fresh"], striped["pending"]) == (True, [])
 
 
 # Definitions that changed
@@ -383,7 +546,7 @@ def test_check_goes_on_after_a_hook_that_fails() -> None:
 def changed() -> Iterator[type[Any]]:
     """A view whose inserts and deletes are those of an older `source()`."""
     with registry.preserved():
-        view = sourced()
+        view = sourced(options={"tracking": False})
         add_items(3)
         command("--models", "Sourced")
         control = ViewControl.objects.filter(label=SOURCED)
@@ -397,21 +560,23 @@ def test_check_tells_of_a_changed_definition_without_asking_hooks(
 ) -> None:
     monkeypatch.setattr(engine, "is_fresh", mock.Mock(side_effect=RuntimeError("asked")))
 
-    text = command("--check", "--models", "Sourced")
-    (entry,) = command("--check", "--models", "Sourced", "--format", "json").document["views"]
+    text = command("--check", "--pending", "--models", "Sourced")
+    (entry,) = command("--check", "--pending", "--models", "Sourced", "--format", "json").document[
+        "views"
+    ]
 
     assert (text.status, text.out) == (1, f"{SOURCED}: definition changed (insert, delete)\n")
-    assert f"1 of 1 views not known to be fresh: {SOURCED}." in text.err
+    assert f"1 of 1 views is out of date: {SOURCED}." in text.err
     assert entry == {
-        "view": SOURCED, "fresh": False, "phases": {"insert": False, "delete": False},
+        "view": SOURCED, "pending": ["insert", "delete"], "fresh": False, "phases": {"insert": False, "delete": False},
         "changed": ["insert", "delete"], "error": "",
     }  # fmt: skip
 
 
 def test_check_of_a_phase_whose_definition_did_not_change_asks_it(changed: type[Any]) -> None:
-    ran = command("--check", "--models", "Sourced", "--phases", "update")
+    ran = command("--check", "--pending", "--models", "Sourced", "--phases", "update")
 
-    assert (ran.status, ran.out) == (0, f"{SOURCED}: fresh\n")
+    assert (ran.status, ran.out) == (0, f"{SOURCED}: nothing pending\n")
 
 
 def test_the_list_tells_of_a_changed_definition(changed: type[Any]) -> None:
@@ -460,7 +625,7 @@ def test_enqueue_with_a_broker_that_is_down_records_the_request(
     ran = command("--enqueue", "--models", "Limited", "--format", "json")
 
     assert ran.status == 0
-    assert "sample.Limited: recorded, but the broker took no message" in ran.err
+    assert "recorded, but the broker is unreachable (no broker); the message will be" in ran.err
     (limited,) = ran.document["views"]
     assert (limited["state"], limited["sent"]) == ("requested", False)
     assert Refresh.objects.get().state == "open"
@@ -559,7 +724,7 @@ def test_a_refresh_that_joins_another_tells_of_that_ones_work() -> None:
 
 def test_a_joined_run_is_named_in_text() -> None:
     add_items(25)
-    first = engine.request(Limited)
+    first = engine.request(Limited, batch_size=1_000)
 
     out = command("--models", "Limited").out
 

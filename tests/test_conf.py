@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
-from matviews import checks, definition, signals
+from matviews import checks, definition, early_checks, signals
 from matviews.conf import Settings, get_settings
 from matviews.definition import ViewOptions
 from matviews.exceptions import InvalidSetting
@@ -32,6 +32,8 @@ DEFAULTS = {
     "KEEP_SUCCEEDED": timedelta(days=7),
     "KEEP_FAILED": timedelta(days=30),
     "QUEUE": None,
+    "STAGING_SCHEMA": None,
+    "VALUES_IN_ERRORS": "keys",
 }
 OTHERS = {
     "BATCH_TARGET": 5,
@@ -44,6 +46,8 @@ OTHERS = {
     "KEEP_SUCCEEDED": timedelta(microseconds=1),
     "KEEP_FAILED": timedelta(days=36_500),
     "QUEUE": "slow",
+    "STAGING_SCHEMA": "staging",
+    "VALUES_IN_ERRORS": "none",
 }
 WRONG: dict[str, list[Any]] = {
     "BATCH_TARGET": [0, -1, None, "1", True, float("nan"), float("inf")],
@@ -56,6 +60,8 @@ WRONG: dict[str, list[Any]] = {
     "KEEP_SUCCEEDED": [7, None, "7", True, timedelta(), timedelta(-1), timedelta.max],
     "KEEP_FAILED": [30, None, "30", True, timedelta(), timedelta(-1), timedelta.max],
     "QUEUE": ["", 5, [], True],
+    "STAGING_SCHEMA": ["", 5, "a b", 'a"b', "a`b", "a.b", "1a", "s" * 64, "a\n", []],
+    "VALUES_IN_ERRORS": ["", None, "some", "ALL", 0, [], True],
 }
 
 
@@ -120,7 +126,8 @@ class TestSettings:
             if re.search(r"django\.conf\b", path.read_text())
         }
 
-        assert readers == {"conf.py"}
+        # tasks/checks.py names it in a hint; LANGUAGE_CODE is Django's own.
+        assert readers == {"conf.py", "checks.py", "project_locale.py"}
 
 
 def section(title: str) -> str:
@@ -173,12 +180,15 @@ class TestReference:
         assert documented("Hooks") >= declared
 
     def test_checks(self) -> None:
-        modules = [Path(module.__file__ or "") for module in (checks, celery_checks, definition)]
+        modules = [
+            Path(module.__file__ or "")
+            for module in (checks, early_checks, celery_checks, definition)
+        ]
         modules += (ROOT / "matviews" / "queryset").glob("*.py")
         sources = "".join(path.read_text() for path in modules)
 
         assert documented("Checks") == {
-            f"matviews.{n}" for n in re.findall(r"\b[EW]0\d\d\b", sources)
+            f"matviews.{n}" for n in re.findall(r"\b[EW]\d{3}\b", sources)
         }
 
     def test_signals_and_their_arguments(self) -> None:

@@ -147,7 +147,7 @@ class TestWhatIsAView:
                 proxy = True
 
         errors = registry.find("sample.Mixed").errors
-        assert "matviews.E006" in ids(errors)
+        assert "matviews.W106" in ids(errors)
         assert errors[0].msg.startswith("sample.Mixed is a proxy")
         assert "not into a proxy of sample.Plain" in (errors[0].hint or "")
 
@@ -288,7 +288,7 @@ class TestSignatures:
     def test_that_nobody_can_call_are_refused(
         self, name: str, hook: Callable[..., Any], wanted: str
     ) -> None:
-        error = only(defined(**six_hooks(**{name: classmethod(hook)})).problems, "E005")
+        error = only(defined(**six_hooks(**{name: classmethod(hook)})).problems, "W105")
 
         assert error.msg == f"sample.Made.{name} wants {wanted}, which nobody gives it."
         assert "stripe" in (error.hint or "")
@@ -301,24 +301,24 @@ class TestChecksOfAView:
 
     @pytest.mark.parametrize("name", [hook for p in Phase for hook in (p.needs_hook, p.do_hook)])
     @pytest.mark.parametrize("missing", ["left out", "None"])
-    def test_e003_a_hook_is_missing(self, name: str, missing: str) -> None:
+    def test_w103_a_hook_is_missing(self, name: str, missing: str) -> None:
         hooks = six_hooks(**{name: None})
         if missing == "left out":
             del hooks[name]
 
         view = defined(**hooks)
 
-        error = only(view.problems, "E003")
+        error = only(view.problems, "W103")
         phase = name.partition("_")[2]
         assert error.msg == f"sample.Made.{name} is missing."
         assert f"leave {phase!r} out of MatviewMeta.phases" in (error.hint or "")
         assert set(view.hooks) == set(Phase) - {Phase(phase)}
 
-    def test_e003_names_every_hook_that_is_missing(self) -> None:
-        assert ids(defined().problems) == ["matviews.E003"] * 6
+    def test_w103_names_every_hook_that_is_missing(self) -> None:
+        assert ids(defined().problems) == ["matviews.W103"] * 6
 
     @pytest.mark.parametrize("phases", [["update"], ["delete", "insert"], (Phase.DELETE,)])
-    def test_e003_hooks_of_phases_that_the_view_lacks_are_not_wanted(self, phases: Any) -> None:
+    def test_w103_hooks_of_phases_that_the_view_lacks_are_not_wanted(self, phases: Any) -> None:
         hooks = {
             name: classmethod(lambda cls: 0)
             for phase in phases
@@ -332,29 +332,29 @@ class TestChecksOfAView:
         assert set(view.hooks) == set(phases)
 
     @pytest.mark.parametrize("hook", [lambda self: 0, property(lambda self: 0), 5])
-    def test_e004_a_hook_is_not_a_class_method(self, hook: Any) -> None:
-        error = only(defined(**six_hooks(do_insert=hook)).problems, "E004")
+    def test_w104_a_hook_is_not_a_class_method(self, hook: Any) -> None:
+        error = only(defined(**six_hooks(do_insert=hook)).problems, "W104")
 
         assert error.msg == "sample.Made.do_insert is not a class method."
         assert error.hint == "Put @classmethod above it."
 
-    def test_e005_a_hook_is_a_coroutine(self) -> None:
+    def test_w105_a_hook_is_a_coroutine(self) -> None:
         async def do_insert(cls: type) -> int:
             return 0
 
-        error = only(defined(**six_hooks(do_insert=classmethod(do_insert))).problems, "E005")
+        error = only(defined(**six_hooks(do_insert=classmethod(do_insert))).problems, "W105")
 
         assert error.msg == "sample.Made.do_insert is a coroutine."
         assert "Define it with def" in (error.hint or "")
 
-    def test_e007_every_hook_must_declare_stripe_where_there_are_several(self) -> None:
+    def test_w107_every_hook_must_declare_stripe_where_there_are_several(self) -> None:
         options = {**INSERT_ONLY, "stripes": 2}
         hooks = {
             "needs_insert": classmethod(lambda cls, stripe: 0),
             "do_insert": classmethod(lambda cls, limit: 0),
         }
 
-        error = only(defined(options=options, **hooks).problems, "E007")
+        error = only(defined(options=options, **hooks).problems, "W107")
         hooks["do_insert"] = classmethod(lambda cls, limit, stripe: 0)
         mended = defined(options=options, **hooks)
 
@@ -368,7 +368,7 @@ class TestChecksOfAView:
 
             problems = checks.check_views()
 
-        assert only(problems, "E003").msg == "sample.Made.do_insert is missing."
+        assert only(problems, "W103").msg == "sample.Made.do_insert is missing."
         assert checks.check_views() == []
 
 
@@ -377,14 +377,14 @@ class TestOptions:
         assert defined(**six_hooks()).options == ViewOptions()
         assert ViewOptions().phases == tuple(Phase)
 
-    def test_e001_an_unknown_option_and_the_nearest_known_one(self) -> None:
-        error = only(defined(options={"batchsize": 5}, **six_hooks()).problems, "E001")
+    def test_w101_an_unknown_option_and_the_nearest_known_one(self) -> None:
+        error = only(defined(options={"batchsize": 5}, **six_hooks()).problems, "W101")
 
         assert error.msg == "sample.Made: MatviewMeta has no option 'batchsize'."
         assert error.hint == "Did you mean batch_size?"
 
-    def test_e001_an_option_like_no_other_and_all_that_there_are(self) -> None:
-        error = only(defined(options={"xyz": 5}, **six_hooks()).problems, "E001")
+    def test_w101_an_option_like_no_other_and_all_that_there_are(self) -> None:
+        error = only(defined(options={"xyz": 5}, **six_hooks()).problems, "W101")
 
         assert "phases, key, batch_size" in (error.hint or "")
 
@@ -460,21 +460,21 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
     )
-    def test_e002_wrong_values_are_refused_and_the_default_stays(
+    def test_w102_wrong_values_are_refused_and_the_default_stays(
         self, name: str, value: Any
     ) -> None:
         view = defined(options={name: value}, **six_hooks())
 
-        error = only(view.problems, "E002")
+        error = only(view.problems, "W102")
         assert error.msg.startswith(f"sample.Made: MatviewMeta.{name} must be ")
         assert error.msg.endswith(f", not {value!r}.")
         assert view.options == ViewOptions()
 
-    def test_e013_an_interval_of_a_phase_that_the_view_lacks_is_refused(self) -> None:
+    def test_w113_an_interval_of_a_phase_that_the_view_lacks_is_refused(self) -> None:
         every = {"insert": timedelta(minutes=5), "update": timedelta(minutes=5)}
         view = defined(options={"phases": ["insert"], "refresh_every": every}, **six_hooks())
 
-        error = only(view.problems, "E013")
+        error = only(view.problems, "W113")
         assert error.msg == (
             "sample.Made: MatviewMeta.refresh_every names update, which MatviewMeta.phases lacks."
         )
@@ -508,12 +508,12 @@ class Elsewhere:
 
 
 class TestChecksOfTheProject:
-    def test_e008_a_view_in_another_database(self) -> None:
+    def test_w108_a_view_in_another_database(self) -> None:
         with override_settings(DATABASE_ROUTERS=[Elsewhere()]):
             problems = {problem.obj: problem for problem in checks.check_views()}
 
         error = problems[Limited]
-        assert error.id == "matviews.E008"
+        assert error.id == "matviews.W108"
         assert "sample.Limited is in the database 'elsewhere'" in error.msg
         assert error.hint == "Route the view to 'default', or the app matviews to 'elsewhere'."
         ours = [each for each in registry if each.model._meta.app_label == "sample"]

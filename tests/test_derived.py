@@ -116,7 +116,7 @@ class TestWhatHasJustBeenInserted:
         # Then it also mends the first ones, and has left out the windows that it filled
         assert rows_of(refresh) == {Phase.INSERT: 4, Phase.UPDATE: 1, Phase.DELETE: 1}
         insert = refresh.runs.get(phase=Phase.INSERT)
-        assert insert.filled == [[["3"], None]]
+        assert insert.filled == [[[3], None]]
         assert refresh.runs.get(phase=Phase.UPDATE).looked == 3
         assert CustomerTotal.verify().equal
 
@@ -160,6 +160,7 @@ class TestAnotherDefinition:
         assert "the same query in every process" in refresh.error
 
     @BOTH
+    @pytest.mark.usefixtures("tracked")
     def test_is_shown_until_each_phase_has_succeeded_with_it(self, view: type[Any]) -> None:
         def state() -> ViewState:
             [status] = engine.view_statuses([view._meta.label])
@@ -255,7 +256,7 @@ class TestStages:
         ):
             refresh = run(QuantityTotal)
         assert refresh.state == RefreshState.FAILED
-        assert "make the key unique in source()" in refresh.error
+        assert "Two rows of source() have the same key (quantity)" in refresh.error
         assert QuantityTotal.objects.count() == 0
 
 

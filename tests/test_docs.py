@@ -263,6 +263,24 @@ def test_the_hook_in_a_stripe_sees_its_share_only() -> None:
     assert [View.needs_insert(stripe=Share(number, 2)) for number in range(2)] == [True, False]
 
 
+def test_the_examples_of_the_page_on_testing_pass(project: Path) -> None:
+    # Given the README's project with the page's tests
+    examples = blocks("docs/testing.md", "python")
+    for body in examples:
+        (project / body.partition("\n")[0].removeprefix("# ")).write_text(body)
+    setup, _migrate, _superuser = commands("README.md", 1)
+    run(project, *setup)
+    # When they are run by Django's runner and by pytest
+    run(project, "manage.py", "test", "--verbosity", "0")
+    printed = run(
+        project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly",
+        "--rootdir", str(project), "--ds", "proj.settings", "-o", "python_files=test*.py",
+    )  # fmt: skip
+    # Then each of them has passed
+    tests = sum(len(re.findall(r"def test_", body)) for body in examples)
+    assert f"{tests} passed" in printed
+
+
 def test_every_link_between_the_pages_leads_somewhere() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -22,6 +22,7 @@ from tests.driving import (
     in_another_connection,
     items,
     let_time_pass,
+    request_apart,
     stripe_of,
     stripes_of,
     without_sqlite,
@@ -244,7 +245,7 @@ class TestKilledWorkers:
 class TestRequestsMerge:
     def test_requests_before_the_first_batch_share_it(self) -> None:
         items(3)
-        asked = [engine.request(Walked, phases=["insert"]) for _ in range(3)]
+        asked = [request_apart(Walked, phases=["insert"]) for _ in range(3)]
         inline.drain([stripe_of(Walked).pk])
         first, *others = Refresh.objects.filter(pk__in=[refresh.pk for refresh in asked])
         assert first.merged_into is None

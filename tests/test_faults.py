@@ -21,11 +21,13 @@ from matviews.phases import Phase
 from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
 from tests.driving import (
+    begun_together,
     due,
     held_by_another_worker,
     in_another_connection,
     items,
     let_time_pass,
+    request_apart,
     stripe_of,
     stripes_of,
     without_sqlite,
@@ -106,10 +108,9 @@ class TestHooksThatFail:
 
     @pytest.mark.parametrize("fails", [False, True])
     def test_a_followers_end_is_its_leaders(self, fails: bool) -> None:
-        # Given followers that are there before the leader's first batch, and one that joins it
+        # Given a follower that is there before the leader's first batch, and one that joins it
         items(4)
-        asked = [engine.request(Limited, phases=["insert"], batch_size=2) for _ in range(2)]
-        engine.run_batch(due(Limited))
+        asked = begun_together(Limited, 2, phases=["insert"], batch_size=2)
         asked.append(engine.request(Limited, phases=["insert"]))
         if fails:
             Fault.objects.create(view="Limited", hook="do_insert", action="raise")
@@ -197,15 +198,16 @@ class TestSizes:
         # Given a leader, and 299 requests that are merged into it
         items(4)
         for _ in range(300):
-            engine.request(Walked, phases=["insert"], batch_size=4)
+            request_apart(Walked, phases=["insert"], batch_size=4)
         engine.run_batch(due(Walked))
         message = due(Walked)
-        assert PhaseRun.objects.filter(state=RunState.SUCCEEDED).count() == 0
+        assert Refresh.objects.filter(state=RefreshState.SUCCEEDED).count() == 0
         # When
         with CaptureQueriesContext(connection) as queries:
             engine.run_batch(message)
+            engine.settle(message.stripe_id)
         # Then
-        assert PhaseRun.objects.filter(state=RunState.SUCCEEDED).count() == 300
+        assert Refresh.objects.filter(state=RefreshState.SUCCEEDED).count() == 300
         assert len(queries) < 50
 
 
@@ -380,7 +382,6 @@ class TestWatch:
 
         def claim_and_meet(*args: Any, **changes: Any) -> bool:
             claimed: bool = claim(*args, **changes)
-            assert connection.in_atomic_block
             in_another_connection(lambda: outcomes.append(engine.run_batch(message).outcome)).join()
             return claimed
 

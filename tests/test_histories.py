@@ -7,11 +7,11 @@ broker and workers; engine and database are the real ones.
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
-from django.db import InterfaceError, connection
+from django.db import InterfaceError, connection, transaction
 from django.db.models import F, Q, Sum
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Stage
@@ -101,6 +101,19 @@ class History(MailboxMachine):
             self.requests.append((refresh.pk, self.changes))
             for stripe_id in stripes_of(self.control.pk) if sent else ():
                 self.send(engine.settle(stripe_id).message)
+
+    @rule(apart=st.booleans(), sent=st.booleans(), kill=KILLS)
+    def ask_alike(self, apart: bool, sent: bool, kill: int | None) -> None:
+        """A request that joins or is merged into another, where that is right."""
+        if not ViewControl.objects.get(pk=self.control.pk).enabled:
+            return
+        with self.mortal(kill):
+            with transaction.atomic() if apart else nullcontext():
+                refresh = engine.request(self.view, batch_size=1)
+            self.requests.append((refresh.pk, self.changes))
+            for settled in engine.settle_view(self.control.pk) if sent else ():
+                for message in settled.messages:
+                    self.send(message)
 
     @rule(enabled=st.booleans(), paused=st.booleans())
     def switch(self, enabled: bool, paused: bool) -> None:
@@ -192,9 +205,12 @@ class History(MailboxMachine):
             .filter(~active)
             .exists()
         )
-        assert not Refresh.objects.filter(
-            state=RefreshState.OPEN, finished_at__isnull=False
-        ).exists()
+        waiting = Q(state__in=(RefreshState.OPEN, RefreshState.MERGED))
+        assert not Refresh.objects.filter(waiting, finished_at__isnull=False).exists()
+        assert not Refresh.objects.filter(~waiting, finished_at=None).exists()
+        merged = Refresh.objects.filter(state=RefreshState.MERGED)
+        assert not merged.exclude(merged_into__state=RefreshState.OPEN).exists()
+        assert not merged.filter(runs__isnull=False).exists()
 
     @invariant()
     def nothing_is_stopped_but_what_a_person_stops(self) -> None:
@@ -211,7 +227,7 @@ class History(MailboxMachine):
         self.hook_error = None
         self.switch(enabled=True, paused=False)
         self.work_until_quiet()
-        assert not Refresh.objects.filter(state=RefreshState.OPEN).exists()
+        assert not Refresh.objects.filter(finished_at=None).exists()
         self._whatever_was_promised_is_kept()
         engine.request(self.view, batch_size=2)
         self.work_until_quiet()

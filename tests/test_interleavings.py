@@ -152,6 +152,7 @@ def stopping(schedule: Schedule) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name, slot in (
             (batch, "collect_changes", "move"),
+            (batch, "await_changes", "move"),
             (changes, "take", "take"),
             (tracking, "resolve", "resolve"),
             (derived, "_do_dirty", "apply"),
@@ -234,9 +235,9 @@ class TestSeededFaults:
         """A transaction that commits late has an id below the mark."""
         copy, mark = log._copy, 0
 
-        def above_the_mark(found: dict[int, str], views: Any) -> None:
+        def above_the_mark(found: Sequence[int]) -> None:
             nonlocal mark
-            copy({pk: table for pk, table in found.items() if pk > mark}, views)
+            copy([pk for pk in found if pk > mark])
             mark = max([mark, *found])
 
         monkeypatch.setattr(log, "_copy", above_the_mark)

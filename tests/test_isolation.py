@@ -245,6 +245,24 @@ class TestSessionsOfMariadb:
             assert float(_execute("SELECT @@max_statement_time")) == 33
 
     @on_mariadb
+    def test_nothing_stays_in_a_session_that_took_the_place_of_a_lost_one(self) -> None:
+        # Given a kept connection that the server has ended, in a project with CONN_HEALTH_CHECKS
+        session = (
+            "SELECT CONCAT_WS('|', @@max_statement_time, @@idle_transaction_timeout, "
+            "@@innodb_lock_wait_timeout, @@tx_isolation, @@sql_mode, @@autocommit)"
+        )
+        with options(init_command="SET SESSION sql_mode = ''"):
+            before = _execute(session)
+            end_connection()
+            database: Any = connection
+            database.health_check_enabled, database.health_check_done = True, False
+            # When a transaction of ours is the first to find out
+            with databases.batch_transaction(5):
+                pass
+            # Then the new session is as the old one was
+            assert _execute(session) == before
+
+    @on_mariadb
     def test_times_are_utc_whatever_the_servers_time_zone_is(self) -> None:
         with options(init_command="SET time_zone='+05:00'"):
             items(1)
@@ -267,7 +285,7 @@ class TestSessionsOfMariadb:
 
 
 def test_the_first_claim_of_a_process_is_made_outside_of_a_transaction() -> None:
-    databases._claim.cache_clear()
+    databases._statements_for.cache_clear()
     engine.request(Limited)
 
     assert engine.run_batch(due(Limited)).outcome is Outcome.DONE

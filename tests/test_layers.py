@@ -15,13 +15,34 @@ ROOMS = {"matviews": ROOT / "matviews", "matviews.tasks": ROOT / "tasks"}
 
 # The bottom first. A room stands for all of its modules.
 LAYERS = [
-    {"phases", "exceptions", "clock", "compiled", "conf", "signals", "states", "words"},
-    {"registry", "definition", "mixin", "api", ""},  # "" is matviews/__init__.py
+    {
+        "phases",
+        "exceptions",
+        "clock",
+        "compiled",
+        "conf",
+        "project_locale",
+        "redact",
+        "signals",
+        "sqlstate",
+        "states",
+        "table_names",
+        "words",
+    },
+    {
+        "registry",
+        "definition",
+        "near_misses",
+        "early_checks",
+        "mixin",
+        "api",
+        "",
+    },  # "" is matviews/__init__.py
     {"models", "migrations"},
     {"queryset", "changes"},
     {"engine"},
     {"tasks"},
-    {"checks", "apps", "admin", "management"},
+    {"checks", "apps", "admin", "management", "testing", "pytest_plugin"},
 ]
 LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -754,7 +754,7 @@ def assert_refused(each: Example) -> None:
 
     assert source is None
     assert problems
-    assert all(re.fullmatch(r"matviews\.E01[5-9]", problem.id or "") for problem in problems)
+    assert all(re.fullmatch(r"matviews\.W11[5-9]", problem.id or "") for problem in problems)
     assert any(each.says in f"{problem.msg} {problem.hint}" for problem in problems), problems
 
 

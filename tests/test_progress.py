@@ -215,7 +215,7 @@ def test_a_worker_is_named_once_it_is_worth_telling(meter: Meter, clock: Clock) 
         (ended(0, 1), "1 batch, 1.5 s"),
         (ended(12_000, 13), "12,000 rows in 13 batches, 1.5 s"),
         (ended(0, 3, fingerprint="f"), "0 rows in 3 batches, 1.5 s"),
-        (ended(5, 1, state=RunState.FAILED, error="ValueError: one\ntwo"), "failed: ValueError: one"),
+        (ended(5, 1, state=RunState.FAILED, error="ValueError: one\ntwo"), "failed"),
         (under_way(5, 1, other=7, ahead=True), "refresh 7 comes first: 5 rows"),
         (under_way(5, 1, other=7), "5 rows (shared with refresh 7)"),
         (under_way(5, 1, lost=True), "5 rows, the end of the last batch could not be recorded; it is tried again"),

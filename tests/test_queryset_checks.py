@@ -1,4 +1,4 @@
-"""Warnings of the system checks for views with `source()`: W006 to W010; E007 and what is skipped."""
+"""Warnings of the system checks for views with `source()`: W006 to W010, W012, W037; W107 and what is skipped."""
 
 # ruff: noqa: N806 - variables that are models
 
@@ -13,12 +13,13 @@ from django.core.checks import CheckMessage, run_checks
 from django.db import OperationalError, connection, models
 from django.db.models import Count, F, OuterRef, Q, Subquery, Value
 from django.db.models.expressions import RawSQL
-from django.db.models.functions import Now, Random
+from django.db.models.functions import Now, Random, TruncDate, TruncMonth
 from django.utils import timezone
 
 from matviews import MaterializedView, checks
-from matviews.definition import define
+from matviews.definition import ViewFault, define
 from matviews.queryset import plan_of
+from matviews.queryset.scan import tables_named, zones_named
 from matviews.queryset.source import find_source
 from matviews.registry import registry
 from tests.defining import six_hooks
@@ -31,6 +32,9 @@ pytestmark = [
     pytest.mark.django_db,
     pytest.mark.usefixtures("alone"),
 ]
+
+
+DAY: "models.DateField[Any, Any]" = models.DateField()
 
 
 def found() -> list[CheckMessage]:
@@ -59,8 +63,8 @@ def test_every_problem_that_keeps_a_view_from_being_derived_is_an_error() -> Non
         ref=key(), n=models.IntegerField(), m=models.IntegerField(),
     )  # fmt: skip
 
-    assert sorted(each.id or "" for each in found()) == ["matviews.E016"] * 2
-    assert all(each.is_serious() for each in found())
+    assert sorted(each.id or "" for each in found()) == ["matviews.W116"] * 2
+    assert all(isinstance(each, ViewFault) for each in found())
 
 
 class TestW006:
@@ -222,6 +226,21 @@ def test_w010_a_key_whose_collation_differs_between_source_and_view() -> None:
     assert warning.hint == "Give both fields the same db_collation."
 
 
+@pytest.mark.parametrize("field", [models.FloatField, models.IntegerField])
+def test_w037_a_key_that_has_no_exact_text(field: type[Any]) -> None:
+    measure = model("Measure", value=field(unique=True))
+    derived_view(lambda cls: measure.objects.values("value"), value=field(unique=True))
+
+    warnings = [each for each in found() if each.id == "matviews.W037"]
+
+    if field is models.IntegerField or connection.vendor == "sqlite":
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert warning.msg.startswith("shapes.Made: value, of the key, is ")
+        assert warning.msg.endswith("so all keys are one batch, and each refresh is a full one.")
+
+
 class TestW012:
     @staticmethod
     def open_orders(**options: Any) -> None:
@@ -281,14 +300,14 @@ class TestW012:
 
 
 class TestStripes:
-    def test_e007_says_that_derived_phases_work_in_one(self) -> None:
+    def test_w107_says_that_derived_phases_work_in_one(self) -> None:
         view = derived_view(
             lambda cls: Order.objects.values(ref=F("pk")), options={"stripes": 3}, ref=key()
         )
 
         (error,) = registry.find(view).problems
 
-        assert error.id == "matviews.E007"
+        assert error.id == "matviews.W107"
         assert "derived from source() work in one stripe" in error.msg
         assert "Take stripes out" in (error.hint or "")
         assert found() == []  # one fault at a time
@@ -350,6 +369,58 @@ def test_a_zone_that_the_database_does_not_know_is_refused(
     assert ["America/New_York" in str(problem.msg) for problem in problems] == [True]
 
 
+@pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
+@pytest.mark.parametrize(
+    ("rows", "converts"),
+    [
+        (lambda: Order.objects.values(ref=F("pk"), day=TruncMonth("shipped_on")), False),
+        (lambda: Order.objects.filter(shipped_on__month=3).values(ref=F("pk")), False),
+        (lambda: Order.objects.filter(placed_at__year=2026).values(ref=F("pk")), False),
+        (lambda: Order.objects.values(ref=F("pk"), day=TruncMonth("placed_at", output_field=DAY)), True),
+        (lambda: Order.objects.filter(placed_at__month=3).values(ref=F("pk")), True),
+        (lambda: Order.objects.values(ref=F("pk"), day=TruncDate("placed_at")), True),
+    ],
+)  # fmt: skip
+def test_w116_only_where_a_time_is_converted(
+    rows: Any, converts: bool, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.TIME_ZONE = "Europe/Berlin"
+    monkeypatch.setattr(connection.features, "has_zoneinfo_database", False)
+    view = derived_view(lambda cls: rows(), ref=key(), day=models.DateField(null=True))
+
+    _source, problems = find_source(registry.find(view), "default")
+
+    assert ["Europe/Berlin" in str(each.msg) for each in problems] == [True] * converts
+
+
+def test_the_zones_of_conversions_are_found_in_sql() -> None:
+    sql = "SELECT CONVERT_TZ(IF(a = %s, (b), CONVERT_TZ(c, %s, %s)), %s, %s), %s FROM t"
+
+    assert zones_named(sql, (1, "UTC", "Asia/Tokyo", "UTC", "+05:00", "x")) == {
+        "Asia/Tokyo",
+        "+05:00",
+    }
+
+
+@pytest.mark.parametrize(
+    ("sql", "names"),
+    [
+        ('SELECT 1 FROM "a" T3 LEFT OUTER JOIN "b" ON ("b"."x" = T3."y")', {"a", "b"}),
+        ('SELECT 1 FROM "legacy"."item" JOIN `other`.`item` i', {'legacy"."item', "other`.`item"}),
+        (
+            'SELECT EXTRACT(YEAR FROM "a"."at"), "x" IS DISTINCT FROM y, TRIM(z FROM w) FROM a',
+            {"a"},
+        ),
+        ("SELECT 1 FROM generate_series(1, 2) JOIN (SELECT 2 FROM inner_one) x", {"inner_one"}),
+        ("SELECT 'it''s FROM nowhere' FROM only_one", {"only_one"}),
+        ("WITH RECURSIVE up (n) AS (SELECT 1 FROM seed) SELECT 1 FROM up", {"WITH", "seed", "up"}),
+        ("SELECT CAST(a AS TIMESTAMP WITH TIME ZONE) FROM a", {"a"}),
+    ],
+)
+def test_the_tables_of_a_statement_are_found_in_its_sql(sql: str, names: set[str]) -> None:
+    assert tables_named(sql) == names
+
+
 class TestWhatTheViewDependsOn:
     def raw(self, **options: Any) -> None:
         derived_view(
@@ -357,10 +428,10 @@ class TestWhatTheViewDependsOn:
             options=options, ref=key(), n=models.IntegerField(),
         )  # fmt: skip
 
-    def test_e019_raw_sql_may_read_any_table(self) -> None:
+    def test_w119_raw_sql_may_read_any_table(self) -> None:
         self.raw()
 
-        problem = only("E019")
+        problem = only("W119")
 
         assert problem.msg == (
             "shapes.Made: there is raw SQL in source(), and nobody can tell which tables that reads."
@@ -386,15 +457,15 @@ class TestWhatTheViewDependsOn:
             ),
         ],
     )
-    def test_e020_names_that_are_none(self, depends_on: dict[Any, Any], fault: str) -> None:
+    def test_w120_names_that_are_none(self, depends_on: dict[Any, Any], fault: str) -> None:
         self.raw(depends_on=depends_on)
 
-        assert only("E020").msg == f"shapes.Made: MatviewMeta.depends_on: {fault}."
+        assert only("W120").msg == f"shapes.Made: MatviewMeta.depends_on: {fault}."
 
-    def test_e020_a_view_that_names_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_w120_a_view_that_names_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.raw(depends_on={"shapes.Made": None})
         of_label = lambda label: registry.find(label).model  # noqa: E731 - of models that tests make
         monkeypatch.setattr(apps, "get_model", of_label)
 
         says = "a view does not depend on itself"
-        assert only("E020").msg == f"shapes.Made: MatviewMeta.depends_on: shapes.Made: {says}."
+        assert only("W120").msg == f"shapes.Made: MatviewMeta.depends_on: shapes.Made: {says}."

@@ -1,26 +1,38 @@
 """What is read of `source()`: its columns, its key, and every problem that can be told before it runs."""
 
-from datetime import date, timedelta
+import json
+from datetime import UTC, date, datetime, timedelta
+from datetime import timezone as dt_timezone
 from decimal import Decimal
+from enum import Enum
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.checks import CheckMessage
 from django.db import DatabaseError, connection, models
 from django.db.models import Count, F, Sum, Value
+from django.db.models.expressions import RawSQL
 from django.test import override_settings
-from django.utils import timezone
+from django.utils import timezone, translation
+from django.utils.translation import gettext, gettext_lazy
 
+from matviews import Phase
+from matviews.engine.hooks import call_do, call_needs
 from matviews.exceptions import InvalidView
-from matviews.queryset import plan_of
+from matviews.mixin import Share
+from matviews.queryset import check_source, plan_of
+from matviews.queryset.parameters import parameter_text
 from matviews.queryset.source import Source, find_source, read_query, read_source
 from matviews.registry import registry
+from tests.defining import defined
 from tests.shapes.models import Customer, Order, Tag
 from tests.tables import derived_view, key, unique
 
 if connection.vendor == "postgresql":
     from django.contrib.postgres.fields import ArrayField, DateRangeField
+    from psycopg.types.json import Json, Jsonb
     from psycopg.types.range import DateRange
 
 pytestmark = [
@@ -79,20 +91,20 @@ class TestColumns:
 
         assert [column.name for column in source.columns] == ["ref"]
 
-    def test_e016_a_field_that_is_filled_twice(self) -> None:
+    def test_w116_a_field_that_is_filled_twice(self) -> None:
         found = problem(
             lambda cls: Tag.objects.values(customer=F("pk"), customer_id=F("pk")),
             customer=pointer(unique=True),
         )
 
-        assert found.id == "matviews.E016"
+        assert found.id == "matviews.W116"
         assert "fills the field customer twice" in found.msg
 
-    def test_e016_a_nearly_right_name(self) -> None:
+    def test_w116_a_nearly_right_name(self) -> None:
         found = problem(lambda cls: Order.objects.values(ref=F("pk"), hight=F("slot")), ref=key(),
                         height=models.IntegerField(null=True))  # fmt: skip
 
-        assert found.id == "matviews.E016"
+        assert found.id == "matviews.W116"
         assert (found.hint or "").startswith("Did you mean height?")
 
 
@@ -115,7 +127,7 @@ class TestKey:
 
         assert [column.name for column in source.key] == ["ref", "status"]
 
-    def test_e017_none_and_several(self) -> None:
+    def test_w117_none_and_several(self) -> None:
         def source(cls: Any) -> Any:
             return Order.objects.values(ref=F("pk"), other=F("slot"))
 
@@ -127,20 +139,20 @@ class TestKey:
         assert "several unique constraints (ref; other)" in several.msg
         assert "MatviewMeta.key" in (several.hint or "")
 
-    def test_e017_a_name_that_is_no_field(self) -> None:
+    def test_w117_a_name_that_is_no_field(self) -> None:
         found = problem(lambda cls: Order.objects.values(ref=F("pk")), key=["reference"], ref=key())
 
         assert "names reference, which is no field" in found.msg
-        assert found.id == "matviews.E017"
+        assert found.id == "matviews.W117"
 
-    def test_e017_a_key_that_source_lacks(self) -> None:
+    def test_w117_a_key_that_source_lacks(self) -> None:
         found = problem(
             lambda cls: Order.objects.values(n=F("pk")), ref=key(), n=models.IntegerField()
         )
 
         assert "source() lacks ref, of the key (ref)" in found.msg
 
-    def test_e017_a_constraint_with_a_condition_holds_no_key(self) -> None:
+    def test_w117_a_constraint_with_a_condition_holds_no_key(self) -> None:
         found = problem(
             lambda cls: Order.objects.values(ref=F("pk")), key=["ref"],
             meta=unique("ref", condition=models.Q(ref__gt=0)), ref=models.IntegerField(),
@@ -150,24 +162,24 @@ class TestKey:
 
 
 class TestReading:
-    def test_e015_what_source_raised_is_told(self) -> None:
+    def test_w115_what_source_raised_is_told(self) -> None:
         def source(cls: Any) -> Any:
             raise RuntimeError("no idea")
 
         found = problem(source, ref=key())
 
-        assert found.id == "matviews.E015"
+        assert found.id == "matviews.W115"
         assert "raised RuntimeError: no idea" in found.msg
 
-    def test_e015_a_field_that_is_not_there(self) -> None:
+    def test_w115_a_field_that_is_not_there(self) -> None:
         found = problem(
             lambda cls: Order.objects.values(ref=F("pk")).annotate(n=Sum("nothing")), ref=key()
         )
 
-        assert found.id == "matviews.E015"
+        assert found.id == "matviews.W115"
         assert "nothing" in found.msg
 
-    def test_e016_all_columns_that_do_not_fit_are_told_at_once(self) -> None:
+    def test_w116_all_columns_that_do_not_fit_are_told_at_once(self) -> None:
         view = derived_view(
             lambda cls: Order.objects.values(ref=F("pk"), a=F("note"), b=F("paid")),
             ref=key(), a=models.IntegerField(), b=models.DateField(), c=models.IntegerField(),
@@ -175,7 +187,7 @@ class TestReading:
 
         _source, problems = find_source(registry.find(view), "default")
 
-        assert [each.id for each in problems] == ["matviews.E016"] * 3
+        assert [each.id for each in problems] == ["matviews.W116"] * 3
 
     def test_a_failure_of_the_database_stays_one(self) -> None:
         def source(cls: Any) -> Any:
@@ -186,7 +198,7 @@ class TestReading:
 
     def test_the_words_of_a_refusal_are_those_of_the_check(self) -> None:
         with pytest.raises(
-            InvalidView, match=r"raised ValueError: x It is called without arguments"
+            InvalidView, match=r"raised ValueError: x\. It is called without arguments"
         ):
             read(
                 lambda cls: int("x") if not cls else (_ for _ in ()).throw(ValueError("x")),
@@ -258,7 +270,131 @@ class TestPlans:
         assert plan_of(definition, "default").moment != first.moment
 
 
+class Color(Enum):
+    RED = "red"
+
+
+class Shade(models.TextChoices):
+    DARK = "dark"
+
+
+def parameters() -> list[tuple[Any, Any, Any]]:
+    """Of each kind of parameter: a value, the same made anew, and another one."""
+    zone = dt_timezone(timedelta(hours=2))
+    found: list[tuple[Any, Any, Any]] = [
+        (1, 1, True), (1, 1, 1.0), (float("nan"), float("nan"), float("inf")), ("a", "a", b"a"),
+        (Decimal("1.0"), Decimal("1.0"), Decimal("1.00")), (Decimal("NaN"), Decimal("NaN"), Decimal(0)),
+        (bytearray(b"a"), memoryview(b"a"), b"b"), (UUID(int=1), UUID(int=1), UUID(int=2)),
+        (timedelta(1), timedelta(hours=24), timedelta(2)), (Color.RED, Color.RED, "red"),
+        (Shade.DARK, Shade("dark"), "light"), ([1, [2]], [1, [2]], [1, ["2"]]), ({1, 2}, {2, 1}, {1, 3}),
+        ({"a": 1, "b": None}, {"b": None, "a": 1}, {"a": 1, "b": 0}),
+        (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 2, tzinfo=zone), datetime(2026, 1, 1, tzinfo=zone)),
+        (datetime.min.replace(tzinfo=zone), datetime.min.replace(tzinfo=zone), date.min),
+        (date(2026, 1, 1), date(2026, 1, 1), date(2026, 1, 2)),
+    ]  # fmt: skip
+    if connection.vendor == "postgresql":
+        of_json = {"a": [1, float("nan")], "b": "x" * 500}
+        turned = dict(reversed(of_json.items()))
+        found += [
+            (Jsonb(of_json), Jsonb(turned), Jsonb({**of_json, "b": "x" * 499 + "y"})),
+            (Jsonb({1, 2}, dumps=dumped), Jsonb({2, 1}, dumps=dumped), Jsonb({3}, dumps=dumped)),
+            (Jsonb(1), Jsonb(1), Json(1)),
+            (DateRange(date(2026, 1, 1), None), DateRange(date(2026, 1, 1), None), DateRange()),
+            ([Jsonb(1)], [Jsonb(1)], [Jsonb(2)]),
+        ]
+    return found
+
+
+def dumped(value: Any) -> str:
+    return json.dumps(sorted(value))
+
+
+@pytest.mark.parametrize("number", range(len(parameters())))
+def test_parameters_are_told_apart_by_their_values(number: int) -> None:
+    one, same, other = parameters()[number]
+
+    assert parameter_text(one) == parameter_text(same)
+    assert parameter_text(one) != parameter_text(other)
+
+
+def test_a_parameter_that_nobody_can_tell_apart_is_another_one_each_time() -> None:
+    one, other = (lambda: 1), (lambda: 1)
+
+    assert parameter_text(one) != parameter_text(other)
+
+
+class TestLanguage:
+    @staticmethod
+    def view() -> Any:
+        return derived_view(
+            lambda cls: Order.objects.filter(status=gettext("Monday")).values(
+                ref=F("pk"),
+                day=Value(gettext_lazy("Monday"), models.CharField(max_length=20)),
+                bare=RawSQL("%s", [gettext_lazy("Monday")], models.CharField()),
+            ),
+            options={"depends_on": {}}, ref=key(), day=models.CharField(max_length=20),
+            bare=models.CharField(max_length=20),
+        )  # fmt: skip
+
+    def test_is_that_of_the_project_whoever_asks(self) -> None:
+        definition = registry.find(self.view())
+        plans = []
+        for language in ("de", "fr"):
+            with translation.override(language), timezone.override("Asia/Tokyo"):
+                plans.append(plan_of(definition, "default"))
+                assert (translation.get_language(), gettext("Monday") == "Monday") == (
+                    language,
+                    False,
+                )
+
+        assert plans[0] is plans[1]
+        assert plans[0].source.query.compile()[1].count("Monday") == 3
+        assert [each.moment for each in plans] == [plan_of(definition, "default").moment] * 2
+
+    @override_settings(LANGUAGE_CODE="de")
+    def test_is_that_which_the_settings_name(self) -> None:
+        plan = plan_of(registry.find(self.view()), "default")
+
+        assert plan.source.query.compile()[1].count("Montag") == 3
+
+    def test_of_hooks_is_that_of_the_project_too(self) -> None:
+        seen: list[Any] = []
+
+        def look(cls: Any) -> int:
+            seen.append((translation.get_language(), timezone.get_current_timezone_name()))
+            return 0
+
+        hooks = {"needs_insert": classmethod(look), "do_insert": classmethod(look)}
+        definition = defined(options={"phases": ["insert"]}, **hooks)
+        with translation.override("de"), timezone.override("Asia/Tokyo"):
+            call_needs(definition, Phase.INSERT, Share(0, 1))
+            call_do(definition, Phase.INSERT, limit=1, share=Share(0, 1), cursor=None)
+
+        assert seen == [("en-us", "UTC")] * 2
+
+    def test_of_a_message_is_that_of_whoever_reads_it(self) -> None:
+        def source(cls: Any) -> Any:
+            raise ValueError(gettext_lazy("Monday"))
+
+        view = derived_view(source, ref=key())
+        with translation.override("de"):
+            _source, (fault,) = find_source(registry.find(view), "default")
+
+        assert "source() raised ValueError: Montag" in str(fault.msg)
+
+
 class TestFingerprint:
+    def test_a_value_in_json_is_the_same_in_each_call(self) -> None:
+        definition = registry.find(
+            derived_view(
+                lambda cls: Order.objects.filter(extra__a=[1, {"b": 2}]).values(ref=F("pk")),
+                ref=key(),
+            )
+        )
+
+        assert plan_of(definition, "default") is plan_of(definition, "default")
+        assert check_source(definition, "default") == []
+
     def test_a_set_in_another_order_is_the_same_definition(self) -> None:
         wanted = [["a", "b", "c"], ["c", "a", "b"], ["a", "b"]]
 

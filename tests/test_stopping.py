@@ -16,11 +16,13 @@ from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
 from tests.defining import run
 from tests.driving import (
+    begun_together,
     due,
     held_by_another_worker,
     in_another_connection,
     items,
     let_time_pass,
+    request_apart,
     stripe_of,
     stripes_of,
     without_sqlite,
@@ -163,7 +165,7 @@ class TestWhoeverIsAtWork:
     def test_a_batch_that_begins_with_a_stop_does_nothing_else(self) -> None:
         # given a batch that took its worker down three times, and another request
         items(4)
-        refresh, other = ask(Ledger), engine.request(Ledger, batch_size=2)
+        refresh, other = ask(Ledger), engine.request(Ledger, batch_size=3)
         message = due(Ledger)
         Stripe.objects.filter(pk=message.stripe_id).update(
             announced_token=message.token, announced_at=timezone.now(), attempts=3
@@ -192,9 +194,11 @@ class TestWhoeverIsAtWork:
     def test_a_batch_that_fails_after_its_refresh_was_stopped_blames_nobody(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # given a refresh that another was merged into
+        # given a refresh, and a request for the same after its message was sent
         items(4)
-        refresh, other = ask(Ledger), ask(Ledger)
+        refresh = ask(Ledger)
+        message = due(Ledger)
+        other = request_apart(Ledger, phases=["insert"], batch_size=2)
 
         def ask_to_stop() -> None:
             assert engine.request_stop(refresh.pk)
@@ -206,7 +210,7 @@ class TestWhoeverIsAtWork:
         # when it is stopped while a batch is at work, which then fails
         with monkeypatch.context() as patch:
             patch.setattr(Fault, "commit", stop_and_fail)
-            report = engine.run_batch(due(Ledger))
+            report = engine.run_batch(message)
         # then the other has a fresh start
         assert report.outcome is Outcome.FAILED
         assert set(PhaseRun.objects.values_list("refresh", "state", "failures")) == {
@@ -232,7 +236,7 @@ class TestWhateverTheViewIsLike:
         self, switch: dict[str, bool], settles: bool
     ) -> None:
         items(4)
-        refresh, other = ask(Ledger), ask(Ledger)
+        refresh, other = ask(Ledger), engine.request(Ledger, batch_size=3)
         ViewControl.objects.update(**switch)
 
         assert engine.request_stop(refresh.pk)
@@ -328,10 +332,9 @@ class TestMerged:
     """Who was merged into a refresh that is stopped has a right to the whole of the work."""
 
     def test_the_oldest_goes_on_from_the_start_and_the_others_join_it(self) -> None:
-        # given a pass over the keys that others joined before it began
+        # given a pass over the keys that others were merged into as it began
         items(5)
-        first, second, third = (ask(Walked) for _ in range(3))
-        engine.run_batch(due(Walked))
+        first, second, third = begun_together(Walked, 3, phases=["insert"], batch_size=2)
         assert set(PhaseRun.objects.exclude(refresh=first).values_list("merged_into__refresh")) == {
             (first.pk,)
         }
@@ -349,10 +352,10 @@ class TestMerged:
 
     def test_a_chain_of_stops_leaves_the_last_its_work(self) -> None:
         items(5)
-        asked = [ask(Walked) for _ in range(4)]
+        asked = begun_together(Walked, 4, phases=["insert"], batch_size=2)
         for refresh in asked[:3]:
-            engine.run_batch(due(Walked))
             stop(refresh)
+            engine.run_batch(due(Walked))
 
         assert inline.run_to_end(asked[3]).state == RefreshState.SUCCEEDED
 
@@ -361,8 +364,7 @@ class TestMerged:
 
     def test_several_are_stopped_at_once(self) -> None:
         items(5)
-        asked = [ask(Walked) for _ in range(4)]
-        engine.run_batch(due(Walked))
+        asked = begun_together(Walked, 4, phases=["insert"], batch_size=2)
         for refresh in asked[:3]:
             engine.request_stop(refresh.pk)
 
@@ -373,8 +375,7 @@ class TestMerged:
 
     def test_who_was_merged_may_be_stopped_alone(self) -> None:
         items(5)
-        first, second = ask(Walked), ask(Walked)
-        engine.run_batch(due(Walked))
+        first, second = begun_together(Walked, 2, phases=["insert"], batch_size=2)
 
         stop(second)
 
@@ -396,8 +397,8 @@ class TestMerged:
 
     def test_in_every_stripe(self) -> None:
         items(8)
-        first, second = ask(Striped), ask(Striped)
-        engine.run_batch(due(Striped))  # the other stripe has seen neither
+        first, second = begun_together(Striped, 2, phases=["insert"], batch_size=2)
+        # of which the other stripe has seen neither
 
         assert len(stop(first)) == 2
 
@@ -415,7 +416,7 @@ def test_dispatch_sends_what_is_due_after_the_stop(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(tasks, "send", send)
     items(5)
-    first, second = ask(Limited), ask(Limited)
+    first, second = ask(Limited), engine.request(Limited, phases=["insert"], batch_size=3)
     engine.request_stop(first.pk)
 
     assert tasks.dispatch(first.view_id)

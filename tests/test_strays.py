@@ -23,13 +23,21 @@ IF_THERE = "DROP TABLE IF EXISTS made_rows"
 
 
 def functions() -> list[str]:
+    """Ours, with the types of their arguments."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT proname FROM pg_proc WHERE proname LIKE 'matviews%' ORDER BY 1")
+        cursor.execute(
+            "SELECT oid::regprocedure::text FROM pg_proc WHERE proname LIKE 'matviews%' ORDER BY 1"
+        )
         return [name for (name,) in cursor.fetchall()]
 
 
+def names() -> list[str]:
+    """Of triggers that have functions."""
+    return sorted({name.partition("(")[0] for name in functions()})
+
+
 def migrate_zero() -> None:
-    migration = type("Migration", (), {"app_label": "matviews"})()
+    migration = type("Migration", (), {"app_label": "matviews", "operations": []})()
     sender = apps.get_app_config("matviews")
     options = {"using": engine.alias(), "verbosity": 0, "interactive": False}
     pre_migrate.send(sender, app_config=sender, apps=apps, plan=[(migration, True)], **options)
@@ -46,8 +54,10 @@ WAYS: dict[str, Callable[[], object]] = {
 @pytest.mark.parametrize("way", list(WAYS))
 def test_functions_of_a_table_that_was_dropped_are_told_of_and_go(way: str) -> None:
     with defined(ROWS, undone=IF_THERE), tracked_view_of("made_rows"):
-        left = functions()
+        # one for each trigger, and one that looks at the columns which it names, if it names any
+        left = names()
         assert len(left) == 4
+        assert len(functions()) == 7
         execute("DROP TABLE made_rows")
 
         assert list(changes.find_problems(engine.alias()))[1:] == [
@@ -76,14 +86,31 @@ def test_what_a_person_is_about_to_make_stays() -> None:
     """Between two statements of `--triggers sql`."""
     with defined(ROWS, undone=IF_THERE), tracked_view_of("made_rows"):
         made = functions()
-        for name in made:
+        for name in names():
             execute(f"DROP TRIGGER {name} ON made_rows")
 
-        assert "DROP" not in changes.script(engine.alias())
+        sql = changes.script(engine.alias())
+        assert sql.count("CREATE FUNCTION") == len(made)
+        assert sql.count("DROP") == 2 * len(names())
         changes.install(engine.alias())
 
         assert functions() == made
         assert list(changes.find_problems(engine.alias())) == []
+
+
+@pytest.mark.parametrize("kept", ["()", "(regclass)"])
+@pytest.mark.parametrize("way", list(WAYS))
+def test_either_of_the_two_functions_of_a_trigger_is_found(way: str, kept: str) -> None:
+    with defined(ROWS, undone=IF_THERE), tracked_view_of("made_rows"):
+        execute(
+            "DROP TABLE made_rows",
+            *(f"DROP FUNCTION {name}" for name in functions() if not name.endswith(kept)),
+        )
+        assert functions()
+
+        WAYS[way]()
+
+        assert functions() == []
 
 
 def test_functions_of_others_stay() -> None:
@@ -98,4 +125,4 @@ def test_functions_of_others_stay() -> None:
     ):
         changes.remove(engine.alias())
 
-        assert functions() == [another]
+        assert functions() == [f"{another}()"]

@@ -19,6 +19,7 @@ from matviews import engine
 from matviews.management.commands.update_materialized_views import Command
 from matviews.models import Heartbeat, Period, RefreshSchedule, ViewControl
 from matviews.tasks.checks import check_watch
+from matviews.tasks.queues import queues_in_words
 from matviews.tasks.schedules import Planned, reconcile, timetable, watch_problem
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
@@ -191,8 +192,8 @@ class TestWatch:
 
         assert watch_problem() == (
             "matviews.watch has not run for 12 minutes, so nobody sends lost messages again: see "
-            "that `celery beat`, with django-celery-beat's DatabaseScheduler, and a worker are "
-            "running."
+            "that `celery beat`, with django-celery-beat's DatabaseScheduler, is running, and a worker "
+            f"that listens to {queues_in_words('matviews.watch')}."
         )
 
     @pytest.mark.parametrize("never", [{"date_changed": HOUR}, {"total_run_count": 5}])

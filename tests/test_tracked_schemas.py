@@ -390,7 +390,7 @@ class TestWhatComesAndGoes:
                 editor.delete_model(view)
             with connection.schema_editor() as editor:
                 editor.create_model(view)
-            migration = type("Migration", (), {"app_label": "shapes"})()
+            migration = type("Migration", (), {"app_label": "shapes", "operations": []})()
             sender = apps.get_app_config("matviews")
 
             post_migrate.send(

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from io import StringIO
 from typing import Any
@@ -292,7 +293,8 @@ class TestWhatIsNoChange:
             for signal in (signals.refresh_requested, signals.refresh_finished):
                 signal.disconnect(receiver)
 
-        assert len(found) <= 3, found
+        # two that set limits, and set them back, where BEGIN cannot bring them
+        assert len(found) <= (5 if connection.vendor == "mysql" else 3), found
         assert told == 2 * [(refresh.pk, RefreshState.SUCCEEDED)]
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.SUCCEEDED
@@ -353,10 +355,11 @@ class TestTransactionsBetweenTransactions:
         assert batches(CustomerTotal) > 0
         assert differences(CustomerTotal) == []
 
+    @pytest.mark.parametrize("settled", [False, True])
     def test_what_was_changed_before_a_request_is_not_left_to_the_next(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, settled: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The request comes while a batch for an earlier one moves the log."""
+        """The request comes while a batch for an earlier one moves the log, and may be settled before that goes on."""
         at_rest(CustomerTotal)
         order(1)
         refresh = engine.request(CustomerTotal)
@@ -367,8 +370,12 @@ class TestTransactionsBetweenTransactions:
             if not asked:
                 order(2)
                 asked.append(engine.request(CustomerTotal))
+                if settled:
+                    engine.settle_view(refresh.view_id)
 
-        monkeypatch.setattr("matviews.engine.batch.collect_changes", move_and_write)
+        before_the_batch = (lambda: None) if settled else move_and_write
+        monkeypatch.setattr("matviews.engine.batch.collect_changes", before_the_batch)
+        monkeypatch.setattr("matviews.engine.tracking.collect_changes", move_and_write)
         inline.drain([stripe_of(CustomerTotal).pk])
 
         for each in (refresh, *asked):
@@ -770,6 +777,58 @@ class TestKeys:
         assert runs[Phase.UPDATE].rows == 3
         assert differences(CustomerTotal) == []
 
+    @pytest.mark.parametrize(
+        ("phase", "other", "change"),
+        [
+            (Phase.INSERT, Phase.UPDATE, lambda: CustomerTotal.objects.all().delete()),
+            (Phase.UPDATE, Phase.INSERT, lambda: Order.objects.update(price=4)),
+            (Phase.DELETE, Phase.INSERT, lambda: Order.objects.all().delete()),
+        ],
+    )
+    def test_a_change_of_any_key_takes_none_from_a_refresh_on_its_way(
+        self, phase: Phase, other: Phase, change: Callable[[], object]
+    ) -> None:
+        # given a refresh that has done the first of three keys
+        at_rest(CustomerTotal)
+        change()
+        CustomerTotal.mark_dirty([1, 2, 3])
+        first = engine.request(CustomerTotal, phases=[phase], batch_size=1)
+        engine.run_batch(due(CustomerTotal))
+
+        # when the changes that another takes may concern any key
+        CustomerTotal.mark_dirty()
+        engine.request(CustomerTotal, phases=[other], batch_size=1)
+        closed: tuple[Refresh, ...] = ()
+        while first not in closed:
+            engine.run_batch(due(CustomerTotal))
+            closed = engine.settle(stripe_of(CustomerTotal).pk).closed
+
+        # then the first succeeds with all of its keys done
+        refresh = closed[closed.index(first)]
+        assert refresh.state == RefreshState.SUCCEEDED
+        assert differences(CustomerTotal) == []
+        assert refresh.runs.get().reason == "all keys were marked as dirty"
+
+    def test_a_phase_that_ends_late_leaves_no_key_to_nobody(self) -> None:
+        # given a first build of which the last phase is to come: it leaves out what the first has filled
+        first = engine.request(CustomerTotal)
+        for _phase in (Phase.INSERT, Phase.UPDATE):
+            engine.run_batch(due(CustomerTotal))
+        gone = CustomerTotal.objects.earliest("pk").customer_id
+        Order.objects.filter(customer=gone).delete()
+
+        # when the phases before it have done a later change already
+        second = engine.request(CustomerTotal)
+        for phase in (Phase.INSERT, Phase.UPDATE):
+            engine.run_batch(replace(due(CustomerTotal), phase=phase))
+        inline.drain([stripe_of(CustomerTotal).pk])
+
+        # then it does that change as well
+        for each in (first, second):
+            each.refresh_from_db()
+            assert each.state == RefreshState.SUCCEEDED
+        assert differences(CustomerTotal) == []
+
     def test_few_keys_are_done_by_one_message(self) -> None:
         at_rest(CustomerTotal)
         order(4 - Order.objects.filter(customer=1).delete()[0])
@@ -857,8 +916,9 @@ class TestKeys:
         assert self.looked(CustomerTotal) == {}
         assert CustomerTotal.is_fresh()
 
+    @pytest.mark.skipif(connection.vendor != "postgresql", reason="the others read any text")
     def test_a_value_that_cannot_be_read_is_a_full_pass(self) -> None:
-        """As MariaDB's 0000-00-00: a refresh that failed over it would do so again and again."""
+        """As of a column that had another type: a refresh that failed over it must not do so for ever."""
         at_rest(DayStatus)
         order(1, shipped_on=date(2024, 2, 29), status="x")
         entry = Change.objects.get(table=Order._meta.db_table)
@@ -866,9 +926,8 @@ class TestKeys:
         link[names.index("shipped_on")] = "0000-00-00"
         entry.save()
 
-        assert why(DayStatus).startswith(
-            "a changed row of shapes_order has a value that is none: “0000-00-00”"
-        )
+        assert run(DayStatus).state == RefreshState.FAILED
+        assert run(DayStatus).state == RefreshState.SUCCEEDED
         assert differences(DayStatus) == []
 
     def test_too_many_keys_are_a_full_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -949,7 +1008,7 @@ class TestKeys:
 class TestMigrations:
     def test_triggers_of_a_migrated_app_go_before_and_come_back_after(self) -> None:
         at_rest(CustomerTotal)
-        migration = type("Migration", (), {"app_label": "shapes"})()
+        migration = type("Migration", (), {"app_label": "shapes", "operations": []})()
         options = {"using": engine.alias(), "verbosity": 0, "interactive": False}
         sender = real_apps.get_app_config("matviews")
 
@@ -968,7 +1027,7 @@ class TestMigrations:
 
     def test_a_migration_of_another_app_leaves_them_alone(self) -> None:
         at_rest(CustomerTotal)
-        migration = type("Migration", (), {"app_label": "auth"})()
+        migration = type("Migration", (), {"app_label": "auth", "operations": []})()
         options = {"using": engine.alias(), "verbosity": 0, "interactive": False}
         sender = real_apps.get_app_config("matviews")
 
@@ -979,7 +1038,7 @@ class TestMigrations:
 
     def test_taking_our_own_back_removes_every_trigger(self) -> None:
         engine.collect_changes()
-        migration = type("Migration", (), {"app_label": "matviews"})()
+        migration = type("Migration", (), {"app_label": "matviews", "operations": []})()
         sender = real_apps.get_app_config("matviews")
 
         pre_migrate.send(
@@ -1238,7 +1297,10 @@ class TestCommand:
         order(1)
         assert logged(Order)
         call_command("update_materialized_views", triggers="sql")
-        assert capsys.readouterr().out == "-- Nothing is lacking.\n"
+        assert (
+            capsys.readouterr().out
+            == "-- Every table that a tracked view reads has its triggers.\n"
+        )
 
     def test_explain_tells_what_leads_where(self, capsys: pytest.CaptureFixture[str]) -> None:
         changes.take_down(engine.alias(), [Region._meta.db_table])
@@ -1621,7 +1683,9 @@ class TestDeclared:
 
 class TestWhatAPersonSees:
     def listed(self, capsys: pytest.CaptureFixture[str]) -> Any:
-        call_command("update_materialized_views", "--list", "--format", "json")
+        call_command(
+            "update_materialized_views", "--list", "--models", "CustomerTotal", "--format", "json"
+        )
         views = json.loads(capsys.readouterr().out)["views"]
         return next(each for each in views if each["view"] == "shapes.CustomerTotal")
 

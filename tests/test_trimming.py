@@ -13,7 +13,7 @@ from matviews.states import RefreshState
 from matviews.tasks import inline
 from tests.bench.statements import statements
 from tests.defining import run
-from tests.driving import due, items
+from tests.driving import due, items, request_apart
 from tests.sample.models import Ledger, Limited, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -62,7 +62,7 @@ def test_the_last_ended_refresh_of_each_view_stays() -> None:
     kept = {ended(Limited, "succeeded", 80).pk, ended(Ledger, "failed", 70).pk}
     engine.request(Walked)
     ended(Walked, "failed", 60)
-    kept |= {ended(Walked, "stopped", 50).pk, engine.request(Walked).pk}
+    kept |= {ended(Walked, "stopped", 50).pk, request_apart(Walked).pk}
 
     assert trim_history() == 2
 
@@ -106,7 +106,7 @@ def test_followers_outlive_the_refresh_that_did_their_work() -> None:
 
 def test_a_merged_refresh_forgets_the_one_that_did_its_work() -> None:
     items(4)
-    first, second = engine.request(Limited), engine.request(Limited)
+    first, second = request_apart(Limited), request_apart(Limited)
     inline.run_to_end(second)
     Refresh.objects.filter(pk=first.pk).update(finished_at=timezone.now() - timedelta(days=9))
 

@@ -39,9 +39,11 @@ def contents(view: type[Any]) -> dict[int, int | None]:
     """Refresh a view, which has to look at all keys; its rows."""
     refresh = defining.run(view)
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
-    assert {each.reason for each in refresh.runs.all()} == {
-        f"no triggers log all changes of {view.source().model._meta.db_table}"
-    }
+    (reason,) = {each.reason for each in refresh.runs.all()}
+    assert reason in (
+        f"no triggers log all changes of {view.source().model._meta.db_table}",
+        "made_rows.id is without a type in the database, and bigint in its model",  # if virtual
+    )
     return dict(view.objects.values_list("ref", "n"))
 
 
@@ -289,7 +291,7 @@ def test_a_table_that_becomes_so_is_noticed_by_watch(
 def test_a_table_that_is_not_there() -> None:
     with tracked_view_of("made_rows"):
         assert list(changes.find_problems(engine.alias())) == [
-            "Changes of made_rows, which shapes.Made reads, cannot be logged: there is no such table."
+            "Changes of made_rows, which shapes.Made reads, cannot be logged: there is no such table: run `manage.py makemigrations` and `manage.py migrate`."
         ]
 
 

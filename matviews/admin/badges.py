@@ -12,6 +12,7 @@ __all__ = ["badge"]
 _TONES: dict[str, str] = {
     ViewState.INVALID: "bad",
     ViewState.FAILED: "bad",
+    ViewState.NOT_LOGGED: "bad",
     ViewState.WAITING: "warning",
     ViewState.CHANGED: "warning",
     ViewState.BEHIND: "warning",
@@ -24,6 +25,7 @@ _TONES: dict[str, str] = {
     ViewState.FRESH: "good",
     ViewState.READY: "good",
     RefreshState.OPEN: "busy",
+    RefreshState.MERGED: "quiet",
     RefreshState.SUCCEEDED: "good",
     RefreshState.STOPPED: "quiet",
     RunState.PENDING: "quiet",

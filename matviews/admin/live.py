@@ -32,7 +32,7 @@ def refresh_progress(
         phases: by name, how each stands in words; words: the phase that has its turn, in words;
         done: how much of that phase is done, from 0 to 1, None if unknown.
     """
-    if refresh is None or refresh.state != RefreshState.OPEN:
+    if refresh is None or refresh.finished_at:
         return {"refresh": None, "works": False, "done": None, "phases": {}, "words": ""}
     progress = progress_of(refresh) if progress is None else progress
     phases = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.utils.safestring import SafeString
 
-from ..engine import RunProgress, progress_of
+from ..engine import RunProgress, count_requests, progress_of
 from ..models import PhaseRun, Refresh
 from ..states import RefreshState, RunState
 from .badges import badge
@@ -69,7 +69,7 @@ def took(refresh: Refresh) -> str:
 
 def refresh_context(refresh: Refresh) -> dict[str, Any]:
     """How a refresh stands and what it did, for its template."""
-    is_open = refresh.state == RefreshState.OPEN
+    is_open = refresh.finished_at is None
     progress = [each for each in progress_of(refresh) if is_open or each.run.pk]
     merged = _merged(refresh)
     shown = [
@@ -85,6 +85,7 @@ def refresh_context(refresh: Refresh) -> dict[str, Any]:
         "is_open": is_open,
         "badge": badge(refresh.state),
         "took": took(refresh),
+        "requests": count_requests(refresh),
         "live": refresh_progress(refresh, progress),
         "no_phases": "Nothing had changed since these phases last succeeded."
         if refresh.state == RefreshState.SUCCEEDED

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.db import DatabaseError
 from django.utils.safestring import SafeString
 
 from .. import engine
@@ -74,6 +75,6 @@ def source_context(control: ViewControl, definition: ViewDefinition | None) -> d
 def _path(definition: ViewDefinition) -> dict[str, str]:
     try:
         path = plan_of(definition, engine.alias()).path
-    except InvalidView as error:
+    except (InvalidView, DatabaseError) as error:
         return {"problem": str(error)}
     return {"path": path.word, "reason": path.reason}

@@ -12,7 +12,7 @@ from ..exceptions import MatviewsError, UnknownView
 from ..models import Refresh, Trigger, ViewControl
 from ..registry import registry
 from ..states import RefreshState
-from ..tasks import schedules
+from ..tasks import broker_errors, schedules
 
 __all__ = ["Steering"]
 
@@ -23,7 +23,7 @@ ENDED = "Refresh {} has ended already."
 TOLD = {
     None: "the workers are told when it is committed",
     True: "the workers have been told",
-    False: "sent by watch when the broker is back",
+    False: "sent by watch when the broker is back ({error})",
 }
 
 
@@ -37,6 +37,7 @@ class Steering:
 
     def __init__(self, model_admin: Any, request: HttpRequest) -> None:
         self._admin, self._request = model_admin, request
+        self._broker_error = "see the log"
 
     def refresh(self, controls: Iterable[ViewControl], phases: list[str] | None = None) -> None:
         """Ask for a refresh of each view; what is refused keeps the others from nothing."""
@@ -73,11 +74,15 @@ class Steering:
             return
         self._note(refresh.view, f"Asked refresh {refresh.pk} to stop.")
         sent = self._send([refresh.view])
-        refresh.refresh_from_db(fields=["state"])
+        refresh.refresh_from_db(fields=["state", "requests"])
+        count = engine.count_requests(refresh)
+        which = (
+            f"Refresh {refresh.pk}{f', with the {count} requests that it includes,' * (count > 1)}"
+        )
         if refresh.state == RefreshState.OPEN:
-            self._say(f"Refresh {refresh.pk} stops after the batch that is at work; {TOLD[sent]}.")
+            self._say(f"{which} stops after the batch that is at work; {self._told(sent)}.")
         elif refresh.state == RefreshState.STOPPED:
-            self._say(f"Refresh {refresh.pk} has been stopped.")
+            self._say(f"{which} has been stopped.")
         else:
             self._say(ENDED.format(refresh.pk), messages.WARNING)
 
@@ -106,7 +111,9 @@ class Steering:
 
     def _tell(self, done: str, controls: list[ViewControl]) -> None:
         sent = self._send(controls)
-        self._say(f"{done}; {TOLD[sent]}.", messages.WARNING if sent is False else messages.SUCCESS)
+        self._say(
+            f"{done}; {self._told(sent)}.", messages.WARNING if sent is False else messages.SUCCESS
+        )
 
     def _send(self, controls: list[ViewControl]) -> bool | None:
         """Send what is due once this is committed; None if that is to come."""
@@ -114,10 +121,15 @@ class Steering:
 
         def send() -> None:
             answers.append(False)  # should it raise
-            answers[0] = tasks.dispatch_all([control.pk for control in controls])
+            with broker_errors.heard() as errors:
+                answers[0] = tasks.dispatch_all([control.pk for control in controls])
+            self._broker_error = "; ".join(errors) or self._broker_error
 
         transaction.on_commit(send, using=engine.alias(), robust=True)
         return answers[0] if answers else None
+
+    def _told(self, sent: bool | None) -> str:
+        return TOLD[sent].format(error=self._broker_error)
 
     def _note(self, control: ViewControl, what: str) -> None:
         self._admin.log_change(self._request, control, what)

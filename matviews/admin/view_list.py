@@ -150,7 +150,7 @@ def _attach(controls: list[Any]) -> None:
 def without_rows(request: HttpRequest) -> list[str]:
     """Labels of the views that have no row to be listed by, because `migrate` has not run."""
     statuses = _statuses(request).values()
-    return [status.label for status in statuses if status.state == ViewState.NO_ROWS]
+    return [status.label for status in statuses if not status.successes]
 
 
 def _statuses(request: HttpRequest) -> dict[str, ViewStatus]:

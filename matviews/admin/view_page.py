@@ -5,6 +5,8 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
+from django.db.models import F, OuterRef, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce
 from django.utils.safestring import SafeString
 
 from .. import engine
@@ -44,10 +46,18 @@ def page_context(control: ViewControl) -> dict[str, Any]:
         "source": source_context(control, definition),
         "changed_badge": badge(ViewState.CHANGED),
         "live": live,
-        "open_refreshes": list(newest.filter(state=RefreshState.OPEN)[:LISTED])[::-1],
+        "open_refreshes": _open_refreshes(newest),
         "refreshes": [(refresh, badge(refresh.state)) for refresh in newest[:LISTED]],
         "watch_problem": schedules.watch_problem(),
     }
+
+
+def _open_refreshes(newest: QuerySet[Refresh]) -> list[Any]:
+    """The open ones of some refreshes, oldest first, with how many requests each includes."""
+    merged = Refresh.objects.filter(merged_into=OuterRef("pk")).order_by().values("merged_into")
+    more = Coalesce(Subquery(merged.values(total=Sum("requests"))), 0)
+    still_open = newest.filter(state=RefreshState.OPEN).annotate(includes=F("requests") + more)
+    return list(still_open[:LISTED])[::-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from .. import engine
 from ..engine import RowCount, ViewStatus
 from ..models import PhaseRun
 from ..phases import Phase
@@ -36,7 +37,7 @@ def moment(when: datetime | None, *, missing: str = "never") -> SafeString:
     """How long ago or ahead a time is; the time itself is its title."""
     if when is None:
         return format_html("{}", missing)
-    now = timezone.now()
+    now = engine.now()
     local = timezone.localtime(when) if timezone.is_aware(when) else when
     words = f"{length(now - when)} ago" if when <= now else f"in {length(when - now)}"
     return format_html(
@@ -49,8 +50,8 @@ def moment(when: datetime | None, *, missing: str = "never") -> SafeString:
 
 def state_in_words(status: ViewStatus) -> str:
     """The state of a view, and by how much where that can be said."""
-    if status.state == ViewState.BEHIND and status.lag and status.target:
-        return f"behind by {length(status.lag - status.target)}"
+    if status.state == ViewState.BEHIND and status.staleness and status.target:
+        return f"behind by {length(status.staleness - status.target)}"
     return status.state.value
 
 
@@ -100,7 +101,7 @@ def _plan(planned: Planned, named: bool) -> SafeString:
         text = format_html('<span class="matviews-off">off: {}</span>', planned.why_not)
         return format_html("{} {}", name, text) if named else format_html("{}; {}", text, last)
     when = planned.next_due
-    due = when is None or when <= timezone.now() + AT_ONCE
+    due = when is None or when <= engine.now() + AT_ONCE
     coming = "due now" if due else format_html("next {}", moment(when))
     if named:
         return format_html('{} <span class="matviews-quiet">{}</span>', name, coming)

@@ -1,44 +1,60 @@
 """Change tracking: triggers on the tables that views read, and the log that they write."""
 
+from .holding import HELD
 from .log import (
     ChangesLogged,
     Taken,
     delete_rows,
     enqueue,
-    logged,
+    is_logged,
     long_queues,
     move,
     shorten,
     take,
+    unmoved,
     untracked,
 )
-from .standing import Standing, standing
+from .standing import Standing, oldest_waiting, standing, unlogged_tables
 from .triggers import (
+    find_exposed,
+    find_ownerless,
     find_problems,
+    find_untrackable,
+    finish,
     forget_gone,
     forget_untrackable,
     install,
     remove,
     script,
     take_down,
+    untrackable_tables,
     untracked_tables,
+    untrust,
 )
-from .watched import Tracking, tracking_of
+from .watched import Tracking, known_tracking, mistyped, tracking_of
 
 __all__ = [
+    "HELD",
     "ChangesLogged",
     "Standing",
     "Taken",
     "Tracking",
     "delete_rows",
     "enqueue",
+    "find_exposed",
+    "find_ownerless",
     "find_problems",
+    "find_untrackable",
+    "finish",
     "forget_gone",
     "forget_untrackable",
     "install",
-    "logged",
+    "is_logged",
+    "known_tracking",
     "long_queues",
+    "mistyped",
     "move",
+    "oldest_waiting",
     "remove",
     "script",
     "shorten",
@@ -46,6 +62,10 @@ __all__ = [
     "take",
     "take_down",
     "tracking_of",
+    "unlogged_tables",
+    "unmoved",
+    "untrackable_tables",
     "untracked",
     "untracked_tables",
+    "untrust",
 ]

@@ -5,14 +5,14 @@ change to somebody who is just taking what is there, and has computed already.
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.db import connections, router, transaction
-from django.db.models import Case, F, JSONField, Model, Sum, When, Window
+from django.db.models import Case, Func, JSONField, Model, Sum, TextField, When, Window
 
 from ..compiled import GIVEN, CompiledSelect
 from ..models import Change, ViewChange, WatchedTable
@@ -25,11 +25,12 @@ __all__ = [
     "Taken",
     "delete_rows",
     "enqueue",
-    "logged",
+    "is_logged",
     "long_queues",
     "move",
     "shorten",
     "take",
+    "unmoved",
     "untracked",
 ]
 
@@ -38,14 +39,32 @@ LONGEST = 100_000  # changes in a view's queue, beyond which all keys are taken 
 
 
 class ChangesLogged(Exception):
-    """The log is to be moved first, in a transaction of its own."""
+    """The log is to be moved first, in a transaction of its own.
+
+    Attributes:
+        tables: the tables whose changes count.
+        newest: the primary key of the newest entry.
+    """
+
+    def __init__(self, tables: Collection[str], newest: int) -> None:
+        super().__init__(tables, newest)
+        self.tables, self.newest = tables, newest
 
 
-def enqueue(view_ids: Collection[int], dirty: list[list[str]] | str) -> None:
-    """Note in the queues of views that keys are dirty; all of them, if a reason is given instead."""
+def enqueue(
+    view_ids: Collection[int], dirty: list[list[str]] | str, logged_at: datetime | None = None
+) -> None:
+    """Note in the queues of views that keys are dirty; all of them, if a reason is given instead.
+
+    `logged_at` is when the oldest of the changes was logged for which this stands; now, by default.
+    """
     count = 1 if isinstance(dirty, str) else len(dirty)
+    since = {"logged_at": logged_at} if logged_at else {}
     ViewChange.objects.bulk_create(
-        [ViewChange(view_id=pk, table="", links=dirty, count=count) for pk in sorted(view_ids)]
+        [
+            ViewChange(view_id=pk, table="", links=dirty, count=count, **since)
+            for pk in sorted(view_ids)
+        ]
     )
 
 
@@ -67,12 +86,23 @@ class Taken(NamedTuple):
 
 def take(view_id: int) -> list[Taken]:
     """Empty the queue of a view. In the transaction that computes, before it does."""
-    entries = _queue(router.db_for_write(ViewChange), MANY).run(view_id)
+    using = router.db_for_write(ViewChange)
+    entries = _queue(using, MANY).run(view_id)
     delete_rows(ViewChange, [pk for pk, *_entry in entries])
     if entries and entries[0][-1] > MANY:
         oldest = min(entry[3] for entry in entries)
         return [Taken("", [], f"more than {MANY:,} changes were waiting", oldest)]
+    if connections[using].vendor == "sqlite":
+        entries = [[pk, table, _from_hex(links), *others] for pk, table, links, *others in entries]
     return [_taken(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
+
+
+def _from_hex(links: str) -> Any:
+    """The links of an entry; None where they are no text: SQLite keeps any bytes, and Python reads UTF-8 alone."""
+    try:
+        return json.loads(bytes.fromhex(links)) if links else None
+    except ValueError:
+        return None
 
 
 @lru_cache(maxsize=8)
@@ -80,7 +110,9 @@ def _queue(using: str, most: int) -> CompiledSelect:
     """The entries of a view's queue and how many changes they are; without links if these are too many."""
     queue = ViewChange.objects.using(using).filter(view=GIVEN).order_by()
     counted = queue.annotate(changes=Window(Sum("count")))
-    few = Case(When(changes__lte=most, then="links"), output_field=JSONField())
+    few: Any = Case(When(changes__lte=most, then="links"), output_field=JSONField())
+    if connections[using].vendor == "sqlite":
+        few = Func(few, function="HEX", output_field=TextField())
     return CompiledSelect(counted.values_list("pk", "table", few, "logged_at", "changes"))
 
 
@@ -91,74 +123,112 @@ def _taken(table: str, links: Any, logged_at: datetime) -> Taken:
     return Taken(table, [], links, logged_at)
 
 
-def logged() -> dict[int, str]:
-    """The oldest entries of the log, at most `MOST`: their tables by their primary keys."""
-    return dict(_oldest(router.db_for_write(Change), MOST).run())
+class _Entry(NamedTuple):
+    """An entry of the log, as in `Change`."""
+
+    pk: int
+    table: str
+    logged_at: datetime
+
+
+def is_logged() -> bool:
+    """Whether the log has an entry, whoever may be moving it."""
+    return bool(_any(router.db_for_write(Change)).run())
 
 
 @lru_cache(maxsize=8)
-def _oldest(using: str, most: int) -> CompiledSelect:
-    entries = Change.objects.using(using).order_by("pk")
-    return CompiledSelect(entries.values_list("pk", "table")[:most])
+def _any(using: str) -> CompiledSelect:
+    return CompiledSelect(Change.objects.using(using).order_by().values_list("pk")[:1])
 
 
-def move(found: dict[int, str]) -> bool:
+def unmoved(tables: Collection[str], newest: int) -> list[str]:
+    """Those of the tables that have an entry in the log up to the one with the key `newest`."""
+    entries = Change.objects.filter(pk__lte=newest, table__in=tables)
+    return sorted(entries.order_by().values_list("table", flat=True).distinct())
+
+
+def move() -> bool:
     """Move entries from the log to the queues; whether more may be waiting. In a short transaction.
 
     To be its first statements: on SQLite a transaction that begins with a read cannot always write.
-    One moves at a time, so that all that was logged before is in the queues afterwards: what another
-    has moved meanwhile is there by then.
+    What another process is moving is left to that one: until it commits, it is in the log to everybody else.
     """
     using = router.db_for_write(Change)
     if not connections[using].features.has_select_for_update:
-        Change.objects.update(table=F("table"))
-    views = dict(_watched(using).run())
-    more = len(found) == MOST
+        Change.objects.filter(pk=0).update(table="")
+    keys = [pk for (pk,) in _free(MOST, "pk")]
+    if not keys:
+        return False
+    more = len(keys) == MOST
     # As after a bulk load: a full pass is cheaper than to tell them apart.
-    changes = Change.objects.order_by("pk").values_list("pk", "table")
-    if more and changes[MANY : MANY + 1].exists():
-        found = dict(changes[:MANY])
-        told = {pk for table in set(found.values()) for pk in views.get(table, ())}
-        enqueue(told, f"more than {MANY:,} changes were waiting")
+    if more and Change.objects.order_by("pk")[MANY : MANY + 1].exists():
+        found = [_Entry(*row) for row in _free(MANY, *_Entry._fields)]
+        _collapse(found)
+        keys = [entry.pk for entry in found]
     else:
-        _copy(found, views)
-    delete_rows(Change, list(found))
+        _copy(keys)
+    delete_rows(Change, keys)
     return more
 
 
+def _collapse(found: Sequence[_Entry]) -> None:
+    """Tell the views that read the tables of many entries that any key may be dirty."""
+    oldest: dict[str, datetime] = {}
+    for _pk, table, logged_at in found:
+        oldest[table] = min(logged_at, oldest.get(table, logged_at))
+    views = WatchedTable.objects.filter(table__in=oldest).values_list("table", "views")
+    for table, readers in views.order_by("table"):
+        enqueue(readers, f"more than {MANY:,} changes were waiting", oldest[table])
+
+
+def _free(most: int, *fields: str) -> list[Any]:
+    """Lock the oldest entries that nobody else has locked; those fields of them."""
+    return _oldest_free(router.db_for_write(Change), most, fields).run()
+
+
 @lru_cache(maxsize=8)
-def _watched(using: str) -> CompiledSelect:
-    watched = WatchedTable.objects.using(using).order_by("pk").select_for_update()
-    return CompiledSelect(watched.values_list("table", "views"))
+def _oldest_free(using: str, most: int, fields: tuple[str, ...]) -> CompiledSelect:
+    entries = Change.objects.using(using).order_by("pk").values_list(*fields)[:most]
+    if not connections[using].features.has_select_for_update:
+        return CompiledSelect(entries)
+    with transaction.atomic(using=using):  # or Django would not compile what locks
+        return CompiledSelect(entries.select_for_update(skip_locked=True))
 
 
-def _copy(found: Mapping[int, str], views: Mapping[str, Collection[int]]) -> None:
+# The primary keys in `views` of a watched table, as rows.
+_READERS = {
+    "postgresql": "CROSS JOIN LATERAL (SELECT view::bigint AS view_id "
+    "FROM jsonb_array_elements_text(watched.views) view) reader",
+    "mysql": "CROSS JOIN JSON_TABLE(watched.views, '$[*]' COLUMNS (view_id BIGINT PATH '$')) reader",
+    "sqlite": "CROSS JOIN json_each(watched.views) reader",
+}
+
+
+def _copy(found: Sequence[int]) -> None:
     """Copy changes to the queues of the views that read their tables.
 
-    Args:
-        found: the tables of the changes, by their primary keys.
-        views: the primary keys of the views' controls, by table.
+    The views are read after the changes were found, or in the same snapshot. A view that is added later is
+    told afterwards that anything may have changed, and then finds these changes in its source.
     """
-    readers = [(table, view) for table in set(found.values()) for view in views.get(table, ())]
-    if not readers:
-        return
     using = router.db_for_write(Change)
     connection: Any = connections[using]
-    queue, log, table, links, number, logged_at = map(
+    queue, log, watched, table, links, number, logged_at = map(
         connection.ops.quote_name,
-        (ViewChange._meta.db_table, Change._meta.db_table, "table", "links", "count", "logged_at"),
-    )
-    among = dialect_of(using).inside([f"{log}.id"], Keys(tuple((pk,) for pk in found)))
-    # The first row gives the columns their types.
-    reader = "SELECT %s AS name, %s AS view_id" + " UNION ALL SELECT %s, %s" * (len(readers) - 1)
+        (
+            ViewChange._meta.db_table, Change._meta.db_table, WatchedTable._meta.db_table,
+            "table", "links", "count", "logged_at",
+        ),
+    )  # fmt: skip
+    among = dialect_of(using).inside(["log.id"], Keys(tuple((pk,) for pk in found)))
+    view = "reader.value" if connection.vendor == "sqlite" else "reader.view_id"
     with connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {queue} (view_id, {table}, {links}, {number}, {logged_at}) "
-            f"SELECT matviews_readers.view_id, {log}.{table}, {log}.{links}, MAX({log}.{number}), "
-            f"MIN({log}.{logged_at}) "
-            f"FROM {log} JOIN ({reader}) matviews_readers ON matviews_readers.name = {log}.{table} "
-            f"WHERE {among.text} GROUP BY matviews_readers.view_id, {log}.{table}, {log}.{links}",
-            [*(value for each in readers for value in each), *among.params],
+            f"SELECT {view}, log.{table}, log.{links}, MAX(log.{number}), MIN(log.{logged_at}) "
+            f"FROM {log} log JOIN {watched} watched ON watched.{table} = log.{table} "
+            f"{_READERS[connection.vendor]} "
+            f"WHERE {among.text} GROUP BY {view}, log.{table}, log.{links}",
+            among.params,
         )
 
 
@@ -207,5 +277,6 @@ def long_queues() -> list[int]:
 
 def shorten(view_id: int) -> None:
     """Make the queue of a view one entry, for all keys. In a short transaction."""
-    if take(view_id):
-        enqueue({view_id}, f"more than {LONGEST:,} changes were waiting")
+    if taken := take(view_id):
+        oldest = min(each.logged_at for each in taken)
+        enqueue({view_id}, f"more than {LONGEST:,} changes were waiting", oldest)

@@ -1,16 +1,21 @@
-"""How the changes of a view stand at one moment: one statement, whatever the size of its tables."""
+"""How the changes of views stand, in a few statements, whatever the size of their tables."""
 
 import json
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.db import connections
+from django.db.models import Min, QuerySet
 
-from ..models import Change, Stripe, ViewChange, ViewControl, WatchedTable
+from ..clock import UtcNow
+from ..models import Change, Refresh, Stripe, ViewChange, ViewControl, WatchedTable
+from ..states import RefreshState
 from .dialects import dialect_of
 from .triggers import is_watched, read_record, record_of
-from .watched import Tracking
+from .watched import Tracking, Watch
 
-__all__ = ["Standing", "standing"]
+__all__ = ["Standing", "oldest_waiting", "standing", "unlogged_tables"]
 
 
 class Standing(NamedTuple):
@@ -20,12 +25,15 @@ class Standing(NamedTuple):
         view_id: primary key of its control.
         enabled: as the control has it.
         complete: whether all changes that count are logged, and none waits to be taken.
-        changes, covered: as its stripe has them.
+        refreshing: whether a refresh of it is open.
+        claims, changes, covered: as its stripe has them.
     """
 
     view_id: int
     enabled: bool
     complete: bool
+    refreshing: bool
+    claims: int
     changes: int
     covered: dict[str, list[Any]]
 
@@ -37,9 +45,9 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
     """
     connection: Any = connections[using]
     dialect = dialect_of(using)
-    models = (ViewControl, Stripe, Change, ViewChange, WatchedTable)
+    models = (ViewControl, Stripe, Change, ViewChange, WatchedTable, Refresh)
     names = [*(model._meta.db_table for model in models), "table"]
-    control, stripe, log, queue, watched, table = map(connection.ops.quote_name, names)
+    control, stripe, log, queue, watched, refresh, table = map(connection.ops.quote_name, names)
     tables = list(tracking.tables)
     marks = ", ".join(["%s"] * len(tables))
     with connection.cursor() as cursor:
@@ -47,16 +55,73 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
             f"SELECT control.id, control.enabled, stripe.changes, stripe.covered, "
             f"EXISTS (SELECT 1 FROM {log} WHERE {table} IN ({marks})) "
             f"OR EXISTS (SELECT 1 FROM {queue} WHERE view_id = control.id), "
+            f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), stripe.claims, "
             f"{record_of('watched', dialect)} FROM {control} control JOIN {stripe} stripe ON stripe.view_id = control.id "
             f"JOIN {watched} watched ON watched.{table} IN ({marks}) WHERE control.label = %s",
-            [*tables, *dialect.ours, *tables, label],
+            [*tables, RefreshState.OPEN.value, *dialect.ours, *tables, label],
         )
         rows = cursor.fetchall()
     if len(rows) != len(tables) or not rows:
         return None
-    view_id, enabled, changes, covered, waiting, *_record = rows[0]
+    view_id, enabled, changes, covered, waiting, refreshing, claims, *_record = rows[0]
     logged = all(
         is_watched(record, view_id, tracking.tables[record.table], present)
-        for record, present in (read_record(row[5:]) for row in rows)
+        for record, present in (read_record(row[7:]) for row in rows)
     )
-    return Standing(view_id, bool(enabled), logged and not waiting, changes, json.loads(covered))
+    return Standing(
+        view_id=view_id,
+        enabled=bool(enabled),
+        complete=logged and not waiting,
+        refreshing=bool(refreshing),
+        claims=claims,
+        changes=changes,
+        covered=json.loads(covered),
+    )
+
+
+def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, set[str]]:
+    """The tables whose changes should be logged for a view and are not: triggers are missing, switched off,
+    made by somebody else, or of another version.
+
+    Two statements, however many views and tables.
+
+    Args:
+        trackings: on what the views depend, by primary keys of their controls.
+        using: alias of the database.
+    """
+    records = {each.table: each for each in WatchedTable.objects.order_by("pk")}
+    present = dialect_of(using).present() if trackings else {}
+
+    def logged(view: int, table: str, watch: Watch) -> bool:
+        record, found = records.get(table), present.get(table, {}).values()
+        return record is not None and is_watched(record, view, watch, found)
+
+    return {
+        view: {table for table, watch in each.tables.items() if not logged(view, table, watch)}
+        for view, each in trackings.items()
+    }
+
+
+def oldest_waiting() -> dict[int, timedelta]:
+    """How long ago the oldest change was logged that waits in the log or in a view's queue.
+
+    By primary key of the view's control. The number of statements does not depend on that of the views.
+    """
+    ages: dict[int, timedelta] = {}
+
+    def note(view: int, age: timedelta) -> None:
+        ages[view] = max(age, ages.get(view, timedelta()))
+
+    # The log first: what is moved meanwhile is in the queue by then.
+    logged = dict(_ages(Change.objects.all(), "table"))
+    for record in WatchedTable.objects.filter(table__in=logged):
+        for view in record.views:
+            note(view, logged[record.table])
+    for view, age in _ages(ViewChange.objects.all(), "view"):
+        note(view, age)
+    return ages
+
+
+def _ages(rows: QuerySet[Any], by: str) -> QuerySet[Any, tuple[Any, timedelta]]:
+    """How long ago the oldest of rows was logged, by what they belong to."""
+    return rows.order_by().values(by).values_list(by, UtcNow() - Min("logged_at"))

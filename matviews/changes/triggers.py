@@ -1,18 +1,29 @@
 """The triggers of the tables that views read: made, held against what the code wants, removed."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from django.db import connections, transaction
+from django.db.models import QuerySet
 
+from ..exceptions import TablesHeld
 from ..models import ViewControl, WatchedTable
-from .dialects import TriggerDialect, dialect_of
+from ..queryset import apps_to_migrate, model_of_table
+from ..registry import registry
+from .dialects import MISSING, TriggerDialect, dialect_of
+from .holding import HELD, drop_all, for_each_table
 from .log import enqueue
-from .watched import Tracking, Watch, together, watched_tables
+from .watched import Tracking, Watch, mistyped, together, watched_tables
 
 __all__ = [
+    "find_exposed",
+    "find_ownerless",
     "find_problems",
+    "find_untrackable",
+    "finish",
     "forget_gone",
     "forget_untrackable",
     "install",
@@ -22,8 +33,12 @@ __all__ = [
     "remove",
     "script",
     "take_down",
+    "untrackable_tables",
     "untracked_tables",
+    "untrust",
 ]
+
+logger = logging.getLogger(__name__)
 
 Wanted = Mapping[str, Mapping[str, Watch]]  # by table and view, as `watched_tables` returns it
 
@@ -73,28 +88,62 @@ def is_watched(record: WatchedTable, view_id: int, watch: Watch, present: Collec
         watch: what counts.
         present: the triggers of the table that there are, as in its record.
     """
-    columns = None if record.columns is None else frozenset(record.columns)
     logged = bool(record.triggers) and set(record.triggers) <= set(present)
-    knows = Watch(columns, frozenset(record.links)).covers(watch)
-    return logged and knows and view_id in record.views
+    return logged and _watch_of(record).covers(watch) and view_id in record.views
+
+
+def _watch_of(record: WatchedTable) -> Watch:
+    """What the triggers of a record do."""
+    columns = None if record.columns is None else frozenset(record.columns)
+    return Watch(columns, frozenset(record.links))
 
 
 def forget_gone(using: str) -> None:
-    """Note which triggers are gone, so that `install` tells the views of it when they are back.
+    """Note which triggers are gone, so that `install` tells the views of it when they are back, and log it once.
 
-    Those that are back by now, as they were, are taken up again, and the views are told.
+    Those that are back by now, as they were, are taken up again, and the views are told. Others that have
+    their names are not.
     """
-    present = dialect_of(using).present()
-    for record in WatchedTable.objects.order_by("pk"):
+    dialect = dialect_of(using)
+    records = list(WatchedTable.objects.order_by("pk"))
+    present = dialect.present()
+    for record in records:
         found = present.get(record.table, {})
         if set(record.triggers).issubset(found.values()):
             continue
         names = [made.partition(":")[0] for made in record.triggers]
-        back = names if found.keys() >= set(names) else []
+        others = dialect.replaced(record.table, _watch_of(record))
+        back = names if found.keys() - others >= set(names) else []
         if back:
             enqueue(record.views, _not_logged(record.table))
         triggers = sorted(found[name] for name in back)
-        WatchedTable.objects.filter(pk=record.pk).update(triggers=triggers)
+        # Not if somebody has just installed others, which were not there yet when we looked.
+        unchanged = WatchedTable.objects.filter(pk=record.pk, triggers=record.triggers)
+        if _record_present(dialect, unchanged, triggers):
+            _log_gone(record, back=bool(back))
+
+
+def _record_present(
+    dialect: TriggerDialect, records: QuerySet[WatchedTable], triggers: list[str]
+) -> bool:
+    """Record which triggers are present, in those of the records that nobody has locked; whether there are any."""
+    if not dialect.connection.features.has_select_for_update:
+        return bool(records.update(triggers=triggers))
+    with transaction.atomic(using=dialect.using):
+        free = records.order_by("pk").select_for_update(skip_locked=True)
+        keys = list(free.values_list("pk", flat=True))
+        return bool(WatchedTable.objects.filter(pk__in=keys).update(triggers=triggers))
+
+
+def _log_gone(record: WatchedTable, *, back: bool) -> None:
+    labels = ViewControl.objects.filter(pk__in=record.views).values_list("label", flat=True)
+    what = (
+        "triggers were disabled or made anew, so changes may be missing from the log: a full refresh follows"
+        if back
+        else "changes are not logged, for triggers are missing or disabled: every refresh is a full one until "
+        "`manage.py update_materialized_views --triggers install` has run"
+    )
+    logger.warning("%s table=%s views=%s", what, record.table, ",".join(labels))
 
 
 def forget_untrackable(using: str) -> dict[str, str]:
@@ -104,9 +153,34 @@ def forget_untrackable(using: str) -> dict[str, str]:
         The tables that were believed in until now, and what has become of them.
     """
     believed = [each.table for each in WatchedTable.objects.order_by("pk") if each.triggers]
-    faults = dialect_of(using).untrackable(believed)
-    WatchedTable.objects.filter(table__in=faults).update(triggers=[])
-    return faults
+    dialect = dialect_of(using)
+    faults = dialect.untrackable(believed)
+    records = WatchedTable.objects.filter(table__in=faults)
+    return faults if faults and _record_present(dialect, records, []) else {}
+
+
+def untrackable_tables(tables: Collection[str], using: str) -> dict[str, str]:
+    """The tables of which no triggers tell every change, and why."""
+    return dialect_of(using).untrackable(tables) if tables else {}
+
+
+def untrust(views: Collection[int]) -> set[int]:
+    """Believe no more that changes are logged for some views, until `install` does; in a transaction.
+
+    Returns:
+        Those for which that was believed until now, as the primary keys of their controls.
+    """
+    untrusted: set[int] = set()
+    believed = [
+        each.pk for each in WatchedTable.objects.all() if not set(views).isdisjoint(each.views)
+    ]
+    records = WatchedTable.objects.filter(pk__in=believed).order_by("pk")
+    for record in records.select_for_update():  # no others: somebody may hold them
+        if gone := set(views).intersection(record.views):
+            untrusted |= gone
+            left = sorted(set(record.views) - gone)
+            WatchedTable.objects.filter(pk=record.pk).update(views=left)
+    return untrusted
 
 
 def _not_logged(table: str) -> str:
@@ -119,23 +193,64 @@ def install(using: str) -> dict[str, str]:
     Each view whose changes were not logged until now, or otherwise, is told that something has
     changed. Where the triggers are as they should be, nothing is done.
 
+    Tables that somebody holds for too long are left to `finish`, and the others done.
+
     Returns:
-        The tables whose changes cannot be logged, and why.
+        The tables whose changes cannot be logged, or not yet, and why.
 
     Raises:
-        DatabaseError: the user may not create triggers, or somebody held a table for too long.
+        DatabaseError: the user may not create triggers.
     """
     wanted, dialect = watched_tables(using), dialect_of(using)
     faults = dialect.untrackable(wanted)
     wanted = {table: views for table, views in wanted.items() if table not in faults}
-    remove(using, set(_known_tables(dialect)) - wanted.keys())
+    dialect.make_secret()
+    surplus = _removals(dialect, set(_known_tables(dialect)) - wanted.keys())
+    left = for_each_table(dialect, surplus)
     _remove_strays(dialect, wanted)
+    dialect.secure()
+    for name in dialect.ownerless():
+        dialect.execute(dialect.drop("", [name]))
+    return {**faults, **left, **for_each_table(dialect, _installations(dialect, wanted))}
+
+
+def finish(using: str) -> dict[str, str]:
+    """Make the triggers that `install` has left, if they are those that this version of the code wants.
+
+    Returns:
+        The tables that somebody holds still, and why.
+
+    Raises:
+        DatabaseError: the user may not create triggers.
+    """
+    left = WatchedTable.objects.exclude(pending="").values_list("table", "pending")
+    if not (pending := dict(left)):
+        return {}
+    dialect = dialect_of(using)
+    wanted = {
+        table: by_view
+        for table, by_view in watched_tables(using).items()
+        if pending.get(table) == dialect.version(table, together(by_view.values()))
+    }
+    return for_each_table(dialect, _installations(dialect, wanted), rounds=1)
+
+
+def _installations(dialect: TriggerDialect, wanted: Wanted) -> dict[str, Callable[[], None]]:
+    """What brings each table's triggers and record to what is wanted."""
     present = dialect.present()
-    controls = dict(ViewControl.objects.values_list("label", "pk"))
-    for table, by_view in wanted.items():
-        views = {controls[label] for label in by_view if label in controls}
-        _install(dialect, table, together(by_view.values()), views, present.get(table, {}))
-    return faults
+    believed = ViewControl.objects.exclude(label__in=mistyped(dialect.using))
+    controls = dict(believed.values_list("label", "pk"))
+    return {
+        table: partial(
+            _install,
+            dialect,
+            table,
+            together(by_view.values()),
+            {controls[label] for label in by_view if label in controls},
+            present.get(table, {}),
+        )
+        for table, by_view in wanted.items()
+    }
 
 
 def _remove_strays(dialect: TriggerDialect, wanted: Wanted) -> None:
@@ -167,35 +282,58 @@ def _install(
     before: whoever finds them named may believe that nothing was missed.
     """
     names = dialect.names(table, watch)
-    record, _created = WatchedTable.objects.get_or_create(table=table)
+    record = WatchedTable.objects.filter(table=table).first() or WatchedTable(table=table)
     known = set(record.views) if record.triggers else set()
-    same = present.keys() == names and set(present.values()) == set(record.triggers)
+    ours = _are_ours(dialect, table, watch, present)
+    same = ours and set(present.values()) == set(record.triggers)
     if same and known == views:
         return
     told = views - known if same else views | known
+    record = _record_pending(dialect, table, dialect.version(table, watch))
     with dialect.definitions():
         record.triggers = []
         record.views, record.links = sorted(views), sorted(watch.links)
         record.columns = None if watch.columns is None else sorted(watch.columns)
-        record.save()
-        if present.keys() != names:
+        if not ours:
+            record.save()
+            present = dialect.present().get(table, {})
             dialect.execute(dialect.drop(table, present))
             dialect.execute(dialect.create(table, watch))
             present = dialect.present().get(table, {})
         with transaction.atomic(using=dialect.using):
             enqueue(told, _not_logged(table))
+            record.pending = ""
             record.triggers = sorted(present.get(name, name) for name in names)
             record.save()
 
 
-def take_down(using: str, tables: Collection[str]) -> None:
-    """Remove the triggers of tables that are about to be altered; `install` brings them back."""
+def _record_pending(dialect: TriggerDialect, table: str, version: str) -> WatchedTable:
+    """Record that triggers of a version are to be made: if making them fails, `watch` tries again."""
+    with dialect.definitions():
+        if not WatchedTable.objects.filter(table=table).update(pending=version):
+            WatchedTable.objects.get_or_create(table=table, defaults={"pending": version})
+        return WatchedTable.objects.get(table=table)
+
+
+def _are_ours(
+    dialect: TriggerDialect, table: str, watch: Watch, present: Mapping[str, str]
+) -> bool:
+    """Whether a table has exactly the triggers that are wanted, and each does what it should."""
+    return present.keys() == dialect.names(table, watch) and not dialect.replaced(table, watch)
+
+
+def take_down(using: str, tables: Collection[str] | None = None) -> None:
+    """Remove the triggers of tables that are about to be altered, all by default; `install` brings them back.
+
+    Raises:
+        TablesHeld: somebody held one of them for too long. All have their triggers as before.
+    """
     dialect = dialect_of(using)
     present = dialect.present()
-    for table in sorted(present.keys() & set(tables)):
-        with dialect.definitions():
-            WatchedTable.objects.filter(table=table).update(triggers=[])
-            dialect.execute(dialect.drop(table, present[table]))
+    chosen = present if tables is None else {t: present[t] for t in present.keys() & set(tables)}
+    drop_all(dialect, chosen)
+    if tables is None:
+        _remove_strays(dialect, {})
 
 
 def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
@@ -203,17 +341,33 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
 
     Returns:
         The names of the triggers that are gone.
+
+    Raises:
+        TablesHeld: somebody held a table for too long. The others are without triggers.
     """
     dialect = dialect_of(using)
     present = dialect.present()
-    chosen = set(_known_tables(dialect) if tables is None else tables)
-    for table in sorted(chosen):
-        with dialect.definitions():
-            WatchedTable.objects.filter(table=table).delete()
-            dialect.execute(dialect.drop(table, present.get(table, ())))
+    chosen = _known_tables(dialect) if tables is None else tables
+    left = for_each_table(dialect, _removals(dialect, chosen))
     if tables is None:
         _remove_strays(dialect, {})
-    return sorted(name for table in chosen for name in present.get(table, ()))
+    if left:
+        raise TablesHeld(f"Left with its triggers: {', '.join(sorted(left))}, for {HELD}.")
+    return sorted(name for table in set(chosen) for name in present.get(table, ()))
+
+
+def _removals(dialect: TriggerDialect, tables: Iterable[str]) -> dict[str, Callable[[], None]]:
+    present = dialect.present()
+    return {
+        table: partial(_remove, dialect, table, present.get(table, ()))
+        for table in sorted(set(tables))
+    }
+
+
+def _remove(dialect: TriggerDialect, table: str, names: Iterable[str]) -> None:
+    with dialect.definitions():
+        dialect.execute(dialect.drop(table, names))
+        WatchedTable.objects.filter(table=table).delete()
 
 
 def script(using: str) -> str:
@@ -224,8 +378,7 @@ def script(using: str) -> str:
     statements = []
     for table, by_view in wanted.items():
         watch = together(by_view.values())
-        names = dialect.names(table, watch)
-        if table not in faults and present.get(table, {}).keys() != names:
+        if table not in faults and not _are_ours(dialect, table, watch, present.get(table, {})):
             statements += dialect.drop(table, present.get(table, ()))
             statements += dialect.create(table, watch)
     for table in sorted(present.keys() - wanted.keys()):
@@ -234,19 +387,50 @@ def script(using: str) -> str:
     return dialect.script(statements)
 
 
-def find_problems(using: str) -> Iterator[str]:
-    """What is not as the views of the code want it, a sentence each."""
+def find_exposed(using: str) -> Iterator[str]:
+    """What of ours any role may use that may write at all, a sentence each."""
+    for name in dialect_of(using).exposed():
+        yield f"Any role may use {name}, which is for the roles of matviews alone."
+
+
+def find_ownerless(using: str) -> Iterator[str]:
+    """The triggers that no write gets past, for their owner is gone, a sentence each."""
+    for name, owner in sorted(dialect_of(using).ownerless().items()):
+        yield f"The trigger {name} runs as {owner}, and there is no such account: every write to its table fails."
+
+
+def find_untrackable(using: str) -> Iterator[str]:
+    """The tables whose changes no trigger would log, and why, a sentence each."""
+    wanted = watched_tables(using)
+    for table, reason in sorted(dialect_of(using).untrackable(wanted).items()):
+        yield _cannot_be_logged(table, wanted[table], reason)
+
+
+def _cannot_be_logged(table: str, views: Iterable[str], reason: str) -> str:
+    return (
+        f"Changes of {table}, which {', '.join(sorted(views))} reads, cannot be logged: {reason}."
+    )
+
+
+def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
+    """What is not as the views of the code want it, a sentence each.
+
+    Args:
+        using: alias of the database.
+        migrated: whether all migrations should have run. If not, nothing is said of tables, and of views,
+            that those which have yet to run may make; `install` follows them.
+    """
     wanted, dialect = watched_tables(using), dialect_of(using)
+    due = wanted if migrated else _without(_to_be_made(wanted, dialect), wanted)
     present, faults = dialect.present(), dialect.untrackable(wanted)
     recorded = dict(WatchedTable.objects.values_list("table", "triggers"))
-    for table, by_view in sorted(wanted.items()):
+    for table, by_view in sorted(due.items()):
         views = ", ".join(sorted(by_view))
         if table in faults:
-            yield f"Changes of {table}, which {views} reads, cannot be logged: {faults[table]}."
+            yield _cannot_be_logged(table, by_view, faults[table])
             continue
-        names = dialect.names(table, together(by_view.values()))
         found = present.get(table, {})
-        if found.keys() != names:
+        if not _are_ours(dialect, table, together(by_view.values()), found):
             state = "other triggers than it should" if found else "no triggers"
             yield f"{table}, which {views} reads, has {state}."
         elif set(recorded.get(table, ())) != set(found.values()):
@@ -255,3 +439,26 @@ def find_problems(using: str) -> Iterator[str]:
         yield f"{table} has triggers, but no view reads it."
     for name in sorted(_strays(dialect, wanted, faults)):
         yield f"The function {name} is left over: no trigger that is switched on calls it."
+
+
+def _to_be_made(wanted: Wanted, dialect: TriggerDialect) -> set[str]:
+    """The tables of views, and those that they read, that pending migrations may make."""
+    tables = {_own_table(label) for by_view in wanted.values() for label in by_view} | wanted.keys()
+    faults = dialect.untrackable(tables)
+    missing = {table: model_of_table(table) for table, why in faults.items() if why == MISSING}
+    pending = apps_to_migrate(dialect.using) if missing else set()
+    return {table for table, model in missing.items() if model and model._meta.app_label in pending}
+
+
+def _without(tables: Collection[str], wanted: Wanted) -> dict[str, dict[str, Watch]]:
+    """What is wanted, without some tables, and without the views whose own table is among them."""
+    left = {
+        table: {label: watch for label, watch in by_view.items() if _own_table(label) not in tables}
+        for table, by_view in wanted.items()
+        if table not in tables
+    }
+    return {table: by_view for table, by_view in left.items() if by_view}
+
+
+def _own_table(label: str) -> str:
+    return registry.find(label).model._meta.db_table

@@ -1,17 +1,27 @@
 """What has to be watched for a view: the tables that its source reads, and the columns that count."""
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from django.db import DatabaseError
+from django.db.models import Model
 
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
-from ..queryset import Plan, declared, plan_of
+from ..queryset import Plan, find_mismatches, plan_of
 from ..registry import registry
 
-__all__ = ["Tracking", "Watch", "together", "tracking_of", "watched_tables"]
+__all__ = [
+    "Tracking",
+    "Watch",
+    "known_tracking",
+    "mistyped",
+    "together",
+    "tracking_of",
+    "watched_tables",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +52,12 @@ class Tracking:
     Attributes:
         tables: what is to be watched, by name of the table.
         reason: why that cannot be told, for a person; "" if it can.
+        is_dated: whether it depends on the time as well, by dates among the parameters of `source()`.
     """
 
     tables: dict[str, Watch] = field(default_factory=dict)
     reason: str = ""
+    is_dated: bool = False
 
 
 @lru_cache(maxsize=64)
@@ -53,28 +65,41 @@ def tracking_of(plan: Plan) -> Tracking:
     """On which changes a view depends, as far as its queryset tells."""
     if reason := next(_obstacles(plan), ""):
         return Tracking(reason=reason)
-    read: dict[str, set[str] | None] = plan.source.query.columns_read()
-    if plan.source.query.has_raw_sql:  # which may read any column of these
-        read = dict.fromkeys(read)
-    read |= dict.fromkeys(declared(plan.source.definition))
     tables = {}
-    for table, columns in read.items():
+    for table, columns in plan.inspection.columns.items():
         links = {column for link in plan.links.get(table, ()) for column in link.columns}
-        tables[table] = Watch(None if columns is None else frozenset(columns), frozenset(links))
-    return Tracking(tables)
+        tables[table] = Watch(columns, frozenset(links))
+    return Tracking(tables, is_dated=plan.is_dated)
 
 
 def _obstacles(plan: Plan) -> Iterator[str]:
-    definition, query = plan.source.definition, plan.source.query
+    definition = plan.source.definition
     if not definition.options.tracking:
         yield "MatviewMeta.tracking is False"
     for phase in definition.options.phases:
         hooks = definition.hooks[phase]
         if not (hooks.needs_derived and hooks.do_derived):
             yield f"the phase {phase} has hooks of the view's own, which may read anything"
-    for name, part in query.parts:
-        if functions := query.volatile(part):
-            yield f"{name} of source() changes by itself ({functions[0]})"
+    if plan.inspection.untrackable:
+        yield plan.inspection.untrackable
+
+
+def known_tracking(definition: ViewDefinition, using: str) -> Tracking:
+    """As `tracking_of`, of the definition as this process first saw it.
+
+    For showing many views at once: compiling a queryset takes milliseconds.
+    """
+    known = _KNOWN.get((definition.model, using))
+    if known is None and definition.has_source and not definition.errors:
+        try:
+            known = tracking_of(plan_of(definition, using))
+        except (InvalidView, DatabaseError) as error:
+            return Tracking(reason=str(error))
+        _KNOWN[definition.model, using] = known
+    return known or Tracking(reason="it has no source()")
+
+
+_KNOWN: dict[tuple[type[Model], str], Tracking] = {}
 
 
 def watched_tables(using: str) -> dict[str, dict[str, Watch]]:
@@ -93,6 +118,21 @@ def _wanted(definition: ViewDefinition, using: str) -> dict[str, Watch]:
         return tracking_of(plan_of(definition, using)).tables
     except (InvalidView, DatabaseError):  # the checks tell of it, and each refresh fails
         return {}
+
+
+def mistyped(using: str) -> dict[str, str]:
+    """The views whose columns in the database are not what the models say, by label, and where.
+
+    What triggers log of such a view cannot be believed to lead to its keys.
+    """
+    plans = []
+    for definition in registry:
+        if definition.has_source and not definition.errors:
+            with suppress(Exception):  # the checks tell of it
+                plan = plan_of(definition, using)
+                assert plan.compared_columns is not None  # looked into here, where it may fail
+                plans.append(plan)
+    return find_mismatches(plans, using)
 
 
 def together(wanted: Collection[Watch]) -> Watch:

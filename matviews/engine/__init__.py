@@ -1,27 +1,59 @@
 """The batch engine: everything between a request and its end. It knows Django, not Celery."""
 
 from .batch import run_batch
-from .controls import note_migrated, sync_controls, sync_stripes, views_in_batch
-from .databases import alias
-from .derived import changed_phases, sweep_stages
+from .controls import (
+    find_circle,
+    in_order,
+    note_migrated,
+    rename_controls,
+    sync_controls,
+    sync_stripes,
+    views_in_batch,
+)
+from .databases import (
+    alias,
+    check_no_transaction,
+    in_transaction,
+    now,
+    short_transaction,
+    timestamp,
+)
+from .derived import (
+    changed_phases,
+    drop_forgotten_stages,
+    lacks_own_tables,
+    not_migrated,
+    sweep_stages,
+)
 from .extent import Extent, extent_of
 from .freshness import is_fresh
 from .history import trim_history
+from .hooks import raised_by_hook
 from .messages import BatchReport, Message, Outcome
 from .progress import RunProgress, progress_of
-from .requests import check_phases, request, request_stop
+from .requests import check_phases, count_requests, request, request_stop
+from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount
 from .settle import Settlement, settle, settle_view
 from .status import Announcement, ViewStatus, view_statuses
-from .tracking import collect_changes, forget_untrackable, mark_dirty, shorten_queues
+from .tracking import (
+    collect_changes,
+    finish_triggers,
+    forget_gone,
+    forget_mistyped,
+    forget_untrackable,
+    mark_dirty,
+    shorten_queues,
+)
 from .verification import Verification, verify
-from .watch import forget_resends, watch
+from .watch import forget_resends, untaken, watch
 
 __all__ = [
     "Announcement",
     "BatchReport",
     "Extent",
     "Message",
+    "MissingRight",
     "Outcome",
     "RowCount",
     "RunProgress",
@@ -30,25 +62,46 @@ __all__ = [
     "ViewStatus",
     "alias",
     "changed_phases",
+    "check_no_transaction",
     "check_phases",
     "collect_changes",
+    "count_requests",
+    "denied_for",
+    "drop_forgotten_stages",
     "extent_of",
+    "find_circle",
+    "finish_triggers",
+    "forget_gone",
+    "forget_mistyped",
     "forget_resends",
     "forget_untrackable",
+    "in_order",
+    "in_transaction",
     "is_fresh",
+    "lacks_own_tables",
     "mark_dirty",
+    "missing_rights",
+    "not_migrated",
     "note_migrated",
+    "now",
+    "prepare_staging",
     "progress_of",
+    "raised_by_hook",
+    "rename_controls",
     "request",
     "request_stop",
     "run_batch",
     "settle",
     "settle_view",
+    "short_transaction",
     "shorten_queues",
+    "staging_rights",
     "sweep_stages",
     "sync_controls",
     "sync_stripes",
+    "timestamp",
     "trim_history",
+    "untaken",
     "verify",
     "view_statuses",
     "views_in_batch",

@@ -9,15 +9,14 @@ import logging
 import os
 import socket
 import time
-import traceback
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError
-from django.db.models import Case, F, Func, Q, When
+from django.db import DatabaseError, DataError, InterfaceError
+from django.db.models import Case, F, Q, When
 
 from .. import signals
 from ..changes import ChangesLogged
@@ -25,20 +24,24 @@ from ..clock import UtcNow
 from ..conf import get_settings
 from ..definition import ViewDefinition
 from ..models import PhaseRun, Stripe
+from ..queryset import key_columns
+from ..redact import bounded, error_text, in_one_line, traceback_text
 from ..registry import registry
 from ..states import RunState
 from . import databases
+from .hooks import raised_by_hook
 from .messages import BatchReport, Message, Outcome
+from .rights import denied_for
 from .step import Step
-from .tracking import collect_changes, save_tracked
+from .tracking import await_changes, collect_changes, distrust_dirty, save_tracked
 from .work import Work, load_work
 
 __all__ = ["run_batch", "worker_name"]
 
 logger = logging.getLogger(__name__)
 
+LONGEST_NAME = 200  # characters
 MOMENTS = (0.01, 0.04, 0.1)  # seconds between tries for a row that is locked but by no batch
-LONGEST_TEXT = 20_000  # characters of an error or a traceback that are kept
 
 
 def run_batch(message: Message) -> BatchReport:
@@ -51,12 +54,11 @@ def run_batch(message: Message) -> BatchReport:
         report = _run_batch(message)
     except (DatabaseError, InterfaceError) as error:
         databases.drop_broken_connection()
-        logger.exception(
-            "batch lost, to be sent again by watch stripe=%s token=%s",
-            message.stripe_id,
-            message.token,
-        )
-        report = BatchReport(message=message, outcome=Outcome.LOST, error=_one_line(error))
+        logger.error(  # noqa: TRY400 - the exception itself may hold values of rows
+            "batch lost, to be sent again by watch stripe=%s token=%s\n%s",
+            message.stripe_id, message.token, traceback_text(error),
+        )  # fmt: skip
+        report = BatchReport(message=message, outcome=Outcome.LOST, error=error_text(error))
     _publish(report)
     return report
 
@@ -112,10 +114,11 @@ def _try_with_changes(message: Message) -> BatchReport:
     attempt = _Attempt(message)
     try:
         return _try_batch(attempt)
-    except ChangesLogged:
+    except ChangesLogged as logged:
         _TRACKED.add(message.stripe_id)
-        collect_changes()
-        return _try_batch(_Attempt(message, known=attempt.known))
+        left = await_changes(logged)
+        again = _Attempt(message, known=attempt.known, tried=attempt.tried)
+        return again.put_off(left) if left else _try_batch(again)
 
 
 _TRACKED: set[int] = set()  # stripes of which a batch has met a log: the next one saves that try
@@ -128,16 +131,18 @@ def _try_batch(attempt: "_Attempt") -> BatchReport:
         raise
     except Exception as error:  # noqa: BLE001 - a hook may raise anything
         databases.drop_broken_connection()
-        return attempt.record_failure(error)
+        if attempt.done_together < 2 or not isinstance(error, DatabaseError):
+            return attempt.record_failure(error)
+    attempt.alone = True
+    return _try_batch(attempt)
 
 
 def _announce(message: Message) -> bool:
     """Say who is about to work, in a transaction of its own, so that a killed worker is counted."""
     nobody, changes = _announcement(_lease())
-    with databases.claim_transaction():
-        return databases.claim(
-            message.stripe_id, message.token, nobody, worker=worker_name(), **changes
-        )
+    return databases.claim(
+        message.stripe_id, message.token, nobody, worker=worker_name(), **changes
+    )
 
 
 # To hash an expression takes longer than to run the statement that was compiled of it.
@@ -151,6 +156,7 @@ def _announcement(lease: timedelta) -> tuple[Q, dict[str, Any]]:
         "announced_at": UtcNow(),
         "watch_after": UtcNow() + lease,
         "resends": 0,
+        "claims": F("claims") + 1,
     }
 
 
@@ -161,7 +167,7 @@ def _next_token(lease: timedelta) -> dict[str, Any]:
 
 def worker_name() -> str:
     """How this process announces itself: `host:pid`."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    return bounded(f"{socket.gethostname()}:{os.getpid()}", LONGEST_NAME)
 
 
 def _lease() -> timedelta:
@@ -171,7 +177,7 @@ def _lease() -> timedelta:
 def _withdraw(message: Message) -> None:
     """Take our announcement back: nobody was killed, and the batch may be done at once."""
     ours = Stripe.objects.filter(pk=message.stripe_id, worker=worker_name())
-    with suppress(DatabaseError, InterfaceError):
+    with suppress(DatabaseError, InterfaceError), databases.short_transaction():
         ours.filter(token=message.token, announced_token=message.token).update(
             announced_token=0, watch_after=None
         )
@@ -198,35 +204,65 @@ class _Attempt:
         moved: whether all changes that the known refreshes are to see have been moved to the queues.
         started: monotonic time of the beginning, in seconds.
         known: primary keys of the refreshes that the batch has seen.
-        tried: refresh and phase whose hooks were called last.
+        tried: refresh and phase whose hooks were called last; at the COMMIT, those that wrote last.
+        done_together: at the COMMIT, how many phases have written. Where it fails, as for a deferred
+            constraint, nothing tells which of them is to blame.
+        alone: whether the batch is to do one phase only, after such a COMMIT has failed.
     """
 
-    def __init__(self, message: Message, *, known: set[int] | None = None) -> None:
+    def __init__(
+        self,
+        message: Message,
+        *,
+        known: set[int] | None = None,
+        tried: tuple[int, str] | None = None,
+    ) -> None:
         self.message, self.known, self.moved = message, known, known is not None
         self.started = time.monotonic()
-        self.tried: tuple[int, str] | None = None
+        self.tried = tried
+        self.done_together, self.alone = 0, False
 
     def run(self) -> BatchReport:
         """Do the batch and commit it together with its bookkeeping."""
         seconds = get_settings().STATEMENT_TIMEOUT
+        self.done_together, done = 0, list[tuple[int, str]]()
         with databases.batch_transaction(seconds):
-            work = self._pass_token(databases.limits(seconds))
-            rows, limit = self._work_off(work) if work else (0, None)
+            work = self._pass_token()
+            rows, limit = self._work_off(work, done) if work else (0, None)
             if work:
                 save_tracked(work)
                 work.save()
+            self.tried = done[-1] if done else self.tried
+            self.done_together = len(done)
         return self._report(work, Outcome.DONE, rows=rows, limit=limit)
 
     def record_failure(self, error: Exception) -> BatchReport:
         """Write down why the batch was rolled back, behind the same fence as the batch itself."""
         with databases.short_transaction():
-            work = self._pass_token({})
+            work = self._pass_token()
             if work:
                 work.stop()
                 if run := self._blamed(work):
-                    self._fail(Step(work, run), error)
+                    step = Step(work, run)
+                    error = step.explained(error)
+                    self._fail(step, error)
                 work.save()
-        return self._report(work, Outcome.FAILED, error=_one_line(error))
+        return self._report(work, Outcome.FAILED, error=_texts(error, work)[0])
+
+    def put_off(self, tables: list[str]) -> BatchReport:
+        """Leave the work to a message that `watch` sends: others are moving changes that it must see."""
+        names = ", ".join(tables)
+        error = (
+            f"Changes of {names} are not moved yet: another process holds them. It is tried again."
+        )
+        with databases.short_transaction():
+            work = self._pass_token(watch_after=None)
+            if work:
+                work.stop()
+                if run := self._blamed(work):
+                    Step(work, run).put_off(error)
+                work.save()
+        return self._report(work, Outcome.WAITING, error=error)
 
     def _blamed(self, work: Work) -> PhaseRun | None:
         """The run whose hooks were called last: those before it in the batch are innocent.
@@ -238,26 +274,26 @@ class _Attempt:
         leaders = {(run.refresh_id, run.phase): run for run in work.leaders()}
         return leaders.get(self.tried)
 
-    def _pass_token(self, extra: dict[str, Func]) -> Work | None:
+    def _pass_token(self, **changes: Any) -> Work | None:
         """Take the stripe for this transaction; what it has to do, None if nothing.
 
         Raises:
             _Refused: the token has moved on since the announcement.
         """
         stripe_id, token = self.message.stripe_id, self.message.token
-        if not databases.claim(stripe_id, token, **_next_token(_lease())):
+        if not databases.claim(stripe_id, token, **_next_token(_lease()) | changes):
             raise _Refused
-        work = load_work(stripe_id, extra=extra)
+        work = load_work(stripe_id)
         if work is not None:
-            work.logged = work.logged and not self.moved
+            work.logged = 0 if self.moved else work.logged
             if self.known is None:
-                self.known = {refresh.pk for refresh in work.refreshes}
+                self.known = {refresh.pk for refresh in work.refreshes if work.may_begin(refresh)}
             # What was asked for since is not the failed batch's, and is tried afresh.
             work.admit(self.known)
         return work
 
-    def _work_off(self, work: Work) -> tuple[int, int | None]:
-        """End the phases that need nothing, up to the one that does; do a batch of that.
+    def _work_off(self, work: Work, done: list[tuple[int, str]]) -> tuple[int, int | None]:
+        """End the phases that need nothing, up to the one that does; do a batch of that, and add it to `done`.
 
         Only if it is the phase that the message names: another is left to a message of its own, and
         so is what comes after runs that were stopped: the kills that this token counts are theirs.
@@ -270,7 +306,7 @@ class _Attempt:
             _limit_own(definition)
         # After a kill, one run at a time is settled and committed, or its hook could kill again
         # and again and never be the one that is blamed.
-        after_kill = work.stripe.attempts > 1
+        one = self.alone or work.stripe.attempts > 1
         run = work.next_run(self.message.phase)
         rows, limit = 0, None
         while run is not None:
@@ -286,16 +322,18 @@ class _Attempt:
                     break
                 limit = limit or (step.limit() if step.paced else None)
                 rows += step.do().rows
+                done.append(self.tried)
                 if not together:
                     break
-            run = None if after_kill else work.next_run()
+            run = None if one else work.next_run()
         return rows, limit
 
     def _fail(self, step: Step, error: Exception) -> None:
+        if isinstance(error, DataError):
+            distrust_dirty(step.work, step.run)
         fault = databases.classify(error)
         step.failed(
-            _one_line(error),
-            _storable("".join(traceback.format_exception(error))),
+            *_texts(error, step.work),
             again=fault is not databases.Fault.FINAL,
             smaller=fault is databases.Fault.LIMIT,
         )
@@ -316,19 +354,15 @@ def _limit_own(definition: ViewDefinition) -> None:
         databases.limit_statements(seconds)
 
 
-def _one_line(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - a hook's exception may be of any make
-        text = "its message cannot be read"
-    return _storable(f"{type(error).__name__}: {text}".strip())
-
-
-def _storable(text: str) -> str:
-    """A text that every database takes: no NUL, no half characters, no megabytes."""
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[: LONGEST_TEXT // 2]}\n...\n{text[-LONGEST_TEXT // 2 :]}"
-    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+def _texts(error: Exception, work: Work | None) -> tuple[str, str]:
+    """What is kept of an error: its words, and its traceback."""
+    definition = work.definition if work else None
+    key = key_columns(definition) if definition else frozenset[str]()
+    trusted = raised_by_hook(error)
+    text = error_text(error, trusted=trusted, key=key)
+    if definition and (lacking := denied_for(error, [definition])):
+        text = bounded(f"{text}\n{lacking}")
+    return text, traceback_text(error, trusted=trusted, key=key)
 
 
 def _publish(report: BatchReport) -> None:
@@ -345,7 +379,7 @@ def _publish(report: BatchReport) -> None:
         logging.WARNING if report.error else logging.INFO,
         "batch finished view=%s phase=%s token=%s outcome=%s rows=%s limit=%s seconds=%.3f error=%s",
         report.label, message.phase, message.token, outcome.name, report.rows, report.limit,
-        report.seconds, report.error,
+        report.seconds, in_one_line(report.error),
     )  # fmt: skip
     sender = registry.find(report.label).model if report.label in registry else None
     signals.batch_finished.send_robust(sender=sender, report=report)

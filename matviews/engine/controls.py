@@ -1,6 +1,6 @@
 """The control, stripe and first schedule rows of the views that the code defines."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -16,12 +16,26 @@ from ..registry import registry
 from ..states import RefreshState
 from .databases import alias, lock_free, short_transaction
 
-__all__ = ["not_ready", "note_migrated", "sync_controls", "sync_stripes", "views_in_batch"]
+__all__ = [
+    "find_circle",
+    "not_ready",
+    "note_migrated",
+    "rename_controls",
+    "sync_controls",
+    "sync_stripes",
+    "views_in_batch",
+]
+
+
+LONGEST_KEPT = 100  # characters of each label in that of a control whose label another view took
 
 
 def not_ready(label: str) -> ViewNotReady:
     """The error for a view of which the rows are not there yet."""
-    return ViewNotReady(f"{label} has no bookkeeping rows yet: run `manage.py migrate`.")
+    return ViewNotReady(
+        f"{label} has no bookkeeping rows yet: run `manage.py migrate`. It makes them after the last "
+        f"migration, so a migration cannot refresh a new view."
+    )
 
 
 def sync_controls() -> None:
@@ -48,6 +62,32 @@ def sync_controls() -> None:
     for control in ViewControl.objects.filter(default_scheduled=False):
         if control.definition and control.definition.options.refresh_every:
             _schedule(control, control.definition)
+
+
+def rename_controls(renames: Iterable[tuple[str, str]]) -> None:
+    """Let the controls of views follow when their models were renamed: with pause, schedules and history.
+
+    Args:
+        renames: old and new labels, in the order in which migrations have renamed.
+    """
+    labels = {each.label.lower(): each.label for each in registry}
+    with short_transaction():
+        for old, new in renames:
+            control = ViewControl.objects.filter(label__iexact=old).first()
+            if control is not None:
+                _make_way(new, control)
+                renamed = ViewControl.objects.filter(pk=control.pk)
+                renamed.update(label=labels.get(new.lower(), new))
+
+
+def _make_way(label: str, control: ViewControl) -> None:
+    """Take a label from the control of a view that had it before; its history, if it has one, stays."""
+    for other in ViewControl.objects.filter(label__iexact=label).exclude(pk=control.pk):
+        if other.refreshes.exists():
+            kept = f"{other.label[:LONGEST_KEPT]} (until {control.label[:LONGEST_KEPT]} took its name, {other.pk})"
+            ViewControl.objects.filter(pk=other.pk).update(label=kept)
+        else:
+            other.delete()
 
 
 def note_migrated(app_labels: Collection[str]) -> None:
@@ -123,17 +163,53 @@ def views_in_batch() -> list[str]:
     return [each.label for each in _in_order(registry) if each.label not in labels]
 
 
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Labels in the order in which the views are to be refreshed: each once, after those it reads.
+
+    Also by way of a view that is not among them. Those that do not read each other stay as they are.
+    """
+    wanted = dict.fromkeys(labels)
+    if len(wanted) < 2:
+        return list(wanted)
+    named = [registry.find(label) for label in wanted]
+    others = [each for each in registry if each.label not in wanted]
+    return [each.label for each in _in_order([*named, *others]) if each.label in wanted]
+
+
 def _in_order(definitions: Iterable[ViewDefinition]) -> list[ViewDefinition]:
     by_label = {each.label: each for each in definitions}
-    read = {label: _tables_read(each) for label, each in by_label.items()}
-    after = {
-        label: [other for other, each in by_label.items() if each.model._meta.db_table in tables]
-        for label, tables in read.items()
-    }
+    after = _read_by(by_label)
+    while circle := _circle(after):  # whatever comes first of it, another refresh is needed
+        after[circle[1]].remove(circle[0])
+    return [by_label[label] for label in TopologicalSorter(after).static_order()]
+
+
+def _circle(after: Mapping[str, Collection[str]]) -> list[str]:
+    """Some that come after each other, the first again at the end; empty if none do."""
     try:
-        return [by_label[label] for label in TopologicalSorter(after).static_order()]
-    except CycleError:  # whatever comes first, another refresh is needed
-        return list(by_label.values())
+        TopologicalSorter(after).prepare()
+    except CycleError as error:
+        circle: list[str] = error.args[1]
+        return circle
+    return []
+
+
+def _read_by(by_label: Mapping[str, ViewDefinition]) -> dict[str, set[str]]:
+    """The views that each view reads, but for itself."""
+    tables = {label: _tables_read(each) for label, each in by_label.items()}
+    return {
+        label: {
+            other
+            for other, each in by_label.items()
+            if other != label and each.model._meta.db_table in read
+        }
+        for label, read in tables.items()
+    }
+
+
+def find_circle() -> list[str]:
+    """Labels of views that read each other in a circle, the first again at the end; empty if none do."""
+    return _circle(_read_by({each.label: each for each in registry}))
 
 
 def _tables_read(definition: ViewDefinition) -> set[str]:

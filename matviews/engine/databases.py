@@ -1,42 +1,60 @@
 """What differs between PostgreSQL, MariaDB/MySQL and SQLite in the path of a batch."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
 from enum import Enum
-from functools import cache, lru_cache
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from django.db import Error, InterfaceError, OperationalError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, Func, Q, TextField, Value
+from django.db.models import F, Q, QuerySet
 
+from .. import clock
 from ..compiled import GIVEN, TOKEN, CompiledSelect, CompiledUpdate
-from ..models import Stripe
+from ..conf import get_settings
+from ..exceptions import InvalidRequest
+from ..models import Refresh, Stripe
+from ..sqlstate import sqlstate
+from ..states import RefreshState
 
 __all__ = [
     "Fault",
     "alias",
     "batch_transaction",
+    "check_no_transaction",
     "claim",
-    "claim_transaction",
     "classify",
     "drop_broken_connection",
+    "in_transaction",
+    "join_unlocked",
     "limit_statements",
-    "limits",
     "lock_free",
+    "now",
     "short_transaction",
+    "timestamp",
+    "update_unlocked",
 ]
 
 # MariaDB and MySQL error numbers.
 MYSQL_LIMIT = {1205, 1969, 3024}  # lock wait timeout, max_statement_time, max_execution_time
-MYSQL_TRANSIENT = {1213, 1020}  # deadlock, record changed since last read
+# Deadlock, record changed since last read, and foreign keys: a row that others have just deleted, or
+# not committed yet, may be there the next time, or no longer wanted.
+MYSQL_TRANSIENT = {1213, 1020, 1216, 1217, 1451, 1452}
+MYSQL_LOCKED = 1205  # also what a statement says at once that is not to wait
 MYSQL_LOST = {1040, 1053, 1203, 1927, 2006, 2013, 2055, 4031}  # lost, or refused for being too many
 
 # PostgreSQL: 57014 is what statement_timeout raises, 55P03 what lock_timeout raises; 40xxx are
-# deadlocks and serialization failures, 57P0x a server going down, 53300 too many connections.
+# deadlocks and serialization failures, 57P0x a server going down, 53300 too many connections, 23503
+# and 23001 foreign keys.
 # 25P03 is the idle timeout, of a batch that computed for too long between two statements.
 POSTGRES_LIMIT = {"57014", "55P03", "25P03"}
-POSTGRES_TRANSIENT = {"40001", "40P01", "25P04", "57P01", "57P02", "57P03", "57P05", "53300"}
+POSTGRES_TRANSIENT = {
+    "40001", "40P01", "25P04", "57P01", "57P02", "57P03", "57P05", "53300", "23503", "23001",
+}  # fmt: skip
+SQLITE_TRANSIENT = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CONSTRAINT_FOREIGNKEY")
 
 
 class Fault(Enum):
@@ -52,8 +70,26 @@ def alias() -> str:
     return router.db_for_write(Stripe)
 
 
+def now() -> datetime:
+    """The time by the clock of that database, by which all times of the bookkeeping are."""
+    return clock.now(alias())
+
+
+def timestamp() -> float:
+    """The same, in seconds since 1970."""
+    return clock.timestamp(alias())
+
+
 def _connection() -> BaseDatabaseWrapper:
     return connections[alias()]
+
+
+def _usable_connection() -> Any:
+    """The connection, open: with CONN_HEALTH_CHECKS a statement may open another session than was there."""
+    database = _connection()
+    database.close_if_health_check_failed()
+    database.ensure_connection()
+    return database
 
 
 def drop_broken_connection() -> None:
@@ -79,136 +115,301 @@ def lock_free(condition: Q) -> list[Stripe]:
 def claim(stripe_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:
     """Change a stripe's row if its token is still `token`; never wait for who holds the row.
 
-    To be the first statement of a transaction. On PostgreSQL it is one statement; MySQL cannot
-    update a table that a subquery of the same statement reads (error 1093), and MariaDB waits there.
+    To be the first statement of a transaction, or outside of any: then it commits by itself, in READ
+    COMMITTED, and cannot be left half done by a process that is frozen.
     """
-    statements = _claim(alias(), fits or Q(), tuple(changes.items()))
-    return all(statement.run(stripe_id, token) for statement in statements)
+    fits = Q(pk=GIVEN, token=TOKEN) & (fits or Q())
+    return _change_unlocked(Stripe, fits, tuple(changes.items()), stripe_id, token)
+
+
+def join_unlocked(refresh_id: int) -> bool:
+    """Count a request in with a refresh; False if that has ended or is to stop, or its row is locked.
+
+    To be called as `claim` is.
+    """
+    return _change_unlocked(Refresh, _JOINABLE, (("requests", F("requests") + 1),), refresh_id)
+
+
+_JOINABLE = Q(pk=GIVEN, state=RefreshState.OPEN, stop_requested=False)
+
+
+def _change_unlocked(
+    model: type[Stripe | Refresh],
+    fits: Q,
+    changes: tuple[tuple[str, Any], ...],
+    key: int,
+    token: int = 0,
+) -> bool:
+    database: Any = _connection()
+    alone = database.get_autocommit()
+    if alone and not _takes_one_statement(database):
+        with short_transaction():
+            return _change_unlocked(model, fits, changes, key, token)
+    statements = _statements_for(alias(), model, fits, changes, alone)
+    try:
+        return all(statement.run(key, token) for statement in statements)
+    except OperationalError as error:
+        if _error_number(error) != MYSQL_LOCKED:
+            raise
+        return False
+
+
+def _takes_one_statement(database: Any) -> bool:
+    """Whether it can commit by itself; psycopg 2 tells nothing of but the last of several commands."""
+    if database.vendor == "postgresql":
+        database.ensure_connection()
+        bound_by_server = database.settings_dict["OPTIONS"].get("server_side_binding")
+        return hasattr(database.connection, "pgconn") and not bound_by_server
+    return database.vendor == "sqlite" or bool(database.mysql_is_mariadb)
 
 
 @lru_cache(maxsize=64)
-def _claim(
-    using: str, fits: Q, changes: tuple[tuple[str, Any], ...]
+def _statements_for(
+    using: str, model: type[Any], fits: Q, changes: tuple[tuple[str, Any], ...], alone: bool
 ) -> tuple[CompiledSelect | CompiledUpdate, ...]:
-    """The statements of a claim, of which each must find the row."""
-    row = Stripe.objects.using(using).filter(Q(pk=GIVEN, token=TOKEN) & fits).order_by()
+    """The statements that change a row which nobody holds, of which each must find it.
+
+    MySQL takes two: it can neither update a table that a subquery of the same statement reads (error
+    1093), nor be told not to wait for this statement alone.
+    """
+    database: Any = connections[using]
+    row = model.objects.using(using).filter(fits).order_by()
     locked = row.select_for_update(skip_locked=True).values_list("pk")
-    vendor = connections[using].vendor
-    if vendor == "postgresql":
-        row = Stripe.objects.using(using).filter(pk__in=locked)
     with transaction.atomic(using=using):  # or Django would not compile what locks
-        update = CompiledUpdate(row, dict(changes))
-        return (CompiledSelect(locked), update) if vendor == "mysql" else (update,)
+        if database.vendor == "postgresql":
+            free = model.objects.using(using).filter(pk__in=locked)
+            return (CompiledUpdate(free, dict(changes), around=_COMMITTED if alone else None),)
+        if database.vendor == "sqlite":
+            return (CompiledUpdate(row, dict(changes)),)
+        if database.mysql_is_mariadb:
+            return (CompiledUpdate(row, dict(changes), around=_WITHOUT_WAITING),)
+        return CompiledSelect(locked), CompiledUpdate(row, dict(changes))
+
+
+_READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_COMMITTED = (f"{_READ_COMMITTED}; ", "; COMMIT")
+_WITHOUT_WAITING = ("SET STATEMENT innodb_lock_wait_timeout = 0 FOR ", "")
+
+
+class _Limits(NamedTuple):
+    """Seconds after which the server ends what a transaction of ours does.
+
+    Attributes:
+        statement: a statement that runs.
+        lock: one that waits for a lock.
+        idle: the connection of a process that sends no statement: it may be frozen, and its locks
+            would keep all others waiting.
+    """
+
+    statement: float
+    lock: float
+    idle: float
+
+
+LONGEST_SHORT = 10.0  # seconds of silence, or of waiting for a lock, in a short transaction
+
+
+def in_transaction() -> bool:
+    """Whether the caller has begun a transaction; that of a test case does not count."""
+    if not _connection().in_atomic_block:
+        return False
+    try:
+        with transaction.atomic(using=alias(), durable=True):
+            return False
+    except RuntimeError:
+        return True
+
+
+def check_no_transaction(what: str) -> None:
+    """Refuse what commits batch by batch inside a transaction.
+
+    Raises:
+        InvalidRequest: there is one.
+    """
+    if in_transaction():
+        raise InvalidRequest(
+            f"{what} cannot run inside a transaction: it commits each batch by itself. Call it outside "
+            f"transaction.atomic(), in a migration with atomic = False; or call View.refresh() instead, "
+            f"which asks the workers once the transaction has committed."
+        )
+
+
+def update_unlocked(rows: QuerySet[Any], **changes: Any) -> bool:
+    """Change, in one statement, those of some rows that nobody holds; in a transaction. Whether there were any.
+
+    MariaDB and MySQL would wait for rows that an UPDATE comes across, even for such as are not committed. A
+    SELECT can skip them, and an INSERT of what is there already changes it.
+    """
+    vendor = _connection().vendor
+    if vendor == "sqlite":
+        return bool(rows.update(**changes))
+    unlocked = rows.order_by().select_for_update(skip_locked=True)
+    if vendor == "postgresql":
+        free = rows.model._base_manager.using(rows.db).filter(pk__in=unlocked.values("pk"))
+        return bool(free.update(**changes))
+    fields = [field.attname for field in rows.model._meta.concrete_fields]
+    selected: Any = unlocked.values_list(*fields).query
+    select, parameters = selected.get_compiler(rows.db).as_sql()
+    quote = _connection().ops.quote_name
+    columns = ", ".join(quote(field.column) for field in rows.model._meta.concrete_fields)
+    new = ", ".join(f"{quote(rows.model._meta.get_field(n).column)} = %s" for n in changes)
+    with _connection().cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {quote(rows.model._meta.db_table)} ({columns}) {select} "
+            f"ON DUPLICATE KEY UPDATE {new}",
+            [*parameters, *changes.values()],
+        )
+        return bool(cursor.rowcount)
 
 
 @contextmanager
-def short_transaction() -> Iterator[None]:
-    """A transaction in READ COMMITTED that commits by itself, whatever the connection's level is.
+def short_transaction(*, durable: bool = True) -> Iterator[None]:
+    """A transaction in READ COMMITTED that commits by itself, with limits of its own.
 
     Under REPEATABLE READ, on MariaDB and MySQL an `INSERT ... SELECT` locks the rows that it reads,
     and on PostgreSQL two processes that meet at one row fail instead of seeing each other's end.
+    One that is not `durable` may be part of a caller's transaction, which keeps its own level and limits.
     """
-    database = _connection()
-    database.ensure_connection()
-    alone = not database.in_atomic_block  # else a test case's transaction is around it
-    sets_level = alone and _isolation_level(database) not in _READ_COMMITTED
-    if sets_level and database.vendor == "mysql":
-        _execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-    with transaction.atomic(using=alias(), durable=True):
-        if sets_level and database.vendor == "postgresql":
-            _execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    most = get_settings().STATEMENT_TIMEOUT
+    least = min(most, LONGEST_SHORT)
+    limits = _Limits(statement=most, lock=least, idle=least)
+    with _transaction(limits, durable=durable):
         yield
-
-
-def claim_transaction() -> AbstractContextManager[None]:
-    """A transaction for `claim` alone: where that is one statement, it needs no BEGIN and COMMIT."""
-    database = _connection()
-    one = database.vendor != "mysql" and _isolation_level(database) in _READ_COMMITTED
-    return nullcontext() if one and database.get_autocommit() else short_transaction()
-
-
-_READ_COMMITTED = {None, "read committed", "READ_COMMITTED"}
-
-
-def _isolation_level(database: Any) -> str | None:
-    """The connection's level: a name on MariaDB and MySQL, an enum of psycopg's on PostgreSQL."""
-    level = getattr(database, "isolation_level", None)
-    return getattr(level, "name", level)
 
 
 @contextmanager
 def batch_transaction(seconds: float) -> Iterator[None]:
-    """A transaction for a batch, whose statements end within `seconds`; see also `limits`.
+    """A transaction for a batch, whose statements end within `seconds`.
 
-    The limits of MariaDB and MySQL belong to the session, so they are taken back at the end.
+    On MariaDB and MySQL it refuses values that do not fit, whatever the session's mode: cut ones would
+    differ from their source for ever.
     """
-    database: Any = _connection()
-    if database.vendor != "mysql":
-        with short_transaction():
-            yield
-        return
-    database.ensure_connection()
-    names = _mysql_limits(seconds)
-    _execute(f"SET {', '.join(f'@matviews_{name} = @@SESSION.{name}' for name in names)}")
-    limit_statements(seconds)
-    thread = database.connection.thread_id()
+    database: Any = _usable_connection()
+    thread = database.connection.thread_id() if database.vendor == "mysql" else None
     try:
-        with short_transaction():
+        with _transaction(_Limits(seconds, seconds, seconds), strict=True):
             yield
     except (KeyboardInterrupt, SystemExit):
-        if not database.in_atomic_block:  # else a test case's transaction would be lost too
+        if (
+            thread and not database.in_atomic_block
+        ):  # else a test case's transaction would be lost too
             database.close()
             with suppress(Error):  # the server would finish the statement, and hold its locks
                 _execute(f"KILL {thread}")
         raise
-    finally:
-        with suppress(Error):  # a connection that is gone has no limits to take back
-            if database.connection is not None and database.is_usable():
-                _execute(f"SET {', '.join(f'SESSION {n} = @matviews_{n}' for n in names)}")
 
 
-def limits(seconds: float) -> dict[str, Func]:
-    """Columns that bound the statements of a transaction on PostgreSQL once a query reads them.
+@contextmanager
+def _transaction(limits: _Limits, *, strict: bool = False, durable: bool = True) -> Iterator[None]:
+    database: Any = _usable_connection()
+    alone = database.get_autocommit()  # else a test case's transaction is around it
+    mysql = database.vendor == "mysql"
+    own = alone or durable  # else it is part of a caller's, which keeps its limits
+    session = (
+        _mysql_session(database, limits, strict=strict, alone=alone)
+        if mysql and own
+        else nullcontext()
+    )
+    with session, transaction.atomic(using=alias(), durable=durable):
+        if alone and database.vendor == "postgresql":
+            _begin(database, limits)
+        yield
 
-    So they cost no statement of their own. The second frees the stripe of a worker that has gone
-    silent inside its transaction. Empty on other databases.
+
+def _begin(database: Any, limits: _Limits) -> None:
+    """Begin a transaction of PostgreSQL with its level and limits, in one round trip.
+
+    Nothing of it outlives the transaction: behind PgBouncer the session is another client's then.
     """
-    return _limits(seconds) if _connection().vendor == "postgresql" else {}
+    settings = [f"SET LOCAL {name} = {value}" for name, value in _postgres_limits(limits).items()]
+    raw = database.connection
+    if not hasattr(raw, "pgconn"):  # psycopg 2, which cannot be kept from sending its own BEGIN
+        _execute("; ".join(["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", *settings]))
+        return
+    with database.wrap_database_errors:
+        result = raw.pgconn.exec_("; ".join([_READ_COMMITTED, *settings]).encode())
+    if result.error_message:
+        raise OperationalError(result.error_message.decode(errors="replace").strip())
 
 
-@cache
-def _limits(seconds: float) -> dict[str, Func]:
-    names = ("statement_timeout", "idle_in_transaction_session_timeout")
-    return {f"set_{name}": _set_config(name, seconds) for name in names}
+def _postgres_limits(limits: _Limits) -> dict[str, int]:
+    return {
+        "statement_timeout": _milliseconds(limits.statement),
+        "lock_timeout": _milliseconds(limits.lock),
+        "idle_in_transaction_session_timeout": _milliseconds(limits.idle),
+    }
 
 
-def _set_config(name: str, seconds: float) -> Func:
-    milliseconds = str(round(seconds * 1000))
-    return Func(
-        Value(name), Value(milliseconds), Value(True),
-        function="set_config", output_field=TextField(),
-    )  # fmt: skip
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+@contextmanager
+def _mysql_session(database: Any, limits: _Limits, *, strict: bool, alone: bool) -> Iterator[None]:
+    """The settings of the session are those of a transaction of ours until the end.
+
+    One statement sets them, keeps those before, and begins the transaction; another takes them back. What runs
+    once a transaction has committed may begin another before they are: each keeps them by names of its own.
+    """
+    values = _mysql_limits(database, limits)
+    if strict:
+        values["sql_mode"] = "CONCAT(@@SESSION.sql_mode, ',STRICT_TRANS_TABLES')"
+    if alone:
+        level = "tx_isolation" if database.mysql_is_mariadb else "transaction_isolation"
+        values[level] = "'READ-COMMITTED'"
+    depth = _DEPTHS[database] = _DEPTHS.get(database, 0) + 1
+    kept = [f"@matviews_{depth}_{name} = @@SESSION.{name}" for name in values]
+    new = [f"SESSION {name} = {value}" for name, value in values.items()]
+    back = [f"SESSION {name} = @matviews_{depth}_{name}" for name in values]
+    raw = database.connection
+    try:
+        _execute(f"SET {', '.join([*kept, *new, *(['autocommit = 0'] if alone else [])])}")
+        yield
+    finally:
+        _DEPTHS[database] = depth - 1
+        if database.connection is raw:  # a session that is gone has nothing to take back
+            _take_back(database, [*back, *(["autocommit = 1"] if alone else [])])
+
+
+# By connection, how many of these sessions are within each other.
+_DEPTHS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+def _take_back(database: Any, settings: list[str]) -> None:
+    try:
+        _execute(f"SET {', '.join(settings)}")
+    except Error:
+        if not database.in_atomic_block:
+            database.close()
+
+
+def _mysql_limits(database: Any, limits: _Limits) -> dict[str, float | str]:
+    """MySQL can bound only reading statements; its other limit ends a silent connection."""
+    statement, lock, idle = limits
+    waits: dict[str, float | str] = {
+        "innodb_lock_wait_timeout": _whole(lock),
+        "lock_wait_timeout": _whole(lock),
+    }
+    if database.mysql_is_mariadb:
+        return {"max_statement_time": statement, "idle_transaction_timeout": _whole(idle), **waits}
+    return {"max_execution_time": _milliseconds(statement), "wait_timeout": _whole(idle), **waits}
+
+
+def _whole(seconds: float) -> int:
+    return max(1, round(seconds))
 
 
 def limit_statements(seconds: float) -> None:
     """Bound the statements that follow in this batch; SQLite has no such limit."""
-    vendor = _connection().vendor
-    if vendor == "postgresql":
-        milliseconds = round(seconds * 1000)
-        _execute(f"SET LOCAL statement_timeout = {milliseconds}")
-        _execute(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
-    elif vendor == "mysql":
-        values = _mysql_limits(seconds).items()
-        _execute(f"SET SESSION {', '.join(f'{name} = {value}' for name, value in values)}")
-
-
-def _mysql_limits(seconds: float) -> dict[str, float]:
-    """MySQL can bound only reading statements; its other limit ends a silent connection."""
     database: Any = _connection()
-    whole = max(1, round(seconds))
-    if database.mysql_is_mariadb:
-        return {"max_statement_time": seconds, "idle_transaction_timeout": whole}
-    return {"max_execution_time": round(seconds * 1000), "wait_timeout": whole}
+    limits = _Limits(seconds, seconds, seconds)
+    if database.vendor == "postgresql":
+        _execute(
+            "; ".join(f"SET LOCAL {n} = {value}" for n, value in _postgres_limits(limits).items())
+        )
+    elif database.vendor == "mysql":
+        values = _mysql_limits(database, limits).items()
+        _execute(f"SET {', '.join(f'SESSION {name} = {value}' for name, value in values)}")
 
 
 def _execute(sql: str) -> None:
@@ -227,11 +428,17 @@ def classify(error: Exception) -> Fault:
     cause = error.__cause__ or error
     vendor = _connection().vendor
     if vendor == "postgresql":
-        return _classify_postgres(error, getattr(cause, "sqlstate", None))
+        return _classify_postgres(error, sqlstate(error))
     if vendor == "mysql":
-        return _classify_mysql(cause.args[0] if cause.args else None)
-    busy = getattr(cause, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
-    return Fault.TRANSIENT if busy else Fault.FINAL
+        return _classify_mysql(_error_number(error))
+    passing = getattr(cause, "sqlite_errorname", "").startswith(SQLITE_TRANSIENT)
+    return Fault.TRANSIENT if passing else Fault.FINAL
+
+
+def _error_number(error: Error) -> object:
+    """What MariaDB and MySQL call an error by."""
+    cause = error.__cause__ or error
+    return cause.args[0] if cause.args else None
 
 
 def _classify_postgres(error: Error, state: str | None) -> Fault:

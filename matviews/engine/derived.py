@@ -2,27 +2,46 @@
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
+
+from django.db import DatabaseError, transaction
 
 from ..definition import ViewDefinition
-from ..exceptions import InvalidView
+from ..exceptions import InvalidView, ViewNotReady
 from ..mixin import Batch
 from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
 from ..queryset import (
     Plan,
+    StagingRefused,
     Walk,
     drop_stage,
     fill_stage,
     fingerprint_of,
+    is_missing,
+    names_own_table,
+    plan_of,
+    refused,
     stage_name,
     stages,
+    unmigrated,
 )
+from ..redact import in_one_line
 from ..states import RefreshState, RunState
 from .databases import alias
-from .tracking import begin_tracked, count_keys, dirty_keys, load_keys, save_dirty
+from .tracking import begin_tracked, count_keys, dirty_keys, load_keys, save_dirty, short
 from .work import Work
 
-__all__ = ["changed_phases", "do_derived", "drop_stages", "note_fingerprints", "sweep_stages"]
+__all__ = [
+    "changed_phases",
+    "do_derived",
+    "drop_forgotten_stages",
+    "drop_stages",
+    "explained",
+    "not_migrated",
+    "note_fingerprints",
+    "sweep_stages",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +56,19 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
         DatabaseError: what the database made of it.
     """
     plan = work.plan
-    if run.fingerprint != plan.fingerprint:
-        _start(work, run, plan)
+    if run.fingerprint != plan.fingerprint or _lost_keys(work, run):
+        plan = _start(work, run, plan)
     if run.since is not None:
         return _do_dirty(work, run, limit)
     if plan.path.staged and not run.stage:
         _stage(work, run, plan)
+    phase = Phase(run.phase)
     filled = tuple((low, high) for low, high in run.filled)
-    walked = plan.walker(run.stage).step(
-        Phase(run.phase), Walk(cursor=run.cursor, filled=filled), limit
-    )
+    walk = Walk(cursor=run.cursor, filled=filled)
+    if plan.path.staged and not run.stage:
+        walked = plan.walker().step_whole(phase, walk)
+    else:
+        walked = plan.walker(run.stage).step(phase, walk, limit)
     run.filled = list(walked.filled)
     run.looked += walked.looked
     return Batch(walked.rows, walked.cursor)
@@ -54,7 +76,7 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
 
 def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
     """Do one batch of dirty keys. The cursor is a row of them, and how many of its keys are done."""
-    plan, dirty = work.plan, dirty_keys(work, run)
+    dirty = dirty_keys(work, run)
     if count_keys(dirty) > limit:
         save_dirty(work)
     row, done = run.cursor or (0, 0)
@@ -65,7 +87,7 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
     while dirty and left > 0:
         taken.append(dirty.pop(0))
         left -= taken[-1].count
-    load_keys(plan, taken)
+    load_keys(taken)
     keys = [key for each in taken for key in each.keys or ()][done : done + limit]
     rows = work.walker.step_keys(Phase(run.phase), keys)
     run.looked += len(keys)
@@ -74,11 +96,20 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
     return Batch(rows, [dirty[0].pk, 0] if dirty else None)
 
 
-def _start(work: Work, run: PhaseRun, plan: Plan) -> None:
-    """Begin a run, or begin it anew: its definition has changed on the way."""
-    if run.fingerprint and run.batches:
+def _lost_keys(work: Work, run: PhaseRun) -> bool:
+    """Whether the dirty keys of a run were forgotten on its way: other changes concern all keys since."""
+    return run.since is not None and run.since < work.stripe.whole
+
+
+def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
+    """Begin a run, or begin it again: its definition or its keys have changed on the way; by which plan."""
+    if _lost_keys(work, run):
+        run.since, run.reason, run.estimate = None, work.stripe.whole_reason, None
+        logger.info("all keys are dirty view=%s phase=%s", work.stripe.view.label, run.phase)
+    if run.fingerprint not in ("", plan.fingerprint) and run.batches:
         run.restarts += 1
-        run.covers = run.since = None
+        run.since = None
+        run.covers = run.covers and [run.covers[0], None]
         logger.info("definition changed view=%s phase=%s", work.stripe.view.label, run.phase)
     if run.restarts > MOST_RESTARTS:
         raise InvalidView(
@@ -91,8 +122,19 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> None:
     begin_tracked(work, run)
     if run.since is None:
         run.filled, run.stage = left
+        if not plan.path.staged and not run.stage:
+            plan = _checked(run, plan)
     else:
         run.estimate = count_keys(dirty_keys(work, run))
+    return plan
+
+
+def _checked(run: PhaseRun, plan: Plan) -> Plan:
+    """The plan, or one that is staged, where the database's columns are not what the models say."""
+    checked = plan.checked()
+    if checked is not plan:
+        run.reason = short(checked.path.reason)
+    return checked
 
 
 def _left_by_others(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object], str]:
@@ -108,15 +150,54 @@ def _left_by_others(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object]
 
 
 def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
-    run.stage = stage_name(run.refresh_id)
+    """Fill the staging table of a refresh; without the right to make one, the phase goes without."""
+    run.stage = stage_name(run.refresh_id, alias())
     for other in work.runs:  # with another definition, they would not know the table any more
         if other.stage == run.stage and other.fingerprint != run.fingerprint:
             other.stage = ""
             work.touch(other)
-    rows = fill_stage(run.stage, plan.source, plan.dialect)
+    try:
+        rows = fill_stage(run.stage, plan.source, plan.dialect)
+    except StagingRefused as error:
+        run.stage = ""
+        logger.warning(
+            "no staging table, so each phase is one statement view=%s reason=%s",
+            work.stripe.view.label, in_one_line(str(error)),
+        )  # fmt: skip
+        return
     logger.info("source staged view=%s stage=%s rows=%s", work.stripe.view.label, run.stage, rows)
     if run.phase == Phase.INSERT:
         run.estimate = rows
+
+
+def not_migrated(error: Exception, definition: ViewDefinition) -> Exception:
+    """The error of a statement, or what a view lacks in the database if that is why; after the rollback."""
+    if not is_missing(error, alias()):
+        return error
+    sentence = ""
+    with suppress(DatabaseError), transaction.atomic(using=alias()):
+        sentence = unmigrated(definition, alias())
+    if not sentence:
+        return error
+    explained = ViewNotReady(sentence).with_traceback(error.__traceback__)
+    explained.__cause__ = error.__cause__ or error
+    return explained
+
+
+def lacks_own_tables(error: Exception) -> bool:
+    """Whether a statement failed for a table or column of matviews itself that is not there."""
+    return is_missing(error, alias()) and names_own_table(error)
+
+
+def explained(error: Exception, definition: ViewDefinition) -> Exception:
+    """The error of a batch or repair, in words if a row of `source()` broke a constraint; after the rollback."""
+    if not isinstance(error, DatabaseError):
+        return error
+    try:
+        with transaction.atomic(using=alias()):
+            return refused(error, plan_of(definition, alias()).source, alias())
+    except (InvalidView, DatabaseError):  # source() is another one by now, or the database is gone
+        return error
 
 
 def drop_stages(runs: Iterable[PhaseRun]) -> None:
@@ -132,6 +213,14 @@ def sweep_stages() -> None:
     for refresh in left.keys() - set(still_open.values_list("pk", flat=True)):
         logger.warning("staging table of a closed refresh swept stage=%s", left[refresh])
         drop_stage(left[refresh], alias())
+
+
+def drop_forgotten_stages() -> None:
+    """Drop the staging tables of refreshes that no row knows: MariaDB keeps those of tests that were rolled back."""
+    left = stages(alias())
+    known = set(Refresh.objects.filter(pk__in=left).values_list("pk", flat=True))
+    for refresh in left.keys() - known:
+        drop_stage(left[refresh], alias(), unread=True)
 
 
 def changed_phases(definition: ViewDefinition, control: ViewControl) -> list[Phase]:

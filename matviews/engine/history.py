@@ -3,12 +3,11 @@
 from datetime import timedelta
 
 from django.db.models import Exists, OuterRef, QuerySet
-from django.utils import timezone
 
 from ..conf import get_settings
 from ..models import Refresh
 from ..states import RefreshState
-from .databases import short_transaction
+from .databases import now, short_transaction
 
 __all__ = ["trim_history"]
 
@@ -33,9 +32,9 @@ def trim_history() -> int:
 def _outdated(states: list[RefreshState], kept: timedelta) -> QuerySet[Refresh]:
     later = Refresh.objects.filter(view=OuterRef("view"), pk__gt=OuterRef("pk"))
     return Refresh.objects.filter(
-        Exists(later.exclude(state=RefreshState.OPEN)),
+        Exists(later.filter(finished_at__isnull=False)),
         state__in=states,
-        finished_at__lt=timezone.now() - kept,
+        finished_at__lt=now() - kept,
     )
 
 

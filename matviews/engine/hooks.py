@@ -2,16 +2,22 @@
 
 import json
 from numbers import Integral
+from traceback import walk_tb
 from typing import Any
 
+from ..conf import get_settings
 from ..definition import HookKind, ViewDefinition
 from ..exceptions import HookError
 from ..mixin import Batch, Share
 from ..phases import Phase
+from ..project_locale import project_locale
 from ..queryset import plan_of
+from ..redact import brief
 from .databases import alias
 
-__all__ = ["call_do", "call_needs"]
+__all__ = ["call_do", "call_needs", "raised_by_hook"]
+
+LONGEST_CURSOR = 100_000  # characters of JSON; it is written with each batch
 
 
 def call_needs(definition: ViewDefinition, phase: Phase, share: Share) -> bool | int:
@@ -26,7 +32,7 @@ def call_needs(definition: ViewDefinition, phase: Phase, share: Share) -> bool |
     if definition.hooks[phase].needs_derived:
         return plan_of(definition, alias()).needs(phase)
     given = {"stripe": share} if "stripe" in definition.hooks[phase].needs else {}
-    answer = getattr(definition.model, phase.needs_hook)(**given)
+    answer = _call(definition, phase.needs_hook, given)
     if isinstance(answer, bool):
         return answer
     return _count(answer, definition, phase.needs_hook, "True, False or an estimate of the rows")
@@ -43,7 +49,7 @@ def call_do(
     hooks = definition.hooks[phase]
     offered = {"limit": limit, "stripe": share, "cursor": cursor}
     given = {name: value for name, value in offered.items() if name in hooks.do}
-    done = getattr(definition.model, phase.do_hook)(**given)
+    done = _call(definition, phase.do_hook, given)
     if hooks.kind is HookKind.CURSOR:
         return _checked_batch(done, definition, phase)
     if done is None:
@@ -51,22 +57,43 @@ def call_do(
     return Batch(_count(done, definition, phase.do_hook, "the number of rows written, or None"))
 
 
+def raised_by_hook(error: BaseException) -> bool:
+    """Whether an exception came out of a hook that the view's class has written itself."""
+    return any(frame.f_code is _call.__code__ for frame, _line in walk_tb(error.__traceback__))
+
+
+def _call(definition: ViewDefinition, hook: str, given: dict[str, Any]) -> Any:
+    with project_locale():
+        return getattr(definition.model, hook)(**given)
+
+
 def _checked_batch(done: Any, definition: ViewDefinition, phase: Phase) -> Batch:
     name = f"{definition.label}.{phase.do_hook}"
     if not isinstance(done, Batch):
-        raise HookError(f"{name} declares cursor, so it must return a Batch, not {done!r}.")
+        raise HookError(f"{name} declares cursor, so it must return a Batch, not {_shown(done)}.")
     rows = _count(done.rows, definition, phase.do_hook, "a Batch with the number of rows written")
     try:
-        json.dumps(done.cursor, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        length = len(json.dumps(done.cursor, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
         raise HookError(
-            f"{name} returned a cursor that JSON cannot hold ({error}): {done.cursor!r}. "
+            f"{name} returned a cursor that JSON cannot hold ({brief(str(error))}): {_shown(done.cursor)}. "
             f"Make it of strings, numbers, lists and dicts."
         ) from error
+    if length > LONGEST_CURSOR:
+        raise HookError(
+            f"{name} returned a cursor of {length:,} characters as JSON, the limit is {LONGEST_CURSOR:,}: "
+            f"return the key at which the next batch begins."
+        )
     return Batch(rows, done.cursor)
 
 
 def _count(value: Any, definition: ViewDefinition, hook: str, wanted: str) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
-        raise HookError(f"{definition.label}.{hook} must return {wanted}, not {value!r}.")
+        raise HookError(f"{definition.label}.{hook} must return {wanted}, not {_shown(value)}.")
     return int(value)
+
+
+def _shown(value: object) -> str:
+    """What a hook has returned: the user's own, which may hold values of rows all the same."""
+    hidden = get_settings().VALUES_IN_ERRORS == "none"
+    return f"a {type(value).__name__}" if hidden else brief(value)

@@ -15,6 +15,7 @@ class Outcome(Enum):
     DONE = "the batch committed"
     FAILED = "the batch was rolled back, and the failure recorded"
     LOST = "the batch was rolled back, and the failure could not be recorded"
+    WAITING = "put off: another process has yet to move changes that the batch must see"
     OVERTAKEN = "the token moved on meanwhile: done by another, or its commit's answer was lost"
     STALE = "the token has moved on: a duplicate, or too late"
     BUSY = "another batch is at work in the stripe"

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 
 from django.db.models import QuerySet
 
+from .. import clock
 from ..models import PhaseRun, Refresh, Stripe
 from ..phases import Phase
 from ..states import RefreshState, RunState
 from .batch import worker_name
+from .databases import alias
 from .status import Announcement
 
 __all__ = ["RunProgress", "progress_of"]
@@ -45,6 +47,11 @@ class RunProgress:
 def progress_of(refresh: Refresh) -> list[RunProgress]:
     """How each phase of a refresh stands in each stripe, by phase and stripe."""
     runs = {(run.stripe_id, run.phase): run for run in refresh.runs.select_related("merged_into")}
+    if refresh.merged_into and not runs:
+        return [
+            replace(each, other=each.other or refresh.merged_into_id)
+            for each in progress_of(refresh.merged_into)
+        ]
     older = {(run.stripe_id, run.phase): run for run in _older_leaders(refresh)}
     stripes = list(Stripe.objects.filter(view=refresh.view_id).order_by("number"))
     found: list[RunProgress] = []
@@ -81,7 +88,11 @@ def _with_turn(phases: list[RunProgress], stripe: Stripe) -> Iterator[RunProgres
     """Mark the phase whose turn it is, and who is at work on it."""
     turn = next((each for each in phases if each.run.active), None)
     mine = stripe.worker == worker_name()
-    announced = stripe.announced and stripe.announced_at
+    announced = (
+        clock.stored(stripe.announced_at, alias())
+        if stripe.announced and stripe.announced_at
+        else None
+    )
     for each in phases:
         if each is turn:
             yield replace(

@@ -3,10 +3,8 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from django.core.exceptions import ValidationError
-
 from ..changes import Taken
-from ..queryset import Key, Plan, all_from_json
+from ..queryset import Key, Plan, from_json
 
 __all__ = ["Resolved", "resolve"]
 
@@ -39,17 +37,20 @@ def resolve(
         by_table.setdefault(each.table, []).append(each)
     keys: set[Key] = set()
     for table, entries in by_table.items():
-        try:
-            found = _keys(plan, table, entries, most + 1, stages) if most >= 0 else set()
-        except ValidationError as error:  # as MariaDB's 0000-00-00
-            text = " ".join(error.messages)
-            return Resolved(None, f"a changed row of {table} has a value that is none: {text}")
+        found = _keys(plan, table, entries, most + 1, stages) if most >= 0 else set()
         if found is None:
-            return Resolved(None, f"rows of {table} are gone that depends_on would have to look at")
+            return Resolved(None, _untold(plan, table))
         keys |= found
         if len(keys) > most:
             return Resolved(None, f"more than {max(most, 0):,} keys were dirty", many=True)
     return Resolved(keys)
+
+
+def _untold(plan: Plan, table: str) -> str:
+    """Why it cannot be told which keys some rows of a table lead to."""
+    if any(link.declared for link in plan.links[table]):
+        return f"rows of {table} are gone that depends_on would have to look at"
+    return f"a changed row of {table} has a date that this session cannot read"
 
 
 def _whole(plan: Plan, taken: Taken) -> str:
@@ -74,8 +75,7 @@ def _keys(
     plan: Plan, table: str, taken: Iterable[Taken], most: int, stages: Collection[str]
 ) -> set[Key] | None:
     if not table:  # keys that somebody has marked
-        marked = [key for each in taken for key in each.links or ()]
-        return set(all_from_json(plan.key_fields, marked))
+        return {from_json(key) for each in taken for key in each.links or ()}
     keys: set[Key] = set()
     for link in plan.links[table]:
         values = {value for each in taken for value in _values(each, link.columns)}

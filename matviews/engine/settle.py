@@ -8,28 +8,42 @@ import logging
 from datetime import datetime
 from typing import NamedTuple
 
-from django.db.models import F
-from django.utils import timezone
+from django.db.models import Exists, F, OuterRef, Q
 
 from .. import signals
 from ..models import PhaseRun, Refresh, Stripe, ViewControl
 from ..phases import Phase
+from ..redact import bounded, in_one_line
 from ..states import RefreshState, RunState, check_transition
-from .databases import claim, short_transaction
+from .databases import claim, lock_free, now, short_transaction, update_unlocked
 from .derived import drop_stages, note_fingerprints
 from .messages import Message
 from .work import Work, load_work, load_works
 
 __all__ = ["Settlement", "settle", "settle_view"]
 
+LONGEST_ERROR = 100_000  # characters; those of all phases in all stripes
+
 logger = logging.getLogger(__name__)
 
 
 class Settlement(NamedTuple):
-    """What `settle` found: the batch that is due, if any, and the refreshes that it closed."""
+    """What `settle` found.
+
+    Attributes:
+        message: the batch that is due in the stripe, if any.
+        closed: the refreshes that it closed.
+        others: the batches that are due in other stripes of the view, where what waited there may begin now.
+    """
 
     message: Message | None = None
     closed: tuple[Refresh, ...] = ()
+    others: tuple[Message, ...] = ()
+
+    @property
+    def messages(self) -> list[Message]:
+        """All batches that are due."""
+        return [*filter(None, [self.message]), *self.others]
 
 
 def settle(stripe_id: int) -> Settlement:
@@ -39,21 +53,84 @@ def settle(stripe_id: int) -> Settlement:
     one sees what the other has committed. Calling it again does no harm; where it is not called,
     `watch` does it a lease later.
     """
-    work = load_work(stripe_id)
-    return _settle(work) if work else Settlement()
+    closed: list[Refresh] = []
+    while work := load_work(stripe_id):
+        if _merge(work) or (work.to_stop and _stop(work.stripe)):
+            continue
+        new = _close_ended(work)
+        closed += new
+        if new and work.truncated:
+            continue
+        others = _due_elsewhere(work) if closed and work.share.count > 1 else ()
+        return Settlement(_due(work), tuple(closed), others)
+    return Settlement(closed=tuple(closed))
 
 
 def settle_view(view_id: int) -> list[Settlement]:
     """`settle` for each stripe of a view, having read them all in one query."""
-    return [_settle(work) for work in load_works(view_id)]
+    closed: list[Refresh] = []
+    while works := load_works(view_id):
+        stopped = [work.to_stop and _stop(work.stripe) for work in works]
+        if any(stopped) or _merge(works[0]):
+            continue
+        new = [refresh for work in works for refresh in _close_ended(work)]
+        closed += new
+        if not new or (len(works) == 1 and not works[0].truncated):
+            break
+    messages = [_due(work) for work in works] or [None]
+    return [Settlement(messages[0], tuple(closed)), *map(Settlement, messages[1:])]
 
 
-def _settle(work: Work) -> Settlement:
-    if work.to_stop and _stop(work.stripe):
-        return settle(work.stripe.pk)
-    closed = tuple(refresh for refresh in work.ended_refreshes() if _close(refresh, work))
+def _close_ended(work: Work) -> list[Refresh]:
+    closed = [refresh for refresh in work.ended_refreshes() if _close(refresh, work)]
+    work.refreshes = [refresh for refresh in work.refreshes if refresh not in closed]
+    return closed
+
+
+def _due(work: Work) -> Message | None:
     work.admit()
-    return Settlement(work.next_message(), closed)
+    return work.next_message()
+
+
+def _due_elsewhere(work: Work) -> tuple[Message, ...]:
+    due = map(_due, load_works(work.stripe.view_id))
+    return tuple(each for each in due if each and each.stripe_id != work.stripe.pk)
+
+
+def _merge(work: Work) -> bool:
+    """Merge the refreshes that ask for the same and that no batch has begun; whether there were any.
+
+    A stripe that is locked, or in which a batch is announced, may be at beginning one: then whoever works there
+    merges them. An announced batch may have settled already which changes count for those that it has read.
+    """
+    alike = work.mergeable()
+    if not alike:
+        return False
+    with short_transaction():
+        stripes = lock_free(Q(view=work.stripe.view_id))
+        if len(stripes) < work.share.count or any(each.announced for each in stripes):
+            return False
+        return sum(map(_merge_alike, alike)) > 0
+
+
+def _merge_alike(keys: list[int]) -> bool:
+    """Merge into one of some refreshes that ask for the same all that do, also those not read.
+
+    A refresh that others were merged into is never merged itself, for the others end with it. The one with
+    the lowest primary key need not have been committed first.
+    """
+    begun = Exists(PhaseRun.objects.filter(refresh=OuterRef("pk")))
+    others = Exists(Refresh.objects.filter(merged_into=OuterRef("pk"), state=RefreshState.MERGED))
+    waiting = Refresh.objects.filter(~begun, state=RefreshState.OPEN, stop_requested=False)
+    known = waiting.filter(pk__in=keys).annotate(works_for_others=others)
+    known = known.order_by("-works_for_others", "pk").select_for_update(skip_locked=True)
+    if not (first := known.first()):
+        return False
+    alike = waiting.filter(
+        ~others, view=first.view_id, phases=first.phases, batch_size=first.batch_size
+    )
+    alike = alike.exclude(pk=first.pk)
+    return update_unlocked(alike, state=RefreshState.MERGED, merged_into_id=first.pk)
 
 
 def _stop(stripe: Stripe) -> bool:
@@ -61,7 +138,7 @@ def _stop(stripe: Stripe) -> bool:
     with short_transaction():
         free = claim(stripe.pk, stripe.token, token=F("token") + 1)
         if free and (work := load_work(stripe.pk)):
-            work.admit()
+            work.admit({refresh.pk for refresh in work.refreshes if refresh.stop_requested})
             work.stop()
             work.save()
     return free
@@ -74,14 +151,14 @@ def _close(refresh: Refresh, work: Work) -> bool:
         if len(runs) < len(refresh.phases) * work.share.count or any(run.active for run in runs):
             return False
     _fill_in(refresh, runs)
-    if not _save_closed(refresh, runs):
+    if not _save_closed(refresh, runs, for_others=refresh.pk in work.works_for_others):
         return False
     drop_stages(runs)
     logger.log(
         logging.ERROR if refresh.state == RefreshState.FAILED else logging.INFO,
         "refresh finished view=%s refresh=%s state=%s rows=%s error=%s",
         work.stripe.view.label, refresh.pk, refresh.state, sum(run.rows for run in runs),
-        refresh.error,
+        in_one_line(refresh.error),
     )  # fmt: skip
     sender = work.definition and work.definition.model
     signals.refresh_finished.send_robust(sender=sender, refresh=refresh)
@@ -95,22 +172,37 @@ def _fill_in(refresh: Refresh, runs: list[PhaseRun]) -> None:
     state = RefreshState.FAILED if failed else state
     check_transition(RefreshState(refresh.state), state)
     refresh.state = state
-    refresh.error = "\n".join(dict.fromkeys(f"{run.phase}: {run.error}" for run in failed))
+    refresh.error = bounded(_error(failed), LONGEST_ERROR)
     refresh.started_at = min((run.started_at for run in runs if run.started_at), default=None)
-    refresh.finished_at = timezone.now()
+    refresh.finished_at = now()
     leaders = {run.merged_into.refresh_id if run.merged_into else None for run in runs}
     if None not in leaders:
         refresh.merged_into_id = max(leader for leader in leaders if leader)
 
 
-def _save_closed(refresh: Refresh, runs: list[PhaseRun]) -> bool:
-    """Save the end of a refresh once, however many processes see it at the same moment."""
+def _error(failed: list[PhaseRun]) -> str:
+    """The error of each phase; one that several have is told once."""
+    phases: dict[str, dict[str, None]] = {}
+    for run in failed:
+        phases.setdefault(run.error, {})[run.phase] = None
+    return "\n".join(f"{', '.join(names)}: {error}" for error, names in phases.items())
+
+
+def _save_closed(refresh: Refresh, runs: list[PhaseRun], *, for_others: bool) -> bool:
+    """Save the end of a refresh once, however many processes see it at the same moment.
+
+    With it end those that were merged into it before it began, in one statement.
+    """
     success_times = _success_times(runs)
     fields = ("state", "error", "started_at", "finished_at", "merged_into_id")
     with short_transaction():
         open_refresh = Refresh.objects.filter(pk=refresh.pk, state=RefreshState.OPEN)
         if not open_refresh.update(**{name: getattr(refresh, name) for name in fields}):
             return False
+        if for_others:
+            merged = Refresh.objects.filter(merged_into=refresh, state=RefreshState.MERGED)
+            shared = ("state", "error", "started_at", "finished_at", "stop_requested")
+            merged.update(**{name: getattr(refresh, name) for name in shared})
         if success_times:
             ViewControl.objects.filter(pk=refresh.view_id).update(**success_times)
         note_fingerprints(refresh.view, runs)

@@ -1,25 +1,32 @@
 """The state of every view at a glance, for the command line and the admin."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from django.db import DatabaseError
 from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
-from django.utils import timezone
 
+from .. import changes, clock
+from ..changes import Tracking
+from ..clock import UtcNow
 from ..definition import ViewDefinition
+from ..exceptions import InvalidView
 from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
+from ..queryset import fault_of, plan_of
 from ..registry import registry
 from ..states import RefreshState, ViewState
+from .databases import alias, now
 from .derived import changed_phases
 from .extent import extent_of
+from .pending import oldest_drained, utc
 from .rows import RowCount, count_rows
-from .tracking import oldest_changes
 
 __all__ = ["Announcement", "ViewStatus", "view_statuses"]
 
+MOST_LISTED = 20  # open refreshes of a view
 INTERVALS_MISSED = 2  # of its schedule, after which a view without a target of its own is behind
 
 
@@ -45,14 +52,21 @@ class ViewStatus:
         successes: when each of its phases last succeeded, None where one never did.
         last_success: when the phase that is longest ago last succeeded, None if one never did.
         lag: time since then.
-        oldest_change: how old the oldest change of its source is that is logged and not yet applied;
-            None if none waits, or its changes are not tracked.
-        target: how large the lag may be: as the control or the code says, else twice the longest
+        oldest_change: how long ago the oldest change of its source was logged that some phase has yet
+            to process; None if there is none, or changes are not tracked, or not all of them are logged.
+        target: how old its rows may be: as the control or the code says, else twice the longest
             interval of its schedules; None if nothing says it.
-        open_refreshes: primary keys of the refreshes under way, oldest first.
+        staleness: what the target is compared with: the age of the oldest change, or of the last success
+            where changes do not tell; None if it was never built.
+        not_logged: source tables whose changes should be logged, and are not, since triggers are missing,
+            switched off, made by somebody else, or of another version.
+        fault: why it is not on time, None if it is: of INVALID, FAILED, NO_ROWS, NOT_LOGGED, CHANGED, NEVER_BUILT
+            and BEHIND the first that applies, whether or not a refresh is open or somebody holds the view;
+            NOT_IN_CODE where there is nothing to be on time.
+        open_refreshes: primary keys of the refreshes under way, oldest first, at most `MOST_LISTED`.
         progress: how much of the oldest of these is done, from 0 to 1; None if that is unknown.
         running: who is at work in it now.
-        error: of the last refresh, if that failed.
+        error: what is wrong with its definition, else what the last refresh failed with.
     """
 
     label: str
@@ -67,10 +81,53 @@ class ViewStatus:
     lag: timedelta | None = None
     oldest_change: timedelta | None = None
     target: timedelta | None = None
+    staleness: timedelta | None = None
+    not_logged: tuple[str, ...] = ()
+    fault: ViewState | None = None
     open_refreshes: tuple[int, ...] = ()
     progress: float | None = None
     running: tuple[Announcement, ...] = ()
     error: str = ""
+
+    @property
+    def on_time(self) -> bool:
+        """Whether it works, and its rows are no older than its target allows, if it has one."""
+        return self.fault is None
+
+    @property
+    def held(self) -> bool:
+        """Whether an operator keeps it from being refreshed."""
+        return self.paused or not self.enabled
+
+    @property
+    def failed(self) -> bool:
+        """Whether its class has errors or its last refresh failed, and nobody holds it."""
+        return self.fault in (ViewState.INVALID, ViewState.FAILED) and not self.held
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sources:
+    """What is known of the source tables of all views.
+
+    Attributes:
+        waiting: how long the oldest change has waited to be drained, by primary key of the control.
+        trackings: on what the views depend, the same.
+        unlogged: the tables whose changes are not logged for a view, the same.
+        untrackable: those of them of which no trigger tells.
+    """
+
+    waiting: Mapping[int, timedelta]
+    trackings: Mapping[int, Tracking]
+    unlogged: Mapping[int, set[str]]
+    untrackable: Collection[str]
+
+    def logs_all(self, control: ViewControl) -> bool:
+        """Whether each change that counts for a view is logged."""
+        return control.pk in self.trackings and not self.unlogged[control.pk]
+
+    def missing(self, control: ViewControl) -> tuple[str, ...]:
+        """The tables of which triggers could tell a view's changes, and do not."""
+        return tuple(sorted(self.unlogged.get(control.pk, set()) - set(self.untrackable)))
 
 
 def view_statuses(labels: Iterable[str] | None = None) -> list[ViewStatus]:
@@ -82,13 +139,39 @@ def view_statuses(labels: Iterable[str] | None = None) -> list[ViewStatus]:
         labels: the views to tell of; all by default.
     """
     wanted = None if labels is None else set(labels)
+    waiting = changes.oldest_waiting()  # first: what is drained meanwhile, the controls tell
     controls = {control.label: control for control in _controls(wanted)}
     views = {each.label: each for each in registry if wanted is None or each.label in wanted}
-    rows, changes = count_rows(views.values()), oldest_changes()
+    rows, sources = count_rows(views.values()), _sources(views, controls, waiting)
     return [
-        _status(label, views.get(label), controls.get(label), rows.get(label), changes)
+        _status(label, views.get(label), controls.get(label), rows.get(label), sources)
         for label in sorted({*controls, *views})
     ]
+
+
+def _sources(
+    views: Mapping[str, ViewDefinition],
+    controls: Mapping[str, ViewControl],
+    waiting: Mapping[int, timedelta],
+) -> _Sources:
+    trackings = {
+        controls[label].pk: changes.known_tracking(definition, alias())
+        for label, definition in views.items()
+        if label in controls
+    }
+    trackings = {view: each for view, each in trackings.items() if not each.reason}
+    unlogged = changes.unlogged_tables(trackings, alias())
+    tables = set[str]().union(*unlogged.values())
+    if tables:  # no triggers help a view whose columns are not what its models say
+        for label in changes.mistyped(alias()).keys() & controls.keys():
+            trackings.pop(controls[label].pk, None)
+            unlogged.pop(controls[label].pk, None)
+    return _Sources(
+        waiting=waiting,
+        trackings=trackings,
+        unlogged=unlogged,
+        untrackable=changes.untrackable_tables(tables, alias()).keys(),
+    )
 
 
 def _controls(labels: set[str] | None) -> QuerySet[Any]:
@@ -101,12 +184,13 @@ def _controls(labels: set[str] | None) -> QuerySet[Any]:
     controls = ViewControl.objects.annotate(
         last_state=Subquery(last.values("state")[:1]),
         last_error=Subquery(last.values("error")[:1]),
+        now=UtcNow(),
     ).prefetch_related(
         "stripes",
         "schedules",
         Prefetch(
             "refreshes",
-            still_open.prefetch_related(Prefetch("runs", runs)),
+            still_open.prefetch_related(Prefetch("runs", runs))[:MOST_LISTED],
             to_attr="open_refreshes",
         ),
     )
@@ -118,19 +202,32 @@ def _status(
     definition: ViewDefinition | None,
     control: Any,
     rows: RowCount | None,
-    changes: Mapping[int, timedelta],
+    sources: _Sources,
 ) -> ViewStatus:
     if control is None:
-        return ViewStatus(label=label, state=ViewState.NO_ROWS, rows=rows)
+        return ViewStatus(label=label, state=ViewState.NO_ROWS, fault=ViewState.NO_ROWS, rows=rows)
     successes = _successes(definition, control)
     last_success = None if None in successes.values() else min(filter(None, successes.values()))
-    lag = timezone.now() - last_success if last_success else None
-    target = _target(definition, control)
-    changed = changed_phases(definition, control) if definition else []
+    lag = now() - last_success if last_success else None
+    oldest_change = _oldest_change(control, successes, sources)
+    staleness = _staleness(definition, control, lag, oldest_change, sources)
+    target, changed = _target(definition, control), _changed(definition, control)
+    not_logged = sources.missing(control)
+    invalid = _fault_of_class(definition) if definition else ""
+    faults = {
+        ViewState.NOT_IN_CODE: definition is None,
+        ViewState.INVALID: bool(invalid),
+        ViewState.FAILED: control.last_state == RefreshState.FAILED,
+        ViewState.NO_ROWS: bool(definition) and rows is None and last_success is None,
+        ViewState.NOT_LOGGED: bool(not_logged),
+        ViewState.CHANGED: bool(changed),
+        ViewState.NEVER_BUILT: staleness is None,
+        ViewState.BEHIND: bool(target and staleness and staleness > target),
+    }
     return ViewStatus(
         label=label,
-        state=_state(definition, control, lag, target, changed=bool(changed)),
-        changed=tuple(changed),
+        state=_state(control, target, faults),
+        changed=changed,
         enabled=control.enabled,
         paused=control.paused,
         include_in_batch=control.include_in_batch,
@@ -138,36 +235,82 @@ def _status(
         successes=successes,
         last_success=last_success,
         lag=lag,
-        oldest_change=changes.get(control.pk),
+        oldest_change=oldest_change,
         target=target,
+        staleness=staleness,
+        not_logged=not_logged,
+        fault=next((fault for fault, applies in faults.items() if applies), None),
         open_refreshes=tuple(refresh.pk for refresh in control.open_refreshes),
         progress=_progress(control),
         running=_running(control),
-        error=control.last_error or "" if control.last_state == RefreshState.FAILED else "",
+        error=invalid or (control.last_error or "" if faults[ViewState.FAILED] else ""),
     )
 
 
-def _state(
+def _changed(definition: ViewDefinition | None, control: Any) -> tuple[Phase, ...]:
+    return tuple(changed_phases(definition, control)) if definition else ()
+
+
+def _oldest_change(control: Any, phases: Collection[Phase], sources: _Sources) -> timedelta | None:
+    """How long ago the oldest change was logged that a phase has yet to process."""
+    if not sources.logs_all(control):
+        return None
+    drained = (oldest_drained(stripe, phases) for stripe in control.stripes.all())
+    ages = [utc(control.now) - moment for moment in drained if moment]
+    ages += [sources.waiting[control.pk]] if control.pk in sources.waiting else []
+    return max(ages, default=None)
+
+
+def _staleness(
     definition: ViewDefinition | None,
     control: Any,
     lag: timedelta | None,
-    target: timedelta | None,
-    *,
-    changed: bool,
-) -> ViewState:
-    if definition is None:
-        return ViewState.NOT_IN_CODE
+    oldest_change: timedelta | None,
+    sources: _Sources,
+) -> timedelta | None:
+    """How old the rows of a view are: as old as the oldest change that they lack.
+
+    Where changes do not tell, or time alone changes the source, as old as the last success.
+    """
+    if lag is None or not sources.logs_all(control) or definition is None:
+        return lag
+    waited = oldest_change or timedelta()
+    return max(lag, waited) if _is_past(definition, control, sources) else waited
+
+
+def _is_past(definition: ViewDefinition, control: Any, sources: _Sources) -> bool:
+    """Whether the dates in `source()` are other ones than when its phases last succeeded."""
+    if not sources.trackings[control.pk].is_dated:
+        return False
+    try:
+        now = plan_of(definition, alias()).moment
+    except (InvalidView, DatabaseError):
+        return True
+    covered = [
+        stripe.covered.get(phase)
+        for stripe in control.stripes.all()
+        for phase in definition.options.phases
+    ]
+    return any(each is None or each[1] != now for each in covered)
+
+
+def _fault_of_class(definition: ViewDefinition) -> str:
+    """Why the view cannot be refreshed, "" if it can."""
+    if definition.errors:
+        return " ".join(str(each.msg) for each in definition.errors)
+    return fault_of(definition, alias()) if definition.derived else ""
+
+
+def _state(control: Any, target: timedelta | None, faults: Mapping[ViewState, bool]) -> ViewState:
     refreshing = bool(control.open_refreshes)
     by_priority = {
-        ViewState.INVALID: bool(definition.errors),
+        ViewState.NOT_IN_CODE: faults[ViewState.NOT_IN_CODE],
+        ViewState.INVALID: faults[ViewState.INVALID],
         ViewState.DISABLED: not control.enabled,
         ViewState.PAUSED: control.paused,
         ViewState.REFRESHING: refreshing and _in_good_hands(control),
         ViewState.WAITING: refreshing,
-        ViewState.FAILED: control.last_state == RefreshState.FAILED,
-        ViewState.CHANGED: changed,
-        ViewState.NEVER_BUILT: lag is None,
-        ViewState.BEHIND: bool(target and lag and lag > target),
+        **faults,
         ViewState.FRESH: target is not None,
     }
     return next((state for state, applies in by_priority.items() if applies), ViewState.READY)
@@ -198,16 +341,17 @@ def _progress(control: Any) -> float | None:
 
 def _running(control: Any) -> tuple[Announcement, ...]:
     return tuple(
-        Announcement(stripe.worker, stripe.announced_at)
+        Announcement(stripe.worker, clock.stored(stripe.announced_at, alias()))
         for stripe in control.stripes.all()
         if stripe.announced and control.open_refreshes
     )
 
 
 def _in_good_hands(control: Any) -> bool:
-    now = timezone.now()
     return any(
-        stripe.announced or (stripe.watch_after and stripe.watch_after > now)
+        stripe.announced
+        # What was sent again, nobody has taken so far.
+        or (stripe.watch_after and stripe.watch_after > control.now and not stripe.resends)
         for stripe in control.stripes.all()
     )
 

@@ -5,15 +5,15 @@ import logging
 import time
 from dataclasses import dataclass
 
-from django.utils import timezone
-
 from ..conf import get_settings
 from ..definition import HookKind, Hooks, ViewDefinition
+from ..exceptions import NotAdvancing
 from ..mixin import Batch
 from ..models import PhaseRun
 from ..phases import Phase
 from ..states import RunState
-from .derived import do_derived
+from .databases import now
+from .derived import do_derived, explained, not_migrated
 from .hooks import call_do, call_needs
 from .pacing import Pace, halved, halvings
 from .tracking import count_keys, dirty_keys, end_tracked, needs_pass
@@ -105,9 +105,13 @@ class Step:
     def do(self) -> Batch:
         """Do one batch and take it down in the run."""
         run, limit, started = self.run, self.limit(), time.monotonic()
-        run.started_at = run.started_at or timezone.now()
+        run.started_at = run.started_at or now()
         if self.hooks.do_derived:
-            batch = do_derived(self.work, run, limit)
+            try:
+                batch = do_derived(self.work, run, limit)
+            except NotAdvancing as error:
+                self.work.end(run, RunState.NOT_CONVERGING, error=f"Not converging: {error}")
+                return Batch(0, None)
         else:
             batch = call_do(
                 self.definition, self.phase, limit=limit, share=self.work.share, cursor=run.cursor
@@ -123,12 +127,20 @@ class Step:
         run.error = run.traceback = ""
         run.cursor = batch.cursor
         run.caught_up = self.hooks.kind is HookKind.LIMIT and batch.rows < limit
-        run.ran_at = timezone.now()
+        run.ran_at = now()
         if self.paced:
             run.batch_size = limit
             self._pace(batch, limit, seconds)
         self._finish(state)
         return batch
+
+    def explained(self, error: Exception) -> Exception:
+        """The error of a batch that was rolled back, in words if a table, or a row of `source()`, is to blame."""
+        if self.work.definition is None:
+            return error
+        error = not_migrated(error, self.definition)
+        derived = self.phase in self.definition.derived
+        return explained(error, self.definition) if derived else error
 
     def failed(self, error: str, trace: str, *, again: bool, smaller: bool) -> None:
         """Take down a batch that was rolled back: the run ends, or is tried again."""
@@ -140,9 +152,14 @@ class Step:
         if smaller and self.paced:
             run.batch_size = halved(self._size(), 1, self._floor)
         run.move_to(RunState.RUNNING)
-        run.error, run.traceback, run.ran_at = error, trace, timezone.now()
+        run.error, run.traceback, run.ran_at = error, trace, now()
         run.started_at = run.started_at or run.ran_at
         self.work.touch(run)
+
+    def put_off(self, error: str) -> None:
+        """Take down why the run cannot go on at present."""
+        self.run.error, self.run.ran_at = error, now()
+        self.work.touch(self.run)
 
     def limit(self) -> int:
         """Rows that the batch may write: halved for each worker that it has taken down."""

@@ -5,41 +5,45 @@ source, in the same transaction. What commits later is in the queue the next tim
 """
 
 import logging
+import time
 from collections.abc import Collection, Iterable, Sequence
-from datetime import timedelta
 from typing import Any
 
-from django.db import connections
-from django.db.models import Min, QuerySet
+from django.db import DatabaseError, DataError, connections, transaction
 
 from .. import changes
 from ..changes import ChangesLogged, Standing, Taken
-from ..clock import UtcNow
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest
-from ..models import Change, DirtyKeys, PhaseRun, Stripe, ViewChange, ViewControl, WatchedTable
+from ..models import DirtyKeys, PhaseRun, Stripe, ViewControl
 from ..phases import Phase
-from ..queryset import Plan, all_from_json, as_key, estimated_rows, plan_of, to_json
+from ..queryset import Key, Plan, as_key, estimated_rows, from_json, plan_of, to_json
 from ..registry import registry
 from .controls import not_ready
 from .databases import alias, short_transaction
+from .pending import add_drain, drop_processed, processed
 from .resolving import resolve
 from .work import Dirty, Work
 
 __all__ = [
+    "await_changes",
     "begin_tracked",
     "collect_changes",
     "count_keys",
     "dirty_keys",
+    "distrust_dirty",
     "end_tracked",
+    "finish_triggers",
+    "forget_gone",
+    "forget_mistyped",
     "forget_untrackable",
     "load_keys",
     "look",
     "mark_dirty",
     "needs_pass",
-    "oldest_changes",
     "save_dirty",
     "save_tracked",
+    "short",
     "shorten_queues",
 ]
 
@@ -50,16 +54,35 @@ SHARE = 0.1
 FEW = 1_000  # keys that are never too many
 PART = 1_000  # keys in a row of `DirtyKeys`
 LONGEST_REASON = 255  # characters
+# Seconds between looks at a log that another process is moving: that takes it milliseconds, unless it is
+# frozen, and then seconds.
+PAUSES = tuple(0.01 * 2**number for number in range(8))
 
-Covers = list[Any] | None  # [changes, moment], as in `Stripe.covered`; None for nothing
+Covers = list[Any] | None  # as in `Stripe.covered`; None where changes are not tracked at all
 
 
 def collect_changes() -> None:
-    """Move what triggers have logged into the queues of the views; where nothing is, nothing is locked."""
-    more = True
-    while more and (found := changes.logged()):
+    """Move what triggers have logged into the queues of the views, but for what others are moving."""
+    more = changes.is_logged()
+    while more:
         with short_transaction():
-            more = changes.move(found)
+            more = changes.move()
+
+
+def await_changes(logged: ChangesLogged) -> list[str]:
+    """Have the entries of a log moved, here or by whoever is at it, for as long as PAUSES are.
+
+    Returns:
+        The tables of which some are still not.
+    """
+    left: list[str] = []
+    for pause in PAUSES:
+        collect_changes()
+        left = changes.unmoved(logged.tables, logged.newest)
+        if not left:
+            break
+        time.sleep(pause)
+    return left
 
 
 def shorten_queues() -> None:
@@ -69,6 +92,11 @@ def shorten_queues() -> None:
             changes.shorten(view_id)
 
 
+def forget_gone() -> None:
+    """Stop trusting triggers that somebody has dropped, disabled or made anew; full passes follow then."""
+    changes.forget_gone(alias())
+
+
 def forget_untrackable() -> None:
     """Look whether somebody has made a table such as triggers cannot tell of; full passes follow then."""
     for table, reason in changes.forget_untrackable(alias()).items():
@@ -76,6 +104,32 @@ def forget_untrackable() -> None:
             "changes are not logged any more, so each refresh is a full pass table=%s reason=%s",
             table, reason,
         )  # fmt: skip
+
+
+def finish_triggers() -> None:
+    """Make the triggers that `migrate` had to leave, for somebody wrote to their tables."""
+    try:
+        left = changes.finish(alias())
+    except DatabaseError as error:
+        logger.warning(
+            "triggers are still to be made: run `manage.py update_materialized_views --triggers "
+            "install` as the owner of the tables error=%s", str(error).strip(),
+        )  # fmt: skip
+        return
+    for table, reason in left.items():
+        logger.warning("triggers are still to be made table=%s reason=%s", table, reason)
+
+
+def forget_mistyped() -> None:
+    """Look whether somebody has given columns of keys or links another type; full refreshes follow then."""
+    found = changes.mistyped(alias())
+    controls = dict(ViewControl.objects.filter(label__in=found).values_list("pk", "label"))
+    with short_transaction():
+        for pk in changes.untrust(controls.keys()):
+            logger.warning(
+                "changes are not believed any more, so each refresh is a full one view=%s reason=%s",
+                controls[pk], found[controls[pk]],
+            )  # fmt: skip
 
 
 def needs_pass(work: Work, run: PhaseRun) -> bool:
@@ -88,9 +142,7 @@ def needs_pass(work: Work, run: PhaseRun) -> bool:
     if work.claimed is None:
         work.claimed = _claim(work)
     run.covers, run.reason = work.claimed
-    if run.covers is None:
-        return True
-    run.reason = _whole(work, run)
+    run.reason = run.reason or _whole(work, run)
     run.since = None if run.reason else work.stripe.covered[run.phase][0]
     if run.since is None or dirty_keys(work, run):
         return True
@@ -99,25 +151,30 @@ def needs_pass(work: Work, run: PhaseRun) -> bool:
 
 
 def _claim(work: Work) -> tuple[Covers, str]:
-    """What a pass that begins in this batch will cover; None if changes are not tracked, and why."""
+    """What a pass that begins in this batch will cover, and why it has to be a full one, if that is known."""
     tracking, stripe = changes.tracking_of(work.plan), work.stripe
     if tracking.reason:
         changes.take(stripe.view_id)  # each pass is a full one, whatever somebody has marked
-        return None, _short(tracking.reason)
+        if stripe.covered or stripe.pending:  # of a time when changes were tracked
+            stripe.covered, stripe.pending, work.marks = {}, [], True
+        return None, short(tracking.reason)
     if work.logged:
-        raise ChangesLogged
+        raise ChangesLogged(tracking.tables.keys(), work.logged)
     if taken := changes.take(stripe.view_id):
         _dirty(work)
         stripe.changes += 1
         work.marks = True
+        add_drain(stripe, min(each.logged_at for each in taken), work.runs)
         _note_dirty(work, taken)
     if lacking := changes.untracked_tables(stripe.view_id, tracking, alias()):
         changes.forget_gone(alias())
-        return None, _short(f"no triggers log all changes of {', '.join(sorted(lacking))}")
+        no_triggers = f"no triggers log all changes of {', '.join(sorted(lacking))}"
+        return [stripe.changes, None], short(work.plan.mismatch() or no_triggers)
     return [stripe.changes, work.plan.moment], ""
 
 
-def _short(reason: str) -> str:
+def short(reason: str) -> str:
+    """A reason, at most as long as it may be."""
     return reason if len(reason) <= LONGEST_REASON else f"{reason[: LONGEST_REASON - 3]}..."
 
 
@@ -125,22 +182,19 @@ def _note_dirty(work: Work, taken: Collection[Taken]) -> None:
     """Keep the keys that changes concern for the phases, unless they may be any, or are too many."""
     stripe, plan, kept = work.stripe, work.plan, _dirty(work)
     waiting = count_keys(kept)
-    logged_at = min(each.logged_at for each in taken)
     stages = {run.stage for run in _staged(work) if run.fingerprint == plan.fingerprint}
     keys, reason, many = resolve(plan, taken, FEW - waiting, stages)
     if many:
         keys, reason, many = resolve(plan, taken, _most_dirty(plan) - waiting, stages)
     if keys is None:
-        oldest = min([logged_at, *(each.logged_at for each in kept)])
-        stripe.whole, stripe.whole_reason = stripe.changes, _short(reason)
-        stripe.whole_since = min(stripe.whole_since or oldest, oldest)
+        stripe.whole, stripe.whole_reason = stripe.changes, short(reason)
         _forget(kept)
         work.dirty = []
         return
-    ordered = sorted(keys)
-    for at in range(0, len(ordered), PART):
-        part = ordered[at : at + PART]
-        kept.append(Dirty(number=stripe.changes, count=len(part), logged_at=logged_at, keys=part))
+    found = list(keys)
+    for at in range(0, len(found), PART):
+        part = found[at : at + PART]
+        kept.append(Dirty(number=stripe.changes, count=len(part), keys=part))
 
 
 def _staged(work: Work) -> list[PhaseRun]:
@@ -153,7 +207,7 @@ def _most_dirty(plan: Plan) -> int:
     model = plan.source.model
     rows = estimated_rows(alias()).get(model._meta.db_table, -1)
     if rows < 0 and connections[alias()].vendor == "sqlite":
-        rows = model._base_manager.count()
+        rows = model._base_manager.using(alias()).count()
     return max(FEW, int(SHARE * rows))
 
 
@@ -163,9 +217,24 @@ def _whole(work: Work, run: PhaseRun) -> str:
     if run.phase not in stripe.covered:
         return "it has not succeeded since changes are tracked"
     number, moment = stripe.covered[run.phase]
+    if number < stripe.whole:
+        return stripe.whole_reason
     if moment != work.plan.moment or number < 0:
         return "source() is another query than when it last succeeded, or has other dates"
-    return stripe.whole_reason if number < stripe.whole else ""
+    return ""
+
+
+def distrust_dirty(work: Work, run: PhaseRun) -> None:
+    """After an error of data over dirty keys: the next run looks at all keys, or it would fail like this one.
+
+    As where a column has got another type, which cannot have the logged values.
+    """
+    if run.phase in work.stripe.covered:
+        number = work.stripe.changes + 1
+        reason = "the database could not read a dirty key, or compute its row"
+        Stripe.objects.filter(pk=work.stripe.pk).update(
+            changes=number, whole=number, whole_reason=reason
+        )
 
 
 def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
@@ -181,46 +250,42 @@ def count_keys(dirty: Iterable[Dirty]) -> int:
 
 
 def _dirty(work: Work) -> list[Dirty]:
-    if work.dirty is None and _done(work.stripe) == work.stripe.changes:
+    if work.dirty is None and _done(work) == work.stripe.changes:
         work.dirty = []  # each was forgotten with the last phase that had it to do
     if work.dirty is None:
         rows = DirtyKeys.objects.filter(stripe=work.stripe).order_by("pk")
-        names = ("pk", "number", "count", "logged_at")
+        names = ("pk", "number", "count")
         work.dirty = [
             Dirty(**dict(zip(names, row, strict=True))) for row in rows.values_list(*names)
         ]
     return work.dirty
 
 
-def load_keys(plan: Plan, dirty: Iterable[Dirty]) -> None:
+def load_keys(dirty: Iterable[Dirty]) -> None:
     """Have the keys of some parts at hand."""
     lacking = {each.pk: each for each in dirty if each.pk and each.keys is None}
     if not lacking:
         return
     rows = DirtyKeys.objects.filter(pk__in=lacking)
     for pk, keys in rows.values_list("pk", "keys"):
-        lacking[pk].keys = all_from_json(plan.key_fields, keys)
+        lacking[pk].keys = list(map(from_json, keys))
 
 
 def save_dirty(work: Work) -> None:
     """Save the dirty keys that are not yet."""
-    stripe, fields = work.stripe, work.plan.key_fields
+    stripe = work.stripe
     for each in work.dirty or ():
         if each.pk is None:
-            keys = [to_json(fields, key) for key in each.keys or ()]
+            keys = list(map(to_json, each.keys or ()))
             each.pk = DirtyKeys.objects.create(
-                stripe=stripe,
-                number=each.number,
-                keys=keys,
-                count=each.count,
-                logged_at=each.logged_at,
+                stripe=stripe, number=each.number, keys=keys, count=each.count
             ).pk
 
 
 def save_tracked(work: Work) -> None:
     """Save what a batch has found out about changes, in its transaction, and forget what is done."""
     stripe = work.stripe
-    done = _done(stripe)
+    done = _done(work)
     _forget(each for each in work.dirty or () if each.number <= done)
     if work.dirty:
         work.dirty = [each for each in work.dirty if each.number > done]
@@ -230,12 +295,17 @@ def save_tracked(work: Work) -> None:
         Stripe.objects.filter(pk=stripe.pk).update(**changed)
 
 
-def _done(stripe: Stripe) -> int:
-    """The number up to which each phase that has ever succeeded has done what it had to do."""
-    return min((number for number, _moment in stripe.covered.values()), default=-1)
+def _done(work: Work) -> int:
+    """The number up to which each phase that has ever succeeded has done what it had to do.
+
+    At most the least that a run of an open refresh covers. A phase that has never succeeded covers only what
+    the phases before it in its refresh do, and needs the keys of every later change.
+    """
+    covers: list[int] = [run.covers[0] for run in work.runs if run.covers]
+    return min([processed(work.stripe, work.stripe.covered), *covers])
 
 
-_OF_CHANGES = ("changes", "whole", "whole_reason", "whole_since", "covered")
+_OF_CHANGES = ("changes", "whole", "whole_reason", "pending", "covered")
 
 
 def begin_tracked(work: Work, run: PhaseRun) -> None:
@@ -244,7 +314,7 @@ def begin_tracked(work: Work, run: PhaseRun) -> None:
     A full pass builds on what other runs of its refresh have found, and covers no more than they do.
     """
     stripe, moment = work.stripe, work.plan.moment
-    if run.since is None:
+    if run.since is None and run.covers:
         leaders = [
             other.merged_into or other for other in work.runs if other.refresh_id == run.refresh_id
         ]
@@ -253,7 +323,7 @@ def begin_tracked(work: Work, run: PhaseRun) -> None:
         )
     # Rows of another moment may go with this run, even if it does not come to its end.
     covered = {
-        phase: [number if known == moment else -1, known]
+        phase: [number, known if known == moment else None]
         for phase, (number, known) in stripe.covered.items()
     }
     if covered != stripe.covered:
@@ -262,26 +332,27 @@ def begin_tracked(work: Work, run: PhaseRun) -> None:
 
 
 def _least(several: Iterable[Covers]) -> Covers:
-    known = list(several)
-    if not all(known) or len({covers[1] for covers in known if covers}) > 1:
-        return None
-    return min(known, key=lambda covers: covers[0] if covers else 0)
+    numbers, moments = zip(*(covers or (-1, None) for covers in several), strict=True)
+    return [min(numbers), moments[0] if len(set(moments)) == 1 else None]
 
 
 def end_tracked(work: Work, run: PhaseRun) -> None:
     """Note what a run that has succeeded covers; in the transaction of its last batch.
 
-    That is no more than a staging table holds of which rows may yet be written: it may be older.
+    That is no more than a staging table holds of which rows may yet be written: it may be older. What is
+    known of phases that the view no longer has would hold up the others for ever.
     """
-    stripe = work.stripe
-    if run.covers is None or run.covers[1] != work.plan.moment:
+    stripe, definition = work.stripe, work.definition
+    if run.covers is None or definition is None:
         return
     _dirty(work)  # to be forgotten, as far as they are done
+    number, moment = run.covers
     staged = (each.covers[0] if each.covers else -1 for each in _staged(work))
-    covers = [min([run.covers[0], *staged]), run.covers[1]]
-    stripe.covered = {**stripe.covered, run.phase: covers}
-    if _done(stripe) >= stripe.whole:
-        stripe.whole_since = None
+    covers = [min([number, *staged]), moment if moment == work.plan.moment else None]
+    covered = {**stripe.covered, run.phase: covers}
+    phases = definition.options.phases
+    stripe.covered = {phase: covered[phase] for phase in phases if phase in covered}
+    drop_processed(stripe, phases)
     work.marks = True
 
 
@@ -309,36 +380,11 @@ def look(definition: ViewDefinition, phases: Collection[Phase]) -> tuple[Standin
     return stands, stands.complete and all(covered)
 
 
-def oldest_changes() -> dict[int, timedelta]:
-    """How old the oldest change is that is not applied yet, by primary key of the view's control.
-
-    Views without one are left out. The number of statements does not depend on that of the views.
-    """
-    ages: dict[int, timedelta] = {}
-
-    def note(view_id: int, age: timedelta) -> None:
-        ages[view_id] = max(age, ages.get(view_id, timedelta()))
-
-    logged = dict(_ages(Change.objects.all(), "table", "logged_at"))
-    for watched in WatchedTable.objects.filter(table__in=logged):
-        for view_id in watched.views:
-            note(view_id, logged[watched.table])
-    for view_id, age in (
-        *_ages(ViewChange.objects.all(), "view", "logged_at"),
-        *_ages(DirtyKeys.objects.all(), "stripe__view", "logged_at"),
-        *_ages(Stripe.objects.exclude(whole_since=None), "view", "whole_since"),
-    ):
-        note(view_id, age)
-    return ages
-
-
-def _ages(rows: QuerySet[Any], by: str, moment: str) -> QuerySet[Any, tuple[Any, timedelta]]:
-    """How long ago the first moment of rows is, by what they belong to."""
-    return rows.order_by().values(by).values_list(by, UtcNow() - Min(moment))
-
-
-def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
+def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]:
     """Have the next refresh of a view look at keys, or at all of them, whatever is known of its tables.
+
+    Returns:
+        The keys, as they were given, that neither the view nor its source has at this moment.
 
     Raises:
         UnknownView, InvalidView, ViewNotReady.
@@ -351,17 +397,37 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> None:
     if keys is None:
         if definition.derived:  # hooks are asked at each refresh anyway
             changes.enqueue({control.pk}, "all keys were marked as dirty")
-        return
+        return []
     if not definition.has_source:
         raise InvalidRequest(f"{definition.label} has no source(), so nobody knows its key.")
-    fields = plan_of(definition, alias()).key_fields
-    texts = [_key_as_text(definition, fields, each) for each in keys]
-    for at in range(0, len(texts), PART):
-        changes.enqueue({control.pk}, texts[at : at + PART])
+    plan = plan_of(definition, alias())
+    given = {}
+    for each in keys:
+        given[_exact_key(definition, plan, each)] = each
+    exact = list(given)
+    unknown = _unknown(definition, plan, exact)
+    for at in range(0, len(exact), PART):
+        changes.enqueue({control.pk}, list(map(to_json, exact[at : at + PART])))
+    return [given[key] for key in unknown]
 
 
-def _key_as_text(definition: ViewDefinition, fields: Sequence[Any], key: Any) -> list[str]:
+def _exact_key(definition: ViewDefinition, plan: Plan, key: Any) -> Key:
     try:
-        return to_json(fields, as_key(fields, key))
+        return as_key(plan.key_fields, key, alias())
     except ValueError as error:
         raise InvalidRequest(f"That is no key of {definition.label}: {error}") from error
+
+
+def _unknown(definition: ViewDefinition, plan: Plan, keys: Sequence[Key]) -> list[Key]:
+    """The keys that neither view nor source has; none is told where a refresh looks at all keys anyway."""
+    if plan.path.unkeyed:
+        return []
+    try:
+        with transaction.atomic(
+            using=alias()
+        ):  # else PostgreSQL would do nothing more after an error
+            return plan.unknown_keys(keys)
+    except DataError as error:
+        raise InvalidRequest(
+            f"The database takes one of the keys for none of {definition.label}: {error}"
+        ) from error

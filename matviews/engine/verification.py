@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from django.db import DatabaseError
 from django.db.models import Q
-from django.utils import timezone
 
 from ..conf import get_settings
 from ..definition import ViewDefinition
@@ -17,7 +17,8 @@ from ..phases import Phase
 from ..queryset import Difference, Kind, Plan, Range, compare, plan_of, ranges
 from ..registry import registry
 from .controls import not_ready
-from .databases import alias, batch_transaction, limit_statements, lock_free
+from .databases import alias, batch_transaction, check_no_transaction, lock_free, now
+from .derived import explained
 
 __all__ = ["Verification", "verify"]
 
@@ -40,6 +41,7 @@ class Verification:
         examples: the first differences of each kind, with both values.
         repaired: rows written to mend them; None if that was not asked for.
         sample: how many keys were to be compared at least; None for all.
+        null_keys: rows of the source that are left out because their key is NULL; None for a sample.
     """
 
     label: str
@@ -51,6 +53,7 @@ class Verification:
     examples: tuple[Difference, ...]
     repaired: int | None
     sample: int | None
+    null_keys: int | None = None
 
     @property
     def differences(self) -> int:
@@ -76,7 +79,7 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.
-        InvalidRequest: it has no `source()`, or cannot be sampled.
+        InvalidRequest: it has no `source()`, cannot be sampled, or is to be mended within a transaction.
         ViewNotReady: it has no bookkeeping rows.
         ViewBusy: a batch kept the view from being mended for 30 seconds.
     """
@@ -94,7 +97,7 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
     looked, repaired = 0, 0
     examples: list[Difference] = []
     for within in _ranges(definition, sample):
-        found = compare(plan_of(definition, alias()), within, EXAMPLES)
+        found = compare(plan_of(definition, alias()).checked(), within, EXAMPLES)
         looked += found.looked
         for kind, phase in PHASES.items():
             if phase in definition.options.phases:
@@ -113,13 +116,14 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
         examples=tuple(examples),
         repaired=repaired if repair else None,
         sample=sample,
+        null_keys=None if sample else plan_of(definition, alias()).null_keys(),
     )
     _note(verification)
     return verification
 
 
 def _ranges(definition: ViewDefinition, sample: int | None) -> Iterator[Range]:
-    plan = plan_of(definition, alias())
+    plan = plan_of(definition, alias()).checked()
     if sample is None:
         return ranges(plan, WINDOW)
     if plan.path.staged:
@@ -142,13 +146,16 @@ def _sampled(plan: Plan, sample: int) -> Iterator[Range]:
 
 def _mend(definition: ViewDefinition, within: Range) -> int:
     """Write what differs in a range, in one transaction that no batch of the view shares."""
+    check_no_transaction("verify(repair=True)")
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
-        with batch_transaction(get_settings().STATEMENT_TIMEOUT):
-            limit_statements(get_settings().STATEMENT_TIMEOUT)
-            of_view = Q(view__label=definition.label)
-            if len(lock_free(of_view)) == Stripe.objects.filter(of_view).count():
-                return _write(definition, within)
+        try:
+            with batch_transaction(get_settings().STATEMENT_TIMEOUT):
+                of_view = Q(view__label=definition.label)
+                if len(lock_free(of_view)) == Stripe.objects.filter(of_view).count():
+                    return _write(definition, within)
+        except DatabaseError as error:
+            raise explained(error, definition) from error.__cause__
         time.sleep(PAUSE)
     raise ViewBusy(
         f"Batches of {definition.label} are running, and it was not mended: pause it, or try again."
@@ -156,7 +163,7 @@ def _mend(definition: ViewDefinition, within: Range) -> int:
 
 
 def _write(definition: ViewDefinition, within: Range) -> int:
-    statements = plan_of(definition, alias()).statements()
+    statements = plan_of(definition, alias()).checked().statements()
     # Deleting first makes room for rows that are unique in more than their key.
     phases = (Phase.DELETE, Phase.UPDATE, Phase.INSERT)
     return sum(
@@ -168,7 +175,7 @@ def _note(found: Verification) -> None:
     """Keep the result for the admin."""
     ViewControl.objects.filter(pk=found.view_id).update(
         verification={
-            "at": timezone.now().isoformat(),
+            "at": now().isoformat(),
             "looked": found.looked,
             "missing": found.missing,
             "differing": found.differing,

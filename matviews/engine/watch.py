@@ -9,12 +9,13 @@ from django.db.models import Exists, OuterRef, Q
 from ..clock import UtcNow
 from ..conf import get_settings
 from ..models import Refresh, Stripe
+from ..redact import traceback_text
 from ..states import RefreshState
-from .databases import claim, drop_broken_connection, short_transaction
+from .databases import claim, drop_broken_connection
 from .messages import Message
 from .settle import settle
 
-__all__ = ["forget_resends", "watch"]
+__all__ = ["forget_resends", "untaken", "watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,13 @@ def watch() -> list[Message]:
     return [message for message in messages if message]
 
 
+def untaken(messages: Iterable[Message]) -> list[str]:
+    """The views of which no worker has taken a message that was sent again before, of some sent once more."""
+    stripes = Stripe.objects.filter(pk__in=[message.stripe_id for message in messages])
+    labels = stripes.filter(resends__gt=1).values_list("view__label", flat=True)
+    return sorted(set(labels))
+
+
 def forget_resends(messages: Iterable[Message]) -> None:
     """Take back that these messages were sent again: the broker did not take them."""
     stripes = Stripe.objects.filter(pk__in=[message.stripe_id for message in messages])
@@ -42,8 +50,9 @@ def _look(stripe_id: int, resends: int) -> Message | None:
         message = settle(stripe_id).message
         if message is None or not _takes(message, resends + 1):
             return None
-    except Exception:  # what is wrong with one stripe must not keep the others waiting
-        logger.exception("watch failed stripe=%s", stripe_id)
+    except Exception as error:  # noqa: BLE001 - one stripe's trouble must not keep the others waiting
+        trace = traceback_text(error, trusted=False)
+        logger.error("watch failed stripe=%s\n%s", stripe_id, trace)  # noqa: TRY400 - it may hold values of rows
         drop_broken_connection()
         return None
     logger.warning(
@@ -54,14 +63,8 @@ def _look(stripe_id: int, resends: int) -> Message | None:
 
 def _takes(message: Message, resends: int) -> bool:
     """Note the message as sent, unless somebody is at work in the stripe after all."""
-    with short_transaction():
-        return claim(
-            message.stripe_id,
-            message.token,
-            _QUIET,
-            watch_after=UtcNow() + _patience(resends),
-            resends=resends,
-        )
+    patience = UtcNow() + _patience(resends)
+    return claim(message.stripe_id, message.token, _QUIET, watch_after=patience, resends=resends)
 
 
 _QUIET = Q(watch_after=None) | Q(watch_after__lt=UtcNow())

@@ -4,29 +4,44 @@ Everything is read in one query, inside the stripe's batch (then it is exact) or
 a good guess, which the token holds against the truth).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cache, cached_property, lru_cache
 from itertools import groupby, islice
 from typing import Any
 
 from django.db import connections
-from django.db.models import Count, Exists, F, FilteredRelation, Func, Model, OuterRef, Q, Subquery
-from django.utils import timezone
+from django.db.models import (
+    Count,
+    Exists,
+    F,
+    FilteredRelation,
+    Model,
+    OuterRef,
+    Q,
+    Subquery,
+    Sum,
+    Value,
+)
+from django.db.models.functions import Coalesce
 
-from ..compiled import GIVEN, CompiledSelect
+from ..compiled import GIVEN, LARGEST, CompiledSelect
 from ..definition import HookKind, ViewDefinition
 from ..mixin import Share
 from ..models import Change, PhaseRun, Refresh, Stripe, ViewControl
 from ..phases import Phase
 from ..queryset import Key, Plan, Walker, plan_of
 from ..states import RefreshState, RunState
-from .databases import alias
+from .databases import alias, now
 from .messages import Message
 
 __all__ = ["Dirty", "Work", "load_work", "load_works"]
+
+MOST_READ = 100  # open refreshes of a view, the oldest; the others wait until these have ended
+MOST_BEGUN = (
+    4  # open refreshes for the same phases that have begun; those after them wait, and are merged
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -34,14 +49,13 @@ class Dirty:
     """A part of the keys that were dirty at one time, as in `DirtyKeys`.
 
     Attributes:
-        number, count, logged_at: as there.
+        number, count: as there.
         keys: the keys, where they are at hand.
         pk: the primary key there, once they are saved.
     """
 
     number: int
     count: int
-    logged_at: datetime
     keys: list[Key] | None = None
     pk: int | None = None
 
@@ -54,10 +68,14 @@ class Work:
         stripe: the stripe, with its view's control.
         share: the share of the keys that its hooks are given.
         definition: the view in the code, None when it is no longer there.
-        refreshes: the open refreshes of the view.
+        refreshes: the open refreshes of the view, at most `MOST_READ`.
+        truncated: whether there may be more than were read.
+        works_for_others: primary keys of those into which others were merged before they began.
+        claims: how often batches of the view have been claimed.
         runs: their phase runs in this stripe; those not yet saved have no primary key.
         touched: the runs that this batch has changed.
-        logged: whether changes wait in the log of the triggers.
+        logged: the primary key of the newest entry in the log of the triggers; 0 if there is none, or
+            what counts of it has been moved.
         claimed: what a pass that begins in this batch covers, and why it covers nothing, once its queue
             was taken.
         dirty: the dirty keys of the stripe, once they are known; those not yet saved have no primary key.
@@ -68,9 +86,12 @@ class Work:
     share: Share
     definition: ViewDefinition | None
     refreshes: list[Refresh]
+    truncated: bool = False
+    works_for_others: frozenset[int] = frozenset()
+    claims: int = 0
     runs: list[PhaseRun] = field(default_factory=list)
     touched: list[PhaseRun] = field(default_factory=list)
-    logged: bool = False
+    logged: int = 0
     claimed: tuple[list[Any] | None, str] | None = None
     dirty: list[Dirty] | None = None
     marks: bool = False
@@ -99,17 +120,55 @@ class Work:
         yet, or asks `needs_*` again before it ends: either covers all that the request could see.
         """
         seen = {run.refresh_id for run in self.runs}
+        waiting = self._beyond_the_most_begun()
         covering = {
             phase: next((run for run in self.leaders(phase) if self._covers(run)), None)
             for phase in Phase
         }
         for refresh in self.refreshes:
-            if refresh.pk not in seen and (known is None or refresh.pk in known):
+            if refresh.pk in seen or (known is not None and refresh.pk not in known):
+                continue
+            if refresh.pk not in waiting or refresh.stop_requested:
                 for phase in map(Phase, refresh.phases):
                     run = PhaseRun(refresh=refresh, stripe=self.stripe, phase=phase)
                     run.merged_into = covering[phase]
                     covering[phase] = covering[phase] or run
                     self.runs.append(run)
+
+    def _beyond_the_most_begun(self) -> set[int]:
+        """The refreshes that wait until one of those before them has ended, whatever stripe that is in."""
+        beyond: set[int] = set()
+        before = Counter[tuple[str, ...]]()
+        for refresh in self.refreshes:
+            phases = tuple(refresh.phases)
+            if before[phases] >= MOST_BEGUN:
+                beyond.add(refresh.pk)
+            before[phases] += 1
+        return beyond
+
+    def may_begin(self, refresh: Refresh) -> bool:
+        """Whether the batch that is claimed may begin a refresh.
+
+        Not if that was requested after the claim: until the next one, requests join it, and nobody may have
+        read the source for it meanwhile.
+        """
+        return refresh.claims_seen != self.claims
+
+    def mergeable(self) -> list[list[int]]:
+        """Primary keys of the refreshes that ask for the same, and have not begun in this stripe.
+
+        Nothing to do where all of them work for others already: those are not merged any more.
+        """
+        begun = {run.refresh_id for run in self.runs}
+        alike: dict[Any, list[int]] = defaultdict(list)
+        for refresh in self.refreshes:
+            if refresh.pk not in begun and not refresh.stop_requested:
+                alike[*refresh.phases, refresh.batch_size].append(refresh.pk)
+        return [
+            keys
+            for keys in alike.values()
+            if len(keys) > 1 and not self.works_for_others.issuperset(keys)
+        ]
 
     def _covers(self, run: PhaseRun) -> bool:
         if run.batches == 0:
@@ -166,11 +225,11 @@ class Work:
 
     def end(self, run: PhaseRun, state: RunState, *, error: str = "", trace: str = "") -> None:
         """Give a run, and those merged into it, their last state."""
-        now = timezone.now()
+        moment = now()
         for ended in (*self.followers(run), run):
             ended.move_to(state)
-            ended.error, ended.traceback, ended.finished_at = error, trace, now
-            ended.started_at = run.started_at or now
+            ended.error, ended.traceback, ended.finished_at = error, trace, moment
+            ended.started_at = run.started_at or moment
         self.touch(run)
 
     @property
@@ -216,7 +275,9 @@ class Work:
         _insert([run for run in new if run.merged_into is not None])
         for run in changed:
             run.save(force_update=True)
-            if not run.active and any(other.merged_into is run for other in self.runs):
+            if not run.active and (
+                self.truncated or any(other.merged_into is run for other in self.runs)
+            ):
                 _end_followers(run)
 
     def next_message(self) -> Message | None:
@@ -262,39 +323,45 @@ def _turn(run: PhaseRun) -> tuple[Any, ...]:
     return run.ran_at or run.refresh.requested_at, Phase(run.phase).order, run.refresh_id
 
 
-def load_work(stripe_id: int, *, extra: Mapping[str, Func] | None = None) -> Work | None:
-    """Read what a stripe has to do, in one query; None when no refresh is open.
-
-    Args:
-        stripe_id: the stripe.
-        extra: further columns to read for what reading them does.
-    """
-    query = _work_query(alias(), "view__stripes", tuple((extra or {}).items()))
-    return next(_works(query.run(stripe_id)), None)
+def load_work(stripe_id: int) -> Work | None:
+    """Read what a stripe has to do, in one query; None when no refresh is open."""
+    return next(_works(_work_query(alias(), "view__stripes").run(stripe_id)), None)
 
 
 def load_works(view_id: int) -> list[Work]:
     """Read what each stripe of a view has to do, in one query; empty when no refresh is open."""
-    return list(_works(_work_query(alias(), "view", ()).run(view_id)))
+    return list(_works(_work_query(alias(), "view").run(view_id)))
 
 
 @lru_cache(maxsize=16)
-def _work_query(using: str, by: str, extra: tuple[tuple[str, Func], ...]) -> CompiledSelect:
+def _work_query(using: str, by: str) -> CompiledSelect:
     """What `load_work` and `load_works` read; `by` is what the given number is the key of."""
     columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
     totals = Stripe.objects.filter(view=OuterRef("view")).order_by().values("view")
+    newest = Change.objects.using(using).order_by("-pk").values("pk")[:1]
+    open_ones = Refresh.objects.using(using).filter(**{by: GIVEN}, state=RefreshState.OPEN)
+    end = open_ones.order_by("pk").values("pk")[MOST_READ : MOST_READ + 1]
+    merged = Refresh.objects.using(using).filter(
+        merged_into=OuterRef("pk"), state=RefreshState.MERGED
+    )
     rows = (
         Refresh.objects.using(using)
-        .filter(**{by: GIVEN}, view__stripes__isnull=False, state=RefreshState.OPEN)
+        .filter(
+            **{by: GIVEN},
+            view__stripes__isnull=False,
+            state=RefreshState.OPEN,
+            pk__lt=Coalesce(Subquery(end), Value(LARGEST)),
+        )
         .annotate(
             here=FilteredRelation("runs", condition=Q(runs__stripe=F("view__stripes"))),
             total=Subquery(totals.values(total=Count("pk"))),
-            logged=Exists(Change.objects.using(using)),
-            **dict(extra),
+            claims_now=Subquery(totals.values(total=Sum("claims"))),
+            works_for_others=Exists(merged),
+            logged=Subquery(newest),
         )
         .order_by("view__stripes__number", "pk", "here__pk")
     )
-    return CompiledSelect(rows.values_list(*columns, "total", "logged", *dict(extra)))
+    return CompiledSelect(rows.values_list(*columns, *_FACTS))
 
 
 @cache
@@ -302,6 +369,7 @@ def _fields(model: type[Model]) -> list[str]:
     return [field.attname for field in model._meta.concrete_fields]
 
 
+_FACTS = ("total", "logged", "claims_now", "works_for_others")
 _PARTS: list[tuple[type[Model], str]] = [
     (Refresh, ""),
     (ViewControl, "view__"),
@@ -311,13 +379,13 @@ _PARTS: list[tuple[type[Model], str]] = [
 
 
 def _instances(row: Sequence[Any]) -> list[Any]:
-    """The four instances of a row, the number of stripes, and whether changes are logged."""
+    """The four instances of a row, and the facts."""
     values = iter(row)
     instances: list[Any] = []
     for model, _prefix in _PARTS:
         names = _fields(model)
         instances.append(model.from_db(alias(), names, list(islice(values, len(names)))))
-    return [*instances, next(values), next(values)]
+    return [*instances, *islice(values, len(_FACTS))]
 
 
 def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
@@ -328,13 +396,16 @@ def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
 
 
 def _build(rows: list[list[Any]]) -> Work:
-    _refresh, control, stripe, _run, total, logged = rows[0]
+    _refresh, control, stripe, _run, total, logged, claims, _for_others = rows[0]
     stripe.view = control
     refreshes: dict[int, Refresh] = {}
     runs: dict[int, PhaseRun] = {}
-    for again, _control, _stripe, run, *_others in rows:
+    works_for_others: set[int] = set()
+    for again, _control, _stripe, run, *_facts, for_others in rows:
         refresh = refreshes.setdefault(again.pk, again)
         refresh.view = control
+        if for_others:
+            works_for_others.add(refresh.pk)
         if run.pk is not None:
             run.refresh, run.stripe = refresh, stripe
             runs[run.pk] = run
@@ -346,6 +417,9 @@ def _build(rows: list[list[Any]]) -> Work:
         share=Share(stripe.number, total),
         definition=control.definition,
         refreshes=list(refreshes.values()),
+        truncated=len(refreshes) >= MOST_READ,
+        works_for_others=frozenset(works_for_others),
+        claims=claims,
         runs=list(runs.values()),
-        logged=bool(logged),
+        logged=logged or 0,
     )

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from datetime import date, datetime, time
 from typing import Any
 
+from matviews.conf import get_settings
 from matviews.engine import Verification
 from matviews.queryset import Difference, ExplainedIndex, Explanation, Kind
 from matviews.words import counted
@@ -21,6 +22,8 @@ def verification_in_lines(found: Verification) -> Iterator[str]:
     """The outcome in one line, and the first differences of each kind in one each."""
     sample = f", a sample of about {counted(found.sample, 'key')}" if found.sample else ""
     outcome = f"{counted(found.looked, 'row')} compared{sample}"
+    if found.null_keys:
+        outcome += f"; {counted(found.null_keys, 'row')} left out, their key is NULL"
     if found.equal:
         yield f"{found.label}: equals its source ({outcome})"
         return
@@ -29,7 +32,12 @@ def verification_in_lines(found: Verification) -> Iterator[str]:
         "" if found.repaired is None else f"; repaired, {counted(found.repaired, 'row')} written"
     )
     yield f"{found.label}: {counts} ({outcome}){mended}"
-    yield from map(_difference_in_line, found.examples)
+    yield from map(_difference_in_line, _examples(found))
+
+
+def _examples(found: Verification) -> tuple[Difference, ...]:
+    """The differences that may be told: not where not even a key may be."""
+    return () if get_settings().VALUES_IN_ERRORS == "none" else found.examples
 
 
 def _difference_in_line(difference: Difference) -> str:
@@ -70,6 +78,7 @@ def verification_as_dict(found: Verification) -> dict[str, Any]:
         "surplus": found.surplus,
         "repaired": found.repaired,
         "sample": found.sample,
+        "null_keys": found.null_keys,
         "examples": [
             {
                 "kind": each.kind.value,
@@ -77,7 +86,7 @@ def verification_as_dict(found: Verification) -> dict[str, Any]:
                 "in_view": _plain(each.in_view),
                 "in_source": _plain(each.in_source),
             }
-            for each in found.examples
+            for each in _examples(found)
         ],
         "error": "",
     }
@@ -107,6 +116,8 @@ def explanation_in_lines(explanation: Explanation) -> Iterator[str]:
     yield f"  key: {', '.join(explanation.key)}"
     if rows is not None:
         yield f"  rows: about {rows:,}, as the database estimates"
+    if explanation.null_keys:
+        yield f"  left out: {counted(explanation.null_keys, 'row')} of source() whose key is NULL"
     for index in explanation.indexes:
         yield f"  index of {index.model} ({', '.join(index.fields)}): {_index_in_words(index)}"
     if explanation.staging:
@@ -136,6 +147,7 @@ def explanation_as_dict(explanation: Explanation) -> dict[str, Any]:
         "reason": explanation.reason,
         "key": list(explanation.key),
         "estimated_rows": explanation.estimated_rows,
+        "null_keys": explanation.null_keys,
         "indexes": [asdict(index) for index in explanation.indexes],
         "staging": explanation.staging,
         "statements": dict(explanation.statements),

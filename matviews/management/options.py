@@ -16,6 +16,12 @@ __all__ = ["REFUSED", "Asked", "add_arguments", "refusal", "understand"]
 
 REFUSED = 2  # exit status when nothing was done because of what was asked
 ACTIONS = ("list", "schedules", "check", "verify", "explain", "triggers", "enqueue")
+PARTS = {
+    "repair": "verify",
+    "sample": "verify",
+    "pending": "check",
+    "no_sql": "explain",
+}  # options of one action
 TRIGGERS = ("install", "remove", "sql")
 SENSELESS = {
     ("list", "phases"): "--list shows the state of views, whatever their phases",
@@ -42,8 +48,10 @@ class Asked:
         labels: the views that were named, () if none were.
         phases: the phases that were named, in their order, None for all.
         batch_size: rows per batch, None to leave it to the views.
+        pending: whether a check is to ask for pending changes, not for the targets.
         repair: whether to write what a verification finds different.
         sample: keys that a verification compares, None for all.
+        sql: whether an explanation is to have the SQL.
         triggers: what to do about triggers, one of `TRIGGERS`; None if that was not asked.
     """
 
@@ -51,8 +59,10 @@ class Asked:
     labels: tuple[str, ...]
     phases: tuple[Phase, ...] | None
     batch_size: int | None
+    pending: bool
     repair: bool
     sample: int | None
+    sql: bool
     triggers: str | None
 
 
@@ -78,8 +88,13 @@ def add_arguments(parser: CommandParser) -> None:
         "--schedules", action="store_true", help="show what beat asks for, and when"
     )
     parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit status 1 if a view is not fresh"
-    )
+        "--check", action="store_true",
+        help="change nothing; exit status 1 if a view is not on time: failed, or older than its target allows",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pending", action="store_true",
+        help="with --check: exit status 1 if the source of a view has changed since its last refresh",
+    )  # fmt: skip
     parser.add_argument(
         "--verify", action="store_true",
         help="compare views with what their source() yields now; exit status 1 if one differs",
@@ -94,6 +109,7 @@ def add_arguments(parser: CommandParser) -> None:
         "--explain", action="store_true",
         help="show how views are derived from their source(): path, indexes, SQL",
     )  # fmt: skip
+    parser.add_argument("--no-sql", action="store_true", help="with --explain: leave the SQL out")
     parser.add_argument(
         "--triggers", choices=TRIGGERS,
         help="make, or remove, the triggers that log changes; sql: show the SQL that makes them",
@@ -113,16 +129,21 @@ def understand(options: Mapping[str, Any]) -> Asked:
     for (action, other), reason in SENSELESS.items():
         if actions == [action] and options[other] is not None:
             raise refusal(f"{reason}: leave out --{other.replace('_', '-')}.")
-    for option in ("repair", "sample"):
-        if actions != ["verify"] and options[option] not in (None, False):
-            raise refusal(f"--{option} is for --verify: add that, or leave it out.")
+    for option, action in PARTS.items():
+        if actions != [action] and options[option] not in (None, False):
+            name = option.replace("_", "-")
+            raise refusal(f"--{name} is for --{action}: add that, or leave it out.")
+    if actions == ["check"] and options["phases"] is not None and not options["pending"]:
+        raise refusal("--check is about whole views: leave out --phases, or add --pending.")
     return Asked(
         action=actions[0] if actions else "refresh",
         labels=_labels(options["models"]),
         phases=_phases(options["phases"]),
         batch_size=_number(options["batch_size"], "batch-size", "rows"),
+        pending=options["pending"],
         repair=options["repair"],
         sample=_number(options["sample"], "sample", "keys"),
+        sql=not options["no_sql"],
         triggers=options["triggers"],
     )
 

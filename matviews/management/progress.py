@@ -4,8 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from django.utils import timezone
-
+from matviews import engine
 from matviews.engine import Announcement, Extent, RunProgress, extent_of
 from matviews.models import PhaseRun
 from matviews.states import RunState
@@ -71,7 +70,9 @@ class Meter:
         if progress is None or not (progress.current or not progress.run.active):
             return "to come"
         if not progress.run.active:
-            return _ended(progress.run) + _of_other(progress)
+            return _ended(progress.run) + _of_other(
+                progress
+            )  # why is told once, at the end of the refresh
         parts = [*self._how_far(progress.run), *self._circumstances(progress)]
         return _first_other(progress) + ", ".join(parts) + _of_other(progress)
 
@@ -117,7 +118,7 @@ def _goes_on(before: RunProgress, now: RunProgress) -> bool:
 
 
 def _waited(announced: Announcement) -> float:
-    return (timezone.now() - announced.since).total_seconds()
+    return (engine.now() - announced.since).total_seconds()
 
 
 def _first_other(progress: RunProgress) -> str:
@@ -145,14 +146,15 @@ def so_far(progress: RunProgress) -> str:
             else "not begun"
         )
         return f"{title(progress)} {_first_other(progress)}{extent}"
-    return f"{title(progress)} {_ended(run)}"
+    error = f": {first_line(run.error)}" if run.error else ""
+    return f"{title(progress)} {_ended(run)}{error}"
 
 
 def _ended(run: PhaseRun) -> str:
     if run.state == RunState.NOT_CONVERGING:
-        return first_line(run.error)
+        return "not converging"
     if run.state == RunState.FAILED:
-        return f"failed: {first_line(run.error)}"
+        return "failed"
     if not run.batches:
         return "nothing to do"
     # A whole-phase hook may not have counted its rows, so no rows are not claimed to be none.

@@ -66,9 +66,10 @@ class Meters:
 
 
 def batch_in_words(report: BatchReport) -> str:
-    """One batch in a line."""
+    """One batch in a line; its error, if it is tried again, and else at the end of the refresh."""
     allowed = f" of at most {report.limit:,}" if report.limit else ""
-    error = f": {report.error}" if report.error else ""
+    again = any(run.active for run in report.runs)
+    error = f": {report.error}" if report.error and again else ", failed" * bool(report.error)
     return (
         f"{report.label} {report.message.phase}: batch of {report.rows:,} rows{allowed}, "
         f"{duration(report.seconds)}{error}"

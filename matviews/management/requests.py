@@ -7,12 +7,12 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from matviews import engine
-from matviews.exceptions import MatviewsError
+from matviews.exceptions import InvalidRequest, MatviewsError
 from matviews.models import Refresh, Trigger
 from matviews.phases import Phase
 from matviews.registry import registry
 
-from .options import Asked
+from .options import Asked, refusal
 from .output import Output
 
 __all__ = ["Requests"]
@@ -33,15 +33,49 @@ class Requests:
     failed: list[str] = field(default_factory=list)
 
     def labels(self) -> list[str]:
-        """The views that were named, else those of a refresh of all that have the phases."""
+        """The views that were named, else those of a refresh of all that have the phases.
+
+        Raises:
+            CommandError: there is no view that could be meant.
+        """
         if self.asked.labels:
             return list(self.asked.labels)
-        labels = [label for label in engine.views_in_batch() if self.phases_of(label) != ()]
+        self.refuse_without_views()
+        included = engine.views_in_batch()
+        labels = [label for label in included if self.phases_of(label) != ()]
+        if included and not labels:
+            raise refusal(
+                f"Nothing to do: no view has the phase {' or '.join(self.asked.phases or ())}."
+            )
         if not labels:
             self.output.say(
-                "Nothing to do: no view is enabled, not paused and included in batches."
+                "Nothing to do: every view is disabled, paused or left out of a refresh of all. Name one "
+                "with --models."
             )
         return labels
+
+    def refuse_in_transaction(self) -> None:
+        """End the command where it is called within a transaction, and would have to commit.
+
+        Raises:
+            CommandError: it is.
+        """
+        try:
+            engine.check_no_transaction("update_materialized_views")
+        except InvalidRequest as error:
+            raise refusal(str(error)) from error
+
+    def refuse_without_views(self) -> None:
+        """End the command where the code defines no view.
+
+        Raises:
+            CommandError: it defines none.
+        """
+        if not list(registry):
+            raise refusal(
+                "Nothing to do: no view is defined. Is the app that defines one in INSTALLED_APPS, and is the "
+                "class a model that is not abstract?"
+            )
 
     def phases_of(self, label: str) -> tuple[Phase, ...] | None:
         """The phases asked for; those that a view lacks are left out unless it was named."""
@@ -69,7 +103,7 @@ class Requests:
         """Tell an error of a view, under its name."""
         self.failed.append(label)
         for line in error.splitlines():
-            self.output.warn(f"{label}: {line}")
+            self.output.warn(f"{label}: {line.removeprefix(f'{label}: ')}")
 
     def raise_failed(self, labels: list[str]) -> None:
         """End the command with status 1 if a view failed.

@@ -4,6 +4,7 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
+from matviews import engine
 from matviews.engine import progress_of
 from matviews.models import Refresh
 from matviews.states import RefreshState
@@ -24,7 +25,8 @@ def refresh(requests: Requests) -> None:
     Raises:
         CommandError: a view failed, or the command was interrupted.
     """
-    labels = requests.labels()
+    requests.refuse_in_transaction()
+    labels = engine.in_order(requests.labels())
     reporter = requests.output.reporter()
     with interruptible(reporter.note) as wish:
         for label in labels:
@@ -62,14 +64,15 @@ def _tell_failure(ended: Refresh, requests: Requests, wish: Wish) -> None:
         requests.fail(ended.view.label, ended.error)
     elif ended.state == RefreshState.STOPPED:
         requests.fail(ended.view.label, "was stopped by an operator; what was committed stays")
-    elif ended.state == RefreshState.OPEN and not wish():
+    elif not ended.finished_at and not wish():
         word, remedy = ("paused", "resumed") if ended.view.paused else ("disabled", "enabled")
         requests.fail(ended.view.label, f"is {word}; it goes on when it is {remedy}")
 
 
 def _stopped(requests: Requests, labels: list[str]) -> str:
     """How far the command came, "" if it had done all."""
-    left = [entry for entry in requests.output.entries if entry["state"] == RefreshState.OPEN]
+    waiting = (RefreshState.OPEN, RefreshState.MERGED)
+    left = [entry for entry in requests.output.entries if entry["state"] in waiting]
     ended = len(requests.output.entries) - len(left)
     if ended == len(labels):
         return ""

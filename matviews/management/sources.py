@@ -1,5 +1,6 @@
 """What the command does with a view's `source()`: hold the view against it, and explain it."""
 
+from dataclasses import replace
 from typing import Any
 
 from django.core.management.base import CommandError
@@ -9,6 +10,7 @@ from matviews import api, changes, engine, queryset
 from matviews.engine import Verification
 from matviews.exceptions import MatviewsError
 from matviews.models import ViewControl
+from matviews.redact import error_words
 from matviews.registry import registry
 
 from . import findings
@@ -24,6 +26,8 @@ def verify(requests: Requests) -> None:
     Raises:
         CommandError: one differs, or could not be compared.
     """
+    if requests.asked.repair:
+        requests.refuse_in_transaction()
     labels = _labels(requests)
     differing = [label for label in labels if not _verified(label, requests)]
     sentences = []
@@ -45,13 +49,22 @@ def _verified(label: str, requests: Requests) -> bool:
     try:
         found = api.verify(label, repair=asked.repair, sample=asked.sample)
     except (MatviewsError, DatabaseError) as error:
-        requests.fail(label, str(error).strip())
-        output.entries.append({"view": label, "equal": None, "error": str(error)})
+        output.entries.append(
+            {"view": label, "equal": None, "error": _told(label, error, requests)}
+        )
         return True
     output.entries.append(findings.verification_as_dict(found))
     for line in findings.verification_in_lines(found):
         output.say(line)
     return _is_right(found)
+
+
+def _told(label: str, error: Exception, requests: Requests) -> str:
+    """Tell why a view failed; the text of it."""
+    told = error_words(engine.not_migrated(error, registry.find(label)))
+    text = f"{told} {engine.denied_for(error)}".strip()
+    requests.fail(label, text)
+    return text
 
 
 def _is_right(found: Verification) -> bool:
@@ -70,9 +83,10 @@ def explain(requests: Requests) -> None:
             explanation = queryset.explain(registry.usable(label), engine.alias())
             tracking = _tracking(label)
         except (MatviewsError, DatabaseError) as error:
-            requests.fail(label, str(error).strip())
-            requests.output.entries.append({"view": label, "error": str(error)})
+            requests.output.entries.append({"view": label, "error": _told(label, error, requests)})
             continue
+        if not requests.asked.sql:
+            explanation = replace(explanation, staging="", statements={})
         entry = findings.explanation_as_dict(explanation)
         requests.output.entries.append({**entry, "tracking": tracking})
         for line in findings.explanation_in_lines(explanation):

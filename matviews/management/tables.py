@@ -10,18 +10,25 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from matviews.engine import ViewStatus
+from matviews import engine
+from matviews.engine import ViewStatus, count_requests
 from matviews.models import Heartbeat, PhaseRun, Refresh
+from matviews.registry import registry
+from matviews.states import ViewState
+from matviews.tasks.queues import BATCHES, queues_in_words
 from matviews.tasks.timetable import Planned
 from matviews.words import duration
 
 __all__ = [
+    "not_logged_in_words",
     "plan_as_dict",
     "print_plans",
     "print_statuses",
     "print_watch",
     "refresh_as_dict",
     "status_as_dict",
+    "timeliness_as_dict",
+    "timeliness_in_words",
 ]
 
 STATUS_HEADINGS = ("view", "state", "enabled", "rows", "last success", "lag", "oldest change")
@@ -124,16 +131,34 @@ def _enabled(status: ViewStatus) -> str:
 
 def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
     """What would make the table too wide: who is at work, what has changed, and the errors."""
-    now = timezone.now()
+    now = engine.now()
     for status in statuses:
         for worker, since in status.running:
             at_it = duration(max(0.0, (now - since).total_seconds()))
             yield Text(f"{status.label}: running at {worker}, its batch for {at_it}")
+        if status.state == ViewState.WAITING:
+            yield Text(f"{status.label}: {waiting_in_words()}", style="yellow")
+        if status.not_logged:
+            yield Text(f"{status.label}: {not_logged_in_words(status)}", style="red")
+        if status.rows is None and status.label in registry and not status.error:
+            yield Text(
+                f"{status.label}: has no table: run manage.py makemigrations and migrate",
+                style="red",
+            )
         if status.changed:
             phases = ", ".join(status.changed)
             yield Text(f"{status.label}: definition changed ({phases})")
         for line in status.error.splitlines():
-            yield Text(f"{status.label} {line}", style="red")
+            text = line.removeprefix(f"{status.label}: ")
+            yield Text(f"{status.label} {text}", style="red")
+
+
+def not_logged_in_words(status: ViewStatus) -> str:
+    """Which tables lack triggers, and the way out."""
+    return (
+        f"changes of {', '.join(status.not_logged)} are not logged, so every refresh is a full one: run "
+        f"`manage.py update_materialized_views --triggers install`"
+    )
 
 
 def _moment(moment: datetime) -> str:
@@ -155,11 +180,66 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
         "last_success": status.last_success and status.last_success.isoformat(),
         "lag": _seconds(status.lag),
         "oldest_change": _seconds(status.oldest_change),
+        "target": _seconds(status.target),
+        "not_logged": list(status.not_logged),
+        "on_time": status.on_time,
         "running": [
             {"worker": worker, "since": since.isoformat()} for worker, since in status.running
         ],
         "error": status.error,
     }
+
+
+def timeliness_as_dict(status: ViewStatus) -> dict[str, Any]:
+    """Whether a view is on time, and by what numbers; in seconds."""
+    return {
+        "view": status.label,
+        "on_time": status.on_time,
+        "reason": status.fault or "",
+        "state": status.state,
+        "change_lag": _seconds(status.oldest_change),
+        "age": _seconds(status.lag),
+        "target": _seconds(status.target),
+        "not_logged": list(status.not_logged),
+        "error": status.error,
+    }
+
+
+def timeliness_in_words(status: ViewStatus) -> str:
+    """The same, in a line."""
+    waits = f"; {waiting_in_words()}" if status.state == ViewState.WAITING else ""
+    return f"{_timeliness(status)}{waits}"
+
+
+def waiting_in_words() -> str:
+    """Why nobody may be at a refresh that is open."""
+    return f"a refresh waits for a worker: see that one runs, and listens to {queues_in_words(*BATCHES)}"
+
+
+def _timeliness(status: ViewStatus) -> str:
+    numbers = ", ".join(_numbers(status))
+    if status.fault is None:
+        return f"on time ({numbers})"
+    if status.fault == ViewState.BEHIND:
+        return f"not on time: behind ({numbers})"
+    if status.fault == ViewState.NOT_LOGGED:
+        return f"not on time: {not_logged_in_words(status)}"
+    if status.fault == ViewState.NO_ROWS:
+        return (
+            "not on time: its table or its bookkeeping is missing: run makemigrations and migrate"
+        )
+    why = status.error.partition("\n")[0].removeprefix(f"{status.label}: ")
+    return f"not on time: {status.fault}{why and f': {why}'}"
+
+
+def _numbers(status: ViewStatus) -> Iterator[str]:
+    if status.oldest_change is not None:
+        yield f"oldest change {_length(status.oldest_change)} ago"
+    if status.staleness != status.oldest_change and status.staleness and status.lag is not None:
+        yield f"last success {_length(status.lag)} ago"
+    elif status.oldest_change is None:
+        yield "no change pending"
+    yield f"target {_length(status.target)}" if status.target else "no target"
 
 
 def _seconds(time: timedelta | None) -> float | None:
@@ -183,12 +263,14 @@ def plan_as_dict(planned: Planned) -> dict[str, Any]:
 
 def refresh_as_dict(label: str, refresh: Refresh) -> dict[str, Any]:
     """What a refresh did; seconds are those that its hooks took."""
-    runs = refresh.runs.select_related("stripe", "merged_into")
+    worker = refresh.merged_into if refresh.merged_into and not refresh.runs.exists() else refresh
+    runs = worker.runs.select_related("stripe", "merged_into")
     return {
         "view": label,
         "refresh": refresh.pk,
         "state": refresh.state,
         "merged_into": refresh.merged_into_id,
+        "requests": count_requests(refresh),
         "error": refresh.error,
         "phases": [_run_as_dict(run) for run in runs],
     }

@@ -6,12 +6,23 @@ from .dialects import dialect_of
 from .differences import Difference, Differences, Kind, compare, ranges
 from .estimates import estimated_rows
 from .explain import ExplainedIndex, Explanation, explain
-from .fields import is_exact
-from .keys import Key, Keys, Range, all_from_json, as_key, from_json, to_json
+from .given import as_key
+from .keys import Key, Keys, Range, from_json, to_json
 from .links import Link
-from .plans import Plan, fingerprint_of, plan_of, tables_read
-from .query import field_of_column
-from .staging import drop_stage, fill_stage, stage_name, stages
+from .plans import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
+from .query import model_of_table
+from .source import key_columns
+from .staging import (
+    StagingRefused,
+    drop_stage,
+    fill_stage,
+    prepare_staging,
+    stage_name,
+    stages,
+    staging_schema,
+)
+from .unmigrated import apps_to_migrate, is_missing, names_own_table, unmigrated
+from .violations import refused
 from .walk import Walk, Walker
 
 __all__ = [
@@ -25,9 +36,10 @@ __all__ = [
     "Link",
     "Plan",
     "Range",
+    "StagingRefused",
     "Walk",
     "Walker",
-    "all_from_json",
+    "apps_to_migrate",
     "as_key",
     "check_source",
     "check_table",
@@ -37,15 +49,23 @@ __all__ = [
     "drop_stage",
     "estimated_rows",
     "explain",
-    "field_of_column",
+    "fault_of",
     "fill_stage",
+    "find_mismatches",
     "fingerprint_of",
     "from_json",
-    "is_exact",
+    "is_missing",
+    "key_columns",
+    "model_of_table",
+    "names_own_table",
     "plan_of",
+    "prepare_staging",
     "ranges",
+    "refused",
     "stage_name",
     "stages",
+    "staging_schema",
     "tables_read",
     "to_json",
+    "unmigrated",
 ]

@@ -1,16 +1,22 @@
 """What can be known to go wrong with a view's `source()` before it is refreshed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
 from django.core.checks import CheckMessage, Warning
-from django.db.models import Model, UniqueConstraint
+from django.db.models import Avg, Expression, F, Model, StdDev, UniqueConstraint, Variance
+from django.db.models.functions import Ceil, Floor, Round
 
 from ..definition import ViewDefinition
+from .boundary import NotUnderstood, looking
+from .columns import same_type
 from .declared import declared
-from .fields import TEXT, AnyField, family, is_automatic, same_type, unique_fields
+from .fields import NUMBER, TEXT, WHOLE, AnyField, family, is_automatic, unique_fields
 from .indexes import wanted_indexes
-from .links import find_links
-from .paths import find_path
+from .inspection import Inspection, inspect
+from .nulls import null_reason
+from .parameters import parameter_text
+from .paths import Path, obstacles_of_inexact
 from .query import column_of, model_of_table
 from .source import Source, find_source
 
@@ -18,7 +24,7 @@ __all__ = ["check_source", "check_table"]
 
 
 def check_source(definition: ViewDefinition, using: str) -> list[CheckMessage]:
-    """Every problem of a view's `source()`: E015 to E018; if there is none, W006 to W008, W010 and W012.
+    """Every problem of a view's `source()`: W115 to W120; if there is none, the advice on it.
 
     Raises:
         DatabaseError: `source()` or its query reads a database that is not there, or not migrated.
@@ -29,13 +35,43 @@ def check_source(definition: ViewDefinition, using: str) -> list[CheckMessage]:
     again, problems = find_source(definition, using)
     if again is None:
         return problems
-    return [
-        *_moving(source, again),
-        *_without_index(source),
-        *_other_unique(source),
-        *_collations(source, using),
-        *_whole_view(source),
-    ]
+    try:
+        with looking():
+            return list(_advice(source, again))
+    except NotUnderstood as error:
+        return [
+            _warning(
+                source.model, "W020",
+                f"source() cannot be looked into, and not all checks of it were made: {error}.",
+                _LOOKED_INTO,
+            )
+        ]  # fmt: skip
+
+
+_LOOKED_INTO = (
+    "Django's own expressions and joins can be. If that is meant, add 'matviews.W020' to "
+    "SILENCED_SYSTEM_CHECKS."
+)
+
+
+def _advice(source: Source, again: Source) -> Iterator[CheckMessage]:
+    inspection = inspect(source)
+    yield from _other_unique(source)
+    yield from _fractions(source)
+    if inspection.unknown:
+        yield _warning(
+            source.model, "W020",
+            f"source() cannot be looked into ({inspection.unknown}), so each refresh of it is full and "
+            f"staged.",
+            _LOOKED_INTO,
+        )  # fmt: skip
+        return
+    yield from _nulls(source)
+    yield from _moving(source, again)
+    yield from _without_index(source, inspection.path)
+    yield from _collations(source)
+    yield from _inexact(source)
+    yield from _whole_view(source, inspection)
 
 
 def check_table(definition: ViewDefinition) -> Iterator[CheckMessage]:
@@ -61,26 +97,64 @@ def _warning(model: type[Model], number: str, fault: str, hint: str) -> Warning:
     return Warning(text, hint=hint, obj=model, id=f"matviews.{number}")
 
 
+def _nulls(source: Source) -> Iterator[CheckMessage]:
+    for column in source.values:
+        if column.field.null or source.query.union:
+            continue
+        if reason := null_reason(column.expression, source.query):
+            yield _warning(
+                source.model, "W021",
+                f"the column {column.name} can be NULL ({reason}), and the field {column.field.name} "
+                f"cannot: the refresh that meets such a row fails.",
+                "Give the aggregate default=0, wrap the expression in Coalesce(..., a value), or give "
+                "the field null=True.",
+            )  # fmt: skip
+
+
+def _fractions(source: Source) -> Iterator[CheckMessage]:
+    for column in source.columns:
+        if family(column.field) != WHOLE or isinstance(column.expression, (Ceil, Floor, Round)):
+            continue
+        averages = isinstance(column.expression, (Avg, StdDev, Variance))
+        if averages or family(column.expression.output_field) == NUMBER:
+            yield _warning(
+                source.model, "W022",
+                f"the column {column.name} is a number with a fraction, and the field "
+                f"{column.field.name} holds whole numbers: each database rounds it in its own way.",
+                "Make it a FloatField or a DecimalField, or round it in source(): Round, Floor or Ceil.",
+            )  # fmt: skip
+
+
 def _moving(source: Source, again: Source) -> Iterator[CheckMessage]:
+    if source.query.compile()[0] != again.query.compile()[0]:
+        yield _moves(source, "source()", "each call of it gives another query")
+        return
     parts = zip(source.query.parts, again.query.parts, strict=True)
     for (name, part), (_name, same_part) in parts:
         functions = source.query.volatile(part)
         if functions:
             why = ", ".join(f"{function}()" for function in functions)
-        elif source.query.parameters(part) != again.query.parameters(same_part):
+        elif _parameters(source, part) != _parameters(again, same_part):
             why = "each call of source() gives it other parameters"
         else:
             continue
-        yield _warning(
-            source.model, "W006", f"{name} of source() changes by itself ({why}).",
-            "Each refresh writes the rows whose value has moved since the last one, though no table "
-            "has changed, and no change of a table tells of it. If that is meant, add "
-            "'matviews.W006' to SILENCED_SYSTEM_CHECKS; else compute it when the view is read.",
-        )  # fmt: skip
+        yield _moves(source, f"{name} of source()", why)
 
 
-def _without_index(source: Source) -> Iterator[CheckMessage]:
-    path = find_path(source)
+def _moves(source: Source, what: str, why: str) -> CheckMessage:
+    return _warning(
+        source.model, "W006", f"{what} changes by itself ({why}).",
+        "Each refresh writes the rows whose value has moved since the last one, though no table "
+        "has changed, and no change of a table tells of it. If that is meant, add "
+        "'matviews.W006' to SILENCED_SYSTEM_CHECKS; else compute it when the view is read.",
+    )  # fmt: skip
+
+
+def _parameters(source: Source, part: Any) -> list[str]:
+    return list(map(parameter_text, source.query.parameters(part)))
+
+
+def _without_index(source: Source, path: Path) -> Iterator[CheckMessage]:
     for index in wanted_indexes(source, path):
         if index.declared:
             continue
@@ -111,22 +185,38 @@ def _other_unique(source: Source) -> Iterator[CheckMessage]:
 
 
 def _unique(model: type[Model]) -> Iterator[tuple[AnyField, ...]]:
-    """The fields of each unique constraint, conditional ones too, but not a number of the database."""
+    """The fields of each unique constraint, conditional ones and those of expressions too.
+
+    Not a number of the database, and no constraint that waits for the end of a statement or transaction.
+    """
     meta = model._meta
+    constraints = [each for each in meta.constraints if isinstance(each, UniqueConstraint)]
+    waiting = {frozenset(each.fields) for each in constraints if each.deferrable is not None}
     for fields in unique_fields(model):
-        if not (len(fields) == 1 and is_automatic(fields[0])):
+        numbered = len(fields) == 1 and is_automatic(fields[0])
+        if not numbered and {field.name for field in fields} not in waiting:
             yield fields
-    for constraint in meta.constraints:
-        if isinstance(constraint, UniqueConstraint) and constraint.condition is not None:
-            yield tuple(meta.get_field(name) for name in constraint.fields)  # type: ignore[misc]
+    for each in constraints:
+        if each.condition is not None or each.expressions:
+            names = dict.fromkeys([*each.fields, *_named(each.expressions)])
+            yield tuple(meta.get_field(name) for name in names)  # type: ignore[misc]
 
 
-def _collations(source: Source, using: str) -> Iterator[CheckMessage]:
+def _named(expressions: Iterable[Any]) -> Iterator[str]:
+    """The fields that expressions read."""
+    for each in expressions:
+        if isinstance(each, F):
+            yield cast("Any", each).name
+        elif isinstance(each, Expression):
+            yield from _named(each.get_source_expressions())
+
+
+def _collations(source: Source) -> Iterator[CheckMessage]:
     for column in source.key:
         place = column_of(column.expression)
         if place is None or family(column.field) != TEXT:
             continue
-        if not same_type(column.field, place[1], using):
+        if not same_type(column.field, place[1], source.query.using):
             yield _warning(
                 source.model, "W010",
                 f"{column.name}, of the key, is compared by another collation in the view than in "
@@ -135,14 +225,23 @@ def _collations(source: Source, using: str) -> Iterator[CheckMessage]:
             )  # fmt: skip
 
 
-def _whole_view(source: Source) -> Iterator[CheckMessage]:
+def _inexact(source: Source) -> Iterator[CheckMessage]:
+    """W037: the database has no text of a part of the key that gives the same value back."""
+    for obstacle in obstacles_of_inexact(source):
+        yield _warning(
+            source.model, "W037", f"{obstacle}, and each refresh is a full one.",
+            "Let the key be of whole numbers, texts, UUIDs or dates; Cast() in source() makes such a value.",
+        )  # fmt: skip
+
+
+def _whole_view(source: Source, inspection: Inspection) -> Iterator[CheckMessage]:
     """W012, of a view that can be computed for some keys alone: else whatever changes concerns the whole."""
-    definition, query, path = source.definition, source.query, find_path(source)
+    definition, query = source.definition, source.query
     tracked = definition.options.tracking and definition.derived >= set(definition.options.phases)
-    if not path.keyed or not tracked or any(query.volatile(part) for _name, part in query.parts):
+    if not inspection.path.keyed or not tracked or inspection.untrackable:
         return
-    known = find_links(source, path).keys() | declared(definition).keys()
-    for table in sorted(query.columns_read().keys() - known):
+    known = inspection.links.keys() | declared(definition).keys()
+    for table in sorted(inspection.columns.keys() - known):
         model = model_of_table(table)
         label = model._meta.label if model else table
         yield _warning(

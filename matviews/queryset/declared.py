@@ -6,13 +6,20 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
-from django.core.exceptions import FieldDoesNotExist
-from django.db.models import Model
+from django.core.exceptions import EmptyResultSet, FieldDoesNotExist
+from django.db import connections
+from django.db.models import Model, QuerySet
 
 from ..definition import DependsOn, ViewDefinition
 from ..exceptions import InvalidView
+from ..project_locale import project_locale
+from .columns import as_exact, exact_values, same_type
+from .conditions import Inside
+from .dialects import dialect_of
 from .fields import AnyField
-from .keys import Key, as_key, from_json
+from .given import as_key
+from .keys import Key, Keys
+from .sql import SQL
 
 if TYPE_CHECKING:
     from .source import Source
@@ -82,23 +89,58 @@ def declared_keys(
     Raises:
         InvalidView: what the view gives as keys are none.
     """
-    fields = [column.field for column in source.key]
-    known = [each for each in values if None not in each]
+    using, fields = source.query.using, [column.field for column in source.key]
+    known = {tuple(each) for each in values if None not in each}
     if said.find is None:
-        return {from_json(fields, tuple(map(str, each))) for each in known[:most]}
-    of_model = said.model._meta.pk_fields
-    pks = [from_json(of_model, each) for each in known]
-    pks = [pk[0] for pk in pks] if len(of_model) == 1 else pks
-    rows = said.model._base_manager.using(source.query.using).filter(pk__in=pks)
-    if rows.count() < len(set(pks)):
+        return as_exact(islice(known, most), fields, dialect_of(using))
+    names = [field.attname for field in said.model._meta.pk_fields]
+    among = Inside(*names, dialect=dialect_of(using), within=Keys(tuple(known)))
+    rows = said.model._base_manager.using(using).filter(among)
+    if rows.count() < len(known):
         return None
     try:
-        return {as_key(fields, each) for each in islice(said.find(rows), most)}
+        with project_locale():
+            found = said.find(rows)
+            stored = _as_stored(found, fields, using)
+            if stored is not None:
+                return _fetched(stored, fields, using, most)
+            return {as_key(fields, each, using) for each in islice(found, most)}
     except ValueError as error:
         raise InvalidView(
             f"{source.definition.label}: MatviewMeta.depends_on of {said.model._meta.label} gave "
             f"a key that is none: {error}"
         ) from error
+
+
+def _as_stored(found: Any, fields: Sequence[AnyField], using: str) -> SQL | None:
+    """The query for keys, if they are columns like those of the key: then no field need read and write them."""
+    if not isinstance(found, QuerySet) or found.db != using:
+        return None
+    if found.query.is_sliced or found.query.combinator:
+        return None
+    compiler: Any = found.order_by().query.get_compiler(using)
+    try:
+        query = SQL(*compiler.as_sql())
+    except EmptyResultSet:
+        return None
+    targets = [getattr(expression, "target", None) for expression, _sql, _alias in compiler.select]
+    alike = len(targets) == len(fields) and all(
+        target is not None and same_type(target, field, using)
+        for target, field in zip(targets, fields, strict=True)
+    )
+    return query if alike else None
+
+
+def _fetched(query: SQL, fields: Sequence[AnyField], using: str, most: int) -> set[Key]:
+    dialect = dialect_of(using)
+    exact = ", ".join(exact_values(fields, "matviews_found", dialect))
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            f"WITH matviews_found ({', '.join(dialect.names(fields))}) AS ({query.text}) "
+            f"SELECT DISTINCT {exact} FROM matviews_found LIMIT %s",
+            (*query.params, most),
+        )
+        return {row for row in cursor.fetchall() if None not in row}
 
 
 def undeclarable(definition: ViewDefinition, key: int) -> Iterator[str]:

@@ -1,21 +1,28 @@
 """Where a view and its source differ, told by one statement, and so of one moment."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date, datetime
 from enum import Enum
 from typing import Any
 
 from django.db import connections
 
 from .dialects import ROWS
+from .fields import DATE, MOMENT, AnyField, family
 from .keys import Key, Range
 from .plans import Plan
 from .query import from_database
-from .readings import keys_after
 from .source import Column
 from .sql import SQL, joined
 
 __all__ = ["Difference", "Differences", "Kind", "compare", "ranges"]
+
+
+PARSED: dict[str, Callable[[str], Any]] = {
+    DATE: date.fromisoformat,
+    MOMENT: datetime.fromisoformat,
+}
 
 
 class Kind(Enum):
@@ -66,12 +73,10 @@ def ranges(plan: Plan, size: int, low: Key | None = None) -> Iterator[Range]:
         yield None, None
         return
     statements = plan.statements()
-    fields = tuple(statements.key_fields)
     while True:
-        high = statements.look_ahead(low, size).high
-        ahead = keys_after(plan.source.model, fields, low, plan.dialect)
-        in_view = ahead.filter(statements.within((low, high)))
-        high = next(iter(in_view[size - 1 : size]), high)
+        of_source = statements.look_ahead(low, size).high
+        high = statements.ahead_in_view(low, size, [(of_source, None)] if of_source else ()).high
+        high = high or of_source
         yield low, high
         if high is None:
             return
@@ -113,9 +118,9 @@ class _Comparison:
         """One query for all of it, in which the source is computed once."""
         table, key = self.statements.table, self.statements.key
         rows = self.plan.reading().rows(within)
-        same = self.statements.same
+        same, lacks = self.statements.same, self.plan.dialect.is_null
         of_view = joined(
-            " AND ", [*self.statements.of_view(within), SQL(f"{ROWS}.{key[0]} IS NULL")]
+            " AND ", [*self.statements.of_view(within), SQL(lacks(f"{ROWS}.{key[0]}"))]
         )
         parts = [
             # The first one must be of both sides: it gives the columns their types.
@@ -125,18 +130,19 @@ class _Comparison:
             self._part(
                 Kind.MISSING,
                 f"{ROWS} LEFT JOIN {table} ON {same}",
-                SQL(f"{table}.{key[0]} IS NULL"),
+                SQL(lacks(f"{table}.{key[0]}")),
             ),
             self._part(Kind.SURPLUS, f"{table} LEFT JOIN {ROWS} ON {same}", of_view),
         ]
         found = joined(" UNION ALL ", parts)
         nothing = ", ".join(["NULL"] * (2 * len(self.columns)))
-        width = ", ".join(f"c{place}" for place in range(2 * len(self.columns)))
+        names = [f"c{place}" for place in range(2 * len(self.columns))]
+        width, told = ", ".join(names), ", ".join(map(self._told, 2 * self.columns, names))
         return SQL(
             f"WITH {ROWS} AS ({rows.text}), matviews_found AS ({found.text}), "
             f"matviews_counted AS (SELECT kind, COUNT(*) OVER (PARTITION BY kind) AS total, {width}, "
             f"ROW_NUMBER() OVER (PARTITION BY kind ORDER BY kind) AS place FROM matviews_found) "
-            f"SELECT kind, total, {width} FROM matviews_counted WHERE place <= %s "
+            f"SELECT kind, total, {told} FROM matviews_counted WHERE place <= %s "
             f"UNION ALL SELECT '', COUNT(*), {nothing} FROM {ROWS}",
             (*rows.params, *found.params, examples),
         )
@@ -162,8 +168,23 @@ class _Comparison:
         )
 
     def _values(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        using = self.plan.dialect.using
         return {
-            column.field.name: from_database(column.field, value, using)
+            column.field.name: self._value(column.field, value)
             for column, value in zip(self.columns, values, strict=True)
         }
+
+    def _told(self, column: Column, name: str) -> str:
+        """A value, as a text where no driver makes a Python value of each that the database may have."""
+        dialect = self.plan.dialect
+        if family(column.field) not in (DATE, MOMENT):
+            return name
+        return dialect.exact(dialect.kind_of(column.field), name) or name
+
+    def _value(self, field: AnyField, value: Any) -> Any:
+        """A value as Python has it, or else as the database."""
+        try:
+            if family(field) in (DATE, MOMENT) and isinstance(value, str):
+                value = PARSED[family(field)](value)
+            return from_database(field, value, self.plan.dialect.using)
+        except Exception:  # noqa: BLE001 - a field may raise anything at what it has not written
+            return value

@@ -12,19 +12,19 @@ from django.db import connections
 
 from ..definition import ViewDefinition
 from ..phases import Phase
+from .boundary import looking
 from .estimates import estimated_rows
 from .indexes import in_database, wanted_indexes
-from .keys import Key, Range
+from .keys import Range
 from .plans import Plan, plan_of
-from .readings import keys_after, whole
+from .readings import whole
 from .sql import SQL, joined
-from .staging import stage_name
+from .staging import SAMPLE_STAGE
 
 __all__ = ["ExplainedIndex", "Explanation", "explain"]
 
 SAMPLE_WINDOW = 5_000  # keys
 JSON_WRAPS = {"Json", "Jsonb"}  # psycopg's
-SAMPLE_STAGE = stage_name(0)  # no refresh has this number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +54,7 @@ class Explanation:
         reason: why.
         key: names of the fields of the key, in order.
         estimated_rows: what the database takes the view's rows to be, None if it has no idea.
+        null_keys: rows of the source that are left out because their key is NULL.
         staging: SQL that is evaluated into the staging table; "" for a windowed view.
         statements: SQL of each derived phase, for one window, to be read and not to be run: the
             values are written into it. UPDATE is not there if the view has nothing but its key.
@@ -65,6 +66,7 @@ class Explanation:
     reason: str
     key: tuple[str, ...]
     estimated_rows: int | None
+    null_keys: int
     staging: str
     statements: dict[Phase, str]
     indexes: tuple[ExplainedIndex, ...]
@@ -77,7 +79,11 @@ def explain(definition: ViewDefinition, using: str) -> Explanation:
         InvalidView: it cannot be derived from.
         DatabaseError: the view's table, or that of its key, is not there.
     """
-    plan = plan_of(definition, using)
+    with looking():
+        return _explained(definition, plan_of(definition, using).checked(), using)
+
+
+def _explained(definition: ViewDefinition, plan: Plan, using: str) -> Explanation:
     indexes = (
         ExplainedIndex(
             model=index.model._meta.label,
@@ -93,6 +99,7 @@ def explain(definition: ViewDefinition, using: str) -> Explanation:
         reason=plan.path.reason,
         key=tuple(column.field.name for column in plan.source.key),
         estimated_rows=_estimated_rows(definition, using),
+        null_keys=plan.null_keys(),
         staging=_shown(whole(plan.source, plan.dialect), using) if plan.path.staged else "",
         statements={phase: _shown(sql, using) for phase, sql in _statements(plan).items()},
         indexes=tuple(indexes),
@@ -119,17 +126,14 @@ def _statements(plan: Plan) -> dict[Phase, SQL]:
 
 def _sample_window(plan: Plan) -> Range:
     """A window of the view's keys, or of those that will come; open at both ends if there are none."""
-    model, path = plan.source.model, plan.path
-    fields = tuple(column.field for column in plan.source.key)
-    places = [(model, fields)]
-    if not path.staged and path.model is not None:
-        places.append((path.model, path.fields))
-    for table, key in places:
-        keys = keys_after(table, key, None, plan.dialect)
-        low: Key | None = keys.first()
+    statements = plan.statements()
+    if not statements.exact:
+        return None, None
+    aheads = (statements.ahead_in_view, statements.look_ahead)
+    for ahead in aheads[:1] if plan.path.staged else aheads:
+        low = ahead(None, 1).high
         if low is not None:
-            ahead = keys_after(table, key, low, plan.dialect)
-            return low, next(iter(ahead[SAMPLE_WINDOW - 1 : SAMPLE_WINDOW]), None)
+            return low, ahead(low, SAMPLE_WINDOW).high
     return None, None
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from django.db import connections
 from django.db.models import Field, Index, Model, UniqueConstraint
 
 __all__ = [
+    "DATE",
     "FAMILIES",
+    "MOMENT",
     "NUMBER",
     "TEXT",
     "WHOLE",
@@ -15,9 +16,7 @@ __all__ = [
     "family",
     "indexed_columns",
     "is_automatic",
-    "is_exact",
     "is_filled_by_database",
-    "same_type",
     "unique_fields",
     "value_field",
 ]
@@ -27,6 +26,8 @@ AnyField: TypeAlias = "Field[Any, Any]"
 WHOLE = "whole number"
 NUMBER = "number"
 TEXT = "text"
+DATE = "date"
+MOMENT = "date and time"
 FAMILIES = {
     **dict.fromkeys(
         (
@@ -39,15 +40,14 @@ FAMILIES = {
     **dict.fromkeys(("DecimalField", "FloatField"), NUMBER),
     **dict.fromkeys(("CharField", "TextField", "FileField", "FilePathField", "SlugField"), TEXT),
     "BooleanField": "boolean",
-    "DateField": "date",
-    "DateTimeField": "date and time",
+    "DateField": DATE,
+    "DateTimeField": MOMENT,
     "TimeField": "time",
     "DurationField": "duration",
     "UUIDField": "UUID",
     "JSONField": "JSON",
     "BinaryField": "binary",
 }  # fmt: skip
-EXACT = {WHOLE, "boolean", "UUID", "date", "date and time", "time"}
 BTREE = {"idx", "btree"}  # suffixes of the classes of indexes that keep an order
 
 
@@ -64,11 +64,6 @@ def family(field: AnyField) -> str:
     return FAMILIES.get(name, name)
 
 
-def is_exact(field: AnyField) -> bool:
-    """Whether values that are equal to the database are the same: not so "a" and "A", 1.0 and 1.00."""
-    return family(field) in EXACT
-
-
 def is_automatic(field: AnyField) -> bool:
     """Whether the database numbers it."""
     return field.get_internal_type() in ("AutoField", "BigAutoField", "SmallAutoField")
@@ -78,18 +73,6 @@ def is_filled_by_database(field: AnyField) -> bool:
     """Whether a row may be inserted without it."""
     generated = getattr(field, "generated", False)
     return field.null or is_automatic(field) or field.has_db_default() or generated
-
-
-def same_type(one: AnyField, other: AnyField, using: str) -> bool:
-    """Whether the values of two fields are stored alike: equal, and in the same order."""
-    if family(one) != family(other):
-        return False
-    connection: Any = connections[using]
-    collations = [field.db_parameters(connection).get("collation") for field in (one, other)]
-    if family(one) == TEXT:
-        return collations[0] == collations[1]
-    types = [value_field(field).rel_db_type(connection) for field in (one, other)]
-    return family(one) == WHOLE or types[0] == types[1]
 
 
 def unique_fields(model: type[Model]) -> list[tuple[AnyField, ...]]:

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
+from .columns import as_exact, exact_values, same_type
 from .declared import Declared
 from .dialects import Dialect
-from .fields import TEXT, WHOLE, AnyField, family, unique_fields
-from .keys import Key, Keys, all_from_json, prepared_within
+from .fields import DATE, MOMENT, TEXT, WHOLE, family, unique_fields
+from .keys import Key, Keys
 from .paths import Path
 from .query import (
     Edge,
@@ -30,18 +31,16 @@ from .query import (
     column_of,
     columns_in,
     field_of_column,
-    from_database,
     model_of_table,
 )
 from .readings import Keyed, as_stored
-from .source import Source
+from .source import Column, Source
 from .sql import SQL, equal, joined, qualified
 
 __all__ = ["Link", "find_links", "linked_keys", "with_declared"]
 
 # What JSON gives back as it was, on every database.
-LOGGED = {WHOLE, TEXT, "UUID", "date"}
-MOMENT = "date and time"  # which only the database that has logged it can read, to compute of it
+LOGGED = {WHOLE, TEXT, "UUID", DATE}  # MOMENT as well, to compute of it
 PART = 1_000  # values that are looked up in one statement
 
 
@@ -165,7 +164,8 @@ class _Ways:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.tables, edges = source.query.graph()
-        self.edges = {hop: self._to_one(hop) for hop in _both_ways(self.tables, edges)}
+        using = source.query.using
+        self.edges = {hop: self._to_one(hop) for hop in _both_ways(self.tables, edges, using)}
         self.ends = [_end(column.expression) for column in source.key]
         self.base = self._find_base({end.place for end in self.ends})
         self.hops = self._hops_from(self.base)
@@ -282,7 +282,7 @@ class _Ways:
                 yield from (mine for mine, _theirs in hop.columns)
 
 
-def _both_ways(tables: Mapping[Place, str], edges: Iterable[Edge]) -> Iterator[Hop]:
+def _both_ways(tables: Mapping[Place, str], edges: Iterable[Edge], using: str) -> Iterator[Hop]:
     """The steps between tables, where what is equal is of one kind."""
     for edge in edges:
         hop = Hop(*edge)
@@ -290,7 +290,7 @@ def _both_ways(tables: Mapping[Place, str], edges: Iterable[Edge]) -> Iterator[H
             (field_of_column(tables[hop.near], mine), field_of_column(tables[hop.far], theirs))
             for mine, theirs in hop.columns
         ]
-        if all(one and other and family(one) == family(other) for one, other in fields):
+        if all(one and other and same_type(one, other, using) for one, other in fields):
             yield from (hop, hop.back)
 
 
@@ -344,8 +344,8 @@ def linked_keys(
     dialect: Dialect,
     most: int,
     stages: Collection[str] = (),
-) -> set[Key]:
-    """The keys of the view that rows with some values in the link's columns lead to.
+) -> set[Key] | None:
+    """The keys of the view that rows with some values in the link's columns lead to; None for any.
 
     Args:
         link: the link.
@@ -355,6 +355,8 @@ def linked_keys(
         most: how many keys to return at most; the caller asks for one more than it can use.
         stages: staging tables whose rows the view may still get.
     """
+    if not link.direct and not dialect.is_readable(link.table, link.columns, values):
+        return None
     if link.part is None:
         return _ends_of(link, values, source, dialect, most)
     parts = [part for (part,) in _ends_of(link, values, source, dialect)]
@@ -376,11 +378,11 @@ def _ends_of(
     """What rows with some values in a link's columns find at the ends of its ways, at most `most`."""
     numbers = range(len(source.key)) if link.part is None else [link.part]
     if link.direct:  # whether the source has such a key, it says later
-        fields = [source.key[number].field for number in numbers]
         places = [link.columns.index(end.column) for end in link.ends]
         named = ([value[place] for place in places] for value in values)
         known = (each for each in named if None not in each)
-        return set(all_from_json(fields, list(islice(known, most))))
+        fields = [source.key[number].field for number in numbers]
+        return as_exact(islice(known, most), fields, dialect)
     found: set[Key] = set()
     rows = list(values)
     for at in range(0, len(rows), PART):
@@ -415,11 +417,17 @@ def _looked_up(
         f"SELECT DISTINCT {selected.text} FROM {' JOIN '.join(tables)}",
         (*logged.params, *selected.params),
     )
-    return _fetched(statement, [source.key[number].field for number in numbers], dialect, most)
+    return _fetched(statement, [source.key[number] for number in numbers], dialect, most)
 
 
 def _selected(number: int, end: End, name: str, source: Source, dialect: Dialect) -> SQL:
-    """A part of the key, of the table that has this name."""
+    """A part of the key, of the table that has this name, by the name of the view."""
+    part = dialect.names([source.key[number].field])[0]
+    text, params = _part(number, end, name, source, dialect)
+    return SQL(f"{text} AS {part}", params)
+
+
+def _part(number: int, end: End, name: str, source: Source, dialect: Dialect) -> SQL:
     if end.column:
         return SQL(_columns(dialect, name, [end.column])[0])
     column = source.key[number]
@@ -439,37 +447,37 @@ def _in_view(
 ) -> set[Key]:
     """The keys with some values in a part that the view has, or will have from what is staged."""
     fields = [column.field for column in source.key]
-    prepared = prepared_within([fields[number]], values, dialect.using)
     keys: set[Key] = set()
     for table in (source.model._meta.db_table, *stages):
         names = dialect.names(fields, dialect.name(table))
-        among = dialect.inside(names[number : number + 1], prepared)
+        among = dialect.inside(names[number : number + 1], values)
         query = f"SELECT {', '.join(names)} FROM {dialect.name(table)} WHERE {among.text}"
-        keys |= _fetched(SQL(query, among.params), fields, dialect, most)
+        keys |= _fetched(SQL(query, among.params), source.key, dialect, most)
     return keys
 
 
 def _in_source(number: int, values: Keys, source: Source, dialect: Dialect, most: int) -> set[Key]:
     """The keys with some values in a part that rows of the source have, before any HAVING."""
-    fields = [column.field for column in source.key]
-    return _fetched(Keyed(source, dialect).keys_with(number, values), fields, dialect, most)
+    return _fetched(Keyed(source, dialect).keys_with(number, values), source.key, dialect, most)
 
 
-def _fetched(
-    query: SQL, fields: Sequence[AnyField], dialect: Dialect, most: int | None
-) -> set[Key]:
-    """The rows of a query, at most `most`, as keys; without those that have no value somewhere."""
+def _fetched(query: SQL, parts: Sequence[Column], dialect: Dialect, most: int | None) -> set[Key]:
+    """The rows of a query, at most `most`, as keys; without those that have no value somewhere.
+
+    Args:
+        query: selects parts of the key, by the names of the view.
+        parts: the parts.
+        dialect: the SQL of the database.
+        most: how many rows.
+    """
     limit = SQL("") if most is None else SQL(" LIMIT %s", (most,))
+    exact = ", ".join(exact_values([part.field for part in parts], "matviews_found", dialect))
     with connections[dialect.using].cursor() as cursor:
-        cursor.execute(query.text + limit.text, [*query.params, *limit.params])
-        rows = [row for row in cursor.fetchall() if None not in row]
-    return {
-        tuple(
-            from_database(field, value, dialect.using)
-            for field, value in zip(fields, row, strict=True)
+        cursor.execute(
+            f"SELECT {exact} FROM ({query.text}) matviews_found{limit.text}",
+            [*query.params, *limit.params],
         )
-        for row in rows
-    }
+        return {row for row in cursor.fetchall() if None not in row}
 
 
 def _columns(dialect: Dialect, table: str, columns: Sequence[str]) -> list[str]:

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 
 from django.db.models import Model
 
-from .fields import TEXT, WHOLE, AnyField, family, indexed_columns, same_type
+from .columns import exact_values, same_type
+from .dialects import dialect_of
+from .fields import DATE, MOMENT, TEXT, WHOLE, AnyField, family, indexed_columns
 from .lineage import key_is_unique
 from .query import adds_up, column_of, columns_in, is_plainly_computed, is_truncated, model_of_table
 from .source import Column, Source
 
-__all__ = ["Path", "find_path"]
+__all__ = ["Path", "find_path", "obstacles_of_inexact"]
 
-COMPUTED = {"date", WHOLE, "UUID"}  # kinds of values that parts of a key may be computed as
-MOMENT = "date and time"
+COMPUTED = {DATE, WHOLE, "UUID"}  # kinds of values that parts of a key may be computed as
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,17 @@ def _obstacles(source: Source) -> Iterator[str]:
     yield from _obstacles_of_key(source)
 
 
+def obstacles_of_inexact(source: Source) -> Iterator[str]:
+    """Parts of the key of which a later batch could not be told how far this one got."""
+    dialect = dialect_of(source.query.using)
+    for column in source.key:
+        if not exact_values([column.field], "", dialect):
+            yield (
+                f"{column.name}, of the key, is {dialect.kind_of(column.field)}, which has no exact "
+                f"text, so all keys are one batch"
+            )
+
+
 def _obstacles_of_query(source: Source) -> Iterator[str]:
     """What keeps any condition on the key out of a query."""
     query = source.query
@@ -102,6 +114,7 @@ def _obstacles_of_query(source: Source) -> Iterator[str]:
 
 
 def _obstacles_of_key(source: Source) -> Iterator[str]:
+    yield from obstacles_of_inexact(source)
     places = {}
     for column in source.key:
         if (place := column_of(column.expression)) is None:
@@ -131,6 +144,7 @@ def _obstacles_of_uniqueness(source: Source) -> Iterator[str]:
 def _obstacles_to_keys(source: Source) -> Iterator[str]:
     """What keeps dirty keys out of a query."""
     yield from _obstacles_of_query(source)
+    yield from obstacles_of_inexact(source)
     for column in source.key:
         if place := column_of(column.expression):
             yield from _obstacles_of_type(column, place[1], source)

@@ -1,31 +1,37 @@
 """A queryset view, ready to be worked on: its source, the way through it, its SQL."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from typing import Any
 
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.db.models import Model
 
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..phases import Phase
 from ..registry import registry
-from .declared import declared, declared_keys
+from .assumptions import Compared, compared_columns, find_mismatch, stored_columns
+from .declared import declared_keys
 from .dialects import Dialect, dialect_of
 from .fields import AnyField
-from .fingerprint import fingerprint, moment
+from .fingerprint import fingerprint, is_dated, moment
+from .inspection import Inspection, inspect
 from .keys import Key
-from .links import Link, find_links, linked_keys, with_declared
-from .paths import Path, find_path
-from .query import SourceQuery
+from .links import Link, linked_keys
+from .parameters import parameter_text
+from .paths import Path
+from .query import SourceQuery, column_of
 from .readings import Keyed, Reading, Staged, Windowed
-from .source import Source, read_query, read_source
+from .scan import tables_named
+from .source import Column, Source, read_query, read_source
 from .statements import Statements
 from .walk import Walker
 
-__all__ = ["Plan", "fingerprint_of", "plan_of", "tables_read"]
+__all__ = ["Plan", "fault_of", "find_mismatches", "fingerprint_of", "plan_of", "tables_read"]
+
+MOST_LOOKED_UP = 200  # keys, each of which is a column of one statement
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +40,18 @@ class Plan:
 
     Attributes:
         source: the source.
-        path: how it is worked through.
+        inspection: what looking into it has told.
         dialect: the SQL of its database.
     """
 
     source: Source
-    path: Path
+    inspection: Inspection
     dialect: Dialect
+
+    @property
+    def path(self) -> Path:
+        """How the source is worked through."""
+        return self.inspection.path
 
     @cached_property
     def fingerprint(self) -> str:
@@ -53,10 +64,34 @@ class Plan:
         return moment(self.source)
 
     @cached_property
-    def links(self) -> dict[str, tuple[Link, ...]]:
+    def is_dated(self) -> bool:
+        """Whether the moment may be another one while the fingerprint stays."""
+        return is_dated(self.source)
+
+    @cached_property
+    def compared_columns(self) -> list[tuple[Compared, ...]]:
+        """The columns that are taken to be what the models say."""
+        links = (link for found in self.links.values() for link in found)
+        return compared_columns(self.source, links)
+
+    def mismatch(self) -> str:
+        """Where the database's columns are not what the models say; "" if they are. Looks into its catalog."""
+        if self.inspection.unknown:
+            return ""
+        groups = self.compared_columns
+        return find_mismatch(groups, stored_columns(groups, self.dialect), self.dialect)
+
+    def checked(self) -> "Plan":
+        """The same, by way of a staging table alone where the models cannot be believed."""
+        if not (reason := self.mismatch()):
+            return self
+        path = Path(True, reason, unkeyed=reason)
+        return replace(self, inspection=replace(self.inspection, path=path, links={}))
+
+    @property
+    def links(self) -> Mapping[str, tuple[Link, ...]]:
         """How changed rows of its tables lead to keys; of the tables that lead to none in particular, none."""
-        links = find_links(self.source, self.path)
-        return with_declared(links, declared(self.source.definition), self.path)
+        return self.inspection.links
 
     def linked_keys(
         self,
@@ -83,7 +118,7 @@ class Plan:
 
     def reading(self, stage: str = "") -> Reading:
         """How the source's rows are read; without a stage, a staged source is evaluated at once."""
-        if self.path.staged:
+        if stage or self.path.staged:
             return Staged(self.source, self.dialect, stage)
         return Windowed(self.source, self.path, self.dialect)
 
@@ -105,9 +140,49 @@ class Plan:
             return self._unstaged
         return Statements(self.source, Keyed(self.source, self.dialect), self.dialect)
 
+    def unknown_keys(self, keys: Sequence[Key]) -> list[Key]:
+        """Those of some keys that neither the view nor the source has; only where the path is keyed."""
+        unknown: list[Key] = []
+        for at in range(0, len(keys), MOST_LOOKED_UP):
+            unknown += self._of_keys.unknown(keys[at : at + MOST_LOOKED_UP])
+        return unknown
+
     def statements(self, stage: str = "") -> Statements:
-        """The SQL of the phases."""
-        return Statements(self.source, self.reading(stage), self.dialect)
+        """The SQL of the phases; with a staging table, by the types that the view's key has in the database."""
+        kinds = self._kinds_in_view() if stage else []
+        return Statements(self.source, self.reading(stage), self.dialect, kinds)
+
+    def _kinds_in_view(self) -> list[str]:
+        """The kinds of the columns of the view's key, as the database has them."""
+        table = self.source.model._meta.db_table
+        stored = self.dialect.columns([table])
+        of_models = {field.column: self.dialect.kind_of(field) for field in self.key_fields}
+        return [
+            self.dialect.kind(stored[table, column or ""][0]) if (table, column) in stored else kind
+            for column, kind in of_models.items()
+        ]
+
+    def null_keys(self) -> int:
+        """How many rows of the source are left out because a part of their key is NULL."""
+        if not any(map(self._may_be_null, self.source.key)):
+            return 0
+        names = self.dialect.names([column.field for column in self.source.columns])
+        missing = " OR ".join(f"{name} IS NULL" for name in self.dialect.names(self.key_fields))
+        sql, params = self.source.query.compile()
+        with connections[self.dialect.using].cursor() as cursor:
+            cursor.execute(
+                f"WITH matviews_computed ({', '.join(names)}) AS ({sql}) "
+                f"SELECT COUNT(*) FROM matviews_computed WHERE {missing}",
+                params,
+            )
+            return int(cursor.fetchone()[0])
+
+    def _may_be_null(self, column: Column) -> bool:
+        if self.inspection.unknown:
+            return True
+        place = column_of(column.expression)
+        never_outer = {table.alias for table in self.source.query.tables[:1]}
+        return place is None or place[1].null or place[0] not in never_outer
 
     def needs(self, phase: Phase) -> bool:
         """Whether a phase has any work; asks the database for all keys at once."""
@@ -123,15 +198,7 @@ def plan_of(definition: ViewDefinition, using: str) -> Plan:
     Raises:
         InvalidView: it cannot be derived from; `manage.py check` says the same.
     """
-    query = read_query(definition, using)
-    try:
-        return _plan_of(_Asked(definition, query))
-    except _Unhashable:
-        return _planned(definition, query)
-
-
-class _Unhashable(Exception):
-    """A query cannot be told from another by its parameters."""
+    return _plan_of(_Asked(definition, read_query(definition, using)))
 
 
 class _Asked:
@@ -140,15 +207,10 @@ class _Asked:
     def __init__(self, definition: ViewDefinition, query: SourceQuery) -> None:
         self.definition, self.query = definition, query
         sql, params = query.compile()
-        # True is 1 to Python, and Decimal("1.0") is Decimal("1.00").
-        typed = tuple((type(each), each, str(each)) for each in params)
-        self._identity = (id(definition), query.using, sql, typed)
+        self._identity = (id(definition), query.using, sql, *map(parameter_text, params))
 
     def __hash__(self) -> int:
-        try:
-            return hash(self._identity)
-        except TypeError as error:
-            raise _Unhashable from error
+        return hash(self._identity)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Asked) and self._identity == other._identity
@@ -157,12 +219,19 @@ class _Asked:
 @lru_cache(maxsize=64)
 def _plan_of(asked: _Asked) -> Plan:
     """Each batch asks, and what takes time is not the call of `source()` but to look into it."""
-    return _planned(asked.definition, asked.query)
+    source = read_source(asked.definition, asked.query)
+    return Plan(source, inspect(source), dialect_of(source.query.using))
 
 
-def _planned(definition: ViewDefinition, query: SourceQuery) -> Plan:
-    source = read_source(definition, query)
-    return Plan(source, find_path(source), dialect_of(query.using))
+def find_mismatches(plans: Collection[Plan], using: str) -> dict[str, str]:
+    """The views whose columns in the database are not what the models say, by label, and where."""
+    dialect = dialect_of(using)
+    stored = stored_columns([group for plan in plans for group in plan.compared_columns], dialect)
+    found = {
+        plan.source.definition.label: find_mismatch(plan.compared_columns, stored, dialect)
+        for plan in plans
+    }
+    return {label: fault for label, fault in found.items() if fault}
 
 
 def fingerprint_of(definition: ViewDefinition, using: str) -> str:
@@ -170,20 +239,34 @@ def fingerprint_of(definition: ViewDefinition, using: str) -> str:
 
     For showing many views at once: compiling a queryset takes milliseconds.
     """
-    return _fingerprint_of(definition.model, using)
-
-
-def tables_read(definition: ViewDefinition, using: str) -> set[str]:
-    """The tables that a view's source reads, as far as Django knows or it says; none if it is faulty."""
     try:
-        return plan_of(definition, using).source.query.all_tables() | declared(definition).keys()
+        return _fingerprint_of(definition.model, using)
     except (InvalidView, DatabaseError):
-        return set()
+        return ""
+
+
+def fault_of(definition: ViewDefinition, using: str) -> str:
+    """What keeps a view from being derived from its `source()`; "" if it once could be in this process."""
+    try:
+        _fingerprint_of(definition.model, using)
+    except InvalidView as error:
+        return str(error)
+    except (
+        DatabaseError
+    ):  # source() reads a database that is not there: that is no fault of the view
+        return ""
+    return ""
 
 
 @cache
 def _fingerprint_of(model: type[Model], using: str) -> str:
+    return plan_of(registry.find(model), using).fingerprint
+
+
+def tables_read(definition: ViewDefinition, using: str) -> set[str]:
+    """The tables that a view's source reads, as far as anything tells; none if it is faulty."""
     try:
-        return plan_of(registry.find(model), using).fingerprint
+        plan = plan_of(definition, using)
+        return set(plan.inspection.columns) or tables_named(plan.source.query.compile()[0])
     except (InvalidView, DatabaseError):
-        return ""
+        return set()

@@ -24,14 +24,17 @@ from django.db.models.expressions import (
 )
 from django.db.models.functions import Coalesce, Extract
 from django.db.models.functions.datetime import TruncBase
+from django.db.models.lookups import IsNull, Lookup
 from django.db.models.query import ValuesIterable
 from django.db.models.sql import Query
 from django.db.models.sql.constants import LOUTER
 from django.db.models.sql.datastructures import BaseTable, Join
 from django.db.models.sql.where import AND, ExtraWhere, WhereNode
-from django.utils import timezone
+from django.utils.functional import Promise
 
+from ..project_locale import project_locale
 from .fields import AnyField
+from .scan import plain_name, tables_named, zones_named
 
 __all__ = [
     "Edge",
@@ -120,11 +123,12 @@ class SourceQuery:
             FieldError, NotSupportedError: Django cannot compile the query.
         """
         query = self.query.combined_queries[0] if self.query.combinator else self.query
-        columns = (column for column, *_rest in self._compiler(query).select)
+        with project_locale():
+            columns = [column for column, *_rest in self._compiler(query).select]
         return dict(zip(self.names, columns, strict=True))
 
     def compile(self) -> tuple[str, tuple[Any, ...]]:
-        """The SQL, in the project's time zone, and its parameters; columns in the order of `names`.
+        """The SQL, in the project's time zone and language, and its parameters; columns as in `names`.
 
         The work is done once: each batch asks for the check of the source, the fingerprint and more.
         """
@@ -135,11 +139,12 @@ class SourceQuery:
         query = self.query.clone()
         # Else a column that only the ordering of a slice wants would be one too many.
         query.subquery = query.is_sliced and not query.combinator
-        with timezone.override(None):
+        with project_locale():
             sql, params = query.get_compiler(self.using, elide_empty=False).as_sql()
+            params = _evaluated(params)
         if query.combinator or query.is_sliced:
             sql = f"SELECT * FROM ({sql}) matviews_whole"
-        return sql, tuple(params)
+        return sql, params
 
     def restricted(self, condition: Any) -> "SourceQuery":
         """The same with a condition on rows, before they are grouped."""
@@ -177,9 +182,9 @@ class SourceQuery:
     ) -> tuple[str, tuple[Any, ...]]:
         """The SQL of an expression of this query, with other names for its tables, and its parameters."""
         renamed = expression.relabeled_clone(aliases) if aliases else expression
-        with timezone.override(None):
+        with project_locale():
             sql, params = self._compiler(self.query).compile(renamed)
-        return sql, tuple(params)
+            return sql, _evaluated(params)
 
     def with_join_condition(self, alias: str, condition: Any) -> "SourceQuery":
         """The same with a condition more on the rows that are joined as `alias`."""
@@ -251,9 +256,37 @@ class SourceQuery:
     def parameters(self, part: Any) -> tuple[Any, ...]:
         """The parameters of one of the parts."""
         try:
-            return tuple(self._compiler(self.query).compile(part)[1])
+            with project_locale():
+                return _evaluated(self._compiler(self.query).compile(part)[1])
         except (EmptyResultSet, FullResultSet):
             return ()
+
+    @cached_property
+    def unknown(self) -> str:
+        """What is in it that may read what cannot be found here, for a person; "" if nothing is."""
+        for query in (self.query, *(each for each in self.walk() if isinstance(each, Query))):
+            if type(query) is not Query:
+                return (
+                    f"its query is a {type(query).__name__}, which may read more than Django's own"
+                )
+            joins = (type(each) for each in query.alias_map.values())
+            if other := next((each for each in joins if each not in (BaseTable, Join)), None):
+                return f"a join is a {other.__name__}, which may read more than Django's own"
+        return ""
+
+    def never_null(self) -> set[tuple[str, str | None]]:
+        """The columns that its filter takes no row without, as `(alias, column)`."""
+        lookups = (each for each in _conjunction(self.query.where) if _excludes_null(each))
+        columns = (getattr(each, "lhs", None) for each in lookups)
+        return {(each.alias, each.target.column) for each in columns if isinstance(each, Col)}
+
+    def zones(self) -> set[str]:
+        """The time zones that MariaDB and MySQL convert times to in it."""
+        return zones_named(*self.compile())
+
+    def other_tables(self) -> set[str]:
+        """Names of tables in its SQL beside those that Django knows it reads."""
+        return tables_named(self.compile()[0]) - {plain_name(each) for each in self.all_tables()}
 
     @staticmethod
     def volatile(part: Any) -> list[str]:
@@ -275,6 +308,11 @@ class SourceQuery:
         """Whether it has a window function at its own level."""
         own = [*self.expressions.values(), *self.query.where.children]
         return any(getattr(each, "contains_over_clause", False) for each in own)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether its rows are groups."""
+        return self.query.group_by is not None
 
     @property
     def grouping(self) -> list[Any] | None:
@@ -331,7 +369,20 @@ class SourceQuery:
         yield from _walk(self.query)
 
 
+def _evaluated(params: Iterable[Any]) -> tuple[Any, ...]:
+    """Parameters of which none is a text that the language of the moment decides about."""
+    return tuple(
+        each._proxy____cast() if isinstance(each, Promise) else each  # type: ignore[attr-defined]
+        for each in params
+    )
+
+
 def _tables(query: Any) -> Iterator[Joined]:
+    if query.model and not query.combinator and not any(query.alias_refcount.values()):
+        first = query.alias_map.get(query.base_table)  # Django joins it when it compiles the query
+        table = first.table_name if first else query.get_meta().db_table
+        yield Joined(first.table_alias if first else table, table)
+        return
     for alias, table in query.alias_map.items():
         if not query.alias_refcount.get(alias):
             continue
@@ -447,6 +498,15 @@ def _conjunction(where: Any) -> Iterator[Any]:
     if where.connector == AND and not where.negated:
         for child in where.children:
             yield from _conjunction(child) if isinstance(child, WhereNode) else (child,)
+    elif where.negated and len(where.children) == 1 and isinstance(where.children[0], IsNull):
+        yield IsNull(where.children[0].lhs, not where.children[0].rhs)
+
+
+def _excludes_null(condition: Any) -> bool:
+    """Whether a condition on a column, as `filter` and `exclude` make it, holds for no NULL."""
+    if isinstance(condition, IsNull):
+        return not condition.rhs
+    return isinstance(condition, Lookup)
 
 
 def _columns_in(

@@ -1,24 +1,33 @@
 """How the rows of a source are read, a range of keys at a time: from itself, or from its stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from django.db.models import DateTimeField, Model, QuerySet
+from django.db.models import DateTimeField
 from django.db.models.functions.datetime import TruncBase
 from django.utils import timezone
 
 from .conditions import Absent, Filtered, Inside, Wrapped
 from .dialects import Dialect
 from .fields import AnyField
-from .keys import Key, Keys, Within, prepared, prepared_within
+from .keys import Key, Keys, Within
 from .lineage import equal_columns
 from .paths import Path
-from .query import SourceQuery, column_of, compiled
+from .query import SourceQuery, column_of
 from .source import Column, Source
 from .sql import SQL, equal, joined
 
-__all__ = ["Keyed", "Reading", "Staged", "Windowed", "as_stored", "keys_after", "whole"]
+__all__ = [
+    "Keyed",
+    "Reading",
+    "Staged",
+    "Windowed",
+    "_keys_of_table",
+    "as_stored",
+    "next_keys",
+    "whole",
+]
 
 COMPUTED = "matviews_computed"  # what the columns are called before they are as stored
 
@@ -63,27 +72,19 @@ class Windowed:
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
         """As `Reading` has it: of the table that has the key, whatever the source takes of it."""
-        assert self.path.model is not None
-        keys = keys_after(self.path.model, self.path.fields, low, self.dialect)
-        if not any(field.unique for field in self.path.fields):
-            keys = keys.distinct()
-        return SQL(*compiled(keys[:count], self.dialect.using))
+        return _keys_of_table(self.path, low, count, self.dialect)
 
     def _inside(self, within: Within, *, missing: bool = False) -> SourceQuery:
         query, columns = self.source.query, [c.expression for c in self.source.key]
         if within != (None, None):
-            prepared = prepared_within(_key_fields(self.source), within, self.dialect.using)
-            query = query.restricted(Inside(*columns, dialect=self.dialect, within=prepared))
-            query = self._with_equal_columns(query, prepared)
+            query = query.restricted(Inside(*columns, dialect=self.dialect, within=within))
+            query = self._with_equal_columns(query, within)
         if missing:
             query = query.restricted(_absent(self.source, columns, self.dialect))
         return query
 
     def _with_equal_columns(self, query: SourceQuery, within: Within) -> SourceQuery:
-        """The condition on the key's first column, for each column that is joined as equal to it.
-
-        The ends, or the keys, are as a statement takes them.
-        """
+        """The condition on the key's first column, for each column that is joined as equal to it."""
         first: Any = self.source.key[0].expression
         place = (first.alias, first.target.column)
         for alias, column in equal_columns(query.tables, place):
@@ -133,17 +134,14 @@ class Keyed:
         for number, column in enumerate(columns if len(columns) > 1 else ()):
             if column_of(column.expression):
                 values = {key[number : number + 1]: None for key in within.keys}
-                part = Keys(tuple(values), prepared=within.prepared)
-                query = self._restricted(query, [number], part)
+                query = self._restricted(query, [number], Keys(tuple(values)))
         return self._restricted(query, range(len(columns)), within)
 
     def _restricted(self, query: SourceQuery, numbers: Sequence[int], within: Keys) -> SourceQuery:
         """A query for rows whose parts of the key are among some."""
-        fields = [self.source.key[number].field for number in numbers]
         columns = [self.columns[number] for number in numbers]
-        prepared = prepared_within(fields, within, self.dialect.using)
         among = Filtered if len(columns) > 1 else Inside
-        return query.restricted(among(*columns, dialect=self.dialect, within=prepared))
+        return query.restricted(among(*columns, dialect=self.dialect, within=within))
 
 
 class Staged:
@@ -177,14 +175,12 @@ class Staged:
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
         """As `Reading` has it."""
-        keys = self._select(self.key_fields, [self._inside((low, None))])
-        order = ", ".join(self.dialect.names(self.key_fields))
-        return SQL(f"{keys.text} ORDER BY {order} LIMIT %s", (*keys.params, count))
+        names = self.dialect.names(self.key_fields)
+        keys = next_keys(self.table.text, names, [self._inside((low, None))], count)
+        return SQL(keys.text, (*self.table.params, *keys.params))
 
     def _inside(self, within: Within) -> SQL:
-        columns = self.dialect.names(self.key_fields, self.stage)
-        prepared = prepared_within(self.key_fields, within, self.dialect.using)
-        return self.dialect.inside(columns, prepared)
+        return self.dialect.inside(self.dialect.names(self.key_fields, self.stage), within)
 
     def _missing(self) -> SQL:
         view = self.dialect.name(self.source.model._meta.db_table)
@@ -279,17 +275,40 @@ def _key_fields(source: Source) -> list[AnyField]:
     return [column.field for column in source.key]
 
 
-def keys_after(
-    model: type[Model], fields: tuple[AnyField, ...], low: Key | None, dialect: Dialect
-) -> QuerySet[Any, Any]:
-    """The keys of a table after `low`, in their order, as tuples."""
-    names = [field.attname for field in fields]
-    # Not by a manager: one may hide rows, even the base manager.
-    rows: Any = QuerySet(model, using=dialect.using).order_by(*names)
-    for field in fields:
-        if field.null:
-            rows = rows.filter(**{f"{field.attname}__isnull": False})
-    if low:
-        ends = prepared(fields, low, dialect.using)
-        rows = rows.filter(Inside(*names, dialect=dialect, within=(ends, None)))
-    return rows.values_list(*names)  # type: ignore[no-any-return]
+def _keys_of_table(path: Path, low: Key | None, count: int, dialect: Dialect) -> SQL:
+    """The next keys after `low` of the table that has the key of a windowed source, no key twice."""
+    assert path.model is not None
+    table, names = dialect.name(path.model._meta.db_table), dialect.names(path.fields)
+    known = (
+        SQL(f"{name} IS NOT NULL")
+        for name, field in zip(names, path.fields, strict=True)
+        if field.null
+    )
+    ahead = dialect.inside(names, (low, None))
+    unique = any(field.unique for field in path.fields)
+    return next_keys(table, names, [*known, ahead], count, distinct=not unique)
+
+
+def next_keys(
+    table: str,
+    key: Sequence[str],
+    where: Iterable[SQL],
+    count: int,
+    *,
+    distinct: bool = False,
+) -> SQL:
+    """A query for the next keys of a table, in their order.
+
+    Args:
+        table: the table, quoted.
+        key: the columns.
+        where: conditions on its rows.
+        count: how many keys.
+        distinct: whether there may be several rows with one key.
+    """
+    condition, columns = joined(" AND ", where), ", ".join(key)
+    return SQL(
+        f"SELECT {'DISTINCT ' * distinct}{columns} FROM {table}"
+        f"{' WHERE ' * bool(condition)}{condition.text} ORDER BY {columns} LIMIT %s",
+        (*condition.params, count),
+    )

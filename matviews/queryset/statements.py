@@ -1,35 +1,38 @@
 """The statements of the phases: each for one range of keys, each writing only what differs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from django.db import connections
 
+from ..exceptions import NotAdvancing
 from ..phases import Phase
-from .conditions import Inside
+from .columns import exact_values
 from .dialects import ROWS, Dialect
-from .keys import Key, Keys, Range, Within, prepared_within
-from .query import from_database
-from .readings import Keyed, Reading
+from .keys import Key, Keys, Range, Within, shown
+from .readings import Keyed, Reading, next_keys
 from .source import Column, Source
 from .sql import SQL, Array, equal, joined, qualified
 
 __all__ = ["Statements"]
 
+KEYS = "matviews_keys"  # what the next keys are called in a statement
+
 
 class Ahead(NamedTuple):
-    """The next keys that the source may have.
+    """The next keys that the source may have, or that the view has.
 
     Attributes:
         high: the last one of them; None if there are fewer than were asked for.
         keys: how many there are.
-        lacking: whether the view lacks one. The source may lack it as well: that is for the
-            statement of the phase to find out.
+        lacking: of the source: whether the view lacks one. The source may lack it as well: that is for
+            the statement of the phase to find out.
     """
 
     high: Key | None
     keys: int
-    lacking: bool
+    lacking: bool = True
 
 
 class Statements:
@@ -39,12 +42,16 @@ class Statements:
         source: the view's source.
         reading: how its rows are read.
         dialect: the SQL of its database.
+        kinds: of the key's columns; those of the model, if none are given.
     """
 
-    def __init__(self, source: Source, reading: Reading, dialect: Dialect) -> None:
+    def __init__(
+        self, source: Source, reading: Reading, dialect: Dialect, kinds: Sequence[str] = ()
+    ) -> None:
         self.source, self.reading, self.dialect = source, reading, dialect
         self.table = dialect.name(source.model._meta.db_table)
         self.key_fields = [column.field for column in source.key]
+        self.kinds = kinds or [dialect.kind_of(field) for field in self.key_fields]
         self.key = dialect.names(self.key_fields)
         # A condition on a row of the view and one of `ROWS`: they have the same key.
         self.same = equal(qualified(self.table, self.key), qualified(ROWS, self.key))
@@ -56,7 +63,7 @@ class Statements:
 
         Grouped rows are left alone: which of several spellings stands for the group is chance.
         """
-        if self.source.query.grouping is not None or self.source.query.distinct:
+        if self.source.query.grouped or self.source.query.distinct:
             return []
         return [column for column in self.source.key if self.dialect.folds(column.field)]
 
@@ -101,28 +108,109 @@ class Statements:
         wanted = self.dialect.names(self.key_fields, self.table)
         return self.dialect.lacking(self.reading.keys(within), self.key, wanted)
 
-    def look_ahead(self, low: Key | None, count: int) -> "Ahead":
-        """What the next `count` keys after `low` are."""
-        ahead, keys = self.reading.keys_after(low, count), "matviews_keys"
-        same = equal(qualified(self.table, self.key), qualified(keys, self.key))
+    @cached_property
+    def exact(self) -> list[str]:
+        """The columns of the next keys as exact values; empty if there are no such for one of them."""
+        return exact_values(self.key_fields, KEYS, self.dialect, self.kinds)
+
+    def look_ahead(self, low: Key | None, count: int) -> Ahead:
+        """What the next `count` keys of the source after `low` are.
+
+        Raises:
+            NotAdvancing: the database does not take the last one of them to be after `low`.
+        """
+        same = equal(qualified(self.table, self.key), qualified(KEYS, self.key))
         missing = f"SELECT 1 FROM {self.table} WHERE {same}"
-        statement = SQL(
-            f"WITH {keys} ({', '.join(self.key)}) AS ({ahead.text}) SELECT {', '.join(self.key)}, "
-            f"(SELECT COUNT(*) FROM {keys}), EXISTS (SELECT 1 FROM {keys} WHERE NOT EXISTS ({missing})) "
-            f"FROM {keys} ORDER BY {', '.join(f'{name} DESC' for name in self.key)} LIMIT 1",
-            ahead.params,
+        lacks = f"EXISTS (SELECT 1 FROM {KEYS} WHERE NOT EXISTS ({missing}))"
+        return self._ahead(self.reading.keys_after(low, count), low, count, lacks)
+
+    def ahead_in_view(self, low: Key | None, count: int, skipped: Iterable[Range] = ()) -> Ahead:
+        """What the next `count` keys of the view after `low` are, without those of the ranges.
+
+        Raises:
+            NotAdvancing: as of `look_ahead`.
+        """
+        keys = next_keys(self.table, self.key, self.of_view((low, None), skipped), count)
+        return self._ahead(keys, low, count, "NULL")
+
+    def _ahead(self, keys: SQL, low: Key | None, count: int, more: str) -> Ahead:
+        advances = self._advances(low)
+        order = ", ".join(f"{name} DESC" for name in qualified(KEYS, self.key))
+        row = self._row(
+            SQL(
+                f"WITH {KEYS} ({', '.join(self.key)}) AS ({keys.text}) SELECT {', '.join(self.exact)}, "
+                f"(SELECT COUNT(*) FROM {KEYS}), {more}, {advances.text} "
+                f"FROM {KEYS} ORDER BY {order} LIMIT 1",
+                (*keys.params, *advances.params),
+            )
         )
-        with connections[self.dialect.using].cursor() as cursor:
-            cursor.execute(*statement)
-            row = cursor.fetchone()
         if row is None:
             return Ahead(None, 0, False)
-        *values, found, lacks = row
-        high = tuple(
-            from_database(field, value, self.dialect.using)
-            for field, value in zip(self.key_fields, values, strict=True)
+        *high, found, lacks, advances_so_far = row
+        if not advances_so_far:
+            after = f" after {shown(low)}" if low else ""
+            raise NotAdvancing(
+                f"the database gives the key {shown(high)}{after}, but does not find it there again: "
+                f"look at the type, the collation and the index of its columns."
+            )
+        return Ahead(tuple(high) if found == count else None, found, bool(lacks))
+
+    def _advances(self, low: Key | None) -> SQL:
+        """A condition on the next keys: what their exact values give back is the same, and after `low`."""
+        pairs = zip(self.kinds, self.exact, strict=True)
+        given_back = [self.dialect.read_back(kind, each) for kind, each in pairs]
+        beyond = self.dialect.beyond(given_back, ">", low) if low else SQL("")
+        same = SQL(equal(given_back, qualified(KEYS, self.key)))
+        return SQL(f"({same.text}{' AND ' * bool(beyond)}{beyond.text})", beyond.params)
+
+    def before(self, key: Key) -> Key | None:
+        """The last key of the view before this one."""
+        columns = qualified(self.table, self.key)
+        order = ", ".join(f"{name} DESC" for name in columns)
+        condition = self.dialect.beyond(columns, "<", key)
+        return self._key(
+            SQL(
+                f"SELECT {', '.join(self.key)} FROM {self.table} WHERE {condition.text} "
+                f"ORDER BY {order} LIMIT 1",
+                condition.params,
+            )
         )
-        return Ahead(high if found == count else None, found, bool(lacks))
+
+    def first(self, low: Key | None, skipped: Iterable[Range]) -> Key | None:
+        """The next key of the view after `low` that is in none of the ranges."""
+        return self._key(next_keys(self.table, self.key, self.of_view((low, None), skipped), 1))
+
+    def _key(self, query: SQL) -> Key | None:
+        row = self._row(
+            SQL(f"SELECT {', '.join(self.exact)} FROM ({query.text}) {KEYS}", query.params)
+        )
+        return None if row is None else tuple(row)
+
+    def _row(self, query: SQL) -> tuple[Any, ...] | None:
+        with connections[self.dialect.using].cursor() as cursor:
+            cursor.execute(*query)
+            row: tuple[Any, ...] | None = cursor.fetchone()
+        return row
+
+    def unknown(self, keys: Sequence[Key]) -> list[Key]:
+        """Those of some keys that neither the view nor the source has; as many as a statement takes."""
+        within = Keys(tuple(keys))
+        of_view = joined(" AND ", self.of_view(within))
+        of_source = self.reading.keys(within)
+        names, found = ", ".join(self.key), qualified("matviews_found", self.key)
+        among = [self.dialect.among(found, [key]) for key in keys]
+        columns = joined(
+            ", ",
+            (SQL(f"EXISTS (SELECT 1 FROM matviews_found WHERE {e.text})", e.params) for e in among),
+        )
+        row = self._row(
+            SQL(
+                f"WITH matviews_found AS (SELECT {names} FROM {self.table} WHERE {of_view.text} "
+                f"UNION ALL SELECT {names} FROM ({of_source.text}) {ROWS}) SELECT {columns.text}",
+                (*of_view.params, *of_source.params, *columns.params),
+            )
+        )
+        return [key for key, known in zip(keys, row or (), strict=True) if not known]
 
     def in_view(self, within: Range) -> SQL:
         """A query for whether the view has a row in the range."""
@@ -149,18 +237,10 @@ class Statements:
     def of_view(self, within: Within, skipped: Iterable[Range] = ()) -> Iterable[SQL]:
         """Conditions on rows of the view: in the range or among the keys, and in no range skipped."""
         columns = self.dialect.names(self.key_fields, self.table)
-        yield self.dialect.inside(columns, self._prepared(within))
+        yield self.dialect.inside(columns, within)
         for each in skipped:
-            inside = self.dialect.inside(columns, self._prepared(each))
+            inside = self.dialect.inside(columns, each)
             yield SQL(f"NOT ({inside.text})", inside.params)
-
-    def within(self, within: Range) -> Inside:
-        """A condition on rows of the view, for its queryset: in the range."""
-        names = [field.attname for field in self.key_fields]
-        return Inside(*names, dialect=self.dialect, within=self._prepared(within))
-
-    def _prepared(self, within: Within) -> Within:
-        return prepared_within(self.key_fields, within, self.dialect.using)
 
     def do(
         self, phase: Phase, within: Range, skipped: Iterable[Range] = (), *, empty: bool = False
@@ -173,7 +253,7 @@ class Statements:
 
         Args:
             phase: the phase.
-            keys: the keys, prepared.
+            keys: the keys.
             array: the same as the dialect's `array` has them.
         """
         if array is None:
@@ -212,8 +292,6 @@ class Statements:
                 rows = max(rows, int(cursor.rowcount))
         return rows
 
-    def finds(self, query: SQL) -> Any:
+    def finds(self, query: SQL) -> bool:
         """Whether a query has a row."""
-        with connections[self.dialect.using].cursor() as cursor:
-            cursor.execute(*query)
-            return cursor.fetchone() is not None
+        return self._row(query) is not None

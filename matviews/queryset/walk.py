@@ -1,16 +1,11 @@
 """One batch of a derived phase: the next window of keys, and the one statement for it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from django.db import IntegrityError
-from django.db.models import Model, Q
-
 from ..phases import Phase
-from .keys import Key, Keys, Range, from_json, prepared_keys, to_json
-from .readings import keys_after
+from .keys import Key, Keys, from_json, to_json
 from .sql import Array
 from .statements import Statements
 
@@ -18,7 +13,7 @@ __all__ = ["Walk", "Walker"]
 
 MOST_FILLED = 8  # ranges that are remembered; each is a condition of the later statements
 
-JsonKey = list[str] | None
+JsonKey = list[Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,23 +43,39 @@ class Walker:
 
     def __init__(self, statements: Statements) -> None:
         self.statements = statements
-        self.model = statements.source.model
-        self.fields = tuple(statements.key_fields)
-        self._keys: Sequence[Key] = ()
-        self._prepared = Keys(())
+        self._keys = Keys(())
         self._array: Array | None = None
 
     def step(self, phase: Phase, walk: Walk, limit: int) -> Walk:
-        """Do one batch of about `limit` keys.
+        """Do one batch of about `limit` keys; of all, where a key has no exact value to go on from.
+
+        Raises:
+            DatabaseError: what the database made of it.
+            NotAdvancing: the walk does not get on.
+        """
+        if phase is Phase.UPDATE and not self.statements.written:
+            return replace(walk, cursor=None, rows=0, looked=0)
+        if not self.statements.exact:
+            return self.step_whole(phase, walk)
+        if phase is Phase.INSERT:
+            return self._insert(walk, limit)
+        return self._change(phase, walk, limit)
+
+    def step_whole(self, phase: Phase, walk: Walk) -> Walk:
+        """Do a phase in one statement: its batch is the whole of it.
 
         Raises:
             DatabaseError: what the database made of it.
         """
-        if phase is Phase.INSERT:
-            return self._insert(walk, limit)
-        if phase is Phase.UPDATE and not self.statements.written:
-            return replace(walk, cursor=None, rows=0, looked=0)
-        return self._change(phase, walk, limit)
+        over = replace(walk, cursor=None, rows=0, looked=0)
+        if (None, None) in walk.filled or (phase is Phase.UPDATE and not self.statements.written):
+            return over
+        everything = (None, None)
+        empty = phase is Phase.INSERT and not self.statements.finds(
+            self.statements.in_view(everything)
+        )
+        rows = self.statements.do(phase, everything, empty=empty)
+        return replace(over, rows=rows, looked=rows, filled=(everything,) if empty else ())
 
     def step_keys(self, phase: Phase, keys: Sequence[Key]) -> int:
         """Do one batch of some keys; the rows that it wrote.
@@ -74,13 +85,10 @@ class Walker:
         """
         if not keys or (phase is Phase.UPDATE and not self.statements.written):
             return 0
-        if keys != self._keys:  # one phase after the other comes with the same
-            using = self.statements.dialect.using
-            self._keys = keys
-            self._prepared = prepared_keys(self.fields, keys, using)
-            self._array = self.statements.dialect.array(self._prepared)
-        with _explained(phase, self.model):
-            return self.statements.do_keys(phase, self._prepared, self._array)
+        if tuple(keys) != self._keys.keys:  # one phase after the other comes with the same
+            self._keys = Keys(tuple(keys))
+            self._array = self.statements.dialect.array(self._keys)
+        return self.statements.do_keys(phase, self._keys, self._array)
 
     def _insert(self, walk: Walk, limit: int) -> Walk:
         low = self._key(walk.cursor)
@@ -89,8 +97,7 @@ class Walker:
         if not lacking:
             return replace(walk, cursor=cursor, rows=0, looked=looked)
         empty = not self.statements.finds(self.statements.in_view((low, high)))
-        with _explained(Phase.INSERT, self.model):
-            rows = self.statements.do(Phase.INSERT, (low, high), empty=empty)
+        rows = self.statements.do(Phase.INSERT, (low, high), empty=empty)
         filled = _with_range(walk.filled, (walk.cursor, cursor)) if empty else walk.filled
         return Walk(cursor=cursor, rows=rows, looked=looked, filled=filled)
 
@@ -99,49 +106,22 @@ class Walker:
         over = replace(walk, cursor=None, rows=0, looked=0)
         if (None, None) in walk.filled:
             return over
+        low = self._key(walk.cursor)
         skipped = [(self._key(low), self._key(high)) for low, high in walk.filled]
-        ahead = self._ahead(self._key(walk.cursor), skipped)
-        first = ahead.first()
-        if first is None:
+        high, looked, _lacking = self.statements.ahead_in_view(low, limit, skipped)
+        if not looked:
             return over
-        high = next(iter(ahead[limit - 1 : limit]), None)
-        within = (self._before(first) if skipped else self._key(walk.cursor), high)
-        rows = self.statements.do(phase, within, skipped)
-        looked = limit if high else ahead[:limit].count()
+        if skipped:  # else those of the ranges would be computed for nothing
+            first = self.statements.first(low, skipped)
+            low = self.statements.before(first) if first else low
+        rows = self.statements.do(phase, (low, high), skipped)
         return replace(walk, cursor=self._json(high), rows=rows, looked=looked)
 
-    def _ahead(self, low: Key | None, skipped: Sequence[Range]) -> Any:
-        """The keys of the view after `low`, without those of the ranges."""
-        rows = keys_after(self.model, self.fields, low, self.statements.dialect)
-        for each in skipped:
-            rows = rows.filter(~Q(self.statements.within(each)))
-        return rows
-
-    def _before(self, key: Key) -> Key | None:
-        """The key of the view before this one."""
-        keys = keys_after(self.model, self.fields, None, self.statements.dialect)
-        up_to = keys.filter(self.statements.within((None, key)))
-        return next(iter(up_to.reverse()[1:2]), None)
-
     def _key(self, key: JsonKey) -> Key | None:
-        return None if key is None else from_json(self.fields, key)
+        return None if key is None else from_json(key)
 
     def _json(self, key: Key | None) -> JsonKey:
-        return None if key is None else to_json(self.fields, key)
-
-
-@contextmanager
-def _explained(phase: Phase, model: type[Model]) -> Iterator[None]:
-    """The database's word on a row that does not fit in, and what it means."""
-    try:
-        yield
-    except IntegrityError as error:
-        if phase is not Phase.INSERT:
-            raise
-        raise IntegrityError(
-            f"{str(error).strip()} (A row of source() does not fit in: it has a key twice, or "
-            f"breaks another constraint of {model._meta.label}.)"
-        ) from error.__cause__
+        return None if key is None else to_json(key)
 
 
 def _with_range(

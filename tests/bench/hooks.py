@@ -10,7 +10,7 @@ from .clock import tick
 VARIABLE = "MATVIEWS_BENCH_BATCHES"
 
 
-class NoHooks(MaterializedView):
+class NoHooksMixin(MaterializedView):
     """An insert phase of `batches` batches, each of them full; the other phases need nothing."""
 
     batches: ClassVar[int] = int(os.environ.get(VARIABLE, "0"))

@@ -1,10 +1,10 @@
 from django.db import models
 
-from .hooks import NoHooks
+from .hooks import NoHooksMixin
 from .querysets.models import *  # noqa: F403 - Django looks for the models of an app here
 
 
-class NoOp(NoHooks, models.Model):
+class NoOp(NoHooksMixin, models.Model):
     """The view of the benchmark."""
 
 

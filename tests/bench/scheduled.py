@@ -19,7 +19,7 @@ from matviews.models import RefreshSchedule, Stripe, ViewControl
 from matviews.registry import registry
 from matviews.tasks.schedules import reconcile
 
-from .hooks import NoHooks
+from .hooks import NoHooksMixin
 from .statements import statements
 
 # In a minute beat looks every 5 seconds, and writes down and reads all again every 3 minutes.
@@ -96,7 +96,7 @@ def _define(number: int) -> str:
 
     meta = type("Meta", (), {"app_label": "bench", "apps": Apps()})
     members = {"__module__": __name__, "Meta": meta}
-    view: Any = type(f"View{number}", (NoHooks, Model), members)
+    view: Any = type(f"View{number}", (NoHooksMixin, Model), members)
     return registry.register(view).label
 
 

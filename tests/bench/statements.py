@@ -15,7 +15,7 @@ def statements() -> Iterator[list[str]]:
     found: list[str] = []
 
     def note(execute: Callable[..., Any], sql: str, *arguments: Any) -> Any:
-        if not sql.startswith(TRANSACTION):
+        if sql not in TRANSACTION:
             found.append(sql)
         return execute(sql, *arguments)
 

@@ -2,12 +2,12 @@
 
 from django.db import connections
 
-from .base import MANY, TriggerDialect, TriggerName
+from .base import MANY, MISSING, TriggerDialect, TriggerName
 from .mysql import MySQLTriggers
 from .postgresql import PostgreSQLTriggers
 from .sqlite import SQLiteTriggers
 
-__all__ = ["MANY", "TriggerDialect", "TriggerName", "dialect_of"]
+__all__ = ["MANY", "MISSING", "TriggerDialect", "TriggerName", "dialect_of"]
 
 DIALECTS: dict[str, type[TriggerDialect]] = {
     "postgresql": PostgreSQLTriggers,

@@ -1,15 +1,16 @@
 """What the triggers of all databases share, and what each dialect must say."""
 
 import hashlib
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple
 
-from django.db import connections, transaction
+from django.db import DatabaseError, connections, transaction
 
-from ...models import Change
-from ...queryset import field_of_column, is_exact
+from ...exceptions import NotPermitted
+from ...models import Change, LogSecret
 from ..watched import Watch
 
 __all__ = ["MANY", "TriggerDialect", "TriggerName"]
@@ -17,8 +18,9 @@ __all__ = ["MANY", "TriggerDialect", "TriggerName"]
 PREFIX = "matviews"
 MANY = 50_000  # changes that are not looked at one by one any more
 TOO_MANY = f"more than {MANY:,} rows have changed at once"
-PATIENCE = 5  # seconds to wait for those who write to a table; others wait behind us meanwhile
-MISSING = "there is no such table"
+LONGEST = 10_000  # bytes of one link; more could not be an index's key either
+TOO_LONG = f"a changed row has a value of more than {LONGEST:,} bytes that leads to keys"
+MISSING = "there is no such table: run `manage.py makemigrations` and `manage.py migrate`"
 NOT_ORDINARY = "it is not an ordinary table"
 
 
@@ -47,9 +49,9 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def digests(texts: Iterable[str]) -> str:
-    """Of several texts, in one."""
-    return " ".join(map(digest, sorted(texts)))
+def json_of(value: object) -> str:
+    """A value as JSON, in the letters that it has."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 class TriggerDialect:
@@ -64,9 +66,14 @@ class TriggerDialect:
 
     def __init__(self, using: str) -> None:
         self.using = using
-        self.connection: Any = connections[using]
         self.log = self.name(Change._meta.db_table)
         self.logged = f"{self.log} ({self.name('table')}, {self.name('links')})"
+        self.secrets = self.name(LogSecret._meta.db_table)
+
+    @property
+    def connection(self) -> Any:
+        """This thread's connection: what is cached with a dialect may be used by another one."""
+        return connections[self.using]
 
     def name(self, name: str) -> str:
         """An identifier in quotes, in a text without parameters."""
@@ -140,15 +147,37 @@ class TriggerDialect:
     together: ClassVar[str] = "GROUP_CONCAT(matviews_made SEPARATOR ' ')"
 
     def present_of(self, table: str) -> str:
-        """An expression for what `present` has of a table's triggers, in one text; its parameters are `ours`."""
+        """An expression for what `present` has of a table's triggers, in one text; its parameters are `ours`.
+
+        It groups before it selects: MariaDB would read the catalog anew for each table otherwise.
+        """
         return (
-            f"(SELECT {self.together} FROM ({self.catalog}) matviews_present "
-            f"WHERE matviews_present.matviews_table = {table})"
+            f"(SELECT matviews_all FROM (SELECT matviews_table, {self.together} AS matviews_all "
+            f"FROM ({self.catalog}) matviews_present GROUP BY matviews_table) matviews_grouped "
+            f"WHERE matviews_grouped.matviews_table = {table})"
         )
+
+    def replaced(self, table: str, watch: Watch) -> set[str]:
+        """The triggers of a table that have the names of those that `create` makes, and do something else.
+
+        As far as this user may see what they do.
+        """
+        return set()
 
     def strays(self) -> set[str]:
         """The names of what is left of triggers of ours that are gone, or switched off."""
         return set()
+
+    def exposed(self) -> list[str]:
+        """What of ours any role may use that may write at all, in words."""
+        return []
+
+    def ownerless(self) -> dict[str, str]:
+        """The triggers of ours whose owner is gone, so that every write to their table fails; and the owner."""
+        return {}
+
+    def secure(self) -> None:
+        """Take that right away, where it is the triggers'."""
 
     def untrackable(self, tables: Collection[str]) -> dict[str, str]:
         """The tables whose triggers would not tell of every change, and why."""
@@ -165,37 +194,62 @@ class TriggerDialect:
         """Within, the triggers of tables log nothing of what this connection does. In a transaction.
 
         If that is rolled back, so is this; else it ends with the block.
+
+        Raises:
+            NotPermitted: the user has no right to.
         """
         raise NotImplementedError
 
+    def password(self, before: str, tables: Collection[str]) -> str:
+        """A session value that mutes tables, beside those that `before` does: the secret, then digests."""
+        secret = self._secret()
+        known = before.startswith(f"{secret} ")
+        return f"{before if known else secret} {' '.join(map(digest, sorted(tables)))}"
+
+    def _secret(self) -> str:
+        """What the triggers compare with; made where it is missing, as after a flush."""
+        secrets = LogSecret.objects.using(self.using)
+        try:
+            with transaction.atomic(using=self.using):
+                if not (found := secrets.first()):
+                    secrets.bulk_create([LogSecret()], ignore_conflicts=True)
+                    found = secrets.get()
+        except DatabaseError as error:
+            raise NotPermitted(
+                f"untracked() needs the right to read {LogSecret._meta.db_table}: "
+                f"{str(error).strip()}. Grant it to the roles of web and workers alone, and run "
+                f"`manage.py migrate` if the table is not there."
+            ) from error
+        return found.value
+
+    def make_secret(self) -> None:
+        """Have one, so that who may only read it finds it."""
+        self._secret()
+
     @contextmanager
-    def definitions(self) -> Iterator[None]:
-        """A transaction for statements that make or remove triggers, where there is such a thing."""
+    def definitions(self, tables: int = 1) -> Iterator[None]:
+        """A transaction for statements that make or remove triggers, where there is such a thing.
+
+        They wait for those who write to a table, and whoever is to write then waits for them: less than a
+        second, however many tables it is about.
+        """
         with transaction.atomic(using=self.using):
             yield
+
+    def is_held(self, error: DatabaseError) -> bool:
+        """Whether a statement of `definitions` has waited in vain."""
+        return False
+
+    def saved(self, names: Iterable[str]) -> dict[str, str]:
+        """Statements that make triggers as they are, where no rollback brings them back."""
+        return {}
+
+    def lost(self, saved: dict[str, str]) -> list[str]:
+        """Those of the statements whose triggers are gone."""
+        return []
 
     def execute(self, statements: Iterable[str]) -> None:
         """Run statements that have no parameters."""
         with self.connection.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
-
-    def same(self, table: str, columns: Collection[str]) -> str:
-        """A condition on `OLD` and `NEW`, a row before and after a change: the columns are the same."""
-        raise NotImplementedError
-
-    def values(self, row: str, links: Collection[str]) -> str:
-        """The links of a row as an entry of the log has them, as JSON."""
-        values = ", ".join(f"{row}.{self.name(link)}" for link in sorted(links))
-        return f"{self.json_array}({self.header(links)}, {self.json_array}({values}))"
-
-    def header(self, links: Collection[str]) -> str:
-        """The names of the links, in the order of their values, as JSON."""
-        return f"{self.json_array}({', '.join(map(self.literal, sorted(links)))})"
-
-    json_array: ClassVar[str] = "json_array"
-
-    def is_exact(self, table: str, column: str) -> bool:
-        """Whether two values of a column that are equal are the same."""
-        field = field_of_column(table, column)
-        return field is not None and is_exact(field)

@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import ClassVar
 
-from django.db import Error
+from django.db import DatabaseError, Error
 from django.db.transaction import TransactionManagementError
 
 from ..watched import Watch
-from .base import PATIENCE, TriggerDialect, digest, digests
+from .base import LONGEST, OURS, TOO_LONG, TriggerDialect, TriggerName, digest, json_of
 
 __all__ = ["MySQLTriggers"]
 
@@ -17,6 +17,25 @@ ENGINE = (
     "its engine is not InnoDB, so what is rolled back of it and of the log need not be the same"
 )
 PARTITIONED = "it is partitioned, and partitions that are truncated or dropped fire no trigger here"
+OTHER_DATABASE = "its name names a database, and triggers are made in the connection's own alone"
+PLAIN_MODE = "SET @matviews_sql_mode = @@sql_mode, sql_mode = ''"
+NO_SUCH_COLUMN = 1054
+# A session may set the time that its statements have, but not that of SYSDATE, which no function gives in UTC.
+MOMENT = "UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND"
+# A session may also choose the next number that a statement counts up to, whichever table is the first to.
+OWN_NUMBER = "IF @@insert_id <> 0 THEN SET insert_id = 0; END IF;"
+INTRODUCER = "_utf8mb4"  # which the server may leave out of what it shows
+MODE_BACK = "SET sql_mode = @matviews_sql_mode"
+# JSON writes a byte as six at most. An array larger than a packet is NULL on MariaDB and an error on MySQL.
+MAX_PACKET_BYTES = "@@max_allowed_packet DIV 8"
+# Types whose texts hold all of a value, whatever the session's settings are; of texts, with the sets of
+# characters that come back from UTF-8 as they were.
+WRITABLE = {
+    *("tinyint", "smallint", "mediumint", "int", "bigint", "year", "decimal", "date", "datetime"),
+    *("time", "uuid", "inet4", "inet6"),
+}
+TEXTS = {"char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set"}
+CHARSETS = {"utf8mb4", "utf8mb3", "utf8", "latin1", "ascii"}
 
 
 class MySQLTriggers(TriggerDialect):
@@ -25,28 +44,80 @@ class MySQLTriggers(TriggerDialect):
     catalog: ClassVar[str] = (
         "SELECT event_object_table AS matviews_table, CONCAT(trigger_name, ':', "
         "COALESCE(UNIX_TIMESTAMP(created), '')) AS matviews_made FROM information_schema.triggers "
-        "WHERE trigger_schema = DATABASE() AND trigger_name LIKE %s"
+        "WHERE event_object_schema = DATABASE() AND trigger_name LIKE %s"
     )
 
     def literal(self, text: str) -> str:
         """As the base class has it; what a backslash is depends on `sql_mode`."""
-        return f"_utf8mb4 X'{text.encode().hex()}'" if "\\" in text else super().literal(text)
+        return f"{INTRODUCER} X'{text.encode().hex()}'" if "\\" in text else super().literal(text)
+
+    def __init__(self, using: str) -> None:
+        super().__init__(using)
+        columns = ", ".join(map(self.name, ("table", "links", "logged_at")))
+        self.logged = f"{self.log} ({columns})"
+        self._types: dict[str, dict[str, tuple[str, str]]] = {}
 
     def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
-        """As the base class has it."""
+        """As the base class has it. What `sql_mode` is when a trigger is made, it is whenever it runs."""
+        yield PLAIN_MODE
+        yield (
+            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
+            f"FOR EACH ROW {self._action(event, table, watch)}"
+        )
+        yield MODE_BACK
+
+    def _action(self, event: str, table: str, watch: Watch) -> str:
+        """What a trigger does.
+
+        Where a column that is named here is gone, that alone is handled: any row may have changed. It is
+        found out before the statement does anything, so no lock, and no rollback, is behind it.
+        """
         before, after = (
-            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, {self.values(row, watch.links)});"
+            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, {self._links(table, row, watch)}, {MOMENT});"
             for row in ("OLD", "NEW")
         )
         body = {"insert": after, "delete": before}.get(event, before)
         if event == "update" and watch.links:
-            body += f" IF NOT ({self.same(table, watch.links)}) THEN {after} END IF;"
+            body += f" IF NOT ({self._same(table, watch.links)}) THEN {after} END IF;"
         if event == "update" and watch.columns is not None:
-            body = f"IF NOT ({self.same(table, watch.columns)}) THEN {body} END IF;"
-        muted = f"INSTR(COALESCE(@matviews_muted, ''), '{digest(table)}') = 0"
-        yield (
-            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
-            f"FOR EACH ROW BEGIN IF {muted} THEN {body} END IF; END"
+            body = f"IF NOT ({self._same(table, watch.columns)}) THEN {body} END IF;"
+        gone = (
+            f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} "
+            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, NULL, {MOMENT}); "
+            if "OLD." in body or "NEW." in body
+            else ""
+        )
+        return f"matviews: BEGIN {gone}{self._leave_if_muted(table)} {OWN_NUMBER} {body} END"
+
+    def replaced(self, table: str, watch: Watch) -> set[str]:
+        """As the base class has it: who may make triggers of the table sees what they do."""
+        version = self.version(table, watch)
+        wanted = {
+            str(TriggerName(digest(table), version, event)): self._action(event, table, watch)
+            for event in self.events_of(watch)
+        }
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT trigger_name, action_statement FROM information_schema.triggers "
+                "WHERE event_object_schema = DATABASE() AND trigger_name LIKE %s",
+                self.ours,
+            )
+            return {
+                name
+                for name, action in cursor.fetchall()
+                if name in wanted
+                and action is not None
+                and action.replace(INTRODUCER, "") != wanted[name].replace(INTRODUCER, "")
+            }
+
+    def _leave_if_muted(self, table: str) -> str:
+        """The secret is read where the session says that it knows it, and not else."""
+        session = "CAST(COALESCE(@matviews_muted, '') AS BINARY)"
+        value = f"{self.secrets}.{self.name('value')}"
+        return (
+            f"IF INSTR({session}, '{digest(table)}') > 0 THEN IF EXISTS (SELECT 1 FROM {self.secrets} "
+            f"WHERE CAST({value} AS BINARY) = SUBSTRING_INDEX({session}, ' ', 1)) "
+            f"THEN LEAVE matviews; END IF; END IF;"
         )
 
     @contextmanager
@@ -54,25 +125,96 @@ class MySQLTriggers(TriggerDialect):
         """As the base class has it: by a variable of the session, which no rollback takes back."""
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT @matviews_muted")
-            before = cursor.fetchone()[0] or ""
-            cursor.execute("SET @matviews_muted = %s", [f"{before} {digests(tables)}"])
+            before = str(cursor.fetchone()[0] or "")
+        password = self.password(before, tables)
+        with self.connection.cursor() as cursor:
+            cursor.execute("SET @matviews_muted = %s", [password])
         try:
             yield
         finally:
             with suppress(Error), self.connection.cursor() as cursor:  # if it is gone, so is that
                 cursor.execute("SET @matviews_muted = %s", [before])
 
-    def same(self, table: str, columns: Collection[str]) -> str:
-        """As the base class has it."""
-        return " AND ".join(self._same(table, column) for column in sorted(columns))
+    def _links(self, table: str, row: str, watch: Watch) -> str:
+        """The links of a row as an entry of the log has them, as JSON."""
+        links = sorted(watch.links)
+        if not links:
+            return self._json([[]])
+        if not all(self._is_writable(table, link) for link in links):
+            return "NULL"
+        texts = [f"CONVERT({row}.{self.name(link)} USING utf8mb4)" for link in links]
+        # CONCAT of a NULL is NULL; a JSON_ARRAY around it would hold null, which no refresh can read.
+        entry = (
+            f"CONCAT({self.literal(f'[{json_of(links)}, ')}, JSON_ARRAY({', '.join(texts)}), ']')"
+        )
+        sizes = [
+            f"COALESCE(LENGTH({row}.{self.name(link)}), 0)"
+            for link in links
+            if self._type(table, link)[0] in TEXTS
+        ]
+        if not sizes:
+            return entry
+        size = " + ".join(sizes)
+        return f"IF({size} > {LONGEST}, {self._json(TOO_LONG)}, IF({size} > {MAX_PACKET_BYTES}, NULL, {entry}))"
 
-    def _same(self, table: str, column: str) -> str:
+    def _json(self, value: object) -> str:
+        return self.literal(json_of(value))
+
+    def _is_writable(self, table: str, column: str) -> bool:
+        kind, charset = self._type(table, column)
+        return kind in WRITABLE or (kind in TEXTS and charset in CHARSETS)
+
+    def _type(self, table: str, column: str) -> tuple[str, str]:
+        """The type of a column, and its character set."""
+        if table not in self._types:
+            with self.connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT table_name, column_name, data_type, character_set_name "
+                    "FROM information_schema.columns "
+                    "WHERE table_schema = DATABASE() AND table_name = %s",
+                    [table],
+                )
+                found = [row for name, *row in cursor.fetchall() if name == table]
+            self._types[table] = {column: (kind, charset or "") for column, kind, charset in found}
+        return self._types[table].get(column, ("", ""))
+
+    def _same(self, table: str, columns: Collection[str]) -> str:
+        """A condition on `OLD` and `NEW`, a row before and after a change: the columns are the same."""
+        return " AND ".join(self._same_value(table, column) for column in sorted(columns))
+
+    def _same_value(self, table: str, column: str) -> str:
         before, after = (f"{row}.{self.name(column)}" for row in ("OLD", "NEW"))
-        same = f"{before} <=> {after}"
-        if self.is_exact(table, column):
+        same, kind = f"{before} <=> {after}", self._type(table, column)[0]
+        if kind == "timestamp":  # one hour of the year comes twice in the session's time zone
+            return f"{same} AND UNIX_TIMESTAMP({before}) <=> UNIX_TIMESTAMP({after})"
+        if kind in WRITABLE:
             return same
         # As bytes too: "a" is "A" to most collations. Not only so: FLOAT shows six digits.
         return f"{same} AND CAST({before} AS BINARY) <=> CAST({after} AS BINARY)"
+
+    def ownerless(self) -> dict[str, str]:
+        """As the base class has it; none to an account that may not read who there is.
+
+        None within a transaction either: one that has read MariaDB's table of accounts can set no savepoint.
+        """
+        if self.connection.in_atomic_block:
+            return {}
+        with self.connection.cursor() as cursor:
+            try:
+                cursor.execute("SELECT user, host FROM mysql.user")
+            except Error:
+                return {}
+            accounts = {f"{user}@{host}" for user, host in cursor.fetchall()}
+            cursor.execute(
+                "SELECT trigger_name, definer FROM information_schema.triggers "
+                "WHERE event_object_schema = DATABASE() AND trigger_name LIKE %s",
+                self.ours,
+            )
+            return {
+                name: definer
+                for name, definer in cursor.fetchall()
+                if OURS.fullmatch(name) and definer not in accounts
+            }
 
     def script(self, statements: Iterable[str]) -> str:
         """As the base class has it: a statement may have semicolons in it."""
@@ -96,11 +238,11 @@ class MySQLTriggers(TriggerDialect):
                 cursor.execute(query)
                 found = {name for (name,) in cursor.fetchall()}
                 faults |= dict.fromkeys(found.intersection(tables), reason)
-        return faults
+        return faults | {table: OTHER_DATABASE for table in tables if "`.`" in table}
 
     @contextmanager
-    def definitions(self) -> Iterator[None]:
-        """As the base class has it: none, but no waiting for ever either.
+    def definitions(self, tables: int = 1) -> Iterator[None]:
+        """No transaction, for each statement commits. A wait for a lock, or silence in a transaction, ends after a second.
 
         Raises:
             TransactionManagementError: within a transaction, which it would commit.
@@ -109,10 +251,32 @@ class MySQLTriggers(TriggerDialect):
             raise TransactionManagementError(
                 "To make or remove a trigger would commit the transaction that is under way."
             )
-        self.execute(
-            [f"SET @matviews_patience = @@lock_wait_timeout, lock_wait_timeout = {PATIENCE}"]
-        )
+        limits = ["lock_wait_timeout", "innodb_lock_wait_timeout"]
+        if self.connection.mysql_is_mariadb:
+            limits.append("idle_transaction_timeout")
+        kept = [f"@matviews_own_{name} = @@{name}, {name} = 1" for name in limits]
+        self.execute([f"SET {', '.join(kept)}"])
         try:
             yield
         finally:
-            self.execute(["SET lock_wait_timeout = @matviews_patience"])
+            back = [f"{name} = @matviews_own_{name}" for name in limits]
+            self.execute([f"SET {', '.join(back)}"])
+
+    def is_held(self, error: DatabaseError) -> bool:
+        """As the base class has it."""
+        return error.args[:1] in ((1205,), (1213,))
+
+    def saved(self, names: Iterable[str]) -> dict[str, str]:
+        """As the base class has it."""
+        found = {}
+        with self.connection.cursor() as cursor:
+            for name in names:
+                cursor.execute(f"SHOW CREATE TRIGGER {self.name(name)}")
+                found[name] = cursor.fetchone()[2]
+        return found
+
+    def lost(self, saved: dict[str, str]) -> list[str]:
+        """As the base class has it."""
+        there = {name for made in self.present().values() for name in made}
+        lost = [statement for name, statement in saved.items() if name not in there]
+        return [PLAIN_MODE, *lost, MODE_BACK] if lost else []

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from ..watched import Watch
-from .base import NOT_ORDINARY, OURS, TriggerDialect
+from .base import LONGEST, NOT_ORDINARY, OURS, TOO_LONG, TriggerDialect, json_of
 
 __all__ = ["SQLiteTriggers"]
 
@@ -40,10 +40,10 @@ class SQLiteTriggers(TriggerDialect):
             return
         when, rows = "", {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
         if event == "update" and watch.columns is not None:
-            when = f"WHEN NOT ({self.same(table, watch.columns)}) "
+            when = f"WHEN NOT ({self._same(table, watch.columns)}) "
         logs = [self._log(table, watch, row) for row in rows if row == rows[0] or watch.links]
         if event == "update" and watch.links:
-            logs[1] += f" WHERE NOT ({self.same(table, watch.links)})"
+            logs[1] += f" WHERE NOT ({self._same(table, watch.links)})"
         yield (
             f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} {when}"
             f"BEGIN {' '.join(f'{log};' for log in logs)} END"
@@ -51,7 +51,7 @@ class SQLiteTriggers(TriggerDialect):
 
     def _log(self, table: str, watch: Watch, row: str) -> str:
         text = self.literal(table)
-        log = f"INSERT INTO {self.logged} SELECT {text}, {self.values(row, watch.links)}"
+        log = f"INSERT INTO {self.logged} SELECT {text}, {self._links(row, watch.links)}"
         if watch.links:
             return log
         return (
@@ -67,11 +67,32 @@ class SQLiteTriggers(TriggerDialect):
             virtual = {name for (name,) in cursor.fetchall()} & set(tables)
         return super().untrackable(tables) | dict.fromkeys(virtual, NOT_ORDINARY)
 
-    def values(self, row: str, links: Collection[str]) -> str:
-        """As the base class has it; NULL where one is a BLOB, as any may be here and none in JSON."""
-        blobs = (f"typeof({row}.{self.name(link)}) = 'blob'" for link in sorted(links))
-        found = super().values(row, links)
-        return f"CASE WHEN {' OR '.join(blobs)} THEN NULL ELSE {found} END" if links else found
+    def _links(self, row: str, links: Collection[str]) -> str:
+        """The links of a row as an entry of the log has them, as JSON: whole numbers and texts.
+
+        Any column may hold any value here. What JSON has no form for, or none that comes back as it
+        was, is not written; nor is what a lower limit of the length of a value would not let through.
+        """
+        names = [f"{row}.{self.name(link)}" for link in sorted(links)]
+        if not names:
+            return self._json([[]])
+        inexact = " OR ".join(
+            f"typeof({name}) IN ('real', 'blob') OR (typeof({name}) = 'text' AND instr({name}, char(0)))"
+            for name in names
+        )
+        sizes = " + ".join(
+            f"CASE typeof({name}) WHEN 'text' THEN LENGTH(CAST({name} AS BLOB)) ELSE 0 END"
+            for name in names
+        )
+        header = ", ".join(map(self.literal, sorted(links)))
+        return (
+            f"CASE WHEN {inexact} THEN NULL "
+            f"WHEN {sizes} > {LONGEST} THEN {self._json(TOO_LONG)} "
+            f"ELSE json_array(json_array({header}), json_array({', '.join(names)})) END"
+        )
+
+    def _json(self, value: object) -> str:
+        return self.literal(json_of(value))
 
     @contextmanager
     def muted(self, tables: Collection[str]) -> Iterator[None]:
@@ -110,7 +131,7 @@ class SQLiteTriggers(TriggerDialect):
                 found.setdefault(index, []).append(column)
         return {tuple(filter(None, columns)) for columns in found.values() if all(columns)}
 
-    def same(self, table: str, columns: Collection[str]) -> str:
+    def _same(self, table: str, columns: Collection[str]) -> str:
         """As the base class has it."""
         return " AND ".join(
             f"OLD.{name} COLLATE BINARY IS NEW.{name}" for name in map(self.name, sorted(columns))

@@ -7,18 +7,23 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 
+from matviews import engine
 from matviews.exceptions import MatviewsError
-from matviews.management import actions, options, runs, sources, triggers
+from matviews.management import actions, checking, options, runs, sources, triggers
 from matviews.management.output import Output
 from matviews.management.requests import Requests
+from matviews.queryset import is_missing
+from matviews.redact import error_text
+from matviews.words import NOT_MIGRATED
 
 __all__ = ["Command"]
 
+MISSING_TABLES = "If tables of matviews or of a view are missing, run `manage.py migrate`."
 INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
 ACTIONS: dict[str, Callable[[Requests], None]] = {
     "list": actions.list_views,
     "schedules": actions.list_schedules,
-    "check": actions.check,
+    "check": checking.check,
     "verify": sources.verify,
     "explain": sources.explain,
     "triggers": triggers.triggers,
@@ -34,8 +39,8 @@ class Command(BaseCommand):
         "Bring materialized views up to date, in this process. Without --models: every view that "
         "is enabled and included in batches. Workers may refresh the same views meanwhile. Ctrl-C "
         "or SIGTERM stops between batches, and the next run goes on; a second one interrupts the "
-        "batch. Exit status: 0 all succeeded, 1 a view failed, is not fresh or differs, 2 what was "
-        "asked for makes no sense, 130 or 143 stopped."
+        "batch. Exit status: 0 all succeeded, 1 a view failed, is not on time, has changes pending or "
+        "differs, 2 what was asked for makes no sense, 130 or 143 stopped."
     )
     requires_system_checks = ()  # a view with errors fails by itself; the others are refreshed
 
@@ -47,7 +52,7 @@ class Command(BaseCommand):
         """Do what was asked for.
 
         Raises:
-            CommandError: a view failed, is not fresh, differs or cannot be refreshed, or the command was
+            CommandError: a view failed, is not on time, differs or cannot be refreshed, or the command was
                 stopped; with the exit status.
         """
         output = Output(
@@ -73,10 +78,12 @@ def _as_command_error() -> Iterator[None]:
     except MatviewsError as error:
         raise CommandError(str(error)) from error
     except (DatabaseError, InterfaceError) as error:
+        if is_missing(error, engine.alias()):
+            raise CommandError(f"{NOT_MIGRATED} ({error_text(error)})") from error
         raise CommandError(
-            f"The database refused ({type(error).__name__}: {str(error).strip()}). What was "
-            f"committed stays, and an open refresh goes on with the next run or worker. If tables "
-            f"of matviews or of a view are missing, run `manage.py migrate`."
+            f"The database refused ({error_text(error)}). What was committed stays, and an open "
+            f"refresh goes on with the next run or worker. "
+            f"{engine.denied_for(error) or MISSING_TABLES}"
         ) from error
     except KeyboardInterrupt as error:
         raise CommandError("Interrupted.", returncode=INTERRUPTED) from error

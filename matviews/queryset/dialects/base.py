@@ -3,18 +3,22 @@
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import connections
 
-from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
+from ..fields import NUMBER, TEXT, WHOLE, AnyField, family, value_field
 from ..keys import Key, Keys, Within
-from ..source import Column
 from ..sql import SQL, Array, equal, joined, qualified
+
+if TYPE_CHECKING:
+    from ..source import Column
 
 __all__ = ["FIXED", "ROWS", "Dialect", "opposite"]
 
 ROWS = "matviews_rows"  # what the rows of the source are called in a statement
+PRECISION = re.compile(r"\(.*?\)")  # of a type, as in varchar(10)
+DIGITS = re.compile(r"-?[0-9]+").fullmatch
 FIXED = re.compile(r"[+-]\d\d:\d\d$")  # the end of a time zone that is a fixed offset
 TOLERANCE = "1e-12"  # relative; double precision has 15 to 17 digits, and sums lose the last ones
 
@@ -27,10 +31,16 @@ class Dialect:
     """
 
     most_keys = 5_000  # in one statement, which has them several times as parameters
+    # Names of types whose values are compared alike, and what each is called here.
+    kinds: ClassVar[dict[str, str]] = {}
 
     def __init__(self, using: str) -> None:
         self.using = using
-        self.connection: Any = connections[using]
+
+    @property
+    def connection(self) -> Any:
+        """This thread's connection: what is cached with a dialect may be used by another one."""
+        return connections[self.using]
 
     def name(self, name: str) -> str:
         """An identifier in quotes, in a text with parameters."""
@@ -41,6 +51,67 @@ class Dialect:
         """The columns of fields, of a table if one is given by its quoted name."""
         names = [self.name(field.column or "") for field in fields]
         return qualified(table, names) if table else names
+
+    def kind_of(self, field: AnyField) -> str:
+        """The kind of a field's column, as the model has it."""
+        return self.kind(value_field(field).rel_db_type(self.connection) or "")
+
+    def kind(self, type_name: str) -> str:
+        """What a type is compared as: values of one kind, and one collation, are equal and ordered alike."""
+        found = PRECISION.search(type_name)
+        plain = PRECISION.sub("", type_name.lower()).strip()
+        kind = self.kinds.get(plain, plain)
+        if kind in (WHOLE, TEXT) or not found:
+            return kind
+        return kind + found[0].replace(" ", "")
+
+    def columns(self, tables: Collection[str]) -> dict[tuple[str, str], tuple[str, str]]:
+        """Types and collations, "" for the default, by table and column; of tables that are there."""
+        raise NotImplementedError
+
+    def same_collation(self, of_model: str, of_column: str) -> bool:
+        """Whether a column's collation is what its model says; "" stands for the default."""
+        return of_model == of_column
+
+    def _described(self, query: str, params: Any) -> dict[tuple[str, str], tuple[str, str]]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(query, params)
+            rows = cursor.fetchall()
+        return {(table, column): (kind, collation or "") for table, column, kind, collation in rows}
+
+    def exact(self, kind: str, value: str) -> str | None:
+        """A value as a text, or number, that gives it back whatever the session; None if there is none.
+
+        Args:
+            kind: of the value.
+            value: its SQL.
+        """
+        raise NotImplementedError
+
+    def as_exact(self, kind: str, part: Any) -> Any:
+        """A part of a key that a trigger has logged, or a caller has given, as `exact` gives it.
+
+        Args:
+            kind: of the key's column.
+            part: a text, or what SQLite keeps.
+        """
+        if kind == TEXT:
+            return part if isinstance(part, str) else str(part)
+        return int(part) if kind == WHOLE and isinstance(part, str) and DIGITS(part) else part
+
+    def read_back(self, kind: str, exact: str) -> str:
+        """What `exact` has made of a value, as a value of its kind again."""
+        return exact
+
+    def is_null(self, column: str) -> str:
+        """A condition on a column that cannot be NULL, of a table that an outer join may lack a row of."""
+        return f"{column} IS NULL"
+
+    def is_readable(
+        self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]
+    ) -> bool:
+        """Whether `logged` gives the rows as they were logged."""
+        return True
 
     def row(self, columns: Sequence[str]) -> str:
         """Columns as one value."""
@@ -86,11 +157,11 @@ class Dialect:
             f"SELECT {names} FROM jsonb_populate_recordset(NULL::{name}, %s::jsonb)", (given,)
         )
 
-    def stored(self, column: Column, value: str) -> str:
+    def stored(self, column: "Column", value: str) -> str:
         """A value of the source as the view's column will hold it."""
         raise NotImplementedError
 
-    def differs(self, column: Column, left: str, right: str) -> str:
+    def differs(self, column: "Column", left: str, right: str) -> str:
         """Whether two values, as stored, are not the same; NULL is the same as NULL."""
         unlike = self.unlike(column.field, left, right)
         if not column.summed:
@@ -186,7 +257,7 @@ class Dialect:
         """
         raise NotImplementedError
 
-    def rounded(self, column: Column, value: str) -> str:
+    def rounded(self, column: "Column", value: str) -> str:
         """A number as a column that rounds will hold it."""
         kind, places = family(column.field), getattr(column.field, "decimal_places", None)
         if kind == NUMBER and places is not None:

@@ -4,24 +4,99 @@ Measured on MariaDB 10.11: an UPDATE or DELETE that reads the source share-locks
 its indexes even in READ COMMITTED; an INSERT or CREATE TABLE that selects from it does not.
 """
 
+import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
+from ...conf import get_settings
+from ..fields import DATE, MOMENT, NUMBER, TEXT, WHOLE, AnyField, family
 from ..keys import Key
 from ..query import field_of_column
-from ..source import Column
 from ..sql import SQL, equal, joined, qualified
 from .base import ROWS, Dialect
 
+if TYPE_CHECKING:
+    from ..source import Column
+
 __all__ = ["MySQL"]
 
+BYTES = re.compile(r"(var)?binary|(tiny|medium|long)?blob")
 SURPLUS = "matviews_surplus"
-TYPED = {"date": "CAST(%s AS DATE)", "date and time": "CAST(%s AS DATETIME(6))"}
+TYPED = {DATE: "CAST(%s AS DATE)", MOMENT: "CAST(%s AS DATETIME(6))"}
+AS_TEXT = {"date", "datetime", "decimal", "time", "uuid"}
 
 
 class MySQL(Dialect):
     """Texts are compared as bytes: the usual collations take "a" for "A", and "a" for "a "."""
+
+    kinds: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("tinyint", "smallint", "mediumint", "int", "integer", "bigint"), WHOLE),
+        "bool": WHOLE,
+        **dict.fromkeys(("char", "varchar", "tinytext", "text", "mediumtext", "longtext"), TEXT),
+        "double precision": "double",
+        "numeric": "decimal",
+    }
+
+    def kind(self, type_name: str) -> str:
+        """As the base class has it."""
+        return super().kind(type_name.lower().replace(" unsigned", ""))
+
+    def columns(self, tables: Collection[str]) -> dict[tuple[str, str], tuple[str, str]]:
+        """As the base class has it."""
+        found: dict[tuple[str, str], tuple[str, str]] = {}
+        by_database: dict[str, list[str]] = {}
+        for table in tables:
+            database, _dot, name = table.rpartition("`.`")
+            by_database.setdefault(database, []).append(name)
+        for database, names in by_database.items():
+            found |= self._described(
+                "SELECT CONCAT(%s, table_name), column_name, column_type, collation_name "
+                "FROM information_schema.columns WHERE table_schema = COALESCE(NULLIF(%s, ''), DATABASE()) "
+                f"AND table_name IN ({', '.join(['%s'] * len(names))})",
+                [f"{database}`.`" if database else "", database, *names],
+            )
+        return found
+
+    def same_collation(self, of_model: str, of_column: str) -> bool:
+        """As the base class has it; without one in the model, a table keeps what it was made with."""
+        return not of_model or super().same_collation(of_model, of_column)
+
+    def exact(self, kind: str, value: str) -> str | None:
+        """As the base class has it. The driver makes None of 0000-00-00.
+
+        What is computed may have fewer places than the column in which it will be.
+        """
+        plain = kind.partition("(")[0]
+        if plain in (WHOLE, TEXT):
+            return value
+        if kind.startswith("datetime("):
+            return f"LEFT(CONCAT(CAST({value} AS CHAR), '.000000'), {20 + int(kind[9:-1])})"
+        return f"CAST({value} AS CHAR)" if plain in AS_TEXT else None
+
+    def as_exact(self, kind: str, part: Any) -> Any:
+        """As the base class has it."""
+        if kind.startswith("datetime("):
+            return f"{part}.000000"[: 20 + int(kind[9:-1])]
+        return super().as_exact(kind, part)
+
+    def read_back(self, kind: str, exact: str) -> str:
+        """As the base class has it: as texts, 10.00 would come before 2.00, and 100:00:00 before 99:00:00."""
+        return f"CAST({exact} AS {kind})" if kind.startswith(("decimal", "time")) else exact
+
+    def is_null(self, column: str) -> str:
+        """As the base class has it: 0000-00-00 IS NULL in a column that cannot be NULL."""
+        return f"{column} <=> NULL"
+
+    def is_readable(
+        self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]
+    ) -> bool:
+        """As the base class has it: a cast makes NULL of 0000-00-00 where `sql_mode` has NO_ZERO_DATE."""
+        dates = [
+            place
+            for place, column in enumerate(columns)
+            if (field := field_of_column(table, column)) and family(field) in TYPED
+        ]
+        return not any("-00" in str(row[place])[4:10] for row in rows for place in dates)
 
     def logged(self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]) -> SQL:
         """As the base class has it; beside the table's own columns, texts take their collations."""
@@ -32,7 +107,7 @@ class MySQL(Dialect):
         params = tuple(value for row in rows for value in row)
         return SQL(empty + f" UNION ALL SELECT {marks}" * len(rows), params)
 
-    def stored(self, column: Column, value: str) -> str:
+    def stored(self, column: "Column", value: str) -> str:
         """As the base class has it; CAST would clip what assigning refuses."""
         if family(column.field) in (WHOLE, NUMBER):
             return self.rounded(column, value)
@@ -46,7 +121,7 @@ class MySQL(Dialect):
 
     def folds(self, field: AnyField) -> bool:
         """As the base class has it."""
-        return family(field) == TEXT
+        return family(field) == TEXT and not BYTES.match(self.kind_of(field))
 
     def opaque(self, condition: SQL) -> SQL:
         """As the base class has it.
@@ -80,17 +155,19 @@ class MySQL(Dialect):
     ) -> list[SQL]:
         """As the base class has it, by way of a temporary table, which commits nothing."""
         same = equal(qualified(ROWS, key), qualified(table, key))
-        condition = joined(" AND ", [*where, SQL(f"{ROWS}.{key[0]} IS NULL")])
+        condition = joined(" AND ", [*where, SQL(self.is_null(f"{ROWS}.{key[0]}"))])
         named = {f"pk{place}": name for place, name in enumerate(pk)}
         selected = ", ".join(f"{name} AS {alias}" for alias, name in named.items())
+        schema = get_settings().STAGING_SCHEMA
+        surplus = f"{self.name(schema)}.{SURPLUS}" if schema else SURPLUS
         matched = equal(named.values(), qualified(SURPLUS, named))
-        drop = SQL(f"DROP TEMPORARY TABLE IF EXISTS {SURPLUS}")
+        drop = SQL(f"DROP TEMPORARY TABLE IF EXISTS {surplus}")
         find = SQL(
-            f"CREATE TEMPORARY TABLE {SURPLUS} AS SELECT {selected} FROM {table} "
+            f"CREATE TEMPORARY TABLE {surplus} AS SELECT {selected} FROM {table} "
             f"LEFT JOIN ({keys.text}) {ROWS} ON {same} WHERE {condition.text}",
             (*keys.params, *condition.params),
         )
-        remove = SQL(f"DELETE {table} FROM {table} JOIN {SURPLUS} ON {matched}")
+        remove = SQL(f"DELETE {table} FROM {table} JOIN {surplus} AS {SURPLUS} ON {matched}")
         return [drop, find, remove, drop]
 
     def update(

@@ -1,17 +1,24 @@
 """PostgreSQL."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..fields import FAMILIES, TEXT, AnyField, family, value_field
+from ...table_names import regclass
+from ..fields import FAMILIES, TEXT, WHOLE, AnyField, family, value_field
 from ..keys import Key, Keys
-from ..source import Column
 from ..sql import SQL, Array
 from .base import Dialect, opposite
+
+if TYPE_CHECKING:
+    from ..source import Column
 
 __all__ = ["PostgreSQL"]
 
 ESCAPED = str.maketrans({"\\": r"\\", '"': r"\""})
+AS_TEXT = {
+    "bpchar", "boolean", "cidr", "citext", "inet", "macaddr", "numeric", "time without time zone", "uuid",
+}  # fmt: skip
+MOMENTS = {"date", "timestamp with time zone", "timestamp without time zone"}
 CONVERTED = set(FAMILIES.values()) - {TEXT}
 
 
@@ -19,8 +26,57 @@ class PostgreSQL(Dialect):
     """Assigning converts as a cast does, but for texts: a cast would cut them, assigning refuses."""
 
     most_keys = 10_000  # it takes them as one array
+    kinds: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("smallint", "integer", "bigint"), WHOLE),
+        **dict.fromkeys(("smallserial", "serial", "bigserial"), WHOLE),
+        **dict.fromkeys(("varchar", "character varying", "text"), TEXT),
+        **dict.fromkeys(("char", "character"), "bpchar"),
+        "bool": "boolean",
+        "decimal": "numeric",
+        "time": "time without time zone",
+        "timestamp": "timestamp without time zone",
+        "timestamptz": "timestamp with time zone",
+    }
 
-    def stored(self, column: Column, value: str) -> str:
+    def columns(self, tables: Collection[str]) -> dict[tuple[str, str], tuple[str, str]]:
+        """As the base class has it."""
+        quote = self.connection.ops.quote_name
+        quoted = {name: quote(name) for name in tables if regclass(quote(name))}
+        return self._described(
+            "SELECT t.name, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), "
+            "NULLIF(o.collname, 'default') FROM "
+            "unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) t (name, quoted) "
+            "JOIN pg_attribute a ON a.attrelid = pg_catalog.to_regclass(t.quoted)::pg_catalog.oid "
+            "LEFT JOIN pg_collation o ON o.oid = a.attcollation "
+            "WHERE a.attnum > 0 AND NOT a.attisdropped",
+            [list(quoted), list(quoted.values())],
+        )
+
+    def exact(self, kind: str, value: str) -> str | None:
+        """As the base class has it. JSON has dates without DateStyle, also those that Python lacks."""
+        plain = kind.partition("(")[0]
+        if plain in (WHOLE, TEXT):
+            return value
+        if plain in MOMENTS:
+            return f"(to_jsonb({value}) #>> '{{}}')"
+        if plain == "interval":
+            return _exact_interval(value)
+        return f"{value}::text" if plain in AS_TEXT else None
+
+    def as_exact(self, kind: str, part: Any) -> Any:
+        """As the base class has it."""
+        if kind.startswith("bpchar"):
+            return str(part).rstrip(" ")
+        if kind.startswith("timestamp"):
+            return str(part).replace(" ", "T", 1)
+        return super().as_exact(kind, part)
+
+    def read_back(self, kind: str, exact: str) -> str:
+        """As the base class has it."""
+        plain = kind.partition("(")[0]
+        return exact if plain in (WHOLE, TEXT) else f"CAST({exact} AS {plain})"
+
+    def stored(self, column: "Column", value: str) -> str:
         """As the base class has it."""
         if family(column.field) not in CONVERTED:
             return value
@@ -41,12 +97,27 @@ class PostgreSQL(Dialect):
 
     def unlike(self, field: AnyField, left: str, right: str) -> str:
         """As the base class has it. Texts that a collation takes for equal are compared as bytes."""
-        exact = ' COLLATE "C"' if self.folds(field) else ""
+        exact = '::text COLLATE "C"' if self.folds(field) else ""
         return f"{left}{exact} IS DISTINCT FROM {right}{exact}"
+
+    def folds(self, field: AnyField) -> bool:
+        """As the base class has it."""
+        return super().folds(field) or self.kind_of(field) == "citext"
 
     def utc(self, value: str, zone: str) -> SQL:
         """As the base class has it; POSIX counts offsets the other way."""
         return SQL(f"({value} AT TIME ZONE %s)", (opposite(zone),))
+
+
+def _exact_interval(value: str) -> str:
+    """An interval by its parts, whatever IntervalStyle is; the first sign keeps it from being that of all."""
+    months = f"extract(year from {value})::int * 12 + extract(month from {value})::int"
+    seconds = (
+        f"extract(hour from {value})::bigint * 3600 + extract(minute from {value})::int * 60 "
+        f"+ extract(second from {value})"
+    )
+    parts = f"{months}, ' months ', extract(day from {value})::int, ' days ', {seconds}, ' seconds'"
+    return f"CASE WHEN isfinite({value}) THEN concat('+0 years ', {parts}) ELSE {value}::text END"
 
 
 def _array(keys: Collection[Key]) -> Array:

@@ -1,21 +1,69 @@
 """SQLite. It keeps what it is given, whatever the type of the column, so values are rounded here."""
 
+import re
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..fields import WHOLE, AnyField, family
+from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
 from ..keys import Key
-from ..source import Column
+from ..query import column_of
 from ..sql import SQL
 from .base import FIXED, Dialect, opposite
 
+if TYPE_CHECKING:
+    from ..source import Column
+
 __all__ = ["SQLite"]
+
+
+def _collation(sql: str, column: str) -> str:
+    """The collation that the definition of a table gives to a column, "" for the default."""
+    clause = (
+        rf"[\"`\[]?\b{re.escape(column)}\b[\"`\]]?\s+(?:[^,()]|\([^()]*\))*?\bCOLLATE\s+[\"`]?(\w+)"
+    )
+    found = re.search(clause, sql, re.IGNORECASE)
+    return found[1] if found else ""
 
 
 class SQLite(Dialect):
     """Decimals are kept as binary numbers, and rounded to the places of their field."""
 
     most_keys = 1_000  # a statement has at most 32,766 parameters
+
+    def kind(self, type_name: str) -> str:
+        """As the base class has it: by the affinity that the name of a type gives to a column."""
+        name = type_name.upper()
+        if "INT" in name:
+            return WHOLE
+        if any(part in name for part in ("CHAR", "CLOB", "TEXT")):
+            return TEXT
+        if "BLOB" in name or not name:
+            return "blob"
+        return "real" if any(part in name for part in ("REAL", "FLOA", "DOUB")) else NUMBER
+
+    def columns(self, tables: Collection[str]) -> dict[tuple[str, str], tuple[str, str]]:
+        """As the base class has it."""
+        marks = ", ".join(["%s"] * len(tables))
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT t.name, c.name, c.type, t.sql FROM sqlite_master t, pragma_table_xinfo(t.name) c "
+                f"WHERE t.type = 'table' AND t.name IN ({marks})",
+                list(tables),
+            )
+            rows = cursor.fetchall()
+        return {(table, name): (kind, _collation(sql, name)) for table, name, kind, sql in rows}
+
+    def same_collation(self, of_model: str, of_column: str) -> bool:
+        """As the base class has it."""
+        return (of_model or "BINARY").upper() == (of_column or "BINARY").upper()
+
+    def exact(self, kind: str, value: str) -> str | None:
+        """As the base class has it. A sign keeps the driver from reading it as the column's type."""
+        return f"+{value}"
+
+    def read_back(self, kind: str, exact: str) -> str:
+        """As the base class has it: the column, with its affinity."""
+        return exact.removeprefix("+")
 
     def logged(self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]) -> SQL:
         """As the base class has it; JSON holds values as the table does."""
@@ -24,10 +72,17 @@ class SQLite(Dialect):
             f"VALUES {', '.join([row] * len(rows))}", tuple(value for row in rows for value in row)
         )
 
-    def stored(self, column: Column, value: str) -> str:
-        """As the base class has it."""
+    def stored(self, column: "Column", value: str) -> str:
+        """As the base class has it. A column as such is kept as it is, whatever stands in it."""
+        place = column_of(column.expression)
+        if place and self._alike(place[1], column.field):
+            return value
         rounded = self.rounded(column, value)
         return f"CAST({rounded} AS INTEGER)" if family(column.field) == WHOLE else rounded
+
+    def _alike(self, one: AnyField, other: AnyField) -> bool:
+        places = {getattr(field, "decimal_places", None) for field in (one, other)}
+        return self.kind_of(one) == self.kind_of(other) and len(places) == 1
 
     def unlike(self, field: AnyField, left: str, right: str) -> str:
         """As the base class has it."""

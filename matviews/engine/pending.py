@@ -1,0 +1,56 @@
+"""Since when changes are pending that were drained from a view's queue.
+
+A drain is processed once every phase of the view has passed it. Until then the shard keeps the time of the
+oldest change in it, in `Stripe.pending`: pairs of a drain's number and that time, by number.
+"""
+
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+
+from django.utils import timezone
+
+from ..models import PhaseRun, Stripe
+
+__all__ = ["add_drain", "drop_processed", "oldest_drained", "processed", "utc"]
+
+
+def utc(moment: datetime) -> datetime:
+    """A time of the database's clock with its zone, which it lacks without USE_TZ."""
+    return moment if timezone.is_aware(moment) else moment.replace(tzinfo=UTC)
+
+
+def processed(stripe: Stripe, phases: Iterable[str]) -> int:
+    """The number of the last drain that all of these phases have passed, -1 if one never succeeded."""
+    return min((stripe.covered.get(phase, (-1, None))[0] for phase in phases), default=-1)
+
+
+def add_drain(stripe: Stripe, logged_at: datetime, runs: Iterable[PhaseRun]) -> None:
+    """Note the drain that has just taken the number `stripe.changes`; its oldest change was logged at a time.
+
+    Drains that can only be passed together are kept as one, so that the list stays short however long a
+    phase does not run. Phases stop at what they have passed, and at what one of the `runs` is to pass.
+    """
+    stops = {number for number, _moment in stripe.covered.values()}
+    leaders = (run.merged_into or run for run in runs)
+    stops |= {run.covers[0] for run in leaders if run.covers} | {stripe.changes}
+    kept: dict[int, datetime] = {}
+    for number, moment in [*_times(stripe), (stripe.changes, utc(logged_at))]:
+        stop = min(each for each in stops if each >= number)
+        kept[stop] = min(moment, kept.get(stop, moment))
+    stripe.pending = [[stop, moment.isoformat()] for stop, moment in sorted(kept.items())]
+
+
+def drop_processed(stripe: Stripe, phases: Collection[str]) -> None:
+    """Forget the drains that every phase of the view has passed."""
+    done = processed(stripe, phases)
+    stripe.pending = [each for each in stripe.pending if each[0] > done]
+
+
+def oldest_drained(stripe: Stripe, phases: Collection[str]) -> datetime | None:
+    """When the oldest change was logged that was drained, and that some phase has yet to pass."""
+    done = processed(stripe, phases)
+    return min((moment for number, moment in _times(stripe) if number > done), default=None)
+
+
+def _times(stripe: Stripe) -> list[tuple[int, datetime]]:
+    return [(number, datetime.fromisoformat(text)) for number, text in stripe.pending]

@@ -1,0 +1,25 @@
+"""Django's own `dumpdata`, without what is of no use in another database."""
+
+from typing import Any
+
+from django.apps import apps
+from django.core.management.commands import dumpdata
+
+from ...models import Bookkeeping
+
+__all__ = ["Command"]
+
+
+class Command(dumpdata.Command):
+    """Leaves out the bookkeeping of matviews, the secret of its log among it, unless a model is named."""
+
+    def handle(self, *app_labels: str, **options: Any) -> None:
+        """As Django's does."""
+        named = {label.lower() for label in app_labels}
+        ours = (
+            model._meta.label_lower
+            for model in apps.get_app_config("matviews").get_models()
+            if issubclass(model, Bookkeeping)
+        )
+        left_out = [label for label in ours if label not in named]
+        super().handle(*app_labels, **{**options, "exclude": [*options["exclude"], *left_out]})

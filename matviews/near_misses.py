@@ -1,0 +1,96 @@
+"""Names in a view's class that are nearly those that are read, and classes that are nearly views."""
+
+import inspect
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from django.db.models import Field, Model
+
+from .mixin import MaterializedView
+from .phases import Phase
+
+__all__ = ["half_views", "like_hook", "like_source", "unread_classes"]
+
+SOURCE = "source"
+ALSO_SOURCE = {"queryset", "get_queryset", "query", "get_query"}
+HOOKS = [name for phase in Phase for name in (phase.needs_hook, phase.do_hook)]
+NEAR, VERY_NEAR = 0.75, 0.9
+HELPERS = ("mixin", "base", "abstract")  # what a class that is for others to inherit from is called
+
+
+def like_source(model: type) -> str:
+    """The method that is perhaps meant to be `source`; "" if none is."""
+    names = [name for name in _methods(model) if name != SOURCE and name not in HOOKS]
+    lowered = {name.lower().strip("_"): name for name in reversed(names)}
+    with_it = [name for low, name in lowered.items() if SOURCE in low]
+    near = [lowered[low] for low in get_close_matches(SOURCE, lowered, cutoff=NEAR)]
+    others = [name for low, name in lowered.items() if low in ALSO_SOURCE]
+    return next(iter([*with_it, *near, *others]), "")
+
+
+def like_hook(model: type, hook: str, *, very: bool = False) -> str:
+    """The method that is perhaps meant to be a hook, which the class lacks; "" if none is.
+
+    `very`: nothing else says that it was meant, as its hook can be done without.
+    """
+    lowered = {name.lower(): name for name in _methods(model) if name not in HOOKS}
+    cutoff = VERY_NEAR if very else NEAR
+    near = get_close_matches(hook, lowered, n=1, cutoff=cutoff)
+    # update and insert are unlike enough, but do_ and needs_ of one phase are each other's namesakes.
+    return next((lowered[low] for low in near if low[:2] == hook[:2]), "")
+
+
+def unread_classes(model: type, name: str) -> list[str]:
+    """Classes within a view's class that are named nearly as the one that is read."""
+    members: dict[str, object] = {}
+    for cls in _own(model):
+        members |= vars(cls)
+    classes = [key for key, value in members.items() if isinstance(value, type) and key != name]
+    return [key for key in classes if get_close_matches(key, [name], cutoff=0.8)]
+
+
+def half_views() -> Iterator[type]:
+    """Classes that look like views, but are no models, and that no model inherits from.
+
+    A class without fields that is for others to inherit from is none of them.
+    """
+    for cls in _subclasses(MaterializedView):
+        if cls.__subclasses__() or issubclass(cls, Model):
+            continue
+        members = vars(cls)
+        fields = any(isinstance(value, Field) for value in members.values())
+        works = SOURCE in members or not members.keys().isdisjoint(HOOKS)
+        if fields or (works and not _is_helper(cls)):
+            yield cls
+
+
+def _is_helper(cls: type) -> bool:
+    name = cls.__name__.lower()
+    abstract = getattr(getattr(cls, "Meta", None), "abstract", False)
+    named = name.startswith("_") or any(word in name for word in HELPERS)
+    return named or abstract or inspect.isabstract(cls)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    each: type
+    for each in cls.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def _own(model: type) -> Iterator[type]:
+    """The classes that a view is made of, without Django's and ours."""
+    for cls in model.__mro__:
+        if cls not in (object, Model, MaterializedView):
+            yield cls
+
+
+def _methods(model: type) -> list[str]:
+    kinds: Any = (classmethod, staticmethod, property)
+    return [
+        name
+        for cls in _own(model)
+        for name, value in vars(cls).items()
+        if not name.startswith("__") and (inspect.isfunction(value) or isinstance(value, kinds))
+    ]

@@ -1,0 +1,98 @@
+"""Whether the database's columns that hold keys, or lead to them, are what the models say.
+
+What a plan is made of is read from the models. Where a column has another type, or two that are compared have
+different collations, values that are equal here may not be there, and have another order: then nothing but
+a full refresh by way of a staging table is right, in which the view's own columns compare.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from .dialects import Dialect
+from .fields import AnyField, value_field
+from .lineage import equal_columns
+from .links import Link
+from .query import column_of, field_of_column
+from .source import Source
+
+__all__ = ["Compared", "compared_columns", "find_mismatch", "stored_columns"]
+
+Stored = Mapping[tuple[str, str], tuple[str, str]]  # type and collation, by table and column
+
+
+class Compared(NamedTuple):
+    """A column that is compared with others."""
+
+    table: str
+    column: str
+    field: AnyField
+
+
+def compared_columns(source: Source, links: Iterable[Link]) -> list[tuple[Compared, ...]]:
+    """The columns of keys and links, in groups of those that are compared with each other."""
+    groups = [*_of_keys(source), *(group for link in links for group in _of_link(link, source))]
+    return [tuple(group) for group in groups]
+
+
+def _of_keys(source: Source) -> Iterator[list[Compared]]:
+    """Each part of the key in the view, with its column in the source and what is joined as equal."""
+    view = source.model._meta.db_table
+    tables = {table.alias: table.table for table in source.query.tables}
+    for part in source.key:
+        group = [Compared(view, part.field.column or "", part.field)]
+        if place := column_of(part.expression):
+            first = (place[0], place[1].column)
+            for alias, column in (first, *equal_columns(source.query.tables, first)):
+                group += _column(tables.get(alias, ""), column or "")
+        yield group
+
+
+def _of_link(link: Link, source: Source) -> Iterator[list[Compared]]:
+    tables = [link.table, *(join.table for join in link.way)]
+    for join in link.way:
+        for near, far in join.columns:
+            yield [*_column(tables[join.near], near), *_column(join.table, far)]
+    numbers = range(len(source.key)) if link.part is None else [link.part]
+    for number, end in zip(numbers, link.ends, strict=False):
+        part = source.key[number].field
+        key = Compared(source.model._meta.db_table, part.column or "", part)
+        yield [key, *_column(tables[end.place], end.column)]
+
+
+def _column(table: str, column: str) -> Iterator[Compared]:
+    if field := field_of_column(table, column):
+        yield Compared(table, column, field)
+
+
+def stored_columns(groups: Collection[Collection[Compared]], dialect: Dialect) -> Stored:
+    """The types and collations of columns in the database."""
+    return dialect.columns(sorted({each.table for group in groups for each in group}))
+
+
+def find_mismatch(groups: Iterable[Iterable[Compared]], stored: Stored, dialect: Dialect) -> str:
+    """Why the models cannot be believed, for a person; "" if they can. Tables that are not there are left out."""
+    for group in groups:
+        there = [each for each in group if each[:2] in stored]
+        for each in there:
+            if fault := _fault(each, *stored[each[:2]], dialect):
+                return fault
+        collations = {stored[each[:2]][1]: each for each in there}
+        if len(collations) > 1:
+            shown = " and ".join(
+                f"{each.table}.{each.column} ({name or 'the default'})"
+                for name, each in sorted(collations.items())
+            )
+            return f"{shown} have different collations in the database"
+    return ""
+
+
+def _fault(each: Compared, type_name: str, collation: str, dialect: Dialect) -> str:
+    name = f"{each.table}.{each.column}"
+    if dialect.kind(type_name) != dialect.kind_of(each.field):
+        of_model = value_field(each.field).rel_db_type(dialect.connection)
+        return f"{name} is {type_name or 'without a type'} in the database, and {of_model} in its model"
+    of_model = each.field.db_parameters(dialect.connection).get("collation") or ""
+    if not dialect.same_collation(of_model, collation):
+        collations = (each_ or "the default" for each_ in (collation, of_model))
+        return f"{name} has the collation {' in the database, and '.join(collations)} in its model"
+    return ""

@@ -1,0 +1,63 @@
+"""Keys as a caller gives them."""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.core.exceptions import ValidationError
+
+from .dialects import Dialect, dialect_of
+from .fields import DATE, MOMENT, AnyField, family, value_field
+from .keys import Key
+
+__all__ = ["as_key"]
+
+# Dates that Python cannot hold, as the databases write them.
+UNHELD = re.compile(r"-?infinity|\d{4,}-.* BC|\d{5,}-\d\d-\d\d\b.*|\d{4}-(00-\d\d|\d\d-00)\b.*")
+
+
+def as_key(fields: Sequence[AnyField], value: Any, using: str) -> Key:
+    """A key that somebody gives: a value, or a tuple of several fields' values.
+
+    It is converted once, by the fields, as a lookup in a queryset would. A date that Python cannot hold is
+    given as the database's text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    names = ", ".join(field.name for field in fields)
+    if None in values or len(values) != len(fields):
+        raise ValueError(f"{value!r} is not {names}.")
+    try:
+        pairs = zip(fields, values, strict=True)
+        return tuple(_given(field, each, dialect_of(using)) for field, each in pairs)
+    except (ValidationError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{value!r} is not {names}.") from error
+
+
+def _given(field: AnyField, value: Any, dialect: Dialect) -> Any:
+    text = isinstance(value, str) and family(field) in (DATE, MOMENT)
+    if not text or not UNHELD.fullmatch(value):
+        value = value_field(field).get_db_prep_value(value, dialect.connection)
+    return dialect.as_exact(dialect.kind_of(field), _plain(value, dialect.connection))
+
+
+def _plain(value: Any, connection: Any) -> Any:
+    """What a statement takes as a parameter, as a text or a number."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int) and (
+        connection.vendor != "postgresql" or not isinstance(value, bool)
+    ):
+        return int(value)
+    if isinstance(value, (bytes, float)) and connection.vendor == "sqlite":
+        return value
+    if isinstance(value, timedelta):
+        return f"{value // timedelta(microseconds=1)} microseconds"
+    if isinstance(value, datetime) and value.tzinfo:
+        return str(value.astimezone(connection.timezone))
+    if value is None:
+        raise ValueError("a part of it is NULL")
+    return str(value)

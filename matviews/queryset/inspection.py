@@ -1,0 +1,95 @@
+"""What looking into a source's query tells: how it is worked through, and which changes concern which keys.
+
+Where that fails, or something in the query may read what cannot be found, the view needs none of it: its
+source is evaluated as a whole at each refresh.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .boundary import NotUnderstood, looking
+from .declared import declared
+from .links import Link, find_links, with_declared
+from .paths import Path, find_path
+from .source import Source
+
+__all__ = ["Inspection", "inspect"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What looking into a source's query has told.
+
+    Attributes:
+        path: how it is worked through.
+        links: how changed rows of its tables lead to keys; of tables that lead to none in particular, none.
+        columns: the columns of each table that decide about its rows; None for any.
+        untrackable: why changes of these tables do not tell all changes of its rows; "" if they do.
+        unknown: why the query cannot be looked into; "" if it can.
+    """
+
+    path: Path
+    links: Mapping[str, tuple[Link, ...]] = field(default_factory=dict)
+    columns: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    untrackable: str = ""
+    unknown: str = ""
+
+
+def inspect(source: Source) -> Inspection:
+    """Look into a source's query.
+
+    Raises:
+        DatabaseError: what had to be asked of the database failed.
+    """
+    try:
+        with looking():
+            unknown = _unknown(source)
+            return _opaque(unknown) if unknown else _inspected(source)
+    except NotUnderstood as error:
+        logger.info(
+            "source() cannot be looked into view=%s", source.definition.label, exc_info=True
+        )
+        return _opaque(str(error))
+
+
+def _opaque(why: str) -> Inspection:
+    reason = f"source() cannot be looked into ({why})"
+    path = Path(staged=True, reason=reason, unkeyed=reason)
+    return Inspection(path=path, untrackable=reason, unknown=why)
+
+
+def _unknown(source: Source) -> str:
+    """What the query may read that cannot be found, "" if nothing: raw SQL must be declared."""
+    query = source.query
+    if query.unknown or query.has_raw_sql:
+        return query.unknown
+    known = declared(source.definition).keys()
+    if others := sorted(query.other_tables() - known):
+        return f"its SQL names {', '.join(others)}, and no expression of Django's does"
+    return ""
+
+
+def _inspected(source: Source) -> Inspection:
+    query, path, said = source.query, find_path(source), declared(source.definition)
+    columns = query.columns_read()
+    if query.has_raw_sql:  # which may read any column of these
+        columns = dict.fromkeys(columns)
+    columns |= dict.fromkeys(said)
+    return Inspection(
+        path=path,
+        links=with_declared(find_links(source, path), said, path),
+        columns={
+            table: None if read is None else frozenset(read) for table, read in columns.items()
+        },
+        untrackable=_moving(source),
+    )
+
+
+def _moving(source: Source) -> str:
+    for name, part in source.query.parts:
+        if functions := source.query.volatile(part):
+            return f"{name} of source() changes by itself ({functions[0]})"
+    return ""

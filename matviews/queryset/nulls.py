@@ -1,0 +1,157 @@
+"""Whether a column of a source can be NULL, as far as its expression tells."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from django.db import connections
+from django.db.models import (
+    Aggregate,
+    Avg,
+    Case,
+    Exists,
+    Func,
+    Max,
+    Min,
+    StdDev,
+    Subquery,
+    Sum,
+    Value,
+    Variance,
+    When,
+    Window,
+)
+from django.db.models.expressions import Col, CombinedExpression, ExpressionWrapper, Ref
+from django.db.models.fields.json import KeyTransform
+from django.db.models.functions import (
+    Coalesce,
+    Concat,
+    ConcatPair,
+    FirstValue,
+    Greatest,
+    JSONObject,
+    Lag,
+    LastValue,
+    Lead,
+    Least,
+    NthValue,
+    NullIf,
+)
+
+from .query import SourceQuery
+
+__all__ = ["null_reason"]
+
+# NULL where an argument is, and only there.
+STRICT = (CombinedExpression, ExpressionWrapper)
+AGGREGATES = (Sum, Avg, Min, Max, StdDev, Variance)
+
+
+def null_reason(expression: Any, query: SourceQuery) -> str:
+    """Why a column can be NULL, for a person; "" if it cannot, or if that cannot be told."""
+    return _Nulls(query).reason(expression)
+
+
+class _Nulls:
+    """What is known of a query: which of its tables may have no row, and whether its rows are groups."""
+
+    def __init__(self, query: SourceQuery) -> None:
+        self.query = query
+        self.tables = {table.alias: table for table in query.tables}
+        self.never_null = query.never_null()
+
+    def reason(self, expression: Any) -> str:
+        """Why an expression can be NULL, "" if it cannot, or if that cannot be told."""
+        for kind, rule in self._rules:
+            if isinstance(expression, kind):
+                return rule(self, expression)
+        return ""
+
+    def _first(self, expressions: Iterable[Any]) -> str:
+        return next(filter(None, map(self.reason, expressions)), "")
+
+    def _column(self, column: Any) -> str:
+        alias = column.alias
+        if (alias, column.target.column) in self.never_null:
+            return ""
+        while table := self.tables.get(alias):
+            if table.outer:
+                return f"there may be no row of {self.tables[column.alias].table}"
+            alias = table.parent
+        named = f"{column.target.model._meta.label}.{column.target.name}"
+        return f"{named} may be NULL" if column.alias in self.tables and column.target.null else ""
+
+    def _aggregate(self, expression: Any) -> str:
+        name = type(expression).__name__
+        if expression.empty_result_set_value is not None or not isinstance(expression, AGGREGATES):
+            return ""
+        if expression.filter is not None:
+            return f"{name} of no row that its filter takes is NULL"
+        if getattr(expression, "function", "").endswith("_SAMP"):
+            return f"{name} of a sample of one row is NULL"
+        if not self.query.grouping:
+            return f"{name} of no row at all is NULL"
+        inner = self._first(Func.get_source_expressions(expression))
+        return f"{name} of no value is NULL, and {inner}" if inner else ""
+
+    def _coalesce(self, expression: Any) -> str:
+        reasons = [self.reason(each) for each in expression.get_source_expressions()]
+        return reasons[-1] if all(reasons) else ""
+
+    def _case(self, expression: Any) -> str:
+        default = expression.default
+        if isinstance(default, Value) and default.value is None:
+            return "Case has no default"
+        return self._first([*expression.cases, default])
+
+    def _window(self, expression: Any) -> str:
+        function = expression.source_expression
+        if isinstance(function, (Lag, Lead)):
+            arguments = function.get_source_expressions()
+            return self._first(arguments) if len(arguments) > 2 else (
+                f"{type(function).__name__} without a default is NULL at the end"
+            )  # fmt: skip
+        if isinstance(function, NthValue):
+            return "NthValue is NULL where there are fewer rows"
+        return self._first(function.get_source_expressions()[:1]) if isinstance(
+            function, (FirstValue, LastValue)
+        ) else ""  # fmt: skip
+
+    def _extreme(self, expression: Any) -> str:
+        reasons = [self.reason(each) for each in expression.get_source_expressions()]
+        if connections[self.query.using].vendor == "postgresql":  # which leaves NULLs out
+            return reasons[0] if all(reasons) else ""
+        return next(filter(None, reasons), "")
+
+    def _function(self, expression: Any) -> str:
+        """Django's own functions return NULL for NULL; what others do cannot be told."""
+        name = str(expression.extra.get("function", expression.function)).upper()
+        if name == "COALESCE":
+            return self._coalesce(expression)
+        if name == "NULLIF":
+            return "NULLIF is NULL where its arguments are equal"
+        strict = type(expression).__module__.startswith("django.db.models.functions")
+        return self._first(expression.get_source_expressions()) if strict else ""
+
+    _rules: tuple[tuple[Any, Callable[["_Nulls", Any], str]], ...] = (
+        (Col, _column),
+        (Value, lambda _nulls, each: "its value is None" if each.value is None else ""),
+        (Ref, lambda nulls, each: nulls.reason(each.source)),
+        (Aggregate, _aggregate),
+        (Coalesce, _coalesce),
+        (Case, _case),
+        (When, lambda nulls, each: nulls.reason(each.result)),
+        (Exists, lambda _nulls, _each: ""),
+        (
+            Subquery,
+            lambda _nulls, each: (
+                "" if each.template.startswith("ARRAY") else "the subquery may have no row"
+            ),
+        ),
+        (Window, _window),
+        (NullIf, lambda _nulls, _each: "NullIf is NULL where its arguments are equal"),
+        (KeyTransform, lambda _nulls, _each: "the JSON may lack the key"),
+        ((Concat, ConcatPair, JSONObject), lambda _nulls, _each: ""),
+        ((Greatest, Least), _extreme),
+        (STRICT, lambda nulls, each: nulls._first(each.get_source_expressions())),
+        (Func, _function),
+    )

@@ -1,0 +1,79 @@
+"""Parameters of statements by their values: psycopg's wrappers, for one, equal nothing but themselves."""
+
+import json
+import pickle
+import re
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+from uuid import UUID
+
+__all__ = ["parameter_text"]
+
+DATE_LITERAL = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d\S*)?|\d\d:\d\d:\d\d\S*")
+PLAIN = (bool, int, float, Decimal, UUID, timedelta, IPv4Address, IPv6Address, type(None))
+
+
+def parameter_text(param: Any, *, dated: bool = True) -> str:
+    """A text that two parameters share if the database is given the same with both, in any process.
+
+    Without `dated`, dates and times are left out; some databases take these as strings.
+    """
+    if isinstance(param, Enum):
+        return f"{type(param).__qualname__}.{param.name}={parameter_text(param.value, dated=dated)}"
+    if isinstance(param, str):
+        return repr(str.__str__(param)) if dated or not DATE_LITERAL.fullmatch(param) else ""
+    if isinstance(param, (date, time)):
+        return _moment(param) if dated else ""
+    if isinstance(param, PLAIN):
+        return f"{type(param).__name__} {param!r}"
+    if isinstance(param, (bytes, bytearray, memoryview)):
+        return repr(bytes(param))
+    return _composed(param, dated=dated)
+
+
+def _moment(param: date | time) -> str:
+    """A date or time; a moment by itself, and not by the zone that it is told in."""
+    if isinstance(param, datetime) and param.tzinfo is not None:
+        with suppress(OverflowError):  # at the end of time
+            param = param.astimezone(UTC)
+    return f"{type(param).__name__} {param.isoformat()}"
+
+
+def _composed(param: Any, *, dated: bool) -> str:
+    """As `parameter_text`, of what is made of values."""
+
+    def text(value: Any) -> str:
+        return parameter_text(value, dated=dated)
+
+    kind = type(param).__qualname__
+    if hasattr(param, "lower_inc"):  # a range of psycopg's
+        return repr([kind, text(param.lower), text(param.upper), str(param.bounds)])
+    if hasattr(param, "obj"):  # psycopg's JSON, whose own representation is shortened, or its bytes
+        return repr([kind, _wrapped(param)])
+    if isinstance(param, Mapping):
+        return repr([kind, sorted((text(key), text(value)) for key, value in param.items())])
+    if isinstance(param, Set):
+        return repr([kind, sorted(map(text, param))])
+    if isinstance(param, Sequence):
+        return repr([kind, *map(text, param)])
+    return repr([kind, repr(param), _pickled(param)])
+
+
+def _wrapped(param: Any) -> str:
+    if isinstance(param.obj, (bytes, bytearray, memoryview)):
+        return repr(bytes(param.obj))
+    written = (getattr(param, "dumps", None) or json.dumps)(param.obj)
+    return json.dumps(json.loads(written), sort_keys=True)
+
+
+def _pickled(param: Any) -> bytes:
+    """Another one each time, of what nobody can tell apart by its value."""
+    try:
+        return pickle.dumps(param)
+    except Exception:  # noqa: BLE001 - a parameter may be of any make
+        return str(id(param)).encode()

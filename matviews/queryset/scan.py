@@ -1,0 +1,63 @@
+"""What the text of a statement tells of it, whatever classes its query is made of."""
+
+import re
+
+__all__ = ["plain_name", "tables_named", "zones_named"]
+
+_NAME = r'(?:"(?:[^"]|"")+"|`[^`]+`|[A-Za-z_]\w*)'
+_TABLE = re.compile(
+    rf"\b(FROM|JOIN)\s+(?:ONLY\s+)?({_NAME})(?:\s*\.\s*({_NAME}))?(\s*\()?", re.IGNORECASE
+)
+# FROM that no table follows: EXTRACT(year FROM x), SUBSTRING(x FROM 2), TRIM(x FROM y), IS DISTINCT FROM.
+_OTHER_FROM = re.compile(
+    r"(DISTINCT|\b(EXTRACT|SUBSTRING|OVERLAY|TRIM|POSITION)\s*\([^()]*)\s*\Z", re.IGNORECASE
+)
+_COMMON_TABLE = re.compile(
+    rf"\bWITH\s+(RECURSIVE\s+)?{_NAME}\s*(\([^()]*\)\s*)?AS\s+((NOT\s+)?MATERIALIZED\s+)?\(",
+    re.IGNORECASE,
+)
+_TEXT = re.compile(r"'(?:[^']|'')*'")
+_CONVERSION = "CONVERT_TZ("
+LOOKED_BACK = 200  # letters before FROM in which its function begins
+
+
+def tables_named(sql: str) -> set[str]:
+    """The names after FROM and JOIN that stand for tables, and "WITH" if there are common table expressions.
+
+    A table of another schema is named as `db_table` would have it, `schema"."table`.
+    """
+    sql = _TEXT.sub("''", sql)
+    names = {"WITH"} if _COMMON_TABLE.search(sql) else set()
+    for found in _TABLE.finditer(sql):
+        word, first, second, is_function = found.groups()
+        if is_function or first.upper() in ("LATERAL", "SELECT", "VALUES"):
+            continue
+        before = max(0, found.start() - LOOKED_BACK)
+        if word.upper() == "FROM" and _OTHER_FROM.search(sql, before, found.start()):
+            continue
+        names.add(plain_name(f"{first}.{second}" if second else first))
+    return names
+
+
+def plain_name(name: str) -> str:
+    """A name as a model's `db_table` has it: without the quotes around it."""
+    return name[1:-1] if name[0] in '"`' and name[-1] == name[0] else name
+
+
+def zones_named(sql: str, params: tuple[object, ...]) -> set[str]:
+    """The time zones that a statement of MariaDB or MySQL converts times to."""
+    zones = set()
+    for found in re.finditer(re.escape(_CONVERSION), sql):
+        end = _closing(sql, found.end())
+        zones.add(str(params[sql.count("%s", 0, end) - 1]))
+    return zones
+
+
+def _closing(sql: str, start: int) -> int:
+    """Where the parenthesis is closed that was opened before `start`."""
+    depth = 1
+    for place in range(start, len(sql)):
+        depth += (sql[place] == "(") - (sql[place] == ")")
+        if not depth:
+            return place
+    return len(sql)

@@ -1,0 +1,261 @@
+"""Turning errors and values into text that may be stored, logged and shown.
+
+Databases put values of rows into their errors. What `MATVIEWS["VALUES_IN_ERRORS"]` does not allow is left
+out by building the text anew, of what is known to hold no value: never by cutting values out of the
+database's own words. Every text is bounded, whatever it was made of.
+"""
+
+import re
+import reprlib
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.exceptions import FieldDoesNotExist, FieldError
+from django.db import Error
+
+from .conf import get_settings
+from .exceptions import MatviewsError
+
+__all__ = [
+    "bounded",
+    "brief",
+    "error_text",
+    "error_words",
+    "in_one_line",
+    "raised_by_routine",
+    "traceback_text",
+]
+
+LONGEST_TEXT = 20_000  # characters of an error or a traceback
+LONGEST_LINE = 1_000  # characters of an error in a line of the log
+LONGEST_VALUE = 100  # characters of a value
+LONGEST_CHAIN = 20  # exceptions of which each came of the next
+OMITTED = "values left out, see MATVIEWS['VALUES_IN_ERRORS']"
+
+# What these say is of code, not of rows.
+OF_CODE = (
+    AttributeError, FieldDoesNotExist, FieldError, ImportError, MemoryError, NameError, NotImplementedError,
+    RecursionError,
+)  # fmt: skip
+DRIVERS = {"psycopg", "psycopg2", "MySQLdb", "pymysql", "sqlite3"}
+
+# Classes of SQLSTATE whose messages name objects, sizes and processes, but no values.
+POSTGRES_SAFE = {
+    "08", "0A", "21", "25", "26", "28", "2D", "34", "3B", "3D", "3F", "40", "42", "53", "54", "55", "57", "58",
+}  # fmt: skip
+POSTGRES_NAMES = {
+    "constraint": "constraint_name", "column": "column_name", "table": "table_name", "type": "datatype_name",
+}  # fmt: skip
+# Error numbers of MariaDB and MySQL whose messages name objects, users and limits, but no values.
+MYSQL_SAFE = {
+    1020, 1040, 1044, 1045, 1046, 1048, 1049, 1053, 1054, 1099, 1100, 1104, 1114, 1142, 1143, 1146, 1152,
+    1153, 1158, 1159, 1160, 1161, 1184, 1203, 1205, 1213, 1226, 1227, 1242, 1264, 1265, 1267, 1290, 1305,
+    1317, 1356, 1364, 1370, 1406, 1412, 1419, 1436, 1451, 1452, 1701, 1792, 1836, 1927, 1969, 2002, 2003,
+    2006, 2013, 2055, 3024, 3819, 4025, 4031,
+}  # fmt: skip
+MYSQL_KINDS = {
+    1062: "duplicate entry", 1064: "syntax error", 1292: "incorrect value", 1366: "incorrect value",
+    1411: "incorrect value", 1525: "incorrect value", 1690: "value out of range",
+}  # fmt: skip
+# The value comes before the name, so what stands at the end is the name.
+MYSQL_NAMES = (
+    re.compile(r" for key '(?P<constraint>[\w$.-]+)'\Z"),
+    re.compile(r" for column [`']?(?P<column>[\w$.`-]+?)[`']? at row \d+\Z"),
+)
+SQLITE_SAFE = (
+    "SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_CONSTRAINT_CHECK", "SQLITE_CONSTRAINT_FOREIGNKEY",
+    "SQLITE_CONSTRAINT_NOTNULL", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE",
+    "SQLITE_CORRUPT", "SQLITE_FULL", "SQLITE_INTERRUPT", "SQLITE_IOERR", "SQLITE_LOCKED",
+    "SQLITE_MISMATCH", "SQLITE_NOMEM", "SQLITE_READONLY", "SQLITE_SCHEMA", "SQLITE_TOOBIG",
+)  # fmt: skip
+SQLITE_NAMES = re.compile(r"no such [a-z]+: [\w.]+|too many [a-zA-Z ]+|interrupted")
+DUPLICATE = re.compile(r"Key \((?P<columns>[\w, \"]+)\)=\(.*\) already exists\.", re.DOTALL)
+
+
+def error_text(
+    error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
+) -> str:
+    """The class of an error and what it says, as far as that may be stored.
+
+    Args:
+        error: the error.
+        trusted: its words are those of the project or of this package; else only the
+            database's and our own are known to be without values.
+        key: the columns of the view's key, whose values may be told where keys may.
+    """
+    words = error_words(error, trusted=trusted, key=key)
+    return bounded(f"{type(error).__name__}: {words}".strip())
+
+
+def traceback_text(
+    error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
+) -> str:
+    """The traceback as Python prints it, with the errors as `error_text` has them."""
+    return bounded("".join(_formatted(error, trusted, key)))
+
+
+def in_one_line(text: str) -> str:
+    """A text as a part of a line in a log."""
+    return " ".join(bounded(text, LONGEST_LINE).split())
+
+
+def bounded(text: str, most: int = LONGEST_TEXT) -> str:
+    """A text that every database takes: no NUL, no half characters, at most so many characters or a few more."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}\n...\n{text[-most // 2 :]}"
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+
+
+class _Brief(reprlib.Repr):
+    """A `repr` that looks at no more of a value than it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = LONGEST_VALUE
+        self.maxlevel = 3
+
+    def repr_bytes(self, value: bytes, _level: int) -> str:
+        return repr(value[: self.maxother])
+
+    repr_bytearray = repr_memoryview = repr_bytes
+
+    def repr_int(self, value: int, level: int) -> str:
+        bits = value.bit_length()
+        return super().repr_int(value, level) if bits < 4_000 else f"<a number of {bits} bits>"
+
+
+def brief(value: object) -> str:
+    """A value of any type and size in a few characters of one line; for what a message or a caller gave."""
+    try:
+        text = _Brief().repr(value)
+    except Exception:  # noqa: BLE001 - whatever a class does in __repr__
+        text = f"<{type(value).__name__}>"
+    return in_one_line(text)[: 4 * LONGEST_VALUE]
+
+
+def error_words(
+    error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
+) -> str:
+    """What an error says, without its class; as `error_text`."""
+    driver = _driver_error(error)
+    allowed = get_settings().VALUES_IN_ERRORS
+    harmless = trusted or isinstance(error, (MatviewsError, Error, *OF_CODE))
+    key = key if allowed == "keys" else frozenset()
+    if allowed == "all" or (driver is None and harmless):
+        return f"{_message(error)} {_said_before(error, key)}".strip()
+    if driver is None:
+        return f"({OMITTED})"
+    return " ".join((_database_words(driver, key), *getattr(error, "__notes__", ())))
+
+
+def _said_before(error: BaseException, key: frozenset[str]) -> str:
+    """What is allowed of the values in the words of the database that were put into others."""
+    cause: Any = error.__cause__
+    if not (isinstance(error, Error) and _is_of_driver(cause)) or error.args == cause.args:
+        return ""
+    everything = get_settings().VALUES_IN_ERRORS == "all"
+    return f"({_message(cause)})" if everything else _duplicate_key(cause, key)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return "\n".join((str(error).strip(), *getattr(error, "__notes__", ())))
+    except Exception:  # noqa: BLE001 - an exception may be of any make
+        return "its message cannot be read"
+
+
+def _driver_error(error: BaseException) -> Any:
+    """The driver's error if the words of this one are the database's, and not those of who raised it anew."""
+    if _is_of_driver(error):
+        return error
+    cause = error.__cause__
+    same = isinstance(error, Error) and cause is not None and error.args == cause.args
+    return cause if same and _is_of_driver(cause) else None
+
+
+def _is_of_driver(error: BaseException | None) -> bool:
+    return any(each.__module__.partition(".")[0] in DRIVERS for each in type(error).__mro__)
+
+
+def _database_words(error: Any, key: frozenset[str]) -> str:
+    if hasattr(error, "diag"):
+        return _postgres_words(error, key)
+    if type(error).__module__.startswith("sqlite3"):
+        return _sqlite_words(error)
+    return _mysql_words(error)
+
+
+def _postgres_words(error: Any, key: frozenset[str]) -> str:
+    state = error.diag.sqlstate
+    if state is None:  # the client's own: a connection that is lost, a value that it cannot convert
+        of_connection = type(error).__name__ in ("OperationalError", "InterfaceError")
+        return _message(error) if of_connection else f"({OMITTED})"
+    by_routine = raised_by_routine(error)
+    if state[:2] in POSTGRES_SAFE and not by_routine:
+        return error.diag.message_primary or ""
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
+    named = {} if by_routine else POSTGRES_NAMES
+    names = {what: getattr(error.diag, attribute) for what, attribute in named.items()}
+    text = _composed(f"{kind} (SQLSTATE {state})", names)
+    return f"{text}: {told}" if (told := _duplicate_key(error, key)) else f"{text} ({OMITTED})"
+
+
+def _duplicate_key(error: Any, key: frozenset[str]) -> str:
+    """What PostgreSQL says of a duplicate key, if that is of the columns of `key` alone."""
+    state = error.diag.sqlstate if hasattr(error, "diag") else None
+    if state != "23505" or raised_by_routine(error):
+        return ""
+    found = DUPLICATE.fullmatch(error.diag.message_detail or "")
+    columns = {name.strip(' "') for name in found["columns"].split(",")} if found else set()
+    return found[0] if found and columns <= key else ""
+
+
+def raised_by_routine(error: Any) -> bool:
+    """Whether a routine of the project raised it on PostgreSQL, and so filled in what it likes."""
+    return (error.diag.source_file or "").startswith("pl")
+
+
+def _mysql_words(error: Any) -> str:
+    number = error.args[0] if error.args else None
+    message = str(error.args[1]) if len(error.args) > 1 else ""
+    if not isinstance(number, int):
+        return f"({OMITTED})"
+    if number in MYSQL_SAFE:
+        return f"({number}) {message}"
+    found = [match.groupdict() for pattern in MYSQL_NAMES if (match := pattern.search(message))]
+    kind = f"{MYSQL_KINDS.get(number, 'error')} ({number})"
+    return f"{_composed(kind, found[0] if found else {})} ({OMITTED})"
+
+
+def _sqlite_words(error: Any) -> str:
+    message = _message(error)
+    safe = getattr(error, "sqlite_errorname", "").startswith(SQLITE_SAFE)
+    return message if safe or SQLITE_NAMES.fullmatch(message) else f"({OMITTED})"
+
+
+def _composed(text: str, names: dict[str, str | None]) -> str:
+    return ", ".join((text, *(f"{what} {name}" for what, name in names.items() if name)))
+
+
+def _formatted(error: BaseException, trusted: bool, key: frozenset[str]) -> Iterator[str]:
+    """The lines of a traceback, of the exception that came first and those that came of it."""
+    for place, each in enumerate(reversed(list(_chain(error)))):
+        if place:
+            yield "\nDuring its handling, or because of it:\n\n"
+        if each.__traceback__:
+            yield "Traceback (most recent call last):\n"
+            yield from traceback.format_tb(each.__traceback__)
+        yield f"{error_text(each, trusted=trusted, key=key)}\n"
+        if isinstance(each, BaseExceptionGroup):
+            for member in each.exceptions[:LONGEST_CHAIN]:
+                yield f"{error_text(member, trusted=trusted, key=key)}\n"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen and len(seen) < LONGEST_CHAIN:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -1,0 +1,59 @@
+"""For a project's own tests: views are brought up to date at once, without worker, broker or commit.
+
+A `TestCase`, and pytest-django's `django_db`, never commit, so what `View.refresh()` does after the commit
+does not happen there.
+"""
+
+from collections.abc import Sequence
+
+from . import engine
+from .exceptions import RefreshFailed
+from .models import PhaseRun, Refresh
+from .registry import registry
+from .states import RefreshState, RunState
+from .tasks import inline
+
+__all__ = ["refresh_views"]
+
+
+def refresh_views(*views: str | type) -> list[Refresh]:
+    """Bring views up to date here and now, a view after those that it reads.
+
+    Inside the transaction of a test it sees what that has written, and is rolled back with it.
+
+    Args:
+        views: classes or labels; without any, every view that a refresh of all includes.
+
+    Returns:
+        Their refreshes, in the order in which they were done.
+
+    Raises:
+        RefreshFailed: one failed, or is paused; those after it were not begun.
+        UnknownView, InvalidView, ViewDisabled: nothing was done.
+        InvalidRequest: called within `transaction.atomic()` that is not the test case's own.
+    """
+    named = [registry.usable(view).label for view in views]
+    engine.check_no_transaction("refresh_views()")
+    engine.sync_controls()  # a test that flushed the tables has flushed these
+    engine.drop_forgotten_stages()
+    labels = engine.in_order(named) if named else engine.views_in_batch()
+    return [_refreshed(label) for label in labels]
+
+
+def _refreshed(label: str) -> Refresh:
+    refresh = inline.run_to_end(engine.request(label))
+    if refresh.state != RefreshState.SUCCEEDED:
+        error = RefreshFailed(f"{label}: {refresh.error or _why_open(refresh)}")
+        for trace in _traces(refresh):
+            error.add_note(trace)
+        raise error
+    return refresh
+
+
+def _why_open(refresh: Refresh) -> str:
+    return f"it was {refresh.state}" if refresh.finished_at else "it is paused"
+
+
+def _traces(refresh: Refresh) -> Sequence[str]:
+    failed = PhaseRun.objects.filter(refresh=refresh, state=RunState.FAILED).exclude(traceback="")
+    return list(dict.fromkeys(failed.values_list("traceback", flat=True)))

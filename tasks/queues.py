@@ -1,0 +1,26 @@
+"""The queues that the tasks go to, for telling a person which of them a worker has to listen to."""
+
+from celery import current_app
+
+from ..conf import get_settings
+
+__all__ = ["BATCHES", "queues_in_words"]
+
+BATCHES = ("matviews.insert_batch", "matviews.update_batch", "matviews.delete_batch")
+
+
+def queues_in_words(*tasks: str) -> str:
+    """ "the queue 'celery'", or several: where messages for some tasks go from this process."""
+    try:
+        names = {_queue_of(task) for task in tasks}
+    except Exception:  # noqa: BLE001 - routes are the project's, and may be functions
+        return "the queue of its tasks"
+    listed = " and ".join(repr(name) for name in sorted(names))
+    return f"the queue{'s' if len(names) > 1 else ''} {listed}"
+
+
+def _queue_of(task: str) -> str:
+    given = get_settings().QUEUE
+    routed = current_app.amqp.router.route({"queue": given} if given else {}, task)
+    queue = routed.get("queue") or current_app.conf.task_default_queue
+    return str(getattr(queue, "name", queue))

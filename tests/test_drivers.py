@@ -1,0 +1,36 @@
+"""Drivers of PostgreSQL: psycopg calls the code of an error `sqlstate`, psycopg 2 `pgcode`."""
+
+import pytest
+from django.db import OperationalError, ProgrammingError, connection
+
+from matviews import engine
+from matviews.changes.dialects import dialect_of
+from matviews.engine.databases import Fault, classify
+from matviews.queryset import is_missing
+
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db,
+    pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own"),
+    pytest.mark.parametrize("name", ["sqlstate", "pgcode"]),
+]
+
+
+def error(kind: type[Exception], name: str, state: str) -> Exception:
+    raised = kind("as the database says it")
+    raised.__cause__ = type("OfTheDriver", (Exception,), {name: state})()
+    return raised
+
+
+def test_a_time_limit_calls_for_a_smaller_batch(name: str) -> None:
+    assert classify(error(OperationalError, name, "57014")) is Fault.LIMIT
+
+
+def test_a_table_that_somebody_holds_is_waited_for(name: str) -> None:
+    held = error(OperationalError, name, "55P03")
+    assert isinstance(held, OperationalError)
+    assert dialect_of(engine.alias()).is_held(held)
+
+
+def test_a_missing_table_is_known(name: str) -> None:
+    assert is_missing(error(ProgrammingError, name, "42P01"), engine.alias())

@@ -1,0 +1,196 @@
+"""Triggers are made and removed while a writer's transaction is open: table by table, and nobody waits for us."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.core.management import CommandError
+from django.db import connection, models, transaction
+from django.db.models import F
+from django.db.models.signals import post_migrate, pre_migrate
+
+from matviews import changes, engine, tasks
+from matviews.changes.dialects import dialect_of
+from matviews.models import WatchedTable
+from tests.driving import in_another_connection, without_sqlite
+from tests.tables import derived_view, execute, key, made, model
+
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("alone"),
+    without_sqlite,
+]
+
+NAMES = ("Ones", "Twos", "Threes")
+TABLES = ["made_ones", "made_threes", "made_twos"]
+HELD = {"made_twos": changes.HELD}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matviews.changes.holding.PAUSE", 0.05)
+
+
+@pytest.fixture
+def rows() -> Iterator[dict[str, type[Any]]]:
+    several = {
+        name: model(
+            name, n=models.IntegerField(null=True), meta={"db_table": f"made_{name.lower()}"}
+        )
+        for name in NAMES
+    }
+    views = [_copy_of(each) for each in several.values()]
+    with made(*several.values(), *views):
+        yield several
+        changes.remove(engine.alias())
+
+
+def _copy_of(rows: type[Any]) -> type[Any]:
+    return derived_view(
+        lambda cls: rows.objects.values("n", ref=F("pk")),
+        name=f"Of{rows.__name__}", ref=key(), n=models.IntegerField(null=True),
+    )  # fmt: skip
+
+
+@contextmanager
+def held(rows: type[Any]) -> Iterator[None]:
+    """A transaction that has written to a table stays open."""
+    written, done = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with transaction.atomic():
+            rows.objects.create(n=1)
+            written.set()
+            assert done.wait(60)
+
+    thread = in_another_connection(write)
+    assert written.wait(20)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def tracked() -> list[str]:
+    """The tables that have triggers."""
+    return sorted(dialect_of(engine.alias()).present())
+
+
+def migrated(signal: Any, label: str = "shapes") -> str:
+    migration = type("Migration", (), {"app_label": label, "operations": []})()
+    sender, out = apps.get_app_config("matviews"), StringIO()
+    signal.send(
+        sender, app_config=sender, using=engine.alias(), apps=apps, plan=[(migration, False)],
+        stdout=out, verbosity=1, interactive=False,
+    )  # fmt: skip
+    return out.getvalue()
+
+
+def test_installing_leaves_what_is_held_and_does_the_others(rows: dict[str, type[Any]]) -> None:
+    with held(rows["Twos"]):
+        told = migrated(post_migrate)
+
+        assert "Triggers are still to be made: made_twos." in told
+        assert tracked() == ["made_ones", "made_threes"]
+        tasks.watch()
+        assert tracked() == ["made_ones", "made_threes"]
+    tasks.watch()
+
+    assert tracked() == TABLES
+    assert list(changes.find_problems(engine.alias())) == []
+
+
+def test_the_maintenance_task_makes_no_triggers_that_another_version_has_left(
+    rows: dict[str, type[Any]],
+) -> None:
+    changes.install(engine.alias())
+    changes.remove(engine.alias(), ["made_twos"])
+    WatchedTable.objects.create(table="made_twos", pending="01234567")
+
+    tasks.watch()
+
+    assert tracked() == ["made_ones", "made_threes"]
+
+
+def test_the_maintenance_task_names_the_command_where_it_may_not(
+    rows: dict[str, type[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with held(rows["Twos"]):
+        assert changes.install(engine.alias()) == HELD
+    monkeypatch.setattr(
+        "matviews.changes.dialects.base.TriggerDialect.create", lambda *_given: ["DROP nonsense"]
+    )
+
+    tasks.watch()
+
+    assert (
+        "run `manage.py update_materialized_views --triggers install` as the owner" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("label", ["shapes", "matviews"])
+def test_removing_stops_migrate_and_takes_no_tables_triggers(
+    rows: dict[str, type[Any]], label: str
+) -> None:
+    changes.install(engine.alias())
+    with held(rows["Twos"]):
+        with pytest.raises(CommandError, match="The triggers of made_twos could not be removed"):
+            migrated(pre_migrate, label)
+        assert tracked() == TABLES
+    for each in rows.values():
+        each.objects.create(n=2)
+    migrated(pre_migrate, label)
+
+    assert tracked() == []
+    assert migrated(post_migrate, label) == ""
+    assert list(changes.find_problems(engine.alias())) == []
+
+
+@pytest.mark.parametrize("work", ["install", "take_down"])
+def test_no_writer_waits_longer_than_a_second(
+    rows: dict[str, type[Any]], work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit of its own a second longer, for what the machine adds."""
+    if work == "take_down":
+        changes.install(engine.alias())
+    waited: list[float] = []
+    done = threading.Event()
+
+    def write() -> None:
+        name = (
+            "lock_timeout = '2s'" if connection.vendor == "postgresql" else "lock_wait_timeout = 2"
+        )
+        execute(f"SET {name}")
+        while not done.is_set():
+            rows["Twos"].objects.create(n=3)
+            waited.append(1)
+            time.sleep(0.01)
+
+    with held(rows["Twos"]):
+        thread = in_another_connection(write)
+        _until(lambda: bool(waited))
+        if work == "install":
+            assert changes.install(engine.alias()) == HELD
+        else:
+            with pytest.raises(CommandError):
+                migrated(pre_migrate)
+        done.set()
+        thread.join()
+
+    assert len(waited) > 1  # an error of the thread fails the test
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
