@@ -442,8 +442,9 @@ class TestCost:
         assert [each.statements for each in many] == [each.statements for each in few]
         more = [each.rows - before.rows for each, before in zip(many, few, strict=True)]
         assert max(more) <= 2 * MOST_READ
-        fewer = [each.rows - before.rows for each, before in zip(settled, many, strict=True)]
-        assert max(fewer) <= 0
+        # In all: a request that joins no other, for its row is locked at that moment, reads a row less.
+        in_all = [sum(each.rows for each in found) for found in (settled, many)]
+        assert in_all[0] < in_all[1], (many, settled)
 
     @pytest.mark.parametrize("number", NUMBERS)
     def test_of_working_them_off(self, number: int) -> None:
