@@ -41,6 +41,13 @@ class UpperText(models.CharField):  # type: ignore[type-arg]
         return str(value).upper()
 
 
+class Mirrored(models.CharField):  # type: ignore[type-arg]
+    """Converted a second time, a value would be another one."""
+
+    def get_prep_value(self, value: Any) -> Any:
+        return str(value)[::-1]
+
+
 class Phone(models.CharField):  # type: ignore[type-arg]
     """Numbers are written without blanks; what is read is spelt for a person."""
 
@@ -293,6 +300,19 @@ def test_a_mark_tells_which_keys_nobody_has() -> None:
         kept.change()
         assert DirtyKeys.objects.count() == 0
         assert kept.View.verify().equal
+
+
+def test_a_mark_converts_a_key_once(grouped: bool) -> None:
+    kept = Kept(lambda **more: Mirrored(max_length=8, **more), grouped=grouped)
+    with kept.tracked():
+        kept.insert(("abc", 1), ("xyz", 2))
+        refreshed(kept.View)
+        kept.sql("UPDATE VIEW SET total = 9")
+
+        assert kept.View.mark_dirty(["cba", "xyz"]) == ["xyz"]
+        kept.change()
+
+        assert kept.rows == {"abc": 1, "xyz": 9}
 
 
 def test_a_mark_by_what_the_database_takes_for_no_key_leaves_the_transaction_alone() -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from matviews.changes.dialects import dialect_of
 from matviews.changes.watched import together, watched_tables
 from matviews.engine import Outcome, batch, databases, requests
 from matviews.models import Change, PhaseRun, Refresh, Stripe, WatchedTable
+from matviews.queryset import stages, staging
 from matviews.states import RefreshState
 from matviews.tasks import inline, schedules
 from tests.defining import run
@@ -29,7 +30,7 @@ from tests.driving import (
 )
 from tests.sample.models import Fault, Ledger, Limited, Striped, Walked
 from tests.shapes.models import Customer, Order, Product, Region
-from tests.shapes.models.grouped import CustomerTotal, OrdersOfCustomer, RegionTotal
+from tests.shapes.models.grouped import CustomerTotal, OrdersOfCustomer, QuantityTotal, RegionTotal
 from tests.shapes.oracle import differences
 from tests.test_isolation import on_mariadb, on_postgres, options, work_side_by_side
 
@@ -119,7 +120,7 @@ def seconds(rows: Iterable[tuple[str, ...]]) -> Iterator[float]:
 
 def test_each_transaction_has_its_level_and_limits(shop: None) -> None:
     # given sessions that are serializable by default
-    found = Inspector()
+    found, dialect = Inspector(), dialect_of(engine.alias())
     items(1)
     with serializable_by_default():
         # when requests, batches and housekeeping are looked at
@@ -130,7 +131,14 @@ def test_each_transaction_has_its_level_and_limits(shop: None) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Fault, "commit", lambda *_arguments: 1 / 0)
                 run(Limited)
+            # also where the triggers of a table are gone
+            gone = dialect.present()[Region._meta.db_table]
+            dialect.execute(dialect.drop(Region._meta.db_table, gone))
             tasks.watch()
+            # and a staging table that takes two batches, and a repair
+            run(QuantityTotal, batch_size=1)
+            CustomerTotal.objects.update(orders=9)
+            assert CustomerTotal.verify(repair=True).repaired == 2
         # then each transaction reads what is committed, and ends
         level = "read committed" if connection.vendor == "postgresql" else "READ-COMMITTED"
         assert {each[0] for each in found.seen} == {level}, found.seen
@@ -234,13 +242,13 @@ def test_a_claim_is_withdrawn_in_a_serializable_session() -> None:
 
 
 @contextmanager
-def held(rows: Any) -> Iterator[None]:
-    """A person has locked rows in a transaction of their own."""
+def held(read: Callable[[], object]) -> Iterator[None]:
+    """A person has read something, and locked it thereby, in a transaction of their own."""
     holding, done = threading.Event(), threading.Event()
 
     def hold() -> None:
         with transaction.atomic():
-            assert list(rows.select_for_update())
+            assert read()
             holding.set()
             assert done.wait(60)
 
@@ -253,6 +261,35 @@ def held(rows: Any) -> Iterator[None]:
         thread.join()
 
 
+def locked(rows: Any) -> AbstractContextManager[None]:
+    """A person has locked rows."""
+    return held(lambda: list(rows.select_for_update()))
+
+
+def test_whoever_reads_a_staging_table_holds_nobody_up(
+    shop: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "PATIENCE", 1)
+    # given a refresh that has filled its staging table, which somebody then reads
+    refresh = engine.request(QuantityTotal, batch_size=1)
+    assert engine.run_batch(due(QuantityTotal)).outcome is Outcome.DONE
+    stage = PhaseRun.objects.exclude(stage="").get().stage
+
+    def read() -> list[Any]:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT count(*) FROM {dialect_of(engine.alias()).name(stage)}")
+            return list(cursor.fetchall())
+
+    with held(read):
+        assert inline.run_to_end(refresh).state == RefreshState.SUCCEEDED
+        tasks.watch()
+        assert list(stages(engine.alias())) == [refresh.pk]
+    # then watch removes it once nobody does
+    tasks.watch()
+    assert not stages(engine.alias())
+    assert differences(QuantityTotal) == []
+
+
 @pytest.mark.parametrize("which", ["all", "one"])
 def test_whoever_locks_the_records_of_tables_holds_nobody_up(
     shop: None, which: str, caplog: pytest.LogCaptureFixture
@@ -260,7 +297,7 @@ def test_whoever_locks_the_records_of_tables_holds_nobody_up(
     records = WatchedTable.objects.order_by("pk")
     rows = records if which == "all" else records.filter(table=Order._meta.db_table)
     order(1)
-    with held(rows):
+    with locked(rows):
         assert run(CustomerTotal).state == RefreshState.SUCCEEDED
         assert differences(CustomerTotal) == []
         engine.collect_changes()
@@ -280,7 +317,7 @@ def test_nor_where_triggers_of_theirs_are(
         watch = together(watched_tables(engine.alias())[table].values())
         records.filter(table=table).update(triggers=[], pending=dialect.version(table, watch))
     order(1)
-    with held(records):
+    with locked(records):
         for _time in range(2):
             tasks.watch()
             assert run(CustomerTotal).state == RefreshState.SUCCEEDED
@@ -298,7 +335,7 @@ def test_no_refresh_succeeds_while_changes_are_held_that_it_must_see(shop: None)
     order(1)
     Customer.objects.create(pk=3, name="3", region_id=1)
     refresh, other = engine.request(CustomerTotal), engine.request(OrdersOfCustomer)
-    with held(Change.objects.filter(table=Order._meta.db_table)):
+    with locked(Change.objects.filter(table=Order._meta.db_table)):
         # when a batch comes
         report = engine.run_batch(due(CustomerTotal))
         # then it is put off, and says why
@@ -336,7 +373,7 @@ def test_nor_one_that_a_later_request_has_joined(
         put_off()
         return databases.join_unlocked(refresh_id)
 
-    with held(Change.objects.all()):
+    with locked(Change.objects.all()):
         if late:
             monkeypatch.setattr(requests, "join_unlocked", join_late)
         joined = engine.request(CustomerTotal)

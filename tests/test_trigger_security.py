@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.core.checks import Tags, run_checks
-from django.db import DatabaseError, connection, models
+from django.db import DatabaseError, connection, models, transaction
 from django.db.models import Count
 from django.db.models.signals import post_migrate
 
@@ -403,6 +403,17 @@ def _set(run: Run, value: str) -> None:
     run(f"SET {variable} '{value}'")
 
 
+def reads_of_the_secret() -> int:
+    """How often this transaction has read its table; on MariaDB, this session any table."""
+    if connection.vendor == "mysql":
+        return sum(int(count) for _name, count in query("SHOW SESSION STATUS LIKE 'Handler_read%'"))
+    [(scans,)] = query(
+        "SELECT seq_scan + coalesce(idx_scan, 0) FROM pg_stat_xact_user_tables "
+        f"WHERE relname = '{LogSecret._meta.db_table}'"
+    )
+    return int(scans)
+
+
 class TestMute:
     @without_sqlite
     def test_a_writer_cannot_switch_logging_off(self) -> None:
@@ -434,6 +445,22 @@ class TestMute:
                 untracked("shapes.Rows"),
             ):
                 pass
+
+    @without_sqlite
+    def test_the_secret_is_read_only_where_a_writer_shows_something(self) -> None:
+        with defined(ROWS, undone=GONE), tracked_view_of("made_rows"):
+            found = []
+            for number, shown in enumerate(["", "", _mutes()[3]]):
+                with transaction.atomic():
+                    _set(execute, shown)
+                    before = reads_of_the_secret()
+                    execute(f"INSERT INTO made_rows VALUES ({number}, 1)")
+                    found.append(reads_of_the_secret() - before)
+            _set(execute, "")
+
+            _first, without, with_a_value = found
+            assert with_a_value > without
+            assert connection.vendor == "mysql" or without == 0
 
     def test_it_ends_with_its_block_and_with_what_is_rolled_back(self) -> None:
         with defined(ROWS, undone=GONE), tracked_view_of("made_rows"):

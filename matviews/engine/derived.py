@@ -2,9 +2,9 @@
 
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connections, transaction
 
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView, ViewNotReady
@@ -28,7 +28,7 @@ from ..queryset import (
 )
 from ..redact import in_one_line
 from ..states import RefreshState, RunState
-from .databases import alias
+from .databases import alias, short_transaction
 from .tracking import begin_tracked, count_keys, dirty_keys, load_keys, save_dirty, short
 from .work import Work
 
@@ -203,7 +203,7 @@ def explained(error: Exception, definition: ViewDefinition) -> Exception:
 def drop_stages(runs: Iterable[PhaseRun]) -> None:
     """Drop the staging table of a refresh that has been closed."""
     for name in {run.stage for run in runs if run.stage}:
-        drop_stage(name, alias())
+        _drop_stage(name)
 
 
 def sweep_stages() -> None:
@@ -212,7 +212,17 @@ def sweep_stages() -> None:
     still_open = Refresh.objects.filter(pk__in=left, state=RefreshState.OPEN)
     for refresh in left.keys() - set(still_open.values_list("pk", flat=True)):
         logger.warning("staging table of a closed refresh swept stage=%s", left[refresh])
-        drop_stage(left[refresh], alias())
+        _drop_stage(left[refresh])
+
+
+def _drop_stage(name: str) -> None:
+    """Drop a staging table within limits: somebody may be reading it, as a dump does.
+
+    MariaDB and MySQL drop it in a session of its own, which has its limit.
+    """
+    own = connections[alias()].features.can_rollback_ddl
+    with short_transaction() if own else nullcontext():
+        drop_stage(name, alias())
 
 
 def drop_forgotten_stages() -> None:

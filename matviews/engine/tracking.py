@@ -6,7 +6,8 @@ source, in the same transaction. What commits later is in the queue the next tim
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from django.db import DatabaseError, DataError, connections, transaction
@@ -94,16 +95,27 @@ def shorten_queues() -> None:
 
 def forget_gone() -> None:
     """Stop trusting triggers that somebody has dropped, disabled or made anew; full passes follow then."""
-    changes.forget_gone(alias())
+    with _limited():
+        changes.forget_gone(alias())
 
 
 def forget_untrackable() -> None:
     """Look whether somebody has made a table such as triggers cannot tell of; full passes follow then."""
-    for table, reason in changes.forget_untrackable(alias()).items():
+    with _limited():
+        untrackable = changes.forget_untrackable(alias())
+    for table, reason in untrackable.items():
         logger.warning(
             "changes are not logged any more, so each refresh is a full pass table=%s reason=%s",
             table, reason,
         )  # fmt: skip
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """A short transaction where rows are locked. SQLite locks none, and need not let a reader write."""
+    locks = connections[alias()].features.has_select_for_update
+    with short_transaction() if locks else nullcontext():
+        yield
 
 
 def finish_triggers() -> None:
