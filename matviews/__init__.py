@@ -4,11 +4,11 @@ import logging
 
 from . import early_checks, registry  # noqa: F401 - they watch for the definition of views
 from .api import is_fresh, mark_dirty, refresh, untracked, verify
-from .mixin import Batch, MaterializedView, Share
+from .mixin import Batch, MaterializedView, Shard
 from .phases import Phase
 
 __all__ = [
-    "Batch", "MaterializedView", "Phase", "Share", "is_fresh", "mark_dirty", "refresh",
+    "Batch", "MaterializedView", "Phase", "Shard", "is_fresh", "mark_dirty", "refresh",
     "untracked", "verify",
 ]  # fmt: skip
 

@@ -79,13 +79,6 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
     if not _has_tables(using):  # after `migrate matviews zero`
         schedules.delete_all()
         return
-    if not _has_tables(using, "LogSecret"):  # after `migrate matviews 0001`
-        print(
-            "The tables of matviews are those of an older version than its code. No view is refreshed until "
-            "`manage.py migrate matviews` has run, or the code is that version too.",
-            file=stdout,
-        )
-        return
     engine.rename_controls(_renames(plan))
     engine.sync_controls()
     engine.note_migrated({migration.app_label for migration, _backwards in plan})
@@ -131,6 +124,6 @@ def _operations(operations: Iterable[Any]) -> Iterator[Any]:
         yield from _operations(getattr(each, "state_operations", None) or ())
 
 
-def _has_tables(using: str, newest: str = "WatchedTable") -> bool:
-    table = apps.get_model("matviews", newest)._meta.db_table
+def _has_tables(using: str) -> bool:
+    table = apps.get_model("matviews", "WatchedTable")._meta.db_table
     return table in connections[using].introspection.table_names()

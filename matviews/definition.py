@@ -26,9 +26,9 @@ __all__ = [
 LONGEST_INTERVAL = timedelta(days=3650)
 META = "MatviewMeta"
 SOURCE = "source"
-MOST_STRIPES = 2**15 - 1  # what a small integer column holds
-NEEDS_MAY_DECLARE = frozenset({"stripe"})
-DO_MAY_DECLARE = frozenset({"limit", "stripe", "cursor"})
+MAX_SHARDS = 2**15 - 1  # what a small integer column holds
+NEEDS_MAY_DECLARE = frozenset({"shard"})
+DO_MAY_DECLARE = frozenset({"limit", "shard", "cursor"})
 GIVEN_BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -79,7 +79,7 @@ class ViewOptions:
         batch_size: rows per batch; None lets the pacer choose.
         batch_target: seconds per batch that the pacer steers toward; None takes the setting.
         statement_timeout: seconds per statement of a batch; None takes the setting.
-        stripes: shares of the keys that are worked on side by side; first value of the control.
+        shards: shares of the keys that are worked on side by side; first value of the control.
         include_in_batch: whether a refresh of everything includes this view; first value of the
             control.
         freshness_target: how old the last success may be before the view counts as behind.
@@ -97,7 +97,7 @@ class ViewOptions:
     batch_size: int | None = None
     batch_target: float | None = None
     statement_timeout: float | None = None
-    stripes: int = 1
+    shards: int = 1
     include_in_batch: bool = True
     freshness_target: timedelta | None = None
     refresh_every: timedelta | Mapping[Phase, timedelta] | None = None
@@ -138,9 +138,9 @@ class ViewDefinition:
     problems: tuple[CheckMessage, ...] = ()
 
     @property
-    def knows_stripes(self) -> bool:
+    def is_shard_aware(self) -> bool:
         """Whether every hook keeps to the share of the keys that it is given."""
-        return all("stripe" in hooks.needs & hooks.do for hooks in self.hooks.values())
+        return all("shard" in hooks.needs & hooks.do for hooks in self.hooks.values())
 
     @property
     def derived(self) -> frozenset[Phase]:
@@ -196,8 +196,8 @@ def define(model: type[Model]) -> ViewDefinition:
             for phase in options.phases
             if (found := _read_hooks(model, phase, has_source, problems)) is not None
         }
-    if options.stripes > 1:
-        problems.extend(_stripe_problems(model, hooks))
+    if options.shards > 1:
+        problems.extend(_shard_problems(model, hooks))
     return ViewDefinition(
         label=model._meta.label,
         model=model,
@@ -324,9 +324,9 @@ def _size_fault(value: object) -> str | None:
     return None if valid else f"a whole number from 1 to {LARGEST_SIZE}"
 
 
-def _stripes_fault(value: object) -> str | None:
-    valid = is_count(value, MOST_STRIPES)
-    return None if valid else f"a whole number from 1 to {MOST_STRIPES}"
+def _shards_fault(value: object) -> str | None:
+    valid = is_count(value, MAX_SHARDS)
+    return None if valid else f"a whole number from 1 to {MAX_SHARDS}"
 
 
 def _seconds_fault(value: object) -> str | None:
@@ -379,7 +379,7 @@ _OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
     "batch_size": _size_fault,
     "batch_target": _seconds_fault,
     "statement_timeout": _seconds_fault,
-    "stripes": _stripes_fault,
+    "shards": _shards_fault,
     "include_in_batch": _bool_fault,
     "freshness_target": _duration_fault,
     "refresh_every": _intervals_fault,
@@ -523,23 +523,23 @@ def _can_be_left_out(parameter: inspect.Parameter, given: frozenset[str]) -> boo
     return parameter.name in given and parameter.kind in GIVEN_BY_NAME
 
 
-def _stripe_problems(model: type[Model], hooks: Mapping[Phase, Hooks]) -> Iterator[CheckMessage]:
+def _shard_problems(model: type[Model], hooks: Mapping[Phase, Hooks]) -> Iterator[CheckMessage]:
     if any(declared.do_derived for declared in hooks.values()):
         yield ViewFault(
-            f"{model._meta.label}: MatviewMeta.stripes is more than 1, but phases that are derived "
-            f"from {SOURCE}() work in one stripe.",
-            hint="Take stripes out, or write the hooks of every phase, each for its share.",
+            f"{model._meta.label}: MatviewMeta.shards is more than 1, but phases that are derived "
+            f"from {SOURCE}() work in one shard.",
+            hint="Take shards out, or write the hooks of every phase, each for its share.",
             obj=model,
             id="matviews.W107",
         )
         return
     for phase, declared in hooks.items():
         for name, names in ((phase.needs_hook, declared.needs), (phase.do_hook, declared.do)):
-            if "stripe" not in names:
+            if "shard" not in names:
                 yield ViewFault(
-                    f"{model._meta.label}.{name} does not declare stripe, "
-                    f"but MatviewMeta.stripes is more than 1.",
-                    hint="Declare stripe and work on that share of the keys only.",
+                    f"{model._meta.label}.{name} does not declare shard, "
+                    f"but MatviewMeta.shards is more than 1.",
+                    hint="Declare shard and work on that share of the keys only.",
                     obj=model,
                     id="matviews.W107",
                 )

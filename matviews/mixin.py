@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from .engine import Verification
     from .models import Refresh
 
-__all__ = ["Batch", "MaterializedView", "Share"]
+__all__ = ["Batch", "MaterializedView", "Shard"]
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """The share of the view's keys that a hook declaring `stripe` is to work on.
+class Shard:
+    """The share of the view's keys that a hook declaring `shard` is to work on.
 
-    With `count` 4, the stripe of a key may be `key % 4 == number`: any rule that gives each key to
+    With `count` 4, the shard of a key may be `key % 4 == number`: any rule that gives each key to
     exactly one number will do.
     """
 
@@ -47,7 +47,7 @@ class MaterializedView:
     hooks that the model defines itself. Or it defines, as class methods, the hooks `needs_insert`, `do_insert`, `needs_update`,
     `do_update`, `needs_delete` and `do_delete`, or those of the phases in `MatviewMeta.phases`.
 
-    `needs_*` may declare `stripe`. It returns whether work is waiting, as a bool, or as an int that
+    `needs_*` may declare `shard`. It returns whether work is waiting, as a bool, or as an int that
     estimates the rows and feeds progress.
 
     `do_*` writes at most one batch and returns the rows written. It may declare any of
@@ -55,7 +55,7 @@ class MaterializedView:
     * `limit`: at most this many rows; the hook is called until `needs_*` is false;
     * `cursor`: the cursor of the `Batch` that the last call returned, None at the start; the hook
       returns a `Batch` and is called until its cursor is None;
-    * `stripe`: the `Share` of the keys to work on.
+    * `shard`: the `Shard` of the keys to work on.
 
     One that declares neither `limit` nor `cursor` does the whole phase and is called once.
     """

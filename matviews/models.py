@@ -18,8 +18,22 @@ from .states import RefreshState, RunState, check_transition
 from .words import counted
 
 __all__ = [
-    "LONGEST_JITTER", "Bookkeeping", "Change", "DirtyKeys", "Heartbeat", "LogSecret", "NamedKey", "Period", "PhaseRun", "Refresh",
-    "RefreshSchedule", "Stripe", "Trigger", "ViewChange", "ViewControl", "WatchedTable",
+    "LONGEST_JITTER",
+    "Bookkeeping",
+    "Change",
+    "DirtyKeys",
+    "Heartbeat",
+    "LogSecret",
+    "NamedKey",
+    "Period",
+    "PhaseRun",
+    "Refresh",
+    "RefreshSchedule",
+    "Trigger",
+    "ViewChange",
+    "ViewControl",
+    "ViewShard",
+    "WatchedTable",
 ]  # fmt: skip
 
 M = TypeVar("M", bound=models.Model)
@@ -90,7 +104,7 @@ class ViewControl(models.Model):
     include_in_batch = models.BooleanField(
         default=True, help_text="Whether a refresh of all views includes this one."
     )
-    stripe_count = models.PositiveSmallIntegerField(
+    shard_count = models.PositiveSmallIntegerField(
         default=1,
         validators=[MinValueValidator(1)],
         help_text="Shares of the keys that are worked on side by side.",
@@ -324,12 +338,12 @@ class Heartbeat(Bookkeeping):
         return f"watch ran at {self.ran_at}"
 
 
-class Stripe(Bookkeeping):
+class ViewShard(Bookkeeping):
     """A fixed share of a view's keys, its token, and who works in it.
 
     The announcement (`worker`, `announced_at`, `attempts`) is about the batch of
     `announced_token`; once the token has moved past that, the batch is over. Before `watch_after`
-    the stripe is taken to be in good hands. `claims` counts the announcements, and never goes back.
+    the shard is taken to be in good hands. `claims` counts the announcements, and never goes back.
 
     What follows is of views whose changes are tracked: `changes` counts how often something has been
     taken from the view's queue (drained), and `covered` says by phase up to which drain it has processed
@@ -339,7 +353,7 @@ class Stripe(Bookkeeping):
     process: `[[number, time], ...]`.
     """
 
-    view = models.ForeignKey(ViewControl, models.CASCADE, related_name="stripes")
+    view = models.ForeignKey(ViewControl, models.CASCADE, related_name="shards")
     number = models.PositiveSmallIntegerField()
     token = models.BigIntegerField(default=1)
     watch_after = models.DateTimeField(null=True)
@@ -355,16 +369,16 @@ class Stripe(Bookkeeping):
     pending = models.JSONField(default=list)
     covered = models.JSONField(default=dict)
 
-    objects = PrimaryManager["Stripe"]()
+    objects = PrimaryManager["ViewShard"]()
 
     class Meta:
         ordering = ("view", "number")
         constraints = (
-            models.UniqueConstraint(fields=("view", "number"), name="matviews_stripe_number"),
+            models.UniqueConstraint(fields=("view", "number"), name="matviews_viewshard_number"),
         )
 
     def __str__(self) -> str:
-        return f"stripe {self.number} of {self.view}"
+        return f"shard {self.number} of {self.view}"
 
     @property
     def announced(self) -> bool:
@@ -375,7 +389,7 @@ class Stripe(Bookkeeping):
 class Refresh(Bookkeeping):
     """A request to bring a view up to date, with those that joined it: who asked first, which phases, how it ended.
 
-    `requests` counts them. `claims_seen` is the sum of the `claims` of the view's stripes before the first:
+    `requests` counts them. `claims_seen` is the sum of the `claims` of the view's shards before the first:
     while that is still their sum, no batch can have begun the refresh. One that was merged before it began has no
     phase runs, and ends with that of `merged_into`; of one that was merged phase by phase, that is filled in at the end.
     """
@@ -427,7 +441,7 @@ class Refresh(Bookkeeping):
 
 
 class PhaseRun(Bookkeeping):
-    """One phase of one refresh in one stripe: where it stands and what it did.
+    """One phase of one refresh in one shard: where it stands and what it did.
 
     A run that is merged into another does nothing itself and shares the other's end. One that has
     caught up has done a batch smaller than it might have been; it goes on while `needs_*` says so,
@@ -437,12 +451,12 @@ class PhaseRun(Bookkeeping):
     What follows is of phases derived from `source()`: `looked` is the keys that the batches have looked
     through, `filled` the ranges of keys that need nothing more in this refresh, `stage` the staging
     table, `fingerprint` the definition that the run works by, `restarts` how often that has changed,
-    `covers` what the stripe's `covered` will say when it has succeeded, `since` the number of changes
+    `covers` what the shard's `covered` will say when it has succeeded, `since` the number of changes
     after which it looks at dirty keys alone, None for a full pass, and `reason` why it is one.
     """
 
     refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs", db_index=False)
-    stripe = models.ForeignKey(Stripe, models.CASCADE, related_name="runs", db_index=False)
+    shard = models.ForeignKey(ViewShard, models.CASCADE, related_name="runs", db_index=False)
     phase = models.CharField(max_length=8, choices=Phase.choices)
     state = models.CharField(max_length=16, choices=RunState.choices, default=RunState.PENDING)
     merged_into = models.ForeignKey("self", models.SET_NULL, null=True, related_name="merged")
@@ -474,11 +488,9 @@ class PhaseRun(Bookkeeping):
 
     class Meta:
         ordering = ("id",)
-        indexes = (models.Index(fields=("stripe", "phase"), name="matviews_run_phase"),)
+        indexes = (models.Index(fields=("shard", "phase"), name="matviews_run_phase"),)
         constraints = (
-            models.UniqueConstraint(
-                fields=("refresh", "stripe", "phase"), name="matviews_run_once"
-            ),
+            models.UniqueConstraint(fields=("refresh", "shard", "phase"), name="matviews_run_once"),
         )
 
     def __str__(self) -> str:
@@ -604,10 +616,10 @@ class ViewChange(Bookkeeping):
 class DirtyKeys(Bookkeeping):
     """Keys of a view of which something has changed: what was taken from its queue at one time.
 
-    `number` is what the stripe's `changes` said then. A phase that covers less has these keys to do.
+    `number` is what the shard's `changes` said then. A phase that covers less has these keys to do.
     """
 
-    stripe = models.ForeignKey(Stripe, models.CASCADE, related_name="dirty", db_constraint=False)
+    shard = models.ForeignKey(ViewShard, models.CASCADE, related_name="dirty", db_constraint=False)
     number = models.BigIntegerField()
     count = models.PositiveIntegerField()
     keys = models.JSONField()
@@ -618,4 +630,4 @@ class DirtyKeys(Bookkeeping):
         verbose_name_plural = "dirty keys"
 
     def __str__(self) -> str:
-        return f"{self.count} keys of {self.stripe}"
+        return f"{self.count} keys of {self.shard}"

@@ -20,7 +20,7 @@ class RefreshState(TextChoices):
 
 
 class RunState(TextChoices):
-    """How one phase of one refresh stands in one stripe."""
+    """How one phase of one refresh stands in one shard."""
 
     PENDING = "pending"
     RUNNING = "running"

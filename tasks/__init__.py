@@ -112,26 +112,26 @@ def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
 
 
 @shared_task(name="matviews.insert_batch", ignore_result=True, serializer="json")
-def insert_batch(stripe_id: int, token: int) -> None:
-    """Do one batch of the insert phase in a stripe, if `token` is still its token."""
-    _run_batch(Phase.INSERT, stripe_id, token)
+def insert_batch(shard_id: int, token: int) -> None:
+    """Do one batch of the insert phase in a shard, if `token` is still its token."""
+    _run_batch(Phase.INSERT, shard_id, token)
 
 
 @shared_task(name="matviews.update_batch", ignore_result=True, serializer="json")
-def update_batch(stripe_id: int, token: int) -> None:
-    """Do one batch of the update phase in a stripe, if `token` is still its token."""
-    _run_batch(Phase.UPDATE, stripe_id, token)
+def update_batch(shard_id: int, token: int) -> None:
+    """Do one batch of the update phase in a shard, if `token` is still its token."""
+    _run_batch(Phase.UPDATE, shard_id, token)
 
 
 @shared_task(name="matviews.delete_batch", ignore_result=True, serializer="json")
-def delete_batch(stripe_id: int, token: int) -> None:
-    """Do one batch of the delete phase in a stripe, if `token` is still its token."""
-    _run_batch(Phase.DELETE, stripe_id, token)
+def delete_batch(shard_id: int, token: int) -> None:
+    """Do one batch of the delete phase in a shard, if `token` is still its token."""
+    _run_batch(Phase.DELETE, shard_id, token)
 
 
 @shared_task(name="matviews.watch", ignore_result=True, serializer="json")
 def watch() -> None:
-    """Send again what was lost, and keep house: schedules, stripes, stages, history, logs. To be run every minute."""
+    """Send again what was lost, and keep house: schedules, shards, stages, history, logs. To be run every minute."""
     if expiry.is_expired(watch.request):
         return
     messages = engine.watch()
@@ -143,7 +143,7 @@ def watch() -> None:
             queues_in_words(*BATCHES), ",".join(views),
         )  # fmt: skip
     chores = (
-        schedules.reconcile, engine.sync_stripes, engine.sweep_stages, engine.trim_history,
+        schedules.reconcile, engine.sync_shards, engine.sweep_stages, engine.trim_history,
         engine.collect_changes, engine.shorten_queues, engine.forget_untrackable, engine.forget_gone,
         engine.finish_triggers, engine.forget_mistyped,
     )  # fmt: skip
@@ -171,15 +171,15 @@ _BATCH_TASKS = {
 }
 
 
-def _run_batch(phase: Phase, stripe_id: Any, token: Any) -> None:
-    if not (_is_number(stripe_id) and _is_number(token)):
+def _run_batch(phase: Phase, shard_id: Any, token: Any) -> None:
+    if not (_is_number(shard_id) and _is_number(token)):
         logger.error(
-            "message is nonsense stripe=%s token=%s phase=%s", brief(stripe_id), brief(token), phase
+            "message is nonsense shard=%s token=%s phase=%s", brief(shard_id), brief(token), phase
         )
         return
-    report = engine.run_batch(Message(phase, stripe_id, token))
-    if report.outcome.recorded:  # else others look after the stripe, or watch will
-        _send_due([engine.settle(stripe_id)])
+    report = engine.run_batch(Message(phase, shard_id, token))
+    if report.outcome.recorded:  # else others look after the shard, or watch will
+        _send_due([engine.settle(shard_id)])
 
 
 def _is_number(value: Any) -> bool:
@@ -196,7 +196,7 @@ def dispatch_on_commit(view_id: int) -> None:
 
 
 def dispatch(view_id: int) -> bool:
-    """Send what is due in a view's stripes; True unless the broker would not take it."""
+    """Send what is due in a view's shards; True unless the broker would not take it."""
     return _send_due(engine.settle_view(view_id))
 
 
@@ -223,12 +223,12 @@ def send(messages: Iterable[Message]) -> bool:
     """
     messages = list(messages)
     if current_app.conf.task_always_eager:
-        inline.drain(message.stripe_id for message in messages)
+        inline.drain(message.shard_id for message in messages)
         return True
     for message in messages:
         try:
             _BATCH_TASKS[message.phase].apply_async(
-                (message.stripe_id, message.token),
+                (message.shard_id, message.token),
                 queue=get_settings().QUEUE,
                 retry_policy=RETRY_POLICY,
             )
@@ -236,8 +236,8 @@ def send(messages: Iterable[Message]) -> bool:
             broker_errors.note(error)
             logger.warning(
                 "message not sent, recorded: watch sends it when the broker is back "
-                "stripe=%s token=%s phase=%s",
-                message.stripe_id, message.token, message.phase, exc_info=True,
+                "shard=%s token=%s phase=%s",
+                message.shard_id, message.token, message.phase, exc_info=True,
             )  # fmt: skip
             return False
     return True

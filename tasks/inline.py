@@ -12,21 +12,21 @@ __all__ = ["drain", "run_to_end"]
 SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.5  # seconds between looks at a view that others work on
 
 
-def drain(stripe_ids: Iterable[int]) -> None:
-    """Run batch after batch until nothing is due in the stripes, or somebody else is at work.
+def drain(shard_ids: Iterable[int]) -> None:
+    """Run batch after batch until nothing is due in the shards, or somebody else is at work.
 
     A loop and not a task that sends the next: with eager tasks that would be a recursion.
     """
-    waiting = list(stripe_ids)
+    waiting = list(shard_ids)
     while waiting:
         waiting += _drain(waiting.pop(0))
 
 
-def _drain(stripe_id: int) -> Iterator[int]:
-    """Drain a stripe; the others in which something is due after that."""
+def _drain(shard_id: int) -> Iterator[int]:
+    """Drain a shard; the others in which something is due after that."""
     while True:
-        settled = engine.settle(stripe_id)
-        yield from (message.stripe_id for message in settled.others)
+        settled = engine.settle(shard_id)
+        yield from (message.shard_id for message in settled.others)
         if settled.message is None:
             return
         if engine.run_batch(settled.message).outcome in _ENDS:

@@ -48,7 +48,7 @@ class _AfterCommit:
 
     def __call__(self) -> None:
         self.done = True
-        engine.sync_stripes()
+        engine.sync_shards()
         reconcile_if_possible()
         dispatch_all(_that_go_on(self.view_ids))
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from matviews import engine
 from matviews.engine import Message
-from matviews.models import Refresh, Stripe
+from matviews.models import Refresh, ViewShard
 from tests.sample.models import Item
 
 LONG_AGO = timedelta(days=1)
@@ -26,13 +26,13 @@ def items(count: int) -> None:
     Item.objects.bulk_create([Item(value=number) for number in range(count)])
 
 
-def stripe_of(view: type[Any]) -> Stripe:
-    return Stripe.objects.get(view__label=view._meta.label, number=0)
+def shard_of(view: type[Any]) -> ViewShard:
+    return ViewShard.objects.get(view__label=view._meta.label, number=0)
 
 
-def stripes_of(view_id: int) -> list[int]:
-    """Primary keys of a view's stripes, in order."""
-    return list(Stripe.objects.filter(view=view_id).values_list("pk", flat=True))
+def shards_of(view_id: int) -> list[int]:
+    """Primary keys of a view's shards, in order."""
+    return list(ViewShard.objects.filter(view=view_id).values_list("pk", flat=True))
 
 
 def request_apart(view: type[Any], **options: Any) -> Refresh:
@@ -51,15 +51,15 @@ def begun_together(view: type[Any], count: int, **options: Any) -> list[Refresh]
 
 
 def due(view: type[Any]) -> Message:
-    message = engine.settle(stripe_of(view).pk).message
+    message = engine.settle(shard_of(view).pk).message
     assert message is not None
     return message
 
 
 def let_time_pass() -> None:
     past = timezone.now() - LONG_AGO
-    Stripe.objects.update(watch_after=past)
-    Stripe.objects.exclude(announced_at=None).update(announced_at=past)
+    ViewShard.objects.update(watch_after=past)
+    ViewShard.objects.exclude(announced_at=None).update(announced_at=past)
 
 
 def in_another_connection(work: Callable[[], None]) -> threading.Thread:
@@ -75,13 +75,13 @@ def in_another_connection(work: Callable[[], None]) -> threading.Thread:
 
 
 @contextmanager
-def held_by_another_worker(stripe: Stripe) -> Iterator[None]:
-    """Another connection holds the stripe's row, as a batch does from its first statement on."""
+def held_by_another_worker(shard: ViewShard) -> Iterator[None]:
+    """Another connection holds the shard's row, as a batch does from its first statement on."""
     holding, done = threading.Event(), threading.Event()
 
     def hold() -> None:
         with transaction.atomic():
-            Stripe.objects.filter(pk=stripe.pk).update(token=stripe.token + 1)
+            ViewShard.objects.filter(pk=shard.pk).update(token=shard.token + 1)
             holding.set()
             done.wait(20)
             transaction.set_rollback(True)

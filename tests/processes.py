@@ -233,11 +233,11 @@ class Workers:
         return [line for worker in self.all for line in worker.lines(*words)]
 
     def _state(self) -> str:
-        from matviews.models import PhaseRun, Refresh, Stripe
+        from matviews.models import PhaseRun, Refresh, ViewShard
 
         rows = [
             str(row)
-            for model in (Stripe, Refresh, PhaseRun)
+            for model in (ViewShard, Refresh, PhaseRun)
             for row in model._base_manager.values()
         ]
         logs = [

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from matviews import engine, tasks
 from matviews.admin.words import moment
-from matviews.models import Heartbeat, Refresh, RefreshSchedule, Stripe, ViewControl
+from matviews.models import Heartbeat, Refresh, RefreshSchedule, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.registry import registry
 from matviews.states import RefreshState
@@ -26,7 +26,7 @@ from matviews.tasks import inline, schedules
 from tests.defining import make_view, ready, run, six_hooks
 from tests.driving import due
 from tests.ledger import add_items, fault
-from tests.sample.models import Ledger, Limited, Striped, Walked
+from tests.sample.models import Ledger, Limited, Sharded, Walked
 
 pytestmark = [
     pytest.mark.django_db,
@@ -114,7 +114,7 @@ class TestList:
         ViewControl.objects.filter(label="sample.Limited").update(
             last_delete=long_ago, freshness_target=timedelta(hours=1)
         )
-        ViewControl.objects.filter(label="sample.Striped").update(paused=True)
+        ViewControl.objects.filter(label="sample.Sharded").update(paused=True)
         ViewControl.objects.create(label="shop.Gone")
 
         # One of the shapes has errors where the database is SQLite.
@@ -126,7 +126,7 @@ class TestList:
         order = [label for label in order if label not in shapes]
         assert order[:2] == ["sample.Walked", "sample.Limited"]
         assert order.index("shop.Gone") < order.index("sample.Slow")  # never built
-        assert order[-2:] == ["sample.Striped", "sample.Ledger"]
+        assert order[-2:] == ["sample.Sharded", "sample.Ledger"]
         shown = html(admin_client, LIST)
         assert "behind by 2 h" in shown
         assert "insert: RuntimeError: do_insert was told to fail" in shown
@@ -143,8 +143,8 @@ class TestList:
             run(label)
             engine.request(label)
             engine.request(label)
-            stripe = Stripe.objects.get(view__label=label)
-            message = engine.settle(stripe.pk).message
+            shard = ViewShard.objects.get(view__label=label)
+            message = engine.settle(shard.pk).message
             assert message
             engine.run_batch(message)
 
@@ -366,11 +366,11 @@ class TestViewPage:
             assert 'data-refresh="1234567"' in html(admin_client, url)
         assert "?view__id__exact=7654321" in html(admin_client, page("shop.Gone"))
 
-    def test_stripes_are_taken_together(self, admin_client: Client) -> None:
+    def test_shards_are_taken_together(self, admin_client: Client) -> None:
         add_items(7)
-        run(Striped)
+        run(Sharded)
 
-        assert "7 rows in 2 batches" in html(admin_client, page("sample.Striped"))
+        assert "7 rows in 2 batches" in html(admin_client, page("sample.Sharded"))
 
     def test_a_time_is_told_in_projects_without_time_zones(self, settings: Any) -> None:
         settings.USE_TZ = False

@@ -16,9 +16,9 @@ from matviews.admin import refresh_admin
 from matviews.models import PhaseRun, Refresh, ViewControl
 from matviews.states import RefreshState
 from tests.defining import run
-from tests.driving import due, held_by_another_worker, request_apart, stripe_of, without_sqlite
+from tests.driving import due, held_by_another_worker, request_apart, shard_of, without_sqlite
 from tests.ledger import add_items, fault
-from tests.sample.models import Limited, Striped, Walked
+from tests.sample.models import Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -144,7 +144,7 @@ def test_a_longer_list_needs_no_more_queries(admin_client: Client) -> None:
 
     run(Limited)
     few = queries()
-    for view in (Limited, Walked, Striped) * 3:
+    for view in (Limited, Walked, Sharded) * 3:
         run(view)
 
     assert queries() == few
@@ -182,14 +182,14 @@ def test_the_page_tells_what_was_asked_for_and_what_came_of_it(admin_client: Cli
     assert "Stop this refresh" not in text
 
 
-def test_stripes_are_told_apart(admin_client: Client) -> None:
+def test_shards_are_told_apart(admin_client: Client) -> None:
     add_items(5)
-    control = ViewControl.objects.get(label="sample.Striped")
-    assert control.stripes.count() > 1
+    control = ViewControl.objects.get(label="sample.Sharded")
+    assert control.shards.count() > 1
 
-    text = shown(admin_client, page_of(run(Striped)))
+    text = shown(admin_client, page_of(run(Sharded)))
 
-    assert all(f"Stripe {stripe.number} succeeded" in text for stripe in control.stripes.all())
+    assert all(f"ViewShard {shard.number} succeeded" in text for shard in control.shards.all())
 
 
 def test_errors_and_tracebacks_are_shown_as_text(admin_client: Client) -> None:
@@ -284,7 +284,7 @@ def test_a_refresh_that_is_worked_on_stops_after_its_batch(admin_client: Client)
     working = engine.request(Limited, batch_size=10)
     engine.run_batch(due(Limited))
 
-    with held_by_another_worker(stripe_of(Limited)):
+    with held_by_another_worker(shard_of(Limited)):
         answer = admin_client.post(stop_of(working), follow=True)
 
     assert "stops after the batch that is at work" in messages_of(answer)[0]

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.usefixtures("own_views"),
 ]
 
-SETTINGS = {"enabled": "on", "include_in_batch": "on", "stripe_count": "1"}
+SETTINGS = {"enabled": "on", "include_in_batch": "on", "shard_count": "1"}
 HOURLY = {
     "enabled": "on",
     "phases": ["insert", "update", "delete"],
@@ -227,31 +227,31 @@ class TestSettings:
             ("freshness_target", "-1"),
             ("freshness_target", "0"),
             ("freshness_target", "999999999 23:59:59"),
-            ("stripe_count", "0"),
-            ("stripe_count", "2"),  # its hooks do not declare stripe
+            ("shard_count", "0"),
+            ("shard_count", "2"),  # its hooks do not declare shard
         ],
     )
     def test_what_cannot_be_is_refused(self, admin_client: Client, field: str, value: str) -> None:
         assert list(errors(save(admin_client, seen=None, **{field: value}))[0]) == [field]
 
     @pytest.mark.django_db(transaction=True)
-    def test_a_view_that_knows_stripes_gets_them(self, admin_client: Client) -> None:
-        saved(save(admin_client, label="sample.Striped", stripe_count="4"))
+    def test_a_view_that_knows_shards_gets_them(self, admin_client: Client) -> None:
+        saved(save(admin_client, label="sample.Sharded", shard_count="4"))
 
-        assert control("sample.Striped").stripes.count() == 4
+        assert control("sample.Sharded").shards.count() == 4
 
     @pytest.mark.django_db(transaction=True)
-    def test_stripes_wait_for_the_end_of_an_open_refresh(self, admin_client: Client) -> None:
-        before = control("sample.Striped").stripes.count()
-        engine.request("sample.Striped")
-        saved(save(admin_client, label="sample.Striped", stripe_count="4"))
-        assert control("sample.Striped").stripes.count() == before
+    def test_shards_wait_for_the_end_of_an_open_refresh(self, admin_client: Client) -> None:
+        before = control("sample.Sharded").shards.count()
+        engine.request("sample.Sharded")
+        saved(save(admin_client, label="sample.Sharded", shard_count="4"))
+        assert control("sample.Sharded").shards.count() == before
 
         Refresh.objects.all().delete()
         with mock.patch.object(tasks, "send", return_value=True):
             tasks.watch()
 
-        assert control("sample.Striped").stripes.count() == 4
+        assert control("sample.Sharded").shards.count() == 4
 
     def test_what_others_change_meanwhile_stays(self, admin_client: Client) -> None:
         def pause(*, instance: ViewControl, **_kwargs: Any) -> None:

@@ -40,7 +40,7 @@ class TestErrorsAreLogged:
         self, within: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         control = ViewControl.objects.get(label="sample.Limited")
-        monkeypatch.setattr(engine, "sync_stripes", fail)
+        monkeypatch.setattr(engine, "sync_shards", fail)
 
         self.do(control.save, within)
 

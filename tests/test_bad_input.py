@@ -32,7 +32,7 @@ from matviews.exceptions import (
     ViewDisabled,
     ViewNotReady,
 )
-from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
+from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.registry import registry
 from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
@@ -52,8 +52,8 @@ def _controls(db: None) -> Iterator[None]:
         yield
 
 
-def stripe_of(view: type[Any]) -> Stripe:
-    return Stripe.objects.get(view__label=view._meta.label)
+def shard_of(view: type[Any]) -> ViewShard:
+    return ViewShard.objects.get(view__label=view._meta.label)
 
 
 def inserting(needs: Any, do: Any, **members: Any) -> type[Any]:
@@ -223,7 +223,7 @@ class TestCommand:
 
 
 class TestMessages:
-    def test_of_an_unknown_stripe_touches_nothing(self) -> None:
+    def test_of_an_unknown_shard_touches_nothing(self) -> None:
         report = engine.run_batch(Message(Phase.INSERT, 10**6, 1))
 
         assert report.outcome is Outcome.UNKNOWN
@@ -231,26 +231,26 @@ class TestMessages:
 
     @pytest.mark.parametrize("number", [-1, 0, 2**31, 2**63, 2**200, -(2**200)])
     def test_with_numbers_that_cannot_be_touches_nothing(self, number: int) -> None:
-        before = list(Stripe.objects.values())
-        stripe = stripe_of(Limited)
+        before = list(ViewShard.objects.values())
+        shard = shard_of(Limited)
 
-        for arguments in ((number, 1), (stripe.pk, number), (number, number)):
+        for arguments in ((number, 1), (shard.pk, number), (number, number)):
             tasks.insert_batch(*arguments)
 
-        assert list(Stripe.objects.values()) == before
+        assert list(ViewShard.objects.values()) == before
 
     @pytest.mark.parametrize("nonsense", ["1", "x", None, 1.0, True, [], {}, b"1"])
     @pytest.mark.parametrize("task", [tasks.insert_batch, tasks.update_batch, tasks.delete_batch])
     def test_with_nonsense_is_logged_and_touches_nothing(
         self, task: Any, nonsense: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        before = list(Stripe.objects.values())
-        stripe = stripe_of(Limited)
+        before = list(ViewShard.objects.values())
+        shard = shard_of(Limited)
 
-        task(nonsense, stripe.token)
-        task(stripe.pk, nonsense)
+        task(nonsense, shard.token)
+        task(shard.pk, nonsense)
 
-        assert list(Stripe.objects.values()) == before
+        assert list(ViewShard.objects.values()) == before
         errors = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert ["message is nonsense" in record.getMessage() for record in errors] == [True, True]
         assert repr(nonsense) in caplog.text
@@ -263,19 +263,19 @@ class TestMessages:
     def test_with_a_phase_that_the_view_lacks_does_what_is_due(self) -> None:
         Item.objects.create(value=1)
         engine.request(Ledger)
-        stripe = stripe_of(Ledger)
+        shard = shard_of(Ledger)
 
-        report = engine.run_batch(Message(Phase.DELETE, stripe.pk, stripe.token))
+        report = engine.run_batch(Message(Phase.DELETE, shard.pk, shard.token))
 
         assert report.outcome is Outcome.DONE
-        message = engine.settle(stripe.pk).message
-        assert message == Message(Phase.INSERT, stripe.pk, stripe.token + 1)
+        message = engine.settle(shard.pk).message
+        assert message == Message(Phase.INSERT, shard.pk, shard.token + 1)
 
     def test_when_nobody_has_asked_does_nothing(self) -> None:
         Item.objects.create(value=1)
-        stripe = stripe_of(Ledger)
+        shard = shard_of(Ledger)
 
-        report = engine.run_batch(Message(Phase.INSERT, stripe.pk, stripe.token))
+        report = engine.run_batch(Message(Phase.INSERT, shard.pk, shard.token))
 
         assert (report.outcome, report.rows) == (Outcome.DONE, 0)
         assert not Ledger.objects.exists()
@@ -287,13 +287,13 @@ class TestViewsThatChange:
     def test_a_deleted_view_fails_its_refresh_with_a_sentence(self) -> None:
         Item.objects.create(value=1)
         asked = engine.request(Limited)
-        stripe = stripe_of(Limited)
-        message = engine.settle(stripe.pk).message
+        shard = shard_of(Limited)
+        message = engine.settle(shard.pk).message
         assert message is not None
 
         registry.unregister("sample.Limited")
         report = engine.run_batch(message)
-        engine.settle(stripe.pk)
+        engine.settle(shard.pk)
 
         asked.refresh_from_db()
         assert report.outcome is Outcome.DONE
@@ -533,7 +533,7 @@ class TestHooksThatRaise:
             with pytest.raises(SystemExit):
                 inline.run_to_end(asked)
             # the lease runs out
-            Stripe.objects.update(announced_at=timezone.now() - timedelta(days=1))
+            ViewShard.objects.update(announced_at=timezone.now() - timedelta(days=1))
         asked = inline.run_to_end(asked)
 
         assert asked.state == RefreshState.FAILED
@@ -627,9 +627,9 @@ class TestBrokerDown:
 
     def assert_watch_sends(self, asked: Refresh) -> None:
         asked.refresh_from_db()
-        stripe = stripe_of(Limited)
+        shard = shard_of(Limited)
         assert asked.state == RefreshState.OPEN
-        assert engine.watch() == [Message(Phase.INSERT, stripe.pk, stripe.token)]
+        assert engine.watch() == [Message(Phase.INSERT, shard.pk, shard.token)]
 
     @pytest.mark.django_db(transaction=True)
     @pytest.mark.parametrize("atomic", [False, True])
@@ -656,14 +656,14 @@ class TestBrokerDown:
     def test_between_two_batches(self) -> None:
         Item.objects.bulk_create([Item(value=1), Item(value=2)])
         asked = engine.request(Limited, batch_size=1)
-        stripe = stripe_of(Limited)
+        shard = shard_of(Limited)
 
-        tasks.insert_batch(stripe.pk, stripe.token)
+        tasks.insert_batch(shard.pk, shard.token)
 
         assert Limited.objects.count() == 1
         assert engine.watch() == []
-        Stripe.objects.update(watch_after=timezone.now())  # the lease runs out
-        stripe.refresh_from_db()
+        ViewShard.objects.update(watch_after=timezone.now())  # the lease runs out
+        shard.refresh_from_db()
         self.assert_watch_sends(asked)
 
 
@@ -717,8 +717,8 @@ class TestSignals:
         assert (ended.state, ended.error) == (RefreshState.FAILED, f"insert: {report.error}")
 
     def test_of_a_message_that_is_refused(self, heard: list[tuple[Signal, dict[str, Any]]]) -> None:
-        stripe = stripe_of(Ledger)
-        message = Message(Phase.INSERT, stripe.pk, stripe.token + 1)
+        shard = shard_of(Ledger)
+        message = Message(Phase.INSERT, shard.pk, shard.token + 1)
 
         engine.run_batch(message)
 
@@ -763,11 +763,11 @@ class TestSignals:
             raise RuntimeError("the receiver is broken")
 
         Item.objects.create(value=1)
-        stripe = stripe_of(Ledger)
+        shard = shard_of(Ledger)
         signal: Signal = getattr(signals, name)
         signal.connect(fail)
         try:
-            engine.run_batch(Message(Phase.INSERT, stripe.pk, 10**6))
+            engine.run_batch(Message(Phase.INSERT, shard.pk, 10**6))
             ended = run(Ledger)
         finally:
             signal.disconnect(fail)

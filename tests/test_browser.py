@@ -14,7 +14,7 @@ from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 from playwright.sync_api import Browser, Page, expect
 
-from matviews.models import RefreshSchedule, Stripe, ViewControl
+from matviews.models import RefreshSchedule, ViewControl, ViewShard
 from matviews.tasks.schedules import reconcile
 from tests import browsing
 from tests.ledger import add_items, fault
@@ -126,15 +126,15 @@ def test_a_hidden_page_asks_for_nothing_and_goes_on_when_it_is_seen(
 
 def test_an_open_page_tells_when_no_worker_takes_its_refresh(page: Page) -> None:
     # given a refresh whose message has just been sent
-    stripes = Stripe.objects.filter(view__label=LABEL)
-    stripes.update(watch_after=timezone.now() + timedelta(hours=1))
+    shards = ViewShard.objects.filter(view__label=LABEL)
+    shards.update(watch_after=timezone.now() + timedelta(hours=1))
     page.clock.install()
     open_view(page)
     page.get_by_role("button", name="Refresh now").click()
     expect(state(page)).to_have_text("refreshing")
     stop = page.get_by_role("button", name="Stop this refresh").element_handle()
     # when nobody has been at it for a lease
-    stripes.update(watch_after=None)
+    shards.update(watch_after=None)
     page.clock.run_for(20_000)
     # then the page says so, and a button that somebody may be pressing is still the same
     expect(state(page)).to_have_text("waiting")

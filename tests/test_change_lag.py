@@ -23,7 +23,7 @@ from matviews import changes, engine, untracked
 from matviews.changes import log
 from matviews.engine import pending, tracking
 from matviews.engine.pending import add_drain
-from matviews.models import Change, PhaseRun, Refresh, Stripe, ViewChange, ViewControl
+from matviews.models import Change, PhaseRun, Refresh, ViewChange, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.queryset.walk import Walker
 from matviews.registry import registry
@@ -127,7 +127,7 @@ class ChangeLag(MailboxMachine):
     @initialize(source=st.sampled_from(SOURCES), few=st.sampled_from([tracking.FEW, 2]))
     def begin(self, source: Callable[[], QuerySet[Any, Any]], few: int) -> None:
         models: list[type[Any]] = [
-            PhaseRun, Refresh, Stripe, ViewChange, ViewControl, Item, Limited, Change,
+            PhaseRun, Refresh, ViewShard, ViewChange, ViewControl, Item, Limited, Change,
         ]  # fmt: skip
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(tracking, "FEW", few)
@@ -313,9 +313,9 @@ class ChangeLag(MailboxMachine):
 
     @invariant()
     def what_is_kept_is_short(self) -> None:
-        for stripe in Stripe.objects.all() if hasattr(self, "view") else ():
+        for shard in ViewShard.objects.all() if hasattr(self, "view") else ():
             runs = PhaseRun.objects.filter(refresh__state=RefreshState.OPEN)
-            assert len(stripe.pending) <= len(Phase) + runs.count() + 1
+            assert len(shard.pending) <= len(Phase) + runs.count() + 1
 
     def check_after_work(self) -> None:
         self.the_oldest_change_is_told()
@@ -371,11 +371,11 @@ def test_the_oldest_change_is_right_after_any_history(examples: int) -> None:
     run(examples)
 
 
-def one_mark_for_all(stripe: Stripe, logged_at: datetime, runs: Any) -> None:
+def one_mark_for_all(shard: ViewShard, logged_at: datetime, runs: Any) -> None:
     """As it once was: the time of the first change stays as long as later ones are pending."""
-    add_drain(stripe, logged_at, runs)
-    first = min(moment for _number, moment in stripe.pending)
-    stripe.pending = [[stripe.changes, first]]
+    add_drain(shard, logged_at, runs)
+    first = min(moment for _number, moment in shard.pending)
+    shard.pending = [[shard.changes, first]]
 
 
 def now_is_when(enqueue: Callable[..., None]) -> Callable[..., None]:
@@ -392,7 +392,7 @@ def test_the_machine_finds_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(
             pending,
             "processed",
-            lambda stripe, _phases: max((n for n, _moment in stripe.covered.values()), default=-1),
+            lambda shard, _phases: max((n for n, _moment in shard.covered.values()), default=-1),
         )
     with pytest.raises(FOUND):
         run(300, phases=[Stage.generate], derandomize=True, report_multiple_bugs=False)

@@ -13,7 +13,7 @@ from django.utils import timezone
 import matviews
 from matviews import clock, engine, tasks
 from matviews.engine import batch
-from matviews.models import Heartbeat, Refresh, Stripe, ViewControl
+from matviews.models import Heartbeat, Refresh, ViewControl, ViewShard
 from matviews.states import RefreshState, ViewState
 from matviews.tasks import expiry, schedules
 from tests.defining import run
@@ -65,7 +65,7 @@ def test_since_when_a_worker_is_at_a_batch_is_told_in_the_projects_time(
     items(1)
     refresh = engine.request(Limited)
     assert batch._announce(due(Limited))
-    Stripe.objects.update(worker="elsewhere:1")
+    ViewShard.objects.update(worker="elsewhere:1")
     # when somebody asks who works
     (status,) = engine.view_statuses(["sample.Limited"])
     told = [*status.running, *(each.announced for each in engine.progress_of(refresh))]

@@ -19,12 +19,12 @@ from matviews.engine import ViewStatus
 from matviews.management import output
 from matviews.management.commands.update_materialized_views import Command
 from matviews.management.tables import status_as_dict
-from matviews.models import PhaseRun, Refresh, Stripe, Trigger, ViewControl
+from matviews.models import PhaseRun, Refresh, Trigger, ViewControl, ViewShard
 from matviews.registry import registry
 from matviews.states import ViewState
 from tests.defining import INSERT_ONLY, make_view, ready, six_hooks
 from tests.ledger import add_items, assert_each_item_once, fault
-from tests.sample.models import Item, Limited, Striped, Walked, Whole
+from tests.sample.models import Item, Limited, Sharded, Walked, Whole
 from tests.sourced import LABEL as SOURCED
 from tests.sourced import sourced
 
@@ -118,7 +118,7 @@ def test_names_that_are_not_there_get_the_near_ones_and_nothing_is_done() -> Non
 
     assert ran.status == 2
     assert "There is no view 'Limitd'. Did you mean sample.Limited?" in ran.err
-    assert "There is no view 'sample.Stripd'. Did you mean sample.Striped" in ran.err
+    assert "There is no view 'sample.Stripd'. Did you mean sample.Sharded" in ran.err
     assert "There is no view 'nonsense'. Views are " in ran.err
     assert refreshed() == set()
 
@@ -319,7 +319,7 @@ def test_json_is_one_document_also_when_views_fail() -> None:
     assert (whole["state"], whole["error"], whole["merged_into"]) == ("succeeded", "", None)
     assert [phase["phase"] for phase in whole["phases"]] == ["insert", "update", "delete"]
     assert {**whole["phases"][0], "seconds": 0} == {
-        "phase": "insert", "stripe": 0, "state": "succeeded", "rows": 0, "looked": 0,
+        "phase": "insert", "shard": 0, "state": "succeeded", "rows": 0, "looked": 0,
         "batches": 1, "seconds": 0, "full_pass": None, "error": "",
     }  # fmt: skip
     assert "sample.Limited: insert: RuntimeError" in ran.err
@@ -344,9 +344,9 @@ def test_the_list_is_not_cut_in_a_file() -> None:
     add_items(3)
     long = "shop.CustomerLifetimeValueByRegionAndCampaignAndAcquisitionChannelAndQuarter"
     gone = ViewControl.objects.create(label=long)
-    stripe = Stripe.objects.create(view=gone, number=0, token=1, announced_token=1)
+    shard = ViewShard.objects.create(view=gone, number=0, token=1, announced_token=1)
     since = timezone.now() - timedelta(seconds=75)
-    Stripe.objects.filter(pk=stripe.pk).update(worker="vm-1:4711", announced_at=since)
+    ViewShard.objects.filter(pk=shard.pk).update(worker="vm-1:4711", announced_at=since)
     Refresh.objects.create(view=gone, phases=[], requested_at=since)
     with fault(Limited, "do_insert", "raise"):
         command("--models", "Limited")
@@ -358,7 +358,7 @@ def test_the_list_is_not_cut_in_a_file() -> None:
     lines = {line.split()[0]: line.split() for line in ran.out.splitlines()}
     assert lines[long][1:] == ["not", "in", "the", "code", "yes", "?", "never"]
     assert lines["sample.Whole"][1:4] == ["ready", "yes", "3"]
-    assert lines["sample.Striped"][1:] == ["never", "built", "by", "name", "0", "never"]
+    assert lines["sample.Sharded"][1:] == ["never", "built", "by", "name", "0", "never"]
     assert re.search(rf"{long}: running at vm-1:4711, its batch for 1 min \d+ s\n", ran.out)
     assert "sample.Limited insert: RuntimeError: do_insert was told to fail\n" in ran.out
     assert "\x1b" not in ran.out
@@ -395,17 +395,17 @@ def test_the_list_as_json_has_values() -> None:
 def test_check_tells_by_its_status_whether_all_is_on_time() -> None:
     """By the age of the last success, for views whose changes are not tracked."""
     add_items(3)
-    late = command("--check", "--models", "Limited,Striped")
+    late = command("--check", "--models", "Limited,Sharded")
     assert late.status == 1
     assert late.out == (
-        "sample.Limited: not on time: never built\nsample.Striped: not on time: never built\n"
+        "sample.Limited: not on time: never built\nsample.Sharded: not on time: never built\n"
     )
-    assert "2 of 2 views are not on time: sample.Limited, sample.Striped." in late.err
+    assert "2 of 2 views are not on time: sample.Limited, sample.Sharded." in late.err
     assert (Limited.objects.count(), Refresh.objects.count()) == (0, 0)
 
-    command("--models", "Limited,Striped")
+    command("--models", "Limited,Sharded")
     add_items(1)  # which no target says anything of
-    ran = command("--check", "--models", "Limited,Striped")
+    ran = command("--check", "--models", "Limited,Sharded")
     assert (ran.status, ran.err) == (0, "")
     pattern = r"(sample\.\w+: on time \(last success \d+\.\d s ago, no target\)\n){2}"
     assert re.fullmatch(pattern, ran.out)
@@ -414,7 +414,7 @@ def test_check_tells_by_its_status_whether_all_is_on_time() -> None:
         freshness_target=timedelta(seconds=5),
         last_update=timezone.now() - timedelta(seconds=20),
     )
-    ran = command("--check", "--models", "Limited,Striped")
+    ran = command("--check", "--models", "Limited,Sharded")
     assert ran.status == 1
     assert "sample.Limited: not on time: behind (last success 20 s ago, target 5.0 s)" in ran.out
     assert "1 of 2 views is not on time: sample.Limited." in ran.err
@@ -502,19 +502,19 @@ def test_the_list_exits_with_1_for_a_view_with_errors() -> None:
 
 def test_check_pending_tells_by_its_status_whether_a_source_has_changed() -> None:
     add_items(3)
-    stale = command("--check", "--pending", "--models", "Limited,Striped")
+    stale = command("--check", "--pending", "--models", "Limited,Sharded")
     assert stale.status == 1
     assert stale.out == (
         "sample.Limited: source changed since the last refresh (insert)\n"
-        "sample.Striped: source changed since the last refresh (insert)\n"
+        "sample.Sharded: source changed since the last refresh (insert)\n"
     )
-    assert "2 of 2 views are out of date: sample.Limited, sample.Striped." in stale.err
+    assert "2 of 2 views are out of date: sample.Limited, sample.Sharded." in stale.err
     assert (Limited.objects.count(), Refresh.objects.count()) == (0, 0)
 
-    command("--models", "Limited,Striped")
-    fresh = command("--check", "--pending", "--models", "Limited,Striped")
+    command("--models", "Limited,Sharded")
+    fresh = command("--check", "--pending", "--models", "Limited,Sharded")
     assert (fresh.status, fresh.err) == (0, "")
-    assert fresh.out == "sample.Limited: nothing pending\nsample.Striped: nothing pending\n"
+    assert fresh.out == "sample.Limited: nothing pending\nsample.Sharded: nothing pending\n"
 
 
 def test_check_pending_asks_about_the_phases_that_were_named() -> None:
@@ -527,16 +527,16 @@ def test_check_pending_asks_about_the_phases_that_were_named() -> None:
 
 def test_check_pending_goes_on_after_a_hook_that_fails() -> None:
     with fault(Limited, "needs_insert", "raise"):
-        ran = command("--check", "--pending", "--models", "Limited,Striped", "--format", "json")
+        ran = command("--check", "--pending", "--models", "Limited,Sharded", "--format", "json")
 
     assert ran.status == 1
     assert "sample.Limited: insert: RuntimeError: needs_insert was told to fail" in ran.err
     assert "1 of 2 views is not able to tell: sample.Limited." in ran.err
-    limited, striped = ran.document["views"]
+    limited, sharded = ran.document["views"]
     assert (limited["fresh"], limited["pending"]) == (None, [])
     assert limited["error"] == "insert: RuntimeError: needs_insert was told to fail"
     assert limited["phases"] == {"update": True, "delete": True}
-    assert (striped["fresh"], striped["pending"]) == (True, [])
+    assert (sharded["fresh"], sharded["pending"]) == (True, [])
 
 
 # Definitions that changed
@@ -666,13 +666,13 @@ def test_verbosity_2_tells_of_each_batch() -> None:
     assert "sample.Limited insert: batch of 2 rows of at most 3, " in out
 
 
-def test_stripes_are_told_apart() -> None:
+def test_shards_are_told_apart() -> None:
     add_items(4)
 
-    out = command("--models", "Striped").out
+    out = command("--models", "Sharded").out
 
-    assert "sample.Striped insert stripe 0: 2 rows in 1 batch" in out
-    assert "sample.Striped insert stripe 1: 2 rows in 1 batch" in out
+    assert "sample.Sharded insert shard 0: 2 rows in 1 batch" in out
+    assert "sample.Sharded insert shard 1: 2 rows in 1 batch" in out
 
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
@@ -709,7 +709,7 @@ def test_a_refresh_that_joins_another_tells_of_that_ones_work() -> None:
     # given a refresh that somebody else began
     add_items(25)
     first = engine.request(Limited, batch_size=10)
-    message = engine.settle(Stripe.objects.get(view=first.view_id).pk).message
+    message = engine.settle(ViewShard.objects.get(view=first.view_id).pk).message
     assert message is not None
     engine.run_batch(message)
     # when the command asks for the same
@@ -735,11 +735,11 @@ def test_a_joined_run_is_named_in_text() -> None:
 def test_hundreds_of_batches_end_right() -> None:
     add_items(150)
 
-    ran = command("--models", "Ledger,Striped", "--batch-size", "1")
+    ran = command("--models", "Ledger,Sharded", "--batch-size", "1")
 
     assert (ran.status, ran.err) == (0, "")
     assert_each_item_once()
-    assert Striped.objects.count() == Item.objects.count()
+    assert Sharded.objects.count() == Item.objects.count()
     assert sum(run.batches for run in PhaseRun.objects.all()) == 300
 
 

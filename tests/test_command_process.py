@@ -24,7 +24,7 @@ from django.utils import timezone
 
 from matviews import engine
 from matviews.management.interrupts import interruptible
-from matviews.models import PhaseRun, Refresh, Stripe
+from matviews.models import PhaseRun, Refresh, ViewShard
 from matviews.states import RefreshState
 from tests import services
 from tests.ledger import add_items, assert_each_item_once, fault
@@ -236,7 +236,7 @@ def test_a_signal_during_the_last_batch_of_all_finds_everything_done() -> None:
     add_items(5)
     with slow(Ledger, seconds=1.0):
         process = Process("--models", "Ledger")
-        process.wait_for(Stripe.objects.filter(worker__endswith=f":{process.pid}").exists)
+        process.wait_for(ViewShard.objects.filter(worker__endswith=f":{process.pid}").exists)
         time.sleep(0.3)
         process.signal(signal.SIGINT)
         assert process.status() == 0
@@ -251,7 +251,7 @@ def test_the_second_signal_interrupts_the_batch_and_leaves_nothing_wedged(column
     add_items(20)
     with slow(Ledger, "before_insert", 30.0):
         process = Process("--models", "Ledger", "--batch-size", "10", columns=columns)
-        process.wait_for(Stripe.objects.filter(worker__endswith=f":{process.pid}").exists)
+        process.wait_for(ViewShard.objects.filter(worker__endswith=f":{process.pid}").exists)
         time.sleep(0.5)
         # when Ctrl-C is pressed twice
         process.signal(signal.SIGINT)
@@ -272,9 +272,9 @@ def test_the_second_signal_interrupts_the_batch_and_leaves_nothing_wedged(column
 def test_the_second_signal_ends_the_statement_on_the_server_too() -> None:
     # given a batch inside a statement of many seconds
     add_items(1000)
-    stripe = Stripe.objects.get(view__label="sample.Slow")
+    shard = ViewShard.objects.get(view__label="sample.Slow")
     process = Process("--models", "Slow", "--batch-size", "1000")
-    process.wait_for(Stripe.objects.filter(worker__endswith=f":{process.pid}").exists)
+    process.wait_for(ViewShard.objects.filter(worker__endswith=f":{process.pid}").exists)
     time.sleep(1.0)
     process.signal(signal.SIGINT)
     process.wait_for("Stopping after this batch.")
@@ -283,8 +283,8 @@ def test_the_second_signal_ends_the_statement_on_the_server_too() -> None:
     assert process.status(AT_ONCE) == 130
     # then the server holds no lock for it
     with transaction.atomic():
-        free = Stripe.objects.order_by().select_for_update(nowait=True)
-        assert not free.get(pk=stripe.pk).announced
+        free = ViewShard.objects.order_by().select_for_update(nowait=True)
+        assert not free.get(pk=shard.pk).announced
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
@@ -322,13 +322,13 @@ def test_a_command_says_whom_it_waits_for(columns: int) -> None:
     add_items(20)
     with slow(Ledger, seconds=3.0):
         first = Process("--models", "Ledger")
-        first.wait_for(Stripe.objects.filter(worker__endswith=f":{first.pid}").exists)
+        first.wait_for(ViewShard.objects.filter(worker__endswith=f":{first.pid}").exists)
         # when another is started
         second = Process("--models", "Ledger", columns=columns)
         # then it names the first, and both end
         second.wait_for("waiting for the worker ")
         assert (first.status(), second.status()) == (0, 0)
-    worker = Stripe.objects.get(view__label="sample.Ledger").worker
+    worker = ViewShard.objects.get(view__label="sample.Ledger").worker
     assert re.search(rf"insert.*waiting for the worker \S+:{first.pid} \(", second.words)
     assert worker.partition(":")[0] in second.words
     assert_each_item_once()
@@ -390,10 +390,8 @@ def test_the_command_takes_over_from_a_worker_that_is_gone(columns: int, setting
     # given the announcement of a worker that will never come back
     settings.MATVIEWS = {"LEASE": 4.0}
     add_items(12)
-    stripe = Stripe.objects.filter(view__label="sample.Ledger")
-    stripe.update(
-        announced_token=stripe.get().token, announced_at=timezone.now(), worker="vm-1:4711"
-    )
+    shard = ViewShard.objects.filter(view__label="sample.Ledger")
+    shard.update(announced_token=shard.get().token, announced_at=timezone.now(), worker="vm-1:4711")
     # when a command finds it
     process = Process("--models", "Ledger", columns=columns)
     # then it says whom it waits for, and goes on after the lease

@@ -13,7 +13,7 @@ from matviews.conf import Settings, get_settings
 from matviews.definition import ViewOptions
 from matviews.exceptions import InvalidSetting
 from matviews.management.commands import update_materialized_views
-from matviews.models import Heartbeat, PhaseRun, Refresh, RefreshSchedule, Stripe, ViewControl
+from matviews.models import Heartbeat, PhaseRun, Refresh, RefreshSchedule, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState, ViewState
 from matviews.tasks import checks as celery_checks
@@ -215,7 +215,7 @@ class TestReference:
         assert {name.split()[0] for name in documented("Command")} == ours
 
     @pytest.mark.parametrize(
-        "model", [ViewControl, RefreshSchedule, Stripe, Refresh, PhaseRun, Heartbeat]
+        "model", [ViewControl, RefreshSchedule, ViewShard, Refresh, PhaseRun, Heartbeat]
     )
     def test_tables(self, model: type[Any]) -> None:
         fields = set(re.findall(r"`(\w+)`", rows("Tables")[model.__name__][-1]))

@@ -13,7 +13,7 @@ from django.db.models import F
 from matviews import engine
 from matviews.states import RefreshState
 from tests.defining import run
-from tests.driving import in_another_connection, stripe_of, without_sqlite
+from tests.driving import in_another_connection, shard_of, without_sqlite
 from tests.processes import DEADLINE
 from tests.shapes.models import Customer, Order, Product, Region
 from tests.shapes.models.grouped import CustomerTotal, RegionTotal, ViewOfView
@@ -117,7 +117,7 @@ class Meeting:
                         break
 
     def _settle(self, view: type[Any]) -> engine.Message | None:
-        settled = engine.settle(stripe_of(view).pk)
+        settled = engine.settle(shard_of(view).pk)
         succeeded = [each for each in settled.closed if each.state == RefreshState.SUCCEEDED]
         self.refreshed += [view] * len(succeeded)
         return settled.message

@@ -218,13 +218,13 @@ class TestSignatures:
             (lambda cls, limit: 0, {"limit"}, HookKind.LIMIT),
             (lambda cls, limit=100: 0, {"limit"}, HookKind.LIMIT),
             (lambda cls, *, limit: 0, {"limit"}, HookKind.LIMIT),
-            (lambda cls, stripe: 0, {"stripe"}, HookKind.WHOLE),
-            (lambda cls, limit, stripe: 0, {"limit", "stripe"}, HookKind.LIMIT),
+            (lambda cls, shard: 0, {"shard"}, HookKind.WHOLE),
+            (lambda cls, limit, shard: 0, {"limit", "shard"}, HookKind.LIMIT),
             (lambda cls, cursor: Batch(0), {"cursor"}, HookKind.CURSOR),
             (lambda cls, cursor, limit: Batch(0), {"limit", "cursor"}, HookKind.CURSOR),
             (
-                lambda cls, stripe, cursor=None, *, limit: Batch(0),
-                {"limit", "cursor", "stripe"},
+                lambda cls, shard, cursor=None, *, limit: Batch(0),
+                {"limit", "cursor", "shard"},
                 HookKind.CURSOR,
             ),
             (lambda cls, limit, other=1: 0, {"limit"}, HookKind.LIMIT),
@@ -249,8 +249,8 @@ class TestSignatures:
         ("hook", "declared"),
         [
             (lambda cls: 0, set()),
-            (lambda cls, stripe: 0, {"stripe"}),
-            (lambda cls, stripe=None: 0, {"stripe"}),
+            (lambda cls, shard: 0, {"shard"}),
+            (lambda cls, shard=None: 0, {"shard"}),
             (lambda cls, limit=5: 0, set()),
             (lambda cls, **kwargs: 0, set()),
         ],
@@ -281,7 +281,7 @@ class TestSignatures:
             ("do_insert", lambda cls, limit, rows, *, size: 0, "rows, size"),
             ("do_insert", lambda cls, limit, /: 0, "limit"),
             ("needs_update", lambda cls, limit: 0, "limit"),
-            ("needs_update", lambda cls, cursor, stripe: 0, "cursor"),
+            ("needs_update", lambda cls, cursor, shard: 0, "cursor"),
             ("do_insert", decorated(lambda cls, rows: 0), "rows"),
         ],
     )
@@ -291,7 +291,7 @@ class TestSignatures:
         error = only(defined(**six_hooks(**{name: classmethod(hook)})).problems, "W105")
 
         assert error.msg == f"sample.Made.{name} wants {wanted}, which nobody gives it."
-        assert "stripe" in (error.hint or "")
+        assert "shard" in (error.hint or "")
         assert "by name" in (error.hint or "")
 
 
@@ -347,19 +347,19 @@ class TestChecksOfAView:
         assert error.msg == "sample.Made.do_insert is a coroutine."
         assert "Define it with def" in (error.hint or "")
 
-    def test_w107_every_hook_must_declare_stripe_where_there_are_several(self) -> None:
-        options = {**INSERT_ONLY, "stripes": 2}
+    def test_w107_every_hook_must_declare_shard_where_there_are_several(self) -> None:
+        options = {**INSERT_ONLY, "shards": 2}
         hooks = {
-            "needs_insert": classmethod(lambda cls, stripe: 0),
+            "needs_insert": classmethod(lambda cls, shard: 0),
             "do_insert": classmethod(lambda cls, limit: 0),
         }
 
         error = only(defined(options=options, **hooks).problems, "W107")
-        hooks["do_insert"] = classmethod(lambda cls, limit, stripe: 0)
+        hooks["do_insert"] = classmethod(lambda cls, limit, shard: 0)
         mended = defined(options=options, **hooks)
 
-        assert "sample.Made.do_insert does not declare stripe" in error.msg
-        assert "Declare stripe" in (error.hint or "")
+        assert "sample.Made.do_insert does not declare shard" in error.msg
+        assert "Declare shard" in (error.hint or "")
         assert mended.problems == ()
 
     def test_the_check_shows_what_the_definitions_have_found(self) -> None:
@@ -400,7 +400,7 @@ class TestOptions:
             ("batch_target", None),
             ("statement_timeout", 0.001),
             ("statement_timeout", None),
-            ("stripes", 1),
+            ("shards", 1),
             ("include_in_batch", False),
             ("tracking", False),
             ("depends_on", None),
@@ -427,7 +427,7 @@ class TestOptions:
         "batch_size": [0, -1, 1.5, True, "10", 2**31, []],
         "batch_target": [0, -1.0, True, "1", float("nan"), timedelta(seconds=1)],
         "statement_timeout": [0, -5, 1e-9, float("inf"), 1e9, "60"],
-        "stripes": [0, -1, None, 2.0, True, 2**15],
+        "shards": [0, -1, None, 2.0, True, 2**15],
         "include_in_batch": [0, 1, None, "yes"],
         "tracking": [0, 1, None, "yes"],
         "depends_on": [

@@ -22,7 +22,7 @@ from matviews.registry import registry
 from matviews.states import RefreshState, RunState, ViewState
 from matviews.tasks import inline
 from tests.defining import ready, run
-from tests.driving import due, let_time_pass, stripe_of, without_sqlite
+from tests.driving import due, let_time_pass, shard_of, without_sqlite
 from tests.shapes.models import Customer, Order, Product, grouped
 from tests.shapes.models.base import Measured
 from tests.shapes.query import Query
@@ -60,7 +60,7 @@ def step(view: type[Any]) -> engine.BatchReport:
 
 
 def work_off(view: type[Any]) -> None:
-    inline.drain([stripe_of(view).pk])
+    inline.drain([shard_of(view).pk])
 
 
 def rows_of(refresh: Refresh) -> dict[str, int]:
@@ -154,7 +154,7 @@ class TestAnotherDefinition:
             if refresh.state != RefreshState.OPEN:
                 break
             step(CustomerTotal)
-            engine.settle(stripe_of(CustomerTotal).pk)
+            engine.settle(shard_of(CustomerTotal).pk)
 
         assert refresh.state == RefreshState.FAILED
         assert "the same query in every process" in refresh.error
@@ -215,7 +215,7 @@ class TestStages:
         refresh = engine.request(QuantityTotal, batch_size=2)
         step(QuantityTotal)
         assert engine.request_stop(refresh.pk)
-        engine.settle(stripe_of(QuantityTotal).pk)
+        engine.settle(shard_of(QuantityTotal).pk)
         assert stages("default") == {}
 
     def test_are_made_anew_after_a_batch_that_was_rolled_back(self) -> None:
@@ -354,12 +354,12 @@ class TestVerify:
 
         def hold() -> None:
             with transaction.atomic():
-                list(type(stripe).objects.select_for_update().filter(pk=stripe.pk))
+                list(type(shard).objects.select_for_update().filter(pk=shard.pk))
                 held.set()
                 done.wait(30)
             connection.close()
 
-        stripe = stripe_of(CustomerTotal)
+        shard = shard_of(CustomerTotal)
         thread = threading.Thread(target=hold)
         thread.start()
         try:
@@ -445,7 +445,7 @@ def test_a_run_that_takes_over_from_a_stopped_one_covers_only_what_it_can(view: 
     last = engine.request(view, phases=[Phase.UPDATE])
     # When the failing one is stopped
     assert engine.request_stop(first.pk)
-    engine.settle(stripe_of(view).pk)
+    engine.settle(shard_of(view).pk)
     work_off(view)
     # Then the last one has not been covered by a run that may leave out what was inserted
     last.refresh_from_db()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from django.db.models.functions import Mod
 
-from matviews import Batch, Share
+from matviews import Batch, Shard
 from tests import services
 from tests.sample.models import Item, Limited, Walked
 
@@ -251,16 +251,16 @@ def test_the_hook_that_walks_visits_every_key_once() -> None:
 
 
 @pytest.mark.django_db
-def test_the_hook_in_a_stripe_sees_its_share_only() -> None:
+def test_the_hook_in_a_shard_sees_its_share_only() -> None:
     names: dict[str, Any] = {"Mod": Mod}
-    exec(named("docs/writing-views.md", "a hook in a stripe"), names)
+    exec(named("docs/writing-views.md", "a hook in a shard"), names)
     Item.objects.create(pk=4, value=0)
 
     class View:
         missing = Limited.missing
         needs_insert = names["needs_insert"]
 
-    assert [View.needs_insert(stripe=Share(number, 2)) for number in range(2)] == [True, False]
+    assert [View.needs_insert(shard=Shard(number, 2)) for number in range(2)] == [True, False]
 
 
 def test_the_examples_of_the_page_on_testing_pass(project: Path) -> None:

@@ -23,9 +23,9 @@ from matviews.models import (
     PhaseRun,
     Refresh,
     RefreshSchedule,
-    Stripe,
     ViewChange,
     ViewControl,
+    ViewShard,
     WatchedTable,
 )
 from matviews.tasks import schedules, watch
@@ -104,8 +104,8 @@ def rebuilt(*views: type[Any]) -> None:
 
 def of_the_first_version(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A dump as the first version made it: with all rows, and columns that are gone."""
-    lacking = {"stripe": ("claims", "pending"), "refresh": ("claims_seen", "requests"), "watchedtable": ("pending",)}  # fmt: skip
-    gone = {"stripe": "whole_since", "dirtykeys": "logged_at"}
+    lacking = {"shard": ("claims", "pending"), "refresh": ("claims_seen", "requests"), "watchedtable": ("pending",)}  # fmt: skip
+    gone = {"shard": "whole_since", "dirtykeys": "logged_at"}
     kept = [each for each in rows if each["model"] != "matviews.logsecret"]
     for each in kept:
         app, _dot, name = each["model"].partition(".")
@@ -155,7 +155,15 @@ def load_rows(text: str) -> None:
 
 def bookkeeping() -> dict[str, list[Any]]:
     """What no dump may change."""
-    models: list[Any] = [Stripe, Refresh, PhaseRun, WatchedTable, DirtyKeys, LogSecret, Heartbeat]
+    models: list[Any] = [
+        ViewShard,
+        Refresh,
+        PhaseRun,
+        WatchedTable,
+        DirtyKeys,
+        LogSecret,
+        Heartbeat,
+    ]
     return {each.__name__: list(each.objects.order_by("pk").values()) for each in models}
 
 
@@ -204,10 +212,10 @@ class TestLoading:
 
 
 def move_controls() -> None:
-    """Give all controls and stripes other primary keys, in another order."""
+    """Give all controls and shards other primary keys, in another order."""
     for each in list(ViewControl.objects.order_by("-pk")):
         ViewControl.objects.filter(pk=each.pk).delete()
-        ViewControl.objects.create(label=each.label, stripe_count=each.stripe_count)
+        ViewControl.objects.create(label=each.label, shard_count=each.shard_count)
     engine.sync_controls()
     schedules.reconcile()
     changes.install("default")
@@ -313,7 +321,7 @@ def test_no_row_of_bookkeeping_is_loaded(model: type[Any]) -> None:
 def test_flush_leaves_views_that_are_refreshed_and_changes_that_are_logged(shop: None) -> None:
     order(1)
     call_command("flush", interactive=False, verbosity=0)
-    assert Stripe.objects.filter(view=control()).get().covered == {}
+    assert ViewShard.objects.filter(view=control()).get().covered == {}
     Region.objects.create(pk=1, name="here")
     Product.objects.create(sku="a", name="a", price=2)
     Customer.objects.create(pk=1, name="1", region_id=1)

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from matviews import engine
 from matviews.engine import Message, Outcome, databases
-from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
+from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.registry import registry
 from matviews.states import RefreshState, RunState
@@ -23,11 +23,11 @@ from tests.driving import (
     items,
     let_time_pass,
     request_apart,
-    stripe_of,
-    stripes_of,
+    shard_of,
+    shards_of,
     without_sqlite,
 )
-from tests.sample.models import Fault, Item, Ledger, Limited, Striped, Walked
+from tests.sample.models import Fault, Item, Ledger, Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -108,28 +108,28 @@ class TestNobodyWaits:
         # then the message is not lost
         assert engine.run_batch(message).outcome is Outcome.DONE
 
-    def test_a_message_for_a_stripe_at_work_is_turned_away_at_once(self) -> None:
+    def test_a_message_for_a_shard_at_work_is_turned_away_at_once(self) -> None:
         items(1)
         engine.request(Ledger)
         message = due(Ledger)
-        with held_by_another_worker(stripe_of(Ledger)):
+        with held_by_another_worker(shard_of(Ledger)):
             started = time.monotonic()
             assert engine.run_batch(message).outcome is Outcome.BUSY
             assert time.monotonic() - started < 5
         assert engine.run_batch(message).outcome is Outcome.DONE
 
     def test_asking_does_not_wait_for_a_running_batch(self) -> None:
-        with held_by_another_worker(stripe_of(Ledger)):
+        with held_by_another_worker(shard_of(Ledger)):
             started = time.monotonic()
             engine.request(Ledger)
             assert due(Ledger).phase is Phase.INSERT
             assert time.monotonic() - started < 5
 
-    def test_watch_leaves_a_stripe_at_work_alone(self) -> None:
+    def test_watch_leaves_a_shard_at_work_alone(self) -> None:
         items(1)
         engine.request(Ledger)
         let_time_pass()
-        with held_by_another_worker(stripe_of(Ledger)):
+        with held_by_another_worker(shard_of(Ledger)):
             assert engine.watch() == []
         assert len(engine.watch()) == 1
 
@@ -148,7 +148,7 @@ class TestWatch:
             before = timezone.now()
             assert len(engine.watch()) == 1
             assert engine.watch() == []
-            after = stripe_of(Ledger).watch_after
+            after = shard_of(Ledger).watch_after
             assert after is not None
             waits.append(round((after - before).total_seconds()))
         assert waits == pytest.approx([120, 240, 480, 960, 1920, 3600, 3600, 3600], abs=5)
@@ -159,13 +159,13 @@ class TestWatch:
         let_time_pass()
         (message,) = engine.watch()
         engine.run_batch(message)
-        assert stripe_of(Ledger).resends == 0
+        assert shard_of(Ledger).resends == 0
 
     def test_it_leaves_a_disabled_view_alone_until_it_is_enabled(self) -> None:
         engine.request(Ledger)
         ViewControl.objects.filter(label="sample.Ledger").update(enabled=False)
         assert engine.watch() == []
-        assert engine.settle(stripe_of(Ledger).pk).message is None
+        assert engine.settle(shard_of(Ledger).pk).message is None
         ViewControl.objects.filter(label="sample.Ledger").update(enabled=True)
         assert len(engine.watch()) == 1
 
@@ -207,7 +207,7 @@ class TestKilledWorkers:
                 assert engine.run_batch(message).outcome is Outcome.BUSY
                 let_time_pass()
             report = engine.run_batch(message)
-            engine.settle(message.stripe_id)
+            engine.settle(message.shard_id)
         run = refresh.runs.get()
         assert (report.rows, run.state, Ledger.objects.count()) == (0, RunState.FAILED, 0)
         assert "took its worker down 5 times, the last time with 10 rows" in run.error
@@ -223,7 +223,7 @@ class TestKilledWorkers:
             let_time_pass()
             report = engine.run_batch(message)
         assert (report.limit, report.rows) == (20, 20)
-        assert stripe_of(Ledger).announced is False
+        assert shard_of(Ledger).announced is False
 
     def test_a_keyboard_interrupt_withdraws_the_announcement(
         self, monkeypatch: pytest.MonkeyPatch
@@ -246,7 +246,7 @@ class TestRequestsMerge:
     def test_requests_before_the_first_batch_share_it(self) -> None:
         items(3)
         asked = [request_apart(Walked, phases=["insert"]) for _ in range(3)]
-        inline.drain([stripe_of(Walked).pk])
+        inline.drain([shard_of(Walked).pk])
         first, *others = Refresh.objects.filter(pk__in=[refresh.pk for refresh in asked])
         assert first.merged_into is None
         assert {other.merged_into_id for other in others} == {first.pk}
@@ -261,7 +261,7 @@ class TestRequestsMerge:
         engine.run_batch(due(Walked))
         later = engine.request(Walked, phases=["insert"])
         Item.objects.create(pk=first, value=0)
-        inline.drain([stripe_of(Walked).pk])
+        inline.drain([shard_of(Walked).pk])
         later.refresh_from_db()
         assert (later.state, later.merged_into_id) == (RefreshState.SUCCEEDED, None)
         assert Walked.objects.count() == 5
@@ -272,7 +272,7 @@ class TestRequestsMerge:
         engine.run_batch(due(Limited))
         later = engine.request(Limited, phases=["insert"])
         items(1)
-        inline.drain([stripe_of(Limited).pk])
+        inline.drain([shard_of(Limited).pk])
         later.refresh_from_db()
         assert later.merged_into_id == first.pk
         assert Limited.objects.count() == 5
@@ -286,7 +286,7 @@ class TestRequestsMerge:
         items(3)
         engine.request(Limited, phases=["insert"], batch_size=1)
         turns: list[str] = []
-        while (message := engine.settle(stripe_of(Limited).pk).message) and len(turns) < 6:
+        while (message := engine.settle(shard_of(Limited).pk).message) and len(turns) < 6:
             turns.append(str(message.phase))
             engine.run_batch(message)
         assert turns == ["update", "insert", "update", "insert", "update", "insert"]
@@ -296,7 +296,7 @@ class TestRequestsMerge:
         inline.run_to_end(engine.request(Walked))
         engine.request(Walked, batch_size=2)
         turns = []
-        while message := engine.settle(stripe_of(Walked).pk).message:
+        while message := engine.settle(shard_of(Walked).pk).message:
             turns.append(str(message.phase))
             engine.run_batch(message)
         assert turns == sorted(turns, key=lambda phase: Phase(phase).order)
@@ -335,7 +335,7 @@ class TestRequests:
     def test_a_phase_that_left_the_code_fails_with_a_sentence(self) -> None:
         refresh = engine.request(Ledger)
         Refresh.objects.update(phases=["insert", "delete"])
-        inline.drain([stripe_of(Ledger).pk])
+        inline.drain([shard_of(Ledger).pk])
         refresh.refresh_from_db()
         assert refresh.error == "delete: sample.Ledger no longer has the phase delete."
 
@@ -390,27 +390,27 @@ class TestLimitsOfStatements:
         assert seen[:2] == [1, 2]
 
 
-class TestStripes:
+class TestShards:
     def test_their_number_follows_the_control_once_no_refresh_is_open(self) -> None:
-        control = ViewControl.objects.get(label="sample.Striped")
-        ViewControl.objects.filter(pk=control.pk).update(stripe_count=3)
-        refresh = engine.request(Striped)
+        control = ViewControl.objects.get(label="sample.Sharded")
+        ViewControl.objects.filter(pk=control.pk).update(shard_count=3)
+        refresh = engine.request(Sharded)
         engine.sync_controls()
-        assert control.stripes.count() == 2
+        assert control.shards.count() == 2
         inline.run_to_end(refresh)
         engine.sync_controls()
-        assert control.stripes.count() == 3
+        assert control.shards.count() == 3
         items(10)
-        assert inline.run_to_end(engine.request(Striped)).state == RefreshState.SUCCEEDED
-        ViewControl.objects.filter(pk=control.pk).update(stripe_count=1)
+        assert inline.run_to_end(engine.request(Sharded)).state == RefreshState.SUCCEEDED
+        ViewControl.objects.filter(pk=control.pk).update(shard_count=1)
         engine.sync_controls()
-        assert list(control.stripes.values_list("number", flat=True)) == [0]
-        assert Striped.objects.count() == 10
+        assert list(control.shards.values_list("number", flat=True)) == [0]
+        assert Sharded.objects.count() == 10
 
-    def test_a_refresh_closes_only_when_every_stripe_is_done(self) -> None:
+    def test_a_refresh_closes_only_when_every_shard_is_done(self) -> None:
         items(4)
-        refresh = engine.request(Striped)
-        first, second = stripes_of(refresh.view_id)
+        refresh = engine.request(Sharded)
+        first, second = shards_of(refresh.view_id)
         inline.drain([first])
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.OPEN
@@ -440,5 +440,5 @@ class TestReplicas:
                 return "default"
 
         with override_settings(DATABASE_ROUTERS=[Router()]):
-            managers = [model.objects for model in (Stripe, Refresh, PhaseRun, ViewControl)]
+            managers = [model.objects for model in (ViewShard, Refresh, PhaseRun, ViewControl)]
             assert {manager.all().db for manager in managers} == {"default"}

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from matviews import engine, tasks
 from matviews.engine import BatchReport, Message, Outcome, batch
-from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
+from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
@@ -28,11 +28,11 @@ from tests.driving import (
     items,
     let_time_pass,
     request_apart,
-    stripe_of,
-    stripes_of,
+    shard_of,
+    shards_of,
     without_sqlite,
 )
-from tests.sample.models import Fault, Item, Ledger, Limited, Striped, Walked, Whole
+from tests.sample.models import Fault, Item, Ledger, Limited, Sharded, Walked, Whole
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -49,7 +49,7 @@ class Killed(BaseException):
 
 
 def next_message(message: Message) -> Message | None:
-    return engine.settle(message.stripe_id).message
+    return engine.settle(message.shard_id).message
 
 
 def work_off_with_kills(message: Message | None, most: int = 40) -> None:
@@ -101,7 +101,7 @@ class TestHooksThatFail:
         message = due(Ledger)
         # When
         engine.run_batch(message)
-        inline.drain([message.stripe_id])
+        inline.drain([message.shard_id])
         # Then
         later[0].refresh_from_db()
         assert later[0].state == RefreshState.SUCCEEDED
@@ -115,7 +115,7 @@ class TestHooksThatFail:
         if fails:
             Fault.objects.create(view="Limited", hook="do_insert", action="raise")
         # When
-        inline.drain([stripe_of(Limited).pk])
+        inline.drain([shard_of(Limited).pk])
         # Then
         leader, *followers = PhaseRun.objects.filter(refresh__in=asked)
         state = RunState.FAILED if fails else RunState.SUCCEEDED
@@ -205,7 +205,7 @@ class TestSizes:
         # When
         with CaptureQueriesContext(connection) as queries:
             engine.run_batch(message)
-            engine.settle(message.stripe_id)
+            engine.settle(message.shard_id)
         # Then
         assert Refresh.objects.filter(state=RefreshState.SUCCEEDED).count() == 300
         assert len(queries) < 50
@@ -241,7 +241,7 @@ class TestTurns:
         refresh = engine.request(Limited)
         # When
         for _ in range(30):
-            if message := engine.settle(stripe_of(Limited).pk).message:
+            if message := engine.settle(shard_of(Limited).pk).message:
                 engine.run_batch(message)
         # Then
         assert refresh.runs.get(phase="update").state == RunState.SUCCEEDED
@@ -260,32 +260,32 @@ class TestTurns:
         assert Phase.UPDATE in turns
 
 
-class TestStripes:
-    def test_a_view_whose_hooks_know_no_stripes_gets_one_stripe_only(self) -> None:
-        ViewControl.objects.filter(label="sample.Ledger").update(stripe_count=2)
+class TestShards:
+    def test_a_view_whose_hooks_know_no_shards_gets_one_shard_only(self) -> None:
+        ViewControl.objects.filter(label="sample.Ledger").update(shard_count=2)
         engine.sync_controls()
-        assert Stripe.objects.filter(view__label="sample.Ledger").count() == 1
+        assert ViewShard.objects.filter(view__label="sample.Ledger").count() == 1
 
-    def test_a_count_of_no_stripes_leaves_one(self) -> None:
-        ViewControl.objects.filter(label="sample.Ledger").update(stripe_count=0)
+    def test_a_count_of_no_shards_leaves_one(self) -> None:
+        ViewControl.objects.filter(label="sample.Ledger").update(shard_count=0)
         engine.sync_controls()
-        assert Stripe.objects.filter(view__label="sample.Ledger").count() == 1
+        assert ViewShard.objects.filter(view__label="sample.Ledger").count() == 1
 
     @without_sqlite
     @pytest.mark.parametrize("made_by_hand", [False, True])
-    def test_stripes_of_a_view_that_knows_none_do_not_double_rows(
+    def test_shards_of_a_view_that_knows_none_do_not_double_rows(
         self, monkeypatch: pytest.MonkeyPatch, made_by_hand: bool
     ) -> None:
-        # Given a view whose hooks declare no stripe, and an operator who wants two
+        # Given a view whose hooks declare no shard, and an operator who wants two
         control = ViewControl.objects.get(label="sample.Ledger")
-        ViewControl.objects.filter(pk=control.pk).update(stripe_count=2)
+        ViewControl.objects.filter(pk=control.pk).update(shard_count=2)
         engine.sync_controls()
         if made_by_hand:
-            Stripe.objects.create(view=control, number=1)
+            ViewShard.objects.create(view=control, number=1)
         items(5)
         refresh = engine.request(Ledger)
-        stripes = stripes_of(control.pk)
-        barrier = threading.Barrier(len(stripes), timeout=10)
+        shards = shards_of(control.pk)
+        barrier = threading.Barrier(len(shards), timeout=10)
 
         def meet(_view: type[Any], hook: str) -> None:
             if hook == "before_insert":
@@ -293,68 +293,68 @@ class TestStripes:
 
         monkeypatch.setattr(Fault, "commit", meet)
 
-        def work(stripe: int) -> None:
-            message = engine.settle(stripe).message
+        def work(shard: int) -> None:
+            message = engine.settle(shard).message
             assert message is not None
             engine.run_batch(message)
 
-        # When the stripes work side by side
-        threads = [in_another_connection(partial(work, pk)) for pk in stripes]
+        # When the shards work side by side
+        threads = [in_another_connection(partial(work, pk)) for pk in shards]
         for thread in threads:
             thread.join()
         # Then
-        for pk in stripes:
+        for pk in shards:
             engine.settle(pk)
         refresh.refresh_from_db()
         if made_by_hand:
-            assert "has 2 stripes, but its hooks declare none" in refresh.error
+            assert "has 2 shards, but its hooks declare none" in refresh.error
             assert Ledger.objects.count() == 0
         else:
             assert refresh.state == RefreshState.SUCCEEDED
             assert Ledger.objects.count() == 5
 
-    def test_a_stripe_of_a_disabled_view_does_not_do_the_batch_that_was_due(self) -> None:
-        # Given a message for each of two stripes of a view that is then disabled
+    def test_a_shard_of_a_disabled_view_does_not_do_the_batch_that_was_due(self) -> None:
+        # Given a message for each of two shards of a view that is then disabled
         items(8)
-        refresh = engine.request(Striped, phases=["insert"], batch_size=2)
-        controls = ViewControl.objects.filter(label="sample.Striped")
-        stripes = stripes_of(refresh.view_id)
-        messages = [engine.settle(pk).message for pk in stripes]
+        refresh = engine.request(Sharded, phases=["insert"], batch_size=2)
+        controls = ViewControl.objects.filter(label="sample.Sharded")
+        shards = shards_of(refresh.view_id)
+        messages = [engine.settle(pk).message for pk in shards]
         controls.update(enabled=False)
         # When
         outcomes = [engine.run_batch(message).outcome for message in messages if message]
         let_time_pass()
         # Then they do nothing, and nothing is due any more
         assert outcomes == [Outcome.DONE, Outcome.DONE]
-        assert [engine.settle(pk).message for pk in stripes] == [None, None]
+        assert [engine.settle(pk).message for pk in shards] == [None, None]
         assert engine.watch() == []
-        assert Striped.objects.count() == 0
+        assert Sharded.objects.count() == 0
         # And when the view is enabled again, it goes on
         controls.update(enabled=True)
-        assert {message.stripe_id for message in engine.watch()} == set(stripes)
+        assert {message.shard_id for message in engine.watch()} == set(shards)
         assert inline.run_to_end(refresh).state == RefreshState.SUCCEEDED
-        assert Striped.objects.count() == 8
+        assert Sharded.objects.count() == 8
 
 
 class TestWatch:
     def test_it_keeps_its_patience_for_messages_that_were_sent(self) -> None:
-        # Given a stripe that is done, and another that is long at work
+        # Given a shard that is done, and another that is long at work
         items(4)
-        refresh = engine.request(Striped)
-        first, _second = stripes_of(refresh.view_id)
+        refresh = engine.request(Sharded)
+        first, _second = shards_of(refresh.view_id)
         inline.drain([first])
         for _ in range(7):
             let_time_pass()
             engine.watch()
-        done = Stripe.objects.get(pk=first)
+        done = ViewShard.objects.get(pk=first)
         # When its next message is lost
         items(4)
-        engine.request(Striped)
+        engine.request(Sharded)
         # Then one lease and one watch later it is sent again
         assert done.watch_after is not None
         assert done.watch_after <= timezone.now() + TWO_LEASES
         assert done.resends == 0
-        assert first in {message.stripe_id for message in engine.watch()}
+        assert first in {message.shard_id for message in engine.watch()}
 
     def test_one_broken_view_does_not_stop_it_for_the_others(self) -> None:
         items(1)
@@ -363,19 +363,21 @@ class TestWatch:
         Refresh.objects.filter(pk=broken.pk).update(phases=["nonsense"])
         for _ in range(3):
             let_time_pass()
-            assert [message.stripe_id for message in engine.watch()] == [stripe_of(Ledger).pk]
+            assert [message.shard_id for message in engine.watch()] == [shard_of(Ledger).pk]
 
     @without_sqlite
     def test_a_message_that_comes_while_it_looks_is_not_lost(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given a stripe that watch finds, and a message for another that it might find
+        # Given a shard that watch finds, and a message for another that it might find
         engine.request(Whole)
         items(3)
         engine.request(Ledger)
         let_time_pass()
         message = due(Ledger)
-        Stripe.objects.filter(pk=message.stripe_id).update(watch_after=timezone.now() + TWO_LEASES)
+        ViewShard.objects.filter(pk=message.shard_id).update(
+            watch_after=timezone.now() + TWO_LEASES
+        )
         module = importlib.import_module("matviews.engine.watch")
         claim = module.claim
         outcomes: list[Outcome] = []
@@ -389,7 +391,7 @@ class TestWatch:
         # When
         sent = engine.watch()
         # Then
-        assert [each.stripe_id for each in sent] == [stripe_of(Whole).pk]
+        assert [each.shard_id for each in sent] == [shard_of(Whole).pk]
         assert outcomes == [Outcome.DONE]
 
 
@@ -412,8 +414,8 @@ class TestBrokers:
             let_time_pass()
             tasks.watch()
         # Then the next watch finds the message again at once
-        stripe = stripe_of(Ledger)
-        assert (stripe.watch_after, stripe.resends) == (None, 0)
+        shard = shard_of(Ledger)
+        assert (shard.watch_after, shard.resends) == (None, 0)
         assert engine.watch() == [due(Ledger)]
 
 
@@ -428,7 +430,7 @@ class TestWorkers:
         run = batch._Attempt.run
 
         def held(attempt: Any) -> BatchReport:
-            with held_by_another_worker(stripe_of(Ledger)):
+            with held_by_another_worker(shard_of(Ledger)):
                 return run(attempt)
 
         with monkeypatch.context() as patch:
@@ -456,7 +458,7 @@ class TestWorkers:
         # When it is back
         let_time_pass()
         engine.run_batch(message)
-        inline.drain([message.stripe_id])
+        inline.drain([message.shard_id])
         # Then
         refresh.refresh_from_db()
         assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
@@ -481,7 +483,7 @@ class TestWorkers:
         monkeypatch.setattr(tasks, "send", sent.extend)
         monkeypatch.setattr(connection, "commit", commit_and_lose_the_answer)
         # When
-        tasks.insert_batch(message.stripe_id, message.token)
+        tasks.insert_batch(message.shard_id, message.token)
         # Then
         assert Ledger.objects.count() == 3
         assert [each.token for each in sent] == [message.token + 1]

@@ -16,7 +16,7 @@ from matviews import engine
 from matviews.models import Refresh, ViewChange, ViewControl
 from tests import services
 from tests.defining import run
-from tests.driving import due, let_time_pass, stripe_of
+from tests.driving import due, let_time_pass, shard_of
 from tests.freezing import VARIABLE, Freezer
 from tests.ledger import fault
 from tests.processes import DEADLINE, Workers
@@ -79,14 +79,14 @@ def age(workers: Workers) -> None:
     workers.send_by_name("matviews.watch")
 
 
-def change_stripes(workers: Workers) -> None:
-    stripes = ViewControl.objects.filter(label="sample.Striped")
-    stripes.update(stripe_count=5 - stripes.get().stripe_count)
+def change_shards(workers: Workers) -> None:
+    shards = ViewControl.objects.filter(label="sample.Sharded")
+    shards.update(shard_count=5 - shards.get().shard_count)
     workers.send_by_name("matviews.watch")
 
 
 def fill_a_queue(workers: Workers) -> None:
-    ViewChange.objects.create(view_id=stripe_of(CustomerTotal).view_id, count=1_000_000)
+    ViewChange.objects.create(view_id=shard_of(CustomerTotal).view_id, count=1_000_000)
     workers.send_by_name("matviews.watch")
 
 
@@ -103,7 +103,7 @@ TRANSACTIONS = [
     Transaction("_Attempt.record_failure", fail, 7),
     Transaction("_stop", stop, 7),
     Transaction("_delete", age, 5),
-    Transaction("_sync_stripes", change_stripes, 6),
+    Transaction("_sync_shards", change_shards, 6),
     Transaction("shorten_queues", fill_a_queue, 4),
     Transaction("reconcile", lose_periodic_tasks, 8),
 ]

@@ -26,16 +26,16 @@ from hypothesis.stateful import (
 
 from matviews import engine
 from matviews.engine import BatchReport, Outcome, databases
-from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
+from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState
-from tests.driving import let_time_pass, stripes_of
+from tests.driving import let_time_pass, shards_of
 from tests.machines import MailboxMachine
-from tests.sample.models import Copy, Fault, Item, Ledger, Limited, Striped, Walked, Whole
+from tests.sample.models import Copy, Fault, Item, Ledger, Limited, Sharded, Walked, Whole
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
-VIEWS: list[type[Any]] = [Limited, Walked, Whole, Striped, Ledger]
+VIEWS: list[type[Any]] = [Limited, Walked, Whole, Sharded, Ledger]
 PHASES = st.lists(st.sampled_from(list(Phase)), min_size=1, unique=True)
 KILLS = st.none() | st.integers(1, 14)
 HOOK_ERRORS = st.sampled_from([RuntimeError, InterfaceError])
@@ -55,7 +55,7 @@ class History(MailboxMachine):
 
     @initialize(view=st.sampled_from(VIEWS), items=st.integers(0, 6))
     def begin(self, view: type[Any], items: int) -> None:
-        models: list[type[Any]] = [PhaseRun, Refresh, Stripe, ViewControl, Item, *VIEWS]
+        models: list[type[Any]] = [PhaseRun, Refresh, ViewShard, ViewControl, Item, *VIEWS]
         for model in models:
             model._base_manager.all().delete()
         engine.sync_controls()
@@ -99,8 +99,8 @@ class History(MailboxMachine):
         with self.mortal(kill):
             refresh = engine.request(self.view, phases=wanted, batch_size=batch_size)
             self.requests.append((refresh.pk, self.changes))
-            for stripe_id in stripes_of(self.control.pk) if sent else ():
-                self.send(engine.settle(stripe_id).message)
+            for shard_id in shards_of(self.control.pk) if sent else ():
+                self.send(engine.settle(shard_id).message)
 
     @rule(apart=st.booleans(), sent=st.booleans(), kill=KILLS)
     def ask_alike(self, apart: bool, sent: bool, kill: int | None) -> None:
@@ -144,7 +144,7 @@ class History(MailboxMachine):
 
     def worked(self, report: BatchReport) -> None:
         if report.outcome in (Outcome.DONE, Outcome.FAILED):
-            self.passed[report.message.stripe_id, report.message.token] += 1
+            self.passed[report.message.shard_id, report.message.token] += 1
 
     @rule(error=HOOK_ERRORS)
     def let_the_next_hook_fail(self, error: type[Exception]) -> None:
@@ -174,8 +174,8 @@ class History(MailboxMachine):
     @invariant()
     def every_token_passes_once(self) -> None:
         assert all(times == 1 for times in self.passed.values()), self.passed
-        now = dict(Stripe.objects.values_list("pk", "token"))
-        assert all(now[stripe] >= token for stripe, token in self.tokens.items())
+        now = dict(ViewShard.objects.values_list("pk", "token"))
+        assert all(now[shard] >= token for shard, token in self.tokens.items())
         self.tokens = now
 
     @invariant()
@@ -198,7 +198,7 @@ class History(MailboxMachine):
             not runs.exclude(merged_into=None)
             .exclude(
                 merged_into__phase=F("phase"),
-                merged_into__stripe=F("stripe"),
+                merged_into__shard=F("shard"),
                 merged_into__state=F("state"),
                 merged_into__merged_into=None,
             )
@@ -291,9 +291,9 @@ def test_any_history_ends_with_the_right_table(examples: int) -> None:
 
 
 def test_the_machine_finds_a_token_that_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given an engine that claims a stripe whatever its token
-    def claim(stripe_id: int, _token: int, *_fits: Q, **changes: Any) -> bool:
-        return bool(Stripe.objects.filter(pk=stripe_id).update(**changes))
+    # Given an engine that claims a shard whatever its token
+    def claim(shard_id: int, _token: int, *_fits: Q, **changes: Any) -> bool:
+        return bool(ViewShard.objects.filter(pk=shard_id).update(**changes))
 
     monkeypatch.setattr(databases, "claim", claim)
     # Then some history shows a message that passed twice

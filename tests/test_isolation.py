@@ -29,11 +29,11 @@ from tests.driving import (
     in_another_connection,
     items,
     let_time_pass,
-    stripe_of,
-    stripes_of,
+    shard_of,
+    shards_of,
     without_sqlite,
 )
-from tests.sample.models import Fault, Ledger, Limited, Striped, Walked, Whole
+from tests.sample.models import Fault, Ledger, Limited, Sharded, Walked, Whole
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -98,22 +98,22 @@ def _execute(sql: str) -> Any:
 class TestLevelsOfPostgres:
     @on_postgres
     @pytest.mark.parametrize("level", ["REPEATABLE_READ", "SERIALIZABLE"])
-    def test_two_stripes_side_by_side_do_not_fail_each_other(self, level: str) -> None:
+    def test_two_shards_side_by_side_do_not_fail_each_other(self, level: str) -> None:
         outcomes: list[Outcome] = []
         raised: list[Exception] = []
 
-        def work(stripe: int) -> None:
+        def work(shard: int) -> None:
             try:
-                while message := engine.settle(stripe).message:
+                while message := engine.settle(shard).message:
                     outcomes.append(engine.run_batch(message).outcome)
             except Exception as error:  # noqa: BLE001 - any is a failure
                 raised.append(error)
 
         with isolation(level):
             items(300)
-            refresh = engine.request(Striped, batch_size=5)
+            refresh = engine.request(Sharded, batch_size=5)
             for thread in [
-                in_another_connection(partial(work, pk)) for pk in stripes_of(refresh.view_id)
+                in_another_connection(partial(work, pk)) for pk in shards_of(refresh.view_id)
             ]:
                 thread.join()
             ended = inline.run_to_end(refresh)
@@ -186,7 +186,7 @@ class TestLostConnections:
         with connection.execute_wrapper(end_at):
             engine.run_batch(message)
             with suppress(DatabaseError, InterfaceError):
-                engine.settle(message.stripe_id)
+                engine.settle(message.shard_id)
         connection.close()
         # Then watch brings it to its end, and nothing is done twice
         for _ in range(5):
@@ -268,7 +268,7 @@ class TestSessionsOfMariadb:
             items(1)
             engine.request(Ledger)
             engine.run_batch(due(Ledger))
-            announced_at = stripe_of(Ledger).announced_at
+            announced_at = shard_of(Ledger).announced_at
         assert announced_at is not None
         assert abs(announced_at - timezone.now()) < timedelta(minutes=5)
 

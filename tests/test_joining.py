@@ -17,7 +17,7 @@ from django.utils import timezone
 from matviews import engine, tasks
 from matviews.engine import requests
 from matviews.engine.work import MOST_BEGUN, MOST_READ
-from matviews.models import PhaseRun, Refresh, Stripe, Trigger, ViewControl
+from matviews.models import PhaseRun, Refresh, Trigger, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.signals import refresh_finished, refresh_requested
 from matviews.states import RefreshState
@@ -29,10 +29,10 @@ from tests.driving import (
     items,
     let_time_pass,
     request_apart,
-    stripe_of,
+    shard_of,
     without_sqlite,
 )
-from tests.sample.models import Fault, Item, Limited, Striped, Walked
+from tests.sample.models import Fault, Item, Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -136,7 +136,7 @@ class TestJoining:
         with transaction.atomic():
             assert engine.request(Limited).pk != first.pk
 
-    @pytest.mark.parametrize("view", [Limited, Walked, Striped])
+    @pytest.mark.parametrize("view", [Limited, Walked, Sharded])
     def test_not_one_of_which_a_batch_has_been_claimed(self, view: type[Any]) -> None:
         items(3)
         first = engine.request(view, batch_size=1)
@@ -150,7 +150,7 @@ class TestJoining:
     def test_a_worker_that_died_keeps_nobody_from_joining(self) -> None:
         engine.request(Limited)
         message = due(Limited)
-        Stripe.objects.filter(pk=message.stripe_id).update(
+        ViewShard.objects.filter(pk=message.shard_id).update(
             announced_token=message.token, announced_at=timezone.now(), claims=1
         )
         second, third = engine.request(Limited), engine.request(Limited)
@@ -213,7 +213,7 @@ def rows_missed_by_requests_during_a_batch(
 
     with monkeypatch.context() as patch:
         patch.setattr(Fault, "commit", meanwhile)
-        inline.drain([stripe_of(view).pk])
+        inline.drain([shard_of(view).pk])
     assert {each.state for each in Refresh.objects.all()} == {RefreshState.SUCCEEDED}
     return set(Item.objects.values_list("pk", flat=True)) - set(
         view.objects.values_list("key", flat=True)
@@ -292,7 +292,7 @@ class TestMerging:
             transaction.set_rollback(True)
         with transaction.atomic():
             engine.request(Limited)
-            thread = in_another_connection(lambda: inline.drain([stripe_of(Limited).pk]))
+            thread = in_another_connection(lambda: inline.drain([shard_of(Limited).pk]))
             thread.join(20)
             assert not thread.is_alive()
 
@@ -331,15 +331,15 @@ class TestMerging:
         assert begun.count() == MOST_BEGUN
         waiting = Refresh.objects.filter(state=RefreshState.OPEN, runs=None)
         assert waiting.count() <= 1
-        inline.drain([stripe_of(Walked).pk])
+        inline.drain([shard_of(Walked).pk])
         assert set(Refresh.objects.values_list("state", flat=True)) == {RefreshState.SUCCEEDED}
 
-    def test_what_waits_in_one_stripe_is_begun_when_another_has_closed_a_refresh(self) -> None:
-        # given more requests than begin at a time, all done in the first stripe
+    def test_what_waits_in_one_shard_is_begun_when_another_has_closed_a_refresh(self) -> None:
+        # given more requests than begin at a time, all done in the first shard
         items(8)
         sizes = range(1, MOST_BEGUN + 3)
-        last = [engine.request(Striped, batch_size=size) for size in sizes][-1]
-        first, second = Stripe.objects.filter(view=last.view_id).values_list("pk", flat=True)
+        last = [engine.request(Sharded, batch_size=size) for size in sizes][-1]
+        first, second = ViewShard.objects.filter(view=last.view_id).values_list("pk", flat=True)
         inline.drain([first])
         assert engine.settle(first).message is None
         # when the second closes them
@@ -454,7 +454,7 @@ class TestCost:
         pause(Limited, paused=False)
 
         with cost() as found:
-            inline.drain([stripe_of(Limited).pk])
+            inline.drain([shard_of(Limited).pk])
 
         assert set(Refresh.objects.values_list("state", flat=True)) == {RefreshState.SUCCEEDED}
         assert PhaseRun.objects.count() == 3
@@ -465,17 +465,17 @@ class TestCost:
         """It made phase runs for each, merged into those of the first."""
         number = 250
         insert_requests(Limited, number)
-        stripe = stripe_of(Limited)
+        shard = shard_of(Limited)
         leaders: dict[str, PhaseRun] = {}
         for refresh in Refresh.objects.order_by("pk"):
             for phase in Phase:
                 run = PhaseRun.objects.create(
-                    refresh=refresh, stripe=stripe, phase=phase, merged_into=leaders.get(phase)
+                    refresh=refresh, shard=shard, phase=phase, merged_into=leaders.get(phase)
                 )
                 leaders.setdefault(phase, run)
         items(3)
 
-        inline.drain([stripe.pk])
+        inline.drain([shard.pk])
 
         assert set(Refresh.objects.values_list("state", flat=True)) == {RefreshState.SUCCEEDED}
         assert not PhaseRun.objects.exclude(state="succeeded").exists()

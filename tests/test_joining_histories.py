@@ -20,17 +20,17 @@ from hypothesis.stateful import (
 from matviews import engine
 from matviews.engine import requests
 from matviews.engine.work import Work
-from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
+from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.states import RefreshState
 from tests import machines
-from tests.driving import let_time_pass, stripes_of
+from tests.driving import let_time_pass, shards_of
 from tests.machines import MailboxMachine
-from tests.sample.models import Item, Limited, Striped, Walked
+from tests.sample.models import Item, Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
 settling = sys.modules["matviews.engine.settle"]  # the package has a function of that name
-VIEWS: list[type[Any]] = [Walked, Limited, Striped]
+VIEWS: list[type[Any]] = [Walked, Limited, Sharded]
 KEYS = range(1, 4)
 # At one of a batch's statements, of which MariaDB and MySQL take twice as many.
 KILLS = st.none() | st.none() | st.integers(1, 28 if connection.vendor == "mysql" else 14)
@@ -51,7 +51,7 @@ class Meeting(MailboxMachine):
 
     @initialize(view=st.sampled_from(VIEWS))
     def begin(self, view: type[Any]) -> None:
-        models: list[type[Any]] = [PhaseRun, Refresh, Stripe, ViewControl, Item, *VIEWS]
+        models: list[type[Any]] = [PhaseRun, Refresh, ViewShard, ViewControl, Item, *VIEWS]
         for model in models:
             model._base_manager.all().delete()
         engine.sync_controls()
@@ -73,8 +73,8 @@ class Meeting(MailboxMachine):
                     take_an_earlier_number(refresh)
             source = dict(Item.objects.values_list("pk", "value"))
             self.promises.append((refresh.pk, source))
-            for stripe_id in stripes_of(self.control.pk) if sent else ():
-                for message in engine.settle(stripe_id).messages:
+            for shard_id in shards_of(self.control.pk) if sent else ():
+                for message in engine.settle(shard_id).messages:
                     self.send(message)
 
     @precondition(lambda self: self.promises)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from matviews import engine, tasks
-from matviews.models import PhaseRun, Refresh, Stripe
+from matviews.models import PhaseRun, Refresh, ViewShard
 from matviews.states import RefreshState, RunState
 from tests import services
-from tests.driving import stripes_of
+from tests.driving import shards_of
 from tests.ledger import add_items, assert_each_item_once, fault
 from tests.processes import WATCH_EVERY, Worker, Workers
 from tests.sample.models import Item, Ledger, Limited
@@ -204,8 +204,8 @@ def test_a_stopped_worker_holds_sqlite_until_it_goes_on(workers: Workers) -> Non
         # when its message comes again, more than a lease later
         until = time.monotonic() + 1.5 * LEASE
         workers.wait_for(lambda: time.monotonic() > until)
-        (stripe,) = stripes_of(refresh.view_id)
-        message = engine.settle(stripe).message
+        (shard,) = shards_of(refresh.view_id)
+        message = engine.settle(shard).message
         assert message is not None
         tasks.send([message])
         (other,) = (worker for worker in workers.all if worker is not stopped)
@@ -246,5 +246,5 @@ def test_a_batch_that_always_kills_its_worker_fails_and_says_so(workers: Workers
     Limited.refresh()
     workers.wait_until_quiet(meanwhile=workers.watch)
     assert Limited.objects.count() == 8
-    assert Stripe.objects.get(view=asked.view_id).attempts == 1
+    assert ViewShard.objects.get(view=asked.view_id).attempts == 1
     assert PhaseRun.objects.filter(state=RunState.FAILED).count() == 1

@@ -15,7 +15,7 @@ from matviews import engine, tasks
 from matviews.changes.dialects import dialect_of
 from matviews.changes.watched import together, watched_tables
 from matviews.engine import Outcome, batch, databases, requests
-from matviews.models import Change, PhaseRun, Refresh, Stripe, WatchedTable
+from matviews.models import Change, PhaseRun, Refresh, ViewShard, WatchedTable
 from matviews.queryset import stages, staging
 from matviews.states import RefreshState
 from matviews.tasks import inline, schedules
@@ -25,10 +25,10 @@ from tests.driving import (
     in_another_connection,
     items,
     let_time_pass,
-    stripes_of,
+    shards_of,
     without_sqlite,
 )
-from tests.sample.models import Fault, Ledger, Limited, Striped, Walked
+from tests.sample.models import Fault, Ledger, Limited, Sharded, Walked
 from tests.shapes.models import Customer, Order, Product, Region
 from tests.shapes.models.grouped import CustomerTotal, OrdersOfCustomer, QuantityTotal, RegionTotal
 from tests.shapes.oracle import differences
@@ -171,18 +171,18 @@ def test_refreshes_side_by_side_do_not_fail_each_other_in_serializable_sessions(
             for view in (Limited, Walked, Ledger)
         ]
         raised = work_side_by_side(refreshes)
-        striped = engine.request(Striped, batch_size=5)
+        sharded = engine.request(Sharded, batch_size=5)
         outcomes: list[Outcome] = []
 
-        def work(stripe: int) -> None:
-            while message := engine.settle(stripe).message:
+        def work(shard: int) -> None:
+            while message := engine.settle(shard).message:
                 outcomes.append(engine.run_batch(message).outcome)
 
-        stripes = stripes_of(striped.view_id)
-        for thread in [in_another_connection(partial(work, pk)) for pk in stripes]:
+        shards = shards_of(sharded.view_id)
+        for thread in [in_another_connection(partial(work, pk)) for pk in shards]:
             thread.join()
-        inline.run_to_end(striped)
-        for refresh in (*refreshes, striped):
+        inline.run_to_end(sharded)
+        for refresh in (*refreshes, sharded):
             refresh.refresh_from_db()
             assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
     assert raised == []
@@ -235,10 +235,10 @@ def test_a_claim_is_withdrawn_in_a_serializable_session() -> None:
         engine.request(Limited)
         message = due(Limited)
         assert batch._announce(message)
-        stripes = Stripe.objects.filter(pk=message.stripe_id)
-        with written_meanwhile(stripes, resends=1):
+        shards = ViewShard.objects.filter(pk=message.shard_id)
+        with written_meanwhile(shards, resends=1):
             batch._withdraw(message)
-        assert stripes.get().announced_token == 0
+        assert shards.get().announced_token == 0
 
 
 @contextmanager
@@ -348,8 +348,8 @@ def test_no_refresh_succeeds_while_changes_are_held_that_it_must_see(shop: None)
         # and changes of other tables are moved
         assert set(Change.objects.values_list("table", flat=True)) == {Order._meta.db_table}
     # when nobody holds it any more, watch sends it again, without a lease that must be over
-    stripes = Stripe.objects.filter(pk__in=[message.stripe_id for message in engine.watch()])
-    assert refresh.view_id in stripes.values_list("view", flat=True)
+    shards = ViewShard.objects.filter(pk__in=[message.shard_id for message in engine.watch()])
+    assert refresh.view_id in shards.values_list("view", flat=True)
     for each in (refresh, other):
         assert inline.run_to_end(each).state == RefreshState.SUCCEEDED
     assert differences(CustomerTotal) == differences(OrdersOfCustomer) == []

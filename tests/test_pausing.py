@@ -7,13 +7,13 @@ import pytest
 from matviews import engine
 from matviews.engine import Outcome
 from matviews.exceptions import ViewDisabled
-from matviews.models import Refresh, Stripe, ViewControl
+from matviews.models import Refresh, ViewControl, ViewShard
 from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
 from tests.bench.statements import statements
 from tests.defining import run
-from tests.driving import due, items, let_time_pass, stripes_of
-from tests.sample.models import Fault, Ledger, Limited, Striped
+from tests.driving import due, items, let_time_pass, shards_of
+from tests.sample.models import Fault, Ledger, Limited, Sharded
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -89,7 +89,7 @@ def test_a_batch_at_work_commits_and_none_follows(
     report = engine.run_batch(message)
 
     assert (report.rows, Ledger.objects.count()) == (2, 2)
-    assert engine.settle(message.stripe_id).message is None
+    assert engine.settle(message.shard_id).message is None
 
 
 def test_whoever_releases_while_a_batch_finds_the_view_held_is_heard() -> None:
@@ -133,19 +133,19 @@ def test_another_view_goes_on() -> None:
 
     assert run(Limited).state == RefreshState.SUCCEEDED
     let_time_pass()
-    Stripe.objects.update(watch_after=None)
+    ViewShard.objects.update(watch_after=None)
     assert engine.watch() == []
 
 
-def test_every_stripe_is_held() -> None:
+def test_every_shard_is_held() -> None:
     items(8)
-    refresh = engine.request(Striped, batch_size=2)
-    messages = [engine.settle(pk).message for pk in stripes_of(refresh.view_id)]
-    switch(Striped, paused=True)
+    refresh = engine.request(Sharded, batch_size=2)
+    messages = [engine.settle(pk).message for pk in shards_of(refresh.view_id)]
+    switch(Sharded, paused=True)
 
     reports = [engine.run_batch(message) for message in messages if message]
 
     assert [(each.outcome, each.rows) for each in reports] == [(Outcome.DONE, 0)] * 2
-    switch(Striped, paused=False)
+    switch(Sharded, paused=False)
     assert inline.run_to_end(refresh).state == RefreshState.SUCCEEDED
-    assert Striped.objects.count() == 8
+    assert Sharded.objects.count() == 8

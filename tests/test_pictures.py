@@ -146,14 +146,14 @@ def test_runs_that_did_not_succeed_have_a_shape_of_their_own() -> None:
     assert shapes[2] not in ("", shapes[1])
 
 
-def test_the_stripes_of_a_refresh_make_one_bar() -> None:
-    stripes = [
+def test_the_shards_of_a_refresh_make_one_bar() -> None:
+    shards = [
         run(1, pk=1, seconds=4.0, rows=10),
         run(1, pk=2, seconds=2.0, rows=30, state=RunState.FAILED),
     ]
 
-    assert described(durations_picture(stripes)) == "1 run: median 4.0 s, longest 4.0 s, 1 failed."
-    assert described(rows_picture(stripes)) == "1 run: median 40 rows, most 40 rows, 1 failed."
+    assert described(durations_picture(shards)) == "1 run: median 4.0 s, longest 4.0 s, 1 failed."
+    assert described(rows_picture(shards)) == "1 run: median 40 rows, most 40 rows, 1 failed."
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_each_state_has_its_words(seen: RunProgress, text: str, meter: Meter) ->
 
 
 def test_what_is_left_behind_is_told() -> None:
-    assert so_far(under_way(5000, 3, stripe=1)) == "insert stripe 1 5,000 rows in 3 batches"
+    assert so_far(under_way(5000, 3, shard=1)) == "insert shard 1 5,000 rows in 3 batches"
     assert so_far(progress(current=False)) == "insert not begun"
 
 
@@ -308,18 +308,18 @@ def screen(width: int, phases: list[RunProgress], *, height: int = 24, closed: b
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_bars_cut_no_label_and_no_text(width: int) -> None:
-    # given stripes, and text that is longer than a narrow terminal
+    # given shards, and text that is longer than a narrow terminal
     phases = [
-        under_way(12_345, 3, 336_776, stripe=0),
-        progress(Phase.INSERT, stripe=1, run={"failures": 1, "error": "E: " + "long " * 30}),
-        progress(Phase.UPDATE, current=False, stripe=0),
+        under_way(12_345, 3, 336_776, shard=0),
+        progress(Phase.INSERT, shard=1, run={"failures": 1, "error": "E: " + "long " * 30}),
+        progress(Phase.UPDATE, current=False, shard=0),
     ]
 
     words = " ".join(screen(width, phases).split())
 
     assert LABEL in words.replace(" ", "")
-    assert "insert stripe 1" in words
-    assert "update stripe 0" in words
+    assert "insert shard 1" in words
+    assert "update shard 0" in words
     assert "…" not in words
     assert words.count("long") >= 30
 
@@ -331,18 +331,18 @@ def test_a_view_with_nothing_to_do_takes_one_line() -> None:
     assert f"✓ {LABEL}: nothing to do\n" in screen(80, [ended(0, 0)])
 
 
-def test_a_low_terminal_shows_the_stripes_that_have_their_turn() -> None:
+def test_a_low_terminal_shows_the_shards_that_have_their_turn() -> None:
     done = ended(9, 1).run
-    phases = [RunProgress(phase=Phase.INSERT, stripe=number, run=done) for number in range(30)]
-    phases.append(under_way(7, 1, stripe=30))
+    phases = [RunProgress(phase=Phase.INSERT, shard=number, run=done) for number in range(30)]
+    phases.append(under_way(7, 1, shard=30))
 
     live = screen(80, phases, height=12, closed=False).partition("----")[0]
     whole = screen(80, phases, height=12)
 
-    assert "insert stripe 30" in live
+    assert "insert shard 30" in live
     assert "and 23 more" in live
-    assert "insert stripe 29" not in live
-    assert "insert stripe 29" in whole.partition("and 23 more")[2]
+    assert "insert shard 29" not in live
+    assert "insert shard 29" in whole.partition("and 23 more")[2]
 
 
 def test_bars_of_a_terminal_without_unicode_are_plain() -> None:

@@ -6,7 +6,7 @@ import matviews
 from tests.test_layers import MODULES, room
 
 PROMISED = [
-    "Batch", "MaterializedView", "Phase", "Share", "is_fresh", "mark_dirty", "refresh",
+    "Batch", "MaterializedView", "Phase", "Shard", "is_fresh", "mark_dirty", "refresh",
     "untracked", "verify",
 ]  # fmt: skip
 PUBLIC = [

@@ -299,17 +299,17 @@ class TestW012:
         assert found() == []
 
 
-class TestStripes:
+class TestShards:
     def test_w107_says_that_derived_phases_work_in_one(self) -> None:
         view = derived_view(
-            lambda cls: Order.objects.values(ref=F("pk")), options={"stripes": 3}, ref=key()
+            lambda cls: Order.objects.values(ref=F("pk")), options={"shards": 3}, ref=key()
         )
 
         (error,) = registry.find(view).problems
 
         assert error.id == "matviews.W107"
-        assert "derived from source() work in one stripe" in error.msg
-        assert "Take stripes out" in (error.hint or "")
+        assert "derived from source() work in one shard" in error.msg
+        assert "Take shards out" in (error.hint or "")
         assert found() == []  # one fault at a time
 
 

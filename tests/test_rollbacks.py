@@ -10,12 +10,12 @@ from django.db import connection, transaction
 
 from matviews import engine
 from matviews.engine import databases
-from matviews.models import Refresh, Stripe
+from matviews.models import Refresh, ViewShard
 from matviews.states import RefreshState, RunState
 from tests import services
 from tests.ledger import add_items
 from tests.processes import Workers
-from tests.sample.models import Item, Ledger, Limited, Striped
+from tests.sample.models import Item, Ledger, Limited, Sharded
 from tests.sample.slow import Slow
 
 SELECTED = services.selected_database()
@@ -234,14 +234,14 @@ def in_another_connection(action: Callable[[], bool]) -> bool:
     return result
 
 
-def claim(stripe: Stripe) -> bool:
+def claim(shard: ViewShard) -> bool:
     with databases.short_transaction():
-        return databases.claim(stripe.pk, stripe.token, worker="another")
+        return databases.claim(shard.pk, shard.token, worker="another")
 
 
-def test_a_batch_in_one_stripe_turns_away_no_message_for_another() -> None:
+def test_a_batch_in_one_shard_turns_away_no_message_for_another() -> None:
     engine.sync_controls()
-    first, second = Stripe.objects.filter(view__label="sample.Striped")
+    first, second = ViewShard.objects.filter(view__label="sample.Sharded")
 
     with databases.short_transaction():
         assert databases.claim(first.pk, first.token, worker="this")
@@ -254,9 +254,9 @@ def test_a_request_in_an_open_transaction_holds_up_nobody(workers: Workers) -> N
     add_items(10)
     # given a transaction that has asked for a refresh, and goes on
     with transaction.atomic():
-        pending = Striped.refresh()
+        pending = Sharded.refresh()
         # when another refresh of the view is asked for
-        workers.send_by_name("matviews.refresh", "sample.Striped")
+        workers.send_by_name("matviews.refresh", "sample.Sharded")
         # then it is done meanwhile
         others = Refresh.objects.exclude(pk=pending.pk).filter(state=RefreshState.SUCCEEDED)
         workers.wait_for(lambda: in_another_connection(others.exists), seconds=10)

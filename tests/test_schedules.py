@@ -845,7 +845,7 @@ class TestTasks:
             mock.patch.multiple(
                 engine,
                 watch=idle,
-                sync_stripes=idle,
+                sync_shards=idle,
                 sweep_stages=idle,
                 trim_history=idle,
                 collect_changes=idle,
@@ -870,7 +870,7 @@ class TestTasks:
         failing = mock.Mock(side_effect=DatabaseError("broken"), __name__="failing")
         with (
             mock.patch.object(tasks.schedules, "reconcile", failing),
-            mock.patch.multiple(engine, sync_stripes=failing, trim_history=failing),
+            mock.patch.multiple(engine, sync_shards=failing, trim_history=failing),
             mock.patch.object(tasks, "send", return_value=True) as sent,
         ):
             tasks.watch()

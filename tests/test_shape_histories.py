@@ -31,7 +31,7 @@ from matviews.queryset import plan_of
 from matviews.queryset.statements import Statements
 from matviews.registry import registry
 from matviews.states import RefreshState
-from tests.driving import let_time_pass, stripes_of
+from tests.driving import let_time_pass, shards_of
 from tests.machines import FOUND, MailboxMachine
 from tests.shapes.models import Customer, Order, Product, Region, Shape, Tag
 from tests.shapes.models.grouped import CustomerTotal, ViewOfView
@@ -216,8 +216,8 @@ class History(MailboxMachine):
     def ask(self, phases: list[Phase], batch_size: int, kill: int | None) -> None:
         with self.mortal(kill):
             engine.request(self.view, phases=phases, batch_size=batch_size)
-            for stripe_id in stripes_of(self.control.pk):
-                self.send(engine.settle(stripe_id).message)
+            for shard_id in shards_of(self.control.pk):
+                self.send(engine.settle(shard_id).message)
 
     @precondition(lambda self: self.mailbox)
     @rule(position=st.integers(0, 100), again=st.booleans(), kill=KILLS)

@@ -21,7 +21,7 @@ from django.utils.translation import gettext, gettext_lazy
 from matviews import Phase
 from matviews.engine.hooks import call_do, call_needs
 from matviews.exceptions import InvalidView
-from matviews.mixin import Share
+from matviews.mixin import Shard
 from matviews.queryset import check_source, plan_of
 from matviews.queryset.parameters import parameter_text
 from matviews.queryset.source import Source, find_source, read_query, read_source
@@ -367,8 +367,8 @@ class TestLanguage:
         hooks = {"needs_insert": classmethod(look), "do_insert": classmethod(look)}
         definition = defined(options={"phases": ["insert"]}, **hooks)
         with translation.override("de"), timezone.override("Asia/Tokyo"):
-            call_needs(definition, Phase.INSERT, Share(0, 1))
-            call_do(definition, Phase.INSERT, limit=1, share=Share(0, 1), cursor=None)
+            call_needs(definition, Phase.INSERT, Shard(0, 1))
+            call_do(definition, Phase.INSERT, limit=1, shard=Shard(0, 1), cursor=None)
 
         assert seen == [("en-us", "UTC")] * 2
 

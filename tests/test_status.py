@@ -14,7 +14,7 @@ from matviews import engine, tasks
 from matviews.engine import ViewStatus, progress_of, rows
 from matviews.engine.batch import worker_name
 from matviews.engine.rows import count_rows
-from matviews.models import PhaseRun, Stripe, ViewControl
+from matviews.models import PhaseRun, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.registry import registry
 from matviews.states import RunState, ViewState
@@ -22,7 +22,7 @@ from matviews.tasks import queues
 from tests.bench.statements import statements
 from tests.defining import defined, make_view, ready, run, six_hooks
 from tests.ledger import add_items, fault
-from tests.sample.models import Limited, Striped, Walked
+from tests.sample.models import Limited, Sharded, Walked
 from tests.sourced import LABEL as SOURCED
 from tests.sourced import sourced
 from tests.test_command import command
@@ -47,8 +47,8 @@ def control(label: str = LIMITED) -> Any:
 
 
 def due(view: type[Any]) -> engine.Message:
-    stripe = Stripe.objects.get(view__label=view._meta.label, number=0)
-    message = engine.settle(stripe.pk).message
+    shard = ViewShard.objects.get(view__label=view._meta.label, number=0)
+    message = engine.settle(shard.pk).message
     assert message is not None
     return message
 
@@ -96,11 +96,11 @@ def test_an_open_refresh_is_told_apart_from_one_that_nobody_is_at() -> None:
     assert (status().state, status().running) == ("refreshing", ())
     # and when nothing has been heard for a lease
     past = timezone.now() - timedelta(hours=1)
-    Stripe.objects.update(watch_after=past)
+    ViewShard.objects.update(watch_after=past)
     assert status().state == "waiting"
     # and when a worker has announced itself, however long ago
-    stripe = Stripe.objects.filter(view__label=LIMITED)
-    stripe.update(announced_token=stripe.get().token, announced_at=past, worker="vm-1:4711")
+    shard = ViewShard.objects.filter(view__label=LIMITED)
+    shard.update(announced_token=shard.get().token, announced_at=past, worker="vm-1:4711")
     assert status().state == "refreshing"
     assert [(each.worker, each.since) for each in status().running] == [("vm-1:4711", past)]
 
@@ -114,7 +114,7 @@ def test_what_no_worker_takes_waits_however_often_it_is_sent_and_names_the_queue
     tasks.watch()
     assert "listens to" not in caplog.text
     # when it is sent once more, for no worker has taken it
-    Stripe.objects.update(watch_after=timezone.now() - timedelta(hours=1))
+    ViewShard.objects.update(watch_after=timezone.now() - timedelta(hours=1))
     tasks.watch()
     # then the log, the state and the command say where a worker has to listen
     queue = f"listens to {queues.queues_in_words(*queues.BATCHES)}"
@@ -291,17 +291,17 @@ def test_the_oldest_open_refresh_tells_the_progress_where_all_of_it_is_known() -
     assert status().progress == 0.25
 
 
-def test_progress_is_unknown_until_every_stripe_has_told() -> None:
+def test_progress_is_unknown_until_every_shard_has_told() -> None:
     add_items(20)
-    engine.request(Striped, batch_size=2, phases=["insert"])
-    engine.run_batch(due(Striped))
+    engine.request(Sharded, batch_size=2, phases=["insert"])
+    engine.run_batch(due(Sharded))
     runs = PhaseRun.objects.all()
     runs.update(estimate=8)
-    assert status("sample.Striped").progress is None
+    assert status("sample.Sharded").progress is None
 
-    other = Stripe.objects.get(view__label="sample.Striped", number=1)
-    runs.create(refresh_id=runs.get().refresh_id, stripe=other, phase="insert", estimate=8)
-    assert status("sample.Striped").progress == 0.125
+    other = ViewShard.objects.get(view__label="sample.Sharded", number=1)
+    runs.create(refresh_id=runs.get().refresh_id, shard=other, phase="insert", estimate=8)
+    assert status("sample.Sharded").progress == 0.125
 
 
 def test_views_are_told_of_by_label() -> None:
@@ -319,12 +319,12 @@ def test_twenty_views_cost_as_many_statements_as_three() -> None:
 
     def busy(views: list[Any]) -> None:
         for view in views:
-            stripe = view.stripes.create(number=0)
+            shard = view.shards.create(number=0)
             view.schedules.create(every=5)
             refresh = view.refreshes.create(
                 phases=["insert"], trigger="api", requested_at=timezone.now()
             )
-            refresh.runs.create(stripe=stripe, phase="insert")
+            refresh.runs.create(shard=shard, phase="insert")
 
     # given views with schedules and open refreshes
     busy([ViewControl.objects.create(label=f"shop.View{number}") for number in range(3)])
@@ -380,7 +380,7 @@ def test_the_table_that_the_search_path_leads_to_is_counted() -> None:
 
 
 def states(refresh: Any) -> list[tuple[Any, ...]]:
-    return [(each.phase, each.stripe, each.run.rows, each.current) for each in progress_of(refresh)]
+    return [(each.phase, each.shard, each.run.rows, each.current) for each in progress_of(refresh)]
 
 
 def test_progress_is_known_before_the_first_batch_and_after_the_last() -> None:
@@ -396,11 +396,11 @@ def test_progress_is_known_before_the_first_batch_and_after_the_last() -> None:
     assert states(refresh) == [("insert", None, 25, False), ("delete", None, 0, False)]
 
 
-def test_progress_is_told_by_phase_and_stripe() -> None:
+def test_progress_is_told_by_phase_and_shard() -> None:
     add_items(4)
-    refresh = run(Striped, phases=["insert", "update"])
+    refresh = run(Sharded, phases=["insert", "update"])
 
-    assert [(each.phase, each.stripe, each.run.rows) for each in progress_of(refresh)] == [
+    assert [(each.phase, each.shard, each.run.rows) for each in progress_of(refresh)] == [
         ("insert", 0, 2), ("insert", 1, 2), ("update", 0, 0), ("update", 1, 0),
     ]  # fmt: skip
 
@@ -442,9 +442,9 @@ def test_a_run_that_must_wait_for_an_older_one_shows_that() -> None:
 def test_progress_names_the_other_process_that_is_at_work() -> None:
     add_items(3)
     refresh = engine.request(Limited)
-    stripe = Stripe.objects.filter(view__label=LIMITED)
+    shard = ViewShard.objects.filter(view__label=LIMITED)
     since = timezone.now()
-    stripe.update(announced_token=stripe.get().token, announced_at=since, worker="vm-1:4711")
+    shard.update(announced_token=shard.get().token, announced_at=since, worker="vm-1:4711")
 
     insert, update, _delete = progress_of(refresh)
 
@@ -454,9 +454,9 @@ def test_progress_names_the_other_process_that_is_at_work() -> None:
 def test_progress_names_this_process_only_where_it_lost_its_batch() -> None:
     add_items(3)
     refresh = engine.request(Limited)
-    stripe = Stripe.objects.filter(view__label=LIMITED)
-    token = stripe.get().token
-    stripe.update(announced_token=token, announced_at=timezone.now(), worker=worker_name())
+    shard = ViewShard.objects.filter(view__label=LIMITED)
+    token = shard.get().token
+    shard.update(announced_token=token, announced_at=timezone.now(), worker=worker_name())
 
     insert = progress_of(refresh)[0]
 

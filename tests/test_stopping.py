@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from matviews import engine, tasks
 from matviews.engine import Message, Outcome, batch
-from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
+from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.registry import registry
 from matviews.signals import refresh_finished
@@ -23,11 +23,11 @@ from tests.driving import (
     items,
     let_time_pass,
     request_apart,
-    stripe_of,
-    stripes_of,
+    shard_of,
+    shards_of,
     without_sqlite,
 )
-from tests.sample.models import Copy, Fault, Item, Ledger, Limited, Striped, Walked
+from tests.sample.models import Copy, Fault, Item, Ledger, Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -114,7 +114,7 @@ class TestWhoeverIsAtWork:
     def test_while_a_batch_is_at_work_nobody_waits(self) -> None:
         items(4)
         refresh = ask(Ledger)
-        with held_by_another_worker(stripe_of(Ledger)):
+        with held_by_another_worker(shard_of(Ledger)):
             stop(refresh)
             assert now(refresh) == RefreshState.OPEN
 
@@ -134,7 +134,7 @@ class TestWhoeverIsAtWork:
         monkeypatch.setattr(Fault, "commit", ask_to_stop)
         # when
         report = engine.run_batch(message)
-        settled = engine.settle(message.stripe_id)
+        settled = engine.settle(message.shard_id)
         # then
         assert (asked, report.rows) == ([True], 2)
         assert (settled.message, settled.closed) == (None, (refresh,))
@@ -167,7 +167,7 @@ class TestWhoeverIsAtWork:
         items(4)
         refresh, other = ask(Ledger), engine.request(Ledger, batch_size=3)
         message = due(Ledger)
-        Stripe.objects.filter(pk=message.stripe_id).update(
+        ViewShard.objects.filter(pk=message.shard_id).update(
             announced_token=message.token, announced_at=timezone.now(), attempts=3
         )
         let_time_pass()
@@ -182,7 +182,7 @@ class TestWhoeverIsAtWork:
     def test_a_dead_worker_keeps_nobody_from_stopping(self) -> None:
         refresh = ask(Ledger)
         message = due(Ledger)
-        Stripe.objects.filter(pk=message.stripe_id).update(
+        ViewShard.objects.filter(pk=message.shard_id).update(
             announced_token=message.token, announced_at=timezone.now(), worker="vm-1:4711"
         )
 
@@ -259,40 +259,40 @@ class TestWhateverTheViewIsLike:
             assert stop(refresh) == []
         assert now(refresh) == RefreshState.STOPPED
 
-    def test_each_of_several_stripes(self) -> None:
-        # given two stripes, of which one is at work and has done a batch
+    def test_each_of_several_shards(self) -> None:
+        # given two shards, of which one is at work and has done a batch
         items(8)
-        refresh = ask(Striped)
-        engine.run_batch(due(Striped))
+        refresh = ask(Sharded)
+        engine.run_batch(due(Sharded))
         # when
         stop(refresh)
         # then
         assert now(refresh) == RefreshState.STOPPED
         assert list(refresh.runs.values_list("state", "rows")) == [("stopped", 2), ("stopped", 0)]
 
-    def test_a_stripe_that_has_done_all_keeps_its_success(self) -> None:
+    def test_a_shard_that_has_done_all_keeps_its_success(self) -> None:
         items(8)
-        refresh = ask(Striped)
-        first, second = stripes_of(refresh.view_id)
+        refresh = ask(Sharded)
+        first, second = shards_of(refresh.view_id)
         while message := engine.settle(first).message:
             engine.run_batch(message)
 
         stop(refresh)
 
-        states = dict(refresh.runs.values_list("stripe", "state"))
+        states = dict(refresh.runs.values_list("shard", "state"))
         assert states == {first: RunState.SUCCEEDED, second: RunState.STOPPED}
         assert now(refresh) == RefreshState.STOPPED
-        assert ViewControl.objects.get(label="sample.Striped").last_insert is None
+        assert ViewControl.objects.get(label="sample.Sharded").last_insert is None
 
     @without_sqlite
-    def test_a_stripe_at_work_is_ended_by_its_worker(self) -> None:
+    def test_a_shard_at_work_is_ended_by_its_worker(self) -> None:
         items(8)
-        refresh = ask(Striped)
-        first, second = stripes_of(refresh.view_id)
-        with held_by_another_worker(Stripe.objects.get(pk=first)):
+        refresh = ask(Sharded)
+        first, second = shards_of(refresh.view_id)
+        with held_by_another_worker(ViewShard.objects.get(pk=first)):
             stop(refresh)
             assert now(refresh) == RefreshState.OPEN
-            assert set(refresh.runs.values_list("stripe", "state")) == {(second, "stopped")}
+            assert set(refresh.runs.values_list("shard", "state")) == {(second, "stopped")}
         engine.settle(first)
         assert now(refresh) == RefreshState.STOPPED
 
@@ -320,12 +320,12 @@ class TestAskedInVain:
         items(1)
         refresh = ask(Ledger)
         engine.run_batch(due(Ledger))
-        token = stripe_of(Ledger).token
+        token = shard_of(Ledger).token
 
         stop(refresh)
 
         assert now(refresh) == RefreshState.SUCCEEDED
-        assert stripe_of(Ledger).token == token
+        assert shard_of(Ledger).token == token
 
 
 class TestMerged:
@@ -383,7 +383,7 @@ class TestMerged:
         assert inline.run_to_end(first).runs.get().batches == 3
         assert Refresh.objects.get(pk=second.pk).merged_into is None
 
-    def test_one_that_the_stripe_has_not_seen_does_not_join_what_is_stopped(self) -> None:
+    def test_one_that_the_shard_has_not_seen_does_not_join_what_is_stopped(self) -> None:
         # given a refresh under way that another could join
         items(5)
         first = ask(Limited)
@@ -395,16 +395,16 @@ class TestMerged:
         assert inline.run_to_end(second).runs.get().merged_into is None
         assert_copied(Limited)
 
-    def test_in_every_stripe(self) -> None:
+    def test_in_every_shard(self) -> None:
         items(8)
-        first, second = begun_together(Striped, 2, phases=["insert"], batch_size=2)
-        # of which the other stripe has seen neither
+        first, second = begun_together(Sharded, 2, phases=["insert"], batch_size=2)
+        # of which the other shard has seen neither
 
         assert len(stop(first)) == 2
 
         assert inline.run_to_end(second).state == RefreshState.SUCCEEDED
         assert now(first) == RefreshState.STOPPED
-        assert_copied(Striped)
+        assert_copied(Sharded)
 
 
 def test_dispatch_sends_what_is_due_after_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +422,7 @@ def test_dispatch_sends_what_is_due_after_the_stop(monkeypatch: pytest.MonkeyPat
     assert tasks.dispatch(first.view_id)
 
     assert now(first) == RefreshState.STOPPED
-    assert [each.token for each in sent] == [stripe_of(Limited).token]
+    assert [each.token for each in sent] == [shard_of(Limited).token]
     assert now(second) == RefreshState.OPEN
 
 

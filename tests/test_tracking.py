@@ -34,9 +34,9 @@ from matviews.models import (
     Change,
     DirtyKeys,
     Refresh,
-    Stripe,
     ViewChange,
     ViewControl,
+    ViewShard,
     WatchedTable,
 )
 from matviews.phases import Phase
@@ -46,7 +46,7 @@ from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
 from tests.bench.statements import statements
 from tests.defining import make_view, ready, run
-from tests.driving import due, in_another_connection, stripe_of, without_sqlite
+from tests.driving import due, in_another_connection, shard_of, without_sqlite
 from tests.sample.models import Limited
 from tests.shapes.models import Customer, Order, Product, Region, Tag
 from tests.shapes.models.grouped import (
@@ -279,7 +279,7 @@ class TestWhatIsNoChange:
 
     def test_a_refresh_of_it_has_succeeded_when_it_is_asked_for(self) -> None:
         at_rest(CustomerTotal)
-        before, told = stripe_of(CustomerTotal).view, []
+        before, told = shard_of(CustomerTotal).view, []
 
         def receiver(refresh: Refresh, **_others: Any) -> None:
             told.append((refresh.pk, refresh.state))
@@ -299,7 +299,7 @@ class TestWhatIsNoChange:
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.SUCCEEDED
         assert not refresh.runs.exists()
-        after = stripe_of(CustomerTotal).view
+        after = shard_of(CustomerTotal).view
         assert after.last_insert == after.last_update == after.last_delete == refresh.finished_at
         assert before.last_insert
         assert refresh.finished_at
@@ -307,11 +307,11 @@ class TestWhatIsNoChange:
 
     def test_a_phase_of_it_alone(self) -> None:
         at_rest(CustomerTotal)
-        before = stripe_of(CustomerTotal).view
+        before = shard_of(CustomerTotal).view
 
         assert run(CustomerTotal, phases=[Phase.UPDATE]).finished_at
 
-        after = stripe_of(CustomerTotal).view
+        after = shard_of(CustomerTotal).view
         assert after.last_insert == before.last_insert
         assert after.last_update != before.last_update
 
@@ -376,7 +376,7 @@ class TestTransactionsBetweenTransactions:
         before_the_batch = (lambda: None) if settled else move_and_write
         monkeypatch.setattr("matviews.engine.batch.collect_changes", before_the_batch)
         monkeypatch.setattr("matviews.engine.tracking.collect_changes", move_and_write)
-        inline.drain([stripe_of(CustomerTotal).pk])
+        inline.drain([shard_of(CustomerTotal).pk])
 
         for each in (refresh, *asked):
             each.refresh_from_db()
@@ -388,7 +388,7 @@ class TestTransactionsBetweenTransactions:
         """MariaDB waits for a row of another transaction where it only comes across it."""
         at_rest(CustomerTotal)
         written, done = threading.Event(), threading.Event()
-        control = stripe_of(CustomerTotal).view_id
+        control = shard_of(CustomerTotal).view_id
 
         def write_slowly() -> None:
             with transaction.atomic():
@@ -421,15 +421,15 @@ class TestTransactionsBetweenTransactions:
         run(CustomerTotal)
         Order.objects.update(price=4)
         refresh = engine.request(CustomerTotal, batch_size=1)
-        stripe = stripe_of(CustomerTotal)
-        message = engine.settle(stripe.pk).message
+        shard = shard_of(CustomerTotal)
+        message = engine.settle(shard.pk).message
         for _number in range(3):
             assert message is not None
             engine.run_batch(message)
-            message = engine.settle(stripe.pk).message
+            message = engine.settle(shard.pk).message
         Order.objects.update(price=50)
         Order.objects.filter(customer=1).delete()
-        inline.drain([stripe.pk])
+        inline.drain([shard.pk])
 
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.SUCCEEDED
@@ -526,7 +526,7 @@ class TestSharing:
     ) -> None:
         monkeypatch.setattr("matviews.changes.log.LONGEST", 10)
         at_rest(CustomerTotal)
-        control = stripe_of(CustomerTotal).view_id
+        control = shard_of(CustomerTotal).view_id
         ViewChange.objects.bulk_create([ViewChange(view_id=control)] * 11)
 
         engine.shorten_queues()
@@ -560,7 +560,7 @@ class TestSharing:
         engine.collect_changes()
 
         assert not Change.objects.exists()
-        assert ViewChange.objects.filter(view=stripe_of(CustomerTotal).view_id).exists()
+        assert ViewChange.objects.filter(view=shard_of(CustomerTotal).view_id).exists()
 
 
 class TestWhatForcesAFullPass:
@@ -587,10 +587,10 @@ class TestWhatForcesAFullPass:
         at_rest(CustomerTotal)
         CustomerTotal.query = Query(money=1)
         engine.request(CustomerTotal, batch_size=1, phases=[Phase.UPDATE])
-        engine.run_batch(engine.settle(stripe_of(CustomerTotal).pk).message)  # type: ignore[arg-type]
+        engine.run_batch(engine.settle(shard_of(CustomerTotal).pk).message)  # type: ignore[arg-type]
         CustomerTotal.query = Query()
 
-        inline.drain([stripe_of(CustomerTotal).pk])
+        inline.drain([shard_of(CustomerTotal).pk])
         run(CustomerTotal)
 
         assert differences(CustomerTotal) == []
@@ -691,7 +691,7 @@ class TestWhatForcesAFullPass:
         """As where an older version of the code has installed the triggers."""
         at_rest(CustomerTotal)
         record = WatchedTable.objects.get(table=Order._meta.db_table)
-        record.views.remove(stripe_of(CustomerTotal).view_id)
+        record.views.remove(shard_of(CustomerTotal).view_id)
         record.save()
         order(1)
 
@@ -701,14 +701,14 @@ class TestWhatForcesAFullPass:
         run(CustomerTotal)
         assert differences(CustomerTotal) == []
 
-    def test_a_stripe_that_is_new(self) -> None:
+    def test_a_shard_that_is_new(self) -> None:
         at_rest(CustomerTotal)
-        stripe = stripe_of(CustomerTotal)
-        stripe.delete()
+        shard = shard_of(CustomerTotal)
+        shard.delete()
 
         engine.sync_controls()
 
-        assert Stripe.objects.get(view=stripe.view_id).covered == {}
+        assert ViewShard.objects.get(view=shard.view_id).covered == {}
         assert why(CustomerTotal) == "it has not succeeded since changes are tracked"
 
 
@@ -801,7 +801,7 @@ class TestKeys:
         closed: tuple[Refresh, ...] = ()
         while first not in closed:
             engine.run_batch(due(CustomerTotal))
-            closed = engine.settle(stripe_of(CustomerTotal).pk).closed
+            closed = engine.settle(shard_of(CustomerTotal).pk).closed
 
         # then the first succeeds with all of its keys done
         refresh = closed[closed.index(first)]
@@ -821,7 +821,7 @@ class TestKeys:
         second = engine.request(CustomerTotal)
         for phase in (Phase.INSERT, Phase.UPDATE):
             engine.run_batch(replace(due(CustomerTotal), phase=phase))
-        inline.drain([stripe_of(CustomerTotal).pk])
+        inline.drain([shard_of(CustomerTotal).pk])
 
         # then it does that change as well
         for each in (first, second):
@@ -832,14 +832,14 @@ class TestKeys:
     def test_few_keys_are_done_by_one_message(self) -> None:
         at_rest(CustomerTotal)
         order(4 - Order.objects.filter(customer=1).delete()[0])
-        stripe = stripe_of(CustomerTotal)
+        shard = shard_of(CustomerTotal)
         engine.request(CustomerTotal)
-        message = engine.settle(stripe.pk).message
+        message = engine.settle(shard.pk).message
         assert message is not None
 
         assert engine.run_batch(message).rows == 2
 
-        settled = engine.settle(stripe.pk)
+        settled = engine.settle(shard.pk)
         assert (settled.message, len(settled.closed)) == (None, 1)
         assert not DirtyKeys.objects.exists()
         assert differences(CustomerTotal) == []
@@ -967,17 +967,17 @@ class TestKeys:
     def test_what_is_marked_does_not_pile_up_where_it_makes_no_difference(self) -> None:
         mark_dirty("sample.Limited")
 
-        assert not ViewChange.objects.filter(view=stripe_of(Limited).view_id).exists()
+        assert not ViewChange.objects.filter(view=shard_of(Limited).view_id).exists()
 
     def test_a_killed_run_does_them_again(self) -> None:
         at_rest(CustomerTotal)
         Order.objects.update(price=4)
         engine.request(CustomerTotal, batch_size=2, phases=[Phase.UPDATE])
-        stripe = stripe_of(CustomerTotal)
-        report = engine.run_batch(engine.settle(stripe.pk).message)  # type: ignore[arg-type]
+        shard = shard_of(CustomerTotal)
+        report = engine.run_batch(engine.settle(shard.pk).message)  # type: ignore[arg-type]
         assert report.rows == 2
 
-        inline.drain([stripe.pk])
+        inline.drain([shard.pk])
         run(CustomerTotal)
 
         assert differences(CustomerTotal) == []
@@ -1001,7 +1001,7 @@ class TestKeys:
         ):
             CustomerTotal.mark_dirty([1, key])
 
-        queue = ViewChange.objects.filter(view=stripe_of(CustomerTotal).view_id)
+        queue = ViewChange.objects.filter(view=shard_of(CustomerTotal).view_id)
         assert not any(isinstance(each.links, list) for each in queue)
 
 
@@ -1245,7 +1245,7 @@ class TestKeysOfSeveralTables:
         # When the last key to be inserted goes, and no row names it any more
         Customer.objects.filter(pk=4).update(region=2)
         Order.objects.filter(customer=4).delete()
-        inline.drain([stripe_of(SlotRegion).pk])
+        inline.drain([shard_of(SlotRegion).pk])
         # Then it does not stay
         run(SlotRegion)
         assert differences(SlotRegion) == []
@@ -1259,7 +1259,7 @@ class TestKeysOfSeveralTables:
         Order.objects.filter(quantity=3).delete()
         engine.request(QuantityTotal, phases=[Phase.DELETE])
 
-        inline.drain([stripe_of(QuantityTotal).pk])
+        inline.drain([shard_of(QuantityTotal).pk])
         assert QuantityTotal.objects.filter(quantity=3).exists()
         run(QuantityTotal)
 

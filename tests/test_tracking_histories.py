@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from matviews import changes, engine
 from matviews.changes import tracking_of
 from matviews.engine import alias
-from matviews.models import PhaseRun, Refresh, Stripe, ViewControl
+from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.queryset import plan_of
 from matviews.registry import registry
 from matviews.states import RefreshState
@@ -171,14 +171,14 @@ def _begin(view: type[Any], query: Query) -> Shop:
 def _refresh(view: type[Any], batch_size: int, kill: int | None = None) -> Refresh:
     """A refresh, whose worker may be killed before a statement; then another one goes on."""
     refresh = engine.request(view, batch_size=batch_size)
-    stripe = Stripe.objects.get(view=refresh.view_id)
+    shard = ViewShard.objects.get(view=refresh.view_id)
     try:
         with killed_before_statement(kill):
-            inline.drain([stripe.pk])
+            inline.drain([shard.pk])
     except Killed:
         note(f"killed before statement {kill}")
         let_time_pass()
-        inline.drain([stripe.pk])
+        inline.drain([shard.pk])
     refresh.refresh_from_db()
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
     return refresh

@@ -9,10 +9,10 @@ from matviews import engine, tasks
 from matviews.models import PhaseRun, Refresh, Trigger, ViewControl
 from matviews.phases import Phase
 from matviews.states import RefreshState
-from tests.driving import stripes_of
+from tests.driving import shards_of
 from tests.ledger import add_items, assert_each_item_once, fault
 from tests.processes import Workers, ask_at_once
-from tests.sample.models import Copy, Item, Ledger, Limited, Striped, Walked
+from tests.sample.models import Copy, Item, Ledger, Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -44,7 +44,7 @@ def change_the_source() -> None:
 def test_workers_bring_views_up_to_date_in_batches(workers: Workers) -> None:
     # given two workers, and views of several forms over one source
     workers.start(2)
-    views: list[type[Copy]] = [Limited, Walked, Striped]
+    views: list[type[Copy]] = [Limited, Walked, Sharded]
     add_items(32)
     # when they are refreshed, the source changes, and they are refreshed again
     for view in views:
@@ -57,7 +57,7 @@ def test_workers_bring_views_up_to_date_in_batches(workers: Workers) -> None:
     for view in views:
         assert_copies(view)
     assert Limited.is_fresh()
-    assert Striped.is_fresh()
+    assert Sharded.is_fresh()
     for refresh in asked:
         refresh.refresh_from_db()
         assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
@@ -100,8 +100,8 @@ def test_a_message_that_comes_twenty_times_does_one_batch(workers: Workers) -> N
     # given one batch message, twenty times in the queue
     add_items(40)
     refresh = engine.request(Ledger)
-    (stripe,) = stripes_of(refresh.view_id)
-    message = engine.settle(stripe).message
+    (shard,) = shards_of(refresh.view_id)
+    message = engine.settle(shard).message
     assert message is not None
     tasks.send([message] * 20)
     # when three workers take them
@@ -288,4 +288,4 @@ def test_a_refresh_is_stopped_and_a_view_paused_while_workers_are_at_work(worker
 
 def settled_down(control: ViewControl) -> bool:
     """Whether the batch that is announced last is over, and none is announced any more."""
-    return not any(stripe.announced for stripe in control.stripes.all())
+    return not any(shard.announced for shard in control.shards.all())

@@ -27,13 +27,13 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = ViewControl
         fields = (
-            "enabled", "include_in_batch", "freshness_target", "stripe_count", "batch_size",
+            "enabled", "include_in_batch", "freshness_target", "shard_count", "batch_size",
             "batch_target",
         )  # fmt: skip
         help_texts = {
             "freshness_target": "How old the last success may be, in hours:minutes:seconds. "
             "Empty: as the code says.",
-            "stripe_count": "Shares of the keys that are worked on side by side. Takes effect as soon "
+            "shard_count": "Shares of the keys that are worked on side by side. Takes effect as soon "
             "as no refresh is open.",
         }
 
@@ -52,12 +52,12 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
         for name in in_code.keys() & self.fields.keys():
             self.fields[name].widget.attrs["placeholder"] = str(in_code[name] or "")
 
-    def clean_stripe_count(self) -> int:
+    def clean_shard_count(self) -> int:
         """One, for a view whose hooks would each do all the work."""
-        count: int = self.cleaned_data["stripe_count"]
+        count: int = self.cleaned_data["shard_count"]
         definition = self.instance.definition
-        if count > 1 and definition and not definition.knows_stripes:
-            raise ValidationError("Its hooks do not declare stripe, so it can have only one.")
+        if count > 1 and definition and not definition.is_shard_aware:
+            raise ValidationError("Its hooks do not declare shard, so it can have only one.")
         return count
 
     def clean_batch_size(self) -> int | None:

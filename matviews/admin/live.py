@@ -50,27 +50,27 @@ def refresh_progress(
     }
 
 
-def _is_current(stripes: Sequence[RunProgress]) -> bool:
-    return any(each.current for each in stripes)
+def _is_current(shards: Sequence[RunProgress]) -> bool:
+    return any(each.current for each in shards)
 
 
-def _in_words(stripes: Sequence[RunProgress]) -> str:
-    """One phase, its stripes taken together."""
-    extent = _extent(stripes)
-    worst = RunState.worst(each.run.state for each in stripes)
-    if worst and not any(each.run.active for each in stripes):
+def _in_words(shards: Sequence[RunProgress]) -> str:
+    """One phase, its shards taken together."""
+    extent = _extent(shards)
+    worst = RunState.worst(each.run.state for each in shards)
+    if worst and not any(each.run.active for each in shards):
         ended = "done" if worst == RunState.SUCCEEDED else worst.label.lower()
         return f"{counted(extent.rows, 'row')}, {ended}"
-    if not _is_current(stripes) and not extent.done:
+    if not _is_current(shards) and not extent.done:
         return "to come"
     rate = extent.rate
     return f"{extent.words}, {rate:,.0f} {extent.unit}s per second" if rate else extent.words
 
 
-def _extent(stripes: Sequence[RunProgress]) -> Extent:
-    return extent_of(each.run for each in stripes)
+def _extent(shards: Sequence[RunProgress]) -> Extent:
+    return extent_of(each.run for each in shards)
 
 
-def _done(stripes: Sequence[RunProgress]) -> float | None:
-    share = _extent(stripes).share
+def _done(shards: Sequence[RunProgress]) -> float | None:
+    share = _extent(shards).share
     return None if share is None else round(share, 3)

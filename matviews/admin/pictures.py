@@ -47,7 +47,7 @@ def durations_picture(runs: Iterable[PhaseRun]) -> SafeString:
     """How long the hooks of one phase worked in each of the last refreshes, as bars.
 
     Args:
-        runs: those of one phase of a view, oldest refresh first. The stripes of a refresh work side
+        runs: those of one phase of a view, oldest refresh first. The shards of a refresh work side
             by side and make one bar, as long as the longest. Runs under way are left out.
     """
     bars = _bars(runs)
@@ -58,7 +58,7 @@ def rows_picture(runs: Iterable[PhaseRun]) -> SafeString:
     """How many rows one phase wrote in each of the last refreshes, as bars.
 
     Args:
-        runs: as for `durations_picture`; the rows of a refresh's stripes are added up.
+        runs: as for `durations_picture`; the rows of a refresh's shards are added up.
     """
     bars = _bars(runs)
     return _bars_picture("Rows", ROWS, bars, [bar.rows for bar in bars])
@@ -68,7 +68,7 @@ def pace_picture(run: PhaseRun, *, target: float | None = None) -> SafeString:
     """How long the batches of a run took and how many rows they wrote, as two lines.
 
     Args:
-        run: one phase of one refresh in one stripe.
+        run: one phase of one refresh in one shard.
         target: seconds that a batch should take.
     """
     if not run.samples:
@@ -106,7 +106,7 @@ def pace_picture(run: PhaseRun, *, target: float | None = None) -> SafeString:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bar:
-    """What one phase of one refresh did, in all of its stripes."""
+    """What one phase of one refresh did, in all of its shards."""
 
     key: int
     refresh: int
@@ -125,20 +125,20 @@ class Bar:
 def _bars(runs: Iterable[PhaseRun]) -> list[Bar]:
     ended = (run for run in runs if not run.active)
     refreshes = groupby(ended, lambda run: run.refresh_id)
-    return [_bar(list(stripes)) for _refresh, stripes in refreshes][-MOST_BARS:]
+    return [_bar(list(shards)) for _refresh, shards in refreshes][-MOST_BARS:]
 
 
-def _bar(stripes: Sequence[PhaseRun]) -> Bar:
-    state = RunState.worst(run.state for run in stripes)
+def _bar(shards: Sequence[PhaseRun]) -> Bar:
+    state = RunState.worst(run.state for run in shards)
     assert state
     return Bar(
-        key=stripes[0].pk,
-        refresh=stripes[0].refresh_id,
+        key=shards[0].pk,
+        refresh=shards[0].refresh_id,
         outcome=OUTCOMES[state],
-        ended=max((run.finished_at for run in stripes if run.finished_at), default=None),
-        seconds=max(SECONDS.number(run.seconds) for run in stripes),
-        rows=ROWS.number(sum(run.rows for run in stripes)),
-        batches=sum(run.batches for run in stripes),
+        ended=max((run.finished_at for run in shards if run.finished_at), default=None),
+        seconds=max(SECONDS.number(run.seconds) for run in shards),
+        rows=ROWS.number(sum(run.rows for run in shards)),
+        batches=sum(run.batches for run in shards),
     )
 
 

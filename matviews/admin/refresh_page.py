@@ -31,8 +31,8 @@ class Others:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StripeShown:
-    """One phase of a refresh in one stripe.
+class ShardShown:
+    """One phase of a refresh in one shard.
 
     Attributes:
         progress: how it stands, and whose run does the work.
@@ -73,7 +73,7 @@ def refresh_context(refresh: Refresh) -> dict[str, Any]:
     progress = [each for each in progress_of(refresh) if is_open or each.run.pk]
     merged = _merged(refresh)
     shown = [
-        StripeShown(
+        ShardShown(
             progress=each,
             merged=_others(merged[each.run.pk]),
             pace=_pace(refresh, each.run),
@@ -90,7 +90,7 @@ def refresh_context(refresh: Refresh) -> dict[str, Any]:
         "no_phases": "Nothing had changed since these phases last succeeded."
         if refresh.state == RefreshState.SUCCEEDED
         else "It ended before its first batch.",
-        "phases": [(phase, list(stripes)) for phase, stripes in by_phase],
+        "phases": [(phase, list(shards)) for phase, shards in by_phase],
         "failures": [each for each in shown if each.progress.run.error and not each.progress.ahead],
     }
 

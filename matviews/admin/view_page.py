@@ -68,7 +68,7 @@ class PhaseSummary:
         phase: the phase.
         last_success: when it last succeeded, in words.
         changed: whether its rows are those of another definition than the code's.
-        last_runs: its runs in the last refresh in which it had work of its own, one per stripe.
+        last_runs: its runs in the last refresh in which it had work of its own, one per shard.
         durations, rows_written: pictures of these and the runs before.
     """
 
@@ -103,7 +103,7 @@ class PhaseSummary:
 
     @property
     def wrote(self) -> str:
-        """Rows, batches and rows per second, of all stripes together."""
+        """Rows, batches and rows per second, of all shards together."""
         return written(self.last_runs)
 
     @property
@@ -118,10 +118,10 @@ class PhaseSummary:
 
 
 def _summary(control: ViewControl, phase: Phase, changed: bool) -> PhaseSummary:
-    stripes = max(1, control.stripe_count)
-    runs = PhaseRun.objects.filter(stripe__view=control, phase=phase, merged_into=None)
-    newest = runs.select_related("stripe").defer("samples").order_by("-pk")[: MOST_BARS * stripes]
-    found = sorted(newest, key=lambda run: (run.refresh_id, run.stripe.number))
+    shards = max(1, control.shard_count)
+    runs = PhaseRun.objects.filter(shard__view=control, phase=phase, merged_into=None)
+    newest = runs.select_related("shard").defer("samples").order_by("-pk")[: MOST_BARS * shards]
+    found = sorted(newest, key=lambda run: (run.refresh_id, run.shard.number))
     by_refresh = [tuple(group) for _pk, group in groupby(found, lambda run: run.refresh_id)]
     return PhaseSummary(
         phase=phase,

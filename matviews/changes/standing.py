@@ -9,7 +9,7 @@ from django.db import connections
 from django.db.models import Min, QuerySet
 
 from ..clock import UtcNow
-from ..models import Change, Refresh, Stripe, ViewChange, ViewControl, WatchedTable
+from ..models import Change, Refresh, ViewChange, ViewControl, ViewShard, WatchedTable
 from ..states import RefreshState
 from .dialects import dialect_of
 from .triggers import is_watched, read_record, record_of
@@ -26,7 +26,7 @@ class Standing(NamedTuple):
         enabled: as the control has it.
         complete: whether all changes that count are logged, and none waits to be taken.
         refreshing: whether a refresh of it is open.
-        claims, changes, covered: as its stripe has them.
+        claims, changes, covered: as its shard has them.
     """
 
     view_id: int
@@ -41,22 +41,22 @@ class Standing(NamedTuple):
 def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
     """Read it: the log, the queue, the triggers and what is covered; None if nothing is known.
 
-    At one moment, for a change is in the log, then in the queue, then counted by the stripe.
+    At one moment, for a change is in the log, then in the queue, then counted by the shard.
     """
     connection: Any = connections[using]
     dialect = dialect_of(using)
-    models = (ViewControl, Stripe, Change, ViewChange, WatchedTable, Refresh)
+    models = (ViewControl, ViewShard, Change, ViewChange, WatchedTable, Refresh)
     names = [*(model._meta.db_table for model in models), "table"]
-    control, stripe, log, queue, watched, refresh, table = map(connection.ops.quote_name, names)
+    control, shard, log, queue, watched, refresh, table = map(connection.ops.quote_name, names)
     tables = list(tracking.tables)
     marks = ", ".join(["%s"] * len(tables))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT control.id, control.enabled, stripe.changes, stripe.covered, "
+            f"SELECT control.id, control.enabled, shard.changes, shard.covered, "
             f"EXISTS (SELECT 1 FROM {log} WHERE {table} IN ({marks})) "
             f"OR EXISTS (SELECT 1 FROM {queue} WHERE view_id = control.id), "
-            f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), stripe.claims, "
-            f"{record_of('watched', dialect)} FROM {control} control JOIN {stripe} stripe ON stripe.view_id = control.id "
+            f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), shard.claims, "
+            f"{record_of('watched', dialect)} FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
             f"JOIN {watched} watched ON watched.{table} IN ({marks}) WHERE control.label = %s",
             [*tables, RefreshState.OPEN.value, *dialect.ours, *tables, label],
         )

@@ -7,7 +7,7 @@ from .controls import (
     note_migrated,
     rename_controls,
     sync_controls,
-    sync_stripes,
+    sync_shards,
     views_in_batch,
 )
 from .databases import (
@@ -98,7 +98,7 @@ __all__ = [
     "staging_rights",
     "sweep_stages",
     "sync_controls",
-    "sync_stripes",
+    "sync_shards",
     "timestamp",
     "trim_history",
     "untaken",

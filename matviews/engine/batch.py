@@ -23,7 +23,7 @@ from ..changes import ChangesLogged
 from ..clock import UtcNow
 from ..conf import get_settings
 from ..definition import ViewDefinition
-from ..models import PhaseRun, Stripe
+from ..models import PhaseRun, ViewShard
 from ..queryset import key_columns
 from ..redact import bounded, error_text, in_one_line, traceback_text
 from ..registry import registry
@@ -55,8 +55,8 @@ def run_batch(message: Message) -> BatchReport:
     except (DatabaseError, InterfaceError) as error:
         databases.drop_broken_connection()
         logger.error(  # noqa: TRY400 - the exception itself may hold values of rows
-            "batch lost, to be sent again by watch stripe=%s token=%s\n%s",
-            message.stripe_id, message.token, traceback_text(error),
+            "batch lost, to be sent again by watch shard=%s token=%s\n%s",
+            message.shard_id, message.token, traceback_text(error),
         )  # fmt: skip
         report = BatchReport(message=message, outcome=Outcome.LOST, error=error_text(error))
     _publish(report)
@@ -79,8 +79,8 @@ def _run_batch(message: Message) -> BatchReport:
 
 
 def _is_announced(message: Message) -> bool:
-    stripe = Stripe.objects.filter(pk=message.stripe_id, token=message.token)
-    return stripe.filter(announced_token=message.token).exists()
+    shard = ViewShard.objects.filter(pk=message.shard_id, token=message.token)
+    return shard.filter(announced_token=message.token).exists()
 
 
 def _announce_and_try(message: Message) -> BatchReport:
@@ -109,19 +109,19 @@ def _try_with_changes(message: Message) -> BatchReport:
     Whoever asks for a refresh wants what was logged until then. So where a batch finds requests and a log, it is
     tried again when that is moved, and does not look at requests that have come meanwhile.
     """
-    if message.stripe_id in _TRACKED:
+    if message.shard_id in _TRACKED:
         collect_changes()
     attempt = _Attempt(message)
     try:
         return _try_batch(attempt)
     except ChangesLogged as logged:
-        _TRACKED.add(message.stripe_id)
+        _TRACKED.add(message.shard_id)
         left = await_changes(logged)
         again = _Attempt(message, known=attempt.known, tried=attempt.tried)
         return again.put_off(left) if left else _try_batch(again)
 
 
-_TRACKED: set[int] = set()  # stripes of which a batch has met a log: the next one saves that try
+_TRACKED: set[int] = set()  # shards of which a batch has met a log: the next one saves that try
 
 
 def _try_batch(attempt: "_Attempt") -> BatchReport:
@@ -140,9 +140,7 @@ def _try_batch(attempt: "_Attempt") -> BatchReport:
 def _announce(message: Message) -> bool:
     """Say who is about to work, in a transaction of its own, so that a killed worker is counted."""
     nobody, changes = _announcement(_lease())
-    return databases.claim(
-        message.stripe_id, message.token, nobody, worker=worker_name(), **changes
-    )
+    return databases.claim(message.shard_id, message.token, nobody, worker=worker_name(), **changes)
 
 
 # To hash an expression takes longer than to run the statement that was compiled of it.
@@ -176,7 +174,7 @@ def _lease() -> timedelta:
 
 def _withdraw(message: Message) -> None:
     """Take our announcement back: nobody was killed, and the batch may be done at once."""
-    ours = Stripe.objects.filter(pk=message.stripe_id, worker=worker_name())
+    ours = ViewShard.objects.filter(pk=message.shard_id, worker=worker_name())
     with suppress(DatabaseError, InterfaceError), databases.short_transaction():
         ours.filter(token=message.token, announced_token=message.token).update(
             announced_token=0, watch_after=None
@@ -184,7 +182,7 @@ def _withdraw(message: Message) -> None:
 
 
 def _refuse(message: Message) -> BatchReport:
-    token = Stripe.objects.filter(pk=message.stripe_id).values_list("token", flat=True).first()
+    token = ViewShard.objects.filter(pk=message.shard_id).values_list("token", flat=True).first()
     if token is None:
         outcome = Outcome.UNKNOWN
     else:
@@ -275,15 +273,15 @@ class _Attempt:
         return leaders.get(self.tried)
 
     def _pass_token(self, **changes: Any) -> Work | None:
-        """Take the stripe for this transaction; what it has to do, None if nothing.
+        """Take the shard for this transaction; what it has to do, None if nothing.
 
         Raises:
             _Refused: the token has moved on since the announcement.
         """
-        stripe_id, token = self.message.stripe_id, self.message.token
-        if not databases.claim(stripe_id, token, **_next_token(_lease()) | changes):
+        shard_id, token = self.message.shard_id, self.message.token
+        if not databases.claim(shard_id, token, **_next_token(_lease()) | changes):
             raise _Refused
-        work = load_work(stripe_id)
+        work = load_work(shard_id)
         if work is not None:
             work.logged = 0 if self.moved else work.logged
             if self.known is None:
@@ -300,13 +298,13 @@ class _Attempt:
         Where few keys are all that the phases have to look at, they are done together: three messages would
         take longer than the work, and a row that moves from one key to another is seen to do so at once.
         """
-        if work.stop() or work.stripe.view.held:
+        if work.stop() or work.shard.view.held:
             return 0, None
         if definition := work.definition:
             _limit_own(definition)
         # After a kill, one run at a time is settled and committed, or its hook could kill again
         # and again and never be the one that is blamed.
-        one = self.alone or work.stripe.attempts > 1
+        one = self.alone or work.shard.attempts > 1
         run = work.next_run(self.message.phase)
         rows, limit = 0, None
         while run is not None:
@@ -342,7 +340,7 @@ class _Attempt:
         return BatchReport(
             message=self.message,
             outcome=outcome,
-            label=work.stripe.view.label if work else "",
+            label=work.shard.view.label if work else "",
             seconds=time.monotonic() - self.started,
             runs=tuple(work.touched) if work else (),
             **values,
@@ -370,8 +368,8 @@ def _publish(report: BatchReport) -> None:
     message, outcome = report.message, report.outcome
     if outcome.refused:
         logger.info(
-            "message refused stripe=%s token=%s phase=%s outcome=%s",
-            message.stripe_id, message.token, message.phase, outcome.name,
+            "message refused shard=%s token=%s phase=%s outcome=%s",
+            message.shard_id, message.token, message.phase, outcome.name,
         )  # fmt: skip
         signals.message_refused.send_robust(sender=None, message=message, outcome=outcome)
         return

@@ -1,4 +1,4 @@
-"""The control, stripe and first schedule rows of the views that the code defines."""
+"""The control, shard and first schedule rows of the views that the code defines."""
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
@@ -10,7 +10,7 @@ from django.db.models import Count, F, Q
 from .. import changes
 from ..definition import ViewDefinition
 from ..exceptions import ViewNotReady
-from ..models import Period, RefreshSchedule, Stripe, ViewControl
+from ..models import Period, RefreshSchedule, ViewControl, ViewShard
 from ..queryset import tables_read
 from ..registry import registry
 from ..states import RefreshState
@@ -22,7 +22,7 @@ __all__ = [
     "note_migrated",
     "rename_controls",
     "sync_controls",
-    "sync_stripes",
+    "sync_shards",
     "views_in_batch",
 ]
 
@@ -39,7 +39,7 @@ def not_ready(label: str) -> ViewNotReady:
 
 
 def sync_controls() -> None:
-    """Make the missing control and stripe rows of every registered view. Runs after `migrate`.
+    """Make the missing control and shard rows of every registered view. Runs after `migrate`.
 
     Rows of views that are gone stay: they hold the history, and what an operator has set.
     """
@@ -49,16 +49,16 @@ def sync_controls() -> None:
         [ViewControl(label=each.label, **_first_values(each)) for each in new],
         ignore_conflicts=True,
     )
-    without = ViewControl.objects.filter(stripes=None, label__in=[each.label for each in registry])
-    Stripe.objects.bulk_create(
+    without = ViewControl.objects.filter(shards=None, label__in=[each.label for each in registry])
+    ViewShard.objects.bulk_create(
         [
-            Stripe(view=control, number=number)
+            ViewShard(view=control, number=number)
             for control in without
-            for number in range(_stripes_wanted(control))
+            for number in range(_shards_wanted(control))
         ],
         ignore_conflicts=True,
     )
-    sync_stripes()
+    sync_shards()
     for control in ViewControl.objects.filter(default_scheduled=False):
         if control.definition and control.definition.options.refresh_every:
             _schedule(control, control.definition)
@@ -99,20 +99,20 @@ def note_migrated(app_labels: Collection[str]) -> None:
     changes.enqueue(set(views), "migrations of its app have run")
 
 
-def sync_stripes() -> None:
-    """Bring the stripes of every view to the number that its control wants.
+def sync_shards() -> None:
+    """Bring the shards of every view to the number that its control wants.
 
-    A view with an open refresh has to wait: that was told how many stripes share the keys.
+    A view with an open refresh has to wait: that was told how many shards share the keys.
     """
-    counted = ViewControl.objects.annotate(present=Count("stripes"))
-    for control in counted.exclude(present=F("stripe_count")):
-        if control.definition and control.present != _stripes_wanted(control):
-            _sync_stripes(control)
+    counted = ViewControl.objects.annotate(present=Count("shards"))
+    for control in counted.exclude(present=F("shard_count")):
+        if control.definition and control.present != _shards_wanted(control):
+            _sync_shards(control)
 
 
 def _first_values(definition: ViewDefinition) -> dict[str, Any]:
     options = definition.options
-    return {"include_in_batch": options.include_in_batch, "stripe_count": options.stripes}
+    return {"include_in_batch": options.include_in_batch, "shard_count": options.shards}
 
 
 def _schedule(control: ViewControl, definition: ViewDefinition) -> None:
@@ -133,23 +133,23 @@ def _in_units(interval: timedelta) -> tuple[int, Period]:
     return interval // period.length, period
 
 
-def _stripes_wanted(control: ViewControl) -> int:
-    """One, for a view whose hooks do not declare `stripe`: each of them would do all the work."""
-    knows = control.definition is not None and control.definition.knows_stripes
-    return max(1, control.stripe_count) if knows else 1
+def _shards_wanted(control: ViewControl) -> int:
+    """One, for a view whose hooks do not declare `shard`: each of them would do all the work."""
+    knows = control.definition is not None and control.definition.is_shard_aware
+    return max(1, control.shard_count) if knows else 1
 
 
-def _sync_stripes(control: ViewControl) -> None:
+def _sync_shards(control: ViewControl) -> None:
     with short_transaction():
-        free = {stripe.number: stripe.pk for stripe in lock_free(Q(view=control))}
-        present = set(control.stripes.values_list("number", flat=True))
-        wanted = set(range(_stripes_wanted(control)))
+        free = {shard.number: shard.pk for shard in lock_free(Q(view=control))}
+        present = set(control.shards.values_list("number", flat=True))
+        wanted = set(range(_shards_wanted(control)))
         busy = present - set(free) or control.refreshes.filter(state=RefreshState.OPEN).exists()
         if present == wanted or (present and busy):
             return
-        control.stripes.filter(pk__in=[free[number] for number in present - wanted]).delete()
-        Stripe.objects.bulk_create(
-            [Stripe(view=control, number=number) for number in sorted(wanted - present)]
+        control.shards.filter(pk__in=[free[number] for number in present - wanted]).delete()
+        ViewShard.objects.bulk_create(
+            [ViewShard(view=control, number=number) for number in sorted(wanted - present)]
         )
 
 

@@ -16,7 +16,7 @@ from .. import clock
 from ..compiled import GIVEN, TOKEN, CompiledSelect, CompiledUpdate
 from ..conf import get_settings
 from ..exceptions import InvalidRequest
-from ..models import Refresh, Stripe
+from ..models import Refresh, ViewShard
 from ..sqlstate import sqlstate
 from ..states import RefreshState
 
@@ -67,7 +67,7 @@ class Fault(Enum):
 
 def alias() -> str:
     """The database that holds the bookkeeping, and so the views."""
-    return router.db_for_write(Stripe)
+    return router.db_for_write(ViewShard)
 
 
 def now() -> datetime:
@@ -98,28 +98,28 @@ def drop_broken_connection() -> None:
         _connection().close_if_unusable_or_obsolete()
 
 
-def lock_free(condition: Q) -> list[Stripe]:
-    """Lock and return the stripes that fit and that nobody holds, without waiting.
+def lock_free(condition: Q) -> list[ViewShard]:
+    """Lock and return the shards that fit and that nobody holds, without waiting.
 
     To be the first statement of a transaction. SQLite has no row locks: there a write takes the
     whole database, and a transaction that began with a read could not always go on to a write.
     """
-    # The default order would join the view's control, and lock it with the stripe.
-    stripes = Stripe.objects.filter(condition).order_by()
+    # The default order would join the view's control, and lock it with the shard.
+    shards = ViewShard.objects.filter(condition).order_by()
     if _connection().features.has_select_for_update:
-        return list(stripes.select_for_update(skip_locked=True))
-    stripes.update(token=F("token"))
-    return list(stripes)
+        return list(shards.select_for_update(skip_locked=True))
+    shards.update(token=F("token"))
+    return list(shards)
 
 
-def claim(stripe_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:
-    """Change a stripe's row if its token is still `token`; never wait for who holds the row.
+def claim(shard_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:
+    """Change a shard's row if its token is still `token`; never wait for who holds the row.
 
     To be the first statement of a transaction, or outside of any: then it commits by itself, in READ
     COMMITTED, and cannot be left half done by a process that is frozen.
     """
     fits = Q(pk=GIVEN, token=TOKEN) & (fits or Q())
-    return _change_unlocked(Stripe, fits, tuple(changes.items()), stripe_id, token)
+    return _change_unlocked(ViewShard, fits, tuple(changes.items()), shard_id, token)
 
 
 def join_unlocked(refresh_id: int) -> bool:
@@ -134,7 +134,7 @@ _JOINABLE = Q(pk=GIVEN, state=RefreshState.OPEN, stop_requested=False)
 
 
 def _change_unlocked(
-    model: type[Stripe | Refresh],
+    model: type[ViewShard | Refresh],
     fits: Q,
     changes: tuple[tuple[str, Any], ...],
     key: int,

@@ -98,22 +98,22 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
 
 def _lost_keys(work: Work, run: PhaseRun) -> bool:
     """Whether the dirty keys of a run were forgotten on its way: other changes concern all keys since."""
-    return run.since is not None and run.since < work.stripe.whole
+    return run.since is not None and run.since < work.shard.whole
 
 
 def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
     """Begin a run, or begin it again: its definition or its keys have changed on the way; by which plan."""
     if _lost_keys(work, run):
-        run.since, run.reason, run.estimate = None, work.stripe.whole_reason, None
-        logger.info("all keys are dirty view=%s phase=%s", work.stripe.view.label, run.phase)
+        run.since, run.reason, run.estimate = None, work.shard.whole_reason, None
+        logger.info("all keys are dirty view=%s phase=%s", work.shard.view.label, run.phase)
     if run.fingerprint not in ("", plan.fingerprint) and run.batches:
         run.restarts += 1
         run.since = None
         run.covers = run.covers and [run.covers[0], None]
-        logger.info("definition changed view=%s phase=%s", work.stripe.view.label, run.phase)
+        logger.info("definition changed view=%s phase=%s", work.shard.view.label, run.phase)
     if run.restarts > MOST_RESTARTS:
         raise InvalidView(
-            f"{work.stripe.view.label}.source() was another one {run.restarts} times during this "
+            f"{work.shard.view.label}.source() was another one {run.restarts} times during this "
             f"refresh. If two versions of the code are at work, refresh again when one is gone; "
             f"else make it give the same query in every process."
         )
@@ -162,10 +162,10 @@ def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
         run.stage = ""
         logger.warning(
             "no staging table, so each phase is one statement view=%s reason=%s",
-            work.stripe.view.label, in_one_line(str(error)),
+            work.shard.view.label, in_one_line(str(error)),
         )  # fmt: skip
         return
-    logger.info("source staged view=%s stage=%s rows=%s", work.stripe.view.label, run.stage, rows)
+    logger.info("source staged view=%s stage=%s rows=%s", work.shard.view.label, run.stage, rows)
     if run.phase == Phase.INSERT:
         run.estimate = rows
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from ..definition import ViewDefinition
-from ..mixin import Share
-from ..models import Stripe
+from ..mixin import Shard
+from ..models import ViewShard
 from ..phases import Phase
 from ..registry import registry
 from .hooks import call_needs
@@ -15,7 +15,7 @@ __all__ = ["is_fresh"]
 
 
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
-    """Tell whether no phase of a view has work waiting in any share of its keys.
+    """Tell whether no phase of a view has work waiting in any shard.
 
     Raises:
         UnknownView, InvalidView, InvalidRequest, HookError.
@@ -25,9 +25,9 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
     _stands, fresh = look(definition, wanted)
     if fresh:
         return True
-    count = Stripe.objects.filter(view__label=definition.label).count() or 1
+    count = ViewShard.objects.filter(view__label=definition.label).count() or 1
     return not any(_needs(definition, phase, count) for phase in wanted)
 
 
 def _needs(definition: ViewDefinition, phase: Phase, count: int) -> bool:
-    return any(call_needs(definition, phase, Share(number, count)) for number in range(count))
+    return any(call_needs(definition, phase, Shard(number, count)) for number in range(count))

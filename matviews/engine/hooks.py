@@ -8,7 +8,7 @@ from typing import Any
 from ..conf import get_settings
 from ..definition import HookKind, ViewDefinition
 from ..exceptions import HookError
-from ..mixin import Batch, Share
+from ..mixin import Batch, Shard
 from ..phases import Phase
 from ..project_locale import project_locale
 from ..queryset import plan_of
@@ -20,8 +20,8 @@ __all__ = ["call_do", "call_needs", "raised_by_hook"]
 LONGEST_CURSOR = 100_000  # characters of JSON; it is written with each batch
 
 
-def call_needs(definition: ViewDefinition, phase: Phase, share: Share) -> bool | int:
-    """Ask a view whether a phase has work in a share of its keys.
+def call_needs(definition: ViewDefinition, phase: Phase, shard: Shard) -> bool | int:
+    """Ask a view whether a phase has work in a shard of its keys.
 
     Returns:
         A bool, or an estimate of the rows.
@@ -31,7 +31,7 @@ def call_needs(definition: ViewDefinition, phase: Phase, share: Share) -> bool |
     """
     if definition.hooks[phase].needs_derived:
         return plan_of(definition, alias()).needs(phase)
-    given = {"stripe": share} if "stripe" in definition.hooks[phase].needs else {}
+    given = {"shard": shard} if "shard" in definition.hooks[phase].needs else {}
     answer = _call(definition, phase.needs_hook, given)
     if isinstance(answer, bool):
         return answer
@@ -39,7 +39,7 @@ def call_needs(definition: ViewDefinition, phase: Phase, share: Share) -> bool |
 
 
 def call_do(
-    definition: ViewDefinition, phase: Phase, *, limit: int, share: Share, cursor: Any
+    definition: ViewDefinition, phase: Phase, *, limit: int, shard: Shard, cursor: Any
 ) -> Batch:
     """Let a view do one batch of a phase. Rows are 0 where the hook returned None.
 
@@ -47,7 +47,7 @@ def call_do(
         HookError: the hook returned something else than its contract says.
     """
     hooks = definition.hooks[phase]
-    offered = {"limit": limit, "stripe": share, "cursor": cursor}
+    offered = {"limit": limit, "shard": shard, "cursor": cursor}
     given = {name: value for name, value in offered.items() if name in hooks.do}
     done = _call(definition, phase.do_hook, given)
     if hooks.kind is HookKind.CURSOR:

@@ -18,8 +18,8 @@ class Outcome(Enum):
     WAITING = "put off: another process has yet to move changes that the batch must see"
     OVERTAKEN = "the token moved on meanwhile: done by another, or its commit's answer was lost"
     STALE = "the token has moved on: a duplicate, or too late"
-    BUSY = "another batch is at work in the stripe"
-    UNKNOWN = "there is no such stripe"
+    BUSY = "another batch is at work in the shard"
+    UNKNOWN = "there is no such shard"
 
     @property
     def refused(self) -> bool:
@@ -34,16 +34,16 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A hint that a stripe has work: all that is sent through a broker.
+    """A hint that a shard has work: all that is sent through a broker.
 
     Attributes:
         phase: the phase that is due; it chooses the Celery task.
-        stripe_id: primary key of the stripe.
-        token: the stripe's token when the message was made.
+        shard_id: primary key of the shard.
+        token: the shard's token when the message was made.
     """
 
     phase: Phase
-    stripe_id: int
+    shard_id: int
     token: int
 
 

@@ -1,7 +1,7 @@
 """Since when changes are pending that were drained from a view's queue.
 
 A drain is processed once every phase of the view has passed it. Until then the shard keeps the time of the
-oldest change in it, in `Stripe.pending`: pairs of a drain's number and that time, by number.
+oldest change in it, in `ViewShard.pending`: pairs of a drain's number and that time, by number.
 """
 
 from collections.abc import Collection, Iterable
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from django.utils import timezone
 
-from ..models import PhaseRun, Stripe
+from ..models import PhaseRun, ViewShard
 
 __all__ = ["add_drain", "drop_processed", "oldest_drained", "processed", "utc"]
 
@@ -19,38 +19,38 @@ def utc(moment: datetime) -> datetime:
     return moment if timezone.is_aware(moment) else moment.replace(tzinfo=UTC)
 
 
-def processed(stripe: Stripe, phases: Iterable[str]) -> int:
+def processed(shard: ViewShard, phases: Iterable[str]) -> int:
     """The number of the last drain that all of these phases have passed, -1 if one never succeeded."""
-    return min((stripe.covered.get(phase, (-1, None))[0] for phase in phases), default=-1)
+    return min((shard.covered.get(phase, (-1, None))[0] for phase in phases), default=-1)
 
 
-def add_drain(stripe: Stripe, logged_at: datetime, runs: Iterable[PhaseRun]) -> None:
-    """Note the drain that has just taken the number `stripe.changes`; its oldest change was logged at a time.
+def add_drain(shard: ViewShard, logged_at: datetime, runs: Iterable[PhaseRun]) -> None:
+    """Note the drain that has just taken the number `shard.changes`; its oldest change was logged at a time.
 
     Drains that can only be passed together are kept as one, so that the list stays short however long a
     phase does not run. Phases stop at what they have passed, and at what one of the `runs` is to pass.
     """
-    stops = {number for number, _moment in stripe.covered.values()}
+    stops = {number for number, _moment in shard.covered.values()}
     leaders = (run.merged_into or run for run in runs)
-    stops |= {run.covers[0] for run in leaders if run.covers} | {stripe.changes}
+    stops |= {run.covers[0] for run in leaders if run.covers} | {shard.changes}
     kept: dict[int, datetime] = {}
-    for number, moment in [*_times(stripe), (stripe.changes, utc(logged_at))]:
+    for number, moment in [*_times(shard), (shard.changes, utc(logged_at))]:
         stop = min(each for each in stops if each >= number)
         kept[stop] = min(moment, kept.get(stop, moment))
-    stripe.pending = [[stop, moment.isoformat()] for stop, moment in sorted(kept.items())]
+    shard.pending = [[stop, moment.isoformat()] for stop, moment in sorted(kept.items())]
 
 
-def drop_processed(stripe: Stripe, phases: Collection[str]) -> None:
+def drop_processed(shard: ViewShard, phases: Collection[str]) -> None:
     """Forget the drains that every phase of the view has passed."""
-    done = processed(stripe, phases)
-    stripe.pending = [each for each in stripe.pending if each[0] > done]
+    done = processed(shard, phases)
+    shard.pending = [each for each in shard.pending if each[0] > done]
 
 
-def oldest_drained(stripe: Stripe, phases: Collection[str]) -> datetime | None:
+def oldest_drained(shard: ViewShard, phases: Collection[str]) -> datetime | None:
     """When the oldest change was logged that was drained, and that some phase has yet to pass."""
-    done = processed(stripe, phases)
-    return min((moment for number, moment in _times(stripe) if number > done), default=None)
+    done = processed(shard, phases)
+    return min((moment for number, moment in _times(shard) if number > done), default=None)
 
 
-def _times(stripe: Stripe) -> list[tuple[int, datetime]]:
-    return [(number, datetime.fromisoformat(text)) for number, text in stripe.pending]
+def _times(shard: ViewShard) -> list[tuple[int, datetime]]:
+    return [(number, datetime.fromisoformat(text)) for number, text in shard.pending]

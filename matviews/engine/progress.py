@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from django.db.models import QuerySet
 
 from .. import clock
-from ..models import PhaseRun, Refresh, Stripe
+from ..models import PhaseRun, Refresh, ViewShard
 from ..phases import Phase
 from ..states import RefreshState, RunState
 from .batch import worker_name
@@ -20,22 +20,22 @@ ACTIVE = [state for state in RunState if state.active]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunProgress:
-    """How one phase of a refresh stands in one stripe.
+    """How one phase of a refresh stands in one shard.
 
     Attributes:
         phase: the phase.
-        stripe: number of the stripe; None if the view has only one.
+        shard: number of the shard; None if the view has only one.
         run: the run that does the work: the refresh's own, the one that this is merged into, or
             one of an older refresh that must end before the refresh's own begins.
         other: primary key of the refresh that `run` belongs to, None if it is the refresh's own.
         ahead: whether the refresh's own work begins only after `run`.
         current: whether `run` is under way, or has its turn next.
-        announced: the other process that is at work in the stripe; told of one phase only.
+        announced: the other process that is at work in the shard; told of one phase only.
         lost: whether this process could not record how its last batch ended.
     """
 
     phase: Phase
-    stripe: int | None = None
+    shard: int | None = None
     run: PhaseRun
     other: int | None = None
     ahead: bool = False
@@ -45,24 +45,24 @@ class RunProgress:
 
 
 def progress_of(refresh: Refresh) -> list[RunProgress]:
-    """How each phase of a refresh stands in each stripe, by phase and stripe."""
-    runs = {(run.stripe_id, run.phase): run for run in refresh.runs.select_related("merged_into")}
+    """How each phase of a refresh stands in each shard, by phase and shard."""
+    runs = {(run.shard_id, run.phase): run for run in refresh.runs.select_related("merged_into")}
     if refresh.merged_into and not runs:
         return [
             replace(each, other=each.other or refresh.merged_into_id)
             for each in progress_of(refresh.merged_into)
         ]
-    older = {(run.stripe_id, run.phase): run for run in _older_leaders(refresh)}
-    stripes = list(Stripe.objects.filter(view=refresh.view_id).order_by("number"))
+    older = {(run.shard_id, run.phase): run for run in _older_leaders(refresh)}
+    shards = list(ViewShard.objects.filter(view=refresh.view_id).order_by("number"))
     found: list[RunProgress] = []
-    for stripe in stripes:
-        number = stripe.number if len(stripes) > 1 else None
+    for shard in shards:
+        number = shard.number if len(shards) > 1 else None
         here = [
-            _of_run(phase, number, runs.get((stripe.pk, phase)), older.get((stripe.pk, phase)))
+            _of_run(phase, number, runs.get((shard.pk, phase)), older.get((shard.pk, phase)))
             for phase in map(Phase, refresh.phases)
         ]
-        found += _with_turn(here, stripe)
-    return sorted(found, key=lambda each: (each.phase.order, each.stripe or 0))
+        found += _with_turn(here, shard)
+    return sorted(found, key=lambda each: (each.phase.order, each.shard or 0))
 
 
 def _older_leaders(refresh: Refresh) -> QuerySet[PhaseRun]:
@@ -73,24 +73,24 @@ def _older_leaders(refresh: Refresh) -> QuerySet[PhaseRun]:
 
 
 def _of_run(
-    phase: Phase, stripe: int | None, run: PhaseRun | None, older: PhaseRun | None
+    phase: Phase, shard: int | None, run: PhaseRun | None, older: PhaseRun | None
 ) -> RunProgress:
     if run and run.merged_into:
         leader, ahead = run.merged_into, False
     elif older and (run is None or run.active):
         leader, ahead = older, True
     else:
-        return RunProgress(phase=phase, stripe=stripe, run=run or PhaseRun(phase=phase))
-    return RunProgress(phase=phase, stripe=stripe, run=leader, other=leader.refresh_id, ahead=ahead)
+        return RunProgress(phase=phase, shard=shard, run=run or PhaseRun(phase=phase))
+    return RunProgress(phase=phase, shard=shard, run=leader, other=leader.refresh_id, ahead=ahead)
 
 
-def _with_turn(phases: list[RunProgress], stripe: Stripe) -> Iterator[RunProgress]:
+def _with_turn(phases: list[RunProgress], shard: ViewShard) -> Iterator[RunProgress]:
     """Mark the phase whose turn it is, and who is at work on it."""
     turn = next((each for each in phases if each.run.active), None)
-    mine = stripe.worker == worker_name()
+    mine = shard.worker == worker_name()
     announced = (
-        clock.stored(stripe.announced_at, alias())
-        if stripe.announced and stripe.announced_at
+        clock.stored(shard.announced_at, alias())
+        if shard.announced and shard.announced_at
         else None
     )
     for each in phases:
@@ -98,9 +98,7 @@ def _with_turn(phases: list[RunProgress], stripe: Stripe) -> Iterator[RunProgres
             yield replace(
                 each,
                 current=True,
-                announced=Announcement(stripe.worker, announced)
-                if announced and not mine
-                else None,
+                announced=Announcement(shard.worker, announced) if announced and not mine else None,
                 lost=bool(announced) and mine,
             )
         else:

@@ -12,7 +12,7 @@ from ..changes import Standing
 from ..conf import LARGEST_SIZE, is_count
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, InvalidView, ViewDisabled
-from ..models import PhaseRun, Refresh, Stripe, Trigger, ViewControl
+from ..models import PhaseRun, Refresh, Trigger, ViewControl, ViewShard
 from ..phases import Phase
 from ..redact import bounded, brief
 from ..registry import registry
@@ -184,7 +184,7 @@ def _named(phase: object) -> str:
 
 
 def _enabled_control(label: str, refresh: Refresh) -> Any:
-    """A view's control, the sum of its stripes' `claims`, and the primary key of the refresh to be joined, if any.
+    """A view's control, the sum of its shards' `claims`, and the primary key of the refresh to be joined, if any.
 
     Raises:
         ViewNotReady, ViewDisabled.
@@ -205,8 +205,8 @@ def _enabled_control(label: str, refresh: Refresh) -> Any:
 
 
 def _claims(view: str) -> QuerySet[Any, Any]:
-    stripes = Stripe.objects.filter(view=OuterRef(view)).order_by()
-    return stripes.values("view").values_list(Sum("claims"))
+    shards = ViewShard.objects.filter(view=OuterRef(view)).order_by()
+    return shards.values("view").values_list(Sum("claims"))
 
 
 def _joinable(refresh: Refresh) -> QuerySet[Refresh]:

@@ -14,7 +14,7 @@ from django.db import DatabaseError, connections, transaction
 
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
-from ..models import Stripe
+from ..models import ViewShard
 from ..queryset import plan_of, staging_schema, tables_read
 from ..queryset import prepare_staging as make_schema
 from ..registry import registry
@@ -167,7 +167,7 @@ def staging_rights() -> list[MissingRight]:
 # The roles that may write to the bookkeeping, and the one of this connection.
 _ROLES = (
     "WITH roles AS (SELECT oid, pg_catalog.quote_ident(rolname) AS name FROM pg_roles WHERE rolname = current_user "
-    f"OR rolcanlogin AND pg_catalog.has_table_privilege(oid, '{Stripe._meta.db_table}', 'UPDATE'))"
+    f"OR rolcanlogin AND pg_catalog.has_table_privilege(oid, '{ViewShard._meta.db_table}', 'UPDATE'))"
 )
 
 

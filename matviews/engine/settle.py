@@ -11,7 +11,7 @@ from typing import NamedTuple
 from django.db.models import Exists, F, OuterRef, Q
 
 from .. import signals
-from ..models import PhaseRun, Refresh, Stripe, ViewControl
+from ..models import PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..redact import bounded, in_one_line
 from ..states import RefreshState, RunState, check_transition
@@ -22,7 +22,7 @@ from .work import Work, load_work, load_works
 
 __all__ = ["Settlement", "settle", "settle_view"]
 
-LONGEST_ERROR = 100_000  # characters; those of all phases in all stripes
+LONGEST_ERROR = 100_000  # characters; those of all phases in all shards
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ class Settlement(NamedTuple):
     """What `settle` found.
 
     Attributes:
-        message: the batch that is due in the stripe, if any.
+        message: the batch that is due in the shard, if any.
         closed: the refreshes that it closed.
-        others: the batches that are due in other stripes of the view, where what waited there may begin now.
+        others: the batches that are due in other shards of the view, where what waited there may begin now.
     """
 
     message: Message | None = None
@@ -46,31 +46,31 @@ class Settlement(NamedTuple):
         return [*filter(None, [self.message]), *self.others]
 
 
-def settle(stripe_id: int) -> Settlement:
-    """Close what is done in a stripe and tell which batch is due.
+def settle(shard_id: int) -> Settlement:
+    """Close what is done in a shard and tell which batch is due.
 
     To be called after a commit, by whoever asked for a refresh or worked on one: between the two,
     one sees what the other has committed. Calling it again does no harm; where it is not called,
     `watch` does it a lease later.
     """
     closed: list[Refresh] = []
-    while work := load_work(stripe_id):
-        if _merge(work) or (work.to_stop and _stop(work.stripe)):
+    while work := load_work(shard_id):
+        if _merge(work) or (work.to_stop and _stop(work.shard)):
             continue
         new = _close_ended(work)
         closed += new
         if new and work.truncated:
             continue
-        others = _due_elsewhere(work) if closed and work.share.count > 1 else ()
+        others = _due_elsewhere(work) if closed and work.hook_shard.count > 1 else ()
         return Settlement(_due(work), tuple(closed), others)
     return Settlement(closed=tuple(closed))
 
 
 def settle_view(view_id: int) -> list[Settlement]:
-    """`settle` for each stripe of a view, having read them all in one query."""
+    """`settle` for each shard of a view, having read them all in one query."""
     closed: list[Refresh] = []
     while works := load_works(view_id):
-        stopped = [work.to_stop and _stop(work.stripe) for work in works]
+        stopped = [work.to_stop and _stop(work.shard) for work in works]
         if any(stopped) or _merge(works[0]):
             continue
         new = [refresh for work in works for refresh in _close_ended(work)]
@@ -93,22 +93,22 @@ def _due(work: Work) -> Message | None:
 
 
 def _due_elsewhere(work: Work) -> tuple[Message, ...]:
-    due = map(_due, load_works(work.stripe.view_id))
-    return tuple(each for each in due if each and each.stripe_id != work.stripe.pk)
+    due = map(_due, load_works(work.shard.view_id))
+    return tuple(each for each in due if each and each.shard_id != work.shard.pk)
 
 
 def _merge(work: Work) -> bool:
     """Merge the refreshes that ask for the same and that no batch has begun; whether there were any.
 
-    A stripe that is locked, or in which a batch is announced, may be at beginning one: then whoever works there
+    A shard that is locked, or in which a batch is announced, may be at beginning one: then whoever works there
     merges them. An announced batch may have settled already which changes count for those that it has read.
     """
     alike = work.mergeable()
     if not alike:
         return False
     with short_transaction():
-        stripes = lock_free(Q(view=work.stripe.view_id))
-        if len(stripes) < work.share.count or any(each.announced for each in stripes):
+        shards = lock_free(Q(view=work.shard.view_id))
+        if len(shards) < work.hook_shard.count or any(each.announced for each in shards):
             return False
         return sum(map(_merge_alike, alike)) > 0
 
@@ -133,11 +133,11 @@ def _merge_alike(keys: list[int]) -> bool:
     return update_unlocked(alike, state=RefreshState.MERGED, merged_into_id=first.pk)
 
 
-def _stop(stripe: Stripe) -> bool:
+def _stop(shard: ViewShard) -> bool:
     """End what is to be stopped; False if somebody is at work, who settles afterwards."""
     with short_transaction():
-        free = claim(stripe.pk, stripe.token, token=F("token") + 1)
-        if free and (work := load_work(stripe.pk)):
+        free = claim(shard.pk, shard.token, token=F("token") + 1)
+        if free and (work := load_work(shard.pk)):
             work.admit({refresh.pk for refresh in work.refreshes if refresh.stop_requested})
             work.stop()
             work.save()
@@ -146,9 +146,11 @@ def _stop(stripe: Stripe) -> bool:
 
 def _close(refresh: Refresh, work: Work) -> bool:
     runs = [run for run in work.runs if run.refresh_id == refresh.pk]
-    if work.share.count > 1:
+    if work.hook_shard.count > 1:
         runs = list(PhaseRun.objects.filter(refresh=refresh).select_related("merged_into"))
-        if len(runs) < len(refresh.phases) * work.share.count or any(run.active for run in runs):
+        if len(runs) < len(refresh.phases) * work.hook_shard.count or any(
+            run.active for run in runs
+        ):
             return False
     _fill_in(refresh, runs)
     if not _save_closed(refresh, runs, for_others=refresh.pk in work.works_for_others):
@@ -157,7 +159,7 @@ def _close(refresh: Refresh, work: Work) -> bool:
     logger.log(
         logging.ERROR if refresh.state == RefreshState.FAILED else logging.INFO,
         "refresh finished view=%s refresh=%s state=%s rows=%s error=%s",
-        work.stripe.view.label, refresh.pk, refresh.state, sum(run.rows for run in runs),
+        work.shard.view.label, refresh.pk, refresh.state, sum(run.rows for run in runs),
         in_one_line(refresh.error),
     )  # fmt: skip
     sender = work.definition and work.definition.model
@@ -210,7 +212,7 @@ def _save_closed(refresh: Refresh, runs: list[PhaseRun], *, for_others: bool) ->
 
 
 def _success_times(runs: list[PhaseRun]) -> dict[str, datetime]:
-    """When each phase that succeeded in every stripe had done so, by field of the control."""
+    """When each phase that succeeded in every shard had done so, by field of the control."""
     unfinished = {run.phase for run in runs if run.state != RunState.SUCCEEDED}
     times: dict[str, datetime] = {}
     for run in runs:

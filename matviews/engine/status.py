@@ -31,7 +31,7 @@ INTERVALS_MISSED = 2  # of its schedule, after which a view without a target of 
 
 
 class Announcement(NamedTuple):
-    """Who is at work in a stripe, as `host:pid`, and since when."""
+    """Who is at work in a shard, as `host:pid`, and since when."""
 
     worker: str
     since: datetime
@@ -186,7 +186,7 @@ def _controls(labels: set[str] | None) -> QuerySet[Any]:
         last_error=Subquery(last.values("error")[:1]),
         now=UtcNow(),
     ).prefetch_related(
-        "stripes",
+        "shards",
         "schedules",
         Prefetch(
             "refreshes",
@@ -255,7 +255,7 @@ def _oldest_change(control: Any, phases: Collection[Phase], sources: _Sources) -
     """How long ago the oldest change was logged that a phase has yet to process."""
     if not sources.logs_all(control):
         return None
-    drained = (oldest_drained(stripe, phases) for stripe in control.stripes.all())
+    drained = (oldest_drained(shard, phases) for shard in control.shards.all())
     ages = [utc(control.now) - moment for moment in drained if moment]
     ages += [sources.waiting[control.pk]] if control.pk in sources.waiting else []
     return max(ages, default=None)
@@ -287,8 +287,8 @@ def _is_past(definition: ViewDefinition, control: Any, sources: _Sources) -> boo
     except (InvalidView, DatabaseError):
         return True
     covered = [
-        stripe.covered.get(phase)
-        for stripe in control.stripes.all()
+        shard.covered.get(phase)
+        for shard in control.shards.all()
         for phase in definition.options.phases
     ]
     return any(each is None or each[1] != now for each in covered)
@@ -334,25 +334,25 @@ def _progress(control: Any) -> float | None:
         return None
     refresh = control.open_refreshes[0]
     leaders = [run.merged_into or run for run in refresh.runs.all()]
-    if len(leaders) < len(refresh.phases) * len(control.stripes.all()):
+    if len(leaders) < len(refresh.phases) * len(control.shards.all()):
         return None
     return extent_of(leaders).share
 
 
 def _running(control: Any) -> tuple[Announcement, ...]:
     return tuple(
-        Announcement(stripe.worker, clock.stored(stripe.announced_at, alias()))
-        for stripe in control.stripes.all()
-        if stripe.announced and control.open_refreshes
+        Announcement(shard.worker, clock.stored(shard.announced_at, alias()))
+        for shard in control.shards.all()
+        if shard.announced and control.open_refreshes
     )
 
 
 def _in_good_hands(control: Any) -> bool:
     return any(
-        stripe.announced
+        shard.announced
         # What was sent again, nobody has taken so far.
-        or (stripe.watch_after and stripe.watch_after > control.now and not stripe.resends)
-        for stripe in control.stripes.all()
+        or (shard.watch_after and shard.watch_after > control.now and not shard.resends)
+        for shard in control.shards.all()
     )
 
 

@@ -33,7 +33,7 @@ MAX_FAILURES = 3  # tries of a batch after the first, and kills of a batch that 
 
 @dataclass(frozen=True)
 class Step:
-    """A phase run whose turn it is, in the stripe's work."""
+    """A phase run whose turn it is, in the shard's work."""
 
     work: Work
     run: PhaseRun
@@ -61,15 +61,15 @@ class Step:
 
     def fault(self) -> str:
         """Why this run cannot go on, "" if it can."""
-        label, definition = self.work.stripe.view.label, self.work.definition
+        label, definition = self.work.shard.view.label, self.work.definition
         if definition is None:
             return f"The code no longer defines the view {label}."
         if definition.errors:
             return f"The view has errors: {' '.join(str(e.msg) for e in definition.errors)}"
         if self.phase not in definition.hooks:
             return f"{label} no longer has the phase {self.phase}."
-        if self.work.share.count > 1 and not definition.knows_stripes:
-            return f"{label} has {self.work.share.count} stripes, but its hooks declare none."
+        if self.work.hook_shard.count > 1 and not definition.is_shard_aware:
+            return f"{label} has {self.work.hook_shard.count} shards, but its hooks declare none."
         return self._fault_of_kills() if self._kills >= MAX_FAILURES else ""
 
     def _fault_of_kills(self) -> str:
@@ -89,7 +89,7 @@ class Step:
             return True
         if self.hooks.do_derived and self.hooks.needs_derived:
             return needs_pass(self.work, self.run)
-        answer = call_needs(self.definition, self.phase, self.work.share)
+        answer = call_needs(self.definition, self.phase, self.work.hook_shard)
         # What a derived phase does is counted in keys, not in rows.
         if not isinstance(answer, bool) and not self.hooks.do_derived:
             self.run.estimate = self.run.rows + answer
@@ -114,7 +114,11 @@ class Step:
                 return Batch(0, None)
         else:
             batch = call_do(
-                self.definition, self.phase, limit=limit, share=self.work.share, cursor=run.cursor
+                self.definition,
+                self.phase,
+                limit=limit,
+                shard=self.work.hook_shard,
+                cursor=run.cursor,
             )
         seconds = time.monotonic() - started
         state = self._state_after(batch, limit)
@@ -168,7 +172,7 @@ class Step:
 
     @property
     def _kills(self) -> int:
-        return self.work.stripe.attempts - 1
+        return self.work.shard.attempts - 1
 
     @property
     def _floor(self) -> int:
@@ -186,7 +190,7 @@ class Step:
 
     def _last_run(self) -> PhaseRun | None:
         """The last one that says something of what a batch of so many rows or keys costs."""
-        runs = PhaseRun.objects.filter(stripe=self.run.stripe_id, phase=self.phase, batches__gt=0)
+        runs = PhaseRun.objects.filter(shard=self.run.shard_id, phase=self.phase, batches__gt=0)
         return runs.filter(since=None).order_by("-pk").first()
 
     @property
@@ -204,7 +208,7 @@ class Step:
 
     @property
     def _target(self) -> float:
-        return self.work.stripe.view.seconds_per_batch
+        return self.work.shard.view.seconds_per_batch
 
     def _state_after(self, batch: Batch, limit: int) -> RunState:
         if self.hooks.kind is HookKind.WHOLE:

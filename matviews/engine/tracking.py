@@ -16,7 +16,7 @@ from .. import changes
 from ..changes import ChangesLogged, Standing, Taken
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest
-from ..models import DirtyKeys, PhaseRun, Stripe, ViewControl
+from ..models import DirtyKeys, PhaseRun, ViewControl, ViewShard
 from ..phases import Phase
 from ..queryset import Key, Plan, as_key, estimated_rows, from_json, plan_of, to_json
 from ..registry import registry
@@ -59,7 +59,7 @@ LONGEST_REASON = 255  # characters
 # frozen, and then seconds.
 PAUSES = tuple(0.01 * 2**number for number in range(8))
 
-Covers = list[Any] | None  # as in `Stripe.covered`; None where changes are not tracked at all
+Covers = list[Any] | None  # as in `ViewShard.covered`; None where changes are not tracked at all
 
 
 def collect_changes() -> None:
@@ -155,7 +155,7 @@ def needs_pass(work: Work, run: PhaseRun) -> bool:
         work.claimed = _claim(work)
     run.covers, run.reason = work.claimed
     run.reason = run.reason or _whole(work, run)
-    run.since = None if run.reason else work.stripe.covered[run.phase][0]
+    run.since = None if run.reason else work.shard.covered[run.phase][0]
     if run.since is None or dirty_keys(work, run):
         return True
     end_tracked(work, run)
@@ -164,25 +164,25 @@ def needs_pass(work: Work, run: PhaseRun) -> bool:
 
 def _claim(work: Work) -> tuple[Covers, str]:
     """What a pass that begins in this batch will cover, and why it has to be a full one, if that is known."""
-    tracking, stripe = changes.tracking_of(work.plan), work.stripe
+    tracking, shard = changes.tracking_of(work.plan), work.shard
     if tracking.reason:
-        changes.take(stripe.view_id)  # each pass is a full one, whatever somebody has marked
-        if stripe.covered or stripe.pending:  # of a time when changes were tracked
-            stripe.covered, stripe.pending, work.marks = {}, [], True
+        changes.take(shard.view_id)  # each pass is a full one, whatever somebody has marked
+        if shard.covered or shard.pending:  # of a time when changes were tracked
+            shard.covered, shard.pending, work.marks = {}, [], True
         return None, short(tracking.reason)
     if work.logged:
         raise ChangesLogged(tracking.tables.keys(), work.logged)
-    if taken := changes.take(stripe.view_id):
+    if taken := changes.take(shard.view_id):
         _dirty(work)
-        stripe.changes += 1
+        shard.changes += 1
         work.marks = True
-        add_drain(stripe, min(each.logged_at for each in taken), work.runs)
+        add_drain(shard, min(each.logged_at for each in taken), work.runs)
         _note_dirty(work, taken)
-    if lacking := changes.untracked_tables(stripe.view_id, tracking, alias()):
+    if lacking := changes.untracked_tables(shard.view_id, tracking, alias()):
         changes.forget_gone(alias())
         no_triggers = f"no triggers log all changes of {', '.join(sorted(lacking))}"
-        return [stripe.changes, None], short(work.plan.mismatch() or no_triggers)
-    return [stripe.changes, work.plan.moment], ""
+        return [shard.changes, None], short(work.plan.mismatch() or no_triggers)
+    return [shard.changes, work.plan.moment], ""
 
 
 def short(reason: str) -> str:
@@ -192,21 +192,21 @@ def short(reason: str) -> str:
 
 def _note_dirty(work: Work, taken: Collection[Taken]) -> None:
     """Keep the keys that changes concern for the phases, unless they may be any, or are too many."""
-    stripe, plan, kept = work.stripe, work.plan, _dirty(work)
+    shard, plan, kept = work.shard, work.plan, _dirty(work)
     waiting = count_keys(kept)
     stages = {run.stage for run in _staged(work) if run.fingerprint == plan.fingerprint}
     keys, reason, many = resolve(plan, taken, FEW - waiting, stages)
     if many:
         keys, reason, many = resolve(plan, taken, _most_dirty(plan) - waiting, stages)
     if keys is None:
-        stripe.whole, stripe.whole_reason = stripe.changes, short(reason)
+        shard.whole, shard.whole_reason = shard.changes, short(reason)
         _forget(kept)
         work.dirty = []
         return
     found = list(keys)
     for at in range(0, len(found), PART):
         part = found[at : at + PART]
-        kept.append(Dirty(number=stripe.changes, count=len(part), keys=part))
+        kept.append(Dirty(number=shard.changes, count=len(part), keys=part))
 
 
 def _staged(work: Work) -> list[PhaseRun]:
@@ -225,12 +225,12 @@ def _most_dirty(plan: Plan) -> int:
 
 def _whole(work: Work, run: PhaseRun) -> str:
     """Why a phase has to look at all keys, "" if the dirty ones are all that it has to do."""
-    stripe = work.stripe
-    if run.phase not in stripe.covered:
+    shard = work.shard
+    if run.phase not in shard.covered:
         return "it has not succeeded since changes are tracked"
-    number, moment = stripe.covered[run.phase]
-    if number < stripe.whole:
-        return stripe.whole_reason
+    number, moment = shard.covered[run.phase]
+    if number < shard.whole:
+        return shard.whole_reason
     if moment != work.plan.moment or number < 0:
         return "source() is another query than when it last succeeded, or has other dates"
     return ""
@@ -241,10 +241,10 @@ def distrust_dirty(work: Work, run: PhaseRun) -> None:
 
     As where a column has got another type, which cannot have the logged values.
     """
-    if run.phase in work.stripe.covered:
-        number = work.stripe.changes + 1
+    if run.phase in work.shard.covered:
+        number = work.shard.changes + 1
         reason = "the database could not read a dirty key, or compute its row"
-        Stripe.objects.filter(pk=work.stripe.pk).update(
+        ViewShard.objects.filter(pk=work.shard.pk).update(
             changes=number, whole=number, whole_reason=reason
         )
 
@@ -262,10 +262,10 @@ def count_keys(dirty: Iterable[Dirty]) -> int:
 
 
 def _dirty(work: Work) -> list[Dirty]:
-    if work.dirty is None and _done(work) == work.stripe.changes:
+    if work.dirty is None and _done(work) == work.shard.changes:
         work.dirty = []  # each was forgotten with the last phase that had it to do
     if work.dirty is None:
-        rows = DirtyKeys.objects.filter(stripe=work.stripe).order_by("pk")
+        rows = DirtyKeys.objects.filter(shard=work.shard).order_by("pk")
         names = ("pk", "number", "count")
         work.dirty = [
             Dirty(**dict(zip(names, row, strict=True))) for row in rows.values_list(*names)
@@ -285,26 +285,26 @@ def load_keys(dirty: Iterable[Dirty]) -> None:
 
 def save_dirty(work: Work) -> None:
     """Save the dirty keys that are not yet."""
-    stripe = work.stripe
+    shard = work.shard
     for each in work.dirty or ():
         if each.pk is None:
             keys = list(map(to_json, each.keys or ()))
             each.pk = DirtyKeys.objects.create(
-                stripe=stripe, number=each.number, keys=keys, count=each.count
+                shard=shard, number=each.number, keys=keys, count=each.count
             ).pk
 
 
 def save_tracked(work: Work) -> None:
     """Save what a batch has found out about changes, in its transaction, and forget what is done."""
-    stripe = work.stripe
+    shard = work.shard
     done = _done(work)
     _forget(each for each in work.dirty or () if each.number <= done)
     if work.dirty:
         work.dirty = [each for each in work.dirty if each.number > done]
         save_dirty(work)
     if work.marks:
-        changed = {name: getattr(stripe, name) for name in _OF_CHANGES}
-        Stripe.objects.filter(pk=stripe.pk).update(**changed)
+        changed = {name: getattr(shard, name) for name in _OF_CHANGES}
+        ViewShard.objects.filter(pk=shard.pk).update(**changed)
 
 
 def _done(work: Work) -> int:
@@ -314,7 +314,7 @@ def _done(work: Work) -> int:
     the phases before it in its refresh do, and needs the keys of every later change.
     """
     covers: list[int] = [run.covers[0] for run in work.runs if run.covers]
-    return min([processed(work.stripe, work.stripe.covered), *covers])
+    return min([processed(work.shard, work.shard.covered), *covers])
 
 
 _OF_CHANGES = ("changes", "whole", "whole_reason", "pending", "covered")
@@ -325,7 +325,7 @@ def begin_tracked(work: Work, run: PhaseRun) -> None:
 
     A full pass builds on what other runs of its refresh have found, and covers no more than they do.
     """
-    stripe, moment = work.stripe, work.plan.moment
+    shard, moment = work.shard, work.plan.moment
     if run.since is None and run.covers:
         leaders = [
             other.merged_into or other for other in work.runs if other.refresh_id == run.refresh_id
@@ -336,10 +336,10 @@ def begin_tracked(work: Work, run: PhaseRun) -> None:
     # Rows of another moment may go with this run, even if it does not come to its end.
     covered = {
         phase: [number, known if known == moment else None]
-        for phase, (number, known) in stripe.covered.items()
+        for phase, (number, known) in shard.covered.items()
     }
-    if covered != stripe.covered:
-        stripe.covered = covered
+    if covered != shard.covered:
+        shard.covered = covered
         work.marks = True
 
 
@@ -354,17 +354,17 @@ def end_tracked(work: Work, run: PhaseRun) -> None:
     That is no more than a staging table holds of which rows may yet be written: it may be older. What is
     known of phases that the view no longer has would hold up the others for ever.
     """
-    stripe, definition = work.stripe, work.definition
+    shard, definition = work.shard, work.definition
     if run.covers is None or definition is None:
         return
     _dirty(work)  # to be forgotten, as far as they are done
     number, moment = run.covers
     staged = (each.covers[0] if each.covers else -1 for each in _staged(work))
     covers = [min([number, *staged]), moment if moment == work.plan.moment else None]
-    covered = {**stripe.covered, run.phase: covers}
+    covered = {**shard.covered, run.phase: covers}
     phases = definition.options.phases
-    stripe.covered = {phase: covered[phase] for phase in phases if phase in covered}
-    drop_processed(stripe, phases)
+    shard.covered = {phase: covered[phase] for phase in phases if phase in covered}
+    drop_processed(shard, phases)
     work.marks = True
 
 

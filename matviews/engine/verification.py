@@ -12,7 +12,7 @@ from django.db.models import Q
 from ..conf import get_settings
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, ViewBusy
-from ..models import Stripe, ViewControl
+from ..models import ViewControl, ViewShard
 from ..phases import Phase
 from ..queryset import Difference, Kind, Plan, Range, compare, plan_of, ranges
 from ..registry import registry
@@ -152,7 +152,7 @@ def _mend(definition: ViewDefinition, within: Range) -> int:
         try:
             with batch_transaction(get_settings().STATEMENT_TIMEOUT):
                 of_view = Q(view__label=definition.label)
-                if len(lock_free(of_view)) == Stripe.objects.filter(of_view).count():
+                if len(lock_free(of_view)) == ViewShard.objects.filter(of_view).count():
                     return _write(definition, within)
         except DatabaseError as error:
             raise explained(error, definition) from error.__cause__

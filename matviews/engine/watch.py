@@ -8,7 +8,7 @@ from django.db.models import Exists, OuterRef, Q
 
 from ..clock import UtcNow
 from ..conf import get_settings
-from ..models import Refresh, Stripe
+from ..models import Refresh, ViewShard
 from ..redact import traceback_text
 from ..states import RefreshState
 from .databases import claim, drop_broken_connection
@@ -21,50 +21,50 @@ logger = logging.getLogger(__name__)
 
 
 def watch() -> list[Message]:
-    """The messages to send again: of stripes that have work, and that nobody seems to be at.
+    """The messages to send again: of shards that have work, and that nobody seems to be at.
 
-    A stripe whose row is locked is at work. Each time that a message was sent again and no worker
-    has announced itself since, the stripe is left alone twice as long, up to PATIENCE_CEILING: a day
+    A shard whose row is locked is at work. Each time that a message was sent again and no worker
+    has announced itself since, the shard is left alone twice as long, up to PATIENCE_CEILING: a day
     without workers does not fill the broker. Also closes what a killed process left open.
     """
-    quiet = Stripe.objects.filter(_QUIET, Exists(_WORK)).order_by()
-    messages = [_look(*stripe) for stripe in quiet.values_list("pk", "resends")]
+    quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK)).order_by()
+    messages = [_look(*shard) for shard in quiet.values_list("pk", "resends")]
     return [message for message in messages if message]
 
 
 def untaken(messages: Iterable[Message]) -> list[str]:
     """The views of which no worker has taken a message that was sent again before, of some sent once more."""
-    stripes = Stripe.objects.filter(pk__in=[message.stripe_id for message in messages])
-    labels = stripes.filter(resends__gt=1).values_list("view__label", flat=True)
+    shards = ViewShard.objects.filter(pk__in=[message.shard_id for message in messages])
+    labels = shards.filter(resends__gt=1).values_list("view__label", flat=True)
     return sorted(set(labels))
 
 
 def forget_resends(messages: Iterable[Message]) -> None:
     """Take back that these messages were sent again: the broker did not take them."""
-    stripes = Stripe.objects.filter(pk__in=[message.stripe_id for message in messages])
-    stripes.update(watch_after=None, resends=0)
+    shards = ViewShard.objects.filter(pk__in=[message.shard_id for message in messages])
+    shards.update(watch_after=None, resends=0)
 
 
-def _look(stripe_id: int, resends: int) -> Message | None:
+def _look(shard_id: int, resends: int) -> Message | None:
     try:
-        message = settle(stripe_id).message
+        message = settle(shard_id).message
         if message is None or not _takes(message, resends + 1):
             return None
-    except Exception as error:  # noqa: BLE001 - one stripe's trouble must not keep the others waiting
+    except Exception as error:  # noqa: BLE001 - one shard's trouble must not keep the others waiting
         trace = traceback_text(error, trusted=False)
-        logger.error("watch failed stripe=%s\n%s", stripe_id, trace)  # noqa: TRY400 - it may hold values of rows
+        logger.error("watch failed shard=%s\n%s", shard_id, trace)  # noqa: TRY400 - it may hold values of rows
         drop_broken_connection()
         return None
     logger.warning(
-        "message sent again stripe=%s token=%s phase=%s", stripe_id, message.token, message.phase
+        "message sent again shard=%s token=%s phase=%s", shard_id, message.token, message.phase
     )
     return message
 
 
 def _takes(message: Message, resends: int) -> bool:
-    """Note the message as sent, unless somebody is at work in the stripe after all."""
+    """Note the message as sent, unless somebody is at work in the shard after all."""
     patience = UtcNow() + _patience(resends)
-    return claim(message.stripe_id, message.token, _QUIET, watch_after=patience, resends=resends)
+    return claim(message.shard_id, message.token, _QUIET, watch_after=patience, resends=resends)
 
 
 _QUIET = Q(watch_after=None) | Q(watch_after__lt=UtcNow())

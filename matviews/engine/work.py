@@ -1,6 +1,6 @@
-"""What there is to do in one stripe: its open refreshes, their phase runs, and which is next.
+"""What there is to do in one shard: its open refreshes, their phase runs, and which is next.
 
-Everything is read in one query, inside the stripe's batch (then it is exact) or outside (then it is
+Everything is read in one query, inside the shard's batch (then it is exact) or outside (then it is
 a good guess, which the token holds against the truth).
 """
 
@@ -28,8 +28,8 @@ from django.db.models.functions import Coalesce
 
 from ..compiled import GIVEN, LARGEST, CompiledSelect
 from ..definition import HookKind, ViewDefinition
-from ..mixin import Share
-from ..models import Change, PhaseRun, Refresh, Stripe, ViewControl
+from ..mixin import Shard
+from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..queryset import Key, Plan, Walker, plan_of
 from ..states import RefreshState, RunState
@@ -62,28 +62,28 @@ class Dirty:
 
 @dataclass(kw_only=True)
 class Work:
-    """The open refreshes of a stripe and their phase runs, oldest first.
+    """The open refreshes of a shard and their phase runs, oldest first.
 
     Attributes:
-        stripe: the stripe, with its view's control.
-        share: the share of the keys that its hooks are given.
+        shard: the shard, with its view's control.
+        hook_shard: what its hooks are given.
         definition: the view in the code, None when it is no longer there.
         refreshes: the open refreshes of the view, at most `MOST_READ`.
         truncated: whether there may be more than were read.
         works_for_others: primary keys of those into which others were merged before they began.
         claims: how often batches of the view have been claimed.
-        runs: their phase runs in this stripe; those not yet saved have no primary key.
+        runs: their phase runs in this shard; those not yet saved have no primary key.
         touched: the runs that this batch has changed.
         logged: the primary key of the newest entry in the log of the triggers; 0 if there is none, or
             what counts of it has been moved.
         claimed: what a pass that begins in this batch covers, and why it covers nothing, once its queue
             was taken.
-        dirty: the dirty keys of the stripe, once they are known; those not yet saved have no primary key.
-        marks: whether what the stripe says of changes is to be saved.
+        dirty: the dirty keys of the shard, once they are known; those not yet saved have no primary key.
+        marks: whether what the shard says of changes is to be saved.
     """
 
-    stripe: Stripe
-    share: Share
+    shard: ViewShard
+    hook_shard: Shard
     definition: ViewDefinition | None
     refreshes: list[Refresh]
     truncated: bool = False
@@ -112,7 +112,7 @@ class Work:
         return self.plan.walker_of_keys()
 
     def admit(self, known: Collection[int] | None = None) -> None:
-        """Make the phase runs of refreshes that this stripe has not seen yet, unsaved.
+        """Make the phase runs of refreshes that this shard has not seen yet, unsaved.
 
         Of those in `known` only, if that is given.
 
@@ -130,13 +130,13 @@ class Work:
                 continue
             if refresh.pk not in waiting or refresh.stop_requested:
                 for phase in map(Phase, refresh.phases):
-                    run = PhaseRun(refresh=refresh, stripe=self.stripe, phase=phase)
+                    run = PhaseRun(refresh=refresh, shard=self.shard, phase=phase)
                     run.merged_into = covering[phase]
                     covering[phase] = covering[phase] or run
                     self.runs.append(run)
 
     def _beyond_the_most_begun(self) -> set[int]:
-        """The refreshes that wait until one of those before them has ended, whatever stripe that is in."""
+        """The refreshes that wait until one of those before them has ended, whatever shard that is in."""
         beyond: set[int] = set()
         before = Counter[tuple[str, ...]]()
         for refresh in self.refreshes:
@@ -155,7 +155,7 @@ class Work:
         return refresh.claims_seen != self.claims
 
     def mergeable(self) -> list[list[int]]:
-        """Primary keys of the refreshes that ask for the same, and have not begun in this stripe.
+        """Primary keys of the refreshes that ask for the same, and have not begun in this shard.
 
         Nothing to do where all of them work for others already: those are not merged any more.
         """
@@ -282,13 +282,13 @@ class Work:
 
     def next_message(self) -> Message | None:
         """The message for the batch whose turn it is; None when nothing is due, or paused."""
-        run = None if self.stripe.view.held else self.next_run()
+        run = None if self.shard.view.held else self.next_run()
         if run is None:
             return None
-        return Message(Phase(run.phase), self.stripe.pk, self.stripe.token)
+        return Message(Phase(run.phase), self.shard.pk, self.shard.token)
 
     def ended_refreshes(self) -> list[Refresh]:
-        """The open refreshes with nothing left to do in this stripe."""
+        """The open refreshes with nothing left to do in this shard."""
         active = {run.refresh_id for run in self.runs if run.active}
         ended = {run.refresh_id for run in self.runs if run.pk is not None} - active
         return [refresh for refresh in self.refreshes if refresh.pk in ended]
@@ -323,13 +323,13 @@ def _turn(run: PhaseRun) -> tuple[Any, ...]:
     return run.ran_at or run.refresh.requested_at, Phase(run.phase).order, run.refresh_id
 
 
-def load_work(stripe_id: int) -> Work | None:
-    """Read what a stripe has to do, in one query; None when no refresh is open."""
-    return next(_works(_work_query(alias(), "view__stripes").run(stripe_id)), None)
+def load_work(shard_id: int) -> Work | None:
+    """Read what a shard has to do, in one query; None when no refresh is open."""
+    return next(_works(_work_query(alias(), "view__shards").run(shard_id)), None)
 
 
 def load_works(view_id: int) -> list[Work]:
-    """Read what each stripe of a view has to do, in one query; empty when no refresh is open."""
+    """Read what each shard of a view has to do, in one query; empty when no refresh is open."""
     return list(_works(_work_query(alias(), "view").run(view_id)))
 
 
@@ -337,7 +337,7 @@ def load_works(view_id: int) -> list[Work]:
 def _work_query(using: str, by: str) -> CompiledSelect:
     """What `load_work` and `load_works` read; `by` is what the given number is the key of."""
     columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
-    totals = Stripe.objects.filter(view=OuterRef("view")).order_by().values("view")
+    totals = ViewShard.objects.filter(view=OuterRef("view")).order_by().values("view")
     newest = Change.objects.using(using).order_by("-pk").values("pk")[:1]
     open_ones = Refresh.objects.using(using).filter(**{by: GIVEN}, state=RefreshState.OPEN)
     end = open_ones.order_by("pk").values("pk")[MOST_READ : MOST_READ + 1]
@@ -348,18 +348,18 @@ def _work_query(using: str, by: str) -> CompiledSelect:
         Refresh.objects.using(using)
         .filter(
             **{by: GIVEN},
-            view__stripes__isnull=False,
+            view__shards__isnull=False,
             state=RefreshState.OPEN,
             pk__lt=Coalesce(Subquery(end), Value(LARGEST)),
         )
         .annotate(
-            here=FilteredRelation("runs", condition=Q(runs__stripe=F("view__stripes"))),
+            here=FilteredRelation("runs", condition=Q(runs__shard=F("view__shards"))),
             total=Subquery(totals.values(total=Count("pk"))),
             claims_now=Subquery(totals.values(total=Sum("claims"))),
             works_for_others=Exists(merged),
             logged=Subquery(newest),
         )
-        .order_by("view__stripes__number", "pk", "here__pk")
+        .order_by("view__shards__number", "pk", "here__pk")
     )
     return CompiledSelect(rows.values_list(*columns, *_FACTS))
 
@@ -373,7 +373,7 @@ _FACTS = ("total", "logged", "claims_now", "works_for_others")
 _PARTS: list[tuple[type[Model], str]] = [
     (Refresh, ""),
     (ViewControl, "view__"),
-    (Stripe, "view__stripes__"),
+    (ViewShard, "view__shards__"),
     (PhaseRun, "here__"),
 ]
 
@@ -389,32 +389,32 @@ def _instances(row: Sequence[Any]) -> list[Any]:
 
 
 def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
-    """The work of each stripe that the rows, in order of their stripes, are about."""
+    """The work of each shard that the rows, in order of their shards, are about."""
     parts = map(_instances, rows)
-    for _stripe, of_stripe in groupby(parts, key=lambda instances: instances[2].pk):
-        yield _build(list(of_stripe))
+    for _shard, of_shard in groupby(parts, key=lambda instances: instances[2].pk):
+        yield _build(list(of_shard))
 
 
 def _build(rows: list[list[Any]]) -> Work:
-    _refresh, control, stripe, _run, total, logged, claims, _for_others = rows[0]
-    stripe.view = control
+    _refresh, control, shard, _run, total, logged, claims, _for_others = rows[0]
+    shard.view = control
     refreshes: dict[int, Refresh] = {}
     runs: dict[int, PhaseRun] = {}
     works_for_others: set[int] = set()
-    for again, _control, _stripe, run, *_facts, for_others in rows:
+    for again, _control, _shard, run, *_facts, for_others in rows:
         refresh = refreshes.setdefault(again.pk, again)
         refresh.view = control
         if for_others:
             works_for_others.add(refresh.pk)
         if run.pk is not None:
-            run.refresh, run.stripe = refresh, stripe
+            run.refresh, run.shard = refresh, shard
             runs[run.pk] = run
     for run in runs.values():
         if run.merged_into_id in runs:
             run.merged_into = runs[run.merged_into_id]
     return Work(
-        stripe=stripe,
-        share=Share(stripe.number, total),
+        shard=shard,
+        hook_shard=Shard(shard.number, total),
         definition=control.definition,
         refreshes=list(refreshes.values()),
         truncated=len(refreshes) >= MOST_READ,

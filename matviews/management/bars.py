@@ -25,7 +25,7 @@ Shown = list[tuple[RunProgress, Meter]]
 
 
 class Bars:
-    """A bar for each phase of a view, and stripe; those of views that are done stay above."""
+    """A bar for each phase of a view, and shard; those of views that are done stay above."""
 
     def __init__(self, console: Console, *, batches: bool = False) -> None:
         self._console, self._batches = console, batches

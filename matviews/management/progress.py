@@ -18,7 +18,7 @@ WORTH_TELLING = 1.0  # seconds that a worker is waited for before that is said
 
 
 class Meter:
-    """Follows one phase in one stripe, and tells how far it is.
+    """Follows one phase in one shard, and tells how far it is.
 
     The rate is that of the clock on the wall, over the last half minute: what is spent on other
     phases or on waiting for workers is part of it, or the time left would be too short.
@@ -131,9 +131,9 @@ def _of_other(progress: RunProgress) -> str:
 
 
 def title(progress: RunProgress) -> str:
-    """Phase, and stripe where there is more than one."""
-    stripe = "" if progress.stripe is None else f" stripe {progress.stripe}"
-    return f"{progress.phase}{stripe}"
+    """Phase, and shard where there is more than one."""
+    shard = "" if progress.shard is None else f" shard {progress.shard}"
+    return f"{progress.phase}{shard}"
 
 
 def so_far(progress: RunProgress) -> str:

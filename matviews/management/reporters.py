@@ -49,7 +49,7 @@ class Silence:
 
 
 class Meters:
-    """A meter for each phase of a view, and stripe."""
+    """A meter for each phase of a view, and shard."""
 
     def __init__(self) -> None:
         self._meters: dict[str, Meter] = {}

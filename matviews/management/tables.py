@@ -264,7 +264,7 @@ def plan_as_dict(planned: Planned) -> dict[str, Any]:
 def refresh_as_dict(label: str, refresh: Refresh) -> dict[str, Any]:
     """What a refresh did; seconds are those that its hooks took."""
     worker = refresh.merged_into if refresh.merged_into and not refresh.runs.exists() else refresh
-    runs = worker.runs.select_related("stripe", "merged_into")
+    runs = worker.runs.select_related("shard", "merged_into")
     return {
         "view": label,
         "refresh": refresh.pk,
@@ -280,7 +280,7 @@ def _run_as_dict(run: PhaseRun) -> dict[str, Any]:
     done = run.merged_into or run
     return {
         "phase": run.phase,
-        "stripe": run.stripe.number,
+        "shard": run.shard.number,
         "state": run.state,
         "rows": done.rows,
         "looked": done.looked,

@@ -15,7 +15,7 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTa
 from django_celery_beat.schedulers import DatabaseScheduler
 
 from matviews import tasks
-from matviews.models import RefreshSchedule, Stripe, ViewControl
+from matviews.models import RefreshSchedule, ViewControl, ViewShard
 from matviews.registry import registry
 from matviews.tasks.schedules import reconcile
 
@@ -83,7 +83,7 @@ def _make_views(count: int) -> None:
         for label in labels
     )
     views = ViewControl.objects.filter(label__in=labels)
-    Stripe.objects.bulk_create(Stripe(view=view, number=0) for view in views)
+    ViewShard.objects.bulk_create(ViewShard(view=view, number=0) for view in views)
     RefreshSchedule.objects.bulk_create(
         RefreshSchedule(view=view, every=1, period="hours") for view in views
     )

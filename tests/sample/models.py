@@ -10,7 +10,7 @@ from django.db import models
 from django.db.models import Exists, F, Max, OuterRef, QuerySet
 from django.db.models.functions import Mod
 
-from matviews import Batch, MaterializedView, Share
+from matviews import Batch, MaterializedView, Shard
 
 from .original import MyModel, MyOtherTable  # noqa: F401 - Django looks for models here
 from .slow import Slow  # noqa: F401 - Django looks for models here
@@ -198,41 +198,41 @@ class Whole(Copy):
         cls.delete_keys(cls.surplus())
 
 
-class Striped(Copy):
-    """Hooks with `limit` and `stripe`, in two stripes."""
+class Sharded(Copy):
+    """Hooks with `limit` and `shard`, in two shards."""
 
     class MatviewMeta:
-        stripes = 2
+        shards = 2
         include_in_batch = False
 
     @classmethod
-    def mine(cls, rows: QuerySet[Any], stripe: Share, key: str) -> QuerySet[Any]:
-        shares: QuerySet[Any] = rows.annotate(share=Mod(key, stripe.count))
-        return shares.filter(share=stripe.number)
+    def mine(cls, rows: QuerySet[Any], shard: Shard, key: str) -> QuerySet[Any]:
+        shares: QuerySet[Any] = rows.annotate(share=Mod(key, shard.count))
+        return shares.filter(share=shard.number)
 
     @classmethod
-    def needs_insert(cls, stripe: Share) -> bool:
-        return cls.mine(cls.missing(), stripe, "pk").exists()
+    def needs_insert(cls, shard: Shard) -> bool:
+        return cls.mine(cls.missing(), shard, "pk").exists()
 
     @classmethod
-    def do_insert(cls, limit: int, stripe: Share) -> int:
-        return cls.insert(cls.mine(cls.missing(), stripe, "pk").order_by("pk")[:limit])
+    def do_insert(cls, limit: int, shard: Shard) -> int:
+        return cls.insert(cls.mine(cls.missing(), shard, "pk").order_by("pk")[:limit])
 
     @classmethod
-    def needs_update(cls, stripe: Share) -> bool:
-        return cls.mine(cls.differing(), stripe, "key").exists()
+    def needs_update(cls, shard: Shard) -> bool:
+        return cls.mine(cls.differing(), shard, "key").exists()
 
     @classmethod
-    def do_update(cls, limit: int, stripe: Share) -> int:
-        return cls.update(cls.mine(cls.differing(), stripe, "key").order_by("pk")[:limit])
+    def do_update(cls, limit: int, shard: Shard) -> int:
+        return cls.update(cls.mine(cls.differing(), shard, "key").order_by("pk")[:limit])
 
     @classmethod
-    def needs_delete(cls, stripe: Share) -> bool:
-        return cls.mine(cls.surplus(), stripe, "key").exists()
+    def needs_delete(cls, shard: Shard) -> bool:
+        return cls.mine(cls.surplus(), shard, "key").exists()
 
     @classmethod
-    def do_delete(cls, limit: int, stripe: Share) -> int:
-        return cls.delete_keys(cls.mine(cls.surplus(), stripe, "key").order_by("pk")[:limit])
+    def do_delete(cls, limit: int, shard: Shard) -> int:
+        return cls.delete_keys(cls.mine(cls.surplus(), shard, "key").order_by("pk")[:limit])
 
 
 class Ledger(MaterializedView, models.Model):

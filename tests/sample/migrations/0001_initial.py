@@ -111,7 +111,7 @@ class Migration(migrations.Migration):
             bases=(matviews.mixin.MaterializedView, models.Model),
         ),
         migrations.CreateModel(
-            name="Striped",
+            name="Sharded",
             fields=[
                 (
                     "id",
