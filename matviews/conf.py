@@ -50,10 +50,10 @@ class Settings:
 
     Attributes:
         BATCH_TARGET: seconds that one batch should take; the pacer steers toward it.
-        BATCH_SIZE_START: rows in the first batch of a phase that has never run. Queryset views begin
+        BATCH_SIZE_INITIAL: rows in the first batch of a phase that has never run. Queryset views begin
             with five times as many keys.
-        BATCH_SIZE_FLOOR: rows that the pacer and halving never go below.
-        BATCH_SIZE_CEILING: rows that the pacer never goes above; hooks with `pk__in=[...]` are bound
+        BATCH_SIZE_MIN: rows that the pacer and halving never go below.
+        BATCH_SIZE_MAX: rows that the pacer never goes above; hooks with `pk__in=[...]` are bound
             by the number of variables in a statement, 32,766 in SQLite. For queryset views, keys: on
             PostgreSQL 20,000 of ten source rows each are just grouped within the default work_mem.
         STATEMENT_TIMEOUT: seconds after which the database ends a statement of a transaction of ours,
@@ -61,11 +61,11 @@ class Settings:
             transactions may be silent, or wait for a lock, for 10 seconds at most (PostgreSQL, MariaDB;
             MySQL only limits reading statements; SQLite has no such limit).
         LEASE: seconds of silence after which `watch` takes a message or a worker for lost.
-        PATIENCE_CEILING: seconds; `watch` doubles its patience with every re-sent message that
+        MAX_RESEND_INTERVAL: seconds; `watch` doubles its patience with every re-sent message that
             nobody took, up to this.
         KEEP_SUCCEEDED: how long a refresh that succeeded stays in the history.
         KEEP_FAILED: how long one that failed or was stopped stays. The last of a view always stays.
-        QUEUE: Celery queue of the tasks; None leaves it to `task_routes` and the default queue.
+        CELERY_QUEUE: Celery queue of the tasks; None leaves it to `task_routes` and the default queue.
         STAGING_SCHEMA: the schema of staging tables on PostgreSQL, on MariaDB and MySQL the database; None
             for that of our own tables. Workers must be allowed to make tables there.
         VALUES_IN_ERRORS: which values of rows may stand in errors that are stored, logged or shown:
@@ -73,15 +73,15 @@ class Settings:
     """
 
     BATCH_TARGET: float = 1.0
-    BATCH_SIZE_START: int = 1_000
-    BATCH_SIZE_FLOOR: int = 10
-    BATCH_SIZE_CEILING: int = 20_000
+    BATCH_SIZE_INITIAL: int = 1_000
+    BATCH_SIZE_MIN: int = 10
+    BATCH_SIZE_MAX: int = 20_000
     STATEMENT_TIMEOUT: float = 60.0
     LEASE: float = 60.0
-    PATIENCE_CEILING: float = 3600.0
+    MAX_RESEND_INTERVAL: float = 3600.0
     KEEP_SUCCEEDED: timedelta = timedelta(days=7)
     KEEP_FAILED: timedelta = timedelta(days=30)
-    QUEUE: str | None = None
+    CELERY_QUEUE: str | None = None
     STAGING_SCHEMA: str | None = None
     VALUES_IN_ERRORS: str = "keys"
 
@@ -92,8 +92,8 @@ class Settings:
                 _check_duration(field.name, value)
             elif field.type in (int, float):
                 _check_number(field.name, value, whole=field.type is int)
-        if not isinstance(self.QUEUE, str | None) or self.QUEUE == "":
-            raise InvalidSetting("MATVIEWS['QUEUE'] must be the name of a queue, or None.")
+        if not isinstance(self.CELERY_QUEUE, str | None) or self.CELERY_QUEUE == "":
+            raise InvalidSetting("MATVIEWS['CELERY_QUEUE'] must be the name of a queue, or None.")
         if self.STAGING_SCHEMA is not None and not _is_identifier(self.STAGING_SCHEMA):
             raise InvalidSetting(
                 f"MATVIEWS['STAGING_SCHEMA'] must be the name of a schema (letters, digits and "
@@ -104,9 +104,9 @@ class Settings:
                 f"MATVIEWS['VALUES_IN_ERRORS'] must be one of {', '.join(map(repr, VALUES_IN_ERRORS))}, "
                 f"not {self.VALUES_IN_ERRORS!r}."
             )
-        if not self.BATCH_SIZE_FLOOR <= self.BATCH_SIZE_START <= self.BATCH_SIZE_CEILING:
+        if not self.BATCH_SIZE_MIN <= self.BATCH_SIZE_INITIAL <= self.BATCH_SIZE_MAX:
             raise InvalidSetting(
-                "MATVIEWS: BATCH_SIZE_FLOOR <= BATCH_SIZE_START <= BATCH_SIZE_CEILING must hold."
+                "MATVIEWS: BATCH_SIZE_MIN <= BATCH_SIZE_INITIAL <= BATCH_SIZE_MAX must hold."
             )
 
 

@@ -102,7 +102,7 @@ def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
         refresh.apply_async(
             (view, phases),
             eta=datetime.fromtimestamp(engine.timestamp() + share * jitter, UTC),
-            queue=get_settings().QUEUE,
+            queue=get_settings().CELERY_QUEUE,
             retry_policy=RETRY_POLICY,
         )
     except Exception:  # each broker has errors of its own
@@ -229,7 +229,7 @@ def send(messages: Iterable[Message]) -> bool:
         try:
             _BATCH_TASKS[message.phase].apply_async(
                 (message.shard_id, message.token),
-                queue=get_settings().QUEUE,
+                queue=get_settings().CELERY_QUEUE,
                 retry_policy=RETRY_POLICY,
             )
         except Exception as error:  # each broker has errors of its own

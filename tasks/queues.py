@@ -20,7 +20,7 @@ def queues_in_words(*tasks: str) -> str:
 
 
 def _queue_of(task: str) -> str:
-    given = get_settings().QUEUE
+    given = get_settings().CELERY_QUEUE
     routed = current_app.amqp.router.route({"queue": given} if given else {}, task)
     queue = routed.get("queue") or current_app.conf.task_default_queue
     return str(getattr(queue, "name", queue))

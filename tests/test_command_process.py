@@ -337,7 +337,7 @@ def test_a_command_says_whom_it_waits_for(columns: int) -> None:
 @pytest.fixture
 def small_batches(settings: Any) -> None:
     settings.MATVIEWS = {
-        "LEASE": 1.0, "BATCH_SIZE_START": 5, "BATCH_SIZE_FLOOR": 1, "BATCH_SIZE_CEILING": 5,
+        "LEASE": 1.0, "BATCH_SIZE_INITIAL": 5, "BATCH_SIZE_MIN": 1, "BATCH_SIZE_MAX": 5,
     }  # fmt: skip
 
 

@@ -199,7 +199,7 @@ class TestKilledWorkers:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         items(100)
-        with override_settings(MATVIEWS={"BATCH_SIZE_START": 40, "BATCH_SIZE_FLOOR": 10}):
+        with override_settings(MATVIEWS={"BATCH_SIZE_INITIAL": 40, "BATCH_SIZE_MIN": 10}):
             refresh = engine.request(Ledger)
             message = due(Ledger)
             for _ in range(5):
@@ -216,7 +216,7 @@ class TestKilledWorkers:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         items(100)
-        with override_settings(MATVIEWS={"BATCH_SIZE_START": 40, "BATCH_SIZE_FLOOR": 10}):
+        with override_settings(MATVIEWS={"BATCH_SIZE_INITIAL": 40, "BATCH_SIZE_MIN": 10}):
             engine.request(Ledger)
             message = due(Ledger)
             self.die(monkeypatch, message)

@@ -185,7 +185,7 @@ class TestHooksThatKill:
 
 class TestSizes:
     def test_the_size_of_a_pinned_run_is_not_the_next_runs_first_size(self) -> None:
-        with override_settings(MATVIEWS={"BATCH_SIZE_CEILING": 2000}):
+        with override_settings(MATVIEWS={"BATCH_SIZE_MAX": 2000}):
             items(5)
             inline.run_to_end(engine.request(Ledger, batch_size=1_000_000))
             items(5)

@@ -60,9 +60,9 @@ def test_each_change_arrives_by_the_request_that_followed_it(
 
     settings.MATVIEWS = {
         "LEASE": 1.0,
-        "BATCH_SIZE_FLOOR": 1,
-        "BATCH_SIZE_START": 4,
-        "BATCH_SIZE_CEILING": 8,
+        "BATCH_SIZE_MIN": 1,
+        "BATCH_SIZE_INITIAL": 4,
+        "BATCH_SIZE_MAX": 8,
     }
     Item.objects.bulk_create([Item(pk=key, value=0) for key in range(1, ITEMS + 1)])
     Walked.objects.bulk_create([Walked(key=key, value=0) for key in range(1, ITEMS + 1)])

@@ -36,9 +36,9 @@ def impatience(settings: Any) -> None:
     settings.MATVIEWS = {
         "LEASE": LEASE,
         "STATEMENT_TIMEOUT": STATEMENT_TIMEOUT,
-        "BATCH_SIZE_START": 2,
-        "BATCH_SIZE_FLOOR": 1,
-        "BATCH_SIZE_CEILING": 8,
+        "BATCH_SIZE_INITIAL": 2,
+        "BATCH_SIZE_MIN": 1,
+        "BATCH_SIZE_MAX": 8,
     }
 
 

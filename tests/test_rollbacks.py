@@ -48,13 +48,13 @@ TIMED_OUT = {
 
 @pytest.fixture(autouse=True)
 def small_batches(settings: Any) -> None:
-    settings.MATVIEWS = {"BATCH_SIZE_START": 10, "BATCH_SIZE_FLOOR": 1, "BATCH_SIZE_CEILING": 64}
+    settings.MATVIEWS = {"BATCH_SIZE_INITIAL": 10, "BATCH_SIZE_MIN": 1, "BATCH_SIZE_MAX": 64}
 
 
 @pytest.fixture
 def sleepy_batches(small_batches: None, settings: Any) -> None:
     """Batches that sleep for half a minute, if the source has so many rows."""
-    settings.MATVIEWS = {"BATCH_SIZE_START": 1500}
+    settings.MATVIEWS = {"BATCH_SIZE_INITIAL": 1500}
     add_items(1500)
 
 
@@ -199,8 +199,8 @@ def test_a_batch_over_its_time_limit_is_halved_and_gets_through(
     settings.MATVIEWS = {
         "STATEMENT_TIMEOUT": 1.0,
         "BATCH_TARGET": 0.5,
-        "BATCH_SIZE_START": 60,
-        "BATCH_SIZE_FLOOR": 1,
+        "BATCH_SIZE_INITIAL": 60,
+        "BATCH_SIZE_MIN": 1,
     }
     workers.start(2)
     add_items(75)

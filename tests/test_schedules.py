@@ -191,7 +191,7 @@ class TestRows:
         assert (task.crontab_id, task.interval_id) == (at_four.pk, None)
         assert (task.kwargs, good_for(task)) == ("{}", 3600)
 
-    @override_settings(MATVIEWS={"QUEUE": "slow"})
+    @override_settings(MATVIEWS={"CELERY_QUEUE": "slow"})
     def test_the_queue_is_that_of_the_settings(self) -> None:
         made = schedule()
 

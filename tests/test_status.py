@@ -149,7 +149,7 @@ def test_the_queue_is_that_which_messages_go_to(
     app = Celery("shop", set_as_current=False)
     app.conf.update(task_routes=routes, task_default_queue="usual")
     monkeypatch.setattr(queues, "current_app", app)
-    with override_settings(MATVIEWS={"QUEUE": own}):
+    with override_settings(MATVIEWS={"CELERY_QUEUE": own}):
         assert queues.queues_in_words(*queues.BATCHES) == said
 
 

@@ -24,9 +24,9 @@ ASKERS = 20
 def small_batches(settings: Any) -> None:
     settings.MATVIEWS = {
         "LEASE": 1.0,
-        "BATCH_SIZE_START": 5,
-        "BATCH_SIZE_FLOOR": 1,
-        "BATCH_SIZE_CEILING": 5,
+        "BATCH_SIZE_INITIAL": 5,
+        "BATCH_SIZE_MIN": 1,
+        "BATCH_SIZE_MAX": 5,
     }
 
 

@@ -176,7 +176,7 @@ class Step:
 
     @property
     def _floor(self) -> int:
-        return get_settings().BATCH_SIZE_FLOOR
+        return get_settings().BATCH_SIZE_MIN
 
     def _size(self) -> int:
         """Rows that the run's next batch may write; at its start, what the runs before learnt."""
@@ -196,11 +196,11 @@ class Step:
     @property
     def _learnt_size(self) -> int:
         settings = get_settings()
-        start = settings.BATCH_SIZE_START * (FIRST_WINDOW if self.hooks.do_derived else 1)
+        start = settings.BATCH_SIZE_INITIAL * (FIRST_WINDOW if self.hooks.do_derived else 1)
         if self.run.since is not None:
-            start = settings.BATCH_SIZE_START * FIRST_KEYS
+            start = settings.BATCH_SIZE_INITIAL * FIRST_KEYS
         size: int = self.run.pace.get("size", start)
-        return max(settings.BATCH_SIZE_FLOOR, min(settings.BATCH_SIZE_CEILING, size))
+        return max(settings.BATCH_SIZE_MIN, min(settings.BATCH_SIZE_MAX, size))
 
     @property
     def _pinned(self) -> int | None:
@@ -237,7 +237,7 @@ class Step:
         rows = batch.rows if batch.cursor is None else limit
         learnt = known.after(
             rows=rows, limit=limit, seconds=seconds, target=self._target,
-            floor=settings.BATCH_SIZE_FLOOR, ceiling=settings.BATCH_SIZE_CEILING,
+            floor=settings.BATCH_SIZE_MIN, ceiling=settings.BATCH_SIZE_MAX,
         )  # fmt: skip
         if learnt.flat and not known.flat:
             logger.warning(

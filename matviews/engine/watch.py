@@ -24,7 +24,7 @@ def watch() -> list[Message]:
     """The messages to send again: of shards that have work, and that nobody seems to be at.
 
     A shard whose row is locked is at work. Each time that a message was sent again and no worker
-    has announced itself since, the shard is left alone twice as long, up to PATIENCE_CEILING: a day
+    has announced itself since, the shard is left alone twice as long, up to MAX_RESEND_INTERVAL: a day
     without workers does not fill the broker. Also closes what a killed process left open.
     """
     quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK)).order_by()
@@ -78,4 +78,4 @@ _WORK = Refresh.objects.filter(
 def _patience(resends: int) -> timedelta:
     settings = get_settings()
     doublings = min(resends, 32)
-    return timedelta(seconds=min(settings.LEASE * 2**doublings, settings.PATIENCE_CEILING))
+    return timedelta(seconds=min(settings.LEASE * 2**doublings, settings.MAX_RESEND_INTERVAL))
