@@ -80,7 +80,7 @@ class ViewOptions:
         batch_target: seconds per batch that the pacer steers toward; None takes the setting.
         statement_timeout: seconds per statement of a batch; None takes the setting.
         shards: shares of the keys that are worked on side by side; first value of the control.
-        include_in_batch: whether a refresh of everything includes this view; first value of the
+        include_in_refresh_all: whether a refresh of all views includes this one; first value of the
             control.
         freshness_target: how old the last success may be before the view counts as behind.
         refresh_every: one interval, or one per phase; the first value of the view's schedule, which
@@ -98,7 +98,7 @@ class ViewOptions:
     batch_target: float | None = None
     statement_timeout: float | None = None
     shards: int = 1
-    include_in_batch: bool = True
+    include_in_refresh_all: bool = True
     freshness_target: timedelta | None = None
     refresh_every: timedelta | Mapping[Phase, timedelta] | None = None
     tracking: bool = True
@@ -380,7 +380,7 @@ _OPTION_FAULTS: dict[str, Callable[[object], str | None]] = {
     "batch_target": _seconds_fault,
     "statement_timeout": _seconds_fault,
     "shards": _shards_fault,
-    "include_in_batch": _bool_fault,
+    "include_in_refresh_all": _bool_fault,
     "freshness_target": _duration_fault,
     "refresh_every": _intervals_fault,
     "tracking": _bool_fault,

@@ -101,8 +101,10 @@ class ViewControl(models.Model):
         default=False,
         help_text="Whether its work is held between two batches. Requests are kept and wait.",
     )
-    include_in_batch = models.BooleanField(
-        default=True, help_text="Whether a refresh of all views includes this one."
+    include_in_refresh_all = models.BooleanField(
+        "refresh with all views",
+        default=True,
+        help_text="Whether a refresh of all views includes this one.",
     )
     shard_count = models.PositiveSmallIntegerField(
         default=1,

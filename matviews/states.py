@@ -55,14 +55,14 @@ class ViewState(TextChoices):
     WAITING = "waiting"
     CHANGED = "definition changed"
     BEHIND = "behind"
-    NO_ROWS = "no rows yet"
-    NOT_IN_CODE = "not in the code"
+    NOT_MIGRATED = "not migrated"
+    REMOVED = "removed from the code"
     NEVER_BUILT = "never built"
     PAUSED = "paused"
     DISABLED = "disabled"
     REFRESHING = "refreshing"
     FRESH = "on time"
-    READY = "ready"
+    NO_TARGET = "ok, no target"
 
     @property
     def meaning(self) -> str:
@@ -84,14 +84,14 @@ _MEANINGS = {
     "queue of its tasks.",
     ViewState.CHANGED: "Its source() is another one than that of its rows: the next refresh rebuilds it.",
     ViewState.BEHIND: "Its rows are older than its target allows.",
-    ViewState.NO_ROWS: "Its table or its bookkeeping is missing: run makemigrations and migrate.",
-    ViewState.NOT_IN_CODE: "The code no longer defines it; its history is kept.",
+    ViewState.NOT_MIGRATED: "Its table or its bookkeeping is missing: run makemigrations and migrate.",
+    ViewState.REMOVED: "The code no longer defines it; its history is kept.",
     ViewState.NEVER_BUILT: "A phase of it has never succeeded.",
     ViewState.PAUSED: "Its work is held; requests wait.",
     ViewState.DISABLED: "It is not refreshed; requests are refused.",
     ViewState.REFRESHING: "A refresh is under way.",
     ViewState.FRESH: "Its rows are as recent as its target requires.",
-    ViewState.READY: "Its last refresh succeeded; it has no target to be measured by.",
+    ViewState.NO_TARGET: "Its last refresh succeeded; it has no target to be measured by.",
 }
 
 State = RefreshState | RunState

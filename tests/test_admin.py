@@ -168,13 +168,13 @@ class TestList:
         everything = 60 + len(list(registry))
 
         assert listed(admin_client, "?q=Limit") == ["sample.Limited"]
-        assert listed(admin_client, "?state=READY") == []
-        assert listed(admin_client, "?state=ready") == ["sample.Limited"]
+        assert listed(admin_client, "?state=NO_TARGET") == []
+        assert listed(admin_client, "?state=ok, no target") == ["sample.Limited"]
         assert len(listed(admin_client)) == 50
         assert len(listed(admin_client, f"?p={-(-everything // 50)}")) == (everything - 1) % 50 + 1
         assert len(listed(admin_client, "?all=")) == everything
         assert admin_client.get(f"{LIST}?p=99").status_code == 302
-        assert "not in the code (60)" in html(admin_client, LIST)
+        assert "removed from the code (60)" in html(admin_client, LIST)
 
     def test_a_refresh_under_way_has_a_bar_with_text(self, admin_client: Client) -> None:
         class Counted:
@@ -380,7 +380,7 @@ class TestViewPage:
     def test_a_view_whose_code_is_gone_has_a_page(self, admin_client: Client) -> None:
         ViewControl.objects.create(label="shop.Gone")
 
-        assert "not in the code" in html(admin_client, page("shop.Gone"))
+        assert "removed from the code" in html(admin_client, page("shop.Gone"))
 
 
 @pytest.mark.django_db(transaction=True)

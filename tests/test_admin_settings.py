@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.usefixtures("own_views"),
 ]
 
-SETTINGS = {"enabled": "on", "include_in_batch": "on", "shard_count": "1"}
+SETTINGS = {"enabled": "on", "include_in_refresh_all": "on", "shard_count": "1"}
 HOURLY = {
     "enabled": "on",
     "phases": ["insert", "update", "delete"],

@@ -309,9 +309,9 @@ class TestViewsThatChange:
         engine.sync_controls()
 
         status = next(each for each in engine.view_statuses() if each.label == "sample.Limited")
-        assert status.state == "not in the code"
+        assert status.state == "removed from the code"
         assert Refresh.objects.count() == 1
-        assert "sample.Limited" not in engine.views_in_batch()
+        assert "sample.Limited" not in engine.views_to_refresh()
 
     def test_a_view_that_comes_back_goes_on(self) -> None:
         Item.objects.create(value=1)

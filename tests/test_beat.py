@@ -23,7 +23,7 @@ HOUR = timedelta(hours=1)
 
 @pytest.fixture(autouse=True)
 def _small_batches() -> Iterator[None]:
-    five = {f"BATCH_SIZE_{name}": 5 for name in ("FLOOR", "START", "CEILING")}
+    five = {f"BATCH_SIZE_{name}": 5 for name in ("MIN", "INITIAL", "MAX")}
     with override_settings(MATVIEWS=five):
         yield
 

@@ -29,7 +29,7 @@ expect.set_options(timeout=20_000)  # milliseconds
 
 @pytest.fixture(autouse=True)
 def _small_batches() -> Iterator[None]:
-    ten = {f"BATCH_SIZE_{name}": 10 for name in ("FLOOR", "START", "CEILING")}
+    ten = {f"BATCH_SIZE_{name}": 10 for name in ("MIN", "INITIAL", "MAX")}
     with override_settings(MATVIEWS=ten):
         yield
 
@@ -85,7 +85,7 @@ def test_an_operator_refreshes_a_view_and_watches_it_work(page: Page, workers: W
             "early => document.getElementById('matviews-done').value > early", arg=early
         )
     # and the page tells of the end by itself
-    expect(state(page)).to_have_text("ready")
+    expect(state(page)).to_have_text("ok, no target")
     expect(page.locator("#matviews-status")).to_contain_text("300")
     assert page.evaluate("window.same")
     assert Limited.objects.count() == 300

@@ -97,7 +97,7 @@ def test_a_worker_with_a_wrong_clock_keeps_the_history_and_its_times() -> None:
     (status,) = engine.view_statuses(["sample.Limited"])
     assert status.lag is not None
     assert abs(status.lag) < SOON
-    assert status.state is ViewState.READY
+    assert status.state is ViewState.NO_TARGET
 
 
 @without_sqlite

@@ -183,7 +183,7 @@ def test_only_the_phases_asked_for_run_in_batches_of_the_size_asked_for() -> Non
 
 
 def test_a_view_without_the_phase_is_left_out_unless_it_was_named() -> None:
-    ViewControl.objects.filter(label="sample.Ledger").update(include_in_batch=True)
+    ViewControl.objects.filter(label="sample.Ledger").update(include_in_refresh_all=True)
 
     assert command("--phases", "delete").status == 0
     assert refreshed() == IN_BATCH
@@ -295,7 +295,7 @@ def test_a_view_that_is_disabled_under_way_is_left_open_and_told() -> None:
 
 def test_a_database_that_refuses_is_a_sentence() -> None:
     refusal = OperationalError("server closed the connection\n")
-    with mock.patch.object(engine, "views_in_batch", side_effect=refusal):
+    with mock.patch.object(engine, "views_to_refresh", side_effect=refusal):
         ran = command("--format", "json")
 
     assert ran.status == 1
@@ -356,8 +356,8 @@ def test_the_list_is_not_cut_in_a_file() -> None:
     # then each view has a line, with all that is known
     assert ran.status == 1
     lines = {line.split()[0]: line.split() for line in ran.out.splitlines()}
-    assert lines[long][1:] == ["not", "in", "the", "code", "yes", "?", "never"]
-    assert lines["sample.Whole"][1:4] == ["ready", "yes", "3"]
+    assert lines[long][1:] == ["removed", "from", "the", "code", "yes", "?", "never"]
+    assert lines["sample.Whole"][1:6] == ["ok,", "no", "target", "yes", "3"]
     assert lines["sample.Sharded"][1:] == ["never", "built", "by", "name", "0", "never"]
     assert re.search(rf"{long}: running at vm-1:4711, its batch for 1 min \d+ s\n", ran.out)
     assert "sample.Limited insert: RuntimeError: do_insert was told to fail\n" in ran.out
@@ -380,11 +380,11 @@ def test_the_list_as_json_has_values() -> None:
     assert 0 <= limited.pop("lag") < 60
     assert datetime.fromisoformat(limited.pop("last_success")).tzinfo is not None
     assert limited == {
-        "view": "sample.Limited", "state": "ready", "changed": [], "enabled": True, "paused": False,
-        "include_in_batch": True, "rows": 3, "rows_exact": True, "oldest_change": None, "running": [],
+        "view": "sample.Limited", "state": "ok, no target", "changed": [], "enabled": True, "paused": False,
+        "include_in_refresh_all": True, "rows": 3, "rows_exact": True, "oldest_change": None, "running": [],
         "target": None, "not_logged": [], "on_time": True, "error": "",
     }  # fmt: skip
-    assert (views["sample.Ledger"]["include_in_batch"], views["sample.Ledger"]["lag"]) == (
+    assert (views["sample.Ledger"]["include_in_refresh_all"], views["sample.Ledger"]["lag"]) == (
         False, None,
     )  # fmt: skip
 

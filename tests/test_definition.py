@@ -401,7 +401,7 @@ class TestOptions:
             ("statement_timeout", 0.001),
             ("statement_timeout", None),
             ("shards", 1),
-            ("include_in_batch", False),
+            ("include_in_refresh_all", False),
             ("tracking", False),
             ("depends_on", None),
             ("depends_on", {}),
@@ -428,7 +428,7 @@ class TestOptions:
         "batch_target": [0, -1.0, True, "1", float("nan"), timedelta(seconds=1)],
         "statement_timeout": [0, -5, 1e-9, float("inf"), 1e9, "60"],
         "shards": [0, -1, None, 2.0, True, 2**15],
-        "include_in_batch": [0, 1, None, "yes"],
+        "include_in_refresh_all": [0, 1, None, "yes"],
         "tracking": [0, 1, None, "yes"],
         "depends_on": [
             "a.B",

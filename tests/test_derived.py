@@ -168,13 +168,13 @@ class TestAnotherDefinition:
 
         fill()
         run(view)
-        assert state() == ViewState.READY
+        assert state() == ViewState.NO_TARGET
         self.changed(view)
         assert state() == ViewState.CHANGED
         run(view, phases=[Phase.INSERT, Phase.DELETE])
         assert state() == ViewState.CHANGED
         run(view, phases=[Phase.UPDATE])
-        assert state() == ViewState.READY
+        assert state() == ViewState.NO_TARGET
 
 
 class TestStages:

@@ -426,7 +426,7 @@ class TestControls:
         call_command("migrate", verbosity=0)
         controls = ViewControl.objects.in_bulk(field_name="label")
         assert set(controls) == {definition.label for definition in registry}
-        assert controls["sample.Ledger"].include_in_batch is False
+        assert controls["sample.Ledger"].include_in_refresh_all is False
         assert controls["sample.Limited"].enabled is False
 
 

@@ -215,7 +215,7 @@ def test_a_circle_or_a_view_of_itself_leaves_the_order_of_the_others(
     copies("Early")
 
     # when all are put in order
-    ordered = [label.partition(".")[2] for label in engine.views_in_batch()]
+    ordered = [label.partition(".")[2] for label in engine.views_to_refresh()]
 
     # then each is there once, and what the others read comes before them
     assert sorted(ordered) == ["Early", "Itself", "Late", "Ring", "Round"]

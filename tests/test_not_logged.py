@@ -224,7 +224,7 @@ class TestIsNoAlarm:
     def test_for_a_view_that_is_not_tracked(self) -> None:
         run(sourced(options={"tracking": False}))
 
-        assert (status().state, status().not_logged) == (ViewState.READY, ())
+        assert (status().state, status().not_logged) == (ViewState.NO_TARGET, ())
 
     def test_for_a_table_of_which_no_trigger_can_tell(
         self, view: type[Any], monkeypatch: pytest.MonkeyPatch

@@ -120,10 +120,10 @@ def test_all_that_waited_is_done_at_once_after_a_pause() -> None:
 
 
 def test_a_refresh_of_all_views_leaves_paused_ones_out() -> None:
-    assert "sample.Limited" in engine.views_in_batch()
+    assert "sample.Limited" in engine.views_to_refresh()
     switch(Limited, paused=True)
 
-    assert "sample.Limited" not in engine.views_in_batch()
+    assert "sample.Limited" not in engine.views_to_refresh()
 
 
 def test_another_view_goes_on() -> None:

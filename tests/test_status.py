@@ -61,7 +61,7 @@ def test_a_view_goes_from_never_built_to_ready() -> None:
     run(Limited)
 
     now = status()
-    assert (now.state, now.rows, now.error) == (ViewState.READY, (3, True), "")
+    assert (now.state, now.rows, now.error) == (ViewState.NO_TARGET, (3, True), "")
     assert (now.running, now.open_refreshes) == ((), ())
     assert now.last_success == min(moment for moment in now.successes.values() if moment)
     assert now.last_success is not None
@@ -168,7 +168,7 @@ def test_a_failed_view_shows_its_error_until_it_succeeds() -> None:
 
     run(Limited)
 
-    assert (status().state, status().error) == ("ready", "")
+    assert (status().state, status().error) == ("ok, no target", "")
 
 
 def test_a_view_whose_definition_changed_tells_which_phases_are_of_the_old_one() -> None:
@@ -177,7 +177,7 @@ def test_a_view_whose_definition_changed_tells_which_phases_are_of_the_old_one()
         sourced(options={"tracking": False})
         add_items(3)
         run(SOURCED)
-        assert (status(SOURCED).state, status(SOURCED).changed) == (ViewState.READY, ())
+        assert (status(SOURCED).state, status(SOURCED).changed) == (ViewState.NO_TARGET, ())
         # when two phases last succeeded with another source
         fingerprints = control(SOURCED).get().fingerprints
         older = {**fingerprints, "insert": "an older one", "update": "an older one"}
@@ -194,7 +194,7 @@ def test_a_view_whose_definition_changed_tells_which_phases_are_of_the_old_one()
         run(SOURCED, phases=["insert"])
         assert status(SOURCED).changed == ("update",)
         run(SOURCED)
-        assert (status(SOURCED).state, status(SOURCED).changed) == (ViewState.READY, ())
+        assert (status(SOURCED).state, status(SOURCED).changed) == (ViewState.NO_TARGET, ())
 
 
 def test_the_progress_of_a_derived_phase_is_that_of_the_keys_it_has_looked_through() -> None:
@@ -226,11 +226,11 @@ def test_what_needs_hooks_estimate_in_rows_says_nothing_of_keys() -> None:
 
 
 def test_what_an_operator_has_set_is_shown() -> None:
-    control().update(enabled=False, include_in_batch=False)
+    control().update(enabled=False, include_in_refresh_all=False)
 
     now = status()
 
-    assert (now.state, now.enabled, now.include_in_batch) == ("disabled", False, False)
+    assert (now.state, now.enabled, now.include_in_refresh_all) == ("disabled", False, False)
 
     control().update(enabled=True, paused=True)
 
@@ -245,8 +245,8 @@ def test_views_without_rows_without_code_or_with_errors_are_listed() -> None:
         ready(make_view(name="Hookless"))
         control().delete()
         # then all are listed, and none of them stops the list
-        assert status("shop.Gone").state == "not in the code"
-        assert status().state == "no rows yet"
+        assert status("shop.Gone").state == "removed from the code"
+        assert status().state == "not migrated"
         broken = status("sample.Hookless")
         assert (broken.state, broken.rows) == ("invalid", None)
 
@@ -275,7 +275,7 @@ def test_a_crontab_says_nothing_of_how_old_a_view_may_be() -> None:
     schedules.create(every=1, period="minutes")
     schedules.create(every=None, crontab=CrontabSchedule.objects.create(hour="3"))
 
-    assert (status().state, status().target) == (ViewState.READY, None)
+    assert (status().state, status().target) == (ViewState.NO_TARGET, None)
 
 
 def test_the_oldest_open_refresh_tells_the_progress_where_all_of_it_is_known() -> None:

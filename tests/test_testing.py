@@ -80,7 +80,7 @@ class InATestCase(TestCase):
     def test_without_names_it_refreshes_what_the_command_would(self) -> None:
         Item.objects.create(value=1)
         done = refresh_views()
-        assert {each.view.label for each in done} == set(engine.views_in_batch())
+        assert {each.view.label for each in done} == set(engine.views_to_refresh())
         assert Limited.objects.count() == 1
 
     def test_a_failure_raises_with_the_views_own_error_and_leaves_the_test_usable(self) -> None:

@@ -240,8 +240,8 @@ page(f"{own}/refresh/", phases=["insert", "update", "delete"])
 asked = Refresh.objects.filter(trigger=Trigger.ADMIN).count()
 RefreshSchedule.objects.all().delete()
 settings = {
-    "enabled": "on", "include_in_batch": "on", "shard_count": "1", "initial-enabled": "True",
-    "initial-include_in_batch": "True", "initial-shard_count": "1",
+    "enabled": "on", "include_in_refresh_all": "on", "shard_count": "1", "initial-enabled": "True",
+    "initial-include_in_refresh_all": "True", "initial-shard_count": "1",
     "schedules-TOTAL_FORMS": "1", "schedules-INITIAL_FORMS": "0",
     "schedules-0-phases": ["insert", "update", "delete"],
     "schedules-0-every": "5", "schedules-0-period": "hours", "schedules-0-enabled": "on",

@@ -1650,7 +1650,7 @@ class TestDeclared:
         for each in (former, latter):
             ready(each)
 
-        labels = engine.views_in_batch()
+        labels = engine.views_to_refresh()
 
         assert labels.index("sample.Latter") < labels.index("sample.Former")
 

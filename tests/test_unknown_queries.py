@@ -278,7 +278,7 @@ def test_whatever_raises_takes_down_no_command(
             call_command("update_materialized_views", option, stdout=out, stderr=out)
     watched_tables(engine.alias())
     source_context(control, registry.find(view))
-    engine.views_in_batch()
+    engine.views_to_refresh()
     (status,) = engine.view_statuses(["shapes.Made"])
     # Then nothing is raised but what names the view
     assert all("shapes.Made" in str(each.msg) for each in told)

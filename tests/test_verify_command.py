@@ -176,7 +176,7 @@ def test_a_staged_view_refuses_a_sample_and_the_others_go_on() -> None:
 # Which views
 
 
-def test_without_models_it_takes_the_views_in_batch_that_have_a_source() -> None:
+def test_without_models_it_takes_the_views_to_refresh_that_have_a_source() -> None:
     sourced()
     sourced(name="Disabled")
     ViewControl.objects.filter(label="sample.Disabled").update(enabled=False)

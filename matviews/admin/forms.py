@@ -27,7 +27,7 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = ViewControl
         fields = (
-            "enabled", "include_in_batch", "freshness_target", "shard_count", "batch_size",
+            "enabled", "include_in_refresh_all", "freshness_target", "shard_count", "batch_size",
             "batch_target",
         )  # fmt: skip
         help_texts = {

@@ -8,7 +8,7 @@ from .controls import (
     rename_controls,
     sync_controls,
     sync_shards,
-    views_in_batch,
+    views_to_refresh,
 )
 from .databases import (
     alias,
@@ -104,6 +104,6 @@ __all__ = [
     "untaken",
     "verify",
     "view_statuses",
-    "views_in_batch",
+    "views_to_refresh",
     "watch",
 ]

@@ -23,7 +23,7 @@ __all__ = [
     "rename_controls",
     "sync_controls",
     "sync_shards",
-    "views_in_batch",
+    "views_to_refresh",
 ]
 
 
@@ -112,7 +112,7 @@ def sync_shards() -> None:
 
 def _first_values(definition: ViewDefinition) -> dict[str, Any]:
     options = definition.options
-    return {"include_in_batch": options.include_in_batch, "shard_count": options.shards}
+    return {"include_in_refresh_all": options.include_in_refresh_all, "shard_count": options.shards}
 
 
 def _schedule(control: ViewControl, definition: ViewDefinition) -> None:
@@ -153,12 +153,12 @@ def _sync_shards(control: ViewControl) -> None:
         )
 
 
-def views_in_batch() -> list[str]:
-    """Labels of the views that a refresh of everything includes; a view comes after those it reads.
+def views_to_refresh() -> list[str]:
+    """Labels of the views that a refresh of all views includes; a view comes after those it reads.
 
     A view without a control row is among them: asking for its refresh says what is missing.
     """
-    excluded = ViewControl.objects.exclude(enabled=True, paused=False, include_in_batch=True)
+    excluded = ViewControl.objects.exclude(enabled=True, paused=False, include_in_refresh_all=True)
     labels = set(excluded.values_list("label", flat=True))
     return [each.label for each in _in_order(registry) if each.label not in labels]
 

@@ -47,7 +47,7 @@ class ViewStatus:
         changed: the phases whose rows are those of another definition than the code's.
         enabled: whether it is refreshed at all.
         paused: whether its work is held.
-        include_in_batch: whether a refresh of all views includes it.
+        include_in_refresh_all: whether a refresh of all views includes it.
         rows: rows of its table, None if there is no table; large ones are estimated.
         successes: when each of its phases last succeeded, None where one never did.
         last_success: when the phase that is longest ago last succeeded, None if one never did.
@@ -60,9 +60,9 @@ class ViewStatus:
             where changes do not tell; None if it was never built.
         not_logged: source tables whose changes should be logged, and are not, since triggers are missing,
             switched off, made by somebody else, or of another version.
-        fault: why it is not on time, None if it is: of INVALID, FAILED, NO_ROWS, NOT_LOGGED, CHANGED, NEVER_BUILT
+        fault: why it is not on time, None if it is: of INVALID, FAILED, NOT_MIGRATED, NOT_LOGGED, CHANGED, NEVER_BUILT
             and BEHIND the first that applies, whether or not a refresh is open or somebody holds the view;
-            NOT_IN_CODE where there is nothing to be on time.
+            REMOVED where there is nothing to be on time.
         open_refreshes: primary keys of the refreshes under way, oldest first, at most `MOST_LISTED`.
         progress: how much of the oldest of these is done, from 0 to 1; None if that is unknown.
         running: who is at work in it now.
@@ -74,7 +74,7 @@ class ViewStatus:
     changed: tuple[Phase, ...] = ()
     enabled: bool = True
     paused: bool = False
-    include_in_batch: bool = True
+    include_in_refresh_all: bool = True
     rows: RowCount | None = None
     successes: Mapping[Phase, datetime | None] = field(default_factory=dict)
     last_success: datetime | None = None
@@ -205,7 +205,9 @@ def _status(
     sources: _Sources,
 ) -> ViewStatus:
     if control is None:
-        return ViewStatus(label=label, state=ViewState.NO_ROWS, fault=ViewState.NO_ROWS, rows=rows)
+        return ViewStatus(
+            label=label, state=ViewState.NOT_MIGRATED, fault=ViewState.NOT_MIGRATED, rows=rows
+        )
     successes = _successes(definition, control)
     last_success = None if None in successes.values() else min(filter(None, successes.values()))
     lag = now() - last_success if last_success else None
@@ -215,10 +217,10 @@ def _status(
     not_logged = sources.missing(control)
     invalid = _fault_of_class(definition) if definition else ""
     faults = {
-        ViewState.NOT_IN_CODE: definition is None,
+        ViewState.REMOVED: definition is None,
         ViewState.INVALID: bool(invalid),
         ViewState.FAILED: control.last_state == RefreshState.FAILED,
-        ViewState.NO_ROWS: bool(definition) and rows is None and last_success is None,
+        ViewState.NOT_MIGRATED: bool(definition) and rows is None and last_success is None,
         ViewState.NOT_LOGGED: bool(not_logged),
         ViewState.CHANGED: bool(changed),
         ViewState.NEVER_BUILT: staleness is None,
@@ -230,7 +232,7 @@ def _status(
         changed=changed,
         enabled=control.enabled,
         paused=control.paused,
-        include_in_batch=control.include_in_batch,
+        include_in_refresh_all=control.include_in_refresh_all,
         rows=rows,
         successes=successes,
         last_success=last_success,
@@ -304,7 +306,7 @@ def _fault_of_class(definition: ViewDefinition) -> str:
 def _state(control: Any, target: timedelta | None, faults: Mapping[ViewState, bool]) -> ViewState:
     refreshing = bool(control.open_refreshes)
     by_priority = {
-        ViewState.NOT_IN_CODE: faults[ViewState.NOT_IN_CODE],
+        ViewState.REMOVED: faults[ViewState.REMOVED],
         ViewState.INVALID: faults[ViewState.INVALID],
         ViewState.DISABLED: not control.enabled,
         ViewState.PAUSED: control.paused,
@@ -313,7 +315,7 @@ def _state(control: Any, target: timedelta | None, faults: Mapping[ViewState, bo
         **faults,
         ViewState.FRESH: target is not None,
     }
-    return next((state for state, applies in by_priority.items() if applies), ViewState.READY)
+    return next((state for state, applies in by_priority.items() if applies), ViewState.NO_TARGET)
 
 
 def _target(definition: ViewDefinition | None, control: Any) -> timedelta | None:

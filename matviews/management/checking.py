@@ -49,7 +49,7 @@ def _check_on_time(requests: Requests) -> None:
 
 
 def _is_expected(status: ViewStatus) -> bool:
-    return not status.held and status.state != ViewState.NOT_IN_CODE
+    return not status.held and status.state != ViewState.REMOVED
 
 
 def _sentence(labels: Sequence[str], count: int, what: str) -> str:

@@ -41,7 +41,7 @@ class Requests:
         if self.asked.labels:
             return list(self.asked.labels)
         self.refuse_without_views()
-        included = engine.views_in_batch()
+        included = engine.views_to_refresh()
         labels = [label for label in included if self.phases_of(label) != ()]
         if included and not labels:
             raise refusal(

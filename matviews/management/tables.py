@@ -126,7 +126,7 @@ def _rows(status: ViewStatus) -> str:
 def _enabled(status: ViewStatus) -> str:
     if not status.enabled:
         return "no"
-    return "yes" if status.include_in_batch else "by name"
+    return "yes" if status.include_in_refresh_all else "by name"
 
 
 def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
@@ -174,7 +174,7 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
         "changed": list(status.changed),
         "enabled": status.enabled,
         "paused": status.paused,
-        "include_in_batch": status.include_in_batch,
+        "include_in_refresh_all": status.include_in_refresh_all,
         "rows": status.rows and status.rows.rows,
         "rows_exact": status.rows and status.rows.exact,
         "last_success": status.last_success and status.last_success.isoformat(),
@@ -224,7 +224,7 @@ def _timeliness(status: ViewStatus) -> str:
         return f"not on time: behind ({numbers})"
     if status.fault == ViewState.NOT_LOGGED:
         return f"not on time: {not_logged_in_words(status)}"
-    if status.fault == ViewState.NO_ROWS:
+    if status.fault == ViewState.NOT_MIGRATED:
         return (
             "not on time: its table or its bookkeeping is missing: run makemigrations and migrate"
         )

@@ -70,9 +70,11 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
-                    "include_in_batch",
+                    "include_in_refresh_all",
                     models.BooleanField(
-                        default=True, help_text="Whether a refresh of all views includes this one."
+                        default=True,
+                        help_text="Whether a refresh of all views includes this one.",
+                        verbose_name="refresh with all views",
                     ),
                 ),
                 (

@@ -203,7 +203,7 @@ class Sharded(Copy):
 
     class MatviewMeta:
         shards = 2
-        include_in_batch = False
+        include_in_refresh_all = False
 
     @classmethod
     def mine(cls, rows: QuerySet[Any], shard: Shard, key: str) -> QuerySet[Any]:
@@ -242,7 +242,7 @@ class Ledger(MaterializedView, models.Model):
 
     class MatviewMeta:
         phases = ("insert",)
-        include_in_batch = False
+        include_in_refresh_all = False
 
     def __str__(self) -> str:
         return str(self.key)

@@ -17,7 +17,7 @@ class Slow(MaterializedView, models.Model):
 
     class MatviewMeta:
         phases = ("insert",)
-        include_in_batch = False
+        include_in_refresh_all = False
 
     def __str__(self) -> str:
         return str(self.key)

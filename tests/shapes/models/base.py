@@ -22,7 +22,7 @@ class Shape(MaterializedView, models.Model):
         abstract = True
 
     class MatviewMeta:
-        include_in_batch = False
+        include_in_refresh_all = False
 
     @classmethod
     def source(cls) -> "models.QuerySet[Any, Any]":
