@@ -305,10 +305,10 @@ class ChangeLag(MailboxMachine):
         oldest = self.oracle.oldest
         assert status.not_logged == ((TABLE,) if self.lost else ())
         if self.lost or oldest is None:
-            assert status.oldest_change is None
+            assert status.change_lag is None
         else:
-            assert status.oldest_change is not None
-            told = timezone.now() - status.oldest_change
+            assert status.change_lag is not None
+            told = timezone.now() - status.change_lag
             assert abs(told - oldest) < STEP / 2, f"told {told}, oldest {oldest}"
 
     @invariant()

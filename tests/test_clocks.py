@@ -95,8 +95,8 @@ def test_a_worker_with_a_wrong_clock_keeps_the_history_and_its_times() -> None:
     assert abs(control.last_insert - datetime.now(UTC)) < SOON
     # and so is what is told of the view
     (status,) = engine.view_statuses(["sample.Limited"])
-    assert status.lag is not None
-    assert abs(status.lag) < SOON
+    assert status.age is not None
+    assert abs(status.age) < SOON
     assert status.state is ViewState.NO_TARGET
 
 

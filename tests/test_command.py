@@ -377,14 +377,14 @@ def test_the_list_as_json_has_values() -> None:
     views = {view["view"]: view for view in command("--list", "--format", "json").document["views"]}
 
     limited = views["sample.Limited"]
-    assert 0 <= limited.pop("lag") < 60
+    assert 0 <= limited.pop("age") < 60
     assert datetime.fromisoformat(limited.pop("last_success")).tzinfo is not None
     assert limited == {
         "view": "sample.Limited", "state": "ok, no target", "changed": [], "enabled": True, "paused": False,
-        "include_in_refresh_all": True, "rows": 3, "rows_exact": True, "oldest_change": None, "running": [],
+        "include_in_refresh_all": True, "rows": 3, "rows_exact": True, "change_lag": None, "running": [],
         "target": None, "not_logged": [], "on_time": True, "error": "",
     }  # fmt: skip
-    assert (views["sample.Ledger"]["include_in_refresh_all"], views["sample.Ledger"]["lag"]) == (
+    assert (views["sample.Ledger"]["include_in_refresh_all"], views["sample.Ledger"]["age"]) == (
         False, None,
     )  # fmt: skip
 
@@ -744,10 +744,8 @@ def test_hundreds_of_batches_end_right() -> None:
 
 
 def test_an_age_of_nothing_is_a_number_in_json() -> None:
-    status = ViewStatus(
-        label="a.B", state=ViewState.FRESH, lag=timedelta(), oldest_change=timedelta()
-    )
+    status = ViewStatus(label="a.B", state=ViewState.FRESH, age=timedelta(), change_lag=timedelta())
 
     told = json.loads(json.dumps(status_as_dict(status)))
 
-    assert (told["lag"], told["oldest_change"]) == (0, 0)
+    assert (told["age"], told["change_lag"]) == (0, 0)

@@ -268,19 +268,19 @@ class TestAVisitor:
 
         def ages() -> dict[str, float | None]:
             told = json.loads(visited.views("--list", "--format", "json"))["views"]
-            return {each["view"]: each["oldest_change"] for each in told}
+            return {each["view"]: each["change_lag"] for each in told}
 
         # given flights that have changed
-        wait_for(lambda: "oldest change" in read(browser, page))
+        wait_for(lambda: "change lag" in read(browser, page))
         wait_for(lambda: ages()["flights.RouteSummary"])
         # when no more do, and all is applied
         with visited.without_traffic():
             visited.views("--enqueue")
             # then no change is left, and the list tells of none
             wait_for(lambda: not any(ages().values()))
-            assert "oldest change" not in read(browser, page)
+            assert "change lag" not in read(browser, page)
         # until more flights change
-        wait_for(lambda: "oldest change" in read(browser, page))
+        wait_for(lambda: "change lag" in read(browser, page))
 
 
 def test_a_second_one_in_the_same_folder_is_refused(tmp_path: Path) -> None:

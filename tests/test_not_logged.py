@@ -100,7 +100,7 @@ class TestIsToldEverywhere:
 
         now = status()
         assert (now.state, now.not_logged) == NOT_LOGGED
-        assert (now.on_time, now.oldest_change, now.failed) == (False, None, False)
+        assert (now.on_time, now.change_lag, now.failed) == (False, None, False)
 
     def test_until_they_are_back(self) -> None:
         drop()
@@ -110,9 +110,9 @@ class TestIsToldEverywhere:
         changes.install(engine.alias())
 
         assert (status().state, status().not_logged) == (ViewState.FRESH, ())
-        assert status().oldest_change is not None  # all keys are to be compared once more
+        assert status().change_lag is not None  # all keys are to be compared once more
         run(LABEL)
-        assert (status().state, status().oldest_change) == (ViewState.FRESH, None)
+        assert (status().state, status().change_lag) == (ViewState.FRESH, None)
 
     def test_also_where_another_state_comes_first(self) -> None:
         drop()
@@ -262,7 +262,7 @@ class TestIsOnTime:
 
         now = status()
         assert (now.state, now.on_time) == (ViewState.BEHIND, False)
-        assert now.staleness == now.oldest_change
+        assert now.staleness == now.change_lag
         run(view)
         assert status().state == ViewState.FRESH
 
@@ -277,7 +277,7 @@ class TestIsOnTime:
             run(view)
             assert status().state == ViewState.FRESH
             two_hours_ago()
-            assert (status().state, status().oldest_change) == (ViewState.BEHIND, None)
+            assert (status().state, status().change_lag) == (ViewState.BEHIND, None)
         finally:
             changes.remove(engine.alias())
 
@@ -301,11 +301,11 @@ class TestIsOnTime:
         fewer = sourced(options={"phases": ["insert"]})
         changes.install(engine.alias())
         add_items(1)
-        assert status().oldest_change is not None
+        assert status().change_lag is not None
 
         run(fewer)
 
-        assert status().oldest_change is None
+        assert status().change_lag is None
 
 
 def test_many_views_cost_as_many_statements_as_one(view: type[Any]) -> None:

@@ -56,7 +56,7 @@ def due(view: type[Any]) -> engine.Message:
 def test_a_view_goes_from_never_built_to_ready() -> None:
     add_items(3)
     before = status()
-    assert (before.state, before.rows, before.lag) == (ViewState.NEVER_BUILT, (0, True), None)
+    assert (before.state, before.rows, before.age) == (ViewState.NEVER_BUILT, (0, True), None)
 
     run(Limited)
 
@@ -65,8 +65,8 @@ def test_a_view_goes_from_never_built_to_ready() -> None:
     assert (now.running, now.open_refreshes) == ((), ())
     assert now.last_success == min(moment for moment in now.successes.values() if moment)
     assert now.last_success is not None
-    assert now.lag is not None
-    assert timedelta(0) <= now.lag < timedelta(minutes=1)
+    assert now.age is not None
+    assert timedelta(0) <= now.age < timedelta(minutes=1)
 
 
 def test_the_phase_that_is_longest_ago_tells_the_lag() -> None:
@@ -75,8 +75,8 @@ def test_the_phase_that_is_longest_ago_tells_the_lag() -> None:
 
     run(Limited, phases=["insert"])
 
-    assert status().lag is not None
-    assert status().lag >= timedelta(hours=2)  # type: ignore[operator]
+    assert status().age is not None
+    assert status().age >= timedelta(hours=2)  # type: ignore[operator]
 
 
 def test_a_view_past_its_freshness_target_is_behind() -> None:

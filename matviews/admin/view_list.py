@@ -54,17 +54,17 @@ def last_success(control: Any) -> SafeString:
     return successes_in_words(control.status.successes)
 
 
-@admin.display(description="Lag")
-def lag(control: Any) -> SafeString | str:
+@admin.display(description="Age")
+def age(control: Any) -> SafeString | str:
     """How long ago the oldest of these is, how long it may be, and since when a change waits."""
     status = control.status
-    if status.lag is None:
+    if status.age is None:
         return DASH
     more = [f"target {length(status.target)}"] if status.target else []
-    if status.oldest_change is not None:
-        more.append(f"oldest change {length(status.oldest_change)}")
+    if status.change_lag is not None:
+        more.append(f"change lag {length(status.change_lag)}")
     return format_html(
-        '{} <span class="matviews-quiet">{}</span>', length(status.lag), "; ".join(more)
+        '{} <span class="matviews-quiet">{}</span>', length(status.age), "; ".join(more)
     )
 
 
@@ -74,7 +74,7 @@ def schedule(control: Any) -> SafeString | str:
     return plan(control.planned) or DASH
 
 
-COLUMNS = (name, state, rows, last_success, lag, schedule)
+COLUMNS = (name, state, rows, last_success, age, schedule)
 
 
 class StateFilter(admin.SimpleListFilter):

@@ -51,8 +51,8 @@ class ViewStatus:
         rows: rows of its table, None if there is no table; large ones are estimated.
         successes: when each of its phases last succeeded, None where one never did.
         last_success: when the phase that is longest ago last succeeded, None if one never did.
-        lag: time since then.
-        oldest_change: how long ago the oldest change of its source was logged that some phase has yet
+        age: time since then.
+        change_lag: how long ago the oldest change of its source was logged that some phase has yet
             to process; None if there is none, or changes are not tracked, or not all of them are logged.
         target: how old its rows may be: as the control or the code says, else twice the longest
             interval of its schedules; None if nothing says it.
@@ -78,8 +78,8 @@ class ViewStatus:
     rows: RowCount | None = None
     successes: Mapping[Phase, datetime | None] = field(default_factory=dict)
     last_success: datetime | None = None
-    lag: timedelta | None = None
-    oldest_change: timedelta | None = None
+    age: timedelta | None = None
+    change_lag: timedelta | None = None
     target: timedelta | None = None
     staleness: timedelta | None = None
     not_logged: tuple[str, ...] = ()
@@ -210,9 +210,9 @@ def _status(
         )
     successes = _successes(definition, control)
     last_success = None if None in successes.values() else min(filter(None, successes.values()))
-    lag = now() - last_success if last_success else None
-    oldest_change = _oldest_change(control, successes, sources)
-    staleness = _staleness(definition, control, lag, oldest_change, sources)
+    age = now() - last_success if last_success else None
+    change_lag = _change_lag(control, successes, sources)
+    staleness = _staleness(definition, control, age, change_lag, sources)
     target, changed = _target(definition, control), _changed(definition, control)
     not_logged = sources.missing(control)
     invalid = _fault_of_class(definition) if definition else ""
@@ -236,8 +236,8 @@ def _status(
         rows=rows,
         successes=successes,
         last_success=last_success,
-        lag=lag,
-        oldest_change=oldest_change,
+        age=age,
+        change_lag=change_lag,
         target=target,
         staleness=staleness,
         not_logged=not_logged,
@@ -253,7 +253,7 @@ def _changed(definition: ViewDefinition | None, control: Any) -> tuple[Phase, ..
     return tuple(changed_phases(definition, control)) if definition else ()
 
 
-def _oldest_change(control: Any, phases: Collection[Phase], sources: _Sources) -> timedelta | None:
+def _change_lag(control: Any, phases: Collection[Phase], sources: _Sources) -> timedelta | None:
     """How long ago the oldest change was logged that a phase has yet to process."""
     if not sources.logs_all(control):
         return None
@@ -266,18 +266,18 @@ def _oldest_change(control: Any, phases: Collection[Phase], sources: _Sources) -
 def _staleness(
     definition: ViewDefinition | None,
     control: Any,
-    lag: timedelta | None,
-    oldest_change: timedelta | None,
+    age: timedelta | None,
+    change_lag: timedelta | None,
     sources: _Sources,
 ) -> timedelta | None:
     """How old the rows of a view are: as old as the oldest change that they lack.
 
     Where changes do not tell, or time alone changes the source, as old as the last success.
     """
-    if lag is None or not sources.logs_all(control) or definition is None:
-        return lag
-    waited = oldest_change or timedelta()
-    return max(lag, waited) if _is_past(definition, control, sources) else waited
+    if age is None or not sources.logs_all(control) or definition is None:
+        return age
+    waited = change_lag or timedelta()
+    return max(age, waited) if _is_past(definition, control, sources) else waited
 
 
 def _is_past(definition: ViewDefinition, control: Any, sources: _Sources) -> bool:

@@ -31,7 +31,7 @@ __all__ = [
     "timeliness_in_words",
 ]
 
-STATUS_HEADINGS = ("view", "state", "enabled", "rows", "last success", "lag", "oldest change")
+STATUS_HEADINGS = ("view", "state", "enabled", "rows", "last success", "age", "change lag")
 PLAN_HEADINGS = ("view", "schedule", "phases", "next", "last sent", "off because")
 DATES = ("last success", "next", "last sent")
 UNCUT = 10_000  # columns of a file: no table is wider
@@ -108,8 +108,8 @@ def _cells(status: ViewStatus) -> tuple[str, ...]:
         _enabled(status),
         _rows(status),
         _moment(status.last_success) if status.last_success else "never",
-        _length(status.lag),
-        _length(status.oldest_change),
+        _length(status.age),
+        _length(status.change_lag),
     )
 
 
@@ -167,7 +167,7 @@ def _moment(moment: datetime) -> str:
 
 
 def status_as_dict(status: ViewStatus) -> dict[str, Any]:
-    """A view's state; times in ISO 8601, lag and the age of the oldest change in seconds."""
+    """A view's state; times in ISO 8601, age and change lag in seconds."""
     return {
         "view": status.label,
         "state": status.state,
@@ -178,8 +178,8 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
         "rows": status.rows and status.rows.rows,
         "rows_exact": status.rows and status.rows.exact,
         "last_success": status.last_success and status.last_success.isoformat(),
-        "lag": _seconds(status.lag),
-        "oldest_change": _seconds(status.oldest_change),
+        "age": _seconds(status.age),
+        "change_lag": _seconds(status.change_lag),
         "target": _seconds(status.target),
         "not_logged": list(status.not_logged),
         "on_time": status.on_time,
@@ -197,8 +197,8 @@ def timeliness_as_dict(status: ViewStatus) -> dict[str, Any]:
         "on_time": status.on_time,
         "reason": status.fault or "",
         "state": status.state,
-        "change_lag": _seconds(status.oldest_change),
-        "age": _seconds(status.lag),
+        "change_lag": _seconds(status.change_lag),
+        "age": _seconds(status.age),
         "target": _seconds(status.target),
         "not_logged": list(status.not_logged),
         "error": status.error,
@@ -233,11 +233,11 @@ def _timeliness(status: ViewStatus) -> str:
 
 
 def _numbers(status: ViewStatus) -> Iterator[str]:
-    if status.oldest_change is not None:
-        yield f"oldest change {_length(status.oldest_change)} ago"
-    if status.staleness != status.oldest_change and status.staleness and status.lag is not None:
-        yield f"last success {_length(status.lag)} ago"
-    elif status.oldest_change is None:
+    if status.change_lag is not None:
+        yield f"oldest change {_length(status.change_lag)} ago"
+    if status.staleness != status.change_lag and status.staleness and status.age is not None:
+        yield f"last success {_length(status.age)} ago"
+    elif status.change_lag is None:
         yield "no change pending"
     yield f"target {_length(status.target)}" if status.target else "no target"
 
