@@ -25,11 +25,11 @@ __all__ = [
     "Heartbeat",
     "LogSecret",
     "NamedKey",
+    "Origin",
     "Period",
     "PhaseRun",
     "Refresh",
     "RefreshSchedule",
-    "Trigger",
     "ViewChange",
     "ViewControl",
     "ViewShard",
@@ -79,13 +79,12 @@ class ControlManager(PrimaryManager["ViewControl"]):
         return found
 
 
-class Trigger(models.TextChoices):
+class Origin(models.TextChoices):
     """What asked for a refresh."""
 
     SCHEDULE = "schedule"
     ADMIN = "admin"
     COMMAND = "command"
-    DEPENDENCY = "dependency"
     API = "api"
 
 
@@ -402,7 +401,7 @@ class Refresh(Bookkeeping):
         ViewControl, models.CASCADE, related_name="refreshes", db_constraint=False, db_index=False
     )
     phases = models.JSONField()
-    trigger = models.CharField(max_length=16, choices=Trigger.choices)
+    origin = models.CharField(max_length=16, choices=Origin.choices)
     requested_by = models.CharField(max_length=255, blank=True)
     batch_size = models.PositiveIntegerField(null=True)
     state = models.CharField(max_length=16, choices=RefreshState.choices, default=RefreshState.OPEN)
@@ -437,7 +436,7 @@ class Refresh(Bookkeeping):
     @property
     def asked_by(self) -> str:
         """What asked for it first, who where that is known, and how many requests joined it."""
-        first = f"{self.trigger}: {self.requested_by}" if self.requested_by else self.trigger
+        first = f"{self.origin}: {self.requested_by}" if self.requested_by else self.origin
         joined = self.requests - 1
         return f"{first}, and {counted(joined, 'more request')}" if joined else first
 

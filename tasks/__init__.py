@@ -18,7 +18,7 @@ from .. import engine
 from ..conf import get_settings
 from ..engine import Message, Settlement
 from ..exceptions import MatviewsError, ViewDisabled
-from ..models import LONGEST_JITTER, Heartbeat, Trigger
+from ..models import LONGEST_JITTER, Heartbeat, Origin
 from ..phases import Phase
 from ..redact import brief, in_one_line, traceback_text
 from ..registry import registry
@@ -72,7 +72,7 @@ def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> No
         engine.check_phases(registry.find(view), phases)
         if _sent_later(view, phases, jitter):
             return
-        asked = engine.request(view, phases=phases, trigger=Trigger.SCHEDULE)
+        asked = engine.request(view, phases=phases, origin=Origin.SCHEDULE)
     except ViewDisabled as error:  # as the operator wants it, however often the schedule asks
         logger.info("refresh refused view=%s reason=%s", brief(view), error)
     except MatviewsError as error:  # an old message, or the code has changed: reconcile ends it

@@ -356,11 +356,11 @@ class TestViewPage:
             pk=1234567,
             view=control(),
             phases=["insert"],
-            trigger="api",
+            origin="api",
             requested_at=timezone.now(),
         )
         gone = ViewControl.objects.create(pk=7654321, label="shop.Gone")
-        gone.refreshes.create(phases=["insert"], trigger="api", requested_at=timezone.now())
+        gone.refreshes.create(phases=["insert"], origin="api", requested_at=timezone.now())
 
         for url in (page(), f"/admin/matviews/refresh/{refresh.pk}/change/"):
             assert 'data-refresh="1234567"' in html(admin_client, url)
@@ -391,7 +391,7 @@ class TestActions:
     ) -> None:
         messages = act(admin_client, "refresh_now", "sample.Limited", "sample.Walked")
 
-        asked = Refresh.objects.values_list("view__label", "trigger", "requested_by", "phases")
+        asked = Refresh.objects.values_list("view__label", "origin", "requested_by", "phases")
         assert sorted(asked) == [
             ("sample.Limited", "admin", "admin", list(Phase.values)),
             ("sample.Walked", "admin", "admin", list(Phase.values)),

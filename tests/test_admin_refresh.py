@@ -125,12 +125,12 @@ def test_a_refresh_that_others_did_is_listed_as_theirs(admin_client: Client) -> 
 
 
 def test_the_list_is_searched_by_label_and_filtered(admin_client: Client) -> None:
-    good, bad, other = run(Limited), failed(), run(Walked, trigger="command")
+    good, bad, other = run(Limited), failed(), run(Walked, origin="command")
     key = ViewControl.objects.get(label="sample.Walked").pk
 
     assert listed(admin_client, "?q=limited") == [bad.pk, good.pk]
     assert listed(admin_client, "?state__exact=failed") == [bad.pk]
-    assert listed(admin_client, "?trigger__exact=command") == [other.pk]
+    assert listed(admin_client, "?origin__exact=command") == [other.pk]
     assert listed(admin_client, f"?view__id__exact={key}") == [other.pk]
 
 
@@ -169,7 +169,7 @@ def test_a_long_history_is_never_counted_whole(
 
 def test_the_page_tells_what_was_asked_for_and_what_came_of_it(admin_client: Client) -> None:
     add_items(30)
-    done = run(Limited, batch_size=20, requested_by="anna", trigger="command")
+    done = run(Limited, batch_size=20, requested_by="anna", origin="command")
 
     text = shown(admin_client, page_of(done))
 

@@ -8,7 +8,7 @@ from django.test import override_settings
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
-from matviews.models import Heartbeat, PhaseRun, Refresh, RefreshSchedule, Trigger, ViewControl
+from matviews.models import Heartbeat, Origin, PhaseRun, Refresh, RefreshSchedule, ViewControl
 from matviews.states import RefreshState
 from matviews.tasks.schedules import reconcile, watch_problem
 from tests.ledger import add_items, assert_each_item_once, fault
@@ -36,7 +36,7 @@ def schedule(
 
 
 def asked(label: str = LEDGER) -> int:
-    return Refresh.objects.filter(view__label=label, trigger=Trigger.SCHEDULE).count()
+    return Refresh.objects.filter(view__label=label, origin=Origin.SCHEDULE).count()
 
 
 def wait_for_ticks(workers: Workers, label: str = CLOCK, count: int = 2) -> None:

@@ -19,7 +19,7 @@ from matviews.engine import ViewStatus
 from matviews.management import output
 from matviews.management.commands.update_materialized_views import Command
 from matviews.management.tables import status_as_dict
-from matviews.models import PhaseRun, Refresh, Trigger, ViewControl, ViewShard
+from matviews.models import Origin, PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.registry import registry
 from matviews.states import ViewState
 from tests.defining import INSERT_ONLY, make_view, ready, six_hooks
@@ -81,7 +81,7 @@ def test_without_models_it_refreshes_what_is_enabled_and_included() -> None:
     assert refreshed() == IN_BATCH - {"sample.Walked"}
     assert (Limited.objects.count(), Whole.objects.count()) == (3, 3)
     refresh = Refresh.objects.get(view__label="sample.Limited")
-    assert refresh.trigger == Trigger.COMMAND
+    assert refresh.origin == Origin.COMMAND
     assert refresh.requested_by
 
 

@@ -17,7 +17,7 @@ from django.utils import timezone
 from matviews import engine, tasks
 from matviews.engine import requests
 from matviews.engine.work import MOST_BEGUN, MOST_READ
-from matviews.models import PhaseRun, Refresh, Trigger, ViewControl, ViewShard
+from matviews.models import Origin, PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.signals import refresh_finished, refresh_requested
 from matviews.states import RefreshState
@@ -56,7 +56,7 @@ def insert_requests(view: type[Any], count: int) -> None:
     Refresh.objects.bulk_create(
         [
             Refresh(
-                view_id=refresh.view_id, phases=refresh.phases, trigger=Trigger.API,
+                view_id=refresh.view_id, phases=refresh.phases, origin=Origin.API,
                 requested_at=timezone.now(), claims_seen=refresh.claims_seen,
             )
             for _ in range(count - 1)

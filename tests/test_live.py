@@ -108,7 +108,7 @@ class Live:
         with closing(sqlite3.connect(self.database, timeout=DEADLINE)) as database:
             rows = database.execute(
                 "SELECT label FROM matviews_refresh r JOIN matviews_viewcontrol v "
-                "ON v.id = r.view_id WHERE r.trigger = 'schedule' AND r.state = 'succeeded'"
+                "ON v.id = r.view_id WHERE r.origin = 'schedule' AND r.state = 'succeeded'"
             )
             return Counter(label for (label,) in rows)
 

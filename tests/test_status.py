@@ -322,7 +322,7 @@ def test_twenty_views_cost_as_many_statements_as_three() -> None:
             shard = view.shards.create(number=0)
             view.schedules.create(every=5)
             refresh = view.refreshes.create(
-                phases=["insert"], trigger="api", requested_at=timezone.now()
+                phases=["insert"], origin="api", requested_at=timezone.now()
             )
             refresh.runs.create(shard=shard, phase="insert")
 

@@ -206,7 +206,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.test.utils import setup_test_environment
 from matviews import changes, engine
-from matviews.models import Refresh, RefreshSchedule, Trigger, ViewControl
+from matviews.models import Refresh, RefreshSchedule, Origin, ViewControl
 from matviews.tasks import watch
 
 setup_test_environment()
@@ -237,7 +237,7 @@ for action in ("pause", "resume"):
     page(f"{own}/{action}/", sure="yes")
     steered.append(ViewControl.objects.get(pk=control.pk).paused)
 page(f"{own}/refresh/", phases=["insert", "update", "delete"])
-asked = Refresh.objects.filter(trigger=Trigger.ADMIN).count()
+asked = Refresh.objects.filter(origin=Origin.ADMIN).count()
 RefreshSchedule.objects.all().delete()
 settings = {
     "enabled": "on", "include_in_refresh_all": "on", "shard_count": "1", "initial-enabled": "True",

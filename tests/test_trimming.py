@@ -30,7 +30,7 @@ def ended(view: type[Any], state: str, days_ago: float) -> Refresh:
     then = timezone.now() - timedelta(days=days_ago)
     control = ViewControl.objects.get(label=view._meta.label)
     return Refresh.objects.create(
-        view=control, phases=["insert"], trigger="api", state=state, requested_at=then,
+        view=control, phases=["insert"], origin="api", state=state, requested_at=then,
         finished_at=then,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 from django.db import models
 
 from matviews import engine, tasks
-from matviews.models import PhaseRun, Refresh, Trigger, ViewControl
+from matviews.models import Origin, PhaseRun, Refresh, ViewControl
 from matviews.phases import Phase
 from matviews.states import RefreshState
 from tests.driving import shards_of
@@ -76,7 +76,7 @@ def test_a_worker_finds_all_tasks_and_takes_them_by_name(workers: Workers) -> No
     workers.send_by_name("matviews.refresh", "sample.Ledger")
     workers.wait_for(Refresh.objects.filter(state=RefreshState.SUCCEEDED).exists)
     # then it ran
-    assert Refresh.objects.get().trigger == Trigger.SCHEDULE
+    assert Refresh.objects.get().origin == Origin.SCHEDULE
     assert_each_item_once()
     # and when the message of a request is lost, the watch task sends another
     add_items(8)
@@ -242,7 +242,7 @@ def test_an_insert_asked_for_during_a_long_update_waits_for_one_batch(workers: W
         workers.wait_for(lambda: len(worker.lines(*updates)) >= 2)
         # when an insert is asked for
         workers.send_by_name("matviews.refresh", "sample.Limited", ["insert"])
-        workers.wait_for(Refresh.objects.filter(trigger=Trigger.SCHEDULE).exists)
+        workers.wait_for(Refresh.objects.filter(origin=Origin.SCHEDULE).exists)
         workers.wait_until_quiet()
     # then it is next, after at most one more batch of the update
     lines = worker.lines("view=sample.Limited")

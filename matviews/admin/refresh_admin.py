@@ -48,7 +48,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Looking needs Django's view permission, stopping one `refresh_viewcontrol` too."""
 
     list_display = ("number", "wanted", "condition", "asked", "took", "rows")
-    list_filter = ("state", "trigger", "requested_at", "view")
+    list_filter = ("state", "origin", "requested_at", "view")
     list_select_related = ("view",)
     list_per_page = 50
     search_fields = ("view__label",)

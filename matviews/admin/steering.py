@@ -9,7 +9,7 @@ from django.http import HttpRequest
 
 from .. import engine, tasks
 from ..exceptions import MatviewsError, UnknownView
-from ..models import Refresh, Trigger, ViewControl
+from ..models import Origin, Refresh, ViewControl
 from ..registry import registry
 from ..states import RefreshState
 from ..tasks import broker_errors, schedules
@@ -92,7 +92,7 @@ class Steering:
         return engine.request(
             label,
             phases=phases,
-            trigger=Trigger.ADMIN,
+            origin=Origin.ADMIN,
             requested_by=self._request.user.get_username(),
         )
 

@@ -12,7 +12,7 @@ from ..changes import Standing
 from ..conf import LARGEST_SIZE, is_count
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, InvalidView, ViewDisabled
-from ..models import PhaseRun, Refresh, Trigger, ViewControl, ViewShard
+from ..models import Origin, PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..redact import bounded, brief
 from ..registry import registry
@@ -33,7 +33,7 @@ def request(
     view: str | type,
     *,
     phases: Iterable[Phase | str] | None = None,
-    trigger: Trigger = Trigger.API,
+    origin: Origin = Origin.API,
     requested_by: str = "",
     batch_size: int | None = None,
 ) -> Refresh:
@@ -51,7 +51,7 @@ def request(
     Args:
         view: the view's class or label.
         phases: which phases; all that the view has by default.
-        trigger: what asks.
+        origin: what asks.
         requested_by: who asks, for the record.
         batch_size: rows per batch of this refresh; None leaves it to the view.
 
@@ -70,7 +70,7 @@ def request(
     refresh = Refresh(
         phases=[phase.value for phase in wanted],
         state=RefreshState.OPEN,
-        trigger=trigger,
+        origin=origin,
         requested_by=bounded(requested_by)[:LONGEST_NAME],
         requested_at=now(),
         batch_size=batch_size,

@@ -8,7 +8,7 @@ from django.core.management.base import CommandError
 
 from matviews import engine
 from matviews.exceptions import InvalidRequest, MatviewsError
-from matviews.models import Refresh, Trigger
+from matviews.models import Origin, Refresh
 from matviews.phases import Phase
 from matviews.registry import registry
 
@@ -90,7 +90,7 @@ class Requests:
             return engine.request(
                 label,
                 phases=self.phases_of(label),
-                trigger=Trigger.COMMAND,
+                origin=Origin.COMMAND,
                 requested_by=_user(),
                 batch_size=self.asked.batch_size,
             )

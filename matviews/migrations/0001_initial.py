@@ -171,13 +171,12 @@ class Migration(migrations.Migration):
                 ),
                 ("phases", models.JSONField()),
                 (
-                    "trigger",
+                    "origin",
                     models.CharField(
                         choices=[
                             ("schedule", "Schedule"),
                             ("admin", "Admin"),
                             ("command", "Command"),
-                            ("dependency", "Dependency"),
                             ("api", "Api"),
                         ],
                         max_length=16,
