@@ -125,5 +125,5 @@ def _operations(operations: Iterable[Any]) -> Iterator[Any]:
 
 
 def _has_tables(using: str) -> bool:
-    table = apps.get_model("matviews", "WatchedTable")._meta.db_table
+    table = apps.get_model("matviews", "TrackedTable")._meta.db_table
     return table in connections[using].introspection.table_names()

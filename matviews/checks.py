@@ -16,7 +16,7 @@ from django.db import connections, router
 from . import changes, engine
 from .conf import get_settings
 from .exceptions import InvalidSetting
-from .models import ViewControl, WatchedTable
+from .models import TrackedTable, ViewControl
 from .queryset import check_source, check_table
 from .registry import registry
 
@@ -121,7 +121,7 @@ def check_grants(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
 @register(Tags.database)
 def check_columns(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
     """W018: a column of a key, or that leads to one, has another type or collation than its model says."""
-    alias = router.db_for_write(WatchedTable)
+    alias = router.db_for_write(TrackedTable)
     if alias not in (databases or ()):
         return []
     with suppress(DatabaseFailure):  # not there
@@ -142,7 +142,7 @@ def check_columns(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
 @register(Tags.database)
 def check_triggers(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
     """W011: triggers that log the changes of a table are missing, stale or left over."""
-    alias = router.db_for_write(WatchedTable)
+    alias = router.db_for_write(TrackedTable)
     if alias not in (databases or ()):
         return []
     with suppress(DatabaseFailure):  # not migrated, or not there
@@ -162,7 +162,7 @@ def check_triggers(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
 @register(Tags.database)
 def check_rights(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
     """W013: any role may call the functions of the triggers, or read their secret; W014: a trigger's owner is gone."""
-    alias = router.db_for_write(WatchedTable)
+    alias = router.db_for_write(TrackedTable)
     if alias not in (databases or ()):
         return []
     with suppress(DatabaseFailure):  # not migrated, or not there

@@ -30,10 +30,10 @@ __all__ = [
     "PhaseRun",
     "Refresh",
     "RefreshSchedule",
+    "TrackedTable",
     "ViewChange",
     "ViewControl",
     "ViewShard",
-    "WatchedTable",
 ]  # fmt: skip
 
 M = TypeVar("M", bound=models.Model)
@@ -530,7 +530,7 @@ class TableNameField(models.CharField):  # type: ignore[type-arg]
         return {**found, "collation": "utf8mb4_bin"} if connection.vendor == "mysql" else found
 
 
-class WatchedTable(Bookkeeping):
+class TrackedTable(Bookkeeping):
     """A table whose changes are logged by triggers, and for which views.
 
     `columns` are those of which a change is logged, None for all; `links` those whose old and new
@@ -547,7 +547,7 @@ class WatchedTable(Bookkeeping):
     views = models.JSONField(default=list)
     pending = models.CharField(max_length=8, blank=True)
 
-    objects = PrimaryManager["WatchedTable"]()
+    objects = PrimaryManager["TrackedTable"]()
 
     def __str__(self) -> str:
         return str(self.table)

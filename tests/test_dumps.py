@@ -23,10 +23,10 @@ from matviews.models import (
     PhaseRun,
     Refresh,
     RefreshSchedule,
+    TrackedTable,
     ViewChange,
     ViewControl,
     ViewShard,
-    WatchedTable,
 )
 from matviews.tasks import schedules, watch
 from matviews.tasks.periodic import PREFIX, WATCH, name_of
@@ -104,7 +104,7 @@ def rebuilt(*views: type[Any]) -> None:
 
 def of_the_first_version(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A dump as the first version made it: with all rows, and columns that are gone."""
-    lacking = {"shard": ("claims", "pending"), "refresh": ("claims_seen", "requests"), "watchedtable": ("pending",)}  # fmt: skip
+    lacking = {"shard": ("claims", "pending"), "refresh": ("claims_seen", "requests"), "trackedtable": ("pending",)}  # fmt: skip
     gone = {"shard": "whole_since", "dirtykeys": "logged_at"}
     kept = [each for each in rows if each["model"] != "matviews.logsecret"]
     for each in kept:
@@ -159,7 +159,7 @@ def bookkeeping() -> dict[str, list[Any]]:
         ViewShard,
         Refresh,
         PhaseRun,
-        WatchedTable,
+        TrackedTable,
         DirtyKeys,
         LogSecret,
         Heartbeat,

@@ -16,7 +16,7 @@ from django.db.models.signals import post_migrate, pre_migrate
 
 from matviews import changes, engine, tasks
 from matviews.changes.dialects import dialect_of
-from matviews.models import WatchedTable
+from matviews.models import TrackedTable
 from tests.driving import in_another_connection, without_sqlite
 from tests.tables import derived_view, execute, key, made, model
 
@@ -112,7 +112,7 @@ def test_the_maintenance_task_makes_no_triggers_that_another_version_has_left(
 ) -> None:
     changes.install(engine.alias())
     changes.remove(engine.alias(), ["made_twos"])
-    WatchedTable.objects.create(table="made_twos", pending="01234567")
+    TrackedTable.objects.create(table="made_twos", pending="01234567")
 
     tasks.watch()
 

@@ -21,7 +21,7 @@ from tests.driving import without_sqlite
 from tests.shapes.models import Customer, Order, Product, Region
 from tests.shapes.models.grouped import RegionTotal, SlotRegion
 from tests.shapes.oracle import differences
-from tests.shapes.watching import newest_only
+from tests.shapes.tracking import newest_only
 
 pytestmark = [
     pytest.mark.database,

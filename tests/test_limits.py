@@ -13,9 +13,9 @@ from django_celery_beat.models import PeriodicTask
 
 from matviews import engine, tasks
 from matviews.changes.dialects import dialect_of
-from matviews.changes.watched import together, watched_tables
+from matviews.changes.tracking_spec import together, tracked_tables
 from matviews.engine import Outcome, batch, databases, requests
-from matviews.models import Change, PhaseRun, Refresh, ViewShard, WatchedTable
+from matviews.models import Change, PhaseRun, Refresh, TrackedTable, ViewShard
 from matviews.queryset import stages, staging
 from matviews.states import RefreshState
 from matviews.tasks import inline, schedules
@@ -294,7 +294,7 @@ def test_whoever_reads_a_staging_table_holds_nobody_up(
 def test_whoever_locks_the_records_of_tables_holds_nobody_up(
     shop: None, which: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    records = WatchedTable.objects.order_by("pk")
+    records = TrackedTable.objects.order_by("pk")
     rows = records if which == "all" else records.filter(table=Order._meta.db_table)
     order(1)
     with locked(rows):
@@ -312,10 +312,10 @@ def test_nor_where_triggers_of_theirs_are(
 ) -> None:
     dialect, table = dialect_of(engine.alias()), Order._meta.db_table
     dialect.execute(dialect.drop(table, dialect.present()[table]))
-    records = WatchedTable.objects.order_by("pk")
+    records = TrackedTable.objects.order_by("pk")
     if state == "to be made":
-        watch = together(watched_tables(engine.alias())[table].values())
-        records.filter(table=table).update(triggers=[], pending=dialect.version(table, watch))
+        spec = together(tracked_tables(engine.alias())[table].values())
+        records.filter(table=table).update(triggers=[], pending=dialect.version(table, spec))
     order(1)
     with locked(records):
         for _time in range(2):

@@ -32,7 +32,7 @@ from tests.shapes.models.grouped import (
 )
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
-from tests.shapes.watching import everything_watched
+from tests.shapes.tracking import everything_tracked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -48,7 +48,7 @@ MOMENTS = [
 
 @pytest.fixture(autouse=True)
 def _watched(transactional_db: None) -> Iterator[None]:
-    with everything_watched():
+    with everything_tracked():
         yield
     for view in VIEWS:
         view.query = Query()

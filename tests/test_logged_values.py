@@ -9,7 +9,7 @@ from django.db import connection
 
 from matviews import engine
 from matviews.changes.dialects import dialect_of
-from matviews.changes.watched import Watch
+from matviews.changes.tracking_spec import TriggerSpec
 from matviews.models import Change
 from tests.tables import defined, execute
 
@@ -106,7 +106,10 @@ def logging(kind: str) -> Iterator[None]:
         f"CREATE TABLE made_rows {columns}", f"CREATE TABLE made_copy {columns}",
         undone=("DROP TABLE made_rows", "DROP TABLE made_copy"),
     ):  # fmt: skip
-        dialect, watch = dialect_of(engine.alias()), Watch(frozenset({"id"}), frozenset({"id"}))
+        dialect, watch = (
+            dialect_of(engine.alias()),
+            TriggerSpec(frozenset({"id"}), frozenset({"id"})),
+        )
         dialect.execute(dialect.create("made_rows", watch))
         try:
             yield
@@ -144,7 +147,7 @@ def test_a_value_that_would_not_is_not_logged(kind: str, value: str) -> None:
 def test_a_column_may_be_named_like_a_variable(name: str) -> None:
     with defined(f'CREATE TABLE made_rows ("{name}" int, id int)', undone="DROP TABLE made_rows"):
         dialect = dialect_of(engine.alias())
-        watch = Watch(frozenset({name, "id"}), frozenset({name}))
+        watch = TriggerSpec(frozenset({name, "id"}), frozenset({name}))
         dialect.execute(dialect.create("made_rows", watch))
         execute(
             "INSERT INTO made_rows VALUES (1, 1)",

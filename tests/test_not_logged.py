@@ -16,10 +16,10 @@ from django.urls import reverse
 from django.utils import timezone
 
 from matviews import changes, engine, tasks
-from matviews.changes import watched
+from matviews.changes import tracking_spec
 from matviews.changes.dialects import dialect_of
 from matviews.engine import ViewStatus
-from matviews.models import ViewControl, WatchedTable
+from matviews.models import TrackedTable, ViewControl
 from matviews.registry import registry
 from matviews.states import ViewState
 from tests.bench.statements import statements
@@ -71,14 +71,14 @@ def disable() -> None:
 
 
 def make_again() -> None:
-    script = watched.watched_tables(engine.alias())[TABLE]
+    script = tracking_spec.tracked_tables(engine.alias())[TABLE]
     dialect = dialect_of(engine.alias())
     drop()
-    dialect.execute(dialect.create(TABLE, watched.together(script.values())))
+    dialect.execute(dialect.create(TABLE, tracking_spec.together(script.values())))
 
 
 def forget_record() -> None:
-    WatchedTable.objects.filter(table=TABLE).delete()
+    TrackedTable.objects.filter(table=TABLE).delete()
 
 
 on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="only there")
@@ -176,7 +176,7 @@ class TestTheMaintenanceTask:
         self, view: type[Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         if connection.vendor == "sqlite":  # which knows a trigger by its name alone
-            WatchedTable.objects.update(
+            TrackedTable.objects.update(
                 triggers=[f"{name}:1" for name in dialect_of(engine.alias()).present()[TABLE]]
             )
         make_again()
@@ -211,13 +211,13 @@ class TestTheMaintenanceTask:
 
         def present_before_others_were_made(self: Any) -> dict[str, dict[str, str]]:
             monkeypatch.setattr(dialect, "present", present)
-            WatchedTable.objects.update(triggers=["others"])
+            TrackedTable.objects.update(triggers=["others"])
             return {}
 
         monkeypatch.setattr(dialect, "present", present_before_others_were_made)
         engine.forget_gone()
 
-        assert WatchedTable.objects.get().triggers == ["others"]
+        assert TrackedTable.objects.get().triggers == ["others"]
 
 
 class TestIsNoAlarm:

@@ -12,7 +12,7 @@ from django.core.management import call_command
 from django.db import connection
 
 from matviews import engine
-from matviews.models import Change, Refresh, ViewChange, WatchedTable
+from matviews.models import Change, Refresh, TrackedTable, ViewChange
 from tests import roles, services
 from tests.defining import run
 from tests.shapes.models import Customer, Order, Region
@@ -145,7 +145,7 @@ def test_nothing_of_a_dump_is_believed(dumps: list[list[str]]) -> None:
         copied(*options)
 
     with in_the_copy():
-        assert WatchedTable.objects.exists()
+        assert TrackedTable.objects.exists()
         assert Refresh.objects.exists()
         # then the next refresh finds the row that is missing
         is_rebuilt()

@@ -127,7 +127,7 @@ def test_each_role_has_the_rights_that_it_needs_and_no_others(
     user = {"user": role_name("writer"), "password": ""}
     _run("INSERT INTO shapes_order (price, paid, status, note, quantity) VALUES (1, false, '', '', 1)", user)  # fmt: skip
     assert owner("SELECT count(*) FROM matviews_change") == ([(1,)] if connection.vendor == "postgresql" else ((1,),))  # fmt: skip
-    for table in ("matviews_change", "matviews_logsecret", "matviews_watchedtable"):
+    for table in ("matviews_change", "matviews_logsecret", "matviews_trackedtable"):
         for statement in (f"SELECT * FROM {table}", f"DELETE FROM {table}"):
             with pytest.raises(Exception, match="denied"):
                 _run(statement, user)

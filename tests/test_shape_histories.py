@@ -39,7 +39,7 @@ from tests.shapes.models.rows import JsonKey
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
 from tests.shapes.shop import COLUMNS, RAW, TEXTS, Shop
-from tests.shapes.watching import everything_watched, watch_for
+from tests.shapes.tracking import everything_tracked, track_for
 
 pytestmark = [
     pytest.mark.database,
@@ -124,7 +124,7 @@ class History(MailboxMachine):
         self.define(query)
         self.control = ViewControl.objects.get(label=view._meta.label)
         self.tracked = tracked
-        watch_for(view if tracked else None)
+        track_for(view if tracked else None)
         for name in ("b", "Ä"):
             self.open_region(name)
             self.add_customer(1, 1, {"name": name, "nickname": None, "active": True})
@@ -284,7 +284,7 @@ def _staging_tables() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _triggers(transactional_db: None) -> Iterator[None]:
-    with everything_watched():
+    with everything_tracked():
         yield
 
 

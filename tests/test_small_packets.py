@@ -17,7 +17,7 @@ from django.db import connection
 
 from matviews import engine
 from matviews.changes.dialects import dialect_of
-from matviews.changes.watched import Watch
+from matviews.changes.tracking_spec import TriggerSpec
 from matviews.models import Change, LogSecret
 from tests import services
 from tests.tables import defined
@@ -87,8 +87,8 @@ def test_an_entry_beyond_the_packet_says_that_any_row_may_have_changed(server: A
         for table in ("made_rows", Change._meta.db_table, LogSecret._meta.db_table):
             cursor.execute(f"SHOW CREATE TABLE {table}")
             run.execute(cursor.fetchone()[1])
-        watch = Watch(frozenset({"label"}), frozenset({"label"}))
-        for statement in dialect_of(engine.alias()).create("made_rows", watch):
+        spec = TriggerSpec(frozenset({"label"}), frozenset({"label"}))
+        for statement in dialect_of(engine.alias()).create("made_rows", spec):
             run.execute(statement)
 
     # JSON writes \x01 as six bytes, so 9,000 of them are more than a packet holds.

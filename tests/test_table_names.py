@@ -10,7 +10,7 @@ from django.db import connection, models
 from django.db.models import F
 
 from matviews import changes, engine
-from matviews.models import Change, WatchedTable
+from matviews.models import Change, TrackedTable
 from matviews.states import RefreshState
 from tests import defining
 from tests.tables import defined, derived_view, execute, key, made, model, refreshed
@@ -121,7 +121,7 @@ class TestSchemas:
             execute("INSERT INTO item VALUES (1, 1)")
 
             assert [keys_looked_at(each) for each in (one, other)] == [1, 1]
-        assert not WatchedTable.objects.exists()
+        assert not TrackedTable.objects.exists()
 
     @pytest.mark.parametrize("name", [
         "nothing", 'made_legacy"."nothing', '"made_legacy"."nothing"', "made_legacy.item", 'nothing"."item',
@@ -138,7 +138,7 @@ class TestSchemas:
                 for each, why in faults.items()
             ]
             assert engine.missing_rights() == []
-            assert WatchedTable.objects.get().table == "item"
+            assert TrackedTable.objects.get().table == "item"
             changes.remove(engine.alias())
 
     @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_names_that_differ_by_case_alone_are_kept_apart() -> None:
     ):  # fmt: skip
         one, other = view_of("One", "made_item"), view_of("Other", "Made_Item")
         with tracked(one, other):
-            assert WatchedTable.objects.count() == 2
+            assert TrackedTable.objects.count() == 2
             follows(one, other, lambda: execute("INSERT INTO made_item VALUES (1, 1)"))
             follows(other, one, lambda: execute("INSERT INTO Made_Item VALUES (1, 1)"))
             both = [each.source().model.objects.all() for each in (one, other)]

@@ -28,16 +28,16 @@ from django.utils import timezone
 from matviews import changes, engine, mark_dirty, signals, untracked
 from matviews.changes import tracking_of
 from matviews.changes.dialects import dialect_of as trigger_dialect_of
-from matviews.changes.watched import together, watched_tables
+from matviews.changes.tracking_spec import together, tracked_tables
 from matviews.exceptions import InvalidRequest, ViewDisabled
 from matviews.models import (
     Change,
     DirtyKeys,
     Refresh,
+    TrackedTable,
     ViewChange,
     ViewControl,
     ViewShard,
-    WatchedTable,
 )
 from matviews.phases import Phase
 from matviews.queryset import dialect_of, plan_of, plans, stages
@@ -63,7 +63,7 @@ from tests.shapes.models.grouped import (
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
 from tests.shapes.shop import COLUMNS
-from tests.shapes.watching import everything_watched
+from tests.shapes.tracking import everything_tracked
 from tests.sourced import sourced, staged
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -616,7 +616,7 @@ class TestWhatForcesAFullPass:
     def test_triggers_that_somebody_has_removed(self) -> None:
         at_rest(CustomerTotal)
         table = Order._meta.db_table
-        name = WatchedTable.objects.get(table=table).triggers[0].partition(":")[0]
+        name = TrackedTable.objects.get(table=table).triggers[0].partition(":")[0]
         on = f" ON {table}" if connection.vendor == "postgresql" else ""
         execute(f"DROP TRIGGER {name}{on}")
 
@@ -635,10 +635,10 @@ class TestWhatForcesAFullPass:
     def test_triggers_that_somebody_has_removed_and_made_again(self) -> None:
         at_rest(CustomerTotal)
         table, dialect = Order._meta.db_table, trigger_dialect_of(engine.alias())
-        watch = together(watched_tables(engine.alias())[table].values())
-        dialect.execute(dialect.drop(table, dialect.names(table, watch)))
+        spec = together(tracked_tables(engine.alias())[table].values())
+        dialect.execute(dialect.drop(table, dialect.names(table, spec)))
         order(1)
-        dialect.execute(dialect.create(table, watch))
+        dialect.execute(dialect.create(table, spec))
 
         assert not CustomerTotal.is_fresh()
         assert problems() == [f"The triggers of {table}, which {readers(table)} reads, are not known to matviews."]  # fmt: skip
@@ -690,7 +690,7 @@ class TestWhatForcesAFullPass:
     def test_a_record_that_knows_another_view(self) -> None:
         """As where an older version of the code has installed the triggers."""
         at_rest(CustomerTotal)
-        record = WatchedTable.objects.get(table=Order._meta.db_table)
+        record = TrackedTable.objects.get(table=Order._meta.db_table)
         record.views.remove(shard_of(CustomerTotal).view_id)
         record.save()
         order(1)
@@ -729,7 +729,7 @@ def problems() -> list[str]:
 
 def readers(table: str) -> str:
     """The labels of the views that read a table."""
-    return ", ".join(sorted(watched_tables(engine.alias())[table]))
+    return ", ".join(sorted(tracked_tables(engine.alias())[table]))
 
 
 class TestKeys:
@@ -1015,9 +1015,9 @@ class TestMigrations:
         pre_migrate.send(sender, app_config=sender, apps=real_apps, plan=[(migration, False)], **options)  # fmt: skip
 
         assert {
-            tuple(each) for each in WatchedTable.objects.values_list("triggers", flat=True)
+            tuple(each) for each in TrackedTable.objects.values_list("triggers", flat=True)
         } == {()}
-        assert len(problems()) == WatchedTable.objects.count()
+        assert len(problems()) == TrackedTable.objects.count()
         order(1)
         post_migrate.send(sender, app_config=sender, **options)
         assert problems() == []
@@ -1209,7 +1209,7 @@ class TestKeysOfSeveralTables:
     )
     def test_what_is_logged_is_what_the_table_has(self, column: str) -> None:
         values = COLUMNS[Order].get(column, ["a"])
-        with everything_watched():
+        with everything_tracked():
             Order.objects.all().delete()
             Change.objects.all().delete()
             for value in values:
@@ -1346,7 +1346,7 @@ class TestCommand:
             changes.install(engine.alias())
 
             assert problems() == []
-        assert not WatchedTable.objects.exists()
+        assert not TrackedTable.objects.exists()
 
 
 def pieces_of(script: str) -> list[str]:

@@ -37,7 +37,7 @@ from tests.shapes.models.grouped import (
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
 from tests.shapes.shop import COLUMNS, RAW, TEXTS, Shop
-from tests.shapes.watching import everything_watched, newest_only, watch_for
+from tests.shapes.tracking import everything_tracked, newest_only, track_for
 from tests.test_shape_histories import COLUMN, MODELS, ORDERS, PARTS, QUERIES, values
 
 pytestmark = [
@@ -109,7 +109,7 @@ ROUNDS = st.lists(
 
 @pytest.fixture(autouse=True)
 def _tracked_and_tidy(transactional_db: None) -> Iterator[None]:
-    with everything_watched(), registry.preserved():
+    with everything_tracked(), registry.preserved():
         yield
     for view in registry:
         if issubclass(view.model, Shape):
@@ -158,7 +158,7 @@ def _begin(view: type[Any], query: Query) -> Shop:
     view.query = query
     registry.register(view)
     engine.sync_controls()
-    watch_for(view)
+    track_for(view)
     shop = Shop()
     for name in ("b", "Ä"):
         shop.open_region(name)

@@ -14,9 +14,9 @@ from django.db.models.signals import post_migrate
 
 from matviews import changes, engine, untracked
 from matviews.changes.dialects import dialect_of
-from matviews.changes.watched import Watch
+from matviews.changes.tracking_spec import TriggerSpec
 from matviews.exceptions import NotPermitted
-from matviews.models import Change, LogSecret, WatchedTable
+from matviews.models import Change, LogSecret, TrackedTable
 from matviews.registry import registry
 from tests.roles import as_role, database_role, session_of
 from tests.tables import (
@@ -84,7 +84,7 @@ def warnings(number: str) -> list[str]:
 
 @contextmanager
 def attacker(*grants: str) -> Iterator[Run]:
-    """The session of a role that may log in, and what else is granted; the watched table is there."""
+    """The session of a role that may log in, and what else is granted; the tracked table is there."""
     with (
         defined(ROWS, PROOF, undone=(GONE, "DROP TABLE made_proof")),
         database_role("attacker", *grants) as role,
@@ -272,7 +272,7 @@ class TestAttack:
 
     @pytest.mark.parametrize("owner", ["attacker", "migrator"])
     def test_triggers_that_call_another_function_are_not_ours(self, owner: str) -> None:
-        """The owner of a watched table may replace its triggers, by others with the same names. They may
+        """The owner of a tracked table may replace its triggers, by others with the same names. They may
         call any function that he may execute, as one that an extension has made.
         """
         with attacker(
@@ -394,7 +394,7 @@ class TestFunctionsThatAnyRoleMayCall:
 
 def _mutes() -> list[str]:
     """What a writer can compute by itself."""
-    digest = WatchedTable.objects.get().triggers[0].split("_")[1]
+    digest = TrackedTable.objects.get().triggers[0].split("_")[1]
     return [digest, f" {digest}", f"{digest} {digest}", f"{'0' * 64} {digest}", f"NULL {digest}"]
 
 
@@ -513,7 +513,7 @@ class TestStatementsThatAreTooBig:
         )  # fmt: skip
         with made(rows, view):
             assert changes.install(engine.alias()) == {}
-            assert WatchedTable.objects.get().links == ["label"]
+            assert TrackedTable.objects.get().links == ["label"]
             yield rows
             changes.remove(engine.alias())
 
@@ -675,7 +675,7 @@ def test_nor_is_it_taken_up_as_one_of_ours_that_is_back() -> None:
 
         changes.forget_gone(engine.alias())
 
-        assert WatchedTable.objects.get().triggers == []
+        assert TrackedTable.objects.get().triggers == []
 
 
 OLD_TRIGGER = (
@@ -691,7 +691,7 @@ def test_migrate_replaces_the_triggers_of_the_first_version_that_anybody_could_m
     with writer_of_rows() as (view, run):
         # given triggers as that version has made them
         refreshed(view)
-        record = WatchedTable.objects.get()
+        record = TrackedTable.objects.get()
         digest, current = record.triggers[0].split("_")[1], dialect_of(engine.alias()).present()
         changes.remove(engine.alias())
         old = f"matviews_{digest}_00000001_insert"
@@ -722,7 +722,7 @@ def test_what_ours_do_is_shown_as_it_was_made(name: str) -> None:
     dialect = dialect_of(engine.alias())
     with defined(table, undone=f"DROP TABLE {quoted}"):
         for links in ({"id", name}, {"id"}, set()):
-            watch = Watch(frozenset({"id", name}), frozenset(links))
+            watch = TriggerSpec(frozenset({"id", name}), frozenset(links))
             dialect.execute(dialect.create(name, watch))
 
             assert dialect.present()[name].keys() == dialect.names(name, watch)
@@ -732,7 +732,7 @@ def test_what_ours_do_is_shown_as_it_was_made(name: str) -> None:
 
 def trigger_named(event: str) -> str:
     """The name of our trigger for an event."""
-    made_for = (made.partition(":")[0] for made in WatchedTable.objects.get().triggers)
+    made_for = (made.partition(":")[0] for made in TrackedTable.objects.get().triggers)
     [name] = [name for name in made_for if name.endswith(f"_{event}")]
     return str(name)
 

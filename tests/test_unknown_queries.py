@@ -18,7 +18,7 @@ from django.db.models.sql import Query
 
 from matviews import checks, engine
 from matviews.admin.source_section import source_context
-from matviews.changes.watched import tracking_of, watched_tables
+from matviews.changes.tracking_spec import tracked_tables, tracking_of
 from matviews.models import ViewControl
 from matviews.queryset import checks as source_checks
 from matviews.queryset import (
@@ -167,7 +167,7 @@ class TestWhatCannotBeLookedInto:
         view_of(rows)
         sound = derived_view(lambda cls: Tag.objects.values(ref=F("pk")), name="Sound", ref=key())
 
-        tracked = watched_tables(engine.alias())
+        tracked = tracked_tables(engine.alias())
 
         assert tracked.keys() == {Tag._meta.db_table}
         assert tables_read(registry.find(sound), engine.alias()) == {Tag._meta.db_table}
@@ -276,7 +276,7 @@ def test_whatever_raises_takes_down_no_command(
     for option in ("--list", "--explain"):
         with suppress(CommandError):
             call_command("update_materialized_views", option, stdout=out, stderr=out)
-    watched_tables(engine.alias())
+    tracked_tables(engine.alias())
     source_context(control, registry.find(view))
     engine.views_to_refresh()
     (status,) = engine.view_statuses(["shapes.Made"])

@@ -9,7 +9,7 @@ from django.db import connection
 from django.db.models import F
 
 from matviews import changes, engine, tasks
-from matviews.models import WatchedTable
+from matviews.models import TrackedTable
 from matviews.states import RefreshState
 from tests import defining
 from tests.shapes.models import Region
@@ -225,7 +225,7 @@ def test_it_is_named_and_each_refresh_looks_at_all_keys(case: Case) -> None:
         assert [each.msg for each in messages if each.id == "matviews.W011"] == [
             f"Changes of {case.table}, which shapes.Made reads, cannot be logged: {case.why}."
         ]
-        assert not WatchedTable.objects.filter(table=case.table).exists()
+        assert not TrackedTable.objects.filter(table=case.table).exists()
         assert not view.is_fresh()
         assert contents(view) == {1: 1}
         # when something changes
@@ -305,7 +305,7 @@ def test_other_tables_are_watched_all_the_same() -> None:
         "CREATE FOREIGN TABLE made_rows (id bigint, n integer) SERVER made_nowhere",
         undone="DROP FOREIGN DATA WRAPPER made_nothing CASCADE",
     ), made(other), tracked_view_of("made_rows"):  # fmt: skip
-        assert [each.table for each in WatchedTable.objects.all()] == [Region._meta.db_table]
+        assert [each.table for each in TrackedTable.objects.all()] == [Region._meta.db_table]
 
 
 @pytest.mark.skipif(connection.vendor == "mysql", reason="actions fire no trigger there")

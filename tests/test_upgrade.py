@@ -9,7 +9,7 @@ from django.db import connection
 from django.db.models.signals import post_migrate
 
 from matviews import changes, engine
-from matviews.models import Change, LogSecret, WatchedTable
+from matviews.models import Change, LogSecret, TrackedTable
 from tests.tables import defined, execute, refreshed, tracked_view_of
 
 pytestmark = [
@@ -65,7 +65,7 @@ def _tables() -> Iterator[None]:
 def test_functions_of_the_first_version_are_replaced_by_migrate() -> None:
     with tracked_view_of("made_rows") as view:
         refreshed(view)
-        record = WatchedTable.objects.get()
+        record = TrackedTable.objects.get()
         digest, current = record.triggers[0].split("_")[1], functions()
         changes.remove(engine.alias())
         old = {f"matviews_{digest}_{version}_insert" for version in ("00000001", "00000002")}

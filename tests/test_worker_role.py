@@ -244,13 +244,13 @@ def commanded(worker: str, *options: str) -> str:
 
 def test_advice_on_triggers_is_given_for_triggers_alone(shop: Shop) -> None:
     assert "--triggers sql" in commanded(shop.worker, "--triggers", "install")
-    for table in ("matviews_watchedtable", "matviews_viewcontrol"):
+    for table in ("matviews_trackedtable", "matviews_viewcontrol"):
         execute(
             f"REVOKE SELECT ON {connection.ops.quote_name(table)} FROM {roles.quoted(shop.worker)}"
         )
     said = commanded(shop.worker, "--triggers", "install")
     assert "lacks SELECT on" in said
-    assert "matviews_watchedtable" in said
+    assert "matviews_trackedtable" in said
     assert "--triggers sql" not in said
     assert "lacks SELECT on" in commanded(shop.worker)
     assert "--triggers sql" not in commanded("matviews_nobody", "--triggers", "install")

@@ -13,7 +13,7 @@ from django.db.models import Count
 
 from matviews import changes, engine
 from matviews.changes.dialects import dialect_of
-from matviews.changes.watched import Watch
+from matviews.changes.tracking_spec import TriggerSpec
 from matviews.models import Change
 from tests.roles import as_role, database_role, quoted
 from tests.tables import defined, derived_view, execute, made, model, refreshed
@@ -162,7 +162,10 @@ def logging(*columns: str, kinds: dict[str, Any], links: tuple[str, ...]) -> Ite
         *PLAIN, *pair, f"CREATE TABLE made_rows (id integer, {names})",
         undone=("DROP TABLE made_rows", *(["DROP TYPE made_pair"] * bool(pair))),
     ):  # fmt: skip
-        dialect, watch = dialect_of(engine.alias()), Watch(frozenset(columns), frozenset(links))
+        dialect, watch = (
+            dialect_of(engine.alias()),
+            TriggerSpec(frozenset(columns), frozenset(links)),
+        )
         dialect.execute(dialect.create("made_rows", watch))
         try:
             yield
@@ -293,7 +296,10 @@ def no_right() -> Iterator[None]:
                 *(f"ALTER FUNCTION {name} OWNER TO {role}" for name in functions()),
             )
         else:
-            dialect, watch = dialect_of(engine.alias()), Watch(frozenset({"c0"}), frozenset({"c0"}))
+            dialect, watch = (
+                dialect_of(engine.alias()),
+                TriggerSpec(frozenset({"c0"}), frozenset({"c0"})),
+            )
             dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", watch)))
             with as_role(role):
                 dialect.execute(dialect.create("made_rows", watch))

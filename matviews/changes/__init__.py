@@ -15,6 +15,7 @@ from .log import (
     untracked,
 )
 from .standing import Standing, oldest_waiting, standing, unlogged_tables
+from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
 from .triggers import (
     find_exposed,
     find_ownerless,
@@ -31,7 +32,6 @@ from .triggers import (
     untracked_tables,
     untrust,
 )
-from .watched import Tracking, known_tracking, mistyped, tracking_of
 
 __all__ = [
     "HELD",

@@ -7,7 +7,7 @@ from contextlib import suppress
 from django.db import DatabaseError
 
 from ..exceptions import TablesHeld
-from ..models import WatchedTable
+from ..models import TrackedTable
 from .dialects import TriggerDialect
 
 __all__ = ["HELD", "drop_all", "for_each_table"]
@@ -60,7 +60,7 @@ def drop_all(dialect: TriggerDialect, present: Mapping[str, Mapping[str, str]]) 
         try:
             with dialect.definitions(len(present)):
                 for table, made in sorted(present.items()):
-                    WatchedTable.objects.filter(table=table).update(triggers=[])
+                    TrackedTable.objects.filter(table=table).update(triggers=[])
                     dialect.execute(dialect.drop(table, made))
             return
         except DatabaseError as error:

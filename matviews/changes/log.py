@@ -15,7 +15,7 @@ from django.db import connections, router, transaction
 from django.db.models import Case, Func, JSONField, Model, Sum, TextField, When, Window
 
 from ..compiled import GIVEN, CompiledSelect
-from ..models import Change, ViewChange, WatchedTable
+from ..models import Change, TrackedTable, ViewChange
 from ..queryset import Keys, dialect_of
 from .dialects import MANY
 from .dialects import dialect_of as trigger_dialect_of
@@ -176,7 +176,7 @@ def _collapse(found: Sequence[_Entry]) -> None:
     oldest: dict[str, datetime] = {}
     for _pk, table, logged_at in found:
         oldest[table] = min(logged_at, oldest.get(table, logged_at))
-    views = WatchedTable.objects.filter(table__in=oldest).values_list("table", "views")
+    views = TrackedTable.objects.filter(table__in=oldest).values_list("table", "views")
     for table, readers in views.order_by("table"):
         enqueue(readers, f"more than {MANY:,} changes were waiting", oldest[table])
 
@@ -195,12 +195,12 @@ def _oldest_free(using: str, most: int, fields: tuple[str, ...]) -> CompiledSele
         return CompiledSelect(entries.select_for_update(skip_locked=True))
 
 
-# The primary keys in `views` of a watched table, as rows.
+# The primary keys in `views` of a tracked table, as rows.
 _READERS = {
     "postgresql": "CROSS JOIN LATERAL (SELECT view::bigint AS view_id "
-    "FROM jsonb_array_elements_text(watched.views) view) reader",
-    "mysql": "CROSS JOIN JSON_TABLE(watched.views, '$[*]' COLUMNS (view_id BIGINT PATH '$')) reader",
-    "sqlite": "CROSS JOIN json_each(watched.views) reader",
+    "FROM jsonb_array_elements_text(tracked.views) view) reader",
+    "mysql": "CROSS JOIN JSON_TABLE(tracked.views, '$[*]' COLUMNS (view_id BIGINT PATH '$')) reader",
+    "sqlite": "CROSS JOIN json_each(tracked.views) reader",
 }
 
 
@@ -212,10 +212,10 @@ def _copy(found: Sequence[int]) -> None:
     """
     using = router.db_for_write(Change)
     connection: Any = connections[using]
-    queue, log, watched, table, links, number, logged_at = map(
+    queue, log, tracked, table, links, number, logged_at = map(
         connection.ops.quote_name,
         (
-            ViewChange._meta.db_table, Change._meta.db_table, WatchedTable._meta.db_table,
+            ViewChange._meta.db_table, Change._meta.db_table, TrackedTable._meta.db_table,
             "table", "links", "count", "logged_at",
         ),
     )  # fmt: skip
@@ -225,7 +225,7 @@ def _copy(found: Sequence[int]) -> None:
         cursor.execute(
             f"INSERT INTO {queue} (view_id, {table}, {links}, {number}, {logged_at}) "
             f"SELECT {view}, log.{table}, log.{links}, MAX(log.{number}), MIN(log.{logged_at}) "
-            f"FROM {log} log JOIN {watched} watched ON watched.{table} = log.{table} "
+            f"FROM {log} log JOIN {tracked} tracked ON tracked.{table} = log.{table} "
             f"{_READERS[connection.vendor]} "
             f"WHERE {among.text} GROUP BY {view}, log.{table}, log.{links}",
             among.params,
@@ -265,8 +265,8 @@ def untracked(using: str, tables: Collection[str]) -> Iterator[None]:
     with transaction.atomic(using=using):
         with trigger_dialect_of(using).muted(tables):
             yield
-        watched = WatchedTable.objects.filter(table__in=tables).values_list("table", flat=True)
-        Change.objects.bulk_create(Change(table=table, links=None) for table in watched)
+        tracked = TrackedTable.objects.filter(table__in=tables).values_list("table", flat=True)
+        Change.objects.bulk_create(Change(table=table, links=None) for table in tracked)
 
 
 def long_queues() -> list[int]:

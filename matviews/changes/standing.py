@@ -9,11 +9,11 @@ from django.db import connections
 from django.db.models import Min, QuerySet
 
 from ..clock import UtcNow
-from ..models import Change, Refresh, ViewChange, ViewControl, ViewShard, WatchedTable
+from ..models import Change, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
 from ..states import RefreshState
 from .dialects import dialect_of
-from .triggers import is_watched, read_record, record_of
-from .watched import Tracking, Watch
+from .tracking_spec import Tracking, TriggerSpec
+from .triggers import is_tracked, read_record, record_of
 
 __all__ = ["Standing", "oldest_waiting", "standing", "unlogged_tables"]
 
@@ -45,9 +45,9 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
     """
     connection: Any = connections[using]
     dialect = dialect_of(using)
-    models = (ViewControl, ViewShard, Change, ViewChange, WatchedTable, Refresh)
+    models = (ViewControl, ViewShard, Change, ViewChange, TrackedTable, Refresh)
     names = [*(model._meta.db_table for model in models), "table"]
-    control, shard, log, queue, watched, refresh, table = map(connection.ops.quote_name, names)
+    control, shard, log, queue, tracked, refresh, table = map(connection.ops.quote_name, names)
     tables = list(tracking.tables)
     marks = ", ".join(["%s"] * len(tables))
     with connection.cursor() as cursor:
@@ -56,8 +56,8 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
             f"EXISTS (SELECT 1 FROM {log} WHERE {table} IN ({marks})) "
             f"OR EXISTS (SELECT 1 FROM {queue} WHERE view_id = control.id), "
             f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), shard.claims, "
-            f"{record_of('watched', dialect)} FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
-            f"JOIN {watched} watched ON watched.{table} IN ({marks}) WHERE control.label = %s",
+            f"{record_of('tracked', dialect)} FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
+            f"JOIN {tracked} tracked ON tracked.{table} IN ({marks}) WHERE control.label = %s",
             [*tables, RefreshState.OPEN.value, *dialect.ours, *tables, label],
         )
         rows = cursor.fetchall()
@@ -65,7 +65,7 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
         return None
     view_id, enabled, changes, covered, waiting, refreshing, claims, *_record = rows[0]
     logged = all(
-        is_watched(record, view_id, tracking.tables[record.table], present)
+        is_tracked(record, view_id, tracking.tables[record.table], present)
         for record, present in (read_record(row[7:]) for row in rows)
     )
     return Standing(
@@ -89,15 +89,15 @@ def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, 
         trackings: on what the views depend, by primary keys of their controls.
         using: alias of the database.
     """
-    records = {each.table: each for each in WatchedTable.objects.order_by("pk")}
+    records = {each.table: each for each in TrackedTable.objects.order_by("pk")}
     present = dialect_of(using).present() if trackings else {}
 
-    def logged(view: int, table: str, watch: Watch) -> bool:
+    def logged(view: int, table: str, spec: TriggerSpec) -> bool:
         record, found = records.get(table), present.get(table, {}).values()
-        return record is not None and is_watched(record, view, watch, found)
+        return record is not None and is_tracked(record, view, spec, found)
 
     return {
-        view: {table for table, watch in each.tables.items() if not logged(view, table, watch)}
+        view: {table for table, spec in each.tables.items() if not logged(view, table, spec)}
         for view, each in trackings.items()
     }
 
@@ -114,7 +114,7 @@ def oldest_waiting() -> dict[int, timedelta]:
 
     # The log first: what is moved meanwhile is in the queue by then.
     logged = dict(_ages(Change.objects.all(), "table"))
-    for record in WatchedTable.objects.filter(table__in=logged):
+    for record in TrackedTable.objects.filter(table__in=logged):
         for view in record.views:
             note(view, logged[record.table])
     for view, age in _ages(ViewChange.objects.all(), "view"):

@@ -10,13 +10,13 @@ from django.db import connections, transaction
 from django.db.models import QuerySet
 
 from ..exceptions import TablesHeld
-from ..models import ViewControl, WatchedTable
+from ..models import TrackedTable, ViewControl
 from ..queryset import apps_to_migrate, model_of_table
 from ..registry import registry
 from .dialects import MISSING, TriggerDialect, dialect_of
 from .holding import HELD, drop_all, for_each_table
 from .log import enqueue
-from .watched import Tracking, Watch, mistyped, together, watched_tables
+from .tracking_spec import Tracking, TriggerSpec, mistyped, together, tracked_tables
 
 __all__ = [
     "find_exposed",
@@ -27,7 +27,7 @@ __all__ = [
     "forget_gone",
     "forget_untrackable",
     "install",
-    "is_watched",
+    "is_tracked",
     "read_record",
     "record_of",
     "remove",
@@ -40,62 +40,66 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Wanted = Mapping[str, Mapping[str, Watch]]  # by table and view, as `watched_tables` returns it
+Wanted = Mapping[
+    str, Mapping[str, TriggerSpec]
+]  # by table and view, as `tracked_tables` returns it
 
 
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
     """The tables of which the triggers do not log, or not for this view, all that counts for it."""
     dialect = dialect_of(using)
     connection: Any = connections[using]
-    watched, table = map(connection.ops.quote_name, (WatchedTable._meta.db_table, "table"))
+    tracked, table = map(connection.ops.quote_name, (TrackedTable._meta.db_table, "table"))
     marks = ", ".join(["%s"] * len(tracking.tables))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT {record_of('watched', dialect)} FROM {watched} watched "
-            f"WHERE watched.{table} IN ({marks or 'NULL'})",
+            f"SELECT {record_of('tracked', dialect)} FROM {tracked} tracked "
+            f"WHERE tracked.{table} IN ({marks or 'NULL'})",
             [*dialect.ours, *tracking.tables],
         )
         read = [read_record(row) for row in cursor.fetchall()]
     return tracking.tables.keys() - {
         record.table
         for record, present in read
-        if is_watched(record, view_id, tracking.tables[record.table], present)
+        if is_tracked(record, view_id, tracking.tables[record.table], present)
     }
 
 
 _RECORD = ("table", "columns", "links", "triggers", "views")
 
 
-def record_of(watched: str, dialect: TriggerDialect) -> str:
-    """Columns that tell of a watched table what `read_record` reads; their parameters are `dialect.ours`."""
-    names = [f"{watched}.{dialect.connection.ops.quote_name(name)}" for name in _RECORD]
+def record_of(tracked: str, dialect: TriggerDialect) -> str:
+    """Columns that tell of a tracked table what `read_record` reads; their parameters are `dialect.ours`."""
+    names = [f"{tracked}.{dialect.connection.ops.quote_name(name)}" for name in _RECORD]
     return ", ".join([*names, dialect.present_of(names[0])])
 
 
-def read_record(values: Sequence[Any]) -> tuple[WatchedTable, list[str]]:
+def read_record(values: Sequence[Any]) -> tuple[TrackedTable, list[str]]:
     """The record of a table, and its triggers that there are, as that has them."""
     table, *others, present = values
     known = dict(zip(_RECORD[1:], (each and json.loads(each) for each in others), strict=True))
-    return WatchedTable(table=table, **known), (present or "").split()
+    return TrackedTable(table=table, **known), (present or "").split()
 
 
-def is_watched(record: WatchedTable, view_id: int, watch: Watch, present: Collection[str]) -> bool:
+def is_tracked(
+    record: TrackedTable, view_id: int, spec: TriggerSpec, present: Collection[str]
+) -> bool:
     """Whether triggers log every change of a table that counts for a view, and for it.
 
     Args:
         record: of the table.
         view_id: primary key of the view's control.
-        watch: what counts.
+        spec: what counts.
         present: the triggers of the table that there are, as in its record.
     """
     logged = bool(record.triggers) and set(record.triggers) <= set(present)
-    return logged and _watch_of(record).covers(watch) and view_id in record.views
+    return logged and _spec_of(record).covers(spec) and view_id in record.views
 
 
-def _watch_of(record: WatchedTable) -> Watch:
+def _spec_of(record: TrackedTable) -> TriggerSpec:
     """What the triggers of a record do."""
     columns = None if record.columns is None else frozenset(record.columns)
-    return Watch(columns, frozenset(record.links))
+    return TriggerSpec(columns, frozenset(record.links))
 
 
 def forget_gone(using: str) -> None:
@@ -105,26 +109,26 @@ def forget_gone(using: str) -> None:
     their names are not.
     """
     dialect = dialect_of(using)
-    records = list(WatchedTable.objects.order_by("pk"))
+    records = list(TrackedTable.objects.order_by("pk"))
     present = dialect.present()
     for record in records:
         found = present.get(record.table, {})
         if set(record.triggers).issubset(found.values()):
             continue
         names = [made.partition(":")[0] for made in record.triggers]
-        others = dialect.replaced(record.table, _watch_of(record))
+        others = dialect.replaced(record.table, _spec_of(record))
         back = names if found.keys() - others >= set(names) else []
         if back:
             enqueue(record.views, _not_logged(record.table))
         triggers = sorted(found[name] for name in back)
         # Not if somebody has just installed others, which were not there yet when we looked.
-        unchanged = WatchedTable.objects.filter(pk=record.pk, triggers=record.triggers)
+        unchanged = TrackedTable.objects.filter(pk=record.pk, triggers=record.triggers)
         if _record_present(dialect, unchanged, triggers):
             _log_gone(record, back=bool(back))
 
 
 def _record_present(
-    dialect: TriggerDialect, records: QuerySet[WatchedTable], triggers: list[str]
+    dialect: TriggerDialect, records: QuerySet[TrackedTable], triggers: list[str]
 ) -> bool:
     """Record which triggers are present, in those of the records that nobody has locked; whether there are any."""
     if not dialect.connection.features.has_select_for_update:
@@ -132,10 +136,10 @@ def _record_present(
     with transaction.atomic(using=dialect.using):
         free = records.order_by("pk").select_for_update(skip_locked=True)
         keys = list(free.values_list("pk", flat=True))
-        return bool(WatchedTable.objects.filter(pk__in=keys).update(triggers=triggers))
+        return bool(TrackedTable.objects.filter(pk__in=keys).update(triggers=triggers))
 
 
-def _log_gone(record: WatchedTable, *, back: bool) -> None:
+def _log_gone(record: TrackedTable, *, back: bool) -> None:
     labels = ViewControl.objects.filter(pk__in=record.views).values_list("label", flat=True)
     what = (
         "triggers were disabled or made anew, so changes may be missing from the log: a full refresh follows"
@@ -152,10 +156,10 @@ def forget_untrackable(using: str) -> dict[str, str]:
     Returns:
         The tables that were believed in until now, and what has become of them.
     """
-    believed = [each.table for each in WatchedTable.objects.order_by("pk") if each.triggers]
+    believed = [each.table for each in TrackedTable.objects.order_by("pk") if each.triggers]
     dialect = dialect_of(using)
     faults = dialect.untrackable(believed)
-    records = WatchedTable.objects.filter(table__in=faults)
+    records = TrackedTable.objects.filter(table__in=faults)
     return faults if faults and _record_present(dialect, records, []) else {}
 
 
@@ -172,14 +176,14 @@ def untrust(views: Collection[int]) -> set[int]:
     """
     untrusted: set[int] = set()
     believed = [
-        each.pk for each in WatchedTable.objects.all() if not set(views).isdisjoint(each.views)
+        each.pk for each in TrackedTable.objects.all() if not set(views).isdisjoint(each.views)
     ]
-    records = WatchedTable.objects.filter(pk__in=believed).order_by("pk")
+    records = TrackedTable.objects.filter(pk__in=believed).order_by("pk")
     for record in records.select_for_update():  # no others: somebody may hold them
         if gone := set(views).intersection(record.views):
             untrusted |= gone
             left = sorted(set(record.views) - gone)
-            WatchedTable.objects.filter(pk=record.pk).update(views=left)
+            TrackedTable.objects.filter(pk=record.pk).update(views=left)
     return untrusted
 
 
@@ -201,7 +205,7 @@ def install(using: str) -> dict[str, str]:
     Raises:
         DatabaseError: the user may not create triggers.
     """
-    wanted, dialect = watched_tables(using), dialect_of(using)
+    wanted, dialect = tracked_tables(using), dialect_of(using)
     faults = dialect.untrackable(wanted)
     wanted = {table: views for table, views in wanted.items() if table not in faults}
     dialect.make_secret()
@@ -223,13 +227,13 @@ def finish(using: str) -> dict[str, str]:
     Raises:
         DatabaseError: the user may not create triggers.
     """
-    left = WatchedTable.objects.exclude(pending="").values_list("table", "pending")
+    left = TrackedTable.objects.exclude(pending="").values_list("table", "pending")
     if not (pending := dict(left)):
         return {}
     dialect = dialect_of(using)
     wanted = {
         table: by_view
-        for table, by_view in watched_tables(using).items()
+        for table, by_view in tracked_tables(using).items()
         if pending.get(table) == dialect.version(table, together(by_view.values()))
     }
     return for_each_table(dialect, _installations(dialect, wanted), rounds=1)
@@ -270,35 +274,39 @@ def _strays(dialect: TriggerDialect, wanted: Wanted, faults: Collection[str] = (
 
 
 def _known_tables(dialect: TriggerDialect) -> list[str]:
-    return [*WatchedTable.objects.values_list("table", flat=True), *dialect.present()]
+    return [*TrackedTable.objects.values_list("table", flat=True), *dialect.present()]
 
 
 def _install(
-    dialect: TriggerDialect, table: str, watch: Watch, views: set[int], present: Mapping[str, str]
+    dialect: TriggerDialect,
+    table: str,
+    spec: TriggerSpec,
+    views: set[int],
+    present: Mapping[str, str],
 ) -> None:
     """Bring one table's triggers and record to what is wanted.
 
     The record names its triggers only once they are there and the views have been told of what came
     before: whoever finds them named may believe that nothing was missed.
     """
-    names = dialect.names(table, watch)
-    record = WatchedTable.objects.filter(table=table).first() or WatchedTable(table=table)
+    names = dialect.names(table, spec)
+    record = TrackedTable.objects.filter(table=table).first() or TrackedTable(table=table)
     known = set(record.views) if record.triggers else set()
-    ours = _are_ours(dialect, table, watch, present)
+    ours = _are_ours(dialect, table, spec, present)
     same = ours and set(present.values()) == set(record.triggers)
     if same and known == views:
         return
     told = views - known if same else views | known
-    record = _record_pending(dialect, table, dialect.version(table, watch))
+    record = _record_pending(dialect, table, dialect.version(table, spec))
     with dialect.definitions():
         record.triggers = []
-        record.views, record.links = sorted(views), sorted(watch.links)
-        record.columns = None if watch.columns is None else sorted(watch.columns)
+        record.views, record.links = sorted(views), sorted(spec.links)
+        record.columns = None if spec.columns is None else sorted(spec.columns)
         if not ours:
             record.save()
             present = dialect.present().get(table, {})
             dialect.execute(dialect.drop(table, present))
-            dialect.execute(dialect.create(table, watch))
+            dialect.execute(dialect.create(table, spec))
             present = dialect.present().get(table, {})
         with transaction.atomic(using=dialect.using):
             enqueue(told, _not_logged(table))
@@ -307,19 +315,19 @@ def _install(
             record.save()
 
 
-def _record_pending(dialect: TriggerDialect, table: str, version: str) -> WatchedTable:
+def _record_pending(dialect: TriggerDialect, table: str, version: str) -> TrackedTable:
     """Record that triggers of a version are to be made: if making them fails, `watch` tries again."""
     with dialect.definitions():
-        if not WatchedTable.objects.filter(table=table).update(pending=version):
-            WatchedTable.objects.get_or_create(table=table, defaults={"pending": version})
-        return WatchedTable.objects.get(table=table)
+        if not TrackedTable.objects.filter(table=table).update(pending=version):
+            TrackedTable.objects.get_or_create(table=table, defaults={"pending": version})
+        return TrackedTable.objects.get(table=table)
 
 
 def _are_ours(
-    dialect: TriggerDialect, table: str, watch: Watch, present: Mapping[str, str]
+    dialect: TriggerDialect, table: str, spec: TriggerSpec, present: Mapping[str, str]
 ) -> bool:
     """Whether a table has exactly the triggers that are wanted, and each does what it should."""
-    return present.keys() == dialect.names(table, watch) and not dialect.replaced(table, watch)
+    return present.keys() == dialect.names(table, spec) and not dialect.replaced(table, spec)
 
 
 def take_down(using: str, tables: Collection[str] | None = None) -> None:
@@ -337,7 +345,7 @@ def take_down(using: str, tables: Collection[str] | None = None) -> None:
 
 
 def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
-    """Remove the triggers of tables, all by default, and forget that they were watched.
+    """Remove the triggers of tables, all by default, and forget that they were tracked.
 
     Returns:
         The names of the triggers that are gone.
@@ -367,20 +375,20 @@ def _removals(dialect: TriggerDialect, tables: Iterable[str]) -> dict[str, Calla
 def _remove(dialect: TriggerDialect, table: str, names: Iterable[str]) -> None:
     with dialect.definitions():
         dialect.execute(dialect.drop(table, names))
-        WatchedTable.objects.filter(table=table).delete()
+        TrackedTable.objects.filter(table=table).delete()
 
 
 def script(using: str) -> str:
     """SQL with which a person who may create triggers brings them to what the views want; "" if they are."""
-    wanted, dialect = watched_tables(using), dialect_of(using)
+    wanted, dialect = tracked_tables(using), dialect_of(using)
     present, faults = dialect.present(), dialect.untrackable(wanted)
     forget_gone(using)
     statements = []
     for table, by_view in wanted.items():
-        watch = together(by_view.values())
-        if table not in faults and not _are_ours(dialect, table, watch, present.get(table, {})):
+        spec = together(by_view.values())
+        if table not in faults and not _are_ours(dialect, table, spec, present.get(table, {})):
             statements += dialect.drop(table, present.get(table, ()))
-            statements += dialect.create(table, watch)
+            statements += dialect.create(table, spec)
     for table in sorted(present.keys() - wanted.keys()):
         statements += dialect.drop(table, present[table])
     statements += dialect.drop("", _strays(dialect, wanted, faults))
@@ -401,7 +409,7 @@ def find_ownerless(using: str) -> Iterator[str]:
 
 def find_untrackable(using: str) -> Iterator[str]:
     """The tables whose changes no trigger would log, and why, a sentence each."""
-    wanted = watched_tables(using)
+    wanted = tracked_tables(using)
     for table, reason in sorted(dialect_of(using).untrackable(wanted).items()):
         yield _cannot_be_logged(table, wanted[table], reason)
 
@@ -420,10 +428,10 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
         migrated: whether all migrations should have run. If not, nothing is said of tables, and of views,
             that those which have yet to run may make; `install` follows them.
     """
-    wanted, dialect = watched_tables(using), dialect_of(using)
+    wanted, dialect = tracked_tables(using), dialect_of(using)
     due = wanted if migrated else _without(_to_be_made(wanted, dialect), wanted)
     present, faults = dialect.present(), dialect.untrackable(wanted)
-    recorded = dict(WatchedTable.objects.values_list("table", "triggers"))
+    recorded = dict(TrackedTable.objects.values_list("table", "triggers"))
     for table, by_view in sorted(due.items()):
         views = ", ".join(sorted(by_view))
         if table in faults:
@@ -450,10 +458,10 @@ def _to_be_made(wanted: Wanted, dialect: TriggerDialect) -> set[str]:
     return {table for table, model in missing.items() if model and model._meta.app_label in pending}
 
 
-def _without(tables: Collection[str], wanted: Wanted) -> dict[str, dict[str, Watch]]:
+def _without(tables: Collection[str], wanted: Wanted) -> dict[str, dict[str, TriggerSpec]]:
     """What is wanted, without some tables, and without the views whose own table is among them."""
     left = {
-        table: {label: watch for label, watch in by_view.items() if _own_table(label) not in tables}
+        table: {label: spec for label, spec in by_view.items() if _own_table(label) not in tables}
         for table, by_view in wanted.items()
         if table not in tables
     }

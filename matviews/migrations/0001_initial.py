@@ -46,6 +46,27 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="TrackedTable",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("table", matviews.models.TableNameField(max_length=255, unique=True)),
+                ("columns", models.JSONField(null=True)),
+                ("links", models.JSONField(default=list)),
+                ("triggers", models.JSONField(default=list)),
+                ("views", models.JSONField(default=list)),
+                ("pending", models.CharField(blank=True, max_length=8)),
+            ],
+            options={
+                "abstract": False,
+                "base_manager_name": "objects",
+            },
+        ),
+        migrations.CreateModel(
             name="ViewControl",
             fields=[
                 (
@@ -118,27 +139,6 @@ class Migration(migrations.Migration):
                 "verbose_name": "view",
                 "ordering": ("label",),
                 "permissions": (("refresh_viewcontrol", "Can refresh, pause, resume and stop"),),
-                "base_manager_name": "objects",
-            },
-        ),
-        migrations.CreateModel(
-            name="WatchedTable",
-            fields=[
-                (
-                    "id",
-                    models.BigAutoField(
-                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
-                    ),
-                ),
-                ("table", matviews.models.TableNameField(max_length=255, unique=True)),
-                ("columns", models.JSONField(null=True)),
-                ("links", models.JSONField(default=list)),
-                ("triggers", models.JSONField(default=list)),
-                ("views", models.JSONField(default=list)),
-                ("pending", models.CharField(blank=True, max_length=8)),
-            ],
-            options={
-                "abstract": False,
                 "base_manager_name": "objects",
             },
         ),

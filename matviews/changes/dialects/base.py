@@ -11,7 +11,7 @@ from django.db import DatabaseError, connections, transaction
 
 from ...exceptions import NotPermitted
 from ...models import Change, LogSecret
-from ..watched import Watch
+from ..tracking_spec import TriggerSpec
 
 __all__ = ["MANY", "TriggerDialect", "TriggerName"]
 
@@ -85,37 +85,37 @@ class TriggerDialect:
         doubled = text.replace("'", "''")
         return f"'{doubled}'"
 
-    def version(self, table: str, watch: Watch) -> str:
-        """What tells triggers of a table from others that watch other columns, or do it otherwise."""
-        return digest("\n".join(self._create(table, watch, version="")))
+    def version(self, table: str, spec: TriggerSpec) -> str:
+        """What tells triggers of a table from others that log other columns, or do it otherwise."""
+        return digest("\n".join(self._create(table, spec, version="")))
 
-    def create(self, table: str, watch: Watch) -> list[str]:
+    def create(self, table: str, spec: TriggerSpec) -> list[str]:
         """Statements that make the triggers of a table.
 
         Args:
             table: its name.
-            watch: what they are to do.
+            spec: what they are to do.
         """
-        return list(self._create(table, watch, self.version(table, watch)))
+        return list(self._create(table, spec, self.version(table, spec)))
 
-    def _create(self, table: str, watch: Watch, version: str) -> Iterator[str]:
-        for event in self.events_of(watch):
+    def _create(self, table: str, spec: TriggerSpec, version: str) -> Iterator[str]:
+        for event in self.events_of(spec):
             name = TriggerName(digest(table), version, event)
-            yield from self.statements(str(name), event, table, watch)
+            yield from self.statements(str(name), event, table, spec)
 
-    def events_of(self, watch: Watch) -> list[str]:
+    def events_of(self, spec: TriggerSpec) -> list[str]:
         """The events that want a trigger."""
-        no_column = watch.columns is not None and not watch.columns
+        no_column = spec.columns is not None and not spec.columns
         return [event for event in self.events if not (event == "update" and no_column)]
 
-    def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
+    def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
         """Statements that make one trigger."""
         raise NotImplementedError
 
-    def names(self, table: str, watch: Watch) -> set[str]:
+    def names(self, table: str, spec: TriggerSpec) -> set[str]:
         """The names of the triggers that `create` makes."""
-        version = self.version(table, watch)
-        return {str(TriggerName(digest(table), version, event)) for event in self.events_of(watch)}
+        version = self.version(table, spec)
+        return {str(TriggerName(digest(table), version, event)) for event in self.events_of(spec)}
 
     def drop(self, table: str, names: Iterable[str]) -> list[str]:
         """Statements that remove triggers of a table."""
@@ -157,7 +157,7 @@ class TriggerDialect:
             f"WHERE matviews_grouped.matviews_table = {table})"
         )
 
-    def replaced(self, table: str, watch: Watch) -> set[str]:
+    def replaced(self, table: str, spec: TriggerSpec) -> set[str]:
         """The triggers of a table that have the names of those that `create` makes, and do something else.
 
         As far as this user may see what they do.

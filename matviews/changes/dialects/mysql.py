@@ -7,7 +7,7 @@ from typing import ClassVar
 from django.db import DatabaseError, Error
 from django.db.transaction import TransactionManagementError
 
-from ..watched import Watch
+from ..tracking_spec import TriggerSpec
 from .base import LONGEST, OURS, TOO_LONG, TriggerDialect, TriggerName, digest, json_of
 
 __all__ = ["MySQLTriggers"]
@@ -57,30 +57,30 @@ class MySQLTriggers(TriggerDialect):
         self.logged = f"{self.log} ({columns})"
         self._types: dict[str, dict[str, tuple[str, str]]] = {}
 
-    def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
+    def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
         """As the base class has it. What `sql_mode` is when a trigger is made, it is whenever it runs."""
         yield PLAIN_MODE
         yield (
             f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
-            f"FOR EACH ROW {self._action(event, table, watch)}"
+            f"FOR EACH ROW {self._action(event, table, spec)}"
         )
         yield MODE_BACK
 
-    def _action(self, event: str, table: str, watch: Watch) -> str:
+    def _action(self, event: str, table: str, spec: TriggerSpec) -> str:
         """What a trigger does.
 
         Where a column that is named here is gone, that alone is handled: any row may have changed. It is
         found out before the statement does anything, so no lock, and no rollback, is behind it.
         """
         before, after = (
-            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, {self._links(table, row, watch)}, {MOMENT});"
+            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, {self._links(table, row, spec)}, {MOMENT});"
             for row in ("OLD", "NEW")
         )
         body = {"insert": after, "delete": before}.get(event, before)
-        if event == "update" and watch.links:
-            body += f" IF NOT ({self._same(table, watch.links)}) THEN {after} END IF;"
-        if event == "update" and watch.columns is not None:
-            body = f"IF NOT ({self._same(table, watch.columns)}) THEN {body} END IF;"
+        if event == "update" and spec.links:
+            body += f" IF NOT ({self._same(table, spec.links)}) THEN {after} END IF;"
+        if event == "update" and spec.columns is not None:
+            body = f"IF NOT ({self._same(table, spec.columns)}) THEN {body} END IF;"
         gone = (
             f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} "
             f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, NULL, {MOMENT}); "
@@ -89,12 +89,12 @@ class MySQLTriggers(TriggerDialect):
         )
         return f"matviews: BEGIN {gone}{self._leave_if_muted(table)} {OWN_NUMBER} {body} END"
 
-    def replaced(self, table: str, watch: Watch) -> set[str]:
+    def replaced(self, table: str, spec: TriggerSpec) -> set[str]:
         """As the base class has it: who may make triggers of the table sees what they do."""
-        version = self.version(table, watch)
+        version = self.version(table, spec)
         wanted = {
-            str(TriggerName(digest(table), version, event)): self._action(event, table, watch)
-            for event in self.events_of(watch)
+            str(TriggerName(digest(table), version, event)): self._action(event, table, spec)
+            for event in self.events_of(spec)
         }
         with self.connection.cursor() as cursor:
             cursor.execute(
@@ -135,9 +135,9 @@ class MySQLTriggers(TriggerDialect):
             with suppress(Error), self.connection.cursor() as cursor:  # if it is gone, so is that
                 cursor.execute("SET @matviews_muted = %s", [before])
 
-    def _links(self, table: str, row: str, watch: Watch) -> str:
+    def _links(self, table: str, row: str, spec: TriggerSpec) -> str:
         """The links of a row as an entry of the log has them, as JSON."""
-        links = sorted(watch.links)
+        links = sorted(spec.links)
         if not links:
             return self._json([[]])
         if not all(self._is_writable(table, link) for link in links):

@@ -17,7 +17,7 @@ from ...models import Change, LogSecret
 from ...sqlstate import sqlstate
 from ...table_names import LONGEST as LONGEST_NAME
 from ...table_names import cut, identifiers, regclass
-from ..watched import Watch
+from ..tracking_spec import TriggerSpec
 from .base import (
     LONGEST,
     MANY,
@@ -133,7 +133,7 @@ class PostgreSQLTriggers(TriggerDialect):
             f"AND t.tgname {LIKE} %s AND t.tgenabled IN ('O', 'A'))"
         )
 
-    def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
+    def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
         """As the base class has it. The function writes the log with the rights of its owner, for
         those who may write to the table need not have them.
 
@@ -147,16 +147,16 @@ class PostgreSQLTriggers(TriggerDialect):
         function = f"{self._of_ours(name)}()"
         looks = f"{self._of_ours(name)}(regclass)"
         settings = "".join(
-            f" SET {each} = {SETTINGS[each]}" for each in self._settings(table, watch)
+            f" SET {each} = {SETTINGS[each]}" for each in self._settings(table, spec)
         )
         yield from self.drop(table, [name])
-        if as_made := self._as_made(event, table, watch):
+        if as_made := self._as_made(event, table, spec):
             yield (
                 f"CREATE FUNCTION {looks} RETURNS boolean LANGUAGE plpgsql IMMUTABLE "
                 f"SET search_path = pg_catalog, pg_temp AS {self.literal(f'BEGIN RETURN {as_made}; END')}"
             )
             yield f"REVOKE ALL ON FUNCTION {looks} FROM PUBLIC"
-        body = self._body(event, table, watch, self._of_ours(name) if as_made else "")
+        body = self._body(event, table, spec, self._of_ours(name) if as_made else "")
         body = f"#variable_conflict use_column\nBEGIN {body} RETURN NULL; END"
         yield (
             f"CREATE FUNCTION {function} RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
@@ -168,7 +168,7 @@ class PostgreSQLTriggers(TriggerDialect):
             f"{TRANSITIONS[event]} FOR EACH STATEMENT EXECUTE FUNCTION {function}"
         )
 
-    def _body(self, event: str, table: str, watch: Watch, as_made: str) -> str:
+    def _body(self, event: str, table: str, spec: TriggerSpec, as_made: str) -> str:
         """Log what the table's own rows are; of another table, as one that was renamed, look at no column.
 
         Nor of this one, once a column that is named here is gone or has another type: such a statement
@@ -181,7 +181,7 @@ class PostgreSQLTriggers(TriggerDialect):
         Args:
             event: that fires it.
             table: its name.
-            watch: what is to be logged.
+            spec: what is to be logged.
             as_made: the name of the function that looks at the columns; "" if none counts.
         """
         place, session = self._place(table), f"current_setting({self.literal(MUTED)}, true)"
@@ -191,7 +191,7 @@ class PostgreSQLTriggers(TriggerDialect):
             f"IF strpos(coalesce({session}, ''), {self.literal(digest(table))}) > 0 THEN "
             f"IF EXISTS (SELECT 1 FROM {self._of_ours(LogSecret._meta.db_table)} "
             f"WHERE value = split_part({session}, ' ', 1)) THEN RETURN NULL; END IF; END IF; "
-            f"{self._entry(log, event, table, watch)};"
+            f"{self._entry(log, event, table, spec)};"
         )
         if as_made:
             named = f'"{_doubled(place.schema)}"."{_doubled(place.table)}"'
@@ -206,7 +206,7 @@ class PostgreSQLTriggers(TriggerDialect):
             f"ELSIF NOT starts_with(TG_TABLE_SCHEMA::text, 'pg_temp_') THEN {whole} END IF;"
         )
 
-    def _as_made(self, event: str, table: str, watch: Watch) -> str:
+    def _as_made(self, event: str, table: str, spec: TriggerSpec) -> str:
         """A condition on the table `$1`: the columns that the trigger names are there, with the types that it is made for.
 
         Those whose values are compared and written as texts, whatever they are, may have any other such type.
@@ -214,7 +214,7 @@ class PostgreSQLTriggers(TriggerDialect):
         The rows of the catalogs are as old as the transaction in REPEATABLE READ; what a function tells of
         them is not. A table whose columns get another such type is another file.
         """
-        named = watch.links | (watch.columns or frozenset() if event == "update" else frozenset())
+        named = spec.links | (spec.columns or frozenset() if event == "update" else frozenset())
         if event == "truncate" or not named:
             return ""
         kinds = {column: self._kind(table, column) for column in sorted(named)}
@@ -250,7 +250,7 @@ class PostgreSQLTriggers(TriggerDialect):
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT set_config(%s, %s, true)", [MUTED, value])
 
-    def _entry(self, log: str, event: str, table: str, watch: Watch) -> str:
+    def _entry(self, log: str, event: str, table: str, spec: TriggerSpec) -> str:
         """A statement that makes an entry in the log, one for all rows.
 
         Too many, or too long, are known to be so before they are put together: a subquery in a CASE is
@@ -259,13 +259,13 @@ class PostgreSQLTriggers(TriggerDialect):
         text = self.literal(table)
         if event == "truncate":
             return f"{log} {self._columns('table')} VALUES ({text})"
-        rows = {"insert": AFTER, "delete": BEFORE}.get(event) or self._changed(table, watch)
-        if not watch.links:
+        rows = {"insert": AFTER, "delete": BEFORE}.get(event) or self._changed(table, spec)
+        if not spec.links:
             return (
                 f"{log} {self._columns('table', 'links')} "
                 f"SELECT {text}, {self._json([[]])} WHERE EXISTS (SELECT 1 FROM {rows})"
             )
-        links = sorted(watch.links)
+        links = sorted(spec.links)
         names = ", ".join(map(self.name, links))
         sizes = [f"coalesce(octet_length({self.name(link)}), 0)" for link in links]
         distinct = self._selected(table, links, LONGEST + 1)
@@ -287,13 +287,13 @@ class PostgreSQLTriggers(TriggerDialect):
     def _json(self, value: object) -> str:
         return f"{self.literal(json_of(value))}::jsonb"
 
-    def _changed(self, table: str, watch: Watch) -> str:
+    def _changed(self, table: str, spec: TriggerSpec) -> str:
         """The rows that an UPDATE has changed, as they were and as they are."""
-        if watch.columns is None:
-            links = ", ".join(map(self.name, sorted(watch.links))) or "1"
+        if spec.columns is None:
+            links = ", ".join(map(self.name, sorted(spec.links))) or "1"
             each = [f"SELECT {links} FROM {rows}" for rows in (BEFORE, AFTER)]
             return f"({' UNION ALL '.join(each)}) matviews_changed"
-        values = self._selected(table, sorted(watch.columns))
+        values = self._selected(table, sorted(spec.columns))
         before, after = (f"SELECT {values} FROM {rows}" for rows in (BEFORE, AFTER))
         return (
             f"(({before} EXCEPT ALL {after}) UNION ALL ({after} EXCEPT ALL {before})) "
@@ -318,12 +318,12 @@ class PostgreSQLTriggers(TriggerDialect):
         doubled = text.replace("\\", "\\\\")
         return f" E{super().literal(doubled)}" if "\\" in text else super().literal(text)
 
-    def _settings(self, table: str, watch: Watch) -> list[str]:
+    def _settings(self, table: str, spec: TriggerSpec) -> list[str]:
         """What the texts of a table's columns depend on, that a session may set."""
-        columns = watch.columns or frozenset()
+        columns = spec.columns or frozenset()
         texts = {column for column in columns if self._kind(table, column) not in EXACT}
         found: set[str] = set()
-        for column in texts | watch.links:
+        for column in texts | spec.links:
             kind = self._kind(table, column)
             if kind not in INEXACT_TYPES:
                 found |= set(EXACT.get(kind, SETTINGS))

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from ..watched import Watch
+from ..tracking_spec import TriggerSpec
 from .base import LONGEST, NOT_ORDINARY, OURS, TOO_LONG, TriggerDialect, json_of
 
 __all__ = ["SQLiteTriggers"]
@@ -23,36 +23,36 @@ class SQLiteTriggers(TriggerDialect):
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "replace")
 
-    def events_of(self, watch: Watch) -> list[str]:
+    def events_of(self, spec: TriggerSpec) -> list[str]:
         """As the base class has it: what is replaced has links that are to be logged, or says no more."""
-        return [each for each in super().events_of(watch) if each != "replace" or watch.links]
+        return [each for each in super().events_of(spec) if each != "replace" or spec.links]
 
-    def statements(self, name: str, event: str, table: str, watch: Watch) -> Iterator[str]:
+    def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
         """As the base class has it. REPLACE fires no trigger for the rows that it deletes, so each
         INSERT looks for such rows before.
         """
         if event == "replace":
-            log = self._log(table, watch, self.name(table))
+            log = self._log(table, spec, self.name(table))
             yield (
                 f"CREATE TRIGGER {self.name(name)} BEFORE INSERT ON {self.name(table)} BEGIN "
                 f"{log} FROM {self.name(table)} WHERE {self._replaced(table)}; END"
             )
             return
         when, rows = "", {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
-        if event == "update" and watch.columns is not None:
-            when = f"WHEN NOT ({self._same(table, watch.columns)}) "
-        logs = [self._log(table, watch, row) for row in rows if row == rows[0] or watch.links]
-        if event == "update" and watch.links:
-            logs[1] += f" WHERE NOT ({self._same(table, watch.links)})"
+        if event == "update" and spec.columns is not None:
+            when = f"WHEN NOT ({self._same(table, spec.columns)}) "
+        logs = [self._log(table, spec, row) for row in rows if row == rows[0] or spec.links]
+        if event == "update" and spec.links:
+            logs[1] += f" WHERE NOT ({self._same(table, spec.links)})"
         yield (
             f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} {when}"
             f"BEGIN {' '.join(f'{log};' for log in logs)} END"
         )
 
-    def _log(self, table: str, watch: Watch, row: str) -> str:
+    def _log(self, table: str, spec: TriggerSpec, row: str) -> str:
         text = self.literal(table)
-        log = f"INSERT INTO {self.logged} SELECT {text}, {self._links(row, watch.links)}"
-        if watch.links:
+        log = f"INSERT INTO {self.logged} SELECT {text}, {self._links(row, spec.links)}"
+        if spec.links:
             return log
         return (
             f"{log} WHERE NOT EXISTS (SELECT 1 FROM {self.log} WHERE {self.name('table')} = {text})"

@@ -7,13 +7,13 @@ from unittest import mock
 
 from matviews import changes, engine
 from matviews.changes import Taken, triggers
-from matviews.changes.watched import Watch
-from matviews.models import ViewControl, WatchedTable
+from matviews.changes.tracking_spec import TriggerSpec
+from matviews.models import TrackedTable, ViewControl
 
 from .models import Customer, Order, Product, Region, Tag
 from .models.grouped import CustomerTotal
 
-__all__ = ["everything_watched", "newest_only", "watch_for"]
+__all__ = ["everything_tracked", "newest_only", "track_for"]
 
 TABLES: list[type[Any]] = [
     Region, Customer, Product, Tag, Order, Order.tags.through, CustomerTotal,
@@ -26,23 +26,23 @@ LINKS = {
 
 
 @contextmanager
-def everything_watched() -> Iterator[None]:
+def everything_tracked() -> Iterator[None]:
     """Every column of every source is watched, for no view as yet."""
     wanted = {}
     for model in TABLES:
         columns = frozenset(field.column for field in model._meta.local_concrete_fields)
-        wanted[model._meta.db_table] = {"any": Watch(columns, columns & LINKS)}
-    with mock.patch.object(triggers, "watched_tables", return_value=wanted):
+        wanted[model._meta.db_table] = {"any": TriggerSpec(columns, columns & LINKS)}
+    with mock.patch.object(triggers, "tracked_tables", return_value=wanted):
         changes.install(engine.alias())
         yield
         changes.remove(engine.alias())
 
 
-def watch_for(view: type[Any] | None) -> None:
+def track_for(view: type[Any] | None) -> None:
     """What is logged is for this view alone, or for none; no view reads its own table."""
-    WatchedTable.objects.update(views=[])
+    TrackedTable.objects.update(views=[])
     if view:
-        others = WatchedTable.objects.exclude(table=view._meta.db_table)
+        others = TrackedTable.objects.exclude(table=view._meta.db_table)
         others.update(views=[ViewControl.objects.get(label=view._meta.label).pk])
 
 

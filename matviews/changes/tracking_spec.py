@@ -1,4 +1,4 @@
-"""What has to be watched for a view: the tables that its source reads, and the columns that count."""
+"""What has to be tracked for a view: the tables that its source reads, and the columns that count."""
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -15,17 +15,17 @@ from ..registry import registry
 
 __all__ = [
     "Tracking",
-    "Watch",
+    "TriggerSpec",
     "known_tracking",
     "mistyped",
     "together",
+    "tracked_tables",
     "tracking_of",
-    "watched_tables",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class TriggerSpec:
     """What triggers are to do with one table.
 
     Attributes:
@@ -37,7 +37,7 @@ class Watch:
     columns: frozenset[str] | None = None
     links: frozenset[str] = frozenset()
 
-    def covers(self, other: "Watch") -> bool:
+    def covers(self, other: "TriggerSpec") -> bool:
         """Whether what is logged suffices for `other`."""
         changes = self.columns is None or (
             other.columns is not None and other.columns <= self.columns
@@ -50,12 +50,12 @@ class Tracking:
     """On which changes a view depends.
 
     Attributes:
-        tables: what is to be watched, by name of the table.
+        tables: what is to be tracked, by name of the table.
         reason: why that cannot be told, for a person; "" if it can.
         is_dated: whether it depends on the time as well, by dates among the parameters of `source()`.
     """
 
-    tables: dict[str, Watch] = field(default_factory=dict)
+    tables: dict[str, TriggerSpec] = field(default_factory=dict)
     reason: str = ""
     is_dated: bool = False
 
@@ -68,7 +68,7 @@ def tracking_of(plan: Plan) -> Tracking:
     tables = {}
     for table, columns in plan.inspection.columns.items():
         links = {column for link in plan.links.get(table, ()) for column in link.columns}
-        tables[table] = Watch(columns, frozenset(links))
+        tables[table] = TriggerSpec(columns, frozenset(links))
     return Tracking(tables, is_dated=plan.is_dated)
 
 
@@ -102,16 +102,16 @@ def known_tracking(definition: ViewDefinition, using: str) -> Tracking:
 _KNOWN: dict[tuple[type[Model], str], Tracking] = {}
 
 
-def watched_tables(using: str) -> dict[str, dict[str, Watch]]:
-    """What the views of the code want watched: by table, and by label of the view."""
-    tables: dict[str, dict[str, Watch]] = {}
+def tracked_tables(using: str) -> dict[str, dict[str, TriggerSpec]]:
+    """What the views of the code want tracked: by table, and by label of the view."""
+    tables: dict[str, dict[str, TriggerSpec]] = {}
     for definition in registry:
-        for table, watch in _wanted(definition, using).items():
-            tables.setdefault(table, {})[definition.label] = watch
+        for table, spec in _wanted(definition, using).items():
+            tables.setdefault(table, {})[definition.label] = spec
     return tables
 
 
-def _wanted(definition: ViewDefinition, using: str) -> dict[str, Watch]:
+def _wanted(definition: ViewDefinition, using: str) -> dict[str, TriggerSpec]:
     if not definition.has_source or definition.errors or not definition.options.tracking:
         return {}
     try:
@@ -135,8 +135,8 @@ def mistyped(using: str) -> dict[str, str]:
     return find_mismatches(plans, using)
 
 
-def together(wanted: Collection[Watch]) -> Watch:
+def together(wanted: Collection[TriggerSpec]) -> TriggerSpec:
     """What several views want of a table."""
     several = [each.columns for each in wanted if each.columns is not None]
     columns = frozenset[str]().union(*several) if len(several) == len(wanted) else None
-    return Watch(columns, frozenset[str]().union(*(each.links for each in wanted)))
+    return TriggerSpec(columns, frozenset[str]().union(*(each.links for each in wanted)))
