@@ -449,8 +449,8 @@ class PhaseRun(Bookkeeping):
     but the next phase no longer waits for it. `samples` holds
     `[number, limit, rows, seconds]` of batches spread over the run.
 
-    What follows is of phases derived from `source()`: `looked` is the keys that the batches have looked
-    through, `filled` the ranges of keys that need nothing more in this refresh, `stage` the staging
+    What follows is of phases derived from `source()`: `keys_scanned` is the keys that the batches have scanned,
+    `inserted_ranges` the ranges of keys that need nothing more in this refresh, `stage` the staging
     table, `fingerprint` the definition that the run works by, `restarts` how often that has changed,
     `covers` what the shard's `covered` will say when it has succeeded, `since` the number of changes
     after which it looks at dirty keys alone, None for a full pass, and `reason` why it is one.
@@ -468,8 +468,8 @@ class PhaseRun(Bookkeeping):
     batches = models.PositiveIntegerField(default=0)
     rows = models.BigIntegerField(default=0)
     estimate = models.BigIntegerField(null=True)
-    looked = models.BigIntegerField(default=0)
-    filled = models.JSONField(default=list)
+    keys_scanned = models.BigIntegerField(default=0)
+    inserted_ranges = models.JSONField(default=list)
     stage = models.CharField(max_length=255, blank=True)
     fingerprint = models.CharField(max_length=64, blank=True)
     restarts = models.PositiveSmallIntegerField(default=0)
@@ -504,8 +504,8 @@ class PhaseRun(Bookkeeping):
 
     @property
     def done(self) -> int:
-        """What the estimate is of: keys looked through for a derived phase, else rows written."""
-        return self.looked if self.fingerprint else self.rows
+        """What the estimate is of: keys checked for a derived phase, else rows written."""
+        return self.keys_scanned if self.fingerprint else self.rows
 
     @property
     def rate(self) -> float | None:

@@ -179,7 +179,7 @@ def test_the_page_shows_which_phases_are_of_the_old_definition(admin_client: Cli
 
 
 def test_a_derived_phase_tells_of_keys_and_rows(admin_client: Client) -> None:
-    # given a view of 40 keys, a quarter of which a refresh has looked through
+    # given a view of 40 keys, a quarter of which a refresh has scanned
     view = sourced()
     add_items(40)
     run(view, batch_size=10)
@@ -201,4 +201,4 @@ def test_a_page_tells_how_many_keys_the_last_run_looked_through(admin_client: Cl
 
     shown = text(section(admin_client, "phases"))
 
-    assert re.search(r"Wrote 40 rows in \d batches, \d\d keys looked through", shown)
+    assert re.search(r"Wrote 40 rows in \d batches, \d\d keys checked", shown)

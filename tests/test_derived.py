@@ -116,8 +116,8 @@ class TestWhatHasJustBeenInserted:
         # Then it also mends the first ones, and has left out the windows that it filled
         assert rows_of(refresh) == {Phase.INSERT: 4, Phase.UPDATE: 1, Phase.DELETE: 1}
         insert = refresh.runs.get(phase=Phase.INSERT)
-        assert insert.filled == [[[3], None]]
-        assert refresh.runs.get(phase=Phase.UPDATE).looked == 3
+        assert insert.inserted_ranges == [[[3], None]]
+        assert refresh.runs.get(phase=Phase.UPDATE).keys_scanned == 3
         assert CustomerTotal.verify().equal
 
 
@@ -325,7 +325,7 @@ class TestVerify:
         assert mended.repaired == 3
         assert view.verify().equal
         noted: Any = ViewControl.objects.get(label=view._meta.label).verification
-        assert (noted["looked"], noted["missing"], noted["repaired"]) == (6, 0, None)
+        assert (noted["rows_compared"], noted["missing"], noted["repaired"]) == (6, 0, None)
 
     def test_looks_at_the_whole_of_view_and_source_in_ranges(self) -> None:
         fill()
@@ -334,14 +334,14 @@ class TestVerify:
         )
         with mock.patch("matviews.engine.verification.WINDOW", 2):
             found = CustomerTotal.verify()
-        assert (found.missing, found.surplus, found.looked) == (6, 6, 6)
+        assert (found.missing, found.surplus, found.rows_compared) == (6, 6, 6)
 
     def test_samples(self) -> None:
         fill()
         run(CustomerTotal)
         found = CustomerTotal.verify(sample=3)
         assert found.equal
-        assert 0 < found.looked <= 6
+        assert 0 < found.rows_compared <= 6
         with pytest.raises(InvalidRequest, match="Verify it without a sample"):
             QuantityTotal.verify(sample=3)
         with pytest.raises(InvalidRequest, match="at least 1"):

@@ -84,7 +84,7 @@ def looked_at(view: type[Any], values: Iterable[Any]) -> int:
     runs = refresh.runs.all()
     assert {run.reason for run in runs} == {""}
     assert view.verify().equal
-    return max(run.looked for run in runs)
+    return max(run.keys_scanned for run in runs)
 
 
 examples = settings(

@@ -55,9 +55,14 @@ def under_way(rows: int, batches: int, estimate: int | None = None, **others: An
     return progress(run={"rows": rows, "batches": batches, "estimate": estimate}, **others)
 
 
-def looking(looked: int, rows: int, **others: Any) -> RunProgress:
+def looking(keys_scanned: int, rows: int, **others: Any) -> RunProgress:
     """A phase derived from `source()`, which looks through keys."""
-    run = {"fingerprint": "f", "looked": looked, "rows": rows, "batches": 1 if looked else 0}
+    run = {
+        "fingerprint": "f",
+        "keys_scanned": keys_scanned,
+        "rows": rows,
+        "batches": 1 if keys_scanned else 0,
+    }
     return progress(run={**run, **others})
 
 
@@ -146,7 +151,7 @@ def test_a_derived_phase_tells_of_the_keys_that_it_has_looked_through(
 ) -> None:
     # given a phase that looks at many keys and writes few rows
     text = after(meter, clock, (0, looking(0, 0)), (2, looking(12_000, 340)))
-    assert text == "12,000 keys looked through, 340 rows written, 6,000 keys/s"
+    assert text == "12,000 keys checked, 340 rows written, 6,000 keys/s"
     # when it is known how many keys there are
     text = after(meter, clock, (0, looking(18_000, 340, estimate=36_000, batches=2)))
     # then
@@ -168,14 +173,14 @@ def test_a_run_that_begins_anew_is_not_said_to_go_backwards(meter: Meter, clock:
         meter, clock, (0, looking(0, 0)), (1, looking(9000, 5)), (1, looking(100, 6, batches=2))
     )
 
-    assert text == "100 keys looked through, 6 rows written"
+    assert text == "100 keys checked, 6 rows written"
 
 
-@pytest.mark.parametrize(("looked", "share"), [(25, 0.25), (75, 0.75)])
+@pytest.mark.parametrize(("keys_scanned", "share"), [(25, 0.25), (75, 0.75)])
 def test_the_bar_of_a_derived_phase_goes_by_its_keys(
-    looked: int, share: float, meter: Meter
+    keys_scanned: int, share: float, meter: Meter
 ) -> None:
-    seen = looking(looked, 0, estimate=100)
+    seen = looking(keys_scanned, 0, estimate=100)
     meter.note(seen)
 
     drawn = bar(seen, meter, 40)
@@ -184,8 +189,8 @@ def test_the_bar_of_a_derived_phase_goes_by_its_keys(
 
 
 def test_extents_are_added_and_unknown_where_one_is() -> None:
-    derived = PhaseRun(fingerprint="f", looked=30, rows=2, estimate=90, seconds=3.0)
-    done = PhaseRun(fingerprint="f", looked=10, rows=1, state=RunState.SUCCEEDED)
+    derived = PhaseRun(fingerprint="f", keys_scanned=30, rows=2, estimate=90, seconds=3.0)
+    done = PhaseRun(fingerprint="f", keys_scanned=10, rows=1, state=RunState.SUCCEEDED)
     hooks = PhaseRun(rows=20, estimate=40)
     overrun = PhaseRun(rows=20, estimate=19)
 

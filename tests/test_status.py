@@ -199,18 +199,18 @@ def test_a_view_whose_definition_changed_tells_which_phases_are_of_the_old_one()
 
 def test_the_progress_of_a_derived_phase_is_that_of_the_keys_it_has_looked_through() -> None:
     with registry.preserved():
-        # given a view whose last refresh has looked through its keys, and few rows to write
+        # given a view whose last refresh has scanned its keys, and few rows to write
         sourced()
         add_items(40)
         run(SOURCED, phases=["insert"], batch_size=10)
         Limited.objects.order_by("pk")[0].delete()
-        # when another has looked through the first ten
+        # when another has scanned the first ten
         engine.request(SOURCED, phases=["insert"], batch_size=10)
         engine.run_batch(due(registry.find(SOURCED).model))
         # then it is as far as the last one was then
         newest = PhaseRun.objects.latest("pk")
-        assert (newest.looked, newest.rows) == (10, 1)
-        assert newest.estimate == PhaseRun.objects.earliest("pk").looked
+        assert (newest.keys_scanned, newest.rows) == (10, 1)
+        assert newest.estimate == PhaseRun.objects.earliest("pk").keys_scanned
         assert status(SOURCED).progress == pytest.approx(10 / newest.estimate)
 
 

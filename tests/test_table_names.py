@@ -58,7 +58,7 @@ def keys_looked_at(view: type[Any]) -> int:
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
     runs = refresh.runs.all()
     assert {each.reason for each in runs} == {""}
-    return max(each.looked for each in runs)
+    return max(each.keys_scanned for each in runs)
 
 
 def follows(view: type[Any], other: type[Any], write: Callable[[], object]) -> None:

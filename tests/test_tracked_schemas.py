@@ -82,8 +82,8 @@ def keys_of(view: type[Any], *writes: Callable[[], object]) -> list[int]:
         assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
         runs = refresh.runs.all()
         assert {each.reason for each in runs} == {""}
-        [looked] = {each.looked for each in runs}
-        counts.append(looked)
+        [keys_scanned] = {each.keys_scanned for each in runs}
+        counts.append(keys_scanned)
         assert view.verify().equal
     return counts
 

@@ -507,7 +507,7 @@ class TestSharing:
         assert why(CustomerTotal) == "more than 50,000 rows have changed at once"
         assert differences(CustomerTotal) == []
         Order.objects.filter(customer__in=(1, 2)).update(price=10)
-        assert TestKeys().looked(CustomerTotal) == dict.fromkeys(Phase, 2)
+        assert TestKeys().keys_scanned(CustomerTotal) == dict.fromkeys(Phase, 2)
 
     @pytest.mark.skipif(connection.vendor == "mysql", reason="rows are logged one by one there")
     def test_a_statement_is_logged_once_where_no_key_is_to_be_known(self) -> None:
@@ -736,21 +736,21 @@ class TestKeys:
     """What changed leads to keys, and a refresh looks at these alone."""
 
     @staticmethod
-    def looked(view: type[Any], **options: Any) -> dict[str, int]:
+    def keys_scanned(view: type[Any], **options: Any) -> dict[str, int]:
         refresh = run(view, **options)
         assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
         runs = refresh.runs.filter(batches__gt=0)
         assert all(each.since is not None for each in runs)
-        return {each.phase: each.looked for each in runs}
+        return {each.phase: each.keys_scanned for each in runs}
 
     def test_only_what_changed_is_looked_at(self) -> None:
         at_rest(CustomerTotal)
         order(1)
 
-        assert self.looked(CustomerTotal) == dict.fromkeys(Phase, 1)
+        assert self.keys_scanned(CustomerTotal) == dict.fromkeys(Phase, 1)
         assert differences(CustomerTotal) == []
         Order.objects.filter(customer=2).update(customer=3)
-        assert self.looked(CustomerTotal) == dict.fromkeys(Phase, 2)
+        assert self.keys_scanned(CustomerTotal) == dict.fromkeys(Phase, 2)
         assert differences(CustomerTotal) == []
 
     def test_by_way_of_a_table_in_between(self) -> None:
@@ -759,11 +759,11 @@ class TestKeys:
         at_rest(RegionTotal)
 
         order(1)
-        assert self.looked(RegionTotal) == dict.fromkeys(Phase, 1)
+        assert self.keys_scanned(RegionTotal) == dict.fromkeys(Phase, 1)
         Customer.objects.filter(pk=1).update(region=2)
-        assert self.looked(RegionTotal) == dict.fromkeys(Phase, 2)
+        assert self.keys_scanned(RegionTotal) == dict.fromkeys(Phase, 2)
         Order.objects.filter(customer=1).update(customer=2)
-        assert self.looked(RegionTotal) == dict.fromkeys(Phase, 2)
+        assert self.keys_scanned(RegionTotal) == dict.fromkeys(Phase, 2)
         assert differences(RegionTotal) == []
 
     def test_batch_by_batch(self) -> None:
@@ -866,14 +866,14 @@ class TestKeys:
         }
         assert CustomerTotal.objects.filter(customer=1).exists()
         plans._plan_of.cache_clear()
-        assert self.looked(CustomerTotal) == {Phase.UPDATE: 2}
+        assert self.keys_scanned(CustomerTotal) == {Phase.UPDATE: 2}
         assert differences(CustomerTotal) == []
 
     def test_a_refresh_of_few_keys_costs_few_statements(self) -> None:
         """Without BEGIN and COMMIT: 3 and 4 of them write and move the log, 3 write the view."""
         at_rest(CustomerTotal)
         Order.objects.filter(customer=1).update(price=9)
-        self.looked(CustomerTotal)
+        self.keys_scanned(CustomerTotal)
         Order.objects.filter(customer=1).update(price=8)
 
         with statements() as found:
@@ -888,22 +888,26 @@ class TestKeys:
         Product.objects.create(sku=sku, name="x", price=1)
         Order.objects.create(customer_id=1, product_id=sku, price=1, quantity=1, paid=False)
 
-        assert self.looked(ProductTotal)[Phase.INSERT] == 1
+        assert self.keys_scanned(ProductTotal)[Phase.INSERT] == 1
         assert ProductTotal.objects.filter(product=sku).count() == 1
         Order.objects.filter(product=sku).update(price=5)
-        self.looked(ProductTotal)
+        self.keys_scanned(ProductTotal)
         assert differences(ProductTotal) == []
         Product.objects.filter(sku=sku).delete()
-        self.looked(ProductTotal)
+        self.keys_scanned(ProductTotal)
         assert not ProductTotal.objects.filter(product=sku).exists()
 
     def test_each_phase_has_its_own_to_do(self) -> None:
         at_rest(CustomerTotal)
         Order.objects.filter(customer=1).update(price=4)
-        assert self.looked(CustomerTotal, phases=[Phase.INSERT]) == {Phase.INSERT: 1}
+        assert self.keys_scanned(CustomerTotal, phases=[Phase.INSERT]) == {Phase.INSERT: 1}
         Order.objects.filter(customer=2).update(price=4)
 
-        assert self.looked(CustomerTotal) == {Phase.INSERT: 1, Phase.UPDATE: 2, Phase.DELETE: 2}
+        assert self.keys_scanned(CustomerTotal) == {
+            Phase.INSERT: 1,
+            Phase.UPDATE: 2,
+            Phase.DELETE: 2,
+        }
 
         assert differences(CustomerTotal) == []
         assert not DirtyKeys.objects.exists()
@@ -913,7 +917,7 @@ class TestKeys:
 
         Order.objects.create(product_id="a", price=1, paid=False)
 
-        assert self.looked(CustomerTotal) == {}
+        assert self.keys_scanned(CustomerTotal) == {}
         assert CustomerTotal.is_fresh()
 
     @pytest.mark.skipif(connection.vendor != "postgresql", reason="the others read any text")
@@ -934,7 +938,7 @@ class TestKeys:
         at_rest(CustomerTotal)
         monkeypatch.setattr("matviews.engine.tracking.FEW", 1)
         Order.objects.filter(customer=1).update(price=4)
-        assert self.looked(CustomerTotal) == dict.fromkeys(Phase, 1)
+        assert self.keys_scanned(CustomerTotal) == dict.fromkeys(Phase, 1)
         Order.objects.update(price=5)
 
         assert why(CustomerTotal) == "more than 1 keys were dirty"
@@ -987,10 +991,10 @@ class TestKeys:
         CustomerTotal.objects.update(money=-1)
 
         CustomerTotal.mark_dirty([1])
-        assert self.looked(CustomerTotal) == dict.fromkeys(Phase, 1)
+        assert self.keys_scanned(CustomerTotal) == dict.fromkeys(Phase, 1)
         assert CustomerTotal.objects.exclude(money=-1).count() == 1
         CustomerTotal.mark_dirty(Customer.objects.exclude(pk=1).values_list("pk"))
-        assert self.looked(CustomerTotal) == dict.fromkeys(Phase, 2)
+        assert self.keys_scanned(CustomerTotal) == dict.fromkeys(Phase, 2)
 
         assert differences(CustomerTotal) == []
 
@@ -1099,7 +1103,7 @@ class TestKeysOfSeveralTables:
         assert {each.since for each in refresh.runs.all()} != {None}
         assert differences(view) == []
         assert view.is_fresh()
-        return max(each.looked for each in refresh.runs.all())
+        return max(each.keys_scanned for each in refresh.runs.all())
 
     def test_a_row_that_has_links_to_all_parts_leads_to_one_key(self) -> None:
         at_rest(SlotRegion)
@@ -1200,9 +1204,9 @@ class TestKeysOfSeveralTables:
         at_rest(DayRegion)
 
         # In the last hour of summer time, and the first after it.
-        for hour, looked in ((0, 1), (1, 1), (23, 1)):
+        for hour, keys_scanned in ((0, 1), (1, 1), (23, 1)):
             Order.objects.update(placed_at=datetime(2024, 11, 3, hour, 59, 59, 999999))  # noqa: DTZ001
-            assert self.keys_looked_at(DayRegion) == looked
+            assert self.keys_looked_at(DayRegion) == keys_scanned
 
     @pytest.mark.parametrize(
         "column", ["slot", "status", "basket", "placed_at", "shipped_on", "product_id"]
@@ -1584,10 +1588,10 @@ class TestDeclared:
         someone = Order.objects.order_by().filter(paid=False).values("customer")
         return Customer.objects.filter(pk__in=someone).values(key=F("pk"), value=F("region"))
 
-    def looked(self, view: type[Any]) -> set[int | None]:
+    def keys_scanned(self, view: type[Any]) -> set[int | None]:
         refresh = run(view)
         assert view.verify().equal
-        return {each.looked if each.reason == "" else None for each in refresh.runs.all()}
+        return {each.keys_scanned if each.reason == "" else None for each in refresh.runs.all()}
 
     def test_nothing_declared_is_the_whole_view(self) -> None:
         view = self.view(self.with_open_orders)
@@ -1600,11 +1604,11 @@ class TestDeclared:
     def test_fields_that_are_the_key(self) -> None:
         view = self.view(self.with_open_orders, Order="customer")
         Order.objects.filter(customer=2).update(paid=True)
-        assert self.looked(view) == {1}
+        assert self.keys_scanned(view) == {1}
         Order.objects.filter(customer=1).update(customer=2)
-        assert self.looked(view) == {2}
+        assert self.keys_scanned(view) == {2}
         Order.objects.all().delete()
-        assert self.looked(view) == {2}
+        assert self.keys_scanned(view) == {2}
         assert not view.objects.exists()
 
     def test_a_callable_is_given_the_rows_that_are_there(self) -> None:
@@ -1614,10 +1618,10 @@ class TestDeclared:
         new = Customer.objects.create(pk=4, name="4", region_id=1)
         run(view)
         order(new.pk)
-        assert self.looked(view) == {1}
+        assert self.keys_scanned(view) == {1}
         assert view.objects.filter(key=4).exists()
         Order.objects.filter(customer=4).delete()
-        assert self.looked(view) == {None}
+        assert self.keys_scanned(view) == {None}
         assert not view.objects.filter(key=4).exists()
 
     def test_a_callable_that_gives_no_keys_fails_the_refresh(self) -> None:
@@ -1674,9 +1678,9 @@ class TestDeclared:
         assert view.is_fresh()
         Order.objects.update(slot=3)
         assert not view.is_fresh()
-        assert self.looked(view) == {None}
+        assert self.keys_scanned(view) == {None}
         Tag.objects.create(pk=2, label="second")
-        assert self.looked(view) == {None}
+        assert self.keys_scanned(view) == {None}
         assert set(view.objects.values_list("value", flat=True)) == {6}
         assert view.is_fresh()
 

@@ -374,7 +374,7 @@ def found(**values: Any) -> Verification:
         in_source={"key": 1, **dict.fromkeys(values)},
     )
     return Verification(
-        label=LABEL, view_id=1, looked=1, missing=0, differing=1, surplus=0,
+        label=LABEL, view_id=1, rows_compared=1, missing=0, differing=1, surplus=0,
         examples=(difference,), repaired=None, sample=None,
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ class VerificationShown:
         """How much of the view."""
         sample = self.found["sample"]
         extent = f"a sample of about {counted(sample, 'key')}" if sample else "all"
-        return f"{counted(self.found['looked'], 'row')}, {extent}"
+        return f"{counted(self.found['rows_compared'], 'row')}, {extent}"
 
     @property
     def differences(self) -> str:

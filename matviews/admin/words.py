@@ -63,13 +63,13 @@ def rows_in_words(count: RowCount | None) -> str:
 
 
 def written(runs: Collection[PhaseRun]) -> str:
-    """What the runs of a phase did: rows and batches, and the keys looked through or, where there
+    """What the runs of a phase did: rows and batches, and the keys checked or, where there
     are none, rows per second of all together.
     """
     rows, batches = sum(run.rows for run in runs), sum(run.batches for run in runs)
     wrote = f"{counted(rows, 'row')} in {counted(batches, 'batch')}"
-    if looked := sum(run.looked for run in runs):
-        return f"{wrote}, {counted(looked, 'key')} looked through"
+    if keys_scanned := sum(run.keys_scanned for run in runs):
+        return f"{wrote}, {counted(keys_scanned, 'key')} checked"
     rate = sum(run.rate for run in runs if run.rate)
     return f"{wrote}, {rate:,.0f} rows per second" if rate else wrote
 

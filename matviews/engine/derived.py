@@ -63,14 +63,14 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
     if plan.path.staged and not run.stage:
         _stage(work, run, plan)
     phase = Phase(run.phase)
-    filled = tuple((low, high) for low, high in run.filled)
-    walk = Walk(cursor=run.cursor, filled=filled)
+    inserted_ranges = tuple((low, high) for low, high in run.inserted_ranges)
+    walk = Walk(cursor=run.cursor, inserted_ranges=inserted_ranges)
     if plan.path.staged and not run.stage:
         walked = plan.walker().step_whole(phase, walk)
     else:
         walked = plan.walker(run.stage).step(phase, walk, limit)
-    run.filled = list(walked.filled)
-    run.looked += walked.looked
+    run.inserted_ranges = list(walked.inserted_ranges)
+    run.keys_scanned += walked.keys_scanned
     return Batch(walked.rows, walked.cursor)
 
 
@@ -90,7 +90,7 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
     load_keys(taken)
     keys = [key for each in taken for key in each.keys or ()][done : done + limit]
     rows = work.walker.step_keys(Phase(run.phase), keys)
-    run.looked += len(keys)
+    run.keys_scanned += len(keys)
     if left < 0:
         return Batch(rows, [taken[-1].pk, taken[-1].count + left])
     return Batch(rows, [dirty[0].pk, 0] if dirty else None)
@@ -118,10 +118,10 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
             f"else make it give the same query in every process."
         )
     left = _left_by_others(work, run, plan)
-    run.fingerprint, run.cursor, run.looked = plan.fingerprint, None, 0
+    run.fingerprint, run.cursor, run.keys_scanned = plan.fingerprint, None, 0
     begin_tracked(work, run)
     if run.since is None:
-        run.filled, run.stage = left
+        run.inserted_ranges, run.stage = left
         if not plan.path.staged and not run.stage:
             plan = _checked(run, plan)
     else:
@@ -139,14 +139,16 @@ def _checked(run: PhaseRun, plan: Plan) -> Plan:
 
 def _left_by_others(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object], str]:
     """What other runs of the refresh have filled, and their staging table if it is the refresh's."""
-    filled: list[object] = []
+    inserted_ranges: list[object] = []
     stage = ""
     for other in work.runs:
         leader: PhaseRun = other.merged_into or other
         if other.refresh_id == run.refresh_id and leader.fingerprint == plan.fingerprint:
-            filled = leader.filled if leader.phase == Phase.INSERT else filled
+            inserted_ranges = (
+                leader.inserted_ranges if leader.phase == Phase.INSERT else inserted_ranges
+            )
             stage = other.stage or stage
-    return filled, stage
+    return inserted_ranges, stage
 
 
 def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:

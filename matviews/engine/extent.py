@@ -16,7 +16,7 @@ class Extent:
     Attributes:
         unit: what is counted: "row", or "key" where phases are derived from `source()`, which
             mostly look and seldom write.
-        done: rows written or keys looked through.
+        done: rows written or keys checked.
         total: how many of them there will be in the end; None if nobody has estimated that, or the
             estimate was too low.
         rows: rows written.
@@ -40,8 +40,8 @@ class Extent:
         written = f", {counted(self.rows, 'row')} written" if self.unit == "key" else ""
         if self.total:
             return f"{self.done:,} of about {self.total:,} {self.unit}s{written}"
-        looked = " looked through" if self.unit == "key" else ""
-        return f"{counted(self.done, self.unit)}{looked}{written}"
+        checked = " checked" if self.unit == "key" else ""
+        return f"{counted(self.done, self.unit)}{checked}{written}"
 
 
 def extent_of(runs: Iterable[PhaseRun]) -> Extent:

@@ -183,8 +183,8 @@ class Step:
         if self.run.batch_size is None:
             last = self._last_run() if self.run.since is None else None
             self.run.pace = last.pace if last else {}
-            if last and last.looked and last.state == RunState.SUCCEEDED:
-                self.run.estimate = self.run.estimate or last.looked
+            if last and last.keys_scanned and last.state == RunState.SUCCEEDED:
+                self.run.estimate = self.run.estimate or last.keys_scanned
             self.run.batch_size = self._pinned or self._learnt_size
         return self.run.batch_size
 

@@ -36,7 +36,7 @@ class Verification:
     Attributes:
         label: the view.
         view_id: the primary key of its control.
-        looked: rows of the source that were compared.
+        rows_compared: rows of the source that were compared.
         missing, differing, surplus: keys that the view lacks, has with other values, has too much.
         examples: the first differences of each kind, with both values.
         repaired: rows written to mend them; None if that was not asked for.
@@ -46,7 +46,7 @@ class Verification:
 
     label: str
     view_id: int
-    looked: int
+    rows_compared: int
     missing: int
     differing: int
     surplus: int
@@ -94,11 +94,11 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
     if sample is not None and sample < 1:
         raise InvalidRequest(f"A sample has at least 1 key, not {sample!r}.")
     counts = dict.fromkeys(Kind, 0)
-    looked, repaired = 0, 0
+    rows_compared, repaired = 0, 0
     examples: list[Difference] = []
     for within in _ranges(definition, sample):
         found = compare(plan_of(definition, alias()).checked(), within, EXAMPLES)
-        looked += found.looked
+        rows_compared += found.rows_compared
         for kind, phase in PHASES.items():
             if phase in definition.options.phases:
                 room = EXAMPLES - sum(each.kind is kind for each in examples)
@@ -109,7 +109,7 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
     verification = Verification(
         label=definition.label,
         view_id=control.pk,
-        looked=looked,
+        rows_compared=rows_compared,
         missing=counts[Kind.MISSING],
         differing=counts[Kind.DIFFERING],
         surplus=counts[Kind.SURPLUS],
@@ -176,7 +176,7 @@ def _note(found: Verification) -> None:
     ViewControl.objects.filter(pk=found.view_id).update(
         verification={
             "at": now().isoformat(),
-            "looked": found.looked,
+            "rows_compared": found.rows_compared,
             "missing": found.missing,
             "differing": found.differing,
             "surplus": found.surplus,

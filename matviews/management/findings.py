@@ -21,7 +21,7 @@ WIDEST_VALUE = 60  # letters of a value that are shown to a person
 def verification_in_lines(found: Verification) -> Iterator[str]:
     """The outcome in one line, and the first differences of each kind in one each."""
     sample = f", a sample of about {counted(found.sample, 'key')}" if found.sample else ""
-    outcome = f"{counted(found.looked, 'row')} compared{sample}"
+    outcome = f"{counted(found.rows_compared, 'row')} compared{sample}"
     if found.null_keys:
         outcome += f"; {counted(found.null_keys, 'row')} left out, their key is NULL"
     if found.equal:
@@ -72,7 +72,7 @@ def verification_as_dict(found: Verification) -> dict[str, Any]:
     return {
         "view": found.label,
         "equal": found.equal,
-        "compared": found.looked,
+        "compared": found.rows_compared,
         "missing": found.missing,
         "differing": found.differing,
         "surplus": found.surplus,

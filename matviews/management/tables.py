@@ -283,7 +283,7 @@ def _run_as_dict(run: PhaseRun) -> dict[str, Any]:
         "shard": run.shard.number,
         "state": run.state,
         "rows": done.rows,
-        "looked": done.looked,
+        "keys_scanned": done.keys_scanned,
         "batches": done.batches,
         "seconds": round(done.seconds, 3),
         "full_pass": done.reason or None,

@@ -55,12 +55,12 @@ class Differences:
     """What a comparison has found.
 
     Attributes:
-        looked: rows of the source that were compared.
+        rows_compared: rows of the source that were compared.
         counts: how many keys differ, by kind.
         examples: the first ones of each kind.
     """
 
-    looked: int
+    rows_compared: int
     counts: dict[Kind, int]
     examples: tuple[Difference, ...]
 
@@ -97,9 +97,9 @@ def compare(plan: Plan, within: Range, examples: int) -> Differences:
         cursor.execute(*statement)
         rows = cursor.fetchall()
     counts = dict.fromkeys(Kind, 0) | {Kind(row[0]): int(row[1]) for row in rows if row[0]}
-    looked = next(int(row[1]) for row in rows if not row[0])
+    rows_compared = next(int(row[1]) for row in rows if not row[0])
     found = tuple(comparison.difference(row) for row in rows if row[0])
-    return Differences(looked=looked, counts=counts, examples=found)
+    return Differences(rows_compared=rows_compared, counts=counts, examples=found)
 
 
 class _Comparison:

@@ -23,15 +23,15 @@ class Walk:
     Attributes:
         cursor: the key after which the next window begins, None at the start and at the end.
         rows: rows written by the last batch.
-        looked: keys that the last batch has looked through, as far as that is known.
-        filled: ranges `[low, high]` of keys that the insert phase of this refresh has written
+        keys_scanned: keys that the last batch has scanned, as far as that is known.
+        inserted_ranges: ranges `[low, high]` of keys that the insert phase of this refresh has written
             where the view had nothing: the other phases have nothing to do there.
     """
 
     cursor: JsonKey = None
     rows: int = 0
-    looked: int = 0
-    filled: tuple[tuple[JsonKey, JsonKey], ...] = ()
+    keys_scanned: int = 0
+    inserted_ranges: tuple[tuple[JsonKey, JsonKey], ...] = ()
 
 
 class Walker:
@@ -54,7 +54,7 @@ class Walker:
             NotAdvancing: the walk does not get on.
         """
         if phase is Phase.UPDATE and not self.statements.written:
-            return replace(walk, cursor=None, rows=0, looked=0)
+            return replace(walk, cursor=None, rows=0, keys_scanned=0)
         if not self.statements.exact:
             return self.step_whole(phase, walk)
         if phase is Phase.INSERT:
@@ -67,15 +67,19 @@ class Walker:
         Raises:
             DatabaseError: what the database made of it.
         """
-        over = replace(walk, cursor=None, rows=0, looked=0)
-        if (None, None) in walk.filled or (phase is Phase.UPDATE and not self.statements.written):
+        over = replace(walk, cursor=None, rows=0, keys_scanned=0)
+        if (None, None) in walk.inserted_ranges or (
+            phase is Phase.UPDATE and not self.statements.written
+        ):
             return over
         everything = (None, None)
         empty = phase is Phase.INSERT and not self.statements.finds(
             self.statements.in_view(everything)
         )
         rows = self.statements.do(phase, everything, empty=empty)
-        return replace(over, rows=rows, looked=rows, filled=(everything,) if empty else ())
+        return replace(
+            over, rows=rows, keys_scanned=rows, inserted_ranges=(everything,) if empty else ()
+        )
 
     def step_keys(self, phase: Phase, keys: Sequence[Key]) -> int:
         """Do one batch of some keys; the rows that it wrote.
@@ -92,30 +96,36 @@ class Walker:
 
     def _insert(self, walk: Walk, limit: int) -> Walk:
         low = self._key(walk.cursor)
-        high, looked, lacking = self.statements.look_ahead(low, limit)
+        high, keys_scanned, lacking = self.statements.look_ahead(low, limit)
         cursor = self._json(high)
         if not lacking:
-            return replace(walk, cursor=cursor, rows=0, looked=looked)
+            return replace(walk, cursor=cursor, rows=0, keys_scanned=keys_scanned)
         empty = not self.statements.finds(self.statements.in_view((low, high)))
         rows = self.statements.do(Phase.INSERT, (low, high), empty=empty)
-        filled = _with_range(walk.filled, (walk.cursor, cursor)) if empty else walk.filled
-        return Walk(cursor=cursor, rows=rows, looked=looked, filled=filled)
+        inserted_ranges = (
+            _with_range(walk.inserted_ranges, (walk.cursor, cursor))
+            if empty
+            else walk.inserted_ranges
+        )
+        return Walk(
+            cursor=cursor, rows=rows, keys_scanned=keys_scanned, inserted_ranges=inserted_ranges
+        )
 
     def _change(self, phase: Phase, walk: Walk, limit: int) -> Walk:
         """The next rows of the view, held against the source."""
-        over = replace(walk, cursor=None, rows=0, looked=0)
-        if (None, None) in walk.filled:
+        over = replace(walk, cursor=None, rows=0, keys_scanned=0)
+        if (None, None) in walk.inserted_ranges:
             return over
         low = self._key(walk.cursor)
-        skipped = [(self._key(low), self._key(high)) for low, high in walk.filled]
-        high, looked, _lacking = self.statements.ahead_in_view(low, limit, skipped)
-        if not looked:
+        skipped = [(self._key(low), self._key(high)) for low, high in walk.inserted_ranges]
+        high, keys_scanned, _lacking = self.statements.ahead_in_view(low, limit, skipped)
+        if not keys_scanned:
             return over
         if skipped:  # else those of the ranges would be computed for nothing
             first = self.statements.first(low, skipped)
             low = self.statements.before(first) if first else low
         rows = self.statements.do(phase, (low, high), skipped)
-        return replace(walk, cursor=self._json(high), rows=rows, looked=looked)
+        return replace(walk, cursor=self._json(high), rows=rows, keys_scanned=keys_scanned)
 
     def _key(self, key: JsonKey) -> Key | None:
         return None if key is None else from_json(key)
