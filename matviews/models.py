@@ -346,11 +346,11 @@ class ViewShard(Bookkeeping):
     `announced_token`; once the token has moved past that, the batch is over. Before `watch_after`
     the shard is taken to be in good hands. `claims` counts the announcements, and never goes back.
 
-    What follows is of views whose changes are tracked: `changes` counts how often something has been
-    taken from the view's queue (drained), and `covered` says by phase up to which drain it has processed
-    all changes, and of which moment of the source its rows are: `[changes, moment]`. Without a moment
-    the next run has to look at all keys. What was taken up to `whole` may concern any key, for
-    `whole_reason`. `pending` has the time of the oldest change of drains that a phase has yet to
+    What follows is of views whose changes are tracked: `drain_number` counts how often something has been
+    taken from the view's queue (drained), and `checkpoints` says by phase up to which drain it has processed
+    all changes, and of which moment of the source its rows are: `[drain number, fingerprint]`. Without a moment
+    the next run has to look at all keys. What was taken up to `full_refresh_after` may concern any key, for
+    `full_refresh_reason`. `pending` has the time of the oldest change of drains that a phase has yet to
     process: `[[number, time], ...]`.
     """
 
@@ -364,11 +364,11 @@ class ViewShard(Bookkeeping):
     announced_token = models.BigIntegerField(default=0)
     attempts = models.PositiveIntegerField(default=0)
     claims = models.BigIntegerField(default=0)
-    changes = models.BigIntegerField(default=0)
-    whole = models.BigIntegerField(default=0)
-    whole_reason = models.CharField(max_length=255, blank=True)
+    drain_number = models.BigIntegerField(default=0)
+    full_refresh_after = models.BigIntegerField(default=0)
+    full_refresh_reason = models.CharField(max_length=255, blank=True)
     pending = models.JSONField(default=list)
-    covered = models.JSONField(default=dict)
+    checkpoints = models.JSONField(default=dict)
 
     objects = PrimaryManager["ViewShard"]()
 
@@ -452,8 +452,8 @@ class PhaseRun(Bookkeeping):
     What follows is of phases derived from `source()`: `keys_scanned` is the keys that the batches have scanned,
     `inserted_ranges` the ranges of keys that need nothing more in this refresh, `stage` the staging
     table, `fingerprint` the definition that the run works by, `restarts` how often that has changed,
-    `covers` what the shard's `covered` will say when it has succeeded, `since` the number of changes
-    after which it looks at dirty keys alone, None for a full pass, and `reason` why it is one.
+    `checkpoint` what the shard's `checkpoints` will say when it has succeeded, `dirty_after` the number of changes
+    after which it looks at dirty keys alone, None for a full refresh, and `full_refresh_reason` why it is one.
     """
 
     refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs", db_index=False)
@@ -473,9 +473,9 @@ class PhaseRun(Bookkeeping):
     stage = models.CharField(max_length=255, blank=True)
     fingerprint = models.CharField(max_length=64, blank=True)
     restarts = models.PositiveSmallIntegerField(default=0)
-    covers = models.JSONField(null=True)
-    since = models.BigIntegerField(null=True)
-    reason = models.CharField(max_length=255, blank=True)
+    checkpoint = models.JSONField(null=True)
+    dirty_after = models.BigIntegerField(null=True)
+    full_refresh_reason = models.CharField(max_length=255, blank=True)
     seconds = models.FloatField(default=0.0)
     failures = models.PositiveSmallIntegerField(default=0)
     caught_up = models.BooleanField(default=False)
@@ -617,11 +617,11 @@ class ViewChange(Bookkeeping):
 class DirtyKeys(Bookkeeping):
     """Keys of a view of which something has changed: what was taken from its queue at one time.
 
-    `number` is what the shard's `changes` said then. A phase that covers less has these keys to do.
+    `drain_number` is what the shard's `drain_number` said then. A phase whose checkpoint is before that has these keys to do.
     """
 
     shard = models.ForeignKey(ViewShard, models.CASCADE, related_name="dirty", db_constraint=False)
-    number = models.BigIntegerField()
+    drain_number = models.BigIntegerField()
     count = models.PositiveIntegerField()
     keys = models.JSONField()
 

@@ -74,7 +74,7 @@ def follows_changes() -> None:
     Order.objects.create(customer=Customer.objects.create(name="Ann"), price=1, paid=False)
     _run(engine.request(CustomerTotal))
     Order.objects.update(quantity=7)
-    reasons = {run.reason for run in _run(engine.request(CustomerTotal)).runs.all()}
+    reasons = {run.full_refresh_reason for run in _run(engine.request(CustomerTotal)).runs.all()}
     assert reasons == {""}, reasons
     assert CustomerTotal.verify().equal
 

@@ -77,7 +77,7 @@ class Kept:
         """Refresh the view; why its phases have looked at all keys, "" where they have not."""
         refresh = defining.run(self.View, **request)
         assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
-        return {run.reason for run in refresh.runs.all()}
+        return {run.full_refresh_reason for run in refresh.runs.all()}
 
     @property
     def rows(self) -> dict[Any, int]:

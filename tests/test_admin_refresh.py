@@ -189,7 +189,7 @@ def test_shards_are_told_apart(admin_client: Client) -> None:
 
     text = shown(admin_client, page_of(run(Sharded)))
 
-    assert all(f"ViewShard {shard.number} succeeded" in text for shard in control.shards.all())
+    assert all(f"Shard {shard.number} succeeded" in text for shard in control.shards.all())
 
 
 def test_errors_and_tracebacks_are_shown_as_text(admin_client: Client) -> None:

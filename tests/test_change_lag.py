@@ -80,7 +80,7 @@ class Oracle:
             if run.pk not in self.begun and began:
                 self.begun[run.pk] = before
                 self._build_on_others(run)
-            if run.since is not None:
+            if run.dirty_after is not None:
                 self.of_keys.add(run.pk)
             elif run.pk in self.of_keys:  # its keys are all by now
                 self.of_keys.remove(run.pk)
@@ -93,7 +93,7 @@ class Oracle:
 
     def _build_on_others(self, run: PhaseRun) -> None:
         """A full refresh leaves out what other runs of it have read: it has seen no more than they."""
-        if run.since is None and run.fingerprint:
+        if run.dirty_after is None and run.fingerprint:
             others = PhaseRun.objects.filter(refresh=run.refresh_id).select_related("merged_into")
             leaders = [each.merged_into or each for each in others]
             seen = [self.begun.get(each.pk) for each in leaders if each.fingerprint]
@@ -375,7 +375,7 @@ def one_mark_for_all(shard: ViewShard, logged_at: datetime, runs: Any) -> None:
     """As it once was: the time of the first change stays as long as later ones are pending."""
     add_drain(shard, logged_at, runs)
     first = min(moment for _number, moment in shard.pending)
-    shard.pending = [[shard.changes, first]]
+    shard.pending = [[shard.drain_number, first]]
 
 
 def now_is_when(enqueue: Callable[..., None]) -> Callable[..., None]:
@@ -392,7 +392,9 @@ def test_the_machine_finds_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(
             pending,
             "processed",
-            lambda shard, _phases: max((n for n, _moment in shard.covered.values()), default=-1),
+            lambda shard, _phases: max(
+                (n for n, _moment in shard.checkpoints.values()), default=-1
+            ),
         )
     with pytest.raises(FOUND):
         run(300, phases=[Stage.generate], derandomize=True, report_multiple_bugs=False)

@@ -320,7 +320,7 @@ def test_json_is_one_document_also_when_views_fail() -> None:
     assert [phase["phase"] for phase in whole["phases"]] == ["insert", "update", "delete"]
     assert {**whole["phases"][0], "seconds": 0} == {
         "phase": "insert", "shard": 0, "state": "succeeded", "rows": 0, "keys_scanned": 0,
-        "batches": 1, "seconds": 0, "full_pass": None, "error": "",
+        "batches": 1, "seconds": 0, "full_refresh_reason": None, "error": "",
     }  # fmt: skip
     assert "sample.Limited: insert: RuntimeError" in ran.err
 

@@ -97,7 +97,7 @@ def rebuilt(*views: type[Any]) -> None:
     for view in views:
         ViewControl.objects.filter(label=view._meta.label).update(paused=False)
         runs = list(run(view).runs.all())
-        assert {each.since for each in runs} == {None}
+        assert {each.dirty_after for each in runs} == {None}
         assert view.verify().equal
         assert run(view).runs.count() == 0
 
@@ -249,7 +249,7 @@ def test_rows_of_sources_alone_are_logged_as_any_write_is(shop: None) -> None:
     rows = serializers.serialize("json", Order.objects.all())
     load_rows(rows.replace('"quantity": 3', '"quantity": 5'))
     runs = run(CustomerTotal).runs.all()
-    assert None not in {each.since for each in runs}
+    assert None not in {each.dirty_after for each in runs}
     assert CustomerTotal.verify().equal
 
 
@@ -321,7 +321,7 @@ def test_no_row_of_bookkeeping_is_loaded(model: type[Any]) -> None:
 def test_flush_leaves_views_that_are_refreshed_and_changes_that_are_logged(shop: None) -> None:
     order(1)
     call_command("flush", interactive=False, verbosity=0)
-    assert ViewShard.objects.filter(view=control()).get().covered == {}
+    assert ViewShard.objects.filter(view=control()).get().checkpoints == {}
     Region.objects.create(pk=1, name="here")
     Product.objects.create(sku="a", name="a", price=2)
     Customer.objects.create(pk=1, name="1", region_id=1)
@@ -331,7 +331,7 @@ def test_flush_leaves_views_that_are_refreshed_and_changes_that_are_logged(shop:
     assert run(CustomerTotal).runs.count() == 0
     order(1)
     assert not CustomerTotal.is_fresh()
-    assert None not in {each.since for each in run(CustomerTotal).runs.all()}
+    assert None not in {each.dirty_after for each in run(CustomerTotal).runs.all()}
     assert CustomerTotal.verify().equal
 
 

@@ -82,7 +82,7 @@ def looked_at(view: type[Any], values: Iterable[Any]) -> int:
     refresh = defining.run(view)
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
     runs = refresh.runs.all()
-    assert {run.reason for run in runs} == {""}
+    assert {run.full_refresh_reason for run in runs} == {""}
     assert view.verify().equal
     return max(run.keys_scanned for run in runs)
 

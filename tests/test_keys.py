@@ -169,7 +169,7 @@ def test_keys_that_depends_on_finds_are_those_of_the_database() -> None:
 
         [run] = defining.run(View, phases=[Phase.UPDATE]).runs.all()
 
-        assert (run.reason, View._base_manager.get().total) == ("", 1)
+        assert (run.full_refresh_reason, View._base_manager.get().total) == ("", 1)
         changes.remove(engine.alias())
 
 

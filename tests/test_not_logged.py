@@ -168,7 +168,7 @@ class TestTheMaintenanceTask:
         assert message.startswith("changes are not logged, for triggers are missing or disabled")
         assert "--triggers install" in message
         assert message.endswith(f"table={TABLE} views={LABEL}")
-        assert {each.reason for each in run(view).runs.all()} == {
+        assert {each.full_refresh_reason for each in run(view).runs.all()} == {
             f"no triggers log all changes of {TABLE}"
         }
 
@@ -190,7 +190,7 @@ class TestTheMaintenanceTask:
         assert message.startswith("triggers were disabled or made anew")
         assert status().not_logged == ()
         refresh = run(view)
-        reasons = {each.reason for each in refresh.runs.all()}
+        reasons = {each.full_refresh_reason for each in refresh.runs.all()}
         assert reasons == {f"changes of {TABLE} were not logged before, or otherwise"}
 
     def test_leaves_alone_what_is_as_it_should_be(

@@ -124,7 +124,7 @@ def copy(shop: None) -> Iterator[None]:
 def is_rebuilt() -> None:
     """The next refresh is a full one, and right; so is what comes after it."""
     runs: list[Any] = list(run(CustomerTotal).runs.all())
-    assert {each.since for each in runs} == {None}
+    assert {each.dirty_after for each in runs} == {None}
     assert CustomerTotal.verify().equal
     incremental()
     assert CustomerTotal.verify().equal
@@ -152,5 +152,5 @@ def test_nothing_of_a_dump_is_believed(dumps: list[list[str]]) -> None:
         # and once `migrate` has run there, changes lead to their keys as before
         call_command("migrate", verbosity=0)
         run(CustomerTotal)
-        assert None not in {each.since for each in incremental().runs.all()}
+        assert None not in {each.dirty_after for each in incremental().runs.all()}
         assert CustomerTotal.verify().equal

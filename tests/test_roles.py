@@ -35,7 +35,7 @@ def run():
     refresh = engine.request(CustomerTotal)
     inline.run_to_end(refresh)
     refresh.refresh_from_db()
-    return refresh.state, refresh.error, {each.reason for each in refresh.runs.all()}
+    return refresh.state, refresh.error, {each.full_refresh_reason for each in refresh.runs.all()}
 
 print(run())
 Order.objects.create(price=2, paid=False)

@@ -57,7 +57,7 @@ def keys_looked_at(view: type[Any]) -> int:
     refresh = defining.run(view)
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
     runs = refresh.runs.all()
-    assert {each.reason for each in runs} == {""}
+    assert {each.full_refresh_reason for each in runs} == {""}
     return max(each.keys_scanned for each in runs)
 
 

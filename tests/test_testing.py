@@ -61,7 +61,7 @@ class InATestCase(TestCase):
     def test_a_tracked_view_looks_at_what_has_changed_alone(self) -> None:
         order(Customer.objects.create(name="Bob"))
         (refresh,) = refresh_views(CustomerTotal)
-        assert [run.since is not None for run in refresh.runs.all()] == [True, True, True]
+        assert [run.dirty_after is not None for run in refresh.runs.all()] == [True, True, True]
         assert CustomerTotal.objects.count() == 2
 
     def test_a_view_comes_after_those_that_it_reads_however_they_are_named(self) -> None:

@@ -81,7 +81,7 @@ def keys_of(view: type[Any], *writes: Callable[[], object]) -> list[int]:
         refresh = defining.run(view)
         assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
         runs = refresh.runs.all()
-        assert {each.reason for each in runs} == {""}
+        assert {each.full_refresh_reason for each in runs} == {""}
         [keys_scanned] = {each.keys_scanned for each in runs}
         counts.append(keys_scanned)
         assert view.verify().equal

@@ -103,8 +103,8 @@ def why(view: type[Any]) -> str:
     """Refresh a view, which has to look at all keys, and tell why."""
     refresh = run(view)
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
-    assert {each.since for each in refresh.runs.all()} == {None}
-    [reason] = {each.reason for each in refresh.runs.all()}
+    assert {each.dirty_after for each in refresh.runs.all()} == {None}
+    [reason] = {each.full_refresh_reason for each in refresh.runs.all()}
     return reason
 
 
@@ -548,7 +548,9 @@ class TestSharing:
 
         refresh = run(CustomerTotal)
 
-        assert {each.reason for each in refresh.runs.all()} == {"more than 1 changes were waiting"}
+        assert {each.full_refresh_reason for each in refresh.runs.all()} == {
+            "more than 1 changes were waiting"
+        }
         assert differences(CustomerTotal) == []
         assert not Change.objects.filter(table=Order._meta.db_table).exists()
 
@@ -642,7 +644,7 @@ class TestWhatForcesAFullPass:
 
         assert not CustomerTotal.is_fresh()
         assert problems() == [f"The triggers of {table}, which {readers(table)} reads, are not known to matviews."]  # fmt: skip
-        reasons = [each.reason for each in run(CustomerTotal).runs.order_by("pk")]
+        reasons = [each.full_refresh_reason for each in run(CustomerTotal).runs.order_by("pk")]
         assert reasons[0] == f"no triggers log all changes of {table}"
         assert "" not in reasons
         assert differences(CustomerTotal) == []
@@ -657,7 +659,7 @@ class TestWhatForcesAFullPass:
         execute("ALTER TABLE shapes_order ENABLE TRIGGER ALL")
 
         assert not CustomerTotal.is_fresh()
-        assert "" not in [each.reason for each in run(CustomerTotal).runs.all()]
+        assert "" not in [each.full_refresh_reason for each in run(CustomerTotal).runs.all()]
         assert differences(CustomerTotal) == []
         at_rest(CustomerTotal)
 
@@ -708,7 +710,7 @@ class TestWhatForcesAFullPass:
 
         engine.sync_controls()
 
-        assert ViewShard.objects.get(view=shard.view_id).covered == {}
+        assert ViewShard.objects.get(view=shard.view_id).checkpoints == {}
         assert why(CustomerTotal) == "it has not succeeded since changes are tracked"
 
 
@@ -740,7 +742,7 @@ class TestKeys:
         refresh = run(view, **options)
         assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
         runs = refresh.runs.filter(batches__gt=0)
-        assert all(each.since is not None for each in runs)
+        assert all(each.dirty_after is not None for each in runs)
         return {each.phase: each.keys_scanned for each in runs}
 
     def test_only_what_changed_is_looked_at(self) -> None:
@@ -807,7 +809,7 @@ class TestKeys:
         refresh = closed[closed.index(first)]
         assert refresh.state == RefreshState.SUCCEEDED
         assert differences(CustomerTotal) == []
-        assert refresh.runs.get().reason == "all keys were marked as dirty"
+        assert refresh.runs.get().full_refresh_reason == "all keys were marked as dirty"
 
     def test_a_phase_that_ends_late_leaves_no_key_to_nobody(self) -> None:
         # given a first build of which the last phase is to come: it leaves out what the first has filled
@@ -1100,7 +1102,7 @@ class TestKeysOfSeveralTables:
 
     def keys_looked_at(self, view: type[Any]) -> int:
         refresh = run(view)
-        assert {each.since for each in refresh.runs.all()} != {None}
+        assert {each.dirty_after for each in refresh.runs.all()} != {None}
         assert differences(view) == []
         assert view.is_fresh()
         return max(each.keys_scanned for each in refresh.runs.all())
@@ -1591,7 +1593,10 @@ class TestDeclared:
     def keys_scanned(self, view: type[Any]) -> set[int | None]:
         refresh = run(view)
         assert view.verify().equal
-        return {each.keys_scanned if each.reason == "" else None for each in refresh.runs.all()}
+        return {
+            each.keys_scanned if each.full_refresh_reason == "" else None
+            for each in refresh.runs.all()
+        }
 
     def test_nothing_declared_is_the_whole_view(self) -> None:
         view = self.view(self.with_open_orders)
@@ -1749,7 +1754,9 @@ class TestWhatAPersonSees:
         page = reverse("admin:matviews_refresh_change", args=[refresh.pk])
 
         [entry] = json.loads(capsys.readouterr().out)["views"]
-        assert {each["full_pass"] for each in entry["phases"]} == {"all keys were marked as dirty"}
+        assert {each["full_refresh_reason"] for each in entry["phases"]} == {
+            "all keys were marked as dirty"
+        }
         assert admin_client.get(page).content.decode().count("all keys were marked as dirty") == 3
 
     def test_the_page_of_a_refresh_for_which_nothing_had_changed(

@@ -145,7 +145,7 @@ class Histories:
                     note(f"{write}")
                     write(shop)
                 refresh = _refresh(view, batch_size, kill)
-                self.by_keys += refresh.runs.exclude(since=None).filter(batches__gt=0).count()
+                self.by_keys += refresh.runs.exclude(dirty_after=None).filter(batches__gt=0).count()
                 assert differences(view) == []
 
         history()

@@ -39,7 +39,7 @@ def contents(view: type[Any]) -> dict[int, int | None]:
     """Refresh a view, which has to look at all keys; its rows."""
     refresh = defining.run(view)
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
-    (reason,) = {each.reason for each in refresh.runs.all()}
+    (reason,) = {each.full_refresh_reason for each in refresh.runs.all()}
     assert reason in (
         f"no triggers log all changes of {view.source().model._meta.db_table}",
         "made_rows.id is without a type in the database, and bigint in its model",  # if virtual

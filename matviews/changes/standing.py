@@ -26,7 +26,7 @@ class Standing(NamedTuple):
         enabled: as the control has it.
         complete: whether all changes that count are logged, and none waits to be taken.
         refreshing: whether a refresh of it is open.
-        claims, changes, covered: as its shard has them.
+        claims, drain_number, checkpoints: as its shard has them.
     """
 
     view_id: int
@@ -34,12 +34,12 @@ class Standing(NamedTuple):
     complete: bool
     refreshing: bool
     claims: int
-    changes: int
-    covered: dict[str, list[Any]]
+    drain_number: int
+    checkpoints: dict[str, list[Any]]
 
 
 def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
-    """Read it: the log, the queue, the triggers and what is covered; None if nothing is known.
+    """Read it: the log, the queue, the triggers and the checkpoints; None if nothing is known.
 
     At one moment, for a change is in the log, then in the queue, then counted by the shard.
     """
@@ -52,7 +52,7 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
     marks = ", ".join(["%s"] * len(tables))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT control.id, control.enabled, shard.changes, shard.covered, "
+            f"SELECT control.id, control.enabled, shard.drain_number, shard.checkpoints, "
             f"EXISTS (SELECT 1 FROM {log} WHERE {table} IN ({marks})) "
             f"OR EXISTS (SELECT 1 FROM {queue} WHERE view_id = control.id), "
             f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), shard.claims, "
@@ -63,7 +63,7 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
         rows = cursor.fetchall()
     if len(rows) != len(tables) or not rows:
         return None
-    view_id, enabled, changes, covered, waiting, refreshing, claims, *_record = rows[0]
+    view_id, enabled, drain_number, checkpoints, waiting, refreshing, claims, *_record = rows[0]
     logged = all(
         is_tracked(record, view_id, tracking.tables[record.table], present)
         for record, present in (read_record(row[7:]) for row in rows)
@@ -74,8 +74,8 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
         complete=logged and not waiting,
         refreshing=bool(refreshing),
         claims=claims,
-        changes=changes,
-        covered=json.loads(covered),
+        drain_number=drain_number,
+        checkpoints=json.loads(checkpoints),
     )
 
 

@@ -58,7 +58,7 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
     plan = work.plan
     if run.fingerprint != plan.fingerprint or _lost_keys(work, run):
         plan = _start(work, run, plan)
-    if run.since is not None:
+    if run.dirty_after is not None:
         return _do_dirty(work, run, limit)
     if plan.path.staged and not run.stage:
         _stage(work, run, plan)
@@ -98,18 +98,22 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
 
 def _lost_keys(work: Work, run: PhaseRun) -> bool:
     """Whether the dirty keys of a run were forgotten on its way: other changes concern all keys since."""
-    return run.since is not None and run.since < work.shard.whole
+    return run.dirty_after is not None and run.dirty_after < work.shard.full_refresh_after
 
 
 def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
     """Begin a run, or begin it again: its definition or its keys have changed on the way; by which plan."""
     if _lost_keys(work, run):
-        run.since, run.reason, run.estimate = None, work.shard.whole_reason, None
+        run.dirty_after, run.full_refresh_reason, run.estimate = (
+            None,
+            work.shard.full_refresh_reason,
+            None,
+        )
         logger.info("all keys are dirty view=%s phase=%s", work.shard.view.label, run.phase)
     if run.fingerprint not in ("", plan.fingerprint) and run.batches:
         run.restarts += 1
-        run.since = None
-        run.covers = run.covers and [run.covers[0], None]
+        run.dirty_after = None
+        run.checkpoint = run.checkpoint and [run.checkpoint[0], None]
         logger.info("definition changed view=%s phase=%s", work.shard.view.label, run.phase)
     if run.restarts > MOST_RESTARTS:
         raise InvalidView(
@@ -120,7 +124,7 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
     left = _left_by_others(work, run, plan)
     run.fingerprint, run.cursor, run.keys_scanned = plan.fingerprint, None, 0
     begin_tracked(work, run)
-    if run.since is None:
+    if run.dirty_after is None:
         run.inserted_ranges, run.stage = left
         if not plan.path.staged and not run.stage:
             plan = _checked(run, plan)
@@ -133,7 +137,7 @@ def _checked(run: PhaseRun, plan: Plan) -> Plan:
     """The plan, or one that is staged, where the database's columns are not what the models say."""
     checked = plan.checked()
     if checked is not plan:
-        run.reason = short(checked.path.reason)
+        run.full_refresh_reason = short(checked.path.reason)
     return checked
 
 

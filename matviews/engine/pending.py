@@ -21,20 +21,20 @@ def utc(moment: datetime) -> datetime:
 
 def processed(shard: ViewShard, phases: Iterable[str]) -> int:
     """The number of the last drain that all of these phases have passed, -1 if one never succeeded."""
-    return min((shard.covered.get(phase, (-1, None))[0] for phase in phases), default=-1)
+    return min((shard.checkpoints.get(phase, (-1, None))[0] for phase in phases), default=-1)
 
 
 def add_drain(shard: ViewShard, logged_at: datetime, runs: Iterable[PhaseRun]) -> None:
-    """Note the drain that has just taken the number `shard.changes`; its oldest change was logged at a time.
+    """Note the drain that has just taken the number `shard.drain_number`; its oldest change was logged at a time.
 
     Drains that can only be passed together are kept as one, so that the list stays short however long a
     phase does not run. Phases stop at what they have passed, and at what one of the `runs` is to pass.
     """
-    stops = {number for number, _moment in shard.covered.values()}
+    stops = {number for number, _moment in shard.checkpoints.values()}
     leaders = (run.merged_into or run for run in runs)
-    stops |= {run.covers[0] for run in leaders if run.covers} | {shard.changes}
+    stops |= {run.checkpoint[0] for run in leaders if run.checkpoint} | {shard.drain_number}
     kept: dict[int, datetime] = {}
-    for number, moment in [*_times(shard), (shard.changes, utc(logged_at))]:
+    for number, moment in [*_times(shard), (shard.drain_number, utc(logged_at))]:
         stop = min(each for each in stops if each >= number)
         kept[stop] = min(moment, kept.get(stop, moment))
     shard.pending = [[stop, moment.isoformat()] for stop, moment in sorted(kept.items())]

@@ -289,7 +289,7 @@ def _is_past(definition: ViewDefinition, control: Any, sources: _Sources) -> boo
     except (InvalidView, DatabaseError):
         return True
     covered = [
-        shard.covered.get(phase)
+        shard.checkpoints.get(phase)
         for shard in control.shards.all()
         for phase in definition.options.phases
     ]

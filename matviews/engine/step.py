@@ -98,7 +98,7 @@ class Step:
     def ends_at_once(self) -> bool:
         """Whether the run is over with its next batch, as all that it has to look at is few keys."""
         run = self.run
-        if run.since is None or run.batches or run.failures:
+        if run.dirty_after is None or run.batches or run.failures:
             return False
         return count_keys(dirty_keys(self.work, run)) <= self.limit()
 
@@ -168,7 +168,9 @@ class Step:
     def limit(self) -> int:
         """Rows that the batch may write: halved for each worker that it has taken down."""
         limit = halved(self._size(), self._kills, self._floor)
-        return limit if self.run.since is None else min(limit, self.work.plan.dialect.most_keys)
+        return (
+            limit if self.run.dirty_after is None else min(limit, self.work.plan.dialect.most_keys)
+        )
 
     @property
     def _kills(self) -> int:
@@ -181,7 +183,7 @@ class Step:
     def _size(self) -> int:
         """Rows that the run's next batch may write; at its start, what the runs before learnt."""
         if self.run.batch_size is None:
-            last = self._last_run() if self.run.since is None else None
+            last = self._last_run() if self.run.dirty_after is None else None
             self.run.pace = last.pace if last else {}
             if last and last.keys_scanned and last.state == RunState.SUCCEEDED:
                 self.run.estimate = self.run.estimate or last.keys_scanned
@@ -191,13 +193,13 @@ class Step:
     def _last_run(self) -> PhaseRun | None:
         """The last one that says something of what a batch of so many rows or keys costs."""
         runs = PhaseRun.objects.filter(shard=self.run.shard_id, phase=self.phase, batches__gt=0)
-        return runs.filter(since=None).order_by("-pk").first()
+        return runs.filter(dirty_after=None).order_by("-pk").first()
 
     @property
     def _learnt_size(self) -> int:
         settings = get_settings()
         start = settings.BATCH_SIZE_INITIAL * (FIRST_WINDOW if self.hooks.do_derived else 1)
-        if self.run.since is not None:
+        if self.run.dirty_after is not None:
             start = settings.BATCH_SIZE_INITIAL * FIRST_KEYS
         size: int = self.run.pace.get("size", start)
         return max(settings.BATCH_SIZE_MIN, min(settings.BATCH_SIZE_MAX, size))
@@ -253,7 +255,7 @@ class Step:
             self.run.move_to(state)
             self.work.touch(self.run)
             return
-        if state is RunState.SUCCEEDED and self.run.covers:
+        if state is RunState.SUCCEEDED and self.run.checkpoint:
             end_tracked(self.work, self.run)
         error = self._standstill() if state is RunState.NOT_CONVERGING else ""
         self.work.end(self.run, state, error=error)

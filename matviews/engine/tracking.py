@@ -59,7 +59,9 @@ LONGEST_REASON = 255  # characters
 # frozen, and then seconds.
 PAUSES = tuple(0.01 * 2**number for number in range(8))
 
-Covers = list[Any] | None  # as in `ViewShard.covered`; None where changes are not tracked at all
+Checkpoint = (
+    list[Any] | None
+)  # as in `ViewShard.covered`; None where changes are not tracked at all
 
 
 def collect_changes() -> None:
@@ -151,38 +153,38 @@ def needs_pass(work: Work, run: PhaseRun) -> bool:
         ChangesLogged: the log is to be moved before this can be told.
         InvalidView: `source()` cannot be derived from.
     """
-    if work.claimed is None:
-        work.claimed = _claim(work)
-    run.covers, run.reason = work.claimed
-    run.reason = run.reason or _whole(work, run)
-    run.since = None if run.reason else work.shard.covered[run.phase][0]
-    if run.since is None or dirty_keys(work, run):
+    if work.checkpoint is None:
+        work.checkpoint = _claim(work)
+    run.checkpoint, run.full_refresh_reason = work.checkpoint
+    run.full_refresh_reason = run.full_refresh_reason or _whole(work, run)
+    run.dirty_after = None if run.full_refresh_reason else work.shard.checkpoints[run.phase][0]
+    if run.dirty_after is None or dirty_keys(work, run):
         return True
     end_tracked(work, run)
     return False
 
 
-def _claim(work: Work) -> tuple[Covers, str]:
+def _claim(work: Work) -> tuple[Checkpoint, str]:
     """What a pass that begins in this batch will cover, and why it has to be a full one, if that is known."""
     tracking, shard = changes.tracking_of(work.plan), work.shard
     if tracking.reason:
         changes.take(shard.view_id)  # each pass is a full one, whatever somebody has marked
-        if shard.covered or shard.pending:  # of a time when changes were tracked
-            shard.covered, shard.pending, work.marks = {}, [], True
+        if shard.checkpoints or shard.pending:  # of a time when changes were tracked
+            shard.checkpoints, shard.pending, work.marks = {}, [], True
         return None, short(tracking.reason)
     if work.logged:
         raise ChangesLogged(tracking.tables.keys(), work.logged)
     if taken := changes.take(shard.view_id):
         _dirty(work)
-        shard.changes += 1
+        shard.drain_number += 1
         work.marks = True
         add_drain(shard, min(each.logged_at for each in taken), work.runs)
         _note_dirty(work, taken)
     if lacking := changes.untracked_tables(shard.view_id, tracking, alias()):
         changes.forget_gone(alias())
         no_triggers = f"no triggers log all changes of {', '.join(sorted(lacking))}"
-        return [shard.changes, None], short(work.plan.mismatch() or no_triggers)
-    return [shard.changes, work.plan.moment], ""
+        return [shard.drain_number, None], short(work.plan.mismatch() or no_triggers)
+    return [shard.drain_number, work.plan.moment], ""
 
 
 def short(reason: str) -> str:
@@ -199,14 +201,14 @@ def _note_dirty(work: Work, taken: Collection[Taken]) -> None:
     if many:
         keys, reason, many = resolve(plan, taken, _most_dirty(plan) - waiting, stages)
     if keys is None:
-        shard.whole, shard.whole_reason = shard.changes, short(reason)
+        shard.full_refresh_after, shard.full_refresh_reason = shard.drain_number, short(reason)
         _forget(kept)
         work.dirty = []
         return
     found = list(keys)
     for at in range(0, len(found), PART):
         part = found[at : at + PART]
-        kept.append(Dirty(number=shard.changes, count=len(part), keys=part))
+        kept.append(Dirty(drain_number=shard.drain_number, count=len(part), keys=part))
 
 
 def _staged(work: Work) -> list[PhaseRun]:
@@ -226,11 +228,11 @@ def _most_dirty(plan: Plan) -> int:
 def _whole(work: Work, run: PhaseRun) -> str:
     """Why a phase has to look at all keys, "" if the dirty ones are all that it has to do."""
     shard = work.shard
-    if run.phase not in shard.covered:
+    if run.phase not in shard.checkpoints:
         return "it has not succeeded since changes are tracked"
-    number, moment = shard.covered[run.phase]
-    if number < shard.whole:
-        return shard.whole_reason
+    number, moment = shard.checkpoints[run.phase]
+    if number < shard.full_refresh_after:
+        return shard.full_refresh_reason
     if moment != work.plan.moment or number < 0:
         return "source() is another query than when it last succeeded, or has other dates"
     return ""
@@ -241,19 +243,21 @@ def distrust_dirty(work: Work, run: PhaseRun) -> None:
 
     As where a column has got another type, which cannot have the logged values.
     """
-    if run.phase in work.shard.covered:
-        number = work.shard.changes + 1
+    if run.phase in work.shard.checkpoints:
+        number = work.shard.drain_number + 1
         reason = "the database could not read a dirty key, or compute its row"
         ViewShard.objects.filter(pk=work.shard.pk).update(
-            changes=number, whole=number, whole_reason=reason
+            drain_number=number, full_refresh_after=number, full_refresh_reason=reason
         )
 
 
 def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
     """The dirty keys that a run has to do, in the order of their primary keys."""
-    assert run.covers is not None
-    assert run.since is not None
-    return [each for each in _dirty(work) if run.since < each.number <= run.covers[0]]
+    assert run.checkpoint is not None
+    assert run.dirty_after is not None
+    return [
+        each for each in _dirty(work) if run.dirty_after < each.drain_number <= run.checkpoint[0]
+    ]
 
 
 def count_keys(dirty: Iterable[Dirty]) -> int:
@@ -262,11 +266,11 @@ def count_keys(dirty: Iterable[Dirty]) -> int:
 
 
 def _dirty(work: Work) -> list[Dirty]:
-    if work.dirty is None and _done(work) == work.shard.changes:
+    if work.dirty is None and _done(work) == work.shard.drain_number:
         work.dirty = []  # each was forgotten with the last phase that had it to do
     if work.dirty is None:
         rows = DirtyKeys.objects.filter(shard=work.shard).order_by("pk")
-        names = ("pk", "number", "count")
+        names = ("pk", "drain_number", "count")
         work.dirty = [
             Dirty(**dict(zip(names, row, strict=True))) for row in rows.values_list(*names)
         ]
@@ -290,7 +294,7 @@ def save_dirty(work: Work) -> None:
         if each.pk is None:
             keys = list(map(to_json, each.keys or ()))
             each.pk = DirtyKeys.objects.create(
-                shard=shard, number=each.number, keys=keys, count=each.count
+                shard=shard, drain_number=each.drain_number, keys=keys, count=each.count
             ).pk
 
 
@@ -298,9 +302,9 @@ def save_tracked(work: Work) -> None:
     """Save what a batch has found out about changes, in its transaction, and forget what is done."""
     shard = work.shard
     done = _done(work)
-    _forget(each for each in work.dirty or () if each.number <= done)
+    _forget(each for each in work.dirty or () if each.drain_number <= done)
     if work.dirty:
-        work.dirty = [each for each in work.dirty if each.number > done]
+        work.dirty = [each for each in work.dirty if each.drain_number > done]
         save_dirty(work)
     if work.marks:
         changed = {name: getattr(shard, name) for name in _OF_CHANGES}
@@ -313,11 +317,13 @@ def _done(work: Work) -> int:
     At most the least that a run of an open refresh covers. A phase that has never succeeded covers only what
     the phases before it in its refresh do, and needs the keys of every later change.
     """
-    covers: list[int] = [run.covers[0] for run in work.runs if run.covers]
-    return min([processed(work.shard, work.shard.covered), *covers])
+    covers: list[int] = [run.checkpoint[0] for run in work.runs if run.checkpoint]
+    return min([processed(work.shard, work.shard.checkpoints), *covers])
 
 
-_OF_CHANGES = ("changes", "whole", "whole_reason", "pending", "covered")
+_OF_CHANGES = (
+    "drain_number", "full_refresh_after", "full_refresh_reason", "pending", "checkpoints",
+)  # fmt: skip
 
 
 def begin_tracked(work: Work, run: PhaseRun) -> None:
@@ -326,24 +332,26 @@ def begin_tracked(work: Work, run: PhaseRun) -> None:
     A full pass builds on what other runs of its refresh have found, and covers no more than they do.
     """
     shard, moment = work.shard, work.plan.moment
-    if run.since is None and run.covers:
+    if run.dirty_after is None and run.checkpoint:
         leaders = [
             other.merged_into or other for other in work.runs if other.refresh_id == run.refresh_id
         ]
-        run.covers = _least(
-            each.covers for each in leaders if each is run or each.fingerprint == run.fingerprint
+        run.checkpoint = _least(
+            each.checkpoint
+            for each in leaders
+            if each is run or each.fingerprint == run.fingerprint
         )
     # Rows of another moment may go with this run, even if it does not come to its end.
     covered = {
         phase: [number, known if known == moment else None]
-        for phase, (number, known) in shard.covered.items()
+        for phase, (number, known) in shard.checkpoints.items()
     }
-    if covered != shard.covered:
-        shard.covered = covered
+    if covered != shard.checkpoints:
+        shard.checkpoints = covered
         work.marks = True
 
 
-def _least(several: Iterable[Covers]) -> Covers:
+def _least(several: Iterable[Checkpoint]) -> Checkpoint:
     numbers, moments = zip(*(covers or (-1, None) for covers in several), strict=True)
     return [min(numbers), moments[0] if len(set(moments)) == 1 else None]
 
@@ -355,15 +363,15 @@ def end_tracked(work: Work, run: PhaseRun) -> None:
     known of phases that the view no longer has would hold up the others for ever.
     """
     shard, definition = work.shard, work.definition
-    if run.covers is None or definition is None:
+    if run.checkpoint is None or definition is None:
         return
     _dirty(work)  # to be forgotten, as far as they are done
-    number, moment = run.covers
-    staged = (each.covers[0] if each.covers else -1 for each in _staged(work))
+    number, moment = run.checkpoint
+    staged = (each.checkpoint[0] if each.checkpoint else -1 for each in _staged(work))
     covers = [min([number, *staged]), moment if moment == work.plan.moment else None]
-    covered = {**shard.covered, run.phase: covers}
+    covered = {**shard.checkpoints, run.phase: covers}
     phases = definition.options.phases
-    shard.covered = {phase: covered[phase] for phase in phases if phase in covered}
+    shard.checkpoints = {phase: covered[phase] for phase in phases if phase in covered}
     drop_processed(shard, phases)
     work.marks = True
 
@@ -388,7 +396,9 @@ def look(definition: ViewDefinition, phases: Collection[Phase]) -> tuple[Standin
     stands = None if tracking.reason else changes.standing(definition.label, tracking, alias())
     if stands is None:
         return None, False
-    covered = (stands.covered.get(each) == [stands.changes, plan.moment] for each in phases)
+    covered = (
+        stands.checkpoints.get(each) == [stands.drain_number, plan.moment] for each in phases
+    )
     return stands, stands.complete and all(covered)
 
 

@@ -49,12 +49,12 @@ class Dirty:
     """A part of the keys that were dirty at one time, as in `DirtyKeys`.
 
     Attributes:
-        number, count: as there.
+        drain_number, count: as there.
         keys: the keys, where they are at hand.
         pk: the primary key there, once they are saved.
     """
 
-    number: int
+    drain_number: int
     count: int
     keys: list[Key] | None = None
     pk: int | None = None
@@ -76,7 +76,7 @@ class Work:
         touched: the runs that this batch has changed.
         logged: the primary key of the newest entry in the log of the triggers; 0 if there is none, or
             what counts of it has been moved.
-        claimed: what a pass that begins in this batch covers, and why it covers nothing, once its queue
+        checkpoint: what a pass that begins in this batch covers, and why it covers nothing, once its queue
             was taken.
         dirty: the dirty keys of the shard, once they are known; those not yet saved have no primary key.
         marks: whether what the shard says of changes is to be saved.
@@ -92,7 +92,7 @@ class Work:
     runs: list[PhaseRun] = field(default_factory=list)
     touched: list[PhaseRun] = field(default_factory=list)
     logged: int = 0
-    claimed: tuple[list[Any] | None, str] | None = None
+    checkpoint: tuple[list[Any] | None, str] | None = None
     dirty: list[Dirty] | None = None
     marks: bool = False
 

@@ -286,6 +286,6 @@ def _run_as_dict(run: PhaseRun) -> dict[str, Any]:
         "keys_scanned": done.keys_scanned,
         "batches": done.batches,
         "seconds": round(done.seconds, 3),
-        "full_pass": done.reason or None,
+        "full_refresh_reason": done.full_refresh_reason or None,
         "error": run.error,
     }

@@ -276,11 +276,11 @@ class Migration(migrations.Migration):
                 ("announced_token", models.BigIntegerField(default=0)),
                 ("attempts", models.PositiveIntegerField(default=0)),
                 ("claims", models.BigIntegerField(default=0)),
-                ("changes", models.BigIntegerField(default=0)),
-                ("whole", models.BigIntegerField(default=0)),
-                ("whole_reason", models.CharField(blank=True, max_length=255)),
+                ("drain_number", models.BigIntegerField(default=0)),
+                ("full_refresh_after", models.BigIntegerField(default=0)),
+                ("full_refresh_reason", models.CharField(blank=True, max_length=255)),
                 ("pending", models.JSONField(default=list)),
-                ("covered", models.JSONField(default=dict)),
+                ("checkpoints", models.JSONField(default=dict)),
                 (
                     "view",
                     models.ForeignKey(
@@ -337,9 +337,9 @@ class Migration(migrations.Migration):
                 ("stage", models.CharField(blank=True, max_length=255)),
                 ("fingerprint", models.CharField(blank=True, max_length=64)),
                 ("restarts", models.PositiveSmallIntegerField(default=0)),
-                ("covers", models.JSONField(null=True)),
-                ("since", models.BigIntegerField(null=True)),
-                ("reason", models.CharField(blank=True, max_length=255)),
+                ("checkpoint", models.JSONField(null=True)),
+                ("dirty_after", models.BigIntegerField(null=True)),
+                ("full_refresh_reason", models.CharField(blank=True, max_length=255)),
                 ("seconds", models.FloatField(default=0.0)),
                 ("failures", models.PositiveSmallIntegerField(default=0)),
                 ("caught_up", models.BooleanField(default=False)),
@@ -389,7 +389,7 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("number", models.BigIntegerField()),
+                ("drain_number", models.BigIntegerField()),
                 ("count", models.PositiveIntegerField()),
                 ("keys", models.JSONField()),
                 (

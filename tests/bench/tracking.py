@@ -99,7 +99,9 @@ def _grown(rows: int, runs: int, say: Callable[[str], object]) -> Measured:
             tidy(Order)
             _change_orders(FEW, number)
             times[count].append(_seconds(view))
-            assert not PhaseRun.objects.filter(refresh=Refresh.objects.latest("pk"), since=None)
+            assert not PhaseRun.objects.filter(
+                refresh=Refresh.objects.latest("pk"), dirty_after=None
+            )
     seconds = _medians({f"of {count:,}": taken for count, taken in times.items()})
     return Measured(name=f"{10 * FEW:,} orders changed", seconds=seconds)
 
