@@ -342,9 +342,9 @@ class Heartbeat(Bookkeeping):
 class ViewShard(Bookkeeping):
     """A fixed share of a view's keys, its token, and who works in it.
 
-    The announcement (`worker`, `announced_at`, `attempts`) is about the batch of
-    `announced_token`; once the token has moved past that, the batch is over. Before `watch_after`
-    the shard is taken to be in good hands. `claims` counts the announcements, and never goes back.
+    The claim (`worker`, `claimed_at`, `attempts`) is of the batch of
+    `claimed_token`; once the token has moved past that, the batch is over. Before `watch_after`
+    the shard is taken to be in good hands. `claims` counts them, and never goes back.
 
     What follows is of views whose changes are tracked: `drain_number` counts how often something has been
     taken from the view's queue (drained), and `checkpoints` says by phase up to which drain it has processed
@@ -360,8 +360,8 @@ class ViewShard(Bookkeeping):
     watch_after = models.DateTimeField(null=True)
     resends = models.PositiveIntegerField(default=0)
     worker = models.CharField(max_length=255, blank=True)
-    announced_at = models.DateTimeField(null=True)
-    announced_token = models.BigIntegerField(default=0)
+    claimed_at = models.DateTimeField(null=True)
+    claimed_token = models.BigIntegerField(default=0)
     attempts = models.PositiveIntegerField(default=0)
     claims = models.BigIntegerField(default=0)
     drain_number = models.BigIntegerField(default=0)
@@ -382,9 +382,9 @@ class ViewShard(Bookkeeping):
         return f"shard {self.number} of {self.view}"
 
     @property
-    def announced(self) -> bool:
-        """Whether a worker has announced the batch of the present token."""
-        return self.announced_token == self.token
+    def is_claimed(self) -> bool:
+        """Whether a worker has claimed the batch of the present token."""
+        return self.claimed_token == self.token
 
 
 class Refresh(Bookkeeping):

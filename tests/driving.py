@@ -59,7 +59,7 @@ def due(view: type[Any]) -> Message:
 def let_time_pass() -> None:
     past = timezone.now() - LONG_AGO
     ViewShard.objects.update(watch_after=past)
-    ViewShard.objects.exclude(announced_at=None).update(announced_at=past)
+    ViewShard.objects.exclude(claimed_at=None).update(claimed_at=past)
 
 
 def in_another_connection(work: Callable[[], None]) -> threading.Thread:

@@ -533,7 +533,7 @@ class TestHooksThatRaise:
             with pytest.raises(SystemExit):
                 inline.run_to_end(asked)
             # the lease runs out
-            ViewShard.objects.update(announced_at=timezone.now() - timedelta(days=1))
+            ViewShard.objects.update(claimed_at=timezone.now() - timedelta(days=1))
         asked = inline.run_to_end(asked)
 
         assert asked.state == RefreshState.FAILED

@@ -64,11 +64,11 @@ def test_since_when_a_worker_is_at_a_batch_is_told_in_the_projects_time(
     settings.USE_TZ, settings.TIME_ZONE = uses_zones, "Asia/Tokyo"
     items(1)
     refresh = engine.request(Limited)
-    assert batch._announce(due(Limited))
+    assert batch._claim(due(Limited))
     ViewShard.objects.update(worker="elsewhere:1")
     # when somebody asks who works
     (status,) = engine.view_statuses(["sample.Limited"])
-    told = [*status.running, *(each.announced for each in engine.progress_of(refresh))]
+    told = [*status.running, *(each.claim for each in engine.progress_of(refresh))]
     # then each answer has the time at which the batch began
     sinces = [each.since for each in told if each]
     assert len(sinces) == 2

@@ -344,9 +344,9 @@ def test_the_list_is_not_cut_in_a_file() -> None:
     add_items(3)
     long = "shop.CustomerLifetimeValueByRegionAndCampaignAndAcquisitionChannelAndQuarter"
     gone = ViewControl.objects.create(label=long)
-    shard = ViewShard.objects.create(view=gone, number=0, token=1, announced_token=1)
+    shard = ViewShard.objects.create(view=gone, number=0, token=1, claimed_token=1)
     since = timezone.now() - timedelta(seconds=75)
-    ViewShard.objects.filter(pk=shard.pk).update(worker="vm-1:4711", announced_at=since)
+    ViewShard.objects.filter(pk=shard.pk).update(worker="vm-1:4711", claimed_at=since)
     Refresh.objects.create(view=gone, phases=[], requested_at=since)
     with fault(Limited, "do_insert", "raise"):
         command("--models", "Limited")

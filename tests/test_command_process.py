@@ -284,7 +284,7 @@ def test_the_second_signal_ends_the_statement_on_the_server_too() -> None:
     # then the server holds no lock for it
     with transaction.atomic():
         free = ViewShard.objects.order_by().select_for_update(nowait=True)
-        assert not free.get(pk=shard.pk).announced
+        assert not free.get(pk=shard.pk).is_claimed
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
@@ -387,11 +387,11 @@ def test_the_command_goes_on_where_a_worker_was_killed(workers: Workers) -> None
 @pytest.mark.database
 @pytest.mark.parametrize("columns", [0, 80], ids=["pipe", "terminal"])
 def test_the_command_takes_over_from_a_worker_that_is_gone(columns: int, settings: Any) -> None:
-    # given the announcement of a worker that will never come back
+    # given the claim of a worker that will never come back
     settings.MATVIEWS = {"LEASE": 4.0}
     add_items(12)
     shard = ViewShard.objects.filter(view__label="sample.Ledger")
-    shard.update(announced_token=shard.get().token, announced_at=timezone.now(), worker="vm-1:4711")
+    shard.update(claimed_token=shard.get().token, claimed_at=timezone.now(), worker="vm-1:4711")
     # when a command finds it
     process = Process("--models", "Ledger", columns=columns)
     # then it says whom it waits for, and goes on after the lease

@@ -95,16 +95,16 @@ class TestNobodyWaits:
     def test_a_row_that_is_locked_for_a_moment_is_tried_again(
         self, which: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # given that the announcement, or the batch, finds the row locked by no batch
+        # given that the claim, or the batch, finds the row locked by no batch
         items(3)
         engine.request(Ledger)
-        message, claim, calls = due(Ledger), databases.claim, []
+        message, update, calls = due(Ledger), databases.update_if_current, []
 
         def locked_once(*arguments: Any, **changes: Any) -> bool:
             calls.append(arguments)
-            return len(calls) != which and claim(*arguments, **changes)
+            return len(calls) != which and update(*arguments, **changes)
 
-        monkeypatch.setattr(databases, "claim", locked_once)
+        monkeypatch.setattr(databases, "update_if_current", locked_once)
         # then the message is not lost
         assert engine.run_batch(message).outcome is Outcome.DONE
 
@@ -182,7 +182,7 @@ class TestWatch:
 
 class TestKilledWorkers:
     def die(self, monkeypatch: pytest.MonkeyPatch, message: Message) -> None:
-        """As far as the database can tell, a worker announces itself and is killed."""
+        """As far as the database can tell, a worker claims a batch and is killed."""
 
         class Killed(BaseException):
             pass
@@ -223,9 +223,9 @@ class TestKilledWorkers:
             let_time_pass()
             report = engine.run_batch(message)
         assert (report.limit, report.rows) == (20, 20)
-        assert shard_of(Ledger).announced is False
+        assert shard_of(Ledger).is_claimed is False
 
-    def test_a_keyboard_interrupt_withdraws_the_announcement(
+    def test_a_keyboard_interrupt_withdraws_the_claim(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         items(1)

@@ -379,15 +379,15 @@ class TestWatch:
             watch_after=timezone.now() + TWO_LEASES
         )
         module = importlib.import_module("matviews.engine.watch")
-        claim = module.claim
+        update = module.update_if_current
         outcomes: list[Outcome] = []
 
-        def claim_and_meet(*args: Any, **changes: Any) -> bool:
-            claimed: bool = claim(*args, **changes)
+        def update_and_meet(*args: Any, **changes: Any) -> bool:
+            claimed: bool = update(*args, **changes)
             in_another_connection(lambda: outcomes.append(engine.run_batch(message).outcome)).join()
             return claimed
 
-        monkeypatch.setattr(module, "claim", claim_and_meet)
+        monkeypatch.setattr(module, "update_if_current", update_and_meet)
         # When
         sent = engine.watch()
         # Then
@@ -421,7 +421,7 @@ class TestBrokers:
 
 class TestWorkers:
     @without_sqlite
-    def test_a_row_held_between_announcement_and_batch_is_no_kill(
+    def test_a_row_held_between_claim_and_batch_is_no_kill(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         items(3)
@@ -477,7 +477,7 @@ class TestWorkers:
         def commit_and_lose_the_answer() -> None:
             commit()
             commits.append(1)
-            if len(commits) == 2:  # the first is the announcement's
+            if len(commits) == 2:  # the first is the claim's
                 raise InterfaceError("connection already closed")
 
         monkeypatch.setattr(tasks, "send", sent.extend)

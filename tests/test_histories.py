@@ -292,10 +292,10 @@ def test_any_history_ends_with_the_right_table(examples: int) -> None:
 
 def test_the_machine_finds_a_token_that_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an engine that claims a shard whatever its token
-    def claim(shard_id: int, _token: int, *_fits: Q, **changes: Any) -> bool:
+    def whatever_the_token(shard_id: int, _token: int, *_fits: Q, **changes: Any) -> bool:
         return bool(ViewShard.objects.filter(pk=shard_id).update(**changes))
 
-    monkeypatch.setattr(databases, "claim", claim)
+    monkeypatch.setattr(databases, "update_if_current", whatever_the_token)
     # Then some history shows a message that passed twice
     with pytest.raises(AssertionError):
         run(500, phases=[Stage.generate], derandomize=True)

@@ -268,9 +268,9 @@ class TestSessionsOfMariadb:
             items(1)
             engine.request(Ledger)
             engine.run_batch(due(Ledger))
-            announced_at = shard_of(Ledger).announced_at
-        assert announced_at is not None
-        assert abs(announced_at - timezone.now()) < timedelta(minutes=5)
+            claimed_at = shard_of(Ledger).claimed_at
+        assert claimed_at is not None
+        assert abs(claimed_at - timezone.now()) < timedelta(minutes=5)
 
     @on_mariadb
     def test_a_refresh_within_a_test_case_works_under_repeatable_read(self) -> None:

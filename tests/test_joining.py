@@ -151,7 +151,7 @@ class TestJoining:
         engine.request(Limited)
         message = due(Limited)
         ViewShard.objects.filter(pk=message.shard_id).update(
-            announced_token=message.token, announced_at=timezone.now(), claims=1
+            claimed_token=message.token, claimed_at=timezone.now(), claims=1
         )
         second, third = engine.request(Limited), engine.request(Limited)
         assert second.pk == third.pk

@@ -234,11 +234,11 @@ def test_a_claim_is_withdrawn_in_a_serializable_session() -> None:
     with serializable_by_default():
         engine.request(Limited)
         message = due(Limited)
-        assert batch._announce(message)
+        assert batch._claim(message)
         shards = ViewShard.objects.filter(pk=message.shard_id)
         with written_meanwhile(shards, resends=1):
             batch._withdraw(message)
-        assert shards.get().announced_token == 0
+        assert shards.get().claimed_token == 0
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from django.utils import timezone
 from rich.console import Console
 
 from matviews.engine import (
-    Announcement,
     BatchReport,
+    Claim,
     Extent,
     Message,
     Outcome,
@@ -203,11 +203,11 @@ def test_extents_are_added_and_unknown_where_one_is() -> None:
 
 def test_a_worker_is_named_once_it_is_worth_telling(meter: Meter, clock: Clock) -> None:
     now = timezone.now()
-    just_now = Announcement("vm-1:4711", now)
-    for_long = Announcement("vm-1:4711", now - timedelta(seconds=75))
+    just_now = Claim("vm-1:4711", now)
+    for_long = Claim("vm-1:4711", now - timedelta(seconds=75))
 
-    assert after(meter, clock, (0, under_way(0, 0, announced=just_now))) == "0 rows"
-    assert after(meter, clock, (0, under_way(0, 0, announced=for_long))) == (
+    assert after(meter, clock, (0, under_way(0, 0, claim=just_now))) == "0 rows"
+    assert after(meter, clock, (0, under_way(0, 0, claim=for_long))) == (
         "0 rows, waiting for the worker vm-1:4711 (1 min 15 s so far)"
     )
 
@@ -276,7 +276,7 @@ def test_lines_come_when_a_phase_ends_and_every_ten_seconds(lines: list[str], cl
 
 def test_a_worker_that_is_waited_for_gets_a_line_at_once(lines: list[str], clock: Clock) -> None:
     since = timezone.now() - timedelta(seconds=3)
-    waiting = under_way(0, 0, announced=Announcement("vm-1:4711", since))
+    waiting = under_way(0, 0, claim=Claim("vm-1:4711", since))
     reporter = Lines(lines.append, lines.append, clock=clock)
 
     for _look in range(3):

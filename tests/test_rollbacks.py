@@ -236,7 +236,7 @@ def in_another_connection(action: Callable[[], bool]) -> bool:
 
 def claim(shard: ViewShard) -> bool:
     with databases.short_transaction():
-        return databases.claim(shard.pk, shard.token, worker="another")
+        return databases.update_if_current(shard.pk, shard.token, worker="another")
 
 
 def test_a_batch_in_one_shard_turns_away_no_message_for_another() -> None:
@@ -244,7 +244,7 @@ def test_a_batch_in_one_shard_turns_away_no_message_for_another() -> None:
     first, second = ViewShard.objects.filter(view__label="sample.Sharded")
 
     with databases.short_transaction():
-        assert databases.claim(first.pk, first.token, worker="this")
+        assert databases.update_if_current(first.pk, first.token, worker="this")
         assert in_another_connection(lambda: claim(second))
         assert not in_another_connection(lambda: claim(first))
 

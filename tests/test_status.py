@@ -98,9 +98,9 @@ def test_an_open_refresh_is_told_apart_from_one_that_nobody_is_at() -> None:
     past = timezone.now() - timedelta(hours=1)
     ViewShard.objects.update(watch_after=past)
     assert status().state == "waiting"
-    # and when a worker has announced itself, however long ago
+    # and when a worker has claimed its batch, however long ago
     shard = ViewShard.objects.filter(view__label=LIMITED)
-    shard.update(announced_token=shard.get().token, announced_at=past, worker="vm-1:4711")
+    shard.update(claimed_token=shard.get().token, claimed_at=past, worker="vm-1:4711")
     assert status().state == "refreshing"
     assert [(each.worker, each.since) for each in status().running] == [("vm-1:4711", past)]
 
@@ -444,11 +444,11 @@ def test_progress_names_the_other_process_that_is_at_work() -> None:
     refresh = engine.request(Limited)
     shard = ViewShard.objects.filter(view__label=LIMITED)
     since = timezone.now()
-    shard.update(announced_token=shard.get().token, announced_at=since, worker="vm-1:4711")
+    shard.update(claimed_token=shard.get().token, claimed_at=since, worker="vm-1:4711")
 
     insert, update, _delete = progress_of(refresh)
 
-    assert (insert.announced, update.announced) == (("vm-1:4711", since), None)
+    assert (insert.claim, update.claim) == (("vm-1:4711", since), None)
 
 
 def test_progress_names_this_process_only_where_it_lost_its_batch() -> None:
@@ -456,8 +456,8 @@ def test_progress_names_this_process_only_where_it_lost_its_batch() -> None:
     refresh = engine.request(Limited)
     shard = ViewShard.objects.filter(view__label=LIMITED)
     token = shard.get().token
-    shard.update(announced_token=token, announced_at=timezone.now(), worker=worker_name())
+    shard.update(claimed_token=token, claimed_at=timezone.now(), worker=worker_name())
 
     insert = progress_of(refresh)[0]
 
-    assert (insert.announced, insert.lost, insert.phase) == (None, True, Phase.INSERT)
+    assert (insert.claim, insert.lost, insert.phase) == (None, True, Phase.INSERT)

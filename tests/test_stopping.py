@@ -141,10 +141,10 @@ class TestWhoeverIsAtWork:
         assert now(refresh) == RefreshState.STOPPED
         assert Ledger.objects.count() == 2
 
-    def test_a_batch_that_is_announced_and_not_begun_is_overtaken(
+    def test_a_batch_that_is_claimed_and_not_begun_is_overtaken(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # given a worker that has announced itself
+        # given a worker that has claimed its batch
         items(4)
         refresh = ask(Ledger)
         message = due(Ledger)
@@ -168,7 +168,7 @@ class TestWhoeverIsAtWork:
         refresh, other = ask(Ledger), engine.request(Ledger, batch_size=3)
         message = due(Ledger)
         ViewShard.objects.filter(pk=message.shard_id).update(
-            announced_token=message.token, announced_at=timezone.now(), attempts=3
+            claimed_token=message.token, claimed_at=timezone.now(), attempts=3
         )
         let_time_pass()
         # when it is stopped, nobody settles, and a worker comes
@@ -183,7 +183,7 @@ class TestWhoeverIsAtWork:
         refresh = ask(Ledger)
         message = due(Ledger)
         ViewShard.objects.filter(pk=message.shard_id).update(
-            announced_token=message.token, announced_at=timezone.now(), worker="vm-1:4711"
+            claimed_token=message.token, claimed_at=timezone.now(), worker="vm-1:4711"
         )
 
         stop(refresh)

@@ -287,5 +287,5 @@ def test_a_refresh_is_stopped_and_a_view_paused_while_workers_are_at_work(worker
 
 
 def settled_down(control: ViewControl) -> bool:
-    """Whether the batch that is announced last is over, and none is announced any more."""
-    return not any(shard.announced for shard in control.shards.all())
+    """Whether the batch that was claimed last is over, and none is claimed any more."""
+    return not any(shard.is_claimed for shard in control.shards.all())

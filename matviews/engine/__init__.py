@@ -35,7 +35,7 @@ from .requests import check_phases, count_requests, request, request_stop
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount
 from .settle import Settlement, settle, settle_view
-from .status import Announcement, ViewStatus, view_statuses
+from .status import Claim, ViewStatus, view_statuses
 from .tracking import (
     collect_changes,
     finish_triggers,
@@ -49,8 +49,8 @@ from .verification import Verification, verify
 from .watch import forget_resends, untaken, watch
 
 __all__ = [
-    "Announcement",
     "BatchReport",
+    "Claim",
     "Extent",
     "Message",
     "MissingRight",

@@ -1,8 +1,8 @@
-"""The path of one batch: announce, pass the token, run the hooks, write it down, commit.
+"""The path of one batch: claim it, advance the token, run the hooks, record it, commit.
 
 Whatever a batch writes, the view's rows and the bookkeeping, commits together or not at all, and
 the token lets only one batch commit per message. Nothing is held outside a transaction, so
-a worker that is killed leaves nothing behind but an announcement.
+a worker that is killed leaves nothing behind but a claim.
 """
 
 import logging
@@ -64,27 +64,27 @@ def run_batch(message: Message) -> BatchReport:
 
 
 def _run_batch(message: Message) -> BatchReport:
-    """Announce and try, again where the row was locked but nobody has announced a batch.
+    """Claim the batch and run it, again where the row was locked but nobody has claimed it.
 
     MariaDB and MySQL lock a row before they look at its token: for a moment it is held by whoever
     turns a duplicate away.
     """
-    report = _announce_and_try(message)
+    report = _claim_and_run(message)
     for moment in MOMENTS:
-        if report.outcome is not Outcome.BUSY or _is_announced(message):
+        if report.outcome is not Outcome.BUSY or _is_claimed(message):
             break
         time.sleep(moment)
-        report = _announce_and_try(message)
+        report = _claim_and_run(message)
     return report
 
 
-def _is_announced(message: Message) -> bool:
+def _is_claimed(message: Message) -> bool:
     shard = ViewShard.objects.filter(pk=message.shard_id, token=message.token)
-    return shard.filter(announced_token=message.token).exists()
+    return shard.filter(claimed_token=message.token).exists()
 
 
-def _announce_and_try(message: Message) -> BatchReport:
-    if not _announce(message):
+def _claim_and_run(message: Message) -> BatchReport:
+    if not _claim(message):
         return _refuse(message)
     try:
         return _try_with_changes(message)
@@ -137,21 +137,23 @@ def _try_batch(attempt: "_Attempt") -> BatchReport:
     return _try_batch(attempt)
 
 
-def _announce(message: Message) -> bool:
+def _claim(message: Message) -> bool:
     """Say who is about to work, in a transaction of its own, so that a killed worker is counted."""
-    nobody, changes = _announcement(_lease())
-    return databases.claim(message.shard_id, message.token, nobody, worker=worker_name(), **changes)
+    nobody, changes = _claim_changes(_lease())
+    return databases.update_if_current(
+        message.shard_id, message.token, nobody, worker=worker_name(), **changes
+    )
 
 
 # To hash an expression takes longer than to run the statement that was compiled of it.
 @lru_cache(maxsize=4)
-def _announcement(lease: timedelta) -> tuple[Q, dict[str, Any]]:
-    nobody = ~Q(announced_token=F("token")) | Q(announced_at__lt=UtcNow() - lease)
+def _claim_changes(lease: timedelta) -> tuple[Q, dict[str, Any]]:
+    nobody = ~Q(claimed_token=F("token")) | Q(claimed_at__lt=UtcNow() - lease)
     # MySQL assigns from left to right: the count must come before what it looks at.
     return nobody, {
-        "attempts": Case(When(announced_token=F("token"), then=F("attempts") + 1), default=1),
-        "announced_token": F("token"),
-        "announced_at": UtcNow(),
+        "attempts": Case(When(claimed_token=F("token"), then=F("attempts") + 1), default=1),
+        "claimed_token": F("token"),
+        "claimed_at": UtcNow(),
         "watch_after": UtcNow() + lease,
         "resends": 0,
         "claims": F("claims") + 1,
@@ -164,7 +166,7 @@ def _next_token(lease: timedelta) -> dict[str, Any]:
 
 
 def worker_name() -> str:
-    """How this process announces itself: `host:pid`."""
+    """How this process signs its claims: `host:pid`."""
     return bounded(f"{socket.gethostname()}:{os.getpid()}", LONGEST_NAME)
 
 
@@ -173,11 +175,11 @@ def _lease() -> timedelta:
 
 
 def _withdraw(message: Message) -> None:
-    """Take our announcement back: nobody was killed, and the batch may be done at once."""
+    """Take our claim back: nobody was killed, and the batch may be done at once."""
     ours = ViewShard.objects.filter(pk=message.shard_id, worker=worker_name())
     with suppress(DatabaseError, InterfaceError), databases.short_transaction():
-        ours.filter(token=message.token, announced_token=message.token).update(
-            announced_token=0, watch_after=None
+        ours.filter(token=message.token, claimed_token=message.token).update(
+            claimed_token=0, watch_after=None
         )
 
 
@@ -191,7 +193,7 @@ def _refuse(message: Message) -> BatchReport:
 
 
 class _Refused(Exception):
-    """The token has moved on between the announcement and the batch."""
+    """The token has moved on between the claim and the batch."""
 
 
 class _Attempt:
@@ -276,10 +278,10 @@ class _Attempt:
         """Take the shard for this transaction; what it has to do, None if nothing.
 
         Raises:
-            _Refused: the token has moved on since the announcement.
+            _Refused: the token has moved on since the claim.
         """
         shard_id, token = self.message.shard_id, self.message.token
-        if not databases.claim(shard_id, token, **_next_token(_lease()) | changes):
+        if not databases.update_if_current(shard_id, token, **_next_token(_lease()) | changes):
             raise _Refused
         work = load_work(shard_id)
         if work is not None:

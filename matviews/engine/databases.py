@@ -25,7 +25,6 @@ __all__ = [
     "alias",
     "batch_transaction",
     "check_no_transaction",
-    "claim",
     "classify",
     "drop_broken_connection",
     "in_transaction",
@@ -35,6 +34,7 @@ __all__ = [
     "now",
     "short_transaction",
     "timestamp",
+    "update_if_current",
     "update_unlocked",
 ]
 
@@ -112,7 +112,7 @@ def lock_free(condition: Q) -> list[ViewShard]:
     return list(shards)
 
 
-def claim(shard_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:
+def update_if_current(shard_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:
     """Change a shard's row if its token is still `token`; never wait for who holds the row.
 
     To be the first statement of a transaction, or outside of any: then it commits by itself, in READ
@@ -125,7 +125,7 @@ def claim(shard_id: int, token: int, fits: Q | None = None, /, **changes: Any) -
 def join_unlocked(refresh_id: int) -> bool:
     """Count a request in with a refresh; False if that has ended or is to stop, or its row is locked.
 
-    To be called as `claim` is.
+    To be called as `update_if_current` is.
     """
     return _change_unlocked(Refresh, _JOINABLE, (("requests", F("requests") + 1),), refresh_id)
 

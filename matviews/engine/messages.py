@@ -23,12 +23,12 @@ class Outcome(Enum):
 
     @property
     def refused(self) -> bool:
-        """Whether the message was turned away, and nothing but an announcement was written."""
+        """Whether the message was turned away, and nothing but a claim was written."""
         return self in (Outcome.OVERTAKEN, Outcome.STALE, Outcome.BUSY, Outcome.UNKNOWN)
 
     @property
     def recorded(self) -> bool:
-        """Whether the token has moved on since this worker announced itself: look what is due."""
+        """Whether the token has moved on since this worker claimed the batch: see what is due."""
         return self in (Outcome.DONE, Outcome.FAILED, Outcome.OVERTAKEN)
 
 

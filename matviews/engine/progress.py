@@ -11,7 +11,7 @@ from ..phases import Phase
 from ..states import RefreshState, RunState
 from .batch import worker_name
 from .databases import alias
-from .status import Announcement
+from .status import Claim
 
 __all__ = ["RunProgress", "progress_of"]
 
@@ -30,7 +30,7 @@ class RunProgress:
         other: primary key of the refresh that `run` belongs to, None if it is the refresh's own.
         ahead: whether the refresh's own work begins only after `run`.
         current: whether `run` is under way, or has its turn next.
-        announced: the other process that is at work in the shard; told of one phase only.
+        claim: the other process that is at work in the shard; told of one phase only.
         lost: whether this process could not record how its last batch ended.
     """
 
@@ -40,7 +40,7 @@ class RunProgress:
     other: int | None = None
     ahead: bool = False
     current: bool = False
-    announced: Announcement | None = None
+    claim: Claim | None = None
     lost: bool = False
 
 
@@ -88,18 +88,16 @@ def _with_turn(phases: list[RunProgress], shard: ViewShard) -> Iterator[RunProgr
     """Mark the phase whose turn it is, and who is at work on it."""
     turn = next((each for each in phases if each.run.active), None)
     mine = shard.worker == worker_name()
-    announced = (
-        clock.stored(shard.announced_at, alias())
-        if shard.announced and shard.announced_at
-        else None
+    claimed_at = (
+        clock.stored(shard.claimed_at, alias()) if shard.is_claimed and shard.claimed_at else None
     )
     for each in phases:
         if each is turn:
             yield replace(
                 each,
                 current=True,
-                announced=Announcement(shard.worker, announced) if announced and not mine else None,
-                lost=bool(announced) and mine,
+                claim=Claim(shard.worker, claimed_at) if claimed_at and not mine else None,
+                lost=bool(claimed_at) and mine,
             )
         else:
             yield each

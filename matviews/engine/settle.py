@@ -15,7 +15,7 @@ from ..models import PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..redact import bounded, in_one_line
 from ..states import RefreshState, RunState, check_transition
-from .databases import claim, lock_free, now, short_transaction, update_unlocked
+from .databases import lock_free, now, short_transaction, update_if_current, update_unlocked
 from .derived import drop_stages, note_fingerprints
 from .messages import Message
 from .work import Work, load_work, load_works
@@ -100,15 +100,15 @@ def _due_elsewhere(work: Work) -> tuple[Message, ...]:
 def _merge(work: Work) -> bool:
     """Merge the refreshes that ask for the same and that no batch has begun; whether there were any.
 
-    A shard that is locked, or in which a batch is announced, may be at beginning one: then whoever works there
-    merges them. An announced batch may have settled already which changes count for those that it has read.
+    A shard that is locked, or in which a batch is claimed, may be at beginning one: then whoever works there
+    merges them. A claimed batch may have settled already which changes count for those that it has read.
     """
     alike = work.mergeable()
     if not alike:
         return False
     with short_transaction():
         shards = lock_free(Q(view=work.shard.view_id))
-        if len(shards) < work.hook_shard.count or any(each.announced for each in shards):
+        if len(shards) < work.hook_shard.count or any(each.is_claimed for each in shards):
             return False
         return sum(map(_merge_alike, alike)) > 0
 
@@ -136,7 +136,7 @@ def _merge_alike(keys: list[int]) -> bool:
 def _stop(shard: ViewShard) -> bool:
     """End what is to be stopped; False if somebody is at work, who settles afterwards."""
     with short_transaction():
-        free = claim(shard.pk, shard.token, token=F("token") + 1)
+        free = update_if_current(shard.pk, shard.token, token=F("token") + 1)
         if free and (work := load_work(shard.pk)):
             work.admit({refresh.pk for refresh in work.refreshes if refresh.stop_requested})
             work.stop()

@@ -24,13 +24,13 @@ from .extent import extent_of
 from .pending import oldest_drained, utc
 from .rows import RowCount, count_rows
 
-__all__ = ["Announcement", "ViewStatus", "view_statuses"]
+__all__ = ["Claim", "ViewStatus", "view_statuses"]
 
 MOST_LISTED = 20  # open refreshes of a view
 INTERVALS_MISSED = 2  # of its schedule, after which a view without a target of its own is behind
 
 
-class Announcement(NamedTuple):
+class Claim(NamedTuple):
     """Who is at work in a shard, as `host:pid`, and since when."""
 
     worker: str
@@ -86,7 +86,7 @@ class ViewStatus:
     fault: ViewState | None = None
     open_refreshes: tuple[int, ...] = ()
     progress: float | None = None
-    running: tuple[Announcement, ...] = ()
+    running: tuple[Claim, ...] = ()
     error: str = ""
 
     @property
@@ -341,17 +341,17 @@ def _progress(control: Any) -> float | None:
     return extent_of(leaders).share
 
 
-def _running(control: Any) -> tuple[Announcement, ...]:
+def _running(control: Any) -> tuple[Claim, ...]:
     return tuple(
-        Announcement(shard.worker, clock.stored(shard.announced_at, alias()))
+        Claim(shard.worker, clock.stored(shard.claimed_at, alias()))
         for shard in control.shards.all()
-        if shard.announced and control.open_refreshes
+        if shard.is_claimed and control.open_refreshes
     )
 
 
 def _in_good_hands(control: Any) -> bool:
     return any(
-        shard.announced
+        shard.is_claimed
         # What was sent again, nobody has taken so far.
         or (shard.watch_after and shard.watch_after > control.now and not shard.resends)
         for shard in control.shards.all()

@@ -11,7 +11,7 @@ from ..conf import get_settings
 from ..models import Refresh, ViewShard
 from ..redact import traceback_text
 from ..states import RefreshState
-from .databases import claim, drop_broken_connection
+from .databases import drop_broken_connection, update_if_current
 from .messages import Message
 from .settle import settle
 
@@ -24,7 +24,7 @@ def watch() -> list[Message]:
     """The messages to send again: of shards that have work, and that nobody seems to be at.
 
     A shard whose row is locked is at work. Each time that a message was sent again and no worker
-    has announced itself since, the shard is left alone twice as long, up to MAX_RESEND_INTERVAL: a day
+    has claimed a batch since, the shard is left alone twice as long, up to MAX_RESEND_INTERVAL: a day
     without workers does not fill the broker. Also closes what a killed process left open.
     """
     quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK)).order_by()
@@ -64,7 +64,9 @@ def _look(shard_id: int, resends: int) -> Message | None:
 def _takes(message: Message, resends: int) -> bool:
     """Note the message as sent, unless somebody is at work in the shard after all."""
     patience = UtcNow() + _patience(resends)
-    return claim(message.shard_id, message.token, _QUIET, watch_after=patience, resends=resends)
+    return update_if_current(
+        message.shard_id, message.token, _QUIET, watch_after=patience, resends=resends
+    )
 
 
 _QUIET = Q(watch_after=None) | Q(watch_after__lt=UtcNow())

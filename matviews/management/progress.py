@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from matviews import engine
-from matviews.engine import Announcement, Extent, RunProgress, extent_of
+from matviews.engine import Claim, Extent, RunProgress, extent_of
 from matviews.models import PhaseRun
 from matviews.states import RunState
 from matviews.words import counted, duration
@@ -79,8 +79,8 @@ class Meter:
     @property
     def waits_for(self) -> str:
         """The worker that is waited for, `host:pid`, "" if that is not worth telling."""
-        announced = self._progress and self._progress.announced
-        return announced.worker if announced and _waited(announced) >= WORTH_TELLING else ""
+        claim = self._progress and self._progress.claim
+        return claim.worker if claim and _waited(claim) >= WORTH_TELLING else ""
 
     @property
     def _quiet(self) -> float:
@@ -104,9 +104,9 @@ class Meter:
             yield f"trying again after {first_line(progress.run.error)}"
         if progress.lost:
             yield "the end of the last batch could not be recorded; it is tried again"
-        elif progress.announced:
+        elif progress.claim:
             if self.waits_for:
-                waited = duration(_waited(progress.announced))
+                waited = duration(_waited(progress.claim))
                 yield f"waiting for the worker {self.waits_for} ({waited} so far)"
         elif self._quiet >= QUIET:
             yield f"this batch has taken {duration(self._quiet)} so far"
@@ -117,8 +117,8 @@ def _goes_on(before: RunProgress, now: RunProgress) -> bool:
     return before.current and before.run.pk in (None, now.run.pk) and not restarted
 
 
-def _waited(announced: Announcement) -> float:
-    return (engine.now() - announced.since).total_seconds()
+def _waited(claim: Claim) -> float:
+    return (engine.now() - claim.since).total_seconds()
 
 
 def _first_other(progress: RunProgress) -> str:
