@@ -91,7 +91,7 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
         if left:
             print(
                 f"Triggers are still to be made: {', '.join(left)}. Another transaction has written to "
-                f"it, and is still open. matviews.watch makes them within a minute where its role may; else run "
+                f"it, and is still open. matviews.maintain makes them within a minute where its role may; else run "
                 f"`manage.py update_materialized_views --triggers install`. Until then each refresh of "
                 f"what reads it is a full one.",
                 file=stdout,

@@ -329,21 +329,21 @@ class RefreshSchedule(models.Model):
 
 
 class Heartbeat(Bookkeeping):
-    """When `watch` last ran, in one row. Without `watch`, nothing re-sends lost messages."""
+    """When `matviews.maintain` last ran, in one row. Without it, nothing re-sends lost messages."""
 
     ran_at = models.DateTimeField()
 
     objects = PrimaryManager["Heartbeat"]()
 
     def __str__(self) -> str:
-        return f"watch ran at {self.ran_at}"
+        return f"maintenance ran at {self.ran_at}"
 
 
 class ViewShard(Bookkeeping):
     """A fixed share of a view's keys, its token, and who works in it.
 
     The claim (`worker`, `claimed_at`, `attempts`) is of the batch of
-    `claimed_token`; once the token has moved past that, the batch is over. Before `watch_after`
+    `claimed_token`; once the token has moved past that, the batch is over. Before `resend_after`
     the shard is taken to be in good hands. `claims` counts them, and never goes back.
 
     What follows is of views whose changes are tracked: `drain_number` counts how often something has been
@@ -357,7 +357,7 @@ class ViewShard(Bookkeeping):
     view = models.ForeignKey(ViewControl, models.CASCADE, related_name="shards")
     number = models.PositiveSmallIntegerField()
     token = models.BigIntegerField(default=1)
-    watch_after = models.DateTimeField(null=True)
+    resend_after = models.DateTimeField(null=True)
     resends = models.PositiveIntegerField(default=0)
     worker = models.CharField(max_length=255, blank=True)
     claimed_at = models.DateTimeField(null=True)

@@ -1,6 +1,6 @@
 """The Celery tasks, imported as `matviews.tasks`. This is the only room that knows Celery.
 
-A message is only a hint: losing it costs time (`watch` sends it again), and receiving it twice costs
+A message is only a hint: losing it costs time (`matviews.maintain` sends it again), and receiving it twice costs
 nothing (the token lets one through). So the tasks keep Celery's default of early acknowledgement and
 use no retry and no result, and no `eta` but to spread the starts of schedules.
 """
@@ -31,10 +31,10 @@ __all__ = [
     "dispatch_all",
     "dispatch_on_commit",
     "insert_batch",
+    "maintain",
     "refresh",
     "send",
     "update_batch",
-    "watch",
 ]
 
 logger = logging.getLogger(__name__)
@@ -129,12 +129,12 @@ def delete_batch(shard_id: int, token: int) -> None:
     _run_batch(Phase.DELETE, shard_id, token)
 
 
-@shared_task(name="matviews.watch", ignore_result=True, serializer="json")
-def watch() -> None:
+@shared_task(name="matviews.maintain", ignore_result=True, serializer="json")
+def maintain() -> None:
     """Send again what was lost, and keep house: schedules, shards, stages, history, logs. To be run every minute."""
-    if expiry.is_expired(watch.request):
+    if expiry.is_expired(maintain.request):
         return
-    messages = engine.watch()
+    messages = engine.rescue()
     if not send(messages):
         engine.forget_resends(messages)
     elif messages and (views := engine.untaken(messages)):
@@ -159,9 +159,9 @@ def watch() -> None:
 def _attempt(work: Callable[[], object]) -> None:
     try:
         work()
-    except Exception as error:  # noqa: BLE001 - the next watch tries again
+    except Exception as error:  # noqa: BLE001 - the next run tries again
         trace = traceback_text(error, trusted=False)
-        logger.error("watch could not %s\n%s", work.__name__, trace)  # noqa: TRY400 - it may hold values of rows
+        logger.error("maintenance could not %s\n%s", work.__name__, trace)  # noqa: TRY400 - it may hold values of rows
 
 
 _BATCH_TASKS = {
@@ -178,7 +178,7 @@ def _run_batch(phase: Phase, shard_id: Any, token: Any) -> None:
         )
         return
     report = engine.run_batch(Message(phase, shard_id, token))
-    if report.outcome.recorded:  # else others look after the shard, or watch will
+    if report.outcome.recorded:  # else others look after the shard, or `maintain` will
         _send_due([engine.settle(shard_id)])
 
 
@@ -204,7 +204,7 @@ def dispatch_all(view_ids: Iterable[int]) -> bool:
     """`dispatch` for several views, up to the first message that the broker would not take.
 
     Returns:
-        True unless the broker would not take a message; `watch` sends the rest.
+        True unless the broker would not take a message; `matviews.maintain` sends the rest.
     """
     return all(map(dispatch, view_ids))
 
@@ -216,7 +216,7 @@ def _send_due(settled: Iterable[Settlement]) -> bool:
 def send(messages: Iterable[Message]) -> bool:
     """Send batch messages; with eager tasks, work them off here and now.
 
-    A broker that is down is no error: the work is recorded, and `watch` sends it later.
+    A broker that is down is no error: the work is recorded, and `matviews.maintain` sends it later.
 
     Returns:
         True unless the broker would not take a message.
@@ -235,7 +235,7 @@ def send(messages: Iterable[Message]) -> bool:
         except Exception as error:  # each broker has errors of its own
             broker_errors.note(error)
             logger.warning(
-                "message not sent, recorded: watch sends it when the broker is back "
+                "message not sent, recorded: matviews.maintain sends it when the broker is back "
                 "shard=%s token=%s phase=%s",
                 message.shard_id, message.token, message.phase, exc_info=True,
             )  # fmt: skip

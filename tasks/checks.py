@@ -13,8 +13,14 @@ from . import timetable
 from .broker_errors import in_words
 
 __all__ = [
-    "check_accepts_json", "check_beat_scheduler", "check_broker_timeouts", "check_broker_urls",
-    "check_celery_app", "check_not_eager", "check_one_database", "check_watch",
+    "check_accepts_json",
+    "check_beat_scheduler",
+    "check_broker_timeouts",
+    "check_broker_urls",
+    "check_celery_app",
+    "check_maintenance",
+    "check_not_eager",
+    "check_one_database",
 ]  # fmt: skip
 
 JSON_NAMES = {"json", "application/json"}
@@ -165,13 +171,13 @@ def _fault_of_url(url: str) -> str:
 
 
 @register(Tags.database)
-def check_watch(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """W003: `matviews.watch` does not run, so nobody sends lost messages again."""
+def check_maintenance(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W003: `matviews.maintain` does not run, so nobody sends lost messages again."""
     if engine.alias() not in (databases or ()):
         return []
     try:
         with transaction.atomic(using=engine.alias()):  # a failure must not break one around it
-            problem = timetable.watch_problem()
+            problem = timetable.maintenance_problem()
     except DatabaseError:  # the check runs before `migrate` has made or changed the tables, too
         return []
     return [Warning(problem, id="matviews.W003")] if problem else []

@@ -17,12 +17,19 @@ from ..phases import Phase
 from .expiry import headers_for
 
 __all__ = [
-    "PREFIX", "WATCH", "WantedTask", "alias", "crontab_after", "name_of", "our_tasks",
-    "wanted_tasks", "why_not",
+    "MAINTENANCE",
+    "PREFIX",
+    "WantedTask",
+    "alias",
+    "crontab_after",
+    "name_of",
+    "our_tasks",
+    "wanted_tasks",
+    "why_not",
 ]  # fmt: skip
 
 PREFIX = "matviews: "
-WATCH = f"{PREFIX}watch"
+MAINTENANCE = f"{PREFIX}maintenance"
 LONGEST_NAME = 200
 STARTS_PER_SECOND = 10  # that the default jitter aims at; few schedules need none
 LONGEST_DEFAULT_JITTER = 60  # seconds
@@ -59,10 +66,12 @@ class WantedTask:
 
 
 def wanted_tasks() -> dict[str, WantedTask]:
-    """The periodic tasks that there should be, by name: of each schedule, and of `watch`."""
+    """The periodic tasks that there should be, by name: of each schedule, and of `matviews.maintain`."""
     schedules = list(RefreshSchedule.objects.select_related("view", "crontab").order_by("pk"))
     now, spread = engine.now(), _default_jitter(len(schedules))
-    return {WATCH: _watch(now)} | {name_of(each): _wanted(each, now, spread) for each in schedules}
+    return {MAINTENANCE: _maintenance(now)} | {
+        name_of(each): _wanted(each, now, spread) for each in schedules
+    }
 
 
 def name_of(schedule: RefreshSchedule) -> str:
@@ -124,11 +133,11 @@ def _wanted(schedule: RefreshSchedule, now: datetime, spread: int) -> WantedTask
     )
 
 
-def _watch(now: datetime) -> WantedTask:
+def _maintenance(now: datetime) -> WantedTask:
     return WantedTask(
         fields={
             **NEUTRAL,
-            "task": "matviews.watch",
+            "task": "matviews.maintain",
             "args": "[]",
             "kwargs": "{}",
             "crontab_id": None,

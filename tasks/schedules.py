@@ -12,10 +12,15 @@ from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTa
 
 from .. import engine
 from .periodic import WantedTask, alias, our_tasks, to_beat, wanted_tasks
-from .timetable import Planned, timetable, watch_problem
+from .timetable import Planned, maintenance_problem, timetable
 
 __all__ = [
-    "Planned", "delete_all", "reconcile", "reconcile_if_possible", "timetable", "watch_problem",
+    "Planned",
+    "delete_all",
+    "maintenance_problem",
+    "reconcile",
+    "reconcile_if_possible",
+    "timetable",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -55,7 +60,7 @@ def reconcile_if_possible() -> None:
     try:
         reconcile()
     except Exception:  # whatever a database raises
-        logger.warning("periodic tasks not written: watch does it", exc_info=True)
+        logger.warning("periodic tasks not written: matviews.maintain does it", exc_info=True)
 
 
 def delete_all() -> None:

@@ -1,4 +1,4 @@
-"""What runs when, and whether `watch` does."""
+"""What runs when, and whether `matviews.maintain` does."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from typing import Any
 
 from .. import engine
 from ..models import Heartbeat, RefreshSchedule
-from .periodic import WATCH, crontab_after, from_beat, name_of, our_tasks, why_not
+from .periodic import MAINTENANCE, crontab_after, from_beat, name_of, our_tasks, why_not
 from .queues import queues_in_words
 
-__all__ = ["Planned", "timetable", "watch_problem"]
+__all__ = ["Planned", "maintenance_problem", "timetable"]
 
 SILENCE = timedelta(minutes=5)
-SENT_IN_SILENCE = 5  # that often beat sends `watch` in that time
+SENT_IN_SILENCE = 5  # that often beat sends `matviews.maintain` in that time
 NOT_WRITTEN = (
-    "its periodic task is missing or off: `matviews.watch` or `manage.py migrate` mends it"
+    "its periodic task is missing or off: `matviews.maintain` or `manage.py migrate` mends it"
 )
 
 
@@ -78,17 +78,17 @@ def _next_due(schedule: RefreshSchedule, task: Any) -> datetime | None:
     return due and max(due, now)
 
 
-def watch_problem() -> str:
-    """What keeps `matviews.watch` from running, in a sentence with the way out; "" if nothing does."""
-    task = our_tasks().filter(name=WATCH).first()
+def maintenance_problem() -> str:
+    """What keeps `matviews.maintain` from running, in a sentence with the way out; "" if nothing does."""
+    task = our_tasks().filter(name=MAINTENANCE).first()
     if task is None:
         return (
-            f"The periodic task {WATCH!r} is missing, so nobody sends lost messages again: run "
+            f"The periodic task {MAINTENANCE!r} is missing, so nobody sends lost messages again: run "
             f"`manage.py migrate`, which makes it."
         )
     if not task.enabled:
         return (
-            f"The periodic task {WATCH!r} is disabled, so nobody sends lost messages again: run "
+            f"The periodic task {MAINTENANCE!r} is disabled, so nobody sends lost messages again: run "
             f"`manage.py migrate`, which enables it."
         )
     heartbeat = Heartbeat.objects.first()
@@ -97,9 +97,9 @@ def watch_problem() -> str:
     seconds = (engine.now() - heartbeat.ran_at).total_seconds() if heartbeat else 0
     since = f"for {seconds / 60:.0f} minutes" if heartbeat else "yet"
     return (
-        f"matviews.watch has not run {since}, so nobody sends lost messages again: see that "
+        f"matviews.maintain has not run {since}, so nobody sends lost messages again: see that "
         f"`celery beat`, with django-celery-beat's DatabaseScheduler, is running, and a worker that listens "
-        f"to {queues_in_words('matviews.watch')}."
+        f"to {queues_in_words('matviews.maintain')}."
     )
 
 

@@ -58,7 +58,7 @@ def due(view: type[Any]) -> Message:
 
 def let_time_pass() -> None:
     past = timezone.now() - LONG_AGO
-    ViewShard.objects.update(watch_after=past)
+    ViewShard.objects.update(resend_after=past)
     ViewShard.objects.exclude(claimed_at=None).update(claimed_at=past)
 
 

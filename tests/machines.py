@@ -76,13 +76,13 @@ class MailboxMachine(RuleBasedStateMachine):
         """What a machine keeps of a message that was worked on."""
 
     def send_again(self, kill: int | None) -> None:
-        """What `watch` does."""
+        """What `maintain` does."""
         with self.mortal(kill):
-            for message in engine.watch():
+            for message in engine.rescue():
                 self.send(message)
 
     def work_until_quiet(self) -> None:
-        """Only `watch` and workers, no person: messages that were lost are not needed."""
+        """Only `maintain` and workers, no person: messages that were lost are not needed."""
         for _round in range(QUIET_ROUNDS):
             let_time_pass()
             self.send_again(kill=None)

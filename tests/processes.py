@@ -18,7 +18,7 @@ from typing import Any, Self
 ROOT = Path(__file__).parent.parent
 DEADLINE = 90.0  # seconds until a test gives up waiting, on a slow machine too
 POLL = 0.02
-WATCH_EVERY = 1.0
+MAINTAIN_EVERY = 1.0
 FEW_MESSAGES = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
@@ -111,7 +111,7 @@ class Workers:
 
     def __init__(self, environment: dict[str, str], folder: Path) -> None:
         self._environment, self._folder = environment, folder
-        self._watched = 0.0
+        self._maintained = 0.0
         self.all: list[Worker] = []
         self.beats: list[Beat] = []
 
@@ -180,19 +180,19 @@ class Workers:
         """Send a task as beat does: by its name, from an app that need not know it."""
         self._app.send_task(task, arguments)
 
-    def watch(self) -> None:
-        """Run the watch task in this process, at most every `WATCH_EVERY` seconds."""
+    def maintain(self) -> None:
+        """Run the maintenance task in this process, at most every `MAINTAIN_EVERY` seconds."""
         from matviews import tasks
 
-        self._every(tasks.watch)
+        self._every(tasks.maintain)
 
-    def send_watch(self) -> None:
-        """Send the watch task to the workers, as often and as beat does."""
-        self._every(lambda: self.send_by_name("matviews.watch"))
+    def send_maintain(self) -> None:
+        """Send the maintenance task to the workers, as often and as beat does."""
+        self._every(lambda: self.send_by_name("matviews.maintain"))
 
     def _every(self, work: Callable[[], object]) -> None:
-        if time.monotonic() - self._watched >= WATCH_EVERY:
-            self._watched = time.monotonic()
+        if time.monotonic() - self._maintained >= MAINTAIN_EVERY:
+            self._maintained = time.monotonic()
             work()
 
     def wait_for(

@@ -198,13 +198,13 @@ class TestList:
 
     def test_it_says_what_is_wrong_with_all_views(self, admin_client: Client) -> None:
         Heartbeat.objects.create(ran_at=timezone.now() - timedelta(hours=1))
-        problem = schedules.watch_problem()
+        problem = schedules.maintenance_problem()
         control("sample.Slow").delete()
 
         answer = admin_client.get(LIST)
 
         assert problem
-        assert answer.context["watch_problem"] == problem
+        assert answer.context["maintenance_problem"] == problem
         assert 'role="alert"' in answer.content.decode()
         assert answer.context["without_rows"] == ["sample.Slow"]
         assert answer.context["cl"].full_result_count == ViewControl.objects.count()
@@ -522,7 +522,7 @@ class TestActions:
         messages = act(admin_client, action, *labels)
 
         assert len(tries) == 1
-        assert "sent by watch when the broker is back (no broker)" in messages[0]
+        assert "sent by matviews.maintain when the broker is back (no broker)" in messages[0]
         assert Refresh.objects.filter(state=RefreshState.OPEN).count() == len(labels)
 
     @pytest.mark.django_db(transaction=True)
@@ -541,7 +541,7 @@ class TestActions:
         messages = act(admin_client, action, *labels)
 
         assert time.monotonic() - started < 5
-        assert "sent by watch when the broker is back" in messages[0]
+        assert "sent by matviews.maintain when the broker is back" in messages[0]
 
     def test_every_post_needs_its_csrf_token(self, admin_user: Any) -> None:
         client = Client(enforce_csrf_checks=True)

@@ -249,7 +249,7 @@ class TestSettings:
 
         Refresh.objects.all().delete()
         with mock.patch.object(tasks, "send", return_value=True):
-            tasks.watch()
+            tasks.maintain()
 
         assert control("sample.Sharded").shards.count() == 4
 

@@ -607,7 +607,7 @@ class TestPhasesThatDoNotEnd:
 
 
 class TestBrokerDown:
-    """A request is recorded, whoever asks is told, and `watch` sends it when the broker is back."""
+    """A request is recorded, whoever asks is told, and `maintain` sends it when the broker is back."""
 
     @pytest.fixture(
         autouse=True, params=["redis://127.0.0.1:{port}/0", "amqp://guest@127.0.0.1:{port}//"]
@@ -625,11 +625,11 @@ class TestBrokerDown:
             app.close()
             before.set_current()
 
-    def assert_watch_sends(self, asked: Refresh) -> None:
+    def assert_maintain_sends(self, asked: Refresh) -> None:
         asked.refresh_from_db()
         shard = shard_of(Limited)
         assert asked.state == RefreshState.OPEN
-        assert engine.watch() == [Message(Phase.INSERT, shard.pk, shard.token)]
+        assert engine.rescue() == [Message(Phase.INSERT, shard.pk, shard.token)]
 
     @pytest.mark.django_db(transaction=True)
     @pytest.mark.parametrize("atomic", [False, True])
@@ -641,8 +641,11 @@ class TestBrokerDown:
         else:
             asked = Limited.refresh()
 
-        assert "message not sent, recorded: watch sends it when the broker is back" in caplog.text
-        self.assert_watch_sends(asked)
+        assert (
+            "message not sent, recorded: matviews.maintain sends it when the broker is back"
+            in caplog.text
+        )
+        self.assert_maintain_sends(asked)
 
     def test_asking_on_the_command_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         call_command("update_materialized_views", enqueue=True, models=["Limited"])
@@ -651,7 +654,7 @@ class TestBrokerDown:
         assert "sample.Limited: refresh" in printed.out
         assert "recorded, but the broker is unreachable (" in printed.err
         assert "refused" in printed.err
-        self.assert_watch_sends(Refresh.objects.get())
+        self.assert_maintain_sends(Refresh.objects.get())
 
     def test_between_two_batches(self) -> None:
         Item.objects.bulk_create([Item(value=1), Item(value=2)])
@@ -661,10 +664,10 @@ class TestBrokerDown:
         tasks.insert_batch(shard.pk, shard.token)
 
         assert Limited.objects.count() == 1
-        assert engine.watch() == []
-        ViewShard.objects.update(watch_after=timezone.now())  # the lease runs out
+        assert engine.rescue() == []
+        ViewShard.objects.update(resend_after=timezone.now())  # the lease runs out
         shard.refresh_from_db()
-        self.assert_watch_sends(asked)
+        self.assert_maintain_sends(asked)
 
 
 class TestSignals:

@@ -10,7 +10,7 @@ from django_celery_beat.models import PeriodicTask, PeriodicTasks
 
 from matviews.models import Heartbeat, Origin, PhaseRun, Refresh, RefreshSchedule, ViewControl
 from matviews.states import RefreshState
-from matviews.tasks.schedules import reconcile, watch_problem
+from matviews.tasks.schedules import maintenance_problem, reconcile
 from tests.ledger import add_items, assert_each_item_once, fault
 from tests.processes import Workers
 from tests.sample.models import Ledger
@@ -79,9 +79,9 @@ def test_beat_follows_what_is_done_to_schedules(workers: Workers) -> None:
     workers.start()
     workers.start_beat()
     wait_for_ticks(workers)
-    # then watch runs from the first moment on
+    # then maintenance runs from the first moment on
     workers.wait_for(Heartbeat.objects.exists)
-    assert watch_problem() == ""
+    assert maintenance_problem() == ""
     # when a schedule is created, a view that was never built is asked for at once
     add_items(3)
     made = schedule(LEDGER, every=3600)
@@ -163,7 +163,7 @@ def test_two_beats_a_killed_one_and_a_broker_that_forgets(
     # and no batch was done twice in all that
     RefreshSchedule.objects.all().delete()
     wait_until_followed(workers)
-    workers.wait_until_quiet(meanwhile=workers.watch)
+    workers.wait_until_quiet(meanwhile=workers.maintain)
     assert_each_item_once()
     finished = [token_of(line) for line in workers.lines("batch finished", f"view={LEDGER}")]
     assert len(finished) == len(set(finished))

@@ -127,14 +127,14 @@ def test_a_hidden_page_asks_for_nothing_and_goes_on_when_it_is_seen(
 def test_an_open_page_tells_when_no_worker_takes_its_refresh(page: Page) -> None:
     # given a refresh whose message has just been sent
     shards = ViewShard.objects.filter(view__label=LABEL)
-    shards.update(watch_after=timezone.now() + timedelta(hours=1))
+    shards.update(resend_after=timezone.now() + timedelta(hours=1))
     page.clock.install()
     open_view(page)
     page.get_by_role("button", name="Refresh now").click()
     expect(state(page)).to_have_text("refreshing")
     stop = page.get_by_role("button", name="Stop this refresh").element_handle()
     # when nobody has been at it for a lease
-    shards.update(watch_after=None)
+    shards.update(resend_after=None)
     page.clock.run_for(20_000)
     # then the page says so, and a button that somebody may be pressing is still the same
     expect(state(page)).to_have_text("waiting")

@@ -238,7 +238,7 @@ class ChangeLag(MailboxMachine):
         self.failing = True
 
     @rule(kill=KILLS)
-    def watch(self, kill: int | None) -> None:
+    def maintain(self, kill: int | None) -> None:
         self.send_again(kill)
 
     @rule()

@@ -83,7 +83,7 @@ def test_a_worker_with_a_wrong_clock_keeps_the_history_and_its_times() -> None:
     for _ in range(3):
         run(Limited)
     # when a worker trims the history, by its clock weeks later or earlier
-    tasks.watch()
+    tasks.maintain()
     # then they are all there, and their times are true
     assert Refresh.objects.count() == 3
     for refresh in Refresh.objects.filter(state=RefreshState.SUCCEEDED):
@@ -102,12 +102,12 @@ def test_a_worker_with_a_wrong_clock_keeps_the_history_and_its_times() -> None:
 
 @without_sqlite
 @pytest.mark.usefixtures("wrong_clock")
-def test_a_wrong_clock_neither_silences_nor_raises_the_warning_of_watch() -> None:
+def test_a_wrong_clock_neither_silences_nor_raises_the_warning_of_maintenance() -> None:
     schedules.reconcile()
-    tasks.watch()
-    assert schedules.watch_problem() == ""
+    tasks.maintain()
+    assert schedules.maintenance_problem() == ""
     Heartbeat.objects.update(ran_at=datetime.now(UTC) - timedelta(hours=1))
-    assert "has not run for 60 minutes" in schedules.watch_problem()
+    assert "has not run for 60 minutes" in schedules.maintenance_problem()
 
 
 @without_sqlite

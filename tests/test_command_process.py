@@ -352,7 +352,7 @@ def test_the_command_and_workers_refresh_one_view_and_both_end(workers: Workers)
     # when commands refresh it too
     processes = [Process("--models", "Ledger", "--format", "json") for _ in range(2)]
     statuses = [process.status() for process in processes]
-    workers.wait_until_quiet(meanwhile=workers.watch)
+    workers.wait_until_quiet(meanwhile=workers.maintain)
     # then all end, and each row is there once
     assert statuses == [0, 0], [process.text for process in processes]
     for process in processes:

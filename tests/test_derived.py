@@ -205,7 +205,7 @@ class TestStages:
         step(QuantityTotal)
         assert set(stages("default")) == {10**6, open_refresh.pk}
 
-        tasks.watch()
+        tasks.maintain()
 
         assert set(stages("default")) == {open_refresh.pk}
         work_off(QuantityTotal)

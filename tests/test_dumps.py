@@ -28,8 +28,8 @@ from matviews.models import (
     ViewControl,
     ViewShard,
 )
-from matviews.tasks import schedules, watch
-from matviews.tasks.periodic import PREFIX, WATCH, name_of
+from matviews.tasks import maintain, schedules
+from matviews.tasks.periodic import MAINTENANCE, PREFIX, name_of
 from tests import flushing
 from tests.defining import run
 from tests.shapes.models import Customer, Order, Product, Region
@@ -88,7 +88,7 @@ def steered() -> None:
         ("shapes.ProductTotal", 3, "hours", []),
     ]
     ours = set(PeriodicTask.objects.filter(name__startswith=PREFIX).values_list("name", flat=True))
-    assert ours == {WATCH, *map(name_of, RefreshSchedule.objects.all())}
+    assert ours == {MAINTENANCE, *map(name_of, RefreshSchedule.objects.all())}
     assert PeriodicTask.objects.filter(name="theirs").count() == 1
 
 
@@ -121,7 +121,7 @@ def of_the_first_version(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def dump(request: pytest.FixtureRequest, shop: None, tmp_path: Path) -> Path:
     """A dump of a project at work."""
     steer()
-    watch()  # a heartbeat
+    maintain()  # a heartbeat
     order(2)
     order(3)
     engine.collect_changes()

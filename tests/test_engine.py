@@ -125,20 +125,20 @@ class TestNobodyWaits:
             assert due(Ledger).phase is Phase.INSERT
             assert time.monotonic() - started < 5
 
-    def test_watch_leaves_a_shard_at_work_alone(self) -> None:
+    def test_maintenance_leaves_a_shard_at_work_alone(self) -> None:
         items(1)
         engine.request(Ledger)
         let_time_pass()
         with held_by_another_worker(shard_of(Ledger)):
-            assert engine.watch() == []
-        assert len(engine.watch()) == 1
+            assert engine.rescue() == []
+        assert len(engine.rescue()) == 1
 
 
 class TestWatch:
     def test_a_lost_message_is_sent_again(self) -> None:
         engine.request(Ledger)
         lost = due(Ledger)
-        assert engine.watch() == [lost]
+        assert engine.rescue() == [lost]
 
     def test_it_is_twice_as_patient_each_time_that_nobody_takes_the_message(self) -> None:
         engine.request(Ledger)
@@ -146,9 +146,9 @@ class TestWatch:
         for _ in range(8):
             let_time_pass()
             before = timezone.now()
-            assert len(engine.watch()) == 1
-            assert engine.watch() == []
-            after = shard_of(Ledger).watch_after
+            assert len(engine.rescue()) == 1
+            assert engine.rescue() == []
+            after = shard_of(Ledger).resend_after
             assert after is not None
             waits.append(round((after - before).total_seconds()))
         assert waits == pytest.approx([120, 240, 480, 960, 1920, 3600, 3600, 3600], abs=5)
@@ -157,17 +157,17 @@ class TestWatch:
         items(2)
         engine.request(Ledger, batch_size=1)
         let_time_pass()
-        (message,) = engine.watch()
+        (message,) = engine.rescue()
         engine.run_batch(message)
         assert shard_of(Ledger).resends == 0
 
     def test_it_leaves_a_disabled_view_alone_until_it_is_enabled(self) -> None:
         engine.request(Ledger)
         ViewControl.objects.filter(label="sample.Ledger").update(enabled=False)
-        assert engine.watch() == []
+        assert engine.rescue() == []
         assert engine.settle(shard_of(Ledger).pk).message is None
         ViewControl.objects.filter(label="sample.Ledger").update(enabled=True)
-        assert len(engine.watch()) == 1
+        assert len(engine.rescue()) == 1
 
     def test_it_closes_a_refresh_whose_last_worker_died_after_its_commit(self) -> None:
         refresh = engine.request(Ledger)
@@ -175,7 +175,7 @@ class TestWatch:
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.OPEN
         let_time_pass()
-        assert engine.watch() == []
+        assert engine.rescue() == []
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.SUCCEEDED
 

@@ -327,11 +327,11 @@ class TestShards:
         # Then they do nothing, and nothing is due any more
         assert outcomes == [Outcome.DONE, Outcome.DONE]
         assert [engine.settle(pk).message for pk in shards] == [None, None]
-        assert engine.watch() == []
+        assert engine.rescue() == []
         assert Sharded.objects.count() == 0
         # And when the view is enabled again, it goes on
         controls.update(enabled=True)
-        assert {message.shard_id for message in engine.watch()} == set(shards)
+        assert {message.shard_id for message in engine.rescue()} == set(shards)
         assert inline.run_to_end(refresh).state == RefreshState.SUCCEEDED
         assert Sharded.objects.count() == 8
 
@@ -345,16 +345,16 @@ class TestWatch:
         inline.drain([first])
         for _ in range(7):
             let_time_pass()
-            engine.watch()
+            engine.rescue()
         done = ViewShard.objects.get(pk=first)
         # When its next message is lost
         items(4)
         engine.request(Sharded)
-        # Then one lease and one watch later it is sent again
-        assert done.watch_after is not None
-        assert done.watch_after <= timezone.now() + TWO_LEASES
+        # Then one lease and one run of maintenance later it is sent again
+        assert done.resend_after is not None
+        assert done.resend_after <= timezone.now() + TWO_LEASES
         assert done.resends == 0
-        assert first in {message.shard_id for message in engine.watch()}
+        assert first in {message.shard_id for message in engine.rescue()}
 
     def test_one_broken_view_does_not_stop_it_for_the_others(self) -> None:
         items(1)
@@ -363,22 +363,22 @@ class TestWatch:
         Refresh.objects.filter(pk=broken.pk).update(phases=["nonsense"])
         for _ in range(3):
             let_time_pass()
-            assert [message.shard_id for message in engine.watch()] == [shard_of(Ledger).pk]
+            assert [message.shard_id for message in engine.rescue()] == [shard_of(Ledger).pk]
 
     @without_sqlite
     def test_a_message_that_comes_while_it_looks_is_not_lost(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given a shard that watch finds, and a message for another that it might find
+        # Given a shard that maintenance finds, and a message for another that it might find
         engine.request(Whole)
         items(3)
         engine.request(Ledger)
         let_time_pass()
         message = due(Ledger)
         ViewShard.objects.filter(pk=message.shard_id).update(
-            watch_after=timezone.now() + TWO_LEASES
+            resend_after=timezone.now() + TWO_LEASES
         )
-        module = importlib.import_module("matviews.engine.watch")
+        module = importlib.import_module("matviews.engine.rescue")
         update = module.update_if_current
         outcomes: list[Outcome] = []
 
@@ -389,14 +389,14 @@ class TestWatch:
 
         monkeypatch.setattr(module, "update_if_current", update_and_meet)
         # When
-        sent = engine.watch()
+        sent = engine.rescue()
         # Then
         assert [each.shard_id for each in sent] == [shard_of(Whole).pk]
         assert outcomes == [Outcome.DONE]
 
 
 class TestBrokers:
-    def test_one_that_is_down_for_hours_does_not_make_watch_patient(
+    def test_one_that_is_down_for_hours_does_not_make_maintenance_patient(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given
@@ -412,11 +412,11 @@ class TestBrokers:
         # When
         for _ in range(8):
             let_time_pass()
-            tasks.watch()
-        # Then the next watch finds the message again at once
+            tasks.maintain()
+        # Then the next maintenance run finds the message again at once
         shard = shard_of(Ledger)
-        assert (shard.watch_after, shard.resends) == (None, 0)
-        assert engine.watch() == [due(Ledger)]
+        assert (shard.resend_after, shard.resends) == (None, 0)
+        assert engine.rescue() == [due(Ledger)]
 
 
 class TestWorkers:

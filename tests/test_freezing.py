@@ -70,29 +70,29 @@ def stop(workers: Workers) -> None:
     engine.run_batch(due(Limited))
     engine.request_stop(refresh.pk)
     let_time_pass()
-    workers.send_by_name("matviews.watch")
+    workers.send_by_name("matviews.maintain")
 
 
 def age(workers: Workers) -> None:
     run(Limited)  # the last one of a view is kept
     Refresh.objects.update(finished_at=timezone.now() - timedelta(days=400))
-    workers.send_by_name("matviews.watch")
+    workers.send_by_name("matviews.maintain")
 
 
 def change_shards(workers: Workers) -> None:
     shards = ViewControl.objects.filter(label="sample.Sharded")
     shards.update(shard_count=5 - shards.get().shard_count)
-    workers.send_by_name("matviews.watch")
+    workers.send_by_name("matviews.maintain")
 
 
 def fill_a_queue(workers: Workers) -> None:
     ViewChange.objects.create(view_id=shard_of(CustomerTotal).view_id, count=1_000_000)
-    workers.send_by_name("matviews.watch")
+    workers.send_by_name("matviews.maintain")
 
 
 def lose_periodic_tasks(workers: Workers) -> None:
     PeriodicTask.objects.all().delete()
-    workers.send_by_name("matviews.watch")
+    workers.send_by_name("matviews.maintain")
 
 
 TRANSACTIONS = [
@@ -172,11 +172,11 @@ def hold(
             Item.objects.create(value=2)
             for view in (CustomerTotal, RegionTotal, Limited):
                 engine.request(view)
-            seconds = workers.wait_until_quiet(meanwhile=workers.send_watch)
+            seconds = workers.wait_until_quiet(meanwhile=workers.send_maintain)
             print(f"{transaction.function} {statement}: {seconds:.1f} s")
             assert all(differences(view) == [] for view in (CustomerTotal, RegionTotal))
             assert Limited.is_fresh()
-    workers.wait_until_quiet(meanwhile=workers.send_watch)
+    workers.wait_until_quiet(meanwhile=workers.send_maintain)
     if is_frozen:
         assert all(differences(view) == [] for view in (CustomerTotal, RegionTotal))
     return is_frozen

@@ -99,9 +99,9 @@ def test_installing_leaves_what_is_held_and_does_the_others(rows: dict[str, type
 
         assert "Triggers are still to be made: made_twos." in told
         assert tracked() == ["made_ones", "made_threes"]
-        tasks.watch()
+        tasks.maintain()
         assert tracked() == ["made_ones", "made_threes"]
-    tasks.watch()
+    tasks.maintain()
 
     assert tracked() == TABLES
     assert list(changes.find_problems(engine.alias())) == []
@@ -114,7 +114,7 @@ def test_the_maintenance_task_makes_no_triggers_that_another_version_has_left(
     changes.remove(engine.alias(), ["made_twos"])
     TrackedTable.objects.create(table="made_twos", pending="01234567")
 
-    tasks.watch()
+    tasks.maintain()
 
     assert tracked() == ["made_ones", "made_threes"]
 
@@ -130,7 +130,7 @@ def test_the_maintenance_task_names_the_command_where_it_may_not(
         "matviews.changes.dialects.base.TriggerDialect.create", lambda *_given: ["DROP nonsense"]
     )
 
-    tasks.watch()
+    tasks.maintain()
 
     assert (
         "run `manage.py update_materialized_views --triggers install` as the owner" in caplog.text

@@ -155,7 +155,7 @@ class History(MailboxMachine):
         let_time_pass()
 
     @rule(kill=KILLS)
-    def watch(self, kill: int | None) -> None:
+    def maintain(self, kill: int | None) -> None:
         self.send_again(kill)
 
     @contextmanager

@@ -188,10 +188,10 @@ class TestLostConnections:
             with suppress(DatabaseError, InterfaceError):
                 engine.settle(message.shard_id)
         connection.close()
-        # Then watch brings it to its end, and nothing is done twice
+        # Then maintenance brings it to its end, and nothing is done twice
         for _ in range(5):
             let_time_pass()
-            for again in engine.watch():
+            for again in engine.rescue():
                 engine.run_batch(again)
             refresh.refresh_from_db()
             if refresh.state != RefreshState.OPEN:

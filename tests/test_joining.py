@@ -344,7 +344,7 @@ class TestMerging:
         assert engine.settle(first).message is None
         # when the second closes them
         inline.drain([second])
-        # then nothing is left to be found by watch
+        # then nothing is left to be found by maintenance
         assert set(Refresh.objects.values_list("state", flat=True)) == {RefreshState.SUCCEEDED}
 
 
@@ -423,7 +423,7 @@ class TestCost:
                 engine.view_statuses,
                 *(partial(admin.get, page) for page in pages),
                 lambda: engine.settle_view(control.pk),
-                engine.watch,
+                engine.rescue,
             ]
             found = []
             for action in actions:
@@ -495,4 +495,4 @@ class TestCost:
         refresh = Refresh.objects.get()
         assert refresh.requests == 20
         let_time_pass()
-        assert len(engine.watch()) == 1
+        assert len(engine.rescue()) == 1

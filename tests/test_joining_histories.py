@@ -102,7 +102,7 @@ class Meeting(MailboxMachine):
         self.ask(apart, slow, sent=True, kill=None)
 
     @rule(kill=KILLS)
-    def watch(self, kill: int | None) -> None:
+    def maintain(self, kill: int | None) -> None:
         let_time_pass()
         self.send_again(kill)
 

@@ -82,7 +82,7 @@ def test_each_change_arrives_by_the_request_that_followed_it(
                 workers.revive()
             for each in askers:
                 each.end()
-            workers.wait_until_quiet(meanwhile=workers.watch)
+            workers.wait_until_quiet(meanwhile=workers.maintain)
             wanted = dict.fromkeys(range(1, ITEMS + 1), 0) | dict.fromkeys(keys, number * TIMES)
             assert dict(Walked.objects.values_list("key", "value")) == wanted
     finally:

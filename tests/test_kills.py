@@ -14,7 +14,7 @@ from matviews.states import RefreshState, RunState
 from tests import services
 from tests.driving import shards_of
 from tests.ledger import add_items, assert_each_item_once, fault
-from tests.processes import WATCH_EVERY, Worker, Workers
+from tests.processes import MAINTAIN_EVERY, Worker, Workers
 from tests.sample.models import Item, Ledger, Limited
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -54,7 +54,7 @@ class Killer:
         """Kill one and start it again; in between, the source changes and a refresh is asked."""
         self._ask_for_more()
         # One batch must not take all the kills: it would be given up.
-        self.workers.wait_for(self._has_progressed, meanwhile=self.workers.watch)
+        self.workers.wait_for(self._has_progressed, meanwhile=self.workers.maintain)
         self._pause(self.chance.uniform(0, 0.6))
         kind = self.chance.choice(list(self.kills))
         if kind == "inside a batch":
@@ -73,10 +73,10 @@ class Killer:
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        self.workers.wait_for(lambda: time.monotonic() > until, meanwhile=self.workers.watch)
+        self.workers.wait_for(lambda: time.monotonic() > until, meanwhile=self.workers.maintain)
 
     def _kill_from_outside(self, *, child: bool) -> None:
-        self.workers.wait_for(self._ready, meanwhile=self.workers.watch)
+        self.workers.wait_for(self._ready, meanwhile=self.workers.maintain)
         victim = self.chance.choice(self._ready())
         children = victim.children if child else []
         if children:
@@ -95,12 +95,12 @@ class Killer:
             self._ask_for_more()
             self.workers.wait_for(
                 lambda: len(self.workers.lines(*deaths)) > before,
-                meanwhile=self._watch_and_revive,
+                meanwhile=self._maintain_and_revive,
             )
         self.rows_before = Ledger.objects.count()
 
-    def _watch_and_revive(self) -> None:
-        self.workers.watch()
+    def _maintain_and_revive(self) -> None:
+        self.workers.maintain()
         self.workers.revive()
 
 
@@ -121,8 +121,8 @@ def test_workers_killed_at_any_moment_neither_double_nor_lose_a_row(
         for _ in range(rounds):
             killer.kill()
     Ledger.refresh()
-    # then they come to rest with nothing but watch, and each item is there once
-    seconds = workers.wait_until_quiet(seconds=60, meanwhile=workers.watch)
+    # then they come to rest with nothing but maintenance, and each item is there once
+    seconds = workers.wait_until_quiet(seconds=60, meanwhile=workers.maintain)
     print(f"kills {killer.kills}, items {Item.objects.count()}, quiet after {seconds:.1f} s")
     assert_each_item_once()
     assert Ledger.is_fresh()
@@ -132,7 +132,7 @@ def test_workers_killed_at_any_moment_neither_double_nor_lose_a_row(
 @pytest.mark.parametrize(
     "rounds", [2, pytest.param(20, marks=pytest.mark.long)], ids=["short", "long"]
 )
-def test_a_batch_whose_worker_is_killed_goes_on_within_a_lease_and_one_watch(
+def test_a_batch_whose_worker_is_killed_goes_on_within_a_lease_and_one_maintenance(
     workers: Workers, rounds: int
 ) -> None:
     workers.start(2)
@@ -143,11 +143,11 @@ def test_a_batch_whose_worker_is_killed_goes_on_within_a_lease_and_one_watch(
             Ledger.refresh()
             workers.wait_for(lambda: any(worker.dead for worker in workers.all))
         assert not Ledger.is_fresh()
-        # when watch runs every second
-        seconds = workers.wait_until_quiet(meanwhile=workers.watch)
+        # when maintenance runs every second
+        seconds = workers.wait_until_quiet(meanwhile=workers.maintain)
         # then another worker does the batch
         print(f"recovered after {seconds:.2f} s")
-        assert seconds < LEASE + WATCH_EVERY + SLACK
+        assert seconds < LEASE + MAINTAIN_EVERY + SLACK
         assert_each_item_once()
         workers.revive()
         workers.wait_for(lambda: all(worker.ready for worker in workers.all))
@@ -172,12 +172,12 @@ def test_the_server_frees_a_batch_from_a_worker_that_has_stopped(workers: Worker
     with fault(Ledger, "do_insert", "sleep", seconds=3 * LEASE):
         Ledger.refresh()
         stopped = stop_inside_a_batch(workers)
-    # when watch runs every second
-    seconds = workers.wait_until_quiet(meanwhile=workers.watch)
+    # when maintenance runs every second
+    seconds = workers.wait_until_quiet(meanwhile=workers.maintain)
     print(f"recovered after {seconds:.2f} s")
     # then another worker has done all, while the first is still stopped
     assert stopped.stopped
-    assert seconds < max(LEASE, STATEMENT_TIMEOUT) + WATCH_EVERY + SLACK
+    assert seconds < max(LEASE, STATEMENT_TIMEOUT) + MAINTAIN_EVERY + SLACK
     assert_each_item_once()
     # and when the first goes on, its batch is turned away, and it works as before
     stopped.signal(signal.SIGCONT)
@@ -214,7 +214,7 @@ def test_a_stopped_worker_holds_sqlite_until_it_goes_on(workers: Workers) -> Non
         # then it waits, is turned away once the stopped one goes on, and both end
         stopped.signal(signal.SIGCONT)
         workers.wait_for(Ledger.objects.exists)
-    workers.wait_until_quiet(meanwhile=workers.watch)
+    workers.wait_until_quiet(meanwhile=workers.maintain)
     workers.wait_for(lambda: other.lines("message refused", "outcome=STALE"))
     assert_each_item_once()
 
@@ -228,7 +228,7 @@ def test_a_batch_that_always_kills_its_worker_fails_and_says_so(workers: Workers
         # when its worker is respawned again and again, while another view is refreshed
         workers.wait_for(lambda: worker.lines("fault view=Limited"))
         Ledger.refresh()
-        seconds = workers.wait_until_quiet(meanwhile=workers.watch)
+        seconds = workers.wait_until_quiet(meanwhile=workers.maintain)
     # then the batch is given up, at its smallest size, after three kills there
     kills = len(worker.lines("fault view=Limited", "action=kill"))
     print(f"given up after {kills} kills and {seconds:.1f} s")
@@ -244,7 +244,7 @@ def test_a_batch_that_always_kills_its_worker_fails_and_says_so(workers: Workers
     assert set(asked.runs.exclude(pk=run.pk).values_list("state", flat=True)) == {"succeeded"}
     # and once the cause is mended, the next request does the work
     Limited.refresh()
-    workers.wait_until_quiet(meanwhile=workers.watch)
+    workers.wait_until_quiet(meanwhile=workers.maintain)
     assert Limited.objects.count() == 8
     assert ViewShard.objects.get(view=asked.view_id).attempts == 1
     assert PhaseRun.objects.filter(state=RunState.FAILED).count() == 1

@@ -134,7 +134,7 @@ def test_each_transaction_has_its_level_and_limits(shop: None) -> None:
             # also where the triggers of a table are gone
             gone = dialect.present()[Region._meta.db_table]
             dialect.execute(dialect.drop(Region._meta.db_table, gone))
-            tasks.watch()
+            tasks.maintain()
             # and a staging table that takes two batches, and a repair
             run(QuantityTotal, batch_size=1)
             CustomerTotal.objects.update(orders=9)
@@ -282,10 +282,10 @@ def test_whoever_reads_a_staging_table_holds_nobody_up(
 
     with held(read):
         assert inline.run_to_end(refresh).state == RefreshState.SUCCEEDED
-        tasks.watch()
+        tasks.maintain()
         assert list(stages(engine.alias())) == [refresh.pk]
-    # then watch removes it once nobody does
-    tasks.watch()
+    # then maintenance removes it once nobody does
+    tasks.maintain()
     assert not stages(engine.alias())
     assert differences(QuantityTotal) == []
 
@@ -301,7 +301,7 @@ def test_whoever_locks_the_records_of_tables_holds_nobody_up(
         assert run(CustomerTotal).state == RefreshState.SUCCEEDED
         assert differences(CustomerTotal) == []
         engine.collect_changes()
-        tasks.watch()
+        tasks.maintain()
     assert not Change.objects.exists()
     assert "could not" not in caplog.text
 
@@ -319,12 +319,12 @@ def test_nor_where_triggers_of_theirs_are(
     order(1)
     with locked(records):
         for _time in range(2):
-            tasks.watch()
+            tasks.maintain()
             assert run(CustomerTotal).state == RefreshState.SUCCEEDED
         assert differences(CustomerTotal) == []
         assert table not in dialect.present()
     assert "could not" not in caplog.text
-    tasks.watch()
+    tasks.maintain()
 
     record = records.get(table=table)
     assert bool(record.triggers) is (table in dialect.present()) is (state == "to be made")
@@ -347,8 +347,8 @@ def test_no_refresh_succeeds_while_changes_are_held_that_it_must_see(shop: None)
         assert differences(CustomerTotal) != []
         # and changes of other tables are moved
         assert set(Change.objects.values_list("table", flat=True)) == {Order._meta.db_table}
-    # when nobody holds it any more, watch sends it again, without a lease that must be over
-    shards = ViewShard.objects.filter(pk__in=[message.shard_id for message in engine.watch()])
+    # when nobody holds it any more, maintenance sends it again, without a lease that must be over
+    shards = ViewShard.objects.filter(pk__in=[message.shard_id for message in engine.rescue()])
     assert refresh.view_id in shards.values_list("view", flat=True)
     for each in (refresh, other):
         assert inline.run_to_end(each).state == RefreshState.SUCCEEDED

@@ -106,16 +106,16 @@ def logging(kind: str) -> Iterator[None]:
         f"CREATE TABLE made_rows {columns}", f"CREATE TABLE made_copy {columns}",
         undone=("DROP TABLE made_rows", "DROP TABLE made_copy"),
     ):  # fmt: skip
-        dialect, watch = (
+        dialect, maintain = (
             dialect_of(engine.alias()),
             TriggerSpec(frozenset({"id"}), frozenset({"id"})),
         )
-        dialect.execute(dialect.create("made_rows", watch))
+        dialect.execute(dialect.create("made_rows", maintain))
         try:
             yield
         finally:
             connection.close()
-            dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", watch)))
+            dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", maintain)))
 
 
 @pytest.mark.parametrize(("kind", "value"), cases(TYPES))
@@ -147,8 +147,8 @@ def test_a_value_that_would_not_is_not_logged(kind: str, value: str) -> None:
 def test_a_column_may_be_named_like_a_variable(name: str) -> None:
     with defined(f'CREATE TABLE made_rows ("{name}" int, id int)', undone="DROP TABLE made_rows"):
         dialect = dialect_of(engine.alias())
-        watch = TriggerSpec(frozenset({name, "id"}), frozenset({name}))
-        dialect.execute(dialect.create("made_rows", watch))
+        maintain = TriggerSpec(frozenset({name, "id"}), frozenset({name}))
+        dialect.execute(dialect.create("made_rows", maintain))
         execute(
             "INSERT INTO made_rows VALUES (1, 1)",
             "UPDATE made_rows SET id = 2",
@@ -156,7 +156,7 @@ def test_a_column_may_be_named_like_a_variable(name: str) -> None:
         )
 
         assert list(Change.objects.values_list("links", flat=True)) == [[[name], ["1"]]] * 3
-        dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", watch)))
+        dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", maintain)))
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")

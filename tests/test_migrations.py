@@ -27,7 +27,7 @@ def test_migrations_are_complete_under_another_default_auto_field(tmp_path: Path
 
 
 def test_taking_the_migrations_back_leaves_no_periodic_task_behind(tmp_path: Path) -> None:
-    # given a migrated project, with the periodic task of watch
+    # given a migrated project, with the periodic task of maintenance
     database = tmp_path / "db.sqlite3"
     settings = (
         f"DATABASES['default'] = {{'ENGINE': 'django.db.backends.sqlite3', 'NAME': '{database}'}}\n"
@@ -35,7 +35,7 @@ def test_taking_the_migrations_back_leaves_no_periodic_task_behind(tmp_path: Pat
     assert manage(tmp_path, settings, "migrate").returncode == 0
     query = "SELECT name FROM django_celery_beat_periodictask"
     with closing(sqlite3.connect(database)) as connection:
-        assert connection.execute(query).fetchall() == [("matviews: watch",)]
+        assert connection.execute(query).fetchall() == [("matviews: maintenance",)]
 
     # when they are taken back
     done = manage(tmp_path, settings, "migrate", "matviews", "zero")

@@ -206,7 +206,7 @@ def test_a_column_that_gets_another_type_later_is_noticed_within_a_minute(
         kept.refresh()
         retype(kept, case)
 
-        tasks.watch()
+        tasks.maintain()
 
         kept.sql("DELETE FROM ROWS WHERE n = 1")
         [reason] = kept.refresh()
@@ -226,7 +226,7 @@ def test_columns_as_the_models_have_them_are_believed(kept: Kept) -> None:
     with kept.tracked():
         kept.insert(("ab", 1))
         kept.refresh()
-        tasks.watch()
+        tasks.maintain()
         kept.sql("UPDATE ROWS SET n = 2")
         kept.change()
 

@@ -161,8 +161,8 @@ class TestTheMaintenanceTask:
         lose()
 
         with caplog.at_level(logging.WARNING, "matviews.changes"):
-            tasks.watch()
-            tasks.watch()
+            tasks.maintain()
+            tasks.maintain()
 
         [message] = [each.getMessage() for each in caplog.records]
         assert message.startswith("changes are not logged, for triggers are missing or disabled")
@@ -184,7 +184,7 @@ class TestTheMaintenanceTask:
             assert (status().state, status().not_logged) == NOT_LOGGED
 
         with caplog.at_level(logging.WARNING, "matviews.changes"):
-            tasks.watch()
+            tasks.maintain()
 
         [message] = [each.getMessage() for each in caplog.records]
         assert message.startswith("triggers were disabled or made anew")
@@ -197,7 +197,7 @@ class TestTheMaintenanceTask:
         self, view: type[Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.WARNING, "matviews.changes"):
-            tasks.watch()
+            tasks.maintain()
 
         assert caplog.records == []
         assert view.is_fresh()

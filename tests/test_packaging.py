@@ -302,7 +302,7 @@ def test_celery_discovers_the_tasks_of_the_installed_wheel(python: Path, project
     assert run(python, "celery_app.py", cwd=project).split() == [
         "matviews.delete_batch",
         "matviews.insert_batch",
+        "matviews.maintain",
         "matviews.refresh",
         "matviews.update_batch",
-        "matviews.watch",
     ]

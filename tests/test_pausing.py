@@ -49,10 +49,10 @@ def test_nothing_is_due_until_the_view_is_released(hold: dict[str, bool]) -> Non
     # when the view is held
     switch(Ledger, **hold)
     let_time_pass()
-    # then nothing is due, and watch does not even look
+    # then nothing is due, and maintenance does not even look
     assert engine.settle_view(refresh.view_id)[0].message is None
     with statements() as found:
-        assert engine.watch() == []
+        assert engine.rescue() == []
     assert len(found) == 1
     assert inline.run_to_end(refresh).state == RefreshState.OPEN
     # and when it is released, it goes on where it was
@@ -133,8 +133,8 @@ def test_another_view_goes_on() -> None:
 
     assert run(Limited).state == RefreshState.SUCCEEDED
     let_time_pass()
-    ViewShard.objects.update(watch_after=None)
-    assert engine.watch() == []
+    ViewShard.objects.update(resend_after=None)
+    assert engine.rescue() == []
 
 
 def test_every_shard_is_held() -> None:

@@ -137,7 +137,7 @@ ASK = """
 import django
 django.setup()
 import tests.celery_app
-from matviews.tasks import watch
+from matviews.tasks import maintain
 from tests.ledger import add_items
 from tests.shapes.models import Customer, CustomerTotal, Order, Ranked
 from tests.sample.models import Limited
@@ -145,7 +145,7 @@ Order.objects.filter(customer_id__lt={number} * 5).update(quantity={number} + 2)
 Customer.objects.filter(pk=39 - {number}).delete() if {number} % 2 else add_items(5)
 for view in (CustomerTotal, Ranked, Limited):
     view.refresh()
-watch.delay()
+maintain.delay()
 """
 
 

@@ -43,7 +43,7 @@ print(run())
 with untracked(Order):
     Order.objects.create(price=3, paid=False)
 print([each.links for each in Change.objects.filter(table="shapes_order")])
-tasks.watch()
+tasks.maintain()
 print(CustomerTotal.verify(repair=True).repaired)
 """
 

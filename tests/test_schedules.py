@@ -50,7 +50,7 @@ pytestmark = [pytest.mark.database, pytest.mark.django_db]
 live = pytest.mark.django_db(transaction=True)  # with commits, and what follows them
 
 LIMITED = "sample.Limited"
-WATCH = "matviews: watch"
+MAINTENANCE = "matviews: maintenance"
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
 
@@ -131,10 +131,10 @@ class TestRows:
             f"Written from refresh schedule {made.pk} of sample.Limited: change it there."
         )
 
-    def test_watch_has_its_own_each_minute(self) -> None:
-        task = PeriodicTask.objects.get(name=WATCH)
+    def test_maintenance_has_its_own_each_minute(self) -> None:
+        task = PeriodicTask.objects.get(name=MAINTENANCE)
 
-        assert (task.task, task.args, task.kwargs) == ("matviews.watch", "[]", "{}")
+        assert (task.task, task.args, task.kwargs) == ("matviews.maintain", "[]", "{}")
         assert task.schedule.run_every == timedelta(minutes=1)
         assert (task.enabled, good_for(task)) == (True, 120)
 
@@ -195,14 +195,14 @@ class TestRows:
     def test_the_queue_is_that_of_the_settings(self) -> None:
         made = schedule()
 
-        assert {task_of(made).queue, PeriodicTask.objects.get(name=WATCH).queue} == {"slow"}
+        assert {task_of(made).queue, PeriodicTask.objects.get(name=MAINTENANCE).queue} == {"slow"}
 
     def test_a_name_fits_however_long_the_label_is(self) -> None:
         ViewControl.objects.create(label=f"sample.{'Long' * 62}")
 
         made = schedule(f"sample.{'Long' * 62}")
 
-        (task,) = ours().exclude(name=WATCH)
+        (task,) = ours().exclude(name=MAINTENANCE)
         assert len(task.name) == 200
         assert task.name.startswith(f"matviews: schedule {made.pk} of sample.LongLong")
 
@@ -322,11 +322,13 @@ EDITS: dict[str, Callable[[], dict[str, Any]]] = {
 
 class TestHealing:
     @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-    @pytest.mark.parametrize("watch", [False, True])
-    def test_an_edit_is_taken_back(self, edit: Callable[[], dict[str, Any]], watch: bool) -> None:
+    @pytest.mark.parametrize("maintain", [False, True])
+    def test_an_edit_is_taken_back(
+        self, edit: Callable[[], dict[str, Any]], maintain: bool
+    ) -> None:
         made = schedule()
         before = values()
-        name = WATCH if watch else task_of(made).name
+        name = MAINTENANCE if maintain else task_of(made).name
         ours().filter(name=name).update(**edit())
         assert values() != before
 
@@ -415,7 +417,7 @@ class TestHealing:
         made.delete()
         reconcile()
 
-        assert set(ours()) == {PeriodicTask.objects.get(name=WATCH), task_of(other)}
+        assert set(ours()) == {PeriodicTask.objects.get(name=MAINTENANCE), task_of(other)}
 
     def test_beat_is_told_once_and_only_when_something_was_written(self) -> None:
         for every in range(1, 6):
@@ -680,7 +682,7 @@ class TestFollowing:
             create()
             transaction.set_rollback(True)
 
-        assert list(ours().values_list("name", flat=True)) == [WATCH]
+        assert list(ours().values_list("name", flat=True)) == [MAINTENANCE]
 
     def test_a_savepoint_that_is_rolled_back_takes_nothing_else_along(self) -> None:
         with transaction.atomic():
@@ -696,14 +698,14 @@ class TestFollowing:
         create(every=2)
         control().delete()
 
-        assert list(ours().values_list("name", flat=True)) == [WATCH]
+        assert list(ours().values_list("name", flat=True)) == [MAINTENANCE]
 
     def test_a_failure_to_follow_fails_no_save(self, caplog: pytest.LogCaptureFixture) -> None:
         with mock.patch.object(schedules, "reconcile", side_effect=DatabaseError("no table")):
             made = create()
 
-        assert "periodic tasks not written: watch does it" in caplog.text
-        tasks.watch()
+        assert "periodic tasks not written: matviews.maintain does it" in caplog.text
+        tasks.maintain()
         assert task_of(made).enabled
 
     def test_loaded_data_is_followed_when_all_is_there(self, tmp_path: Any) -> None:
@@ -825,26 +827,26 @@ class TestTasks:
         assert told.exc_info is None
         assert not Refresh.objects.exists()
 
-    def test_watch_mends_the_schedules_and_says_that_it_ran(self) -> None:
+    def test_maintenance_mends_the_schedules_and_says_that_it_ran(self) -> None:
         made = schedule()
         ours().update(description="mine")
         Heartbeat.objects.update_or_create(pk=1, defaults={"ran_at": timezone.now() - HOUR})
 
-        tasks.watch()
+        tasks.maintain()
 
         assert task_of(made).description != "mine"
         assert wait_less(Heartbeat.objects.get().ran_at, 0 * HOUR)
-        tasks.watch()
+        tasks.maintain()
         assert Heartbeat.objects.count() == 1
 
-    def test_watch_reads_nothing_before_it_says_so(self) -> None:
+    def test_maintenance_reads_nothing_before_it_says_so(self) -> None:
         """SQLite does not let a transaction that has read become one that writes."""
-        tasks.watch()
+        tasks.maintain()
         idle = mock.Mock(__name__="idle", return_value=[])
         with (
             mock.patch.multiple(
                 engine,
-                watch=idle,
+                rescue=idle,
                 sync_shards=idle,
                 sweep_stages=idle,
                 trim_history=idle,
@@ -858,7 +860,7 @@ class TestTasks:
             mock.patch.object(tasks.schedules, "reconcile", idle),
             CaptureQueriesContext(connection) as captured,
         ):
-            tasks.watch()
+            tasks.maintain()
 
         words = [each["sql"].split()[0] for each in captured]
         assert [word for word in words if word not in ("SAVEPOINT", "RELEASE", "SET")] == ["UPDATE"]
@@ -873,10 +875,10 @@ class TestTasks:
             mock.patch.multiple(engine, sync_shards=failing, trim_history=failing),
             mock.patch.object(tasks, "send", return_value=True) as sent,
         ):
-            tasks.watch()
+            tasks.maintain()
 
         assert len(sent.call_args.args[0]) == 1
-        assert caplog.text.count("watch could not failing") == 3
+        assert caplog.text.count("maintenance could not failing") == 3
         assert Heartbeat.objects.exists()
 
     def test_dispatching_several_views_gives_up_at_the_first_refusal(self) -> None:

@@ -238,7 +238,7 @@ class History(MailboxMachine):
         assert differences(self.view) == []
 
     @rule(kill=KILLS)
-    def watch(self, kill: int | None) -> None:
+    def maintain(self, kill: int | None) -> None:
         let_time_pass()
         self.send_again(kill)
 

@@ -96,7 +96,7 @@ def test_an_open_refresh_is_told_apart_from_one_that_nobody_is_at() -> None:
     assert (status().state, status().running) == ("refreshing", ())
     # and when nothing has been heard for a lease
     past = timezone.now() - timedelta(hours=1)
-    ViewShard.objects.update(watch_after=past)
+    ViewShard.objects.update(resend_after=past)
     assert status().state == "waiting"
     # and when a worker has claimed its batch, however long ago
     shard = ViewShard.objects.filter(view__label=LIMITED)
@@ -111,11 +111,11 @@ def test_what_no_worker_takes_waits_however_often_it_is_sent_and_names_the_queue
     # given a request whose message is lost, and sent again
     add_items(3)
     engine.request(Limited)
-    tasks.watch()
+    tasks.maintain()
     assert "listens to" not in caplog.text
     # when it is sent once more, for no worker has taken it
-    ViewShard.objects.update(watch_after=timezone.now() - timedelta(hours=1))
-    tasks.watch()
+    ViewShard.objects.update(resend_after=timezone.now() - timedelta(hours=1))
+    tasks.maintain()
     # then the log, the state and the command say where a worker has to listen
     queue = f"listens to {queues.queues_in_words(*queues.BATCHES)}"
     assert "no worker has taken a message" in caplog.text

@@ -219,12 +219,12 @@ class TestWhoeverIsAtWork:
         }
         assert inline.run_to_end(other).state == RefreshState.SUCCEEDED
 
-    def test_watch_ends_what_nobody_settled(self) -> None:
+    def test_maintenance_ends_what_nobody_settled(self) -> None:
         refresh = ask(Ledger)
         engine.request_stop(refresh.pk)
         let_time_pass()
 
-        assert engine.watch() == []
+        assert engine.rescue() == []
 
         assert now(refresh) == RefreshState.STOPPED
 
@@ -244,7 +244,7 @@ class TestWhateverTheViewIsLike:
         messages = (
             [each.message for each in engine.settle_view(refresh.view_id)]
             if settles
-            else engine.watch()
+            else engine.rescue()
         )
 
         assert [message for message in messages if message] == []

@@ -207,7 +207,7 @@ from django.test import Client
 from django.test.utils import setup_test_environment
 from matviews import changes, engine
 from matviews.models import Refresh, RefreshSchedule, Origin, ViewControl
-from matviews.tasks import watch
+from matviews.tasks import maintain
 
 setup_test_environment()
 logged = []
@@ -250,8 +250,8 @@ settings = {
 page(f"{own}/change/", **settings)
 before = Refresh.objects.count()
 Refresh.objects.exclude(state="open").update(finished_at=engine.now() - timedelta(days=60))
-watch()
-watch()
+maintain()
+maintain()
 print(json.dumps({
     "pages": pages, "asked": asked, "steered": steered, "schedules": RefreshSchedule.objects.count(),
     "refreshes": {"before": before, "after": Refresh.objects.count()},

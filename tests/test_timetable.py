@@ -1,4 +1,4 @@
-"""What runs when, and whether `watch` does: in Python, as a system check and on the command line."""
+"""What runs when, and whether `maintain` does: in Python, as a system check and on the command line."""
 
 import json
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from matviews import engine
 from matviews.management.commands.update_materialized_views import Command
 from matviews.models import Heartbeat, Period, RefreshSchedule, ViewControl
-from matviews.tasks.checks import check_watch
+from matviews.tasks.checks import check_maintenance
 from matviews.tasks.queues import queues_in_words
-from matviews.tasks.schedules import Planned, reconcile, timetable, watch_problem
+from matviews.tasks.schedules import Planned, maintenance_problem, reconcile, timetable
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
 
@@ -108,11 +108,11 @@ class TestTimetable:
             (lambda: set_view(enabled=False), "the view is disabled"),
             (
                 lambda: PeriodicTask.objects.filter(task="matviews.refresh").delete(),
-                "its periodic task is missing or off: `matviews.watch` or `manage.py migrate` mends it",
+                "its periodic task is missing or off: `matviews.maintain` or `manage.py migrate` mends it",
             ),
             (
                 lambda: PeriodicTask.objects.update(enabled=False),
-                "its periodic task is missing or off: `matviews.watch` or `manage.py migrate` mends it",
+                "its periodic task is missing or off: `matviews.maintain` or `manage.py migrate` mends it",
             ),
         ],
     )
@@ -157,74 +157,76 @@ class TestWatch:
         ran_at = timezone.now() - ago
         Heartbeat.objects.update_or_create(pk=1, defaults={"ran_at": ran_at})
 
-    def watch(self, **values: Any) -> None:
-        PeriodicTask.objects.filter(task="matviews.watch").update(**values)
+    def maintain(self, **values: Any) -> None:
+        PeriodicTask.objects.filter(task="matviews.maintain").update(**values)
 
     def test_a_fresh_install_is_no_problem_yet(self) -> None:
-        assert watch_problem() == ""
+        assert maintenance_problem() == ""
 
     def test_all_is_well_while_it_runs(self) -> None:
         self.ran(4 * MINUTE)
-        self.watch(date_changed=timezone.now() - HOUR, total_run_count=500)
+        self.maintain(date_changed=timezone.now() - HOUR, total_run_count=500)
 
-        assert watch_problem() == ""
+        assert maintenance_problem() == ""
 
     def test_its_row_is_missing(self) -> None:
         self.ran(0 * MINUTE)
         PeriodicTask.objects.all().delete()
 
-        assert watch_problem() == (
-            "The periodic task 'matviews: watch' is missing, so nobody sends lost messages again: "
+        assert maintenance_problem() == (
+            "The periodic task 'matviews: maintenance' is missing, so nobody sends lost messages again: "
             "run `manage.py migrate`, which makes it."
         )
 
     def test_its_row_is_disabled(self) -> None:
         self.ran(0 * MINUTE)
-        self.watch(enabled=False)
+        self.maintain(enabled=False)
 
-        assert watch_problem() == (
-            "The periodic task 'matviews: watch' is disabled, so nobody sends lost messages again: "
+        assert maintenance_problem() == (
+            "The periodic task 'matviews: maintenance' is disabled, so nobody sends lost messages again: "
             "run `manage.py migrate`, which enables it."
         )
 
     def test_it_has_not_run_for_a_while(self) -> None:
         self.ran(12 * MINUTE)
 
-        assert watch_problem() == (
-            "matviews.watch has not run for 12 minutes, so nobody sends lost messages again: see "
+        assert maintenance_problem() == (
+            "matviews.maintain has not run for 12 minutes, so nobody sends lost messages again: see "
             "that `celery beat`, with django-celery-beat's DatabaseScheduler, is running, and a worker "
-            f"that listens to {queues_in_words('matviews.watch')}."
+            f"that listens to {queues_in_words('matviews.maintain')}."
         )
 
     @pytest.mark.parametrize("never", [{"date_changed": HOUR}, {"total_run_count": 5}])
     def test_it_has_never_run(self, never: dict[str, Any]) -> None:
         past = {name: timezone.now() - HOUR for name, value in never.items() if value == HOUR}
-        self.watch(**{**never, **past})
+        self.maintain(**{**never, **past})
 
-        assert watch_problem().startswith("matviews.watch has not run yet, so nobody")
+        assert maintenance_problem().startswith("matviews.maintain has not run yet, so nobody")
 
     @pytest.mark.parametrize(
         "problem", [{"enabled": False}, {"total_run_count": 5}], ids=["disabled", "never"]
     )
     def test_what_the_sentence_says_is_a_way_out(self, problem: dict[str, Any]) -> None:
-        self.watch(**problem)
-        assert watch_problem()
+        self.maintain(**problem)
+        assert maintenance_problem()
 
         call_command("migrate", verbosity=0)
         self.ran(0 * MINUTE)
 
-        assert watch_problem() == ""
+        assert maintenance_problem() == ""
 
 
 class TestCheck:
     def warnings(self, **arguments: Any) -> list[checks.CheckMessage]:
-        return check_watch(**arguments)
+        return check_maintenance(**arguments)
 
     def test_the_problem_is_a_warning(self) -> None:
         PeriodicTask.objects.all().delete()
 
-        assert [each.msg for each in self.warnings(databases=["default"])] == [watch_problem()]
-        assert watch_problem()
+        assert [each.msg for each in self.warnings(databases=["default"])] == [
+            maintenance_problem()
+        ]
+        assert maintenance_problem()
 
     @pytest.mark.parametrize("databases", [None, [], ["other"]])
     def test_the_database_is_not_asked_unless_it_is_named(self, databases: Any) -> None:
@@ -243,7 +245,7 @@ class TestCheck:
     def test_tables_that_migrate_is_yet_to_make_or_change_are_no_error(
         self, missing: type[Any]
     ) -> None:
-        PeriodicTask.objects.filter(task="matviews.watch").update(total_run_count=5)
+        PeriodicTask.objects.filter(task="matviews.maintain").update(total_run_count=5)
         assert self.warnings(databases=["default"])
         with mock.patch.object(missing._meta, "db_table", "there_is_no_such_table"):
             assert self.warnings(databases=["default"]) == []
@@ -267,7 +269,7 @@ class TestCommand:
         set_view(WHOLE, paused=True)
         Heartbeat.objects.create(pk=1, ran_at=last)
 
-        headings, limited, whole, watch, problem = self.printed().splitlines()
+        headings, limited, whole, maintain, problem = self.printed().splitlines()
 
         moment, due = (f"{each:%Y-%m-%d %H:%M:%S}" for each in (last, last + HOUR))
         assert headings.split() == [
@@ -284,13 +286,13 @@ class TestCommand:
         assert whole.split() == [
             WHOLE, "every", "5", "minutes", "all", *moment.split(), "the", "view", "is", "paused",
         ]  # fmt: skip
-        assert watch == f"watch ran at {moment}"
-        assert problem.startswith("matviews.watch has not run for 30 minutes")
+        assert maintain == f"maintenance ran at {moment}"
+        assert problem.startswith("matviews.maintain has not run for 30 minutes")
 
     def test_nothing_is_scheduled(self) -> None:
         assert self.printed().splitlines() == [
             "No view has a schedule: give it one in the admin, or refresh_every in code.",
-            "watch has not run yet",
+            "maintenance has not run yet",
         ]
 
     def test_views_may_be_named(self) -> None:
@@ -322,6 +324,6 @@ class TestCommand:
                 }
             ],
             "error": "",
-            "watch": {"ran_at": last.isoformat(), "problem": watch_problem()},
+            "maintenance": {"ran_at": last.isoformat(), "problem": maintenance_problem()},
         }
-        assert watch_problem()
+        assert maintenance_problem()

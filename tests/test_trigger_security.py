@@ -722,12 +722,12 @@ def test_what_ours_do_is_shown_as_it_was_made(name: str) -> None:
     dialect = dialect_of(engine.alias())
     with defined(table, undone=f"DROP TABLE {quoted}"):
         for links in ({"id", name}, {"id"}, set()):
-            watch = TriggerSpec(frozenset({"id", name}), frozenset(links))
-            dialect.execute(dialect.create(name, watch))
+            maintain = TriggerSpec(frozenset({"id", name}), frozenset(links))
+            dialect.execute(dialect.create(name, maintain))
 
-            assert dialect.present()[name].keys() == dialect.names(name, watch)
-            assert dialect.replaced(name, watch) == set()
-            dialect.execute(dialect.drop(name, dialect.names(name, watch)))
+            assert dialect.present()[name].keys() == dialect.names(name, maintain)
+            assert dialect.replaced(name, maintain) == set()
+            dialect.execute(dialect.drop(name, dialect.names(name, maintain)))
 
 
 def trigger_named(event: str) -> str:

@@ -263,7 +263,7 @@ def test_it_is_named_and_each_refresh_looks_at_all_keys(case: Case) -> None:
         ),
     ],
 )
-def test_a_table_that_becomes_so_is_noticed_by_watch(
+def test_a_table_that_becomes_so_is_noticed_by_maintenance(
     becomes: str, write: str, mends: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
@@ -273,7 +273,7 @@ def test_a_table_that_becomes_so_is_noticed_by_watch(
         refreshed(view)
         assert view.is_fresh()
         with defined(becomes, undone=mends):
-            tasks.watch()
+            tasks.maintain()
 
             execute(write)
 
@@ -281,7 +281,7 @@ def test_a_table_that_becomes_so_is_noticed_by_watch(
             assert not view.is_fresh()
             assert contents(view) == {1: 1, 2: 2}
             caplog.clear()
-            tasks.watch()
+            tasks.maintain()
             assert "made_rows" not in caplog.text
         changes.install(engine.alias())
         refreshed(view)

@@ -16,7 +16,7 @@ from tests.sample.models import Copy, Item, Ledger, Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
-TASKS = ["delete_batch", "insert_batch", "refresh", "update_batch", "watch"]
+TASKS = ["delete_batch", "insert_batch", "maintain", "refresh", "update_batch"]
 ASKERS = 20
 
 
@@ -78,10 +78,10 @@ def test_a_worker_finds_all_tasks_and_takes_them_by_name(workers: Workers) -> No
     # then it ran
     assert Refresh.objects.get().origin == Origin.SCHEDULE
     assert_each_item_once()
-    # and when the message of a request is lost, the watch task sends another
+    # and when the message of a request is lost, the maintenance task sends another
     add_items(8)
     engine.request(Ledger)
-    workers.wait_until_quiet(meanwhile=workers.send_watch)
+    workers.wait_until_quiet(meanwhile=workers.send_maintain)
     assert_each_item_once()
 
 
@@ -131,12 +131,12 @@ def test_a_broker_that_forgets_everything_costs_time_only(
         Ledger.refresh()
         for rows in (5, 30, 60):
             enough = Ledger.objects.order_by("pk")[rows - 1 : rows]
-            workers.wait_for(enough.exists, meanwhile=workers.watch)
+            workers.wait_for(enough.exists, meanwhile=workers.maintain)
             # when the broker loses the message under way and all else that it has, its bindings too
-            workers.wait_for(lambda: lose(redis_url, queue), meanwhile=workers.watch)
-    # then the same workers go on once watch has run
+            workers.wait_for(lambda: lose(redis_url, queue), meanwhile=workers.maintain)
+    # then the same workers go on once maintenance has run
     assert Refresh.objects.get().state == RefreshState.OPEN
-    workers.wait_until_quiet(meanwhile=workers.watch)
+    workers.wait_until_quiet(meanwhile=workers.maintain)
     assert_each_item_once()
     assert Refresh.objects.get().state == RefreshState.SUCCEEDED
 
@@ -216,7 +216,7 @@ def test_no_request_is_forgotten_by_a_worker_at_work(
     with fault(Ledger, "before_insert", "sleep", seconds=0.05):
         Ledger.refresh()
         workers.wait_for(Ledger.objects.exists)
-        # when many processes ask at the same moment, and no watch ever runs
+        # when many processes ask at the same moment, and no maintenance ever runs
         asking = ask_at_once("sample.Ledger", ASKERS, redis_environment)
         assert (asking.returncode, asking.stderr) == (0, "")
     workers.wait_until_quiet()

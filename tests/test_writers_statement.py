@@ -162,16 +162,16 @@ def logging(*columns: str, kinds: dict[str, Any], links: tuple[str, ...]) -> Ite
         *PLAIN, *pair, f"CREATE TABLE made_rows (id integer, {names})",
         undone=("DROP TABLE made_rows", *(["DROP TYPE made_pair"] * bool(pair))),
     ):  # fmt: skip
-        dialect, watch = (
+        dialect, maintain = (
             dialect_of(engine.alias()),
             TriggerSpec(frozenset(columns), frozenset(links)),
         )
-        dialect.execute(dialect.create("made_rows", watch))
+        dialect.execute(dialect.create("made_rows", maintain))
         try:
             yield
         finally:
             connection.close()
-            dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", watch)))
+            dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", maintain)))
 
 
 ROWS, VALUES = (
@@ -296,13 +296,13 @@ def no_right() -> Iterator[None]:
                 *(f"ALTER FUNCTION {name} OWNER TO {role}" for name in functions()),
             )
         else:
-            dialect, watch = (
+            dialect, maintain = (
                 dialect_of(engine.alias()),
                 TriggerSpec(frozenset({"c0"}), frozenset({"c0"})),
             )
-            dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", watch)))
+            dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", maintain)))
             with as_role(role):
-                dialect.execute(dialect.create("made_rows", watch))
+                dialect.execute(dialect.create("made_rows", maintain))
         execute(
             "INSERT INTO made_rows VALUES (1, 1)", f"REVOKE INSERT ON {log} FROM {quoted(role)}"
         )

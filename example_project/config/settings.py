@@ -72,7 +72,7 @@ CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TIMEZONE = "UTC"
 # Messages are acknowledged when they are taken, which is Celery's default (task_acks_late = False):
-# a message that dies with its worker is sent again by matviews.watch.
+# a message that dies with its worker is sent again by matviews.maintain.
 # The schedules are rows in the database, made first of each view's MatviewMeta.refresh_every.
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 # Beat notes at once what it has sent, not every three minutes: the admin shows what is due next.

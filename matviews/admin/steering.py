@@ -23,7 +23,7 @@ ENDED = "Refresh {} has ended already."
 TOLD = {
     None: "the workers are told when it is committed",
     True: "the workers have been told",
-    False: "sent by watch when the broker is back ({error})",
+    False: "sent by matviews.maintain when the broker is back ({error})",
 }
 
 

@@ -86,7 +86,7 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if request.method == "GET" and self.has_view_permission(request):
             ours |= {
                 "without_rows": without_rows(request),
-                "watch_problem": schedules.watch_problem(),
+                "maintenance_problem": schedules.maintenance_problem(),
             }
         return super().changelist_view(request, {**ours, **(extra_context or {})})
 

@@ -48,7 +48,7 @@ def page_context(control: ViewControl) -> dict[str, Any]:
         "live": live,
         "open_refreshes": _open_refreshes(newest),
         "refreshes": [(refresh, badge(refresh.state)) for refresh in newest[:LISTED]],
-        "watch_problem": schedules.watch_problem(),
+        "maintenance_problem": schedules.maintenance_problem(),
     }
 
 

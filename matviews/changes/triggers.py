@@ -316,7 +316,7 @@ def _install(
 
 
 def _record_pending(dialect: TriggerDialect, table: str, version: str) -> TrackedTable:
-    """Record that triggers of a version are to be made: if making them fails, `watch` tries again."""
+    """Record that triggers of a version are to be made: if making them fails, `matviews.maintain` tries again."""
     with dialect.definitions():
         if not TrackedTable.objects.filter(table=table).update(pending=version):
             TrackedTable.objects.get_or_create(table=table, defaults={"pending": version})

@@ -32,6 +32,7 @@ from .hooks import raised_by_hook
 from .messages import BatchReport, Message, Outcome
 from .progress import RunProgress, progress_of
 from .requests import check_phases, count_requests, request, request_stop
+from .rescue import forget_resends, rescue, untaken
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount
 from .settle import Settlement, settle, settle_view
@@ -46,7 +47,6 @@ from .tracking import (
     shorten_queues,
 )
 from .verification import Verification, verify
-from .watch import forget_resends, untaken, watch
 
 __all__ = [
     "BatchReport",
@@ -90,6 +90,7 @@ __all__ = [
     "rename_controls",
     "request",
     "request_stop",
+    "rescue",
     "run_batch",
     "settle",
     "settle_view",
@@ -105,5 +106,4 @@ __all__ = [
     "verify",
     "view_statuses",
     "views_to_refresh",
-    "watch",
 ]

@@ -55,7 +55,7 @@ def run_batch(message: Message) -> BatchReport:
     except (DatabaseError, InterfaceError) as error:
         databases.drop_broken_connection()
         logger.error(  # noqa: TRY400 - the exception itself may hold values of rows
-            "batch lost, to be sent again by watch shard=%s token=%s\n%s",
+            "batch lost, to be sent again by matviews.maintain shard=%s token=%s\n%s",
             message.shard_id, message.token, traceback_text(error),
         )  # fmt: skip
         report = BatchReport(message=message, outcome=Outcome.LOST, error=error_text(error))
@@ -154,7 +154,7 @@ def _claim_changes(lease: timedelta) -> tuple[Q, dict[str, Any]]:
         "attempts": Case(When(claimed_token=F("token"), then=F("attempts") + 1), default=1),
         "claimed_token": F("token"),
         "claimed_at": UtcNow(),
-        "watch_after": UtcNow() + lease,
+        "resend_after": UtcNow() + lease,
         "resends": 0,
         "claims": F("claims") + 1,
     }
@@ -162,7 +162,7 @@ def _claim_changes(lease: timedelta) -> tuple[Q, dict[str, Any]]:
 
 @lru_cache(maxsize=4)
 def _next_token(lease: timedelta) -> dict[str, Any]:
-    return {"token": F("token") + 1, "watch_after": UtcNow() + lease}
+    return {"token": F("token") + 1, "resend_after": UtcNow() + lease}
 
 
 def worker_name() -> str:
@@ -179,7 +179,7 @@ def _withdraw(message: Message) -> None:
     ours = ViewShard.objects.filter(pk=message.shard_id, worker=worker_name())
     with suppress(DatabaseError, InterfaceError), databases.short_transaction():
         ours.filter(token=message.token, claimed_token=message.token).update(
-            claimed_token=0, watch_after=None
+            claimed_token=0, resend_after=None
         )
 
 
@@ -250,13 +250,13 @@ class _Attempt:
         return self._report(work, Outcome.FAILED, error=_texts(error, work)[0])
 
     def put_off(self, tables: list[str]) -> BatchReport:
-        """Leave the work to a message that `watch` sends: others are moving changes that it must see."""
+        """Leave the work to a message that `matviews.maintain` sends: others are moving changes that it must see."""
         names = ", ".join(tables)
         error = (
             f"Changes of {names} are not moved yet: another process holds them. It is tried again."
         )
         with databases.short_transaction():
-            work = self._pass_token(watch_after=None)
+            work = self._pass_token(resend_after=None)
             if work:
                 work.stop()
                 if run := self._blamed(work):

@@ -51,7 +51,7 @@ def settle(shard_id: int) -> Settlement:
 
     To be called after a commit, by whoever asked for a refresh or worked on one: between the two,
     one sees what the other has committed. Calling it again does no harm; where it is not called,
-    `watch` does it a lease later.
+    `matviews.maintain` does it a lease later.
     """
     closed: list[Refresh] = []
     while work := load_work(shard_id):

@@ -353,7 +353,7 @@ def _in_good_hands(control: Any) -> bool:
     return any(
         shard.is_claimed
         # What was sent again, nobody has taken so far.
-        or (shard.watch_after and shard.watch_after > control.now and not shard.resends)
+        or (shard.resend_after and shard.resend_after > control.now and not shard.resends)
         for shard in control.shards.all()
     )
 

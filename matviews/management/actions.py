@@ -30,15 +30,15 @@ def list_views(requests: Requests) -> None:
 
 
 def list_schedules(requests: Requests) -> None:
-    """Show what beat asks for and when, for every view or those that were named, and how `watch` is."""
+    """Show what beat asks for and when, for every view or those that were named, and how the maintenance task is."""
     output, heartbeat = requests.output, Heartbeat.objects.first()
     planned = schedules.timetable(requests.asked.labels or None)
-    watch = schedules.watch_problem()
+    problem = schedules.maintenance_problem()
     output.subject = "schedules"
     output.entries += map(tables.plan_as_dict, planned)
-    output.watch = {
+    output.maintenance = {
         "ran_at": heartbeat and heartbeat.ran_at.isoformat(),
-        "problem": watch,
+        "problem": problem,
     }
     if output.as_json:
         return
@@ -47,7 +47,7 @@ def list_schedules(requests: Requests) -> None:
         tables.print_plans(planned, console)
     else:
         console.print("No view has a schedule: give it one in the admin, or refresh_every in code.")
-    tables.print_watch(heartbeat, watch, console)
+    tables.print_maintenance(heartbeat, problem, console)
 
 
 def _send(refresh: Refresh, requests: Requests) -> bool:

@@ -161,11 +161,11 @@ def tracking_in_lines(tracking: Mapping[str, Any]) -> Iterator[str]:
         yield f"  changes are not tracked: {tracking['reason']}"
     elif tracking["unkeyed"]:
         yield f"  changes lead to the whole view: {tracking['unkeyed']}"
-    for table, watch in tracking["tables"].items():
-        columns = "any column" if watch["columns"] is None else ", ".join(watch["columns"])
-        paths = map(_path_in_words, watch["paths"])
+    for table, spec in tracking["tables"].items():
+        columns = "any column" if spec["columns"] is None else ", ".join(spec["columns"])
+        paths = map(_path_in_words, spec["paths"])
         leads = " and ".join(dict.fromkeys(paths)) or "the whole view"
-        logged = "logged" if watch["logged"] else "not logged, so each refresh is a full pass"
+        logged = "logged" if spec["logged"] else "not logged, so each refresh is a full pass"
         yield _visible(f"  changes of {table} ({columns or 'its rows alone'}): {leads}; {logged}")
 
 

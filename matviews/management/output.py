@@ -20,7 +20,7 @@ class Output:
     Attributes:
         entries: what is told of each view in JSON, or of what `subject` says.
         subject: what the entries are called there.
-        watch: what is told of `watch` in JSON, if anything.
+        maintenance: what is told of the maintenance task in JSON, if anything.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Output:
         self.as_json = as_json
         self.entries: list[dict[str, Any]] = []
         self.subject = "views"
-        self.watch: dict[str, Any] | None = None
+        self.maintenance: dict[str, Any] | None = None
 
     def say(self, line: str) -> None:
         """A line for a person who has not asked for silence."""
@@ -49,8 +49,8 @@ class Output:
         """Print the JSON document, if that is the format."""
         if self.as_json:
             document: dict[str, Any] = {self.subject: self.entries}
-            if self.watch is not None:
-                document["watch"] = self.watch
+            if self.maintenance is not None:
+                document["maintenance"] = self.maintenance
             document["error"] = error
             self._stdout.write(json.dumps(document, indent=2))
 

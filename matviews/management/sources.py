@@ -105,11 +105,11 @@ def _tracking(label: str) -> dict[str, Any]:
     lacking = changes.untracked_tables(control.pk if control else 0, tracking, using)
     tables = {
         table: {
-            "columns": None if watch.columns is None else sorted(watch.columns),
+            "columns": None if spec.columns is None else sorted(spec.columns),
             "paths": [_path(plan, link) for link in plan.links.get(table, ())],
             "logged": table not in lacking,
         }
-        for table, watch in sorted(tracking.tables.items())
+        for table, spec in sorted(tracking.tables.items())
     }
     return {"reason": tracking.reason, "unkeyed": plan.path.unkeyed, "tables": tables}
 

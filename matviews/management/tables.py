@@ -22,9 +22,9 @@ from matviews.words import duration
 __all__ = [
     "not_logged_in_words",
     "plan_as_dict",
+    "print_maintenance",
     "print_plans",
     "print_statuses",
-    "print_watch",
     "refresh_as_dict",
     "status_as_dict",
     "timeliness_as_dict",
@@ -49,10 +49,10 @@ def print_plans(planned: Sequence[Planned], console: Console) -> None:
     _print(PLAN_HEADINGS, [_plan_cells(each) for each in planned], console)
 
 
-def print_watch(heartbeat: Heartbeat | None, problem: str, console: Console) -> None:
-    """When `watch` last ran, and what keeps it from running."""
+def print_maintenance(heartbeat: Heartbeat | None, problem: str, console: Console) -> None:
+    """When `matviews.maintain` last ran, and what keeps it from running."""
     ran = f"ran at {_moment(heartbeat.ran_at)}" if heartbeat else "has not run yet"
-    console.print(Text(f"watch {ran}"), soft_wrap=True)
+    console.print(Text(f"maintenance {ran}"), soft_wrap=True)
     if problem:
         console.print(Text(problem, style="red"), soft_wrap=True)
 

@@ -269,7 +269,7 @@ class Migration(migrations.Migration):
                 ),
                 ("number", models.PositiveSmallIntegerField()),
                 ("token", models.BigIntegerField(default=1)),
-                ("watch_after", models.DateTimeField(null=True)),
+                ("resend_after", models.DateTimeField(null=True)),
                 ("resends", models.PositiveIntegerField(default=0)),
                 ("worker", models.CharField(blank=True, max_length=255)),
                 ("claimed_at", models.DateTimeField(null=True)),

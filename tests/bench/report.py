@@ -142,12 +142,12 @@ def _scheduled(figures: Figures) -> Table:
         ratio = f"{cost.cpu / peer.cpu:.1f}" if peer else ""
         table.add_row(name, f"{cost.statements}", f"{cost.cpu:.2f}", ratio)
 
-    add("a minute of beat and watch", here.minute, here.peer_minute)
+    add("a minute of beat and maintain", here.minute, here.peer_minute)
     add("  peer: a minute of beat with tasks made by hand", here.peer_minute)
     add("beat looks", here.look, here.peer_look)
     add("  peer", here.peer_look)
     add("beat reads all tasks", here.read, here.peer_read)
     add("  peer", here.peer_read)
-    add("watch", here.watch)
+    add("maintain", here.maintain)
     add("  of it the schedules: reconcile", here.reconcile, here.peer_read)
     return table

@@ -1,4 +1,4 @@
-"""What beat and `watch` cost while many views are on schedules and none is due."""
+"""What beat and `maintain` cost while many views are on schedules and none is due."""
 
 import statistics
 import time
@@ -40,11 +40,11 @@ class Scheduled:
 
     Attributes:
         views: how many.
-        minute: what a minute of beat and `watch` costs.
+        minute: what a minute of beat and `maintain` costs.
         peer_minute: what one costs of beat alone, with as many periodic tasks that were made by hand.
         look: beat looks whether something is due.
         read: beat reads all periodic tasks.
-        watch: the task `matviews.watch`.
+        maintain: the task `matviews.maintain`.
         reconcile: what the task spends on the schedules.
         peer_look, peer_read: the same of the peer.
     """
@@ -54,7 +54,7 @@ class Scheduled:
     peer_minute: Cost
     look: Cost
     read: Cost
-    watch: Cost
+    maintain: Cost
     reconcile: Cost
     peer_look: Cost
     peer_read: Cost
@@ -64,12 +64,12 @@ def scheduled(views: int, runs: int) -> Scheduled:
     with registry.preserved():
         _make_views(views)
         look, read = _beat(runs)
-        watch, alone = _cost(tasks.watch, runs), _cost(reconcile, runs)
+        maintain, alone = _cost(tasks.maintain, runs), _cost(reconcile, runs)
     with _made_by_hand(views):
         peer_look, peer_read = _beat(runs)
     return Scheduled(
-        views=views, minute=_minute(look, read, watch), peer_minute=_minute(peer_look, peer_read),
-        look=look, read=read, watch=watch, reconcile=alone,
+        views=views, minute=_minute(look, read, maintain), peer_minute=_minute(peer_look, peer_read),
+        look=look, read=read, maintain=maintain, reconcile=alone,
         peer_look=peer_look, peer_read=peer_read,
     )  # fmt: skip
 
@@ -88,7 +88,7 @@ def _make_views(count: int) -> None:
         RefreshSchedule(view=view, every=1, period="hours") for view in views
     )
     reconcile()
-    PeriodicTask.objects.filter(task="matviews.watch").update(last_run_at=now)
+    PeriodicTask.objects.filter(task="matviews.maintain").update(last_run_at=now)
 
 
 def _define(number: int) -> str:
@@ -144,9 +144,9 @@ def _cost(work: Callable[[], object], runs: int) -> Cost:
     return Cost(statements=len(found), cpu=statistics.median(times))
 
 
-def _minute(look: Cost, read: Cost, watch: Cost | None = None) -> Cost:
-    watch = watch or Cost(statements=0, cpu=0)
+def _minute(look: Cost, read: Cost, maintain: Cost | None = None) -> Cost:
+    maintain = maintain or Cost(statements=0, cpu=0)
     return Cost(
-        statements=round(LOOKS * look.statements + READS * read.statements) + watch.statements,
-        cpu=LOOKS * look.cpu + READS * read.cpu + watch.cpu,
+        statements=round(LOOKS * look.statements + READS * read.statements) + maintain.statements,
+        cpu=LOOKS * look.cpu + READS * read.cpu + maintain.cpu,
     )

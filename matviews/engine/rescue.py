@@ -15,12 +15,12 @@ from .databases import drop_broken_connection, update_if_current
 from .messages import Message
 from .settle import settle
 
-__all__ = ["forget_resends", "untaken", "watch"]
+__all__ = ["forget_resends", "rescue", "untaken"]
 
 logger = logging.getLogger(__name__)
 
 
-def watch() -> list[Message]:
+def rescue() -> list[Message]:
     """The messages to send again: of shards that have work, and that nobody seems to be at.
 
     A shard whose row is locked is at work. Each time that a message was sent again and no worker
@@ -28,7 +28,7 @@ def watch() -> list[Message]:
     without workers does not fill the broker. Also closes what a killed process left open.
     """
     quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK)).order_by()
-    messages = [_look(*shard) for shard in quiet.values_list("pk", "resends")]
+    messages = [_resend_if_quiet(*shard) for shard in quiet.values_list("pk", "resends")]
     return [message for message in messages if message]
 
 
@@ -42,17 +42,17 @@ def untaken(messages: Iterable[Message]) -> list[str]:
 def forget_resends(messages: Iterable[Message]) -> None:
     """Take back that these messages were sent again: the broker did not take them."""
     shards = ViewShard.objects.filter(pk__in=[message.shard_id for message in messages])
-    shards.update(watch_after=None, resends=0)
+    shards.update(resend_after=None, resends=0)
 
 
-def _look(shard_id: int, resends: int) -> Message | None:
+def _resend_if_quiet(shard_id: int, resends: int) -> Message | None:
     try:
         message = settle(shard_id).message
         if message is None or not _takes(message, resends + 1):
             return None
     except Exception as error:  # noqa: BLE001 - one shard's trouble must not keep the others waiting
         trace = traceback_text(error, trusted=False)
-        logger.error("watch failed shard=%s\n%s", shard_id, trace)  # noqa: TRY400 - it may hold values of rows
+        logger.error("rescue failed shard=%s\n%s", shard_id, trace)  # noqa: TRY400 - it may hold values of rows
         drop_broken_connection()
         return None
     logger.warning(
@@ -65,11 +65,11 @@ def _takes(message: Message, resends: int) -> bool:
     """Note the message as sent, unless somebody is at work in the shard after all."""
     patience = UtcNow() + _patience(resends)
     return update_if_current(
-        message.shard_id, message.token, _QUIET, watch_after=patience, resends=resends
+        message.shard_id, message.token, _QUIET, resend_after=patience, resends=resends
     )
 
 
-_QUIET = Q(watch_after=None) | Q(watch_after__lt=UtcNow())
+_QUIET = Q(resend_after=None) | Q(resend_after__lt=UtcNow())
 _WORK = Refresh.objects.filter(
     Q(view__enabled=True, view__paused=False) | Q(stop_requested=True),
     view=OuterRef("view"),
