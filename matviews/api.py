@@ -132,7 +132,7 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]
     Returns:
         Those of the keys that neither the view nor its source has at this moment, as they were given: it
         may be that a field spells them otherwise than the database does. They are marked all the same, as
-        their rows may be about to come. Empty where the next refresh looks at all keys anyway.
+        their rows may still be on the way. Empty where the next refresh looks at all keys anyway.
 
     Raises:
         UnknownView, InvalidView, ViewNotReady.

@@ -61,8 +61,8 @@ class Settings:
             transactions may be silent, or wait for a lock, for 10 seconds at most (PostgreSQL, MariaDB;
             MySQL only limits reading statements; SQLite has no such limit).
         LEASE: seconds of silence after which `matviews.maintain` takes a message or a worker for lost.
-        MAX_RESEND_INTERVAL: seconds; `matviews.maintain` doubles its patience with every re-sent message that
-            nobody took, up to this.
+        MAX_RESEND_INTERVAL: seconds; `matviews.maintain` doubles the interval after every message that
+            no worker picks up, up to this.
         KEEP_SUCCEEDED: how long a refresh that succeeded stays in the history.
         KEEP_FAILED: how long one that failed or was stopped stays. The last of a view always stays.
         CELERY_QUEUE: Celery queue of the tasks; None leaves it to `task_routes` and the default queue.

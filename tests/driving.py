@@ -75,21 +75,32 @@ def in_another_connection(work: Callable[[], None]) -> threading.Thread:
 
 
 @contextmanager
-def held_by_another_worker(shard: ViewShard) -> Iterator[None]:
-    """Another connection holds the shard's row, as a batch does from its first statement on."""
+def held_open(work: Callable[[], object]) -> Iterator[None]:
+    """Another connection does some work in a transaction, which stays open until the block ends."""
     holding, done = threading.Event(), threading.Event()
 
     def hold() -> None:
         with transaction.atomic():
-            ViewShard.objects.filter(pk=shard.pk).update(token=shard.token + 1)
+            work()
             holding.set()
-            done.wait(20)
-            transaction.set_rollback(True)
+            assert done.wait(60)
 
     thread = in_another_connection(hold)
-    assert holding.wait(10)
+    assert holding.wait(20)
     try:
         yield
     finally:
         done.set()
         thread.join()
+
+
+@contextmanager
+def held_by_another_worker(shard: ViewShard) -> Iterator[None]:
+    """Another connection holds the shard's row, as a batch does from its first statement on."""
+
+    def claim() -> None:
+        ViewShard.objects.filter(pk=shard.pk).update(token=shard.token + 1)
+        transaction.set_rollback(True)
+
+    with held_open(claim):
+        yield

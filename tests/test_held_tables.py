@@ -3,21 +3,21 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from io import StringIO
 from typing import Any
 
 import pytest
 from django.apps import apps
 from django.core.management import CommandError
-from django.db import connection, models, transaction
+from django.db import connection, models
 from django.db.models import F
 from django.db.models.signals import post_migrate, pre_migrate
 
 from matviews import changes, engine, tasks
 from matviews.changes.dialects import dialect_of
 from matviews.models import TrackedTable
-from tests.driving import in_another_connection, without_sqlite
+from tests.driving import held_open, in_another_connection, without_sqlite
 from tests.tables import derived_view, execute, key, made, model
 
 pytestmark = [
@@ -58,24 +58,9 @@ def _copy_of(rows: type[Any]) -> type[Any]:
     )  # fmt: skip
 
 
-@contextmanager
-def held(rows: type[Any]) -> Iterator[None]:
+def held(rows: type[Any]) -> AbstractContextManager[None]:
     """A transaction that has written to a table stays open."""
-    written, done = threading.Event(), threading.Event()
-
-    def write() -> None:
-        with transaction.atomic():
-            rows.objects.create(n=1)
-            written.set()
-            assert done.wait(60)
-
-    thread = in_another_connection(write)
-    assert written.wait(20)
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return held_open(lambda: rows.objects.create(n=1))
 
 
 def tracked() -> list[str]:

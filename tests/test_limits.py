@@ -22,6 +22,7 @@ from matviews.tasks import inline, schedules
 from tests.defining import run
 from tests.driving import (
     due,
+    held_open,
     in_another_connection,
     items,
     let_time_pass,
@@ -241,24 +242,13 @@ def test_a_claim_is_withdrawn_in_a_serializable_session() -> None:
         assert shards.get().claimed_token == 0
 
 
-@contextmanager
-def held(read: Callable[[], object]) -> Iterator[None]:
+def held(read: Callable[[], object]) -> AbstractContextManager[None]:
     """A person has read something, and locked it thereby, in a transaction of their own."""
-    holding, done = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        with transaction.atomic():
-            assert read()
-            holding.set()
-            assert done.wait(60)
+    def found() -> None:
+        assert read()
 
-    thread = in_another_connection(hold)
-    assert holding.wait(10)
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return held_open(found)
 
 
 def locked(rows: Any) -> AbstractContextManager[None]:
