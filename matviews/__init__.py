@@ -4,7 +4,8 @@ import logging
 
 from . import early_checks, registry  # noqa: F401 - they watch for the definition of views
 from .api import is_fresh, mark_dirty, refresh, untracked, verify
-from .mixin import Batch, MaterializedView, Shard
+from .contract import Batch, Shard
+from .mixin import MaterializedView
 from .phases import Phase
 
 __all__ = [

@@ -15,7 +15,7 @@ from django.db.models import Model, QuerySet
 
 from . import near_misses
 from .conf import LARGEST_SIZE, LONGEST_TIME, SHORTEST_TIME, is_count, is_seconds
-from .mixin import MaterializedView
+from .contract import ViewMarker
 from .phases import Phase
 
 __all__ = [
@@ -226,7 +226,7 @@ def _base_problems(model: type[Model]) -> Iterator[CheckMessage]:
             id="matviews.W004",
         )
     for parent in model._meta.parents:
-        if issubclass(parent, MaterializedView) and not model._meta.proxy:
+        if issubclass(parent, ViewMarker) and not model._meta.proxy:
             yield Warning(
                 f"{model._meta.label} inherits from the view {parent._meta.label}: a row of the "
                 f"one is a row of the other, and both refreshes write it.",

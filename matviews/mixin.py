@@ -1,45 +1,20 @@
-"""The contract of a view: the mixin, and the values that its hooks are given and give back."""
+"""The mixin that makes a model a view."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import api
+from .contract import ViewMarker
 from .phases import Phase
 
 if TYPE_CHECKING:
     from .engine import Verification
     from .models import Refresh
 
-__all__ = ["Batch", "MaterializedView", "Shard"]
+__all__ = ["MaterializedView"]
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """The share of the view's keys that a hook declaring `shard` is to work on.
-
-    With `count` 4, the shard of a key may be `key % 4 == number`: any rule that gives each key to
-    exactly one number will do.
-    """
-
-    number: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What a hook that declares `cursor` returns.
-
-    Attributes:
-        rows: rows written by this batch.
-        cursor: where the next batch goes on, any JSON value; None when the phase is done.
-    """
-
-    rows: int
-    cursor: Any = None
-
-
-class MaterializedView:
+class MaterializedView(ViewMarker):
     """Mixin that makes a concrete Django model a view, in either order of the bases.
 
     The model defines the class method `source`, which returns a queryset of columns that name fields

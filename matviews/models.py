@@ -9,8 +9,8 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, router
 
-from .clock import UtcNow
 from .conf import get_settings
+from .databases.clock import UtcNow
 from .definition import LONGEST_INTERVAL, ViewDefinition, ViewOptions
 from .phases import Phase
 from .registry import registry

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db.models import Field, Model
 
-from .mixin import MaterializedView
+from .contract import ViewMarker
 from .phases import Phase
 
 __all__ = ["half_views", "like_hook", "like_source", "unread_classes"]
@@ -55,7 +55,7 @@ def half_views() -> Iterator[type]:
 
     A class without fields that is for others to inherit from is none of them.
     """
-    for cls in _subclasses(MaterializedView):
+    for cls in _subclasses(ViewMarker):
         if cls.__subclasses__() or issubclass(cls, Model):
             continue
         members = vars(cls)
@@ -80,10 +80,15 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 
 def _own(model: type) -> Iterator[type]:
-    """The classes that a view is made of, without Django's and ours."""
+    """The classes that a view consists of, without Django's and ours."""
     for cls in model.__mro__:
-        if cls not in (object, Model, MaterializedView):
+        if cls not in (object, Model) and not _is_mixin(cls):
             yield cls
+
+
+def _is_mixin(cls: type) -> bool:
+    """Whether it is `ViewMarker` or `MaterializedView`, which inherits from it directly."""
+    return cls is ViewMarker or ViewMarker in cls.__bases__
 
 
 def _methods(model: type) -> list[str]:

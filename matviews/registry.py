@@ -9,9 +9,9 @@ from django.apps import apps
 from django.db.models import Model
 from django.db.models.signals import class_prepared
 
+from .contract import ViewMarker
 from .definition import ViewDefinition, define, unreadable
 from .exceptions import InvalidView, UnknownView
-from .mixin import MaterializedView
 from .redact import brief
 
 __all__ = ["Registry", "registry"]
@@ -40,7 +40,7 @@ class Registry:
         Raises:
             InvalidView: the class is abstract or not a model with the mixin.
         """
-        if not (issubclass(model, Model) and issubclass(model, MaterializedView)):
+        if not (issubclass(model, Model) and issubclass(model, ViewMarker)):
             raise InvalidView(f"{brief(model)} is not a model that mixes in MaterializedView.")
         if model._meta.abstract:
             raise InvalidView(f"{model._meta.label} is abstract: only concrete models are views.")
@@ -146,12 +146,10 @@ def _model_named(lowered: str) -> type[Model] | None:
 
 def _register_prepared(sender: type[Model], **_kwargs: Any) -> None:
     """Register concrete views of the running project; models of migrations are not views."""
-    if not issubclass(sender, MaterializedView) or sender._meta.apps is not apps:
+    if not issubclass(sender, ViewMarker) or sender._meta.apps is not apps:
         return
     concrete = sender._meta.concrete_model
-    if sender._meta.swapped or (
-        sender._meta.proxy and issubclass(concrete or sender, MaterializedView)
-    ):
+    if sender._meta.swapped or (sender._meta.proxy and issubclass(concrete or sender, ViewMarker)):
         return
     registry.register(sender)
 

@@ -21,6 +21,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule, run_s
 
 from matviews import changes, engine, untracked
 from matviews.changes import log
+from matviews.databases import triggers_of
 from matviews.engine import pending, tracking
 from matviews.engine.pending import add_drain
 from matviews.models import Change, PhaseRun, Refresh, ViewChange, ViewControl, ViewShard
@@ -206,8 +207,8 @@ class ChangeLag(MailboxMachine):
     @precondition(lambda self: not self.lost)
     @rule()
     def lose_the_triggers(self) -> None:
-        names = changes.dialects.dialect_of(engine.alias()).present()[TABLE]
-        dialect = changes.dialects.dialect_of(engine.alias())
+        names = triggers_of(engine.alias()).present()[TABLE]
+        dialect = triggers_of(engine.alias())
         for statement in dialect.drop(TABLE, names):
             self._execute(statement)
         self.lost = True

@@ -11,7 +11,8 @@ from celery import current_app
 from django.utils import timezone
 
 import matviews
-from matviews import clock, engine, tasks
+from matviews import engine, tasks
+from matviews.databases import clock
 from matviews.engine import batch
 from matviews.models import Heartbeat, Refresh, ViewControl, ViewShard
 from matviews.states import RefreshState, ViewState

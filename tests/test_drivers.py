@@ -4,7 +4,7 @@ import pytest
 from django.db import OperationalError, ProgrammingError, connection
 
 from matviews import engine
-from matviews.changes.dialects import dialect_of
+from matviews.databases import triggers_of
 from matviews.engine.databases import Fault, classify
 from matviews.queryset import is_missing
 
@@ -29,7 +29,7 @@ def test_a_time_limit_calls_for_a_smaller_batch(name: str) -> None:
 def test_a_table_that_somebody_holds_is_waited_for(name: str) -> None:
     held = error(OperationalError, name, "55P03")
     assert isinstance(held, OperationalError)
-    assert dialect_of(engine.alias()).is_held(held)
+    assert triggers_of(engine.alias()).is_held(held)
 
 
 def test_a_missing_table_is_known(name: str) -> None:

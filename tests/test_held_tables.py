@@ -15,7 +15,7 @@ from django.db.models import F
 from django.db.models.signals import post_migrate, pre_migrate
 
 from matviews import changes, engine, tasks
-from matviews.changes.dialects import dialect_of
+from matviews.databases import triggers_of
 from matviews.models import TrackedTable
 from tests.driving import held_open, in_another_connection, without_sqlite
 from tests.tables import derived_view, execute, key, made, model
@@ -65,7 +65,7 @@ def held(rows: type[Any]) -> AbstractContextManager[None]:
 
 def tracked() -> list[str]:
     """The tables that have triggers."""
-    return sorted(dialect_of(engine.alias()).present())
+    return sorted(triggers_of(engine.alias()).present())
 
 
 def migrated(signal: Any, label: str = "shapes") -> str:
@@ -112,7 +112,7 @@ def test_the_maintenance_task_names_the_command_where_it_may_not(
     with held(rows["Twos"]):
         assert changes.install(engine.alias()) == HELD
     monkeypatch.setattr(
-        "matviews.changes.dialects.base.TriggerDialect.create", lambda *_given: ["DROP nonsense"]
+        "matviews.databases.base.triggers.Triggers.create", lambda *_given: ["DROP nonsense"]
     )
 
     tasks.maintain()

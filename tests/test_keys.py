@@ -14,11 +14,11 @@ from django.db.models import Count, F, Subquery
 from django.db.models.functions import Coalesce
 
 from matviews import changes, engine
+from matviews.databases import dialect_of
 from matviews.exceptions import InvalidRequest
 from matviews.models import DirtyKeys, PhaseRun
 from matviews.phases import Phase
 from matviews.queryset import plans
-from matviews.queryset.dialects import dialect_of
 from matviews.states import RunState
 from tests import defining
 from tests.keyed import Kept

@@ -12,8 +12,8 @@ from django.db import connection, transaction
 from django_celery_beat.models import PeriodicTask
 
 from matviews import engine, tasks
-from matviews.changes.dialects import dialect_of
 from matviews.changes.tracking_spec import together, tracked_tables
+from matviews.databases import triggers_of
 from matviews.engine import Outcome, batch, databases, requests
 from matviews.models import Change, PhaseRun, Refresh, TrackedTable, ViewShard
 from matviews.queryset import stages, staging
@@ -121,7 +121,7 @@ def seconds(rows: Iterable[tuple[str, ...]]) -> Iterator[float]:
 
 def test_each_transaction_has_its_level_and_limits(shop: None) -> None:
     # given sessions that are serializable by default
-    found, dialect = Inspector(), dialect_of(engine.alias())
+    found, dialect = Inspector(), triggers_of(engine.alias())
     items(1)
     with serializable_by_default():
         # when requests, batches and housekeeping are looked at
@@ -267,7 +267,7 @@ def test_whoever_reads_a_staging_table_holds_nobody_up(
 
     def read() -> list[Any]:
         with connection.cursor() as cursor:
-            cursor.execute(f"SELECT count(*) FROM {dialect_of(engine.alias()).name(stage)}")
+            cursor.execute(f"SELECT count(*) FROM {triggers_of(engine.alias()).name(stage)}")
             return list(cursor.fetchall())
 
     with held(read):
@@ -300,7 +300,7 @@ def test_whoever_locks_the_records_of_tables_holds_nobody_up(
 def test_nor_where_triggers_of_theirs_are(
     shop: None, state: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dialect, table = dialect_of(engine.alias()), Order._meta.db_table
+    dialect, table = triggers_of(engine.alias()), Order._meta.db_table
     dialect.execute(dialect.drop(table, dialect.present()[table]))
     records = TrackedTable.objects.order_by("pk")
     if state == "to be made":

@@ -8,8 +8,8 @@ import pytest
 from django.db import connection
 
 from matviews import engine
-from matviews.changes.dialects import dialect_of
-from matviews.changes.tracking_spec import TriggerSpec
+from matviews.databases import triggers_of
+from matviews.databases.trigger_spec import TriggerSpec
 from matviews.models import Change
 from tests.tables import defined, execute
 
@@ -107,7 +107,7 @@ def logging(kind: str) -> Iterator[None]:
         undone=("DROP TABLE made_rows", "DROP TABLE made_copy"),
     ):  # fmt: skip
         dialect, maintain = (
-            dialect_of(engine.alias()),
+            triggers_of(engine.alias()),
             TriggerSpec(frozenset({"id"}), frozenset({"id"})),
         )
         dialect.execute(dialect.create("made_rows", maintain))
@@ -146,7 +146,7 @@ def test_a_value_that_would_not_is_not_logged(kind: str, value: str) -> None:
 @pytest.mark.parametrize("name", ["found", "new", "old", "tg_op", "n", "value"])
 def test_a_column_may_be_named_like_a_variable(name: str) -> None:
     with defined(f'CREATE TABLE made_rows ("{name}" int, id int)', undone="DROP TABLE made_rows"):
-        dialect = dialect_of(engine.alias())
+        dialect = triggers_of(engine.alias())
         maintain = TriggerSpec(frozenset({name, "id"}), frozenset({name}))
         dialect.execute(dialect.create("made_rows", maintain))
         execute(

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from matviews import changes, engine, tasks
 from matviews.changes import tracking_spec
-from matviews.changes.dialects import dialect_of
+from matviews.databases import triggers_of
 from matviews.engine import ViewStatus
 from matviews.models import TrackedTable, ViewControl
 from matviews.registry import registry
@@ -57,12 +57,12 @@ def status() -> ViewStatus:
 
 
 def drop() -> None:
-    dialect = dialect_of(engine.alias())
+    dialect = triggers_of(engine.alias())
     dialect.execute(dialect.drop(TABLE, dialect.present()[TABLE]))
 
 
 def drop_one() -> None:
-    name = min(dialect_of(engine.alias()).present()[TABLE])
+    name = min(triggers_of(engine.alias()).present()[TABLE])
     execute(f"DROP TRIGGER {name}{f' ON {TABLE}' if connection.vendor == 'postgresql' else ''}")
 
 
@@ -72,7 +72,7 @@ def disable() -> None:
 
 def make_again() -> None:
     script = tracking_spec.tracked_tables(engine.alias())[TABLE]
-    dialect = dialect_of(engine.alias())
+    dialect = triggers_of(engine.alias())
     drop()
     dialect.execute(dialect.create(TABLE, tracking_spec.together(script.values())))
 
@@ -177,7 +177,7 @@ class TestTheMaintenanceTask:
     ) -> None:
         if connection.vendor == "sqlite":  # which knows a trigger by its name alone
             TrackedTable.objects.update(
-                triggers=[f"{name}:1" for name in dialect_of(engine.alias()).present()[TABLE]]
+                triggers=[f"{name}:1" for name in triggers_of(engine.alias()).present()[TABLE]]
             )
         make_again()
         if connection.vendor != "sqlite":
@@ -206,7 +206,7 @@ class TestTheMaintenanceTask:
         self, view: type[Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It has seen the triggers of before, and somebody has others by now."""
-        dialect = type(dialect_of(engine.alias()))
+        dialect = type(triggers_of(engine.alias()))
         present = dialect.present
 
         def present_before_others_were_made(self: Any) -> dict[str, dict[str, str]]:
@@ -230,7 +230,7 @@ class TestIsNoAlarm:
         self, view: type[Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each refresh is a full one: the target is compared with the last success."""
-        dialect = type(dialect_of(engine.alias()))
+        dialect = type(triggers_of(engine.alias()))
         monkeypatch.setattr(dialect, "untrackable", lambda _self, tables: dict.fromkeys(tables, ""))
         drop()
         assert (status().state, status().not_logged) == (ViewState.FRESH, ())

@@ -47,7 +47,7 @@ ignore_startup_parameters = options
 KEPT = (
     "SELECT pg_backend_pid(), (SELECT string_agg(concat(name, '=', setting), ' ' ORDER BY name) FROM pg_settings "
     "WHERE source = 'session' AND name NOT IN ('client_encoding', 'TimeZone', 'application_name', 'DateStyle', "
-    "'standard_conforming_strings')), current_setting('matviews.muted', true), pg_sleep(0.2)"
+    "'standard_conforming_strings')), current_setting('matviews.suppressed', true), pg_sleep(0.2)"
 )
 
 

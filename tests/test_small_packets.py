@@ -16,8 +16,8 @@ import pytest
 from django.db import connection
 
 from matviews import engine
-from matviews.changes.dialects import dialect_of
-from matviews.changes.tracking_spec import TriggerSpec
+from matviews.databases import triggers_of
+from matviews.databases.trigger_spec import TriggerSpec
 from matviews.models import Change, LogSecret
 from tests import services
 from tests.tables import defined
@@ -88,7 +88,7 @@ def test_an_entry_beyond_the_packet_says_that_any_row_may_have_changed(server: A
             cursor.execute(f"SHOW CREATE TABLE {table}")
             run.execute(cursor.fetchone()[1])
         spec = TriggerSpec(frozenset({"label"}), frozenset({"label"}))
-        for statement in dialect_of(engine.alias()).create("made_rows", spec):
+        for statement in triggers_of(engine.alias()).create("made_rows", spec):
             run.execute(statement)
 
     # JSON writes \x01 as six bytes, so 9,000 of them are more than a packet holds.

@@ -19,9 +19,9 @@ from django.utils import timezone, translation
 from django.utils.translation import gettext, gettext_lazy
 
 from matviews import Phase
+from matviews.contract import Shard
 from matviews.engine.hooks import call_do, call_needs
 from matviews.exceptions import InvalidView
-from matviews.mixin import Shard
 from matviews.queryset import check_source, plan_of
 from matviews.queryset.parameters import parameter_text
 from matviews.queryset.source import Source, find_source, read_query, read_source

@@ -27,8 +27,8 @@ from django.utils import timezone
 
 from matviews import changes, engine, mark_dirty, signals, untracked
 from matviews.changes import tracking_of
-from matviews.changes.dialects import dialect_of as trigger_dialect_of
 from matviews.changes.tracking_spec import together, tracked_tables
+from matviews.databases import triggers_of
 from matviews.exceptions import InvalidRequest, ViewDisabled
 from matviews.models import (
     Change,
@@ -498,7 +498,7 @@ class TestSharing:
     def test_a_statement_that_changes_very_many_rows_names_none(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("matviews.changes.dialects.postgresql.MANY", 2)
+        monkeypatch.setattr("matviews.databases.postgresql.triggers.MANY", 2)
         changes.install(engine.alias())
         at_rest(CustomerTotal)
 
@@ -636,7 +636,7 @@ class TestWhatForcesAFullPass:
     )
     def test_triggers_that_somebody_has_removed_and_made_again(self) -> None:
         at_rest(CustomerTotal)
-        table, dialect = Order._meta.db_table, trigger_dialect_of(engine.alias())
+        table, dialect = Order._meta.db_table, triggers_of(engine.alias())
         spec = together(tracked_tables(engine.alias())[table].values())
         dialect.execute(dialect.drop(table, dialect.names(table, spec)))
         order(1)

@@ -13,8 +13,8 @@ from django.db.models import Count
 from django.db.models.signals import post_migrate
 
 from matviews import changes, engine, untracked
-from matviews.changes.dialects import dialect_of
-from matviews.changes.tracking_spec import TriggerSpec
+from matviews.databases import triggers_of
+from matviews.databases.trigger_spec import TriggerSpec
 from matviews.exceptions import NotPermitted
 from matviews.models import Change, LogSecret, TrackedTable
 from matviews.registry import registry
@@ -323,8 +323,8 @@ class TestAttack:
             )
             execute(f"SET ROLE {migrator}")
             try:
-                found = dialect_of(engine.alias()).strays()
-                exposed = dialect_of(engine.alias()).exposed()
+                found = triggers_of(engine.alias()).strays()
+                exposed = triggers_of(engine.alias()).exposed()
             finally:
                 execute("RESET ROLE")
 
@@ -399,7 +399,7 @@ def _mutes() -> list[str]:
 
 
 def _set(run: Run, value: str) -> None:
-    variable = "@matviews_muted =" if connection.vendor == "mysql" else "matviews.muted ="
+    variable = "@matviews_suppressed =" if connection.vendor == "mysql" else "matviews.suppressed ="
     run(f"SET {variable} '{value}'")
 
 
@@ -692,7 +692,7 @@ def test_migrate_replaces_the_triggers_of_the_first_version_that_anybody_could_m
         # given triggers as that version has made them
         refreshed(view)
         record = TrackedTable.objects.get()
-        digest, current = record.triggers[0].split("_")[1], dialect_of(engine.alias()).present()
+        digest, current = record.triggers[0].split("_")[1], triggers_of(engine.alias()).present()
         changes.remove(engine.alias())
         old = f"matviews_{digest}_00000001_insert"
         execute(OLD_TRIGGER.format(name=old, digest=digest))
@@ -706,7 +706,7 @@ def test_migrate_replaces_the_triggers_of_the_first_version_that_anybody_could_m
         post_migrate.send(sender, app_config=sender, using=engine.alias(), plan=[])
         # then what was missed is found, and such a mute is none any more
         assert (
-            dialect_of(engine.alias()).present()["made_rows"].keys() == current["made_rows"].keys()
+            triggers_of(engine.alias()).present()["made_rows"].keys() == current["made_rows"].keys()
         )
         refreshed(view)
         assert view.objects.count() == 2
@@ -719,7 +719,7 @@ def test_migrate_replaces_the_triggers_of_the_first_version_that_anybody_could_m
 def test_what_ours_do_is_shown_as_it_was_made(name: str) -> None:
     quoted = connection.ops.quote_name(name)
     table = f"CREATE TABLE {quoted} (id bigint PRIMARY KEY, {quoted} varchar(9))"
-    dialect = dialect_of(engine.alias())
+    dialect = triggers_of(engine.alias())
     with defined(table, undone=f"DROP TABLE {quoted}"):
         for links in ({"id", name}, {"id"}, set()):
             maintain = TriggerSpec(frozenset({"id", name}), frozenset(links))

@@ -19,11 +19,11 @@ from django.db.models.sql import Query
 from matviews import checks, engine
 from matviews.admin.source_section import source_context
 from matviews.changes.tracking_spec import tracked_tables, tracking_of
+from matviews.databases import fields
 from matviews.models import ViewControl
 from matviews.queryset import checks as source_checks
 from matviews.queryset import (
     fault_of,
-    fields,
     indexes,
     inspection,
     lineage,

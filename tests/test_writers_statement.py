@@ -12,8 +12,8 @@ from django.db import DatabaseError, connection, models
 from django.db.models import Count
 
 from matviews import changes, engine
-from matviews.changes.dialects import dialect_of
-from matviews.changes.tracking_spec import TriggerSpec
+from matviews.databases import triggers_of
+from matviews.databases.trigger_spec import TriggerSpec
 from matviews.models import Change
 from tests.roles import as_role, database_role, quoted
 from tests.tables import defined, derived_view, execute, made, model, refreshed
@@ -163,7 +163,7 @@ def logging(*columns: str, kinds: dict[str, Any], links: tuple[str, ...]) -> Ite
         undone=("DROP TABLE made_rows", *(["DROP TYPE made_pair"] * bool(pair))),
     ):  # fmt: skip
         dialect, maintain = (
-            dialect_of(engine.alias()),
+            triggers_of(engine.alias()),
             TriggerSpec(frozenset(columns), frozenset(links)),
         )
         dialect.execute(dialect.create("made_rows", maintain))
@@ -297,7 +297,7 @@ def no_right() -> Iterator[None]:
             )
         else:
             dialect, maintain = (
-                dialect_of(engine.alias()),
+                triggers_of(engine.alias()),
                 TriggerSpec(frozenset({"c0"}), frozenset({"c0"})),
             )
             dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", maintain)))

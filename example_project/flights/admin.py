@@ -69,7 +69,7 @@ class FlightAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description="Rows")
     def rows_in_views(self, flight: Flight) -> SafeString:
-        rows = (
+        rows: tuple[Model, ...] = (
             *CarrierDay.objects.filter(carrier=flight.carrier_id, day=flight.day),
             *RouteSummary.objects.filter(
                 origin=flight.origin_id, destination=flight.destination_id

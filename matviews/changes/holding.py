@@ -6,9 +6,9 @@ from contextlib import suppress
 
 from django.db import DatabaseError
 
+from ..databases import Triggers
 from ..exceptions import TablesHeld
 from ..models import TrackedTable
-from .dialects import TriggerDialect
 
 __all__ = ["HELD", "drop_all", "for_each_table"]
 
@@ -18,7 +18,7 @@ HELD = "a transaction that is still open has written to it"
 
 
 def for_each_table(
-    dialect: TriggerDialect, work: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
+    dialect: Triggers, work: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
 ) -> dict[str, str]:
     """Do something with each table. Those that somebody holds are left, and come back to.
 
@@ -45,7 +45,7 @@ def for_each_table(
     return dict.fromkeys(left, HELD)
 
 
-def drop_all(dialect: TriggerDialect, present: Mapping[str, Mapping[str, str]]) -> None:
+def drop_all(dialect: Triggers, present: Mapping[str, Mapping[str, str]]) -> None:
     """Remove the triggers of several tables, all or none.
 
     Raises:

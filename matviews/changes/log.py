@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from django.db import connections, router, transaction
 from django.db.models import Case, Func, JSONField, Model, Sum, TextField, When, Window
 
-from ..compiled import GIVEN, CompiledSelect
+from ..databases import triggers_of
+from ..databases.base.triggers import MANY
+from ..databases.compiled import GIVEN, CompiledSelect
 from ..models import Change, TrackedTable, ViewChange
 from ..queryset import Keys, dialect_of
-from .dialects import MANY
-from .dialects import dialect_of as trigger_dialect_of
+from .secret import log_secret
 
 __all__ = [
     "ChangesLogged",
@@ -263,7 +264,7 @@ def _delete_some(model: type[Model], keys: Sequence[int]) -> None:
 def untracked(using: str, tables: Collection[str]) -> Iterator[None]:
     """A transaction in which of some tables no change is logged but that any row may have changed."""
     with transaction.atomic(using=using):
-        with trigger_dialect_of(using).muted(tables):
+        with triggers_of(using).suppressed(tables, lambda: log_secret(using)):
             yield
         tracked = TrackedTable.objects.filter(table__in=tables).values_list("table", flat=True)
         Change.objects.bulk_create(Change(table=table, links=None) for table in tracked)

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from django.db import connections
 from django.db.models import Min, QuerySet
 
-from ..clock import UtcNow
+from ..databases import triggers_of
+from ..databases.clock import UtcNow
+from ..databases.trigger_spec import TriggerSpec
 from ..models import Change, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
 from ..states import RefreshState
-from .dialects import dialect_of
-from .tracking_spec import Tracking, TriggerSpec
+from .tracking_spec import Tracking
 from .triggers import is_tracked, read_record, record_of
 
 __all__ = ["Standing", "oldest_waiting", "standing", "unlogged_tables"]
@@ -44,7 +45,7 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
     At one moment, for a change is in the log, then in the queue, then counted by the shard.
     """
     connection: Any = connections[using]
-    dialect = dialect_of(using)
+    dialect = triggers_of(using)
     models = (ViewControl, ViewShard, Change, ViewChange, TrackedTable, Refresh)
     names = [*(model._meta.db_table for model in models), "table"]
     control, shard, log, queue, tracked, refresh, table = map(connection.ops.quote_name, names)
@@ -90,7 +91,7 @@ def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, 
         using: alias of the database.
     """
     records = {each.table: each for each in TrackedTable.objects.order_by("pk")}
-    present = dialect_of(using).present() if trackings else {}
+    present = triggers_of(using).present() if trackings else {}
 
     def logged(view: int, table: str, spec: TriggerSpec) -> bool:
         record, found = records.get(table), present.get(table, {}).values()

@@ -8,6 +8,7 @@ from functools import lru_cache
 from django.db import DatabaseError
 from django.db.models import Model
 
+from ..databases.trigger_spec import TriggerSpec
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..queryset import Plan, find_mismatches, plan_of
@@ -15,34 +16,12 @@ from ..registry import registry
 
 __all__ = [
     "Tracking",
-    "TriggerSpec",
     "known_tracking",
     "mistyped",
     "together",
     "tracked_tables",
     "tracking_of",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class TriggerSpec:
-    """What triggers are to do with one table.
-
-    Attributes:
-        columns: those of which a change counts; None for any. Rows that come or go always count.
-        links: those of which the values before and after a change are logged; none if a change leads to
-            no key in particular, but concerns the whole view.
-    """
-
-    columns: frozenset[str] | None = None
-    links: frozenset[str] = frozenset()
-
-    def covers(self, other: "TriggerSpec") -> bool:
-        """Whether what is logged suffices for `other`."""
-        changes = self.columns is None or (
-            other.columns is not None and other.columns <= self.columns
-        )
-        return changes and other.links <= self.links
 
 
 @dataclass(frozen=True, slots=True)

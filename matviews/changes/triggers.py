@@ -9,14 +9,17 @@ from typing import Any
 from django.db import connections, transaction
 from django.db.models import QuerySet
 
+from ..databases import Triggers, triggers_of
+from ..databases.base.triggers import MISSING
+from ..databases.trigger_spec import TriggerSpec
 from ..exceptions import TablesHeld
 from ..models import TrackedTable, ViewControl
 from ..queryset import apps_to_migrate, model_of_table
 from ..registry import registry
-from .dialects import MISSING, TriggerDialect, dialect_of
 from .holding import HELD, drop_all, for_each_table
 from .log import enqueue
-from .tracking_spec import Tracking, TriggerSpec, mistyped, together, tracked_tables
+from .secret import log_secret
+from .tracking_spec import Tracking, mistyped, together, tracked_tables
 
 __all__ = [
     "find_exposed",
@@ -47,7 +50,7 @@ Wanted = Mapping[
 
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
     """The tables of which the triggers do not log, or not for this view, all that counts for it."""
-    dialect = dialect_of(using)
+    dialect = triggers_of(using)
     connection: Any = connections[using]
     tracked, table = map(connection.ops.quote_name, (TrackedTable._meta.db_table, "table"))
     marks = ", ".join(["%s"] * len(tracking.tables))
@@ -68,7 +71,7 @@ def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
 _RECORD = ("table", "columns", "links", "triggers", "views")
 
 
-def record_of(tracked: str, dialect: TriggerDialect) -> str:
+def record_of(tracked: str, dialect: Triggers) -> str:
     """Columns that tell of a tracked table what `read_record` reads; their parameters are `dialect.ours`."""
     names = [f"{tracked}.{dialect.connection.ops.quote_name(name)}" for name in _RECORD]
     return ", ".join([*names, dialect.present_of(names[0])])
@@ -108,7 +111,7 @@ def forget_gone(using: str) -> None:
     Those that are back by now, as they were, are taken up again, and the views are told. Others that have
     their names are not.
     """
-    dialect = dialect_of(using)
+    dialect = triggers_of(using)
     records = list(TrackedTable.objects.order_by("pk"))
     present = dialect.present()
     for record in records:
@@ -128,7 +131,7 @@ def forget_gone(using: str) -> None:
 
 
 def _record_present(
-    dialect: TriggerDialect, records: QuerySet[TrackedTable], triggers: list[str]
+    dialect: Triggers, records: QuerySet[TrackedTable], triggers: list[str]
 ) -> bool:
     """Record which triggers are present, in those of the records that nobody has locked; whether there are any."""
     if not dialect.connection.features.has_select_for_update:
@@ -157,7 +160,7 @@ def forget_untrackable(using: str) -> dict[str, str]:
         The tables that were believed in until now, and what has become of them.
     """
     believed = [each.table for each in TrackedTable.objects.order_by("pk") if each.triggers]
-    dialect = dialect_of(using)
+    dialect = triggers_of(using)
     faults = dialect.untrackable(believed)
     records = TrackedTable.objects.filter(table__in=faults)
     return faults if faults and _record_present(dialect, records, []) else {}
@@ -165,7 +168,7 @@ def forget_untrackable(using: str) -> dict[str, str]:
 
 def untrackable_tables(tables: Collection[str], using: str) -> dict[str, str]:
     """The tables of which no triggers tell every change, and why."""
-    return dialect_of(using).untrackable(tables) if tables else {}
+    return triggers_of(using).untrackable(tables) if tables else {}
 
 
 def untrust(views: Collection[int]) -> set[int]:
@@ -205,10 +208,10 @@ def install(using: str) -> dict[str, str]:
     Raises:
         DatabaseError: the user may not create triggers.
     """
-    wanted, dialect = tracked_tables(using), dialect_of(using)
+    wanted, dialect = tracked_tables(using), triggers_of(using)
     faults = dialect.untrackable(wanted)
     wanted = {table: views for table, views in wanted.items() if table not in faults}
-    dialect.make_secret()
+    log_secret(dialect.using)  # so that whoever may only read it finds one
     surplus = _removals(dialect, set(_known_tables(dialect)) - wanted.keys())
     left = for_each_table(dialect, surplus)
     _remove_strays(dialect, wanted)
@@ -230,7 +233,7 @@ def finish(using: str) -> dict[str, str]:
     left = TrackedTable.objects.exclude(pending="").values_list("table", "pending")
     if not (pending := dict(left)):
         return {}
-    dialect = dialect_of(using)
+    dialect = triggers_of(using)
     wanted = {
         table: by_view
         for table, by_view in tracked_tables(using).items()
@@ -239,7 +242,7 @@ def finish(using: str) -> dict[str, str]:
     return for_each_table(dialect, _installations(dialect, wanted), rounds=1)
 
 
-def _installations(dialect: TriggerDialect, wanted: Wanted) -> dict[str, Callable[[], None]]:
+def _installations(dialect: Triggers, wanted: Wanted) -> dict[str, Callable[[], None]]:
     """What brings each table's triggers and record to what is wanted."""
     present = dialect.present()
     believed = ViewControl.objects.exclude(label__in=mistyped(dialect.using))
@@ -257,13 +260,13 @@ def _installations(dialect: TriggerDialect, wanted: Wanted) -> dict[str, Callabl
     }
 
 
-def _remove_strays(dialect: TriggerDialect, wanted: Wanted) -> None:
+def _remove_strays(dialect: Triggers, wanted: Wanted) -> None:
     if strays := _strays(dialect, wanted):
         with dialect.definitions():
             dialect.execute(dialect.drop("", strays))
 
 
-def _strays(dialect: TriggerDialect, wanted: Wanted, faults: Collection[str] = ()) -> set[str]:
+def _strays(dialect: Triggers, wanted: Wanted, faults: Collection[str] = ()) -> set[str]:
     """What is left of triggers, but for those that somebody may be about to make."""
     names = (
         dialect.names(table, together(by_view.values()))
@@ -273,12 +276,12 @@ def _strays(dialect: TriggerDialect, wanted: Wanted, faults: Collection[str] = (
     return dialect.strays().difference(*names)
 
 
-def _known_tables(dialect: TriggerDialect) -> list[str]:
+def _known_tables(dialect: Triggers) -> list[str]:
     return [*TrackedTable.objects.values_list("table", flat=True), *dialect.present()]
 
 
 def _install(
-    dialect: TriggerDialect,
+    dialect: Triggers,
     table: str,
     spec: TriggerSpec,
     views: set[int],
@@ -315,7 +318,7 @@ def _install(
             record.save()
 
 
-def _record_pending(dialect: TriggerDialect, table: str, version: str) -> TrackedTable:
+def _record_pending(dialect: Triggers, table: str, version: str) -> TrackedTable:
     """Record that triggers of a version are to be made: if making them fails, `matviews.maintain` tries again."""
     with dialect.definitions():
         if not TrackedTable.objects.filter(table=table).update(pending=version):
@@ -323,9 +326,7 @@ def _record_pending(dialect: TriggerDialect, table: str, version: str) -> Tracke
         return TrackedTable.objects.get(table=table)
 
 
-def _are_ours(
-    dialect: TriggerDialect, table: str, spec: TriggerSpec, present: Mapping[str, str]
-) -> bool:
+def _are_ours(dialect: Triggers, table: str, spec: TriggerSpec, present: Mapping[str, str]) -> bool:
     """Whether a table has exactly the triggers that are wanted, and each does what it should."""
     return present.keys() == dialect.names(table, spec) and not dialect.replaced(table, spec)
 
@@ -336,7 +337,7 @@ def take_down(using: str, tables: Collection[str] | None = None) -> None:
     Raises:
         TablesHeld: somebody held one of them for too long. All have their triggers as before.
     """
-    dialect = dialect_of(using)
+    dialect = triggers_of(using)
     present = dialect.present()
     chosen = present if tables is None else {t: present[t] for t in present.keys() & set(tables)}
     drop_all(dialect, chosen)
@@ -353,7 +354,7 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
     Raises:
         TablesHeld: somebody held a table for too long. The others are without triggers.
     """
-    dialect = dialect_of(using)
+    dialect = triggers_of(using)
     present = dialect.present()
     chosen = _known_tables(dialect) if tables is None else tables
     left = for_each_table(dialect, _removals(dialect, chosen))
@@ -364,7 +365,7 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
     return sorted(name for table in set(chosen) for name in present.get(table, ()))
 
 
-def _removals(dialect: TriggerDialect, tables: Iterable[str]) -> dict[str, Callable[[], None]]:
+def _removals(dialect: Triggers, tables: Iterable[str]) -> dict[str, Callable[[], None]]:
     present = dialect.present()
     return {
         table: partial(_remove, dialect, table, present.get(table, ()))
@@ -372,7 +373,7 @@ def _removals(dialect: TriggerDialect, tables: Iterable[str]) -> dict[str, Calla
     }
 
 
-def _remove(dialect: TriggerDialect, table: str, names: Iterable[str]) -> None:
+def _remove(dialect: Triggers, table: str, names: Iterable[str]) -> None:
     with dialect.definitions():
         dialect.execute(dialect.drop(table, names))
         TrackedTable.objects.filter(table=table).delete()
@@ -380,7 +381,7 @@ def _remove(dialect: TriggerDialect, table: str, names: Iterable[str]) -> None:
 
 def script(using: str) -> str:
     """SQL with which a person who may create triggers brings them to what the views want; "" if they are."""
-    wanted, dialect = tracked_tables(using), dialect_of(using)
+    wanted, dialect = tracked_tables(using), triggers_of(using)
     present, faults = dialect.present(), dialect.untrackable(wanted)
     forget_gone(using)
     statements = []
@@ -397,20 +398,20 @@ def script(using: str) -> str:
 
 def find_exposed(using: str) -> Iterator[str]:
     """What of ours any role may use that may write at all, a sentence each."""
-    for name in dialect_of(using).exposed():
+    for name in triggers_of(using).exposed():
         yield f"Any role may use {name}, which is for the roles of matviews alone."
 
 
 def find_ownerless(using: str) -> Iterator[str]:
     """The triggers that no write gets past, for their owner is gone, a sentence each."""
-    for name, owner in sorted(dialect_of(using).ownerless().items()):
+    for name, owner in sorted(triggers_of(using).ownerless().items()):
         yield f"The trigger {name} runs as {owner}, and there is no such account: every write to its table fails."
 
 
 def find_untrackable(using: str) -> Iterator[str]:
     """The tables whose changes no trigger would log, and why, a sentence each."""
     wanted = tracked_tables(using)
-    for table, reason in sorted(dialect_of(using).untrackable(wanted).items()):
+    for table, reason in sorted(triggers_of(using).untrackable(wanted).items()):
         yield _cannot_be_logged(table, wanted[table], reason)
 
 
@@ -428,7 +429,7 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
         migrated: whether all migrations should have run. If not, nothing is said of tables, and of views,
             that those which have yet to run may make; `install` follows them.
     """
-    wanted, dialect = tracked_tables(using), dialect_of(using)
+    wanted, dialect = tracked_tables(using), triggers_of(using)
     due = wanted if migrated else _without(_to_be_made(wanted, dialect), wanted)
     present, faults = dialect.present(), dialect.untrackable(wanted)
     recorded = dict(TrackedTable.objects.values_list("table", "triggers"))
@@ -449,7 +450,7 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
         yield f"The function {name} is left over: no trigger that is switched on calls it."
 
 
-def _to_be_made(wanted: Wanted, dialect: TriggerDialect) -> set[str]:
+def _to_be_made(wanted: Wanted, dialect: Triggers) -> set[str]:
     """The tables of views, and those that they read, that pending migrations may make."""
     tables = {_own_table(label) for by_view in wanted.values() for label in by_view} | wanted.keys()
     faults = dialect.untrackable(tables)

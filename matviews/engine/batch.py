@@ -20,8 +20,8 @@ from django.db.models import Case, F, Q, When
 
 from .. import signals
 from ..changes import ChangesLogged
-from ..clock import UtcNow
 from ..conf import get_settings
+from ..databases.clock import UtcNow
 from ..definition import ViewDefinition
 from ..models import PhaseRun, ViewShard
 from ..queryset import key_columns

@@ -12,9 +12,9 @@ from django.db import Error, InterfaceError, OperationalError, connections, rout
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import F, Q, QuerySet
 
-from .. import clock
-from ..compiled import GIVEN, TOKEN, CompiledSelect, CompiledUpdate
 from ..conf import get_settings
+from ..databases import clock
+from ..databases.compiled import GIVEN, TOKEN, CompiledSelect, CompiledUpdate
 from ..exceptions import InvalidRequest
 from ..models import Refresh, ViewShard
 from ..sqlstate import sqlstate

@@ -6,9 +6,9 @@ from contextlib import nullcontext, suppress
 
 from django.db import DatabaseError, connections, transaction
 
+from ..contract import Batch
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView, ViewNotReady
-from ..mixin import Batch
 from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
 from ..queryset import (

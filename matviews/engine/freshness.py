@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from ..contract import Shard
 from ..definition import ViewDefinition
-from ..mixin import Shard
 from ..models import ViewShard
 from ..phases import Phase
 from ..registry import registry

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from django.db.models import QuerySet
 
-from .. import clock
+from ..databases import clock
 from ..models import PhaseRun, Refresh, ViewShard
 from ..phases import Phase
 from ..states import RefreshState, RunState

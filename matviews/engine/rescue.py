@@ -6,8 +6,8 @@ from datetime import timedelta
 
 from django.db.models import Exists, OuterRef, Q
 
-from ..clock import UtcNow
 from ..conf import get_settings
+from ..databases.clock import UtcNow
 from ..models import Refresh, ViewShard
 from ..redact import traceback_text
 from ..states import RefreshState

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from django.apps import apps
 from django.db import DatabaseError, connections, transaction
 
+from ..databases.postgresql.table_names import regclass
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..models import ViewShard
 from ..queryset import plan_of, staging_schema, tables_read
 from ..queryset import prepare_staging as make_schema
 from ..registry import registry
-from ..table_names import regclass
 from .databases import alias
 
 __all__ = [

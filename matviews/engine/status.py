@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from django.db import DatabaseError
 from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
 
-from .. import changes, clock
+from .. import changes
 from ..changes import Tracking
-from ..clock import UtcNow
+from ..databases import clock
+from ..databases.clock import UtcNow
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..models import PhaseRun, Refresh, ViewControl

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 
 from ..conf import get_settings
+from ..contract import Batch
 from ..definition import HookKind, Hooks, ViewDefinition
 from ..exceptions import NotAdvancing
-from ..mixin import Batch
 from ..models import PhaseRun
 from ..phases import Phase
 from ..states import RunState

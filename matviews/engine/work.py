@@ -26,9 +26,9 @@ from django.db.models import (
 )
 from django.db.models.functions import Coalesce
 
-from ..compiled import GIVEN, LARGEST, CompiledSelect
+from ..contract import Shard
+from ..databases.compiled import GIVEN, LARGEST, CompiledSelect
 from ..definition import HookKind, ViewDefinition
-from ..mixin import Shard
 from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..queryset import Key, Plan, Walker, plan_of

@@ -4,7 +4,7 @@ import django.core.validators
 import django.db.models.deletion
 from django.db import migrations, models
 
-import matviews.clock
+import matviews.databases.clock
 import matviews.models
 
 
@@ -154,7 +154,7 @@ class Migration(migrations.Migration):
                 ("table", matviews.models.TableNameField(max_length=255)),
                 ("links", models.JSONField(null=True)),
                 ("count", models.PositiveIntegerField(db_default=1)),
-                ("logged_at", models.DateTimeField(db_default=matviews.clock.UtcNow())),
+                ("logged_at", models.DateTimeField(db_default=matviews.databases.clock.UtcNow())),
             ],
             options={
                 "indexes": [models.Index(fields=["table"], name="matviews_change_table")],
@@ -242,7 +242,7 @@ class Migration(migrations.Migration):
                 ("table", matviews.models.TableNameField(blank=True, max_length=255)),
                 ("links", models.JSONField(null=True)),
                 ("count", models.PositiveIntegerField(db_default=1)),
-                ("logged_at", models.DateTimeField(db_default=matviews.clock.UtcNow())),
+                ("logged_at", models.DateTimeField(db_default=matviews.databases.clock.UtcNow())),
                 (
                     "view",
                     models.ForeignKey(

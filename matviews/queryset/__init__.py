@@ -1,16 +1,16 @@
 """Views of one queryset: the hooks derived from `source()`, as SQL. It knows no bookkeeping."""
 
+from ..databases import dialect_of
+from ..databases.fields import model_of_table
+from ..databases.keys import Key, Keys, Range, from_json, to_json
 from .checks import check_source, check_table
 from .declared import declared
-from .dialects import dialect_of
 from .differences import Difference, Differences, Kind, compare, ranges
 from .estimates import estimated_rows
 from .explain import ExplainedIndex, Explanation, explain
 from .given import as_key
-from .keys import Key, Keys, Range, from_json, to_json
 from .links import Link
 from .plans import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
-from .query import model_of_table
 from .source import key_columns
 from .staging import (
     StagingRefused,

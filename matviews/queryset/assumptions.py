@@ -8,11 +8,10 @@ a full refresh by way of a staging table is right, in which the view's own colum
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from .dialects import Dialect
-from .fields import AnyField, value_field
+from ..databases import Dialect
+from ..databases.fields import AnyField, column_of, field_of_column, value_field
 from .lineage import equal_columns
 from .links import Link
-from .query import column_of, field_of_column
 from .source import Source
 
 __all__ = ["Compared", "compared_columns", "find_mismatch", "stored_columns"]

@@ -7,17 +7,26 @@ from django.core.checks import CheckMessage, Warning
 from django.db.models import Avg, Expression, F, Model, StdDev, UniqueConstraint, Variance
 from django.db.models.functions import Ceil, Floor, Round
 
+from ..databases.fields import (
+    NUMBER,
+    TEXT,
+    WHOLE,
+    AnyField,
+    column_of,
+    family,
+    is_automatic,
+    model_of_table,
+    unique_fields,
+)
 from ..definition import ViewDefinition
 from .boundary import NotUnderstood, looking
 from .columns import same_type
 from .declared import declared
-from .fields import NUMBER, TEXT, WHOLE, AnyField, family, is_automatic, unique_fields
 from .indexes import wanted_indexes
 from .inspection import Inspection, inspect
 from .nulls import null_reason
 from .parameters import parameter_text
 from .paths import Path, obstacles_of_inexact
-from .query import column_of, model_of_table
 from .source import Source, find_source
 
 __all__ = ["check_source", "check_table"]

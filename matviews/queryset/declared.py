@@ -10,16 +10,16 @@ from django.core.exceptions import EmptyResultSet, FieldDoesNotExist
 from django.db import connections
 from django.db.models import Model, QuerySet
 
+from ..databases import dialect_of
+from ..databases.fields import AnyField
+from ..databases.keys import Key, Keys
+from ..databases.sql import SQL
 from ..definition import DependsOn, ViewDefinition
 from ..exceptions import InvalidView
 from ..project_locale import project_locale
 from .columns import as_exact, exact_values, same_type
 from .conditions import Inside
-from .dialects import dialect_of
-from .fields import AnyField
 from .given import as_key
-from .keys import Key, Keys
-from .sql import SQL
 
 if TYPE_CHECKING:
     from .source import Source

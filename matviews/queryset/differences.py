@@ -8,13 +8,12 @@ from typing import Any
 
 from django.db import connections
 
-from .dialects import ROWS
-from .fields import DATE, MOMENT, AnyField, family
-from .keys import Key, Range
+from ..databases import ROWS
+from ..databases.fields import DATE, MOMENT, AnyField, Column, family
+from ..databases.keys import Key, Range
+from ..databases.sql import SQL, joined
 from .plans import Plan
 from .query import from_database
-from .source import Column
-from .sql import SQL, joined
 
 __all__ = ["Difference", "Differences", "Kind", "compare", "ranges"]
 

@@ -10,15 +10,15 @@ from uuid import UUID
 
 from django.db import connections
 
+from ..databases.keys import Range
+from ..databases.sql import SQL, joined
 from ..definition import ViewDefinition
 from ..phases import Phase
 from .boundary import looking
 from .estimates import estimated_rows
 from .indexes import in_database, wanted_indexes
-from .keys import Range
 from .plans import Plan, plan_of
 from .readings import whole
-from .sql import SQL, joined
 from .staging import SAMPLE_STAGE
 
 __all__ = ["ExplainedIndex", "Explanation", "explain"]

@@ -7,10 +7,9 @@ from typing import Any
 from django.db import connections
 from django.db.models import Model
 
-from .fields import indexed_columns
+from ..databases.fields import column_of, indexed_columns, model_of_table
 from .lineage import equal_columns
 from .paths import Path
-from .query import column_of, model_of_table
 from .source import Source
 
 __all__ = ["WantedIndex", "in_database", "wanted_indexes"]

@@ -7,8 +7,8 @@ is joined as equal to it, and every column of a table of which a unique constrai
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from .fields import unique_fields
-from .query import Joined, SourceQuery, column_of, columns_in, model_of_table
+from ..databases.fields import column_of, model_of_table, unique_fields
+from .query import Joined, SourceQuery, columns_in
 
 __all__ = ["equal_columns", "key_is_unique"]
 

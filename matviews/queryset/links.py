@@ -19,23 +19,27 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
-from .columns import as_exact, exact_values, same_type
-from .declared import Declared
-from .dialects import Dialect
-from .fields import DATE, MOMENT, TEXT, WHOLE, family, unique_fields
-from .keys import Key, Keys
-from .paths import Path
-from .query import (
-    Edge,
-    Place,
+from ..databases import Dialect
+from ..databases.fields import (
+    DATE,
+    MOMENT,
+    TEXT,
+    WHOLE,
+    Column,
     column_of,
-    columns_in,
+    family,
     field_of_column,
     model_of_table,
+    unique_fields,
 )
+from ..databases.keys import Key, Keys
+from ..databases.sql import SQL, equal, joined, qualified
+from .columns import as_exact, exact_values, same_type
+from .declared import Declared
+from .paths import Path
+from .query import Edge, Place, columns_in
 from .readings import Keyed, as_stored
-from .source import Column, Source
-from .sql import SQL, equal, joined, qualified
+from .source import Source
 
 __all__ = ["Link", "find_links", "linked_keys", "with_declared"]
 

@@ -13,12 +13,23 @@ from dataclasses import dataclass
 
 from django.db.models import Model
 
+from ..databases import dialect_of
+from ..databases.fields import (
+    DATE,
+    MOMENT,
+    TEXT,
+    WHOLE,
+    AnyField,
+    Column,
+    column_of,
+    family,
+    indexed_columns,
+    model_of_table,
+)
 from .columns import exact_values, same_type
-from .dialects import dialect_of
-from .fields import DATE, MOMENT, TEXT, WHOLE, AnyField, family, indexed_columns
 from .lineage import key_is_unique
-from .query import adds_up, column_of, columns_in, is_plainly_computed, is_truncated, model_of_table
-from .source import Column, Source
+from .query import adds_up, columns_in, is_plainly_computed, is_truncated
+from .source import Source
 
 __all__ = ["Path", "find_path", "obstacles_of_inexact"]
 

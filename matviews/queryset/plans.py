@@ -8,24 +8,24 @@ from typing import Any
 from django.db import DatabaseError, connections
 from django.db.models import Model
 
+from ..databases import Dialect, dialect_of
+from ..databases.fields import AnyField, Column, column_of
+from ..databases.keys import Key
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..phases import Phase
 from ..registry import registry
 from .assumptions import Compared, compared_columns, find_mismatch, stored_columns
 from .declared import declared_keys
-from .dialects import Dialect, dialect_of
-from .fields import AnyField
 from .fingerprint import fingerprint, is_dated, moment
 from .inspection import Inspection, inspect
-from .keys import Key
 from .links import Link, linked_keys
 from .parameters import parameter_text
 from .paths import Path
-from .query import SourceQuery, column_of
+from .query import SourceQuery
 from .readings import Keyed, Reading, Staged, Windowed
 from .scan import tables_named
-from .source import Column, Source, read_query, read_source
+from .source import Source, read_query, read_source
 from .statements import Statements
 from .walk import Walker
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from django.apps import apps
 from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db import connections
-from django.db.models import Exists, Expression, FilteredRelation, Func, Model, QuerySet, Subquery
+from django.db.models import Exists, Expression, FilteredRelation, Func, QuerySet, Subquery
 from django.db.models.expressions import (
     Col,
     OuterRef,
@@ -32,8 +31,8 @@ from django.db.models.sql.datastructures import BaseTable, Join
 from django.db.models.sql.where import AND, ExtraWhere, WhereNode
 from django.utils.functional import Promise
 
+from ..databases.fields import AnyField
 from ..project_locale import project_locale
-from .fields import AnyField
 from .scan import plain_name, tables_named, zones_named
 
 __all__ = [
@@ -42,13 +41,10 @@ __all__ = [
     "Place",
     "SourceQuery",
     "adds_up",
-    "column_of",
     "compiled",
-    "field_of_column",
     "from_database",
     "is_plainly_computed",
     "is_truncated",
-    "model_of_table",
 ]
 
 Place = tuple[int, str]
@@ -586,29 +582,6 @@ def adds_up(expression: Any) -> bool:
         getattr(each, "contains_aggregate", False) or getattr(each, "contains_over_clause", False)
         for each in (expression, *_walk(expression))
     )
-
-
-def column_of(expression: Any) -> tuple[str, AnyField] | None:
-    """Alias and field of an expression that is a plain column, else None."""
-    return (expression.alias, expression.target) if isinstance(expression, Col) else None
-
-
-def model_of_table(table: str) -> type[Model] | None:
-    """The model that has a table, None if there is none."""
-    having = [
-        model
-        for model in apps.get_models(include_auto_created=True)
-        if model._meta.db_table == table and not model._meta.proxy
-    ]
-    # What an unmanaged twin says of the table, the database need not hold.
-    return next((each for each in having if each._meta.managed), next(iter(having), None))
-
-
-def field_of_column(table: str, column: str) -> "AnyField | None":
-    """The field that has a column of a table, None if no model has it."""
-    model = model_of_table(table)
-    fields = model._meta.local_concrete_fields if model else ()
-    return next((field for field in fields if field.column == column), None)
 
 
 def from_database(field: AnyField, value: Any, using: str) -> Any:

@@ -8,15 +8,15 @@ from django.db.models import DateTimeField
 from django.db.models.functions.datetime import TruncBase
 from django.utils import timezone
 
+from ..databases import Dialect
+from ..databases.fields import AnyField, Column, column_of
+from ..databases.keys import Key, Keys, Within
+from ..databases.sql import SQL, equal, joined
 from .conditions import Absent, Filtered, Inside, Wrapped
-from .dialects import Dialect
-from .fields import AnyField
-from .keys import Key, Keys, Within
 from .lineage import equal_columns
 from .paths import Path
-from .query import SourceQuery, column_of
-from .source import Column, Source
-from .sql import SQL, equal, joined
+from .query import SourceQuery
+from .source import Source
 
 __all__ = [
     "Keyed",

@@ -11,43 +11,28 @@ from django.db import DatabaseError, connections, router
 from django.db.models import Expression, Model
 from django.db.models.fields.json import KeyTextTransform, KeyTransform
 
+from ..databases.fields import (  # fmt: skip
+    NUMBER,
+    WHOLE,
+    AnyField,
+    Column,
+    family,
+    is_automatic,
+    is_filled_by_database,
+    model_of_table,
+    unique_fields,
+)
 from ..definition import ViewDefinition, ViewFault
 from ..exceptions import InvalidView
 from ..project_locale import project_locale
 from ..redact import error_text
 from .boundary import NotUnderstood, looking
 from .declared import undeclarable
-from .fields import (
-    NUMBER,
-    WHOLE,
-    AnyField,
-    family,
-    is_automatic,
-    is_filled_by_database,
-    unique_fields,
-)  # fmt: skip
-from .query import SourceQuery, adds_up, model_of_table
+from .query import SourceQuery, adds_up
 
-__all__ = ["Column", "Source", "find_source", "key_columns", "read_query", "read_source"]
+__all__ = ["Source", "find_source", "key_columns", "read_query", "read_source"]
 
 NOT_IN_A_KEY = {"JSON", "binary"}
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of the source, and the field of the view that holds it.
-
-    Attributes:
-        name: its name in the queryset.
-        field: the field of the view.
-        expression: what computes it.
-        summed: whether its last digits depend on the order in which rows were added up.
-    """
-
-    name: str
-    field: AnyField
-    expression: Expression
-    summed: bool
 
 
 @dataclass(frozen=True, slots=True)

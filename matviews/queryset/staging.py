@@ -16,10 +16,10 @@ from zlib import crc32
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 
 from ..conf import get_settings
+from ..databases import Dialect, dialect_of
+from ..databases.fields import value_field
 from ..models import PhaseRun
 from ..redact import error_words
-from .dialects import Dialect, dialect_of
-from .fields import value_field
 from .readings import whole
 from .source import Source
 from .violations import refused

@@ -8,10 +8,10 @@ from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Model
 
+from ..databases.fields import model_of_table
 from ..definition import ViewDefinition
 from ..sqlstate import sqlstate
 from .plans import tables_read
-from .query import model_of_table
 
 __all__ = ["apps_to_migrate", "is_missing", "names_own_table", "unmigrated"]
 

@@ -7,7 +7,7 @@ from unittest import mock
 
 from matviews import changes, engine
 from matviews.changes import Taken, triggers
-from matviews.changes.tracking_spec import TriggerSpec
+from matviews.databases.trigger_spec import TriggerSpec
 from matviews.models import TrackedTable, ViewControl
 
 from .models import Customer, Order, Product, Region, Tag

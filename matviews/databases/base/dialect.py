@@ -3,16 +3,13 @@
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from django.db import connections
 
-from ..fields import NUMBER, TEXT, WHOLE, AnyField, family, value_field
+from ..fields import NUMBER, TEXT, WHOLE, AnyField, Column, family, value_field
 from ..keys import Key, Keys, Within
 from ..sql import SQL, Array, equal, joined, qualified
-
-if TYPE_CHECKING:
-    from ..source import Column
 
 __all__ = ["FIXED", "ROWS", "Dialect", "opposite"]
 
@@ -157,11 +154,11 @@ class Dialect:
             f"SELECT {names} FROM jsonb_populate_recordset(NULL::{name}, %s::jsonb)", (given,)
         )
 
-    def stored(self, column: "Column", value: str) -> str:
+    def stored(self, column: Column, value: str) -> str:
         """A value of the source as the view's column will hold it."""
         raise NotImplementedError
 
-    def differs(self, column: "Column", left: str, right: str) -> str:
+    def differs(self, column: Column, left: str, right: str) -> str:
         """Whether two values, as stored, are not the same; NULL is the same as NULL."""
         unlike = self.unlike(column.field, left, right)
         if not column.summed:
@@ -257,7 +254,7 @@ class Dialect:
         """
         raise NotImplementedError
 
-    def rounded(self, column: "Column", value: str) -> str:
+    def rounded(self, column: Column, value: str) -> str:
         """A number as a column that rounds will hold it."""
         kind, places = family(column.field), getattr(column.field, "decimal_places", None)
         if kind == NUMBER and places is not None:

@@ -1,16 +1,13 @@
 """PostgreSQL."""
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from ...table_names import regclass
-from ..fields import FAMILIES, TEXT, WHOLE, AnyField, family, value_field
+from ..base.dialect import Dialect, opposite
+from ..fields import FAMILIES, TEXT, WHOLE, AnyField, Column, family, value_field
 from ..keys import Key, Keys
 from ..sql import SQL, Array
-from .base import Dialect, opposite
-
-if TYPE_CHECKING:
-    from ..source import Column
+from .table_names import regclass
 
 __all__ = ["PostgreSQL"]
 
@@ -76,7 +73,7 @@ class PostgreSQL(Dialect):
         plain = kind.partition("(")[0]
         return exact if plain in (WHOLE, TEXT) else f"CAST({exact} AS {plain})"
 
-    def stored(self, column: "Column", value: str) -> str:
+    def stored(self, column: Column, value: str) -> str:
         """As the base class has it."""
         if family(column.field) not in CONVERTED:
             return value

@@ -1,9 +1,12 @@
 """What the fields of a view and the columns of its source say of their values."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from django.db.models import Field, Index, Model, UniqueConstraint
+from django.apps import apps
+from django.db.models import Expression, Field, Index, Model, UniqueConstraint
+from django.db.models.expressions import Col
 
 __all__ = [
     "DATE",
@@ -13,10 +16,14 @@ __all__ = [
     "TEXT",
     "WHOLE",
     "AnyField",
+    "Column",
+    "column_of",
     "family",
+    "field_of_column",
     "indexed_columns",
     "is_automatic",
     "is_filled_by_database",
+    "model_of_table",
     "unique_fields",
     "value_field",
 ]
@@ -109,3 +116,43 @@ def _keeps_order(index: Index) -> bool:
     plain = bool(index.fields) and index.condition is None and not index.opclasses
     directions = {order for _name, order in index.fields_orders}
     return plain and index.suffix in BTREE and len(directions) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the source, and the field of the view that holds it.
+
+    Attributes:
+        name: its name in the queryset.
+        field: the field of the view.
+        expression: what computes it.
+        summed: whether its last digits depend on the order in which rows were added up.
+    """
+
+    name: str
+    field: AnyField
+    expression: Expression
+    summed: bool
+
+
+def column_of(expression: Any) -> tuple[str, AnyField] | None:
+    """Alias and field of an expression that is a plain column, else None."""
+    return (expression.alias, expression.target) if isinstance(expression, Col) else None
+
+
+def model_of_table(table: str) -> type[Model] | None:
+    """The model that has a table, None if there is none."""
+    having = [
+        model
+        for model in apps.get_models(include_auto_created=True)
+        if model._meta.db_table == table and not model._meta.proxy
+    ]
+    # What an unmanaged twin says of the table, the database need not hold.
+    return next((each for each in having if each._meta.managed), next(iter(having), None))
+
+
+def field_of_column(table: str, column: str) -> "AnyField | None":
+    """The field that has a column of a table, None if no model has it."""
+    model = model_of_table(table)
+    fields = model._meta.local_concrete_fields if model else ()
+    return next((field for field in fields if field.column == column), None)

@@ -2,16 +2,12 @@
 
 import re
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
+from ..base.dialect import FIXED, Dialect, opposite
+from ..fields import NUMBER, TEXT, WHOLE, AnyField, Column, column_of, family
 from ..keys import Key
-from ..query import column_of
 from ..sql import SQL
-from .base import FIXED, Dialect, opposite
-
-if TYPE_CHECKING:
-    from ..source import Column
 
 __all__ = ["SQLite"]
 
@@ -72,7 +68,7 @@ class SQLite(Dialect):
             f"VALUES {', '.join([row] * len(rows))}", tuple(value for row in rows for value in row)
         )
 
-    def stored(self, column: "Column", value: str) -> str:
+    def stored(self, column: Column, value: str) -> str:
         """As the base class has it. A column as such is kept as it is, whatever stands in it."""
         place = column_of(column.expression)
         if place and self._alike(place[1], column.field):

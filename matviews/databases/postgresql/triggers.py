@@ -6,19 +6,17 @@ cast (also `to_jsonb` and `jsonb_build_array` look casts up), and `concat` asks 
 which only a superuser can define. Nor may any role attach them to a table of its own.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 from django.db import DatabaseError
 
-from ...models import Change, LogSecret
 from ...sqlstate import sqlstate
-from ...table_names import LONGEST as LONGEST_NAME
-from ...table_names import cut, identifiers, regclass
-from ..tracking_spec import TriggerSpec
-from .base import (
+from ..base.triggers import (
+    CHANGE_LOG,
+    LOG_SECRET,
     LONGEST,
     MANY,
     MISSING,
@@ -26,10 +24,13 @@ from .base import (
     OURS,
     TOO_LONG,
     TOO_MANY,
-    TriggerDialect,
+    Triggers,
     digest,
     json_of,
 )
+from ..trigger_spec import TriggerSpec
+from .table_names import LONGEST as LONGEST_NAME
+from .table_names import cut, identifiers, regclass
 
 __all__ = ["PostgreSQLTriggers"]
 
@@ -37,7 +38,7 @@ BEFORE, AFTER = "matviews_before", "matviews_after"
 LARGEST = 16_000_000  # bytes of all links of a statement; JSON ends at 255 MB
 TOO_LARGE = f"what leads from the changed rows to keys is more than {LARGEST:,} bytes"
 TOO_LONG_NAME = f"its name is longer than {LONGEST_NAME} bytes"
-MUTED = "matviews.muted"
+SUPPRESSED = "matviews.suppressed"
 WAIT = 500  # milliseconds for the locks of a transaction that makes or removes triggers
 IDLE = 1_000  # milliseconds that it may stand still
 HELD = {"55P03", "40P01", "25P03"}  # lock timeout, deadlock, stood still
@@ -88,7 +89,7 @@ class Place(NamedTuple):
     types: dict[str, str]
 
 
-class PostgreSQLTriggers(TriggerDialect):
+class PostgreSQLTriggers(Triggers):
     """Which rows are the same does not matter: no source can tell rows apart that are alike in all
     that it reads.
     """
@@ -184,12 +185,12 @@ class PostgreSQLTriggers(TriggerDialect):
             spec: what is to be logged.
             as_made: the name of the function that looks at the columns; "" if none counts.
         """
-        place, session = self._place(table), f"current_setting({self.literal(MUTED)}, true)"
-        log = f"INSERT INTO {self._of_ours(Change._meta.db_table)}"
+        place, session = self._place(table), f"current_setting({self.literal(SUPPRESSED)}, true)"
+        log = f"INSERT INTO {self._of_ours(CHANGE_LOG)}"
         whole = f"{log} {self._columns('table')} VALUES ({self.literal(table)});"
         entry = (
             f"IF strpos(coalesce({session}, ''), {self.literal(digest(table))}) > 0 THEN "
-            f"IF EXISTS (SELECT 1 FROM {self._of_ours(LogSecret._meta.db_table)} "
+            f"IF EXISTS (SELECT 1 FROM {self._of_ours(LOG_SECRET)} "
             f"WHERE value = split_part({session}, ' ', 1)) THEN RETURN NULL; END IF; END IF; "
             f"{self._entry(log, event, table, spec)};"
         )
@@ -237,18 +238,18 @@ class PostgreSQLTriggers(TriggerDialect):
         return f"({', '.join(map(self.name, names))})"
 
     @contextmanager
-    def muted(self, tables: Collection[str]) -> Iterator[None]:
+    def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
         """As the base class has it: by a setting of the transaction."""
         with self.connection.cursor() as cursor:
-            cursor.execute("SELECT current_setting(%s, true)", [MUTED])
+            cursor.execute("SELECT current_setting(%s, true)", [SUPPRESSED])
             before = cursor.fetchone()[0] or ""
-        self._mute(self.password(before, tables))
+        self._suppress(self.password(before, tables, secret()))
         yield
-        self._mute(before)
+        self._suppress(before)
 
-    def _mute(self, value: str) -> None:
+    def _suppress(self, value: str) -> None:
         with self.connection.cursor() as cursor:
-            cursor.execute("SELECT set_config(%s, %s, true)", [MUTED, value])
+            cursor.execute("SELECT set_config(%s, %s, true)", [SUPPRESSED, value])
 
     def _entry(self, log: str, event: str, table: str, spec: TriggerSpec) -> str:
         """A statement that makes an entry in the log, one for all rows.
@@ -358,7 +359,7 @@ class PostgreSQLTriggers(TriggerDialect):
     @cached_property
     def _schema(self) -> str:
         """That of the log, which the table's need not be."""
-        return self._place(Change._meta.db_table).schema
+        return self._place(CHANGE_LOG).schema
 
     def _of_ours(self, name: str) -> str:
         """A function or a table of ours, with its schema."""
@@ -402,10 +403,10 @@ class PostgreSQLTriggers(TriggerDialect):
             cursor.execute(
                 "SELECT pg_catalog.has_any_column_privilege('public', pg_catalog.to_regclass(%s), "
                 "'SELECT, INSERT, UPDATE')",
-                [self._of_ours(LogSecret._meta.db_table)],
+                [self._of_ours(LOG_SECRET)],
             )
             [(readable,)] = cursor.fetchall()
-        return [*found, f"the table {LogSecret._meta.db_table}"] if readable else found
+        return [*found, f"the table {LOG_SECRET}"] if readable else found
 
     def secure(self) -> None:
         """As the base class has it."""

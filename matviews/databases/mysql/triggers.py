@@ -1,14 +1,14 @@
 """MariaDB and MySQL: a trigger per row. TRUNCATE and actions of foreign keys fire none."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import ClassVar
 
 from django.db import DatabaseError, Error
 from django.db.transaction import TransactionManagementError
 
-from ..tracking_spec import TriggerSpec
-from .base import LONGEST, OURS, TOO_LONG, TriggerDialect, TriggerName, digest, json_of
+from ..base.triggers import LONGEST, OURS, TOO_LONG, TriggerName, Triggers, digest, json_of
+from ..trigger_spec import TriggerSpec
 
 __all__ = ["MySQLTriggers"]
 
@@ -38,7 +38,7 @@ TEXTS = {"char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum"
 CHARSETS = {"utf8mb4", "utf8mb3", "utf8", "latin1", "ascii"}
 
 
-class MySQLTriggers(TriggerDialect):
+class MySQLTriggers(Triggers):
     """A statement that makes or removes a trigger commits."""
 
     catalog: ClassVar[str] = (
@@ -87,7 +87,7 @@ class MySQLTriggers(TriggerDialect):
             if "OLD." in body or "NEW." in body
             else ""
         )
-        return f"matviews: BEGIN {gone}{self._leave_if_muted(table)} {OWN_NUMBER} {body} END"
+        return f"matviews: BEGIN {gone}{self._leave_if_suppressed(table)} {OWN_NUMBER} {body} END"
 
     def replaced(self, table: str, spec: TriggerSpec) -> set[str]:
         """As the base class has it: who may make triggers of the table sees what they do."""
@@ -110,9 +110,9 @@ class MySQLTriggers(TriggerDialect):
                 and action.replace(INTRODUCER, "") != wanted[name].replace(INTRODUCER, "")
             }
 
-    def _leave_if_muted(self, table: str) -> str:
+    def _leave_if_suppressed(self, table: str) -> str:
         """The secret is read where the session says that it knows it, and not else."""
-        session = "CAST(COALESCE(@matviews_muted, '') AS BINARY)"
+        session = "CAST(COALESCE(@matviews_suppressed, '') AS BINARY)"
         value = f"{self.secrets}.{self.name('value')}"
         return (
             f"IF INSTR({session}, '{digest(table)}') > 0 THEN IF EXISTS (SELECT 1 FROM {self.secrets} "
@@ -121,19 +121,19 @@ class MySQLTriggers(TriggerDialect):
         )
 
     @contextmanager
-    def muted(self, tables: Collection[str]) -> Iterator[None]:
+    def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
         """As the base class has it: by a variable of the session, which no rollback takes back."""
         with self.connection.cursor() as cursor:
-            cursor.execute("SELECT @matviews_muted")
+            cursor.execute("SELECT @matviews_suppressed")
             before = str(cursor.fetchone()[0] or "")
-        password = self.password(before, tables)
+        password = self.password(before, tables, secret())
         with self.connection.cursor() as cursor:
-            cursor.execute("SET @matviews_muted = %s", [password])
+            cursor.execute("SET @matviews_suppressed = %s", [password])
         try:
             yield
         finally:
             with suppress(Error), self.connection.cursor() as cursor:  # if it is gone, so is that
-                cursor.execute("SET @matviews_muted = %s", [before])
+                cursor.execute("SET @matviews_suppressed = %s", [before])
 
     def _links(self, table: str, row: str, spec: TriggerSpec) -> str:
         """The links of a row as an entry of the log has them, as JSON."""

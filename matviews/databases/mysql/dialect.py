@@ -6,17 +6,13 @@ its indexes even in READ COMMITTED; an INSERT or CREATE TABLE that selects from 
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ...conf import get_settings
-from ..fields import DATE, MOMENT, NUMBER, TEXT, WHOLE, AnyField, family
+from ..base.dialect import ROWS, Dialect
+from ..fields import DATE, MOMENT, NUMBER, TEXT, WHOLE, AnyField, Column, family, field_of_column
 from ..keys import Key
-from ..query import field_of_column
 from ..sql import SQL, equal, joined, qualified
-from .base import ROWS, Dialect
-
-if TYPE_CHECKING:
-    from ..source import Column
 
 __all__ = ["MySQL"]
 
@@ -107,7 +103,7 @@ class MySQL(Dialect):
         params = tuple(value for row in rows for value in row)
         return SQL(empty + f" UNION ALL SELECT {marks}" * len(rows), params)
 
-    def stored(self, column: "Column", value: str) -> str:
+    def stored(self, column: Column, value: str) -> str:
         """As the base class has it; CAST would clip what assigning refuses."""
         if family(column.field) in (WHOLE, NUMBER):
             return self.rounded(column, value)

@@ -3,19 +3,19 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 from django.db import DatabaseError, connections, transaction
 
-from ...exceptions import NotPermitted
-from ...models import Change, LogSecret
-from ..tracking_spec import TriggerSpec
+from ..trigger_spec import TriggerSpec
 
-__all__ = ["MANY", "TriggerDialect", "TriggerName"]
+__all__ = ["MANY", "TriggerName", "Triggers"]
 
 PREFIX = "matviews"
+# The tables of `models.Change` and `models.LogSecret`.
+CHANGE_LOG, LOG_SECRET = "matviews_change", "matviews_logsecret"
 MANY = 50_000  # changes that are not looked at one by one any more
 TOO_MANY = f"more than {MANY:,} rows have changed at once"
 LONGEST = 10_000  # bytes of one link; more could not be an index's key either
@@ -54,7 +54,7 @@ def json_of(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-class TriggerDialect:
+class Triggers:
     """Triggers that log that a table has changed.
 
     Args:
@@ -66,9 +66,9 @@ class TriggerDialect:
 
     def __init__(self, using: str) -> None:
         self.using = using
-        self.log = self.name(Change._meta.db_table)
+        self.log = self.name(CHANGE_LOG)
         self.logged = f"{self.log} ({self.name('table')}, {self.name('links')})"
-        self.secrets = self.name(LogSecret._meta.db_table)
+        self.secrets = self.name(LOG_SECRET)
 
     @property
     def connection(self) -> Any:
@@ -190,41 +190,20 @@ class TriggerDialect:
             if types.get(table) != "t"
         }
 
-    def muted(self, tables: Collection[str]) -> AbstractContextManager[None]:
+    def suppressed(
+        self, tables: Collection[str], secret: Callable[[], str]
+    ) -> AbstractContextManager[None]:
         """Within, the triggers of tables log nothing of what this connection does. In a transaction.
 
-        If that is rolled back, so is this; else it ends with the block.
-
-        Raises:
-            NotPermitted: the user has no right to.
+        If that is rolled back, so is this; else it ends with the block. `secret` gives what proves the
+        right to it.
         """
         raise NotImplementedError
 
-    def password(self, before: str, tables: Collection[str]) -> str:
-        """A session value that mutes tables, beside those that `before` does: the secret, then digests."""
-        secret = self._secret()
+    def password(self, before: str, tables: Collection[str], secret: str) -> str:
+        """A session value that suppresses tables, beside those that `before` does: the secret, then digests."""
         known = before.startswith(f"{secret} ")
         return f"{before if known else secret} {' '.join(map(digest, sorted(tables)))}"
-
-    def _secret(self) -> str:
-        """What the triggers compare with; made where it is missing, as after a flush."""
-        secrets = LogSecret.objects.using(self.using)
-        try:
-            with transaction.atomic(using=self.using):
-                if not (found := secrets.first()):
-                    secrets.bulk_create([LogSecret()], ignore_conflicts=True)
-                    found = secrets.get()
-        except DatabaseError as error:
-            raise NotPermitted(
-                f"untracked() needs the right to read {LogSecret._meta.db_table}: "
-                f"{str(error).strip()}. Grant it to the roles of web and workers alone, and run "
-                f"`manage.py migrate` if the table is not there."
-            ) from error
-        return found.value
-
-    def make_secret(self) -> None:
-        """Have one, so that who may only read it finds it."""
-        self._secret()
 
     @contextmanager
     def definitions(self, tables: int = 1) -> Iterator[None]:

@@ -2,17 +2,17 @@
 not yet moved, need not be logged again.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from ..tracking_spec import TriggerSpec
-from .base import LONGEST, NOT_ORDINARY, OURS, TOO_LONG, TriggerDialect, json_of
+from ..base.triggers import LONGEST, NOT_ORDINARY, OURS, TOO_LONG, Triggers, json_of
+from ..trigger_spec import TriggerSpec
 
 __all__ = ["SQLiteTriggers"]
 
 
-class SQLiteTriggers(TriggerDialect):
+class SQLiteTriggers(Triggers):
     """They call no function that Django adds to its own connections: others write as well."""
 
     catalog: ClassVar[str] = (
@@ -95,7 +95,7 @@ class SQLiteTriggers(TriggerDialect):
         return self.literal(json_of(value))
 
     @contextmanager
-    def muted(self, tables: Collection[str]) -> Iterator[None]:
+    def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
         """As the base class has it: without the triggers, which nobody else sees meanwhile."""
         marks = ", ".join(["%s"] * len(tables))
         with self.connection.cursor() as cursor:

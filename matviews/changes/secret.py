@@ -1,0 +1,29 @@
+"""The secret by which a session proves that it may suppress the log of changes."""
+
+from django.db import DatabaseError, transaction
+
+from ..exceptions import NotPermitted
+from ..models import LogSecret
+
+__all__ = ["log_secret"]
+
+
+def log_secret(using: str) -> str:
+    """What the triggers compare with; created where it is missing, as after a flush.
+
+    Raises:
+        NotPermitted: this role may not read it.
+    """
+    secrets = LogSecret.objects.using(using)
+    try:
+        with transaction.atomic(using=using):
+            if not (found := secrets.first()):
+                secrets.bulk_create([LogSecret()], ignore_conflicts=True)
+                found = secrets.get()
+    except DatabaseError as error:
+        raise NotPermitted(
+            f"untracked() needs the right to read {LogSecret._meta.db_table}: "
+            f"{str(error).strip()}. Grant it to the roles of web and workers alone, and run "
+            f"`manage.py migrate` if the table is not there."
+        ) from error
+    return found.value

@@ -1,0 +1,26 @@
+"""What triggers are to do with a table."""
+
+from dataclasses import dataclass
+
+__all__ = ["TriggerSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerSpec:
+    """What triggers are to do with one table.
+
+    Attributes:
+        columns: those of which a change counts; None for any. Rows that come or go always count.
+        links: those of which the values before and after a change are logged; none if a change leads to
+            no key in particular, but concerns the whole view.
+    """
+
+    columns: frozenset[str] | None = None
+    links: frozenset[str] = frozenset()
+
+    def covers(self, other: "TriggerSpec") -> bool:
+        """Whether what is logged suffices for `other`."""
+        changes = self.columns is None or (
+            other.columns is not None and other.columns <= self.columns
+        )
+        return changes and other.links <= self.links
