@@ -15,6 +15,7 @@ from django.db import connections, router
 
 from . import changes, engine
 from .conf import get_settings
+from .databases import is_supported
 from .exceptions import InvalidSetting
 from .models import TrackedTable, ViewControl
 from .queryset import check_source, check_table
@@ -24,8 +25,6 @@ __all__ = [
     "check_columns", "check_database", "check_grants", "check_rights", "check_settings", "check_sources", "check_triggers",
     "check_views",
 ]  # fmt: skip
-
-VENDORS = {"postgresql", "mysql", "sqlite"}
 
 
 @register(Tags.models)
@@ -80,8 +79,9 @@ def check_database(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
     if alias not in (databases or ()):
         return []
     connection = connections[alias]
-    rows_lock = connection.features.has_select_for_update_skip_locked
-    if connection.vendor == "sqlite" or (connection.vendor in VENDORS and rows_lock):
+    features = connection.features
+    skips_locked = features.has_select_for_update_skip_locked or not features.has_select_for_update
+    if is_supported(alias) and skips_locked:
         return []
     return [
         Error(

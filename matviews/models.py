@@ -10,6 +10,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, router
 
 from .conf import get_settings
+from .databases import dialect_of
 from .databases.clock import UtcNow
 from .definition import LONGEST_INTERVAL, ViewDefinition, ViewOptions
 from .phases import Phase
@@ -527,7 +528,8 @@ class TableNameField(models.CharField):  # type: ignore[type-arg]
 
     def db_parameters(self, connection: Any) -> Any:
         found = super().db_parameters(connection)
-        return {**found, "collation": "utf8mb4_bin"} if connection.vendor == "mysql" else found
+        collation = dialect_of(connection.alias).exact_collation
+        return {**found, "collation": collation} if collation else found
 
 
 class TrackedTable(Bookkeeping):

@@ -4,8 +4,7 @@ import pytest
 from django.db import OperationalError, ProgrammingError, connection
 
 from matviews import engine
-from matviews.databases import triggers_of
-from matviews.engine.databases import Fault, classify
+from matviews.databases import Failure, errors_of, triggers_of
 from matviews.queryset import is_missing
 
 pytestmark = [
@@ -23,7 +22,10 @@ def error(kind: type[Exception], name: str, state: str) -> Exception:
 
 
 def test_a_time_limit_calls_for_a_smaller_batch(name: str) -> None:
-    assert classify(error(OperationalError, name, "57014")) is Fault.LIMIT
+    assert (
+        errors_of("default").failure(error(OperationalError, name, "57014"))
+        is Failure.RETRY_SMALLER
+    )
 
 
 def test_a_table_that_somebody_holds_is_waited_for(name: str) -> None:

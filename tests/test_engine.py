@@ -10,7 +10,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from matviews import engine
-from matviews.engine import Message, Outcome, databases
+from matviews.engine import Message, Outcome, batch, locking
 from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.registry import registry
@@ -98,13 +98,13 @@ class TestNobodyWaits:
         # given that the claim, or the batch, finds the row locked by no batch
         items(3)
         engine.request(Ledger)
-        message, update, calls = due(Ledger), databases.update_if_current, []
+        message, update, calls = due(Ledger), locking.update_if_current, []
 
         def locked_once(*arguments: Any, **changes: Any) -> bool:
             calls.append(arguments)
             return len(calls) != which and update(*arguments, **changes)
 
-        monkeypatch.setattr(databases, "update_if_current", locked_once)
+        monkeypatch.setattr(batch, "update_if_current", locked_once)
         # then the message is not lost
         assert engine.run_batch(message).outcome is Outcome.DONE
 

@@ -20,7 +20,7 @@ from django.db import (
 from django.utils import timezone
 
 from matviews import engine
-from matviews.engine import Outcome, databases
+from matviews.engine import Outcome, locking, transactions
 from matviews.models import Refresh
 from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
@@ -257,7 +257,7 @@ class TestSessionsOfMariadb:
             database: Any = connection
             database.health_check_enabled, database.health_check_done = True, False
             # When a transaction of ours is the first to find out
-            with databases.batch_transaction(5):
+            with transactions.batch_transaction(5):
                 pass
             # Then the new session is as the old one was
             assert _execute(session) == before
@@ -285,7 +285,7 @@ class TestSessionsOfMariadb:
 
 
 def test_the_first_claim_of_a_process_is_made_outside_of_a_transaction() -> None:
-    databases._statements_for.cache_clear()
+    locking._statements_for.cache_clear()
     engine.request(Limited)
 
     assert engine.run_batch(due(Limited)).outcome is Outcome.DONE

@@ -4,11 +4,15 @@ Imports for types alone (`if TYPE_CHECKING:`) call nobody and are not counted.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from matviews.databases.base.triggers import CHANGE_LOG, LOG_SECRET
+from matviews.models import Change, LogSecret
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {"matviews": ROOT / "matviews", "matviews.tasks": ROOT / "tasks"}
@@ -139,6 +143,21 @@ def test_only_tasks_know_celery() -> None:
     ]
 
     assert not wrong
+
+
+def test_only_databases_know_which_database_it_is() -> None:
+    asking = [
+        name
+        for name, path in MODULES.items()
+        if room(name) != "databases" and re.search(r"\.vendor\b|mysql_is_mariadb", path.read_text())
+    ]
+
+    assert not asking
+
+
+def test_the_triggers_name_the_tables_of_the_models() -> None:
+    assert Change._meta.db_table == CHANGE_LOG
+    assert LogSecret._meta.db_table == LOG_SECRET
 
 
 def test_importing_the_package_loads_no_models() -> None:

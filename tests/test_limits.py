@@ -13,8 +13,8 @@ from django_celery_beat.models import PeriodicTask
 
 from matviews import engine, tasks
 from matviews.changes.tracking_spec import together, tracked_tables
-from matviews.databases import triggers_of
-from matviews.engine import Outcome, batch, databases, requests
+from matviews.databases import Sessions, triggers_of
+from matviews.engine import Outcome, batch, locking, requests, transactions
 from matviews.models import Change, PhaseRun, Refresh, TrackedTable, ViewShard
 from matviews.queryset import stages, staging
 from matviews.states import RefreshState
@@ -361,7 +361,7 @@ def test_nor_one_that_a_later_request_has_joined(
 
     def join_late(refresh_id: int) -> bool:
         put_off()
-        return databases.join_unlocked(refresh_id)
+        return locking.join_unlocked(refresh_id)
 
     with locked(Change.objects.all()):
         if late:
@@ -385,7 +385,7 @@ def test_a_request_that_joins_what_a_batch_has_just_done_asks_for_nothing_newer(
 
     def join_late(refresh_id: int) -> bool:
         assert engine.run_batch(due(CustomerTotal)).outcome is Outcome.DONE
-        return databases.join_unlocked(refresh_id)
+        return locking.join_unlocked(refresh_id)
 
     monkeypatch.setattr(requests, "join_unlocked", join_late)
     joined = engine.request(CustomerTotal)
@@ -447,14 +447,15 @@ class TestModesOfMariadb:
 
     @on_mariadb
     @pytest.mark.parametrize(
-        "transaction_of_ours", [engine.short_transaction, partial(databases.batch_transaction, 33)]
+        "transaction_of_ours",
+        [engine.short_transaction, partial(transactions.batch_transaction, 33)],
     )
     def test_what_runs_on_commit_may_begin_another_and_the_session_is_as_before(
         self, transaction_of_ours: Callable[[], Any]
     ) -> None:
         # given something that a hook leaves until the commit, and that has a transaction of ours itself
         def nested() -> None:
-            with databases.batch_transaction(44):
+            with transactions.batch_transaction(44):
                 pass
 
         names = (
@@ -481,12 +482,14 @@ class TestModesOfMariadb:
         let_time_pass()
         raw: Any = connection.connection
         with pytest.MonkeyPatch.context() as patch:
-            execute = databases._execute
+            execute = Sessions.execute
 
-            def fail_at_the_end(sql: str) -> None:
-                execute(sql.replace("SET SESSION max_statement_time = @", "SET nonsense = @"))
+            def fail_at_the_end(sessions: Sessions, sql: str) -> None:
+                execute(
+                    sessions, sql.replace("SET SESSION max_statement_time = @", "SET nonsense = @")
+                )
 
-            patch.setattr(databases, "_execute", fail_at_the_end)
+            patch.setattr(Sessions, "execute", fail_at_the_end)
             with engine.short_transaction():
                 pass
         assert connection.connection is not raw

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection, transaction
 
 from matviews import engine
-from matviews.engine import databases
+from matviews.engine import locking, transactions
 from matviews.models import Refresh, ViewShard
 from matviews.states import RefreshState, RunState
 from tests import services
@@ -235,16 +235,16 @@ def in_another_connection(action: Callable[[], bool]) -> bool:
 
 
 def claim(shard: ViewShard) -> bool:
-    with databases.short_transaction():
-        return databases.update_if_current(shard.pk, shard.token, worker="another")
+    with transactions.short_transaction():
+        return locking.update_if_current(shard.pk, shard.token, worker="another")
 
 
 def test_a_batch_in_one_shard_turns_away_no_message_for_another() -> None:
     engine.sync_controls()
     first, second = ViewShard.objects.filter(view__label="sample.Sharded")
 
-    with databases.short_transaction():
-        assert databases.update_if_current(first.pk, first.token, worker="this")
+    with transactions.short_transaction():
+        assert locking.update_if_current(first.pk, first.token, worker="this")
         assert in_another_connection(lambda: claim(second))
         assert not in_another_connection(lambda: claim(first))
 

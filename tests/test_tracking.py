@@ -28,7 +28,7 @@ from django.utils import timezone
 from matviews import changes, engine, mark_dirty, signals, untracked
 from matviews.changes import tracking_of
 from matviews.changes.tracking_spec import together, tracked_tables
-from matviews.databases import triggers_of
+from matviews.databases import dialect_of, triggers_of
 from matviews.exceptions import InvalidRequest, ViewDisabled
 from matviews.models import (
     Change,
@@ -40,7 +40,7 @@ from matviews.models import (
     ViewShard,
 )
 from matviews.phases import Phase
-from matviews.queryset import dialect_of, plan_of, plans, stages
+from matviews.queryset import plan_of, plans, stages
 from matviews.registry import registry
 from matviews.states import RefreshState, RunState
 from matviews.tasks import inline

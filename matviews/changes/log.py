@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from django.db import connections, router, transaction
 from django.db.models import Case, Func, JSONField, Model, Sum, TextField, When, Window
 
-from ..databases import triggers_of
+from ..databases import dialect_of, triggers_of
 from ..databases.base.triggers import MANY
 from ..databases.compiled import GIVEN, CompiledSelect
+from ..databases.keys import Keys
 from ..models import Change, TrackedTable, ViewChange
-from ..queryset import Keys, dialect_of
 from .secret import log_secret
 
 __all__ = [
@@ -93,7 +93,7 @@ def take(view_id: int) -> list[Taken]:
     if entries and entries[0][-1] > MANY:
         oldest = min(entry[3] for entry in entries)
         return [Taken("", [], f"more than {MANY:,} changes were waiting", oldest)]
-    if connections[using].vendor == "sqlite":
+    if dialect_of(using).json_may_be_bytes:
         entries = [[pk, table, _from_hex(links), *others] for pk, table, links, *others in entries]
     return [_taken(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
 
@@ -112,7 +112,7 @@ def _queue(using: str, most: int) -> CompiledSelect:
     queue = ViewChange.objects.using(using).filter(view=GIVEN).order_by()
     counted = queue.annotate(changes=Window(Sum("count")))
     few: Any = Case(When(changes__lte=most, then="links"), output_field=JSONField())
-    if connections[using].vendor == "sqlite":
+    if dialect_of(using).json_may_be_bytes:
         few = Func(few, function="HEX", output_field=TextField())
     return CompiledSelect(counted.values_list("pk", "table", few, "logged_at", "changes"))
 
@@ -196,15 +196,6 @@ def _oldest_free(using: str, most: int, fields: tuple[str, ...]) -> CompiledSele
         return CompiledSelect(entries.select_for_update(skip_locked=True))
 
 
-# The primary keys in `views` of a tracked table, as rows.
-_READERS = {
-    "postgresql": "CROSS JOIN LATERAL (SELECT view::bigint AS view_id "
-    "FROM jsonb_array_elements_text(tracked.views) view) reader",
-    "mysql": "CROSS JOIN JSON_TABLE(tracked.views, '$[*]' COLUMNS (view_id BIGINT PATH '$')) reader",
-    "sqlite": "CROSS JOIN json_each(tracked.views) reader",
-}
-
-
 def _copy(found: Sequence[int]) -> None:
     """Copy changes to the queues of the views that read their tables.
 
@@ -220,14 +211,15 @@ def _copy(found: Sequence[int]) -> None:
             "table", "links", "count", "logged_at",
         ),
     )  # fmt: skip
-    among = dialect_of(using).inside(["log.id"], Keys(tuple((pk,) for pk in found)))
-    view = "reader.value" if connection.vendor == "sqlite" else "reader.view_id"
+    dialect = dialect_of(using)
+    among = dialect.inside(["log.id"], Keys(tuple((pk,) for pk in found)))
+    readers, view = dialect.numbers_in("tracked.views")
     with connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO {queue} (view_id, {table}, {links}, {number}, {logged_at}) "
             f"SELECT {view}, log.{table}, log.{links}, MAX(log.{number}), MIN(log.{logged_at}) "
             f"FROM {log} log JOIN {tracked} tracked ON tracked.{table} = log.{table} "
-            f"{_READERS[connection.vendor]} "
+            f"{readers} "
             f"WHERE {among.text} GROUP BY {view}, log.{table}, log.{links}",
             among.params,
         )
@@ -240,24 +232,11 @@ def delete_rows(model: type[Model], keys: Sequence[int]) -> None:
 
 
 def _delete_some(model: type[Model], keys: Sequence[int]) -> None:
-    """As above, for keys that fit into a statement.
-
-    MariaDB and MySQL wait for each row that they come across, and for an IN of many keys they come
-    across all: so each key is looked up by itself.
-    """
     using = router.db_for_write(model)
     connection: Any = connections[using]
     table = connection.ops.quote_name(model._meta.db_table)
     with connection.cursor() as cursor:
-        if connection.vendor != "mysql":
-            among = dialect_of(using).inside(["id"], Keys(tuple((key,) for key in keys)))
-            cursor.execute(f"DELETE FROM {table} WHERE {among.text}", among.params)
-            return
-        cursor.execute(
-            f"DELETE {table} FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) matviews_keys "
-            f"STRAIGHT_JOIN {table} ON {table}.id = matviews_keys.id",
-            [json.dumps(keys)],
-        )
+        cursor.execute(*dialect_of(using).delete_by_id(table, keys))
 
 
 @contextmanager

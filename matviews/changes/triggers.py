@@ -11,10 +11,11 @@ from django.db.models import QuerySet
 
 from ..databases import Triggers, triggers_of
 from ..databases.base.triggers import MISSING
+from ..databases.fields import model_of_table
 from ..databases.trigger_spec import TriggerSpec
 from ..exceptions import TablesHeld
 from ..models import TrackedTable, ViewControl
-from ..queryset import apps_to_migrate, model_of_table
+from ..queryset import apps_to_migrate
 from ..registry import registry
 from .holding import HELD, drop_all, for_each_table
 from .log import enqueue

@@ -1,35 +1,97 @@
-"""What differs between PostgreSQL, MariaDB/MySQL and SQLite: a folder for each, the same files in each."""
+"""What differs between PostgreSQL, MariaDB/MySQL and SQLite: a folder for each, the same files in each.
+
+A fourth database is one more folder and one more line in `_ENGINES`. Nothing outside this package asks which
+database it is.
+"""
+
+from typing import NamedTuple
 
 from django.db import connections
 
+from .base.catalog import Catalog, MissingRight, Needs
 from .base.dialect import ROWS, Dialect
+from .base.errors import ConstraintKind, Errors, Failure, Violation
+from .base.sessions import Compiled, Limits, Sessions
+from .base.staging import Staging, StagingRefused
 from .base.triggers import Triggers
+from .mysql.catalog import MySQLCatalog
 from .mysql.dialect import MySQL
+from .mysql.errors import MySQLErrors
+from .mysql.sessions import MySQLSessions
+from .mysql.staging import MySQLStaging
 from .mysql.triggers import MySQLTriggers
+from .postgresql.catalog import PostgreSQLCatalog
 from .postgresql.dialect import PostgreSQL
+from .postgresql.errors import PostgreSQLErrors
+from .postgresql.sessions import PostgreSQLSessions
+from .postgresql.staging import PostgreSQLStaging
 from .postgresql.triggers import PostgreSQLTriggers
 from .sqlite.dialect import SQLite
+from .sqlite.errors import SQLiteErrors
 from .sqlite.triggers import SQLiteTriggers
 
-__all__ = ["ROWS", "Dialect", "Triggers", "dialect_of", "triggers_of"]
+__all__ = [
+    "ROWS", "Catalog", "Compiled", "ConstraintKind", "Dialect", "Errors", "Failure", "Limits",
+    "MissingRight", "Needs", "Sessions", "Staging", "StagingRefused", "Triggers", "Violation", "catalog_of",
+    "dialect_of", "errors_of", "is_supported", "sessions_of", "staging_of", "triggers_of",
+]  # fmt: skip
 
-DIALECTS: dict[str, type[Dialect]] = {
-    "postgresql": PostgreSQL,
-    "mysql": MySQL,
-    "sqlite": SQLite,
-}
-TRIGGERS: dict[str, type[Triggers]] = {
-    "postgresql": PostgreSQLTriggers,
-    "mysql": MySQLTriggers,
-    "sqlite": SQLiteTriggers,
-}
+
+class _Engine(NamedTuple):
+    catalog: type[Catalog]
+    dialect: type[Dialect]
+    errors: type[Errors]
+    sessions: type[Sessions]
+    staging: type[Staging]
+    triggers: type[Triggers]
+
+
+_ENGINES = {
+    "postgresql": _Engine(
+        PostgreSQLCatalog, PostgreSQL, PostgreSQLErrors, PostgreSQLSessions, PostgreSQLStaging,
+        PostgreSQLTriggers,
+    ),
+    "mysql": _Engine(
+        MySQLCatalog, MySQL, MySQLErrors, MySQLSessions, MySQLStaging, MySQLTriggers
+    ),
+    "sqlite": _Engine(Catalog, SQLite, SQLiteErrors, Sessions, Staging, SQLiteTriggers),
+}  # fmt: skip
+
+
+def is_supported(using: str) -> bool:
+    """Whether matviews knows the database with this alias."""
+    return connections[using].vendor in _ENGINES
+
+
+def _engine_of(using: str) -> _Engine:
+    return _ENGINES[connections[using].vendor]
+
+
+def catalog_of(using: str) -> Catalog:
+    """What the database with this alias knows about its tables, rights and time."""
+    return _engine_of(using).catalog(using)
 
 
 def dialect_of(using: str) -> Dialect:
-    """The SQL of statements in a database, by its alias."""
-    return DIALECTS[connections[using].vendor](using)
+    """The SQL of statements in the database with this alias."""
+    return _engine_of(using).dialect(using)
+
+
+def errors_of(using: str) -> Errors:
+    """What the errors of the database with this alias mean."""
+    return _engine_of(using).errors()
+
+
+def sessions_of(using: str) -> Sessions:
+    """The limits and locks of transactions in the database with this alias."""
+    return _engine_of(using).sessions(using)
+
+
+def staging_of(using: str) -> Staging:
+    """How staging tables are created in the database with this alias."""
+    return _engine_of(using).staging(using)
 
 
 def triggers_of(using: str) -> Triggers:
-    """The triggers of a database, by its alias."""
-    return TRIGGERS[connections[using].vendor](using)
+    """The triggers of the database with this alias."""
+    return _engine_of(using).triggers(using)

@@ -8,6 +8,8 @@ from django.db import connections
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from . import catalog_of
+
 __all__ = ["UtcNow", "now", "stored", "timestamp"]
 
 KEPT = 60.0  # seconds that a reading is carried on by the time that has gone by
@@ -34,7 +36,7 @@ def stored(moment: datetime, using: str) -> datetime:
 
     A column without time zones holds UTC, whatever zone Django takes its values to be in.
     """
-    if connections[using].vendor == "postgresql":
+    if connections[using].features.supports_timezones:
         return moment
     return _as_django_has_it(moment.replace(tzinfo=UTC), using)
 
@@ -50,7 +52,7 @@ def timestamp(using: str) -> float:
     read_at, up = _READINGS.get(using, (0.0, -KEPT))
     passed = _uptime() - up
     if not 0 <= passed < KEPT:
-        read_at, passed = _read(using), 0.0
+        read_at, passed = catalog_of(using).timestamp(), 0.0
         _READINGS[using] = read_at, _uptime()
     return read_at + passed
 
@@ -59,18 +61,3 @@ def _uptime() -> float:
     """Seconds that nobody can set, and that go on while the machine sleeps where it can tell."""
     boot_time = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)
-
-
-_CLOCKS = {
-    "postgresql": "SELECT EXTRACT(EPOCH FROM statement_timestamp())",
-    "mysql": "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000",
-}
-
-
-def _read(using: str) -> float:
-    connection = connections[using]
-    if connection.vendor not in _CLOCKS:  # SQLite has no clock of its own
-        return time.time()
-    with connection.cursor() as cursor:
-        cursor.execute(_CLOCKS[connection.vendor])
-        return float(cursor.fetchone()[0])

@@ -10,14 +10,6 @@ from .controls import (
     sync_shards,
     views_to_refresh,
 )
-from .databases import (
-    alias,
-    check_no_transaction,
-    in_transaction,
-    now,
-    short_transaction,
-    timestamp,
-)
 from .derived import (
     changed_phases,
     drop_forgotten_stages,
@@ -45,6 +37,14 @@ from .tracking import (
     forget_untrackable,
     mark_dirty,
     shorten_queues,
+)
+from .transactions import (
+    alias,
+    check_no_transaction,
+    in_transaction,
+    now,
+    short_transaction,
+    timestamp,
 )
 from .verification import Verification, verify
 

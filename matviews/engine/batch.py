@@ -21,6 +21,7 @@ from django.db.models import Case, F, Q, When
 from .. import signals
 from ..changes import ChangesLogged
 from ..conf import get_settings
+from ..databases import Failure, errors_of
 from ..databases.clock import UtcNow
 from ..definition import ViewDefinition
 from ..models import PhaseRun, ViewShard
@@ -28,12 +29,19 @@ from ..queryset import key_columns
 from ..redact import bounded, error_text, in_one_line, traceback_text
 from ..registry import registry
 from ..states import RunState
-from . import databases
 from .hooks import raised_by_hook
+from .locking import update_if_current
 from .messages import BatchReport, Message, Outcome
 from .rights import denied_for
 from .step import Step
 from .tracking import await_changes, collect_changes, distrust_dirty, save_tracked
+from .transactions import (
+    alias,
+    batch_transaction,
+    drop_broken_connection,
+    limit_statements,
+    short_transaction,
+)
 from .work import Work, load_work
 
 __all__ = ["run_batch", "worker_name"]
@@ -53,7 +61,7 @@ def run_batch(message: Message) -> BatchReport:
     try:
         report = _run_batch(message)
     except (DatabaseError, InterfaceError) as error:
-        databases.drop_broken_connection()
+        drop_broken_connection()
         logger.error(  # noqa: TRY400 - the exception itself may hold values of rows
             "batch lost, to be sent again by matviews.maintain shard=%s token=%s\n%s",
             message.shard_id, message.token, traceback_text(error),
@@ -94,7 +102,7 @@ def _claim_and_run(message: Message) -> BatchReport:
         overtaken = report.outcome is Outcome.STALE
         return replace(report, outcome=Outcome.OVERTAKEN) if overtaken else report
     except (DatabaseError, InterfaceError):
-        databases.drop_broken_connection()
+        drop_broken_connection()
         _withdraw(message)
         raise
     except KeyboardInterrupt:
@@ -130,7 +138,7 @@ def _try_batch(attempt: "_Attempt") -> BatchReport:
     except (_Refused, ChangesLogged):
         raise
     except Exception as error:  # noqa: BLE001 - a hook may raise anything
-        databases.drop_broken_connection()
+        drop_broken_connection()
         if attempt.done_together < 2 or not isinstance(error, DatabaseError):
             return attempt.record_failure(error)
     attempt.alone = True
@@ -140,7 +148,7 @@ def _try_batch(attempt: "_Attempt") -> BatchReport:
 def _claim(message: Message) -> bool:
     """Say who is about to work, in a transaction of its own, so that a killed worker is counted."""
     nobody, changes = _claim_changes(_lease())
-    return databases.update_if_current(
+    return update_if_current(
         message.shard_id, message.token, nobody, worker=worker_name(), **changes
     )
 
@@ -177,7 +185,7 @@ def _lease() -> timedelta:
 def _withdraw(message: Message) -> None:
     """Take our claim back: nobody was killed, and the batch may be done at once."""
     ours = ViewShard.objects.filter(pk=message.shard_id, worker=worker_name())
-    with suppress(DatabaseError, InterfaceError), databases.short_transaction():
+    with suppress(DatabaseError, InterfaceError), short_transaction():
         ours.filter(token=message.token, claimed_token=message.token).update(
             claimed_token=0, resend_after=None
         )
@@ -226,7 +234,7 @@ class _Attempt:
         """Do the batch and commit it together with its bookkeeping."""
         seconds = get_settings().STATEMENT_TIMEOUT
         self.done_together, done = 0, list[tuple[int, str]]()
-        with databases.batch_transaction(seconds):
+        with batch_transaction(seconds):
             work = self._pass_token()
             rows, limit = self._work_off(work, done) if work else (0, None)
             if work:
@@ -238,7 +246,7 @@ class _Attempt:
 
     def record_failure(self, error: Exception) -> BatchReport:
         """Write down why the batch was rolled back, behind the same fence as the batch itself."""
-        with databases.short_transaction():
+        with short_transaction():
             work = self._pass_token()
             if work:
                 work.stop()
@@ -255,7 +263,7 @@ class _Attempt:
         error = (
             f"Changes of {names} are not moved yet: another process holds them. It is tried again."
         )
-        with databases.short_transaction():
+        with short_transaction():
             work = self._pass_token(resend_after=None)
             if work:
                 work.stop()
@@ -281,7 +289,7 @@ class _Attempt:
             _Refused: the token has moved on since the claim.
         """
         shard_id, token = self.message.shard_id, self.message.token
-        if not databases.update_if_current(shard_id, token, **_next_token(_lease()) | changes):
+        if not update_if_current(shard_id, token, **_next_token(_lease()) | changes):
             raise _Refused
         work = load_work(shard_id)
         if work is not None:
@@ -331,11 +339,11 @@ class _Attempt:
     def _fail(self, step: Step, error: Exception) -> None:
         if isinstance(error, DataError):
             distrust_dirty(step.work, step.run)
-        fault = databases.classify(error)
+        fault = errors_of(alias()).failure(error)
         step.failed(
             *_texts(error, step.work),
-            again=fault is not databases.Fault.FINAL,
-            smaller=fault is databases.Fault.LIMIT,
+            again=fault is not Failure.FINAL,
+            smaller=fault is Failure.RETRY_SMALLER,
         )
 
     def _report(self, work: Work | None, outcome: Outcome, **values: Any) -> BatchReport:
@@ -351,7 +359,7 @@ class _Attempt:
 
 def _limit_own(definition: ViewDefinition) -> None:
     if seconds := definition.options.statement_timeout:
-        databases.limit_statements(seconds)
+        limit_statements(seconds)
 
 
 def _texts(error: Exception, work: Work | None) -> tuple[str, str]:

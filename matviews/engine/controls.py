@@ -14,7 +14,8 @@ from ..models import Period, RefreshSchedule, ViewControl, ViewShard
 from ..queryset import tables_read
 from ..registry import registry
 from ..states import RefreshState
-from .databases import alias, lock_free, short_transaction
+from .locking import lock_available
+from .transactions import alias, short_transaction
 
 __all__ = [
     "find_circle",
@@ -141,7 +142,7 @@ def _shards_wanted(control: ViewControl) -> int:
 
 def _sync_shards(control: ViewControl) -> None:
     with short_transaction():
-        free = {shard.number: shard.pk for shard in lock_free(Q(view=control))}
+        free = {shard.number: shard.pk for shard in lock_available(Q(view=control))}
         present = set(control.shards.values_list("number", flat=True))
         wanted = set(range(_shards_wanted(control)))
         busy = present - set(free) or control.refreshes.filter(state=RefreshState.OPEN).exists()

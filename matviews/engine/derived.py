@@ -7,13 +7,13 @@ from contextlib import nullcontext, suppress
 from django.db import DatabaseError, connections, transaction
 
 from ..contract import Batch
+from ..databases import StagingRefused
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView, ViewNotReady
 from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
 from ..queryset import (
     Plan,
-    StagingRefused,
     Walk,
     drop_stage,
     fill_stage,
@@ -28,8 +28,8 @@ from ..queryset import (
 )
 from ..redact import in_one_line
 from ..states import RefreshState, RunState
-from .databases import alias, short_transaction
 from .tracking import begin_tracked, count_keys, dirty_keys, load_keys, save_dirty, short
+from .transactions import alias, short_transaction
 from .work import Work
 
 __all__ = [

@@ -7,7 +7,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 from ..conf import get_settings
 from ..models import Refresh
 from ..states import RefreshState
-from .databases import now, short_transaction
+from .transactions import now, short_transaction
 
 __all__ = ["trim_history"]
 

@@ -13,7 +13,7 @@ from ..phases import Phase
 from ..project_locale import project_locale
 from ..queryset import plan_of
 from ..redact import brief
-from .databases import alias
+from .transactions import alias
 
 __all__ = ["call_do", "call_needs", "raised_by_hook"]
 

@@ -10,8 +10,8 @@ from ..models import PhaseRun, Refresh, ViewShard
 from ..phases import Phase
 from ..states import RefreshState, RunState
 from .batch import worker_name
-from .databases import alias
 from .status import Claim
+from .transactions import alias
 
 __all__ = ["RunProgress", "progress_of"]
 

@@ -18,8 +18,9 @@ from ..redact import bounded, brief
 from ..registry import registry
 from ..states import RefreshState
 from .controls import not_ready
-from .databases import alias, join_unlocked, now, short_transaction
+from .locking import join_unlocked
 from .tracking import look
+from .transactions import alias, now, short_transaction
 
 __all__ = ["check_phases", "count_requests", "request", "request_stop"]
 

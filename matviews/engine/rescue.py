@@ -11,9 +11,10 @@ from ..databases.clock import UtcNow
 from ..models import Refresh, ViewShard
 from ..redact import traceback_text
 from ..states import RefreshState
-from .databases import drop_broken_connection, update_if_current
+from .locking import update_if_current
 from .messages import Message
 from .settle import settle
+from .transactions import drop_broken_connection
 
 __all__ = ["forget_resends", "rescue", "untaken"]
 

@@ -4,7 +4,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..changes import Taken
-from ..queryset import Key, Plan, from_json
+from ..databases.keys import Key, from_json
+from ..queryset import Plan
 
 __all__ = ["Resolved", "resolve"]
 

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
+from ..databases import catalog_of
 from ..definition import ViewDefinition
-from ..queryset import estimated_rows
-from .databases import alias
+from .transactions import alias
 
 __all__ = ["RowCount", "count_rows"]
 
@@ -26,7 +26,7 @@ def count_rows(definitions: Iterable[ViewDefinition]) -> dict[str, RowCount]:
     """The rows of each view's table, by label; views whose table is not there are left out."""
     tables = {each.label: each.model._meta.db_table for each in definitions}
     wanted = set(tables.values())
-    estimates = estimated_rows(alias()).items()
+    estimates = catalog_of(alias()).estimated_rows().items()
     counts = {name: RowCount(rows, False) for name, rows in estimates if name in wanted}
     counts |= _counted(name for name, count in counts.items() if count.rows < WORTH_COUNTING)
     return {label: counts[name] for label, name in tables.items() if name in counts}

@@ -15,9 +15,10 @@ from ..models import PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..redact import bounded, in_one_line
 from ..states import RefreshState, RunState, check_transition
-from .databases import lock_free, now, short_transaction, update_if_current, update_unlocked
 from .derived import drop_stages, note_fingerprints
+from .locking import lock_available, update_if_current, update_unlocked
 from .messages import Message
+from .transactions import now, short_transaction
 from .work import Work, load_work, load_works
 
 __all__ = ["Settlement", "settle", "settle_view"]
@@ -107,7 +108,7 @@ def _merge(work: Work) -> bool:
     if not alike:
         return False
     with short_transaction():
-        shards = lock_free(Q(view=work.shard.view_id))
+        shards = lock_available(Q(view=work.shard.view_id))
         if len(shards) < work.hook_shard.count or any(each.is_claimed for each in shards):
             return False
         return sum(map(_merge_alike, alike)) > 0

@@ -19,11 +19,11 @@ from ..phases import Phase
 from ..queryset import fault_of, plan_of
 from ..registry import registry
 from ..states import RefreshState, ViewState
-from .databases import alias, now
 from .derived import changed_phases
 from .extent import extent_of
 from .pending import oldest_drained, utc
 from .rows import RowCount, count_rows
+from .transactions import alias, now
 
 __all__ = ["Claim", "ViewStatus", "view_statuses"]
 

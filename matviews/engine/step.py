@@ -12,11 +12,11 @@ from ..exceptions import NotAdvancing
 from ..models import PhaseRun
 from ..phases import Phase
 from ..states import RunState
-from .databases import now
 from .derived import do_derived, explained, not_migrated
 from .hooks import call_do, call_needs
 from .pacing import Pace, halved, halvings
 from .tracking import count_keys, dirty_keys, end_tracked, needs_pass
+from .transactions import now
 from .work import Work
 
 __all__ = ["MAX_FAILURES", "Step"]

@@ -14,16 +14,18 @@ from django.db import DatabaseError, DataError, connections, transaction
 
 from .. import changes
 from ..changes import ChangesLogged, Standing, Taken
+from ..databases import catalog_of
+from ..databases.keys import Key, from_json, to_json
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest
 from ..models import DirtyKeys, PhaseRun, ViewControl, ViewShard
 from ..phases import Phase
-from ..queryset import Key, Plan, as_key, estimated_rows, from_json, plan_of, to_json
+from ..queryset import Plan, as_key, plan_of
 from ..registry import registry
 from .controls import not_ready
-from .databases import alias, short_transaction
 from .pending import add_drain, drop_processed, processed
 from .resolving import resolve
+from .transactions import alias, short_transaction
 from .work import Dirty, Work
 
 __all__ = [
@@ -219,8 +221,9 @@ def _staged(work: Work) -> list[PhaseRun]:
 def _most_dirty(plan: Plan) -> int:
     """The number of keys beyond which a full pass is cheaper."""
     model = plan.source.model
-    rows = estimated_rows(alias()).get(model._meta.db_table, -1)
-    if rows < 0 and connections[alias()].vendor == "sqlite":
+    catalog = catalog_of(alias())
+    rows = catalog.estimated_rows().get(model._meta.db_table, -1)
+    if rows < 0 and not catalog.has_estimates:
         rows = model._base_manager.using(alias()).count()
     return max(FEW, int(SHARE * rows))
 

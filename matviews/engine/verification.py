@@ -10,15 +10,17 @@ from django.db import DatabaseError
 from django.db.models import Q
 
 from ..conf import get_settings
+from ..databases.keys import Range
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, ViewBusy
 from ..models import ViewControl, ViewShard
 from ..phases import Phase
-from ..queryset import Difference, Kind, Plan, Range, compare, plan_of, ranges
+from ..queryset import Difference, Kind, Plan, compare, plan_of, ranges
 from ..registry import registry
 from .controls import not_ready
-from .databases import alias, batch_transaction, check_no_transaction, lock_free, now
 from .derived import explained
+from .locking import lock_available
+from .transactions import alias, batch_transaction, check_no_transaction, now
 
 __all__ = ["Verification", "verify"]
 
@@ -152,7 +154,7 @@ def _mend(definition: ViewDefinition, within: Range) -> int:
         try:
             with batch_transaction(get_settings().STATEMENT_TIMEOUT):
                 of_view = Q(view__label=definition.label)
-                if len(lock_free(of_view)) == ViewShard.objects.filter(of_view).count():
+                if len(lock_available(of_view)) == ViewShard.objects.filter(of_view).count():
                     return _write(definition, within)
         except DatabaseError as error:
             raise explained(error, definition) from error.__cause__

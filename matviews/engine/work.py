@@ -28,13 +28,14 @@ from django.db.models.functions import Coalesce
 
 from ..contract import Shard
 from ..databases.compiled import GIVEN, LARGEST, CompiledSelect
+from ..databases.keys import Key
 from ..definition import HookKind, ViewDefinition
 from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
-from ..queryset import Key, Plan, Walker, plan_of
+from ..queryset import Plan, Walker, plan_of
 from ..states import RefreshState, RunState
-from .databases import alias, now
 from .messages import Message
+from .transactions import alias, now
 
 __all__ = ["Dirty", "Work", "load_work", "load_works"]
 

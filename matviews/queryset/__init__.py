@@ -1,19 +1,14 @@
 """Views of one queryset: the hooks derived from `source()`, as SQL. It knows no bookkeeping."""
 
-from ..databases import dialect_of
-from ..databases.fields import model_of_table
-from ..databases.keys import Key, Keys, Range, from_json, to_json
 from .checks import check_source, check_table
 from .declared import declared
 from .differences import Difference, Differences, Kind, compare, ranges
-from .estimates import estimated_rows
 from .explain import ExplainedIndex, Explanation, explain
 from .given import as_key
 from .links import Link
 from .plans import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
 from .source import key_columns
 from .staging import (
-    StagingRefused,
     drop_stage,
     fill_stage,
     prepare_staging,
@@ -30,13 +25,9 @@ __all__ = [
     "Differences",
     "ExplainedIndex",
     "Explanation",
-    "Key",
-    "Keys",
     "Kind",
     "Link",
     "Plan",
-    "Range",
-    "StagingRefused",
     "Walk",
     "Walker",
     "apps_to_migrate",
@@ -45,18 +36,14 @@ __all__ = [
     "check_table",
     "compare",
     "declared",
-    "dialect_of",
     "drop_stage",
-    "estimated_rows",
     "explain",
     "fault_of",
     "fill_stage",
     "find_mismatches",
     "fingerprint_of",
-    "from_json",
     "is_missing",
     "key_columns",
-    "model_of_table",
     "names_own_table",
     "plan_of",
     "prepare_staging",
@@ -66,6 +53,5 @@ __all__ = [
     "stages",
     "staging_schema",
     "tables_read",
-    "to_json",
     "unmigrated",
 ]

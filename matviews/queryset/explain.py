@@ -8,14 +8,12 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from django.db import connections
-
+from ..databases import catalog_of, dialect_of
 from ..databases.keys import Range
 from ..databases.sql import SQL, joined
 from ..definition import ViewDefinition
 from ..phases import Phase
 from .boundary import looking
-from .estimates import estimated_rows
 from .indexes import in_database, wanted_indexes
 from .plans import Plan, plan_of
 from .readings import whole
@@ -107,7 +105,7 @@ def _explained(definition: ViewDefinition, plan: Plan, using: str) -> Explanatio
 
 
 def _estimated_rows(definition: ViewDefinition, using: str) -> int | None:
-    rows = estimated_rows(using).get(definition.model._meta.db_table, -1)
+    rows = catalog_of(using).estimated_rows().get(definition.model._meta.db_table, -1)
     return rows if rows >= 0 else None
 
 
@@ -148,7 +146,7 @@ def _shown(sql: SQL, using: str) -> str:
 
 
 def _literal(value: Any, using: str) -> str:
-    value, vendor = _unwrapped(value), connections[using].vendor
+    value, dialect = _unwrapped(value), dialect_of(using)
     if value is None:
         return "NULL"
     if isinstance(value, bool):
@@ -156,14 +154,10 @@ def _literal(value: Any, using: str) -> str:
     if isinstance(value, (int, float, Decimal)):
         return str(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
-        digits = bytes(value).hex()
-        return f"'\\x{digits}'" if vendor == "postgresql" else f"X'{digits}'"
+        return dialect.bytes_literal(bytes(value).hex())
     if not isinstance(value, (str, date, time, timedelta, UUID)):
         value = json.dumps(value, default=str)
-    text = str(value).replace("'", "''")
-    if vendor == "mysql":
-        text = text.replace("\\", "\\\\")
-    return f"'{text}'"
+    return dialect.text_literal(str(value))
 
 
 def _unwrapped(value: Any) -> Any:

@@ -43,7 +43,7 @@ def _digest(source: Source, *, dated: bool) -> str:
     ]
     key = [column.name for column in source.key]
     texts = [parameter_text(each, dated=dated) for each in _sorted(sql, params)]
-    parts = [connection.vendor, sql, *texts, repr(columns), repr(key)]
+    parts = [sql, *texts, repr(columns), repr(key)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

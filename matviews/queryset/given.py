@@ -41,23 +41,21 @@ def _given(field: AnyField, value: Any, dialect: Dialect) -> Any:
     text = isinstance(value, str) and family(field) in (DATE, MOMENT)
     if not text or not UNHELD.fullmatch(value):
         value = value_field(field).get_db_prep_value(value, dialect.connection)
-    return dialect.as_exact(dialect.kind_of(field), _plain(value, dialect.connection))
+    return dialect.as_exact(dialect.kind_of(field), _plain(value, dialect))
 
 
-def _plain(value: Any, connection: Any) -> Any:
+def _plain(value: Any, dialect: Dialect) -> Any:
     """What a statement takes as a parameter, as a text or a number."""
     if isinstance(value, str):
         return str.__str__(value)
-    if isinstance(value, int) and (
-        connection.vendor != "postgresql" or not isinstance(value, bool)
-    ):
+    if isinstance(value, int) and (dialect.bool_is_int or not isinstance(value, bool)):
         return int(value)
-    if isinstance(value, (bytes, float)) and connection.vendor == "sqlite":
+    if isinstance(value, dialect.kept_types):
         return value
     if isinstance(value, timedelta):
         return f"{value // timedelta(microseconds=1)} microseconds"
     if isinstance(value, datetime) and value.tzinfo:
-        return str(value.astimezone(connection.timezone))
+        return str(value.astimezone(dialect.connection.timezone))
     if value is None:
         raise ValueError("a part of it is NULL")
     return str(value)

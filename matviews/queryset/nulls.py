@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from django.db import connections
 from django.db.models import (
     Aggregate,
     Avg,
@@ -37,6 +36,7 @@ from django.db.models.functions import (
     NullIf,
 )
 
+from ..databases import dialect_of
 from .query import SourceQuery
 
 __all__ = ["null_reason"]
@@ -118,7 +118,7 @@ class _Nulls:
 
     def _extreme(self, expression: Any) -> str:
         reasons = [self.reason(each) for each in expression.get_source_expressions()]
-        if connections[self.query.using].vendor == "postgresql":  # which leaves NULLs out
+        if dialect_of(self.query.using).extremes_skip_nulls:
             return reasons[0] if all(reasons) else ""
         return next(filter(None, reasons), "")
 

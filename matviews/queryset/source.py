@@ -7,10 +7,11 @@ from typing import Any
 
 from django.core.checks import CheckMessage
 from django.core.exceptions import FieldError
-from django.db import DatabaseError, connections, router
+from django.db import DatabaseError, router
 from django.db.models import Expression, Model
 from django.db.models.fields.json import KeyTextTransform, KeyTransform
 
+from ..databases import catalog_of, dialect_of
 from ..databases.fields import (  # fmt: skip
     NUMBER,
     WHOLE,
@@ -352,8 +353,7 @@ def _raw_problems(source: Source) -> Iterator[CheckMessage]:
 
 def _zone_problems(source: Source) -> Iterator[CheckMessage]:
     """MariaDB and MySQL give NULL for a time in a zone that they do not know."""
-    connection = connections[source.query.using]
-    if connection.vendor != "mysql" or connection.features.has_zoneinfo_database:
+    if catalog_of(source.query.using).knows_time_zones():
         return
     if named := sorted(zone for zone in source.query.zones() if "/" in zone):
         yield _error(
@@ -385,7 +385,7 @@ def _type_problems(source: Source, column: Column) -> Iterator[CheckMessage]:
         extracts
         and not text
         and mine == "JSON"
-        and connections[source.query.using].vendor == "sqlite"
+        and not dialect_of(source.query.using).returns_json_parts
     ):
         yield _error(
             source.model, "W116", f"SQLite does not give the column {column.name} as JSON.",

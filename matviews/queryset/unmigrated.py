@@ -8,28 +8,19 @@ from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Model
 
+from ..databases import errors_of
 from ..databases.fields import model_of_table
 from ..definition import ViewDefinition
-from ..sqlstate import sqlstate
 from .plans import tables_read
 
 __all__ = ["apps_to_migrate", "is_missing", "names_own_table", "unmigrated"]
-
-POSTGRES_MISSING = {"42P01", "42703"}
-MYSQL_MISSING = {1146, 1054}
-SQLITE_MISSING = ("no such table", "no such column", "has no column")
 
 
 def is_missing(error: Exception, using: str) -> bool:
     """Whether a statement failed for a table or column that is not there."""
     if not isinstance(error, DatabaseError):
         return False
-    vendor, cause = connections[using].vendor, error.__cause__ or error
-    if vendor == "postgresql":
-        return sqlstate(error) in POSTGRES_MISSING
-    if vendor == "mysql":
-        return bool(error.args) and error.args[0] in MYSQL_MISSING
-    return any(words in str(cause) for words in SQLITE_MISSING)
+    return errors_of(using).is_missing(error)
 
 
 def names_own_table(error: Exception) -> bool:

@@ -28,6 +28,12 @@ class Dialect:
     """
 
     most_keys = 5_000  # in one statement, which has them several times as parameters
+    bool_is_int = True  # a boolean is stored as a whole number
+    kept_types: ClassVar[tuple[type, ...]] = ()  # of Python, stored as they are in any column
+    returns_json_parts = True  # what is extracted from JSON is JSON again
+    json_may_be_bytes = False  # a JSON column may hold what is no text
+    extremes_skip_nulls = False  # GREATEST and LEAST leave NULLs out
+    exact_collation = ""  # tells all letters apart, where the default does not
     # Names of types whose values are compared alike, and what each is called here.
     kinds: ClassVar[dict[str, str]] = {}
 
@@ -240,6 +246,30 @@ class Dialect:
             f"UPDATE {table} SET {sets} FROM ({rows.text}) {ROWS} WHERE {same} AND {where.text}",
             (*rows.params, *where.params),
         )
+
+    def delete_by_id(self, table: str, ids: Sequence[int]) -> SQL:
+        """Delete rows by their primary key `id`, without waiting for any other row.
+
+        Args:
+            table: its name, quoted.
+            ids: the keys.
+        """
+        among = self.inside(["id"], Keys(tuple((pk,) for pk in ids)))
+        return SQL(f"DELETE FROM {table} WHERE {among.text}", among.params)
+
+    def numbers_in(self, column: str) -> tuple[str, str]:
+        """A join to the whole numbers in a JSON array, and the column that they are in then."""
+        numbers = f"SELECT number::bigint AS value FROM jsonb_array_elements_text({column}) number"
+        return f"CROSS JOIN LATERAL ({numbers}) numbers", "numbers.value"
+
+    def text_literal(self, text: str) -> str:
+        """A text in quotes."""
+        doubled = text.replace("'", "''")
+        return f"'{doubled}'"
+
+    def bytes_literal(self, digits: str) -> str:
+        """Bytes, given as hexadecimal digits."""
+        return f"X'{digits}'"
 
     def updated(self, found: int) -> int:
         """Rows that an update wrote, by what the driver counted."""

@@ -4,6 +4,7 @@ Measured on MariaDB 10.11: an UPDATE or DELETE that reads the source share-locks
 its indexes even in READ COMMITTED; an INSERT or CREATE TABLE that selects from it does not.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ AS_TEXT = {"date", "datetime", "decimal", "time", "uuid"}
 class MySQL(Dialect):
     """Texts are compared as bytes: the usual collations take "a" for "A", and "a" for "a "."""
 
+    exact_collation = "utf8mb4_bin"
     kinds: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("tinyint", "smallint", "mediumint", "int", "integer", "bigint"), WHOLE),
         "bool": WHOLE,
@@ -196,6 +198,27 @@ class MySQL(Dialect):
             f"ON {same} WHERE {where.text} ON DUPLICATE KEY UPDATE {sets}",
             (*rows.params, *where.params),
         )
+
+    def delete_by_id(self, table: str, ids: Sequence[int]) -> SQL:
+        """As the base class has it, each key looked up by itself.
+
+        A statement waits for each locked row that it comes across, and for an IN of many keys it comes across
+        all of them.
+        """
+        return SQL(
+            f"DELETE {table} FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) matviews_keys "
+            f"STRAIGHT_JOIN {table} ON {table}.id = matviews_keys.id",
+            (json.dumps(ids),),
+        )
+
+    def numbers_in(self, column: str) -> tuple[str, str]:
+        return (
+            f"CROSS JOIN JSON_TABLE({column}, '$[*]' COLUMNS (value BIGINT PATH '$')) numbers",
+            "numbers.value",
+        )
+
+    def text_literal(self, text: str) -> str:
+        return super().text_literal(text).replace("\\", "\\\\")
 
     def updated(self, found: int) -> int:
         """As the base class has it: a row that an INSERT changes counts twice."""

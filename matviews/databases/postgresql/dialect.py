@@ -23,6 +23,8 @@ class PostgreSQL(Dialect):
     """Assigning converts as a cast does, but for texts: a cast would cut them, assigning refuses."""
 
     most_keys = 10_000  # it takes them as one array
+    bool_is_int = False
+    extremes_skip_nulls = True
     kinds: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("smallint", "integer", "bigint"), WHOLE),
         **dict.fromkeys(("smallserial", "serial", "bigserial"), WHOLE),
@@ -100,6 +102,9 @@ class PostgreSQL(Dialect):
     def folds(self, field: AnyField) -> bool:
         """As the base class has it."""
         return super().folds(field) or self.kind_of(field) == "citext"
+
+    def bytes_literal(self, digits: str) -> str:
+        return f"'\\x{digits}'"
 
     def utc(self, value: str, zone: str) -> SQL:
         """As the base class has it; POSIX counts offsets the other way."""

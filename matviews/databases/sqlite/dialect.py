@@ -24,6 +24,9 @@ def _collation(sql: str, column: str) -> str:
 class SQLite(Dialect):
     """Decimals are kept as binary numbers, and rounded to the places of their field."""
 
+    kept_types = (bytes, float)
+    returns_json_parts = False
+    json_may_be_bytes = True
     most_keys = 1_000  # a statement has at most 32,766 parameters
 
     def kind(self, type_name: str) -> str:
@@ -102,6 +105,9 @@ class SQLite(Dialect):
     def lacking(self, keys: SQL, key: Sequence[str], wanted: Sequence[str]) -> SQL:
         """As the base class has it; NOT IN, or the keys would be computed for each row."""
         return SQL(f"{self.row(wanted)} NOT IN ({keys.text})", keys.params)
+
+    def numbers_in(self, column: str) -> tuple[str, str]:
+        return f"CROSS JOIN json_each({column}) numbers", "numbers.value"
 
     def utc(self, value: str, zone: str) -> SQL:
         """As the base class has it, by a function that Django adds to SQLite.

@@ -1,0 +1,108 @@
+"""How staging tables are created, dropped and found."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import connections, transaction
+
+from ..fields import AnyField, value_field
+from .dialect import Dialect
+
+__all__ = ["Staging", "StagingRefused"]
+
+
+class StagingRefused(Exception):
+    """No staging table can be created here; says why, and what to do."""
+
+
+class Staging:
+    """Staging tables of SQLite, which has no schemas; the others differ from it.
+
+    Args:
+        using: alias of the database.
+    """
+
+    #: What a schema is called in CREATE; "" where there is none.
+    schema_kind = ""
+    #: What quotes a name within `db_table`.
+    quote = '"'
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+
+    @property
+    def connection(self) -> Any:
+        """This thread's connection."""
+        return connections[self.using]
+
+    def table(self, schema: str, name: str) -> str:
+        """A table, as `Dialect.name` takes it: the quotes are those within a `db_table`."""
+        doubled = schema.replace(self.quote, self.quote * 2)
+        return f"{doubled}{self.quote}.{self.quote}{name}" if schema else name
+
+    def home(self, own_table: str) -> str:
+        """The schema of our own tables, whatever the search path of the role is; "" for the only one."""
+        return ""
+
+    def has_schema(self, schema: str) -> bool:
+        """Whether a schema exists."""
+        raise NotImplementedError
+
+    def tables(self, schema: str) -> list[str]:
+        """The names of the tables in a schema, also of those that the role may not read."""
+        return list(self.connection.introspection.table_names())
+
+    def problem(self, schema: str) -> str:
+        """Why this connection's role cannot create tables in a schema; "" if it can, or if that shows only
+        when it is tried."""
+        return ""
+
+    def create(
+        self,
+        table: str,
+        view: str,
+        fields: Sequence[AnyField],
+        key: Sequence[AnyField],
+        dialect: Dialect,
+    ) -> str:
+        """A statement that creates a table of columns as the view has them, with its key as primary key.
+
+        Args:
+            table: its name, quoted.
+            view: the name of the view's table.
+            fields: the fields of the columns.
+            key: those of the key.
+            dialect: of the database.
+        """
+        stored = dialect.columns([view])  # whatever the models say
+        columns = []
+        for field in fields:
+            of_model = value_field(field).rel_db_type(self.connection), ""
+            kind, collation = stored.get((view, field.column or ""), of_model)
+            collate = f" COLLATE {dialect.name(collation)}" if collation else ""
+            null = " NULL" if field.null else " NOT NULL"
+            columns.append(f"{dialect.names([field])[0]} {kind}{collate}{null}")
+        names = ", ".join(dialect.names(key))
+        return f"CREATE TABLE {table} ({', '.join(columns)}, PRIMARY KEY ({names}))"
+
+    @contextmanager
+    def definitions(self, wait: int) -> Iterator[Callable[[str], object]]:
+        """What runs a statement that creates or drops a table, without ending the current transaction.
+
+        Args:
+            wait: seconds to wait for a table that another connection still reads, where there is no other
+                limit.
+
+        Raises:
+            StagingRefused: the role lacks the right.
+        """
+        with transaction.atomic(using=self.using), self.connection.cursor() as cursor:
+            yield lambda statement: cursor.execute(statement, ())
+
+    def may_block_itself(self) -> bool:
+        """Whether dropping a table would wait for the current transaction, which may have read it."""
+        return False
+
+    def filled(self, table: str) -> None:
+        """Tell the database that a table has been filled."""

@@ -1,0 +1,76 @@
+"""The errors of MariaDB and MySQL, by their numbers."""
+
+import re
+from typing import Any, ClassVar
+
+from django.db import DatabaseError, Error
+
+from ..base.errors import ConstraintKind, Errors, Failure, Violation
+
+__all__ = ["MySQLErrors", "number_of"]
+
+LIMITS = {1205, 1969, 3024}  # lock wait timeout, max_statement_time, max_execution_time
+# Deadlock, record changed since last read, and foreign keys: a row that others have just deleted, or
+# have not committed yet, may be there at the next attempt.
+TRANSIENT = {1213, 1020, 1216, 1217, 1451, 1452}
+LOST = {1040, 1053, 1203, 1927, 2006, 2013, 2055, 4031}  # or refused: too many connections
+LOCKED = 1205  # also what a statement that must not wait raises at once
+MISSING = {1146, 1054}
+DENIED_IN_DATABASE = 1044
+DENIED = {DENIED_IN_DATABASE, 1142, 1143, 1227, 1370}
+# Where the text of an error has names. The words around these may be in any language, and the value of a
+# broken key stands before its name.
+_KEY = re.compile(r".*'(?:[^'.]*\.)?(?P<name>[^'.]+)'", re.DOTALL)
+_FOREIGN_KEY = re.compile(r"`(?P<table>[^`]*)`, CONSTRAINT `(?P<name>[^`]*)`")
+_COLUMN = re.compile(r"'(?P<column>[^']*)'")
+
+
+def number_of(error: BaseException) -> object:
+    """The number of an error, None if it has none."""
+    cause = error.__cause__ or error
+    return cause.args[0] if cause.args else None
+
+
+class MySQLErrors(Errors):
+    """By number: MariaDB and MySQL agree on those that matter here."""
+
+    kinds: ClassVar[dict[Any, Any]] = {
+        1048: (ConstraintKind.NOT_NULL, _COLUMN),
+        1062: (ConstraintKind.UNIQUE, _KEY),
+        1364: (ConstraintKind.NOT_NULL, _COLUMN),
+        1406: (ConstraintKind.TOO_LONG, _COLUMN),
+        1451: (ConstraintKind.FOREIGN_KEY, _FOREIGN_KEY),
+        1452: (ConstraintKind.FOREIGN_KEY, _FOREIGN_KEY),
+        1586: (ConstraintKind.UNIQUE, _KEY),
+        3819: (ConstraintKind.OTHER, re.compile(r"'(?P<name>[^']*)'")),
+        4025: (ConstraintKind.OTHER, re.compile(r"`(?P<name>[^`]*)`")),
+    }
+
+    def _failure(self, error: Error) -> Failure:
+        number = number_of(error)
+        if number in LIMITS:
+            return Failure.RETRY_SMALLER
+        return Failure.RETRY if number in TRANSIENT | LOST else Failure.FINAL
+
+    def is_missing(self, error: DatabaseError) -> bool:
+        return number_of(error) in MISSING
+
+    def is_denied(self, error: BaseException) -> bool:
+        return number_of(error) in DENIED
+
+    def is_denied_in_database(self, error: BaseException) -> bool:
+        return number_of(error) == DENIED_IN_DATABASE
+
+    def is_locked(self, error: DatabaseError) -> bool:
+        return number_of(error) == LOCKED
+
+    def violation(self, error: DatabaseError) -> Violation | None:
+        number, text = error.args if len(error.args) == 2 else (None, "")
+        if number not in self.kinds:
+            return None
+        kind, pattern = self.kinds[number]
+        found = pattern.search(str(text))
+        names: dict[str, Any] = found.groupdict() if found else {}
+        if kind in (ConstraintKind.NOT_NULL, ConstraintKind.TOO_LONG):
+            return Violation(kind, columns=(names["column"],)) if names else None
+        return Violation(kind, **names)

@@ -1,0 +1,72 @@
+"""Staging tables on MariaDB and MySQL, where creating or dropping a table commits."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+
+from django.db import DatabaseError
+
+from ...redact import error_words
+from ..base.dialect import Dialect
+from ..base.staging import Staging, StagingRefused
+from ..fields import AnyField
+from .errors import number_of
+
+__all__ = ["MySQLStaging"]
+
+DENIED = {1044, 1049, 1142, 1227}  # a right is missing, or the database
+
+
+class MySQLStaging(Staging):
+    """A schema is a database here."""
+
+    schema_kind = "DATABASE"
+    quote = "`"
+
+    def home(self, own_table: str) -> str:
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT DATABASE()")
+            return str(cursor.fetchone()[0])
+
+    def has_schema(self, schema: str) -> bool:
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT 1 FROM information_schema.schemata WHERE schema_name = %s", [schema]
+            )
+            return cursor.fetchone() is not None
+
+    def tables(self, schema: str) -> list[str]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT table_name FROM information_schema.tables WHERE table_schema = %s", [schema]
+            )
+            return [name for (name,) in cursor.fetchall()]
+
+    def create(
+        self,
+        table: str,
+        view: str,
+        fields: Sequence[AnyField],
+        key: Sequence[AnyField],
+        dialect: Dialect,
+    ) -> str:
+        """Copied from the view's table, whose columns keep the collations that they were created with."""
+        names, keys = ", ".join(dialect.names(fields)), ", ".join(dialect.names(key))
+        return (
+            f"CREATE TABLE {table} (PRIMARY KEY ({keys})) "
+            f"SELECT {names} FROM {dialect.name(view)} LIMIT 0"
+        )
+
+    @contextmanager
+    def definitions(self, wait: int) -> Iterator[Callable[[str], object]]:
+        """On a connection of its own, so that the current transaction goes on."""
+        try:
+            with closing(self.connection.copy()) as other, other.cursor() as cursor:
+                cursor.execute(f"SET SESSION lock_wait_timeout = {wait}")
+                yield lambda statement: cursor.execute(statement, ())
+        except DatabaseError as error:
+            if number_of(error) in DENIED:
+                raise StagingRefused(error_words(error)) from error
+            raise
+
+    def may_block_itself(self) -> bool:
+        return bool(self.connection.in_atomic_block)

@@ -1,0 +1,63 @@
+"""PostgreSQL's errors, by their SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html."""
+
+from typing import Any, ClassVar
+
+from django.db import DatabaseError, Error, OperationalError
+
+from ...redact import raised_by_routine
+from ...sqlstate import sqlstate
+from ..base.errors import ConstraintKind, Errors, Failure, Violation
+
+__all__ = ["PostgreSQLErrors"]
+
+# statement_timeout, lock_timeout, and idle_in_transaction_session_timeout: a batch that computed for too
+# long between two statements.
+LIMITS = {"57014", "55P03", "25P03"}
+# Serialization failures, deadlocks, a server that goes down, too many connections, and foreign keys: a row
+# that others have just deleted, or have not committed yet, may be there at the next attempt.
+TRANSIENT = {
+    "40001", "40P01", "25P04", "57P01", "57P02", "57P03", "57P05", "53300", "23503", "23001",
+}  # fmt: skip
+MISSING = {"42P01", "42703"}
+DENIED = "42501"
+
+
+class PostgreSQLErrors(Errors):
+    """By SQLSTATE, whichever driver raised it."""
+
+    kinds: ClassVar[dict[Any, Any]] = {
+        "22001": ConstraintKind.TOO_LONG,
+        "23502": ConstraintKind.NOT_NULL,
+        "23503": ConstraintKind.FOREIGN_KEY,
+        "23505": ConstraintKind.UNIQUE,
+        "23514": ConstraintKind.OTHER,
+        "23P01": ConstraintKind.OTHER,
+    }
+
+    def _failure(self, error: Error) -> Failure:
+        state = sqlstate(error)
+        if state in LIMITS:
+            return Failure.RETRY_SMALLER
+        lost = state is None and isinstance(error, OperationalError)
+        if lost or state in TRANSIENT or (state or "").startswith("08"):
+            return Failure.RETRY
+        return Failure.FINAL
+
+    def is_missing(self, error: DatabaseError) -> bool:
+        return sqlstate(error) in MISSING
+
+    def is_denied(self, error: BaseException) -> bool:
+        return sqlstate(error) == DENIED
+
+    def violation(self, error: DatabaseError) -> Violation | None:
+        cause: Any = error.__cause__ or error
+        diagnostics: Any = getattr(cause, "diag", None)
+        kind = self.kinds.get(getattr(diagnostics, "sqlstate", None) or "")
+        if kind is None or raised_by_routine(cause):
+            return None
+        return Violation(
+            kind,
+            diagnostics.constraint_name or "",
+            (diagnostics.column_name,) if diagnostics.column_name else (),
+            diagnostics.table_name or "",
+        )

@@ -1,0 +1,59 @@
+"""PostgreSQL: limits belong to the transaction, for behind PgBouncer the session is soon another client's."""
+
+from typing import Any
+
+from django.db import OperationalError
+from django.db.models import QuerySet
+
+from ..base.sessions import Compiled, Limits, Sessions, milliseconds
+from ..compiled import CompiledUpdate
+
+__all__ = ["PostgreSQLSessions"]
+
+READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
+COMMITTED = (f"{READ_COMMITTED}; ", "; COMMIT")
+
+
+class PostgreSQLSessions(Sessions):
+    """Psycopg 2 and 3; with the latter a transaction begins in one round trip."""
+
+    def begin(self, limits: Limits) -> None:
+        settings = [f"SET LOCAL {name} = {value}" for name, value in _settings(limits).items()]
+        raw = self.connection.connection
+        if not hasattr(raw, "pgconn"):  # psycopg 2, which cannot be kept from sending its own BEGIN
+            self.execute("; ".join(["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", *settings]))
+            return
+        with self.connection.wrap_database_errors:
+            result = raw.pgconn.exec_("; ".join([READ_COMMITTED, *settings]).encode())
+        if result.error_message:
+            raise OperationalError(result.error_message.decode(errors="replace").strip())
+
+    def limit(self, limits: Limits) -> None:
+        self.execute(
+            "; ".join(f"SET LOCAL {name} = {value}" for name, value in _settings(limits).items())
+        )
+
+    def commits_one_statement(self) -> bool:
+        """Whether the driver tells how many rows the second of three commands found."""
+        self.connection.ensure_connection()
+        bound_by_server = self.connection.settings_dict["OPTIONS"].get("server_side_binding")
+        return hasattr(self.connection.connection, "pgconn") and not bound_by_server
+
+    def updates(
+        self, rows: QuerySet[Any], changes: dict[str, Any], locked: QuerySet[Any], *, alone: bool
+    ) -> Compiled:
+        free = rows.model._base_manager.using(self.using).filter(pk__in=locked)
+        return (CompiledUpdate(free, changes, around=COMMITTED if alone else None),)
+
+    def update_unlocked(self, rows: QuerySet[Any], changes: dict[str, Any]) -> int:
+        locked = rows.order_by().select_for_update(skip_locked=True).values("pk")
+        free = rows.model._base_manager.using(rows.db).filter(pk__in=locked)
+        return int(free.update(**changes))
+
+
+def _settings(limits: Limits) -> dict[str, int]:
+    return {
+        "statement_timeout": milliseconds(limits.statement),
+        "lock_timeout": milliseconds(limits.lock),
+        "idle_in_transaction_session_timeout": milliseconds(limits.idle),
+    }

@@ -1,0 +1,49 @@
+"""Staging tables on PostgreSQL."""
+
+from ..base.staging import Staging
+
+__all__ = ["PostgreSQLStaging"]
+
+
+class PostgreSQLStaging(Staging):
+    """The catalogs are read, for information_schema hides what this role may not read."""
+
+    schema_kind = "SCHEMA"
+
+    def home(self, own_table: str) -> str:
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT nspname FROM pg_namespace WHERE oid = coalesce((SELECT relnamespace FROM pg_class "
+                "WHERE oid = pg_catalog.to_regclass(%s)::pg_catalog.oid), "
+                "(SELECT oid FROM pg_namespace WHERE nspname = pg_catalog.current_schema()))",
+                [self.connection.ops.quote_name(own_table)],
+            )
+            return str(cursor.fetchone()[0])
+
+    def has_schema(self, schema: str) -> bool:
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [schema])
+            return cursor.fetchone() is not None
+
+    def tables(self, schema: str) -> list[str]:
+        with self.connection.cursor() as cursor:
+            cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [schema])
+            return [name for (name,) in cursor.fetchall()]
+
+    def problem(self, schema: str) -> str:
+        """Asked beforehand, or the server would write an error into its log each time."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT current_user, has_schema_privilege(oid, 'CREATE') "
+                "AND has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s",
+                [schema],
+            )
+            found = cursor.fetchone()
+        if found is None:
+            return f"there is no schema {schema}"
+        role, may = found
+        return "" if may else f"the role {role} may not create tables in the schema {schema}"
+
+    def filled(self, table: str) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"ANALYZE {table}")

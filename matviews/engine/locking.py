@@ -1,0 +1,85 @@
+"""Locking and updating rows of the bookkeeping without waiting for whoever holds them."""
+
+from functools import lru_cache
+from typing import Any
+
+from django.db import OperationalError, connections, transaction
+from django.db.models import F, Q, QuerySet
+
+from ..databases import Compiled, errors_of, sessions_of
+from ..databases.compiled import GIVEN, TOKEN
+from ..models import Refresh, ViewShard
+from ..states import RefreshState
+from .transactions import alias, short_transaction
+
+__all__ = ["join_unlocked", "lock_available", "update_if_current", "update_unlocked"]
+
+
+def lock_available(condition: Q) -> list[ViewShard]:
+    """Lock and return the shards that fit and that nobody holds, without waiting.
+
+    To be the first statement of a transaction. SQLite has no row locks: there a write takes the
+    whole database, and a transaction that began with a read could not always go on to a write.
+    """
+    # The default order would join the view's control, and lock it with the shard.
+    shards = ViewShard.objects.filter(condition).order_by()
+    if connections[alias()].features.has_select_for_update:
+        return list(shards.select_for_update(skip_locked=True))
+    shards.update(token=F("token"))
+    return list(shards)
+
+
+def update_if_current(shard_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:
+    """Change a shard's row if its token is still `token`; never wait for who holds the row.
+
+    To be the first statement of a transaction, or outside of any: then it commits by itself, in READ
+    COMMITTED, and cannot be left half done by a process that is frozen.
+    """
+    fits = Q(pk=GIVEN, token=TOKEN) & (fits or Q())
+    return _change_unlocked(ViewShard, fits, tuple(changes.items()), shard_id, token)
+
+
+def join_unlocked(refresh_id: int) -> bool:
+    """Count a request in with a refresh; False if that has ended or is to stop, or its row is locked.
+
+    To be called as `update_if_current` is.
+    """
+    return _change_unlocked(Refresh, _JOINABLE, (("requests", F("requests") + 1),), refresh_id)
+
+
+_JOINABLE = Q(pk=GIVEN, state=RefreshState.OPEN, stop_requested=False)
+
+
+def _change_unlocked(
+    model: type[ViewShard | Refresh],
+    fits: Q,
+    changes: tuple[tuple[str, Any], ...],
+    key: int,
+    token: int = 0,
+) -> bool:
+    alone = connections[alias()].get_autocommit()
+    if alone and not sessions_of(alias()).commits_one_statement():
+        with short_transaction():
+            return _change_unlocked(model, fits, changes, key, token)
+    statements = _statements_for(alias(), model, fits, changes, alone)
+    try:
+        return all(statement.run(key, token) for statement in statements)
+    except OperationalError as error:
+        if not errors_of(alias()).is_locked(error):
+            raise
+        return False
+
+
+@lru_cache(maxsize=64)
+def _statements_for(
+    using: str, model: type[Any], fits: Q, changes: tuple[tuple[str, Any], ...], alone: bool
+) -> Compiled:
+    row = model.objects.using(using).filter(fits).order_by()
+    locked = row.select_for_update(skip_locked=True).values_list("pk")
+    with transaction.atomic(using=using):  # or Django would not compile what locks
+        return sessions_of(using).updates(row, dict(changes), locked, alone=alone)
+
+
+def update_unlocked(rows: QuerySet[Any], **changes: Any) -> bool:
+    """Update, in one statement, those of some rows that nobody holds; in a transaction. Whether there were any."""
+    return bool(sessions_of(alias()).update_unlocked(rows, changes))
