@@ -26,7 +26,7 @@ from matviews.engine import pending, tracking
 from matviews.engine.pending import add_drain
 from matviews.models import Change, PhaseRun, Refresh, ViewChange, ViewControl, ViewShard
 from matviews.phases import Phase
-from matviews.queryset.walk import Walker
+from matviews.queryset.sql.windows import Walker
 from matviews.registry import registry
 from matviews.states import RefreshState, RunState
 from tests.machines import FOUND, MailboxMachine

@@ -17,7 +17,8 @@ from matviews.engine import derived
 from matviews.exceptions import InvalidRequest, ViewBusy
 from matviews.models import PhaseRun, Refresh, ViewControl
 from matviews.phases import Phase
-from matviews.queryset import fill_stage, plan_of, plans, stage_name, stages
+from matviews.queryset import fill_stage, plan_of, stage_name, stages
+from matviews.queryset import plan as plan_module
 from matviews.registry import registry
 from matviews.states import RefreshState, RunState, ViewState
 from matviews.tasks import inline
@@ -124,7 +125,7 @@ class TestWhatHasJustBeenInserted:
 class TestAnotherDefinition:
     def changed(self, view: type[Any]) -> None:
         view.query = Query(money=3)  # price times quantity
-        plans._fingerprint_of.cache_clear()
+        plan_module._fingerprint_of.cache_clear()
 
     def wanted(self) -> dict[int, Any]:
         return {number: number for number in range(1, 7)}

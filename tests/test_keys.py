@@ -18,7 +18,7 @@ from matviews.databases import dialect_of
 from matviews.exceptions import InvalidRequest
 from matviews.models import DirtyKeys, PhaseRun
 from matviews.phases import Phase
-from matviews.queryset import plans
+from matviews.queryset import plan as plan_module
 from matviews.states import RunState
 from tests import defining
 from tests.keyed import Kept
@@ -199,7 +199,7 @@ def test_a_walk_that_does_not_get_on_ends_as_not_converging(
             "exact",
             lambda _self, _kind, value: f"substr({value}, 1, 1)",
         )
-        plans._plan_of.cache_clear()
+        plan_module._plan_of.cache_clear()
         kept.View.mark_dirty()
 
         refresh = defining.run(kept.View, batch_size=1, phases=[phase])

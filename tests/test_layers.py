@@ -40,6 +40,8 @@ LAYERS = [
     {"api", "mixin", "testing", ""},  # "" is matviews/__init__.py
     {"checks", "apps", "admin", "management", "pytest_plugin"},
 ]
+# The same within the room of querysets; its other modules are on top.
+QUERYSET_LAYERS = ["analysis", "strategy", "sql"]
 LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 
@@ -130,6 +132,22 @@ def test_every_module_has_a_layer() -> None:
 
 def test_imports_go_down_only() -> None:
     wrong = [str(found) for found in imports() if is_ours(found.imported) and not is_allowed(found)]
+
+    assert not wrong
+
+
+def queryset_level(module: str) -> int:
+    part = module.removeprefix("matviews.queryset").lstrip(".").partition(".")[0]
+    return QUERYSET_LAYERS.index(part) if part in QUERYSET_LAYERS else len(QUERYSET_LAYERS)
+
+
+def test_querysets_are_analysed_then_chosen_for_then_written() -> None:
+    wrong = [
+        str(found)
+        for found in imports()
+        if room(found.importer) == room(found.imported) == "queryset"
+        and queryset_level(found.imported) > queryset_level(found.importer)
+    ]
 
     assert not wrong
 

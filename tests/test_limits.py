@@ -16,7 +16,8 @@ from matviews.changes.tracking_spec import together, tracked_tables
 from matviews.databases import Sessions, triggers_of
 from matviews.engine import Outcome, batch, locking, requests, transactions
 from matviews.models import Change, PhaseRun, Refresh, TrackedTable, ViewShard
-from matviews.queryset import stages, staging
+from matviews.queryset import stages
+from matviews.queryset.sql import staging
 from matviews.states import RefreshState
 from matviews.tasks import inline, schedules
 from tests.defining import run

@@ -17,7 +17,8 @@ from matviews.engine import alias
 from matviews.engine.resolving import resolve
 from matviews.models import Change
 from matviews.phases import Phase
-from matviews.queryset import Plan, links, plan_of
+from matviews.queryset import Plan, plan_of
+from matviews.queryset.sql import lookups
 from matviews.registry import registry
 from tests.shapes.models import Customer, Order, Product, Region, Tag
 from tests.shapes.models.grouped import (
@@ -161,14 +162,14 @@ def check(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One history, which ends with a refresh that nobody disturbs."""
     view = VIEWS[seed % len(VIEWS)]
     history = History(view, seed)
-    fetched = links._fetched
+    fetched = lookups._fetched
     with monkeypatch.context() as patch:
 
         def disturbed(*arguments: Any) -> Any:
             history.perhaps()
             return fetched(*arguments)
 
-        patch.setattr(links, "_fetched", disturbed)
+        patch.setattr(lookups, "_fetched", disturbed)
         for _round in range(3):
             history.perhaps()
             history.write()
@@ -201,7 +202,7 @@ def test_no_key_is_missed_whatever_happens_between_the_steps(
 
 @pytest.mark.parametrize("fault", ["_in_view", "_in_source", "_looked_up"])
 def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, fault, lambda *_arguments: set())
+    monkeypatch.setattr(lookups, fault, lambda *_arguments: set())
 
     with pytest.raises(AssertionError, match="seed"):
         check_many(1000, monkeypatch)

@@ -51,7 +51,7 @@ from django.db.models.functions import (
 
 from matviews.phases import Phase
 from matviews.queryset import plan_of
-from matviews.queryset.source import find_source
+from matviews.queryset.analysis.reading import find_source
 from matviews.registry import registry
 from matviews.states import RefreshState
 from tests import defining

@@ -19,8 +19,8 @@ from django.utils import timezone
 from matviews import MaterializedView, checks
 from matviews.definition import ViewFault, define
 from matviews.queryset import plan_of
-from matviews.queryset.scan import tables_named, zones_named
-from matviews.queryset.source import find_source
+from matviews.queryset.analysis.reading import find_source
+from matviews.queryset.analysis.sql_text import tables_named, zones_named
 from matviews.registry import registry
 from tests.defining import six_hooks
 from tests.shapes.models import Customer, Order, Product, grouped

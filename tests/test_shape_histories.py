@@ -28,7 +28,7 @@ from matviews.engine import alias
 from matviews.models import PhaseRun, Refresh, ViewControl
 from matviews.phases import Phase
 from matviews.queryset import plan_of
-from matviews.queryset.statements import Statements
+from matviews.queryset.sql.statements import Statements
 from matviews.registry import registry
 from matviews.states import RefreshState
 from tests.driving import let_time_pass, shards_of

@@ -23,8 +23,9 @@ from matviews.contract import Shard
 from matviews.engine.hooks import call_do, call_needs
 from matviews.exceptions import InvalidView
 from matviews.queryset import check_source, plan_of
-from matviews.queryset.parameters import parameter_text
-from matviews.queryset.source import Source, find_source, read_query, read_source
+from matviews.queryset.analysis.parameters import parameter_text
+from matviews.queryset.analysis.reading import find_source, read_query, read_source
+from matviews.queryset.analysis.source import Source
 from matviews.registry import registry
 from tests.defining import defined
 from tests.shapes.models import Customer, Order, Tag

@@ -40,7 +40,8 @@ from matviews.models import (
     ViewShard,
 )
 from matviews.phases import Phase
-from matviews.queryset import plan_of, plans, stages
+from matviews.queryset import plan as plan_module
+from matviews.queryset import plan_of, stages
 from matviews.registry import registry
 from matviews.states import RefreshState, RunState
 from matviews.tasks import inline
@@ -856,8 +857,8 @@ class TestKeys:
             raise DatabaseError("broken")
 
         with monkeypatch.context() as patch:
-            patch.setattr("matviews.queryset.statements.Statements.update", broken)
-            plans._plan_of.cache_clear()
+            patch.setattr("matviews.queryset.sql.statements.Statements.update", broken)
+            plan_module._plan_of.cache_clear()
             refresh = run(CustomerTotal)
 
         states = dict(refresh.runs.values_list("phase", "state"))
@@ -867,7 +868,7 @@ class TestKeys:
             Phase.DELETE: RunState.SUCCEEDED,
         }
         assert CustomerTotal.objects.filter(customer=1).exists()
-        plans._plan_of.cache_clear()
+        plan_module._plan_of.cache_clear()
         assert self.keys_scanned(CustomerTotal) == {Phase.UPDATE: 2}
         assert differences(CustomerTotal) == []
 
@@ -1368,7 +1369,7 @@ def pieces_of(script: str) -> list[str]:
 
 def reading(rows: QuerySet[Any, Any]) -> dict[str, Any]:
     """What a view of a queryset reads, by table without the app's name."""
-    from matviews.queryset.query import SourceQuery
+    from matviews.queryset.analysis.source_query import SourceQuery
 
     read = SourceQuery(rows, "default").columns_read()
     names = {Product._meta.db_table: "product"}

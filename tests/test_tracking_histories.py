@@ -217,13 +217,17 @@ def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch)
     views: Sequence[type[Any]] = ()
     if fault in ("view", "source"):
         views = SPREAD
-        monkeypatch.setattr(f"matviews.queryset.links._in_{fault}", lambda *_arguments: set())
+        monkeypatch.setattr(
+            f"matviews.queryset.strategy.links._in_{fault}", lambda *_arguments: set()
+        )
     elif fault == "queue":
         taken = changes.take
         monkeypatch.setattr(changes, "take", lambda view: taken(view)[1:])
     elif fault == "way":
         views = [RegionTotal, TagRegion]  # of orders that are steps away from the key
-        monkeypatch.setattr("matviews.queryset.links._looked_up", lambda *_arguments: set())
+        monkeypatch.setattr(
+            "matviews.queryset.strategy.links._looked_up", lambda *_arguments: set()
+        )
     else:
         taken = changes.take
         monkeypatch.setattr(changes, "take", lambda view: newest_only(taken(view)))

@@ -21,20 +21,19 @@ from matviews.admin.source_section import source_context
 from matviews.changes.tracking_spec import tracked_tables, tracking_of
 from matviews.databases import fields
 from matviews.models import ViewControl
-from matviews.queryset import checks as source_checks
-from matviews.queryset import (
-    fault_of,
-    indexes,
-    inspection,
+from matviews.queryset import checks as queryset_checks
+from matviews.queryset import fault_of, plan_of, tables_read
+from matviews.queryset.analysis import (
+    expressions,
     lineage,
-    links,
-    paths,
-    plan_of,
-    query,
-    scan,
+    reading,
     source,
-    tables_read,
+    source_checks,
+    source_query,
+    sql_text,
+    tables,
 )
+from matviews.queryset.strategy import choose, indexes, inspection, links
 from matviews.registry import registry
 from matviews.states import ViewState
 from tests.shapes.models import Customer, Order, Tag
@@ -226,13 +225,14 @@ def test_a_column_that_cannot_be_read_makes_the_view_invalid_and_nothing_else(
 # What reads no queryset, or is where reading ends.
 NO_INSPECTION = {
     "looking", "inspect", "_opaque", "find_source", "read_source", "_called", "plain_name",
-    "read_query", "_error", "_unreadable", "key_columns", "check_source", "check_table", "_warning", "_label", "_problems_of_query",
+    "read_query", "source_fault", "_unreadable", "key_columns", "check_source", "check_table", "_warning", "_label", "problems_of_query",
     "fingerprint", "moment", "_digest", "tables_named", "project_locale", "_shown", "_is_summed",
     "is_values",
 }  # fmt: skip
 MODULES: list[ModuleType] = [
-    import_module("matviews.queryset.declared"),  # there is a function of this name, too
-    query, paths, lineage, links, fields, indexes, inspection, source, source_checks, scan,
+    import_module("matviews.queryset.analysis.declared"),  # there is a function of this name, too
+    source_query, tables, expressions, choose, lineage, links, fields, indexes, inspection, source, reading,
+    source_checks, queryset_checks, sql_text,
 ]  # fmt: skip
 
 
@@ -243,9 +243,9 @@ def inspecting() -> Iterator[Any]:
             ours = getattr(value, "__module__", "").startswith("matviews.queryset")
             if name not in NO_INSPECTION and ours and python.isfunction(value):
                 yield pytest.param(module, name, id=f"{module.__name__.rpartition('.')[2]}.{name}")
-    for name in vars(query.SourceQuery):
+    for name in vars(source_query.SourceQuery):
         if name not in NO_INSPECTION and not name.startswith("__"):
-            yield pytest.param(query.SourceQuery, name, id=f"SourceQuery.{name}")
+            yield pytest.param(source_query.SourceQuery, name, id=f"SourceQuery.{name}")
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="the same on each database")

@@ -1,24 +1,17 @@
 """Views of one queryset: the hooks derived from `source()`, as SQL. It knows no bookkeeping."""
 
+from .analysis.declared import declared
+from .analysis.given_keys import as_key
+from .analysis.reading import key_columns
 from .checks import check_source, check_table
-from .declared import declared
 from .differences import Difference, Differences, Kind, compare, ranges
 from .explain import ExplainedIndex, Explanation, explain
-from .given import as_key
-from .links import Link
-from .plans import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
-from .source import key_columns
-from .staging import (
-    drop_stage,
-    fill_stage,
-    prepare_staging,
-    stage_name,
-    stages,
-    staging_schema,
-)
+from .plan import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
+from .sql.staging import drop_stage, fill_stage, prepare_staging, stage_name, stages, staging_schema
+from .sql.violations import refused
+from .sql.windows import Walk, Walker
+from .strategy.links import Link
 from .unmigrated import apps_to_migrate, is_missing, names_own_table, unmigrated
-from .violations import refused
-from .walk import Walk, Walker
 
 __all__ = [
     "Difference",

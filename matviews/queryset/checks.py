@@ -19,15 +19,16 @@ from ..databases.fields import (
     unique_fields,
 )
 from ..definition import ViewDefinition
-from .boundary import NotUnderstood, looking
-from .columns import same_type
-from .declared import declared
-from .indexes import wanted_indexes
-from .inspection import Inspection, inspect
-from .nulls import null_reason
-from .parameters import parameter_text
-from .paths import Path, obstacles_of_inexact
-from .source import Source, find_source
+from .analysis.boundary import NotUnderstood, looking
+from .analysis.columns import same_type
+from .analysis.declared import declared
+from .analysis.nulls import null_reason
+from .analysis.parameters import parameter_text
+from .analysis.reading import find_source
+from .analysis.source import Source
+from .strategy.choose import Path, obstacles_of_inexact
+from .strategy.indexes import wanted_indexes
+from .strategy.inspection import Inspection, inspect
 
 __all__ = ["check_source", "check_table"]
 

@@ -12,8 +12,8 @@ from ..databases import ROWS
 from ..databases.fields import DATE, MOMENT, AnyField, Column, family
 from ..databases.keys import Key, Range
 from ..databases.sql import SQL, joined
-from .plans import Plan
-from .query import from_database
+from .analysis.source_query import from_database
+from .plan import Plan
 
 __all__ = ["Difference", "Differences", "Kind", "compare", "ranges"]
 

@@ -13,11 +13,11 @@ from ..databases.keys import Range
 from ..databases.sql import SQL, joined
 from ..definition import ViewDefinition
 from ..phases import Phase
-from .boundary import looking
-from .indexes import in_database, wanted_indexes
-from .plans import Plan, plan_of
-from .readings import whole
-from .staging import SAMPLE_STAGE
+from .analysis.boundary import looking
+from .plan import Plan, plan_of
+from .sql.readers import whole
+from .sql.staging import SAMPLE_STAGE
+from .strategy.indexes import in_database, wanted_indexes
 
 __all__ = ["ExplainedIndex", "Explanation", "explain"]
 

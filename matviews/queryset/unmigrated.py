@@ -11,7 +11,7 @@ from django.db.models import Model
 from ..databases import errors_of
 from ..databases.fields import model_of_table
 from ..definition import ViewDefinition
-from .plans import tables_read
+from .plan import tables_read
 
 __all__ = ["apps_to_migrate", "is_missing", "names_own_table", "unmigrated"]
 

@@ -15,19 +15,20 @@ from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..phases import Phase
 from ..registry import registry
-from .assumptions import Compared, compared_columns, find_mismatch, stored_columns
-from .declared import declared_keys
-from .fingerprint import fingerprint, is_dated, moment
-from .inspection import Inspection, inspect
-from .links import Link, linked_keys
-from .parameters import parameter_text
-from .paths import Path
-from .query import SourceQuery
-from .readings import Keyed, Reading, Staged, Windowed
-from .scan import tables_named
-from .source import Source, read_query, read_source
-from .statements import Statements
-from .walk import Walker
+from .analysis.fingerprint import fingerprint, is_dated, moment
+from .analysis.parameters import parameter_text
+from .analysis.reading import read_query, read_source
+from .analysis.source import Source
+from .analysis.source_query import SourceQuery
+from .analysis.sql_text import tables_named
+from .sql.lookups import declared_keys, linked_keys
+from .sql.readers import Keyed, Reading, Staged, Windowed
+from .sql.statements import Statements
+from .sql.windows import Walker
+from .strategy.assumptions import Compared, compared_columns, find_mismatch, stored_columns
+from .strategy.choose import Path
+from .strategy.inspection import Inspection, inspect
+from .strategy.links import Link
 
 __all__ = ["Plan", "fault_of", "find_mismatches", "fingerprint_of", "plan_of", "tables_read"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from django.db.models import Model
 
-from ..databases import dialect_of
-from ..databases.fields import (
+from ...databases import dialect_of
+from ...databases.fields import (
     DATE,
     MOMENT,
     TEXT,
@@ -26,10 +26,15 @@ from ..databases.fields import (
     indexed_columns,
     model_of_table,
 )
-from .columns import exact_values, same_type
-from .lineage import key_is_unique
-from .query import adds_up, columns_in, is_plainly_computed, is_truncated
-from .source import Source
+from ..analysis.columns import exact_values, same_type
+from ..analysis.expressions import (
+    columns_in,
+    has_aggregate_or_window,
+    is_plainly_computed,
+    is_truncated,
+)
+from ..analysis.lineage import key_is_unique
+from ..analysis.source import Source
 
 __all__ = ["Path", "find_path", "obstacles_of_inexact"]
 
@@ -170,7 +175,11 @@ def _obstacles_of_computed(column: Column, source: Source) -> Iterator[str]:
     expression, kind = column.expression, family(column.field)
     read = columns_in(expression) or []
     aliases = {each.alias for each in read}
-    if len(aliases) != 1 or adds_up(expression) or not is_plainly_computed(expression):
+    if (
+        len(aliases) != 1
+        or has_aggregate_or_window(expression)
+        or not is_plainly_computed(expression)
+    ):
         yield (
             f"{column.name}, of the key, is computed by other means than Trunc..., Extract... and "
             f"Coalesce of columns of one table"

@@ -7,9 +7,9 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 
-from ..databases import Dialect, dialect_of
-from ..databases.fields import DATE, MOMENT, AnyField, family, value_field
-from ..databases.keys import Key
+from ...databases import Dialect, dialect_of
+from ...databases.fields import DATE, MOMENT, AnyField, family, value_field
+from ...databases.keys import Key
 
 __all__ = ["as_key"]
 

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from django.db import DatabaseError, NotSupportedError
 
-from ..exceptions import InvalidView, MatviewsError
-from ..redact import error_text
+from ...exceptions import InvalidView, MatviewsError
+from ...redact import error_text
 
 __all__ = ["NotUnderstood", "looking"]
 

@@ -7,8 +7,10 @@ is joined as equal to it, and every column of a table of which a unique constrai
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ..databases.fields import column_of, model_of_table, unique_fields
-from .query import Joined, SourceQuery, columns_in
+from ...databases.fields import column_of, model_of_table, unique_fields
+from .expressions import columns_in
+from .source_query import SourceQuery
+from .tables import Joined
 
 __all__ = ["equal_columns", "key_is_unique"]
 

@@ -15,12 +15,12 @@ from zlib import crc32
 
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 
-from ..conf import get_settings
-from ..databases import Dialect, StagingRefused, dialect_of, staging_of
-from ..models import PhaseRun
-from ..redact import error_words
-from .readings import whole
-from .source import Source
+from ...conf import get_settings
+from ...databases import Dialect, StagingRefused, dialect_of, staging_of
+from ...models import PhaseRun
+from ...redact import error_words
+from ..analysis.source import Source
+from .readers import whole
 from .violations import refused
 
 __all__ = [

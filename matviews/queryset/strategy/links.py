@@ -12,40 +12,32 @@ refresh, and in the source.
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple
 
-from django.db import connections
-
-from ..databases import Dialect
-from ..databases.fields import (
+from ...databases.fields import (
     DATE,
     MOMENT,
     TEXT,
     WHOLE,
-    Column,
     column_of,
     family,
     field_of_column,
     model_of_table,
     unique_fields,
 )
-from ..databases.keys import Key, Keys
-from ..databases.sql import SQL, equal, joined, qualified
-from .columns import as_exact, exact_values, same_type
-from .declared import Declared
-from .paths import Path
-from .query import Edge, Place, columns_in
-from .readings import Keyed, as_stored
-from .source import Source
+from ..analysis.columns import same_type
+from ..analysis.declared import Declared
+from ..analysis.expressions import columns_in
+from ..analysis.source import Source
+from ..analysis.tables import Edge, Place
+from .choose import Path
 
-__all__ = ["Link", "find_links", "linked_keys", "with_declared"]
+__all__ = ["Link", "find_links", "with_declared"]
 
 # What JSON gives back as it was, on every database.
 LOGGED = {WHOLE, TEXT, "UUID", DATE}  # MOMENT as well, to compute of it
-PART = 1_000  # values that are looked up in one statement
 
 
 class Hop(NamedTuple):
@@ -339,150 +331,3 @@ def _is_logged(link: Link) -> bool:
         and (family(field) in LOGGED or (family(field) == MOMENT and field.column not in compared))
         for field in fields
     )
-
-
-def linked_keys(
-    link: Link,
-    values: Collection[Sequence[Any]],
-    source: Source,
-    dialect: Dialect,
-    most: int,
-    stages: Collection[str] = (),
-) -> set[Key] | None:
-    """The keys of the view that rows with some values in the link's columns lead to; None for any.
-
-    Args:
-        link: the link.
-        values: values of its columns, as JSON has them.
-        source: the view's source.
-        dialect: the SQL of its database.
-        most: how many keys to return at most; the caller asks for one more than it can use.
-        stages: staging tables whose rows the view may still get.
-    """
-    if not link.direct and not dialect.is_readable(link.table, link.columns, values):
-        return None
-    if link.part is None:
-        return _ends_of(link, values, source, dialect, most)
-    parts = [part for (part,) in _ends_of(link, values, source, dialect)]
-    keys: set[Key] = set()
-    for at in range(0, len(parts), PART):
-        some = Keys(tuple((part,) for part in parts[at : at + PART]))
-        keys |= _in_view(link.part, some, source, dialect, most, stages)
-        keys |= _in_source(link.part, some, source, dialect, most)
-    return keys
-
-
-def _ends_of(
-    link: Link,
-    values: Collection[Sequence[Any]],
-    source: Source,
-    dialect: Dialect,
-    most: int | None = None,
-) -> set[Key]:
-    """What rows with some values in a link's columns find at the ends of its ways, at most `most`."""
-    numbers = range(len(source.key)) if link.part is None else [link.part]
-    if link.direct:  # whether the source has such a key, it says later
-        places = [link.columns.index(end.column) for end in link.ends]
-        named = ([value[place] for place in places] for value in values)
-        known = (each for each in named if None not in each)
-        fields = [source.key[number].field for number in numbers]
-        return as_exact(islice(known, most), fields, dialect)
-    found: set[Key] = set()
-    rows = list(values)
-    for at in range(0, len(rows), PART):
-        found |= _looked_up(link, rows[at : at + PART], numbers, source, dialect, most)
-    return found
-
-
-def _looked_up(
-    link: Link,
-    rows: Collection[Sequence[Any]],
-    numbers: Iterable[int],
-    source: Source,
-    dialect: Dialect,
-    most: int | None,
-) -> set[Key]:
-    """What is at the ends of the ways from some rows."""
-    names = [f"matviews_{number}" for number in range(len(link.way) + 1)]
-    tables = [names[0]]
-    for name, join in zip(names[1:], link.way, strict=True):
-        theirs, mine = zip(*join.columns, strict=True)
-        before = _columns(dialect, names[join.near], theirs)
-        same = equal(_columns(dialect, name, mine), before)
-        tables.append(f"{dialect.name(join.table)} {name} ON {same}")
-    ends = zip(numbers, link.ends, strict=True)
-    selected = joined(
-        ", ", (_selected(number, end, names[end.place], source, dialect) for number, end in ends)
-    )
-    logged = dialect.logged(link.table, link.columns, rows)
-    columns = ", ".join(map(dialect.name, link.columns))
-    statement = SQL(
-        f"WITH {names[0]} ({columns}) AS ({logged.text}) "
-        f"SELECT DISTINCT {selected.text} FROM {' JOIN '.join(tables)}",
-        (*logged.params, *selected.params),
-    )
-    return _fetched(statement, [source.key[number] for number in numbers], dialect, most)
-
-
-def _selected(number: int, end: End, name: str, source: Source, dialect: Dialect) -> SQL:
-    """A part of the key, of the table that has this name, by the name of the view."""
-    part = dialect.names([source.key[number].field])[0]
-    text, params = _part(number, end, name, source, dialect)
-    return SQL(f"{text} AS {part}", params)
-
-
-def _part(number: int, end: End, name: str, source: Source, dialect: Dialect) -> SQL:
-    if end.column:
-        return SQL(_columns(dialect, name, [end.column])[0])
-    column = source.key[number]
-    renamed = {_end(column.expression).place[1]: name}
-    text, params = source.query.spelt(column.expression, renamed)
-    stored = as_stored(column, text, dialect)
-    return SQL(stored.text, (*params, *stored.params))
-
-
-def _in_view(
-    number: int,
-    values: Keys,
-    source: Source,
-    dialect: Dialect,
-    most: int,
-    stages: Collection[str],
-) -> set[Key]:
-    """The keys with some values in a part that the view has, or will have from what is staged."""
-    fields = [column.field for column in source.key]
-    keys: set[Key] = set()
-    for table in (source.model._meta.db_table, *stages):
-        names = dialect.names(fields, dialect.name(table))
-        among = dialect.inside(names[number : number + 1], values)
-        query = f"SELECT {', '.join(names)} FROM {dialect.name(table)} WHERE {among.text}"
-        keys |= _fetched(SQL(query, among.params), source.key, dialect, most)
-    return keys
-
-
-def _in_source(number: int, values: Keys, source: Source, dialect: Dialect, most: int) -> set[Key]:
-    """The keys with some values in a part that rows of the source have, before any HAVING."""
-    return _fetched(Keyed(source, dialect).keys_with(number, values), source.key, dialect, most)
-
-
-def _fetched(query: SQL, parts: Sequence[Column], dialect: Dialect, most: int | None) -> set[Key]:
-    """The rows of a query, at most `most`, as keys; without those that have no value somewhere.
-
-    Args:
-        query: selects parts of the key, by the names of the view.
-        parts: the parts.
-        dialect: the SQL of the database.
-        most: how many rows.
-    """
-    limit = SQL("") if most is None else SQL(" LIMIT %s", (most,))
-    exact = ", ".join(exact_values([part.field for part in parts], "matviews_found", dialect))
-    with connections[dialect.using].cursor() as cursor:
-        cursor.execute(
-            f"SELECT {exact} FROM ({query.text}) matviews_found{limit.text}",
-            [*query.params, *limit.params],
-        )
-        return {row for row in cursor.fetchall() if None not in row}
-
-
-def _columns(dialect: Dialect, table: str, columns: Sequence[str]) -> list[str]:
-    return qualified(table, map(dialect.name, columns))

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..databases import Dialect, dialect_of
-from ..databases.fields import AnyField, family
-from ..databases.keys import Key
-from ..databases.sql import qualified
+from ...databases import Dialect, dialect_of
+from ...databases.fields import AnyField, family
+from ...databases.keys import Key
+from ...databases.sql import qualified
 
 __all__ = ["as_exact", "exact_values", "same_type"]
 

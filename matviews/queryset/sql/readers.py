@@ -8,15 +8,15 @@ from django.db.models import DateTimeField
 from django.db.models.functions.datetime import TruncBase
 from django.utils import timezone
 
-from ..databases import Dialect
-from ..databases.fields import AnyField, Column, column_of
-from ..databases.keys import Key, Keys, Within
-from ..databases.sql import SQL, equal, joined
+from ...databases import Dialect
+from ...databases.fields import AnyField, Column, column_of
+from ...databases.keys import Key, Keys, Within
+from ...databases.sql import SQL, equal, joined
+from ..analysis.lineage import equal_columns
+from ..analysis.source import Source
+from ..analysis.source_query import SourceQuery
+from ..strategy.choose import Path
 from .conditions import Absent, Filtered, Inside, Wrapped
-from .lineage import equal_columns
-from .paths import Path
-from .query import SourceQuery
-from .source import Source
 
 __all__ = [
     "Keyed",

@@ -36,8 +36,8 @@ from django.db.models.functions import (
     NullIf,
 )
 
-from ..databases import dialect_of
-from .query import SourceQuery
+from ...databases import dialect_of
+from .source_query import SourceQuery
 
 __all__ = ["null_reason"]
 

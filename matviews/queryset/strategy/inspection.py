@@ -8,11 +8,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .boundary import NotUnderstood, looking
-from .declared import declared
+from ..analysis.boundary import NotUnderstood, looking
+from ..analysis.declared import declared
+from ..analysis.source import Source
+from .choose import Path, find_path
 from .links import Link, find_links, with_declared
-from .paths import Path, find_path
-from .source import Source
 
 __all__ = ["Inspection", "inspect"]
 

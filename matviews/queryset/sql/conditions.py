@@ -6,9 +6,9 @@ from typing import Any
 from django.core.exceptions import FullResultSet
 from django.db.models import Expression, F, Lookup
 
-from ..databases import Dialect
-from ..databases.keys import Within
-from ..databases.sql import SQL, equal, qualified
+from ...databases import Dialect
+from ...databases.keys import Within
+from ...databases.sql import SQL, equal, qualified
 
 __all__ = ["Absent", "Filtered", "Inside", "Wrapped"]
 

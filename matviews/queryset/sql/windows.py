@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..databases.keys import Key, Keys, from_json, to_json
-from ..databases.sql import Array
-from ..phases import Phase
+from ...databases.keys import Key, Keys, from_json, to_json
+from ...databases.sql import Array
+from ...phases import Phase
 from .statements import Statements
 
 __all__ = ["Walk", "Walker"]

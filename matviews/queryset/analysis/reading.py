@@ -1,66 +1,35 @@
-"""What a view's `source()` is: its columns, its key, and what is wrong with them."""
+"""Reading what a view's `source()` returns: its query, its columns and its key."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from django.core.checks import CheckMessage
-from django.core.exceptions import FieldError
-from django.db import DatabaseError, router
+from django.db import DatabaseError
 from django.db.models import Expression, Model
-from django.db.models.fields.json import KeyTextTransform, KeyTransform
 
-from ..databases import catalog_of, dialect_of
-from ..databases.fields import (  # fmt: skip
-    NUMBER,
-    WHOLE,
-    AnyField,
-    Column,
-    family,
-    is_automatic,
-    is_filled_by_database,
-    model_of_table,
-    unique_fields,
-)
-from ..definition import ViewDefinition, ViewFault
-from ..exceptions import InvalidView
-from ..project_locale import project_locale
-from ..redact import error_text
+from ...databases.fields import AnyField, Column, family, is_automatic, unique_fields
+from ...definition import ViewDefinition
+from ...exceptions import InvalidView
+from ...project_locale import project_locale
+from ...redact import error_text
 from .boundary import NotUnderstood, looking
-from .declared import undeclarable
-from .query import SourceQuery, adds_up
+from .expressions import has_aggregate_or_window
+from .source import Source
+from .source_checks import problems_of, problems_of_query, source_fault
+from .source_query import SourceQuery
 
-__all__ = ["Source", "find_source", "key_columns", "read_query", "read_source"]
+__all__ = [
+    "NOT_IN_A_KEY",
+    "InvalidSource",
+    "find_source",
+    "key_columns",
+    "read_query",
+    "read_source",
+]
+
 
 NOT_IN_A_KEY = {"JSON", "binary"}
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What `source()` returned, read.
-
-    Attributes:
-        definition: the view.
-        query: its query.
-        columns: its columns, the key among them.
-        key: the columns of the key, in the order of the key.
-    """
-
-    definition: ViewDefinition
-    query: SourceQuery
-    columns: tuple[Column, ...]
-    key: tuple[Column, ...]
-
-    @property
-    def model(self) -> type[Model]:
-        """The view's class."""
-        return self.definition.model
-
-    @property
-    def values(self) -> tuple[Column, ...]:
-        """The columns that are not of the key."""
-        return tuple(column for column in self.columns if column not in self.key)
 
 
 def read_query(definition: ViewDefinition, using: str) -> SourceQuery:
@@ -123,13 +92,13 @@ def read_source(definition: ViewDefinition, query: SourceQuery) -> Source:
     try:
         with looking():
             source = _read(definition, query)
-            problems = list(_problems(source))
+            problems = list(problems_of(source))
     except NotUnderstood as error:
         raise _invalid(
             definition.model, "W115", f"the columns of source() cannot be read: {error}",
             "Leave out, or put inside an expression with an output_field, what its library adds.",
         ) from error  # fmt: skip
-    problems += _problems_of_query(source)
+    problems += problems_of_query(source)
     if problems:
         raise InvalidSource(problems)
     return source
@@ -151,12 +120,8 @@ class InvalidSource(InvalidView):
         self.problems = problems
 
 
-def _error(model: type[Model], number: str, fault: str, hint: str) -> ViewFault:
-    return ViewFault(f"{model._meta.label}: {fault}", hint=hint, obj=model, id=f"matviews.{number}")
-
-
 def _invalid(model: type[Model], number: str, fault: str, hint: str) -> InvalidSource:
-    return InvalidSource([_error(model, number, fault, hint)])
+    return InvalidSource([source_fault(model, number, fault, hint)])
 
 
 def _read(definition: ViewDefinition, query: SourceQuery) -> Source:
@@ -207,7 +172,7 @@ def _is_summed(field: AnyField, expression: Expression) -> bool:
         return False
     try:
         with looking():
-            return adds_up(expression)
+            return has_aggregate_or_window(expression)
     except NotUnderstood:  # then a last digit more or less is no difference
         return True
 
@@ -286,108 +251,3 @@ def key_columns(definition: ViewDefinition) -> frozenset[str]:
 
 def _numbered(fields: tuple[AnyField, ...]) -> bool:
     return len(fields) == 1 and is_automatic(fields[0])
-
-
-def _problems(source: Source) -> Iterator[CheckMessage]:
-    """What is wrong with the columns of a source, its view and its options."""
-    if source.model._meta.parents:
-        yield _error(
-            source.model, "W118", "its rows are spread over its table and that of its parent.",
-            "Make the parent abstract.",
-        )  # fmt: skip
-    for fault in undeclarable(source.definition, len(source.key)):
-        yield _error(
-            source.model, "W120", f"MatviewMeta.depends_on: {fault}.",
-            "Name a model and those of its fields whose values are the key; or None, if its "
-            "changes may concern any key.",
-        )  # fmt: skip
-    filled = {column.field for column in source.columns}
-    for field in source.model._meta.concrete_fields:
-        if field not in filled and field.column and not is_filled_by_database(field):
-            yield _error(
-                source.model, "W116",
-                f"source() has no column for the field {field.name}, which cannot be NULL.",
-                "Add it to source(), or give the field null=True or db_default.",
-            )  # fmt: skip
-    for column in source.columns:
-        yield from _type_problems(source, column)
-
-
-def _problems_of_query(source: Source) -> list[CheckMessage]:
-    """What is wrong with the tables that a source reads; none where these cannot be told."""
-    try:
-        with looking():
-            return [*_table_problems(source), *_raw_problems(source), *_zone_problems(source)]
-    except NotUnderstood:  # the view is refreshed in full, and W020 says why
-        return []
-
-
-def _table_problems(source: Source) -> Iterator[CheckMessage]:
-    model, using, tables = source.model, source.query.using, source.query.all_tables()
-    if model._meta.db_table in tables:
-        yield _error(
-            model, "W118", "source() reads the view's own table.",
-            "Read what the view is computed from; another view may be among that.",
-        )  # fmt: skip
-    for table in sorted(tables):
-        read = model_of_table(table)
-        theirs = router.db_for_write(read) if read else using
-        if read and theirs != using:
-            yield _error(
-                model, "W118", f"source() reads {read._meta.label}, which is in the database "
-                f"{theirs!r}, the view is in {using!r}.",
-                "One statement reads the source and writes the view: route both to one database.",
-            )  # fmt: skip
-
-
-def _raw_problems(source: Source) -> Iterator[CheckMessage]:
-    options = source.definition.options
-    if source.query.has_raw_sql and options.tracking and options.depends_on is None:
-        yield _error(
-            source.model, "W119",
-            "there is raw SQL in source(), and nobody can tell which tables that reads.",
-            "Name their models in MatviewMeta.depends_on, {} if there are none but those of the "
-            "queryset; or set MatviewMeta.tracking = False.",
-        )  # fmt: skip
-
-
-def _zone_problems(source: Source) -> Iterator[CheckMessage]:
-    """MariaDB and MySQL give NULL for a time in a zone that they do not know."""
-    if catalog_of(source.query.using).knows_time_zones():
-        return
-    if named := sorted(zone for zone in source.query.zones() if "/" in zone):
-        yield _error(
-            source.model, "W116",
-            f"source() converts times to {', '.join(named)}, and the database knows no time zones.",
-            "Load them: mysql_tzinfo_to_sql /usr/share/zoneinfo | mysql -u root mysql.",
-        )  # fmt: skip
-
-
-def _type_problems(source: Source, column: Column) -> Iterator[CheckMessage]:
-    try:
-        output: AnyField | None = column.expression.output_field
-    except FieldError as error:
-        yield _error(
-            source.model, "W116", f"the type of the column {column.name} is not known: {error}",
-            "Give its expression an output_field.",
-        )  # fmt: skip
-        return
-    mine, theirs = family(column.field), family(output) if output else "nothing"
-    if mine != theirs and not {mine, theirs} <= {WHOLE, NUMBER}:
-        yield _error(
-            source.model, "W116",
-            f"the column {column.name} is {theirs}, the field {column.field.name} holds {mine}.",
-            "Convert it: Cast, TruncDate or the like; or change the field.",
-        )  # fmt: skip
-    extracts = isinstance(column.expression, KeyTransform)
-    text = isinstance(column.expression, KeyTextTransform)
-    if (
-        extracts
-        and not text
-        and mine == "JSON"
-        and not dialect_of(source.query.using).returns_json_parts
-    ):
-        yield _error(
-            source.model, "W116", f"SQLite does not give the column {column.name} as JSON.",
-            "Take the text, KT(...), into a text field, or the whole JSON field.",
-        )  # fmt: skip

@@ -8,11 +8,11 @@ a full refresh by way of a staging table is right, in which the view's own colum
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from ..databases import Dialect
-from ..databases.fields import AnyField, column_of, field_of_column, value_field
-from .lineage import equal_columns
+from ...databases import Dialect
+from ...databases.fields import AnyField, column_of, field_of_column, value_field
+from ..analysis.lineage import equal_columns
+from ..analysis.source import Source
 from .links import Link
-from .source import Source
 
 __all__ = ["Compared", "compared_columns", "find_mismatch", "stored_columns"]
 

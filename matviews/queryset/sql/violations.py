@@ -5,8 +5,8 @@ from typing import Any
 
 from django.db import DatabaseError, IntegrityError, connections
 
-from ..databases import ConstraintKind, Violation, errors_of
-from .source import Source
+from ...databases import ConstraintKind, Violation, errors_of
+from ..analysis.source import Source
 
 __all__ = ["RowRefused", "refused"]
 

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
-from ..databases import ROWS, Dialect
-from ..databases.fields import Column
-from ..databases.keys import Key, Keys, Range, Within, shown
-from ..databases.sql import SQL, Array, equal, joined, qualified
-from ..exceptions import NotAdvancing
-from ..phases import Phase
-from .columns import exact_values
-from .readings import Keyed, Reading, next_keys
-from .source import Source
+from ...databases import ROWS, Dialect
+from ...databases.fields import Column
+from ...databases.keys import Key, Keys, Range, Within, shown
+from ...databases.sql import SQL, Array, equal, joined, qualified
+from ...exceptions import NotAdvancing
+from ...phases import Phase
+from ..analysis.columns import exact_values
+from ..analysis.source import Source
+from .readers import Keyed, Reading, next_keys
 
 __all__ = ["Statements"]
 

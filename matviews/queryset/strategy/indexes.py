@@ -7,10 +7,10 @@ from typing import Any
 from django.db import connections
 from django.db.models import Model
 
-from ..databases.fields import column_of, indexed_columns, model_of_table
-from .lineage import equal_columns
-from .paths import Path
-from .source import Source
+from ...databases.fields import column_of, indexed_columns, model_of_table
+from ..analysis.lineage import equal_columns
+from ..analysis.source import Source
+from .choose import Path
 
 __all__ = ["WantedIndex", "in_database", "wanted_indexes"]
 

@@ -1,0 +1,82 @@
+"""What a view says itself of the tables that its `source()` reads: `MatviewMeta.depends_on`."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.apps import apps
+from django.core.exceptions import FieldDoesNotExist
+from django.db.models import Model
+
+from ...databases.fields import AnyField
+from ...definition import DependsOn, ViewDefinition
+
+__all__ = ["Declared", "declared", "undeclarable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What the changes of a model's rows lead to.
+
+    Attributes:
+        model: the model.
+        columns: those that are logged: they are the key, or, with `find`, identify the rows.
+        find: what gives the keys of rows, from a queryset of them.
+    """
+
+    model: type[Model]
+    columns: tuple[str, ...] = ()
+    find: Callable[..., Iterable[Any]] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether its changes may concern any key."""
+        return not self.columns
+
+
+def declared(definition: ViewDefinition) -> dict[str, Declared]:
+    """What a view says, by table; to be asked only where `undeclarable` finds nothing."""
+    found = {}
+    for to, on in (definition.options.depends_on or {}).items():
+        model = _model(to)
+        found[model._meta.db_table] = _declared(model, on)
+    return found
+
+
+def _declared(model: type[Model], on: DependsOn) -> Declared:
+    if on is None:
+        return Declared(model)
+    if isinstance(on, tuple):
+        return Declared(model, tuple(_field(model, name).column or "" for name in on))
+    return Declared(model, tuple(field.column or "" for field in model._meta.pk_fields), on)
+
+
+def _model(to: type[Model] | str) -> type[Model]:
+    return apps.get_model(to) if isinstance(to, str) else to
+
+
+def _field(model: type[Model], name: str) -> AnyField:
+    field: Any = model._meta.pk if name == "pk" else model._meta.get_field(name)
+    if field not in model._meta.local_concrete_fields:
+        raise FieldDoesNotExist(f"its table has no column {name!r}")
+    return field  # type: ignore[no-any-return]
+
+
+def undeclarable(definition: ViewDefinition, key: int) -> Iterator[str]:
+    """What is wrong with what a view says, a sentence each; `key` is the number of its key's fields."""
+    for to, on in (definition.options.depends_on or {}).items():
+        name = to if isinstance(to, str) else to._meta.label
+        try:
+            model = _model(to)
+            wrong = isinstance(on, tuple) and len(on) != key
+            for each in on if isinstance(on, tuple) else ():
+                _field(model, each)
+        except (LookupError, ValueError):
+            yield f"there is no model {name}"
+        except FieldDoesNotExist as error:
+            yield f"{name}: {error}"
+        else:
+            if model is definition.model:
+                yield f"{name}: a view does not depend on itself"
+            if wrong:
+                yield f"{name}: {len(on or ())} fields cannot be the key, which has {key}"  # type: ignore[arg-type]

@@ -1,0 +1,113 @@
+"""What an expression or a query of Django's consists of. With `tables` and `source_query`, the only place that looks inside them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.db.models import FilteredRelation, Func, Subquery
+from django.db.models.expressions import Col, OuterRef, RawSQL, ResolvedOuterRef, Value, Window
+from django.db.models.functions import Coalesce, Extract
+from django.db.models.functions.datetime import TruncBase
+from django.db.models.lookups import IsNull, Lookup
+from django.db.models.sql import Query
+from django.db.models.sql.where import AND, WhereNode
+
+__all__ = [
+    "VOLATILE",
+    "VOLATILE_FUNCTIONS",
+    "columns_in",
+    "conjunction",
+    "excludes_null",
+    "function_of",
+    "has_aggregate_or_window",
+    "is_plainly_computed",
+    "is_truncated",
+    "parts_of",
+    "walk",
+]
+
+
+# Classes of Django's, and functions that others may be made of, in lower case.
+VOLATILE = {"Now", "Random", "RandomUUID", "TransactionNow", "UUID4", "UUID7"}
+
+VOLATILE_FUNCTIONS = {
+    "clock_timestamp", "current_date", "current_time", "current_timestamp", "curdate", "curtime",
+    "gen_random_uuid", "last_insert_id", "localtime", "localtimestamp", "nextval", "now", "rand",
+    "random", "randomblob", "statement_timestamp", "sysdate", "timeofday", "transaction_timestamp",
+    "unix_timestamp", "utc_date", "utc_time", "utc_timestamp", "uuid", "uuid_generate_v1",
+    "uuid_generate_v4", "uuidv4", "uuidv7",
+}  # fmt: skip
+
+
+def conjunction(where: Any) -> Iterator[Any]:
+    """The conditions that must all hold."""
+    if where.connector == AND and not where.negated:
+        for child in where.children:
+            yield from conjunction(child) if isinstance(child, WhereNode) else (child,)
+    elif where.negated and len(where.children) == 1 and isinstance(where.children[0], IsNull):
+        yield IsNull(where.children[0].lhs, not where.children[0].rhs)
+
+
+def excludes_null(condition: Any) -> bool:
+    """Whether a condition on a column, as `filter` and `exclude` make it, holds for no NULL."""
+    if isinstance(condition, IsNull):
+        return not condition.rhs
+    return isinstance(condition, Lookup)
+
+
+def walk(node: Any) -> Iterator[Any]:
+    for part in parts_of(node):
+        yield part
+        yield from walk(part)
+
+
+def parts_of(node: Any) -> list[Any]:
+    """What a query or an expression is made of, one level down."""
+    if isinstance(node, Query):
+        joins = (getattr(each, "filtered_relation", None) for each in node.alias_map.values())
+        conditions = [getattr(each, "resolved_condition", each) for each in joins if each]
+        group_by = node.group_by if isinstance(node.group_by, tuple) else ()
+        own = [*node.annotation_select.values(), *node.select, node.where, *conditions, *group_by]
+        return [*node.combined_queries, *own] if node.combinator else own
+    if isinstance(node, WhereNode):
+        return list(node.children)
+    if isinstance(node, FilteredRelation):
+        relation: Any = node
+        return [relation.resolved_condition]
+    if isinstance(node, Subquery):
+        return [node.query]
+    sources = getattr(node, "get_source_expressions", None)
+    found = [each for each in sources() if each is not None] if sources else []
+    listed = getattr(node, "rhs", None)  # of x__in=[F(...)] and x__range=(F(...), F(...))
+    members = listed if isinstance(listed, (list, tuple, set)) else ()
+    return [*found, *(each for each in members if hasattr(each, "as_sql"))]
+
+
+def function_of(expression: Func) -> object:
+    return expression.extra.get("function", expression.function)
+
+
+def columns_in(expression: Any) -> list[Col] | None:
+    """The plain columns that an expression reads; None if it reads others too."""
+    found = [expression, *walk(expression)]
+    if any(isinstance(each, (Query, OuterRef, ResolvedOuterRef, RawSQL, Window)) for each in found):
+        return None
+    return [each for each in found if isinstance(each, Col)]
+
+
+def is_plainly_computed(expression: Any) -> bool:
+    """Whether only such functions of columns compute it as return the type that they say, everywhere."""
+    plain = (Col, Coalesce, Extract, TruncBase, Value)
+    return all(isinstance(each, plain) for each in (expression, *walk(expression)))
+
+
+def is_truncated(expression: Any) -> bool:
+    """Whether it is the beginning of a period that a moment lies in, or the day."""
+    return isinstance(expression, TruncBase)
+
+
+def has_aggregate_or_window(expression: Any) -> bool:
+    """Whether there is an aggregate or a window function in an expression, at any depth."""
+    return any(
+        getattr(each, "contains_aggregate", False) or getattr(each, "contains_over_clause", False)
+        for each in (expression, *walk(expression))
+    )

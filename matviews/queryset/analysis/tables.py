@@ -1,0 +1,169 @@
+"""Which tables a query reads, how they are joined, and which of their columns decide about its rows."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Exists
+from django.db.models.expressions import Col
+from django.db.models.sql import Query
+from django.db.models.sql.datastructures import BaseTable
+
+from .expressions import conjunction, parts_of
+
+__all__ = ["ALL", "Edge", "Graph", "Joined", "Place", "Scope", "columns_of", "tables_of"]
+
+
+Place = tuple[int, str]
+
+Edge = tuple[Place, Place, tuple[tuple[str, str], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A table of a query.
+
+    Attributes:
+        alias: its name in the query.
+        table: its name in the database.
+        parent: the alias that it is joined to, None for the first table.
+        pairs: the columns that are equal, `(of the parent, of this table)`.
+        outer: whether rows of the parent that have none here stay.
+    """
+
+    alias: str
+    table: str
+    parent: str | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+    outer: bool = False
+
+
+def tables_of(query: Any) -> Iterator[Joined]:
+    if query.model and not query.combinator and not any(query.alias_refcount.values()):
+        first = query.alias_map.get(query.base_table)  # Django joins it when it compiles the query
+        table = first.table_name if first else query.get_meta().db_table
+        yield Joined(first.table_alias if first else table, table)
+        return
+    for alias, table in query.alias_map.items():
+        if not query.alias_refcount.get(alias):
+            continue
+        if isinstance(table, BaseTable):
+            yield Joined(alias, table.table_name)
+        else:
+            pairs = tuple((one.column, other.column) for one, other in table.join_fields)
+            outer = table.join_type.startswith("LEFT")
+            yield Joined(alias, table.table_name, table.parent_alias, pairs, outer)
+
+
+ALL = "*"
+
+Scope = dict[str, str]  # tables by their aliases
+
+
+def columns_of(
+    query: Any, using: str, outer: tuple[Scope, ...], *, counted: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Tables and columns that decide about the rows of a query, `ALL` for every column.
+
+    Args:
+        query: Django's.
+        using: alias of the database.
+        outer: the tables of the queries around it, the innermost first.
+        counted: whether nothing but the number of its rows matters.
+    """
+    query, ordering = _with_ordering(query, using, counted=counted)
+    tables = list(tables_of(query))
+    own = {each.alias: each.table for each in tables}
+    implicit = query.default_cols and not (counted or query.combinator)
+    for each in tables:
+        yield each.table, ALL if implicit or query.distinct_fields else ""
+        for of_parent, of_table in each.pairs:
+            yield own[each.parent or ""], of_parent
+            yield each.table, of_table
+    yield from _columns_in([*parts_of(query), *ordering], using, (own, *outer))
+
+
+def _with_ordering(query: Any, using: str, *, counted: bool) -> tuple[Any, list[Any]]:
+    """A query with the tables that only its ordering wants, which Django joins late; and the ordering.
+
+    Args:
+        query: Django's.
+        using: alias of the database.
+        counted: whether nothing but the number of its rows matters.
+    """
+    if query.combinator or not (query.order_by or (query.is_sliced and not counted)):
+        return query, []
+    query = query.clone()
+    compiler = query.get_compiler(using, elide_empty=False)
+    compiler.setup_query()
+    return query, [by for by, _sql in compiler.get_order_by()]
+
+
+class Graph:
+    """Which tables a query and its subqueries read, and what equals what among their columns.
+
+    Attributes:
+        tables: the tables, by number of the query and alias.
+        edges: pairs of tables with the columns that are equal.
+    """
+
+    def __init__(self, query: Any, using: str) -> None:
+        self.using = using
+        self.tables: dict[Place, str] = {}
+        self.edges: list[Edge] = []
+        self.queries = 0
+        self._add(query, (), counted=False)
+
+    def _add(self, query: Any, outer: tuple[tuple[int, set[str]], ...], *, counted: bool) -> None:
+        number = self.queries
+        self.queries += 1
+        query, ordering = _with_ordering(query, self.using, counted=counted)
+        own = set()
+        for each in tables_of(query):
+            own.add(each.alias)
+            self.tables[number, each.alias] = each.table
+            if each.parent is not None:
+                self.edges.append(((number, each.parent), (number, each.alias), each.pairs))
+        scopes = ((number, own), *outer)
+        for lookup in conjunction(query.where):
+            self._add_equality(lookup, scopes)
+        self._add_parts([*parts_of(query), *ordering], scopes, counted=False)
+
+    def _add_parts(
+        self, parts: Iterable[Any], scopes: tuple[tuple[int, set[str]], ...], *, counted: bool
+    ) -> None:
+        for part in parts:
+            if isinstance(part, Query):
+                self._add(part, scopes, counted=counted)
+            else:
+                self._add_parts(parts_of(part), scopes, counted=isinstance(part, Exists))
+
+    def _add_equality(self, lookup: Any, scopes: tuple[tuple[int, set[str]], ...]) -> None:
+        """Two columns of which a condition says that they are equal, as `OuterRef` makes them."""
+        sides = (getattr(lookup, "lhs", None), getattr(lookup, "rhs", None))
+        if getattr(lookup, "lookup_name", "") != "exact" or not all(
+            isinstance(side, Col) for side in sides
+        ):
+            return
+        one, other = (
+            next((number, side.alias) for number, own in scopes if side.alias in own)  # type: ignore[union-attr]
+            for side in sides
+        )
+        # What a subquery says of two tables outside holds where it has a row, and not elsewhere.
+        if one != other and scopes[0][0] in (one[0], other[0]):
+            columns = tuple(side.target.column for side in sides)  # type: ignore[union-attr]
+            self.edges.append((one, other, (columns,)))
+
+
+def _columns_in(
+    parts: Iterable[Any], using: str, scopes: tuple[Scope, ...], *, counted: bool = False
+) -> Iterator[tuple[str, str]]:
+    for part in parts:
+        if isinstance(part, Query):
+            yield from columns_of(part, using, scopes, counted=counted)
+            continue
+        if isinstance(part, Col):
+            column: Any = part
+            table = next(scope[column.alias] for scope in scopes if column.alias in scope)
+            yield table, column.target.column
+        yield from _columns_in(parts_of(part), using, scopes, counted=isinstance(part, Exists))

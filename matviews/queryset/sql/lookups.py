@@ -1,0 +1,243 @@
+"""Which keys changed rows lead to, looked up in the tables on the way."""
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from django.core.exceptions import EmptyResultSet
+from django.db import connections
+from django.db.models import QuerySet
+
+from ...databases import Dialect, dialect_of
+from ...databases.fields import AnyField, Column
+from ...databases.keys import Key, Keys
+from ...databases.sql import SQL, equal, joined, qualified
+from ...exceptions import InvalidView
+from ...project_locale import project_locale
+from ..analysis.columns import as_exact, exact_values, same_type
+from ..analysis.declared import Declared
+from ..analysis.given_keys import as_key
+from ..analysis.source import Source
+from ..strategy.links import End, Link, _end
+from .conditions import Inside
+from .readers import Keyed, as_stored
+
+__all__ = ["PART", "linked_keys"]
+
+
+PART = 1_000  # values that are looked up in one statement
+
+
+def linked_keys(
+    link: Link,
+    values: Collection[Sequence[Any]],
+    source: Source,
+    dialect: Dialect,
+    most: int,
+    stages: Collection[str] = (),
+) -> set[Key] | None:
+    """The keys of the view that rows with some values in the link's columns lead to; None for any.
+
+    Args:
+        link: the link.
+        values: values of its columns, as JSON has them.
+        source: the view's source.
+        dialect: the SQL of its database.
+        most: how many keys to return at most; the caller asks for one more than it can use.
+        stages: staging tables whose rows the view may still get.
+    """
+    if not link.direct and not dialect.is_readable(link.table, link.columns, values):
+        return None
+    if link.part is None:
+        return _ends_of(link, values, source, dialect, most)
+    parts = [part for (part,) in _ends_of(link, values, source, dialect)]
+    keys: set[Key] = set()
+    for at in range(0, len(parts), PART):
+        some = Keys(tuple((part,) for part in parts[at : at + PART]))
+        keys |= _in_view(link.part, some, source, dialect, most, stages)
+        keys |= _in_source(link.part, some, source, dialect, most)
+    return keys
+
+
+def _ends_of(
+    link: Link,
+    values: Collection[Sequence[Any]],
+    source: Source,
+    dialect: Dialect,
+    most: int | None = None,
+) -> set[Key]:
+    """What rows with some values in a link's columns find at the ends of its ways, at most `most`."""
+    numbers = range(len(source.key)) if link.part is None else [link.part]
+    if link.direct:  # whether the source has such a key, it says later
+        places = [link.columns.index(end.column) for end in link.ends]
+        named = ([value[place] for place in places] for value in values)
+        known = (each for each in named if None not in each)
+        fields = [source.key[number].field for number in numbers]
+        return as_exact(islice(known, most), fields, dialect)
+    found: set[Key] = set()
+    rows = list(values)
+    for at in range(0, len(rows), PART):
+        found |= _looked_up(link, rows[at : at + PART], numbers, source, dialect, most)
+    return found
+
+
+def _looked_up(
+    link: Link,
+    rows: Collection[Sequence[Any]],
+    numbers: Iterable[int],
+    source: Source,
+    dialect: Dialect,
+    most: int | None,
+) -> set[Key]:
+    """What is at the ends of the ways from some rows."""
+    names = [f"matviews_{number}" for number in range(len(link.way) + 1)]
+    tables = [names[0]]
+    for name, join in zip(names[1:], link.way, strict=True):
+        theirs, mine = zip(*join.columns, strict=True)
+        before = _columns(dialect, names[join.near], theirs)
+        same = equal(_columns(dialect, name, mine), before)
+        tables.append(f"{dialect.name(join.table)} {name} ON {same}")
+    ends = zip(numbers, link.ends, strict=True)
+    selected = joined(
+        ", ", (_selected(number, end, names[end.place], source, dialect) for number, end in ends)
+    )
+    logged = dialect.logged(link.table, link.columns, rows)
+    columns = ", ".join(map(dialect.name, link.columns))
+    statement = SQL(
+        f"WITH {names[0]} ({columns}) AS ({logged.text}) "
+        f"SELECT DISTINCT {selected.text} FROM {' JOIN '.join(tables)}",
+        (*logged.params, *selected.params),
+    )
+    return _fetched(statement, [source.key[number] for number in numbers], dialect, most)
+
+
+def _selected(number: int, end: End, name: str, source: Source, dialect: Dialect) -> SQL:
+    """A part of the key, of the table that has this name, by the name of the view."""
+    part = dialect.names([source.key[number].field])[0]
+    text, params = _part(number, end, name, source, dialect)
+    return SQL(f"{text} AS {part}", params)
+
+
+def _part(number: int, end: End, name: str, source: Source, dialect: Dialect) -> SQL:
+    if end.column:
+        return SQL(_columns(dialect, name, [end.column])[0])
+    column = source.key[number]
+    renamed = {_end(column.expression).place[1]: name}
+    text, params = source.query.spelt(column.expression, renamed)
+    stored = as_stored(column, text, dialect)
+    return SQL(stored.text, (*params, *stored.params))
+
+
+def _in_view(
+    number: int,
+    values: Keys,
+    source: Source,
+    dialect: Dialect,
+    most: int,
+    stages: Collection[str],
+) -> set[Key]:
+    """The keys with some values in a part that the view has, or will have from what is staged."""
+    fields = [column.field for column in source.key]
+    keys: set[Key] = set()
+    for table in (source.model._meta.db_table, *stages):
+        names = dialect.names(fields, dialect.name(table))
+        among = dialect.inside(names[number : number + 1], values)
+        query = f"SELECT {', '.join(names)} FROM {dialect.name(table)} WHERE {among.text}"
+        keys |= _fetched(SQL(query, among.params), source.key, dialect, most)
+    return keys
+
+
+def _in_source(number: int, values: Keys, source: Source, dialect: Dialect, most: int) -> set[Key]:
+    """The keys with some values in a part that rows of the source have, before any HAVING."""
+    return _fetched(Keyed(source, dialect).keys_with(number, values), source.key, dialect, most)
+
+
+def _fetched(query: SQL, parts: Sequence[Column], dialect: Dialect, most: int | None) -> set[Key]:
+    """The rows of a query, at most `most`, as keys; without those that have no value somewhere.
+
+    Args:
+        query: selects parts of the key, by the names of the view.
+        parts: the parts.
+        dialect: the SQL of the database.
+        most: how many rows.
+    """
+    limit = SQL("") if most is None else SQL(" LIMIT %s", (most,))
+    exact = ", ".join(exact_values([part.field for part in parts], "matviews_found", dialect))
+    with connections[dialect.using].cursor() as cursor:
+        cursor.execute(
+            f"SELECT {exact} FROM ({query.text}) matviews_found{limit.text}",
+            [*query.params, *limit.params],
+        )
+        return {row for row in cursor.fetchall() if None not in row}
+
+
+def _columns(dialect: Dialect, table: str, columns: Sequence[str]) -> list[str]:
+    return qualified(table, map(dialect.name, columns))
+
+
+def declared_keys(
+    said: Declared, values: Collection[Sequence[Any]], source: "Source", most: int
+) -> set[Key] | None:
+    """The keys that changed rows lead to, at most `most`; None for any, as where a row is gone.
+
+    Args:
+        said: what the view says of their model.
+        values: values of its columns, as JSON has them, before and after the changes.
+        source: the view's.
+        most: how many keys to return at most.
+
+    Raises:
+        InvalidView: what the view gives as keys are none.
+    """
+    using, fields = source.query.using, [column.field for column in source.key]
+    known = {tuple(each) for each in values if None not in each}
+    if said.find is None:
+        return as_exact(islice(known, most), fields, dialect_of(using))
+    names = [field.attname for field in said.model._meta.pk_fields]
+    among = Inside(*names, dialect=dialect_of(using), within=Keys(tuple(known)))
+    rows = said.model._base_manager.using(using).filter(among)
+    if rows.count() < len(known):
+        return None
+    try:
+        with project_locale():
+            found = said.find(rows)
+            stored = _query_of_keys(found, fields, using)
+            if stored is not None:
+                return _fetched_keys(stored, fields, using, most)
+            return {as_key(fields, each, using) for each in islice(found, most)}
+    except ValueError as error:
+        raise InvalidView(
+            f"{source.definition.label}: MatviewMeta.depends_on of {said.model._meta.label} gave "
+            f"a key that is none: {error}"
+        ) from error
+
+
+def _query_of_keys(found: Any, fields: Sequence[AnyField], using: str) -> SQL | None:
+    """The query for keys, if they are columns like those of the key: then no field need read and write them."""
+    if not isinstance(found, QuerySet) or found.db != using:
+        return None
+    if found.query.is_sliced or found.query.combinator:
+        return None
+    compiler: Any = found.order_by().query.get_compiler(using)
+    try:
+        query = SQL(*compiler.as_sql())
+    except EmptyResultSet:
+        return None
+    targets = [getattr(expression, "target", None) for expression, _sql, _alias in compiler.select]
+    alike = len(targets) == len(fields) and all(
+        target is not None and same_type(target, field, using)
+        for target, field in zip(targets, fields, strict=True)
+    )
+    return query if alike else None
+
+
+def _fetched_keys(query: SQL, fields: Sequence[AnyField], using: str, most: int) -> set[Key]:
+    dialect = dialect_of(using)
+    exact = ", ".join(exact_values(fields, "matviews_found", dialect))
+    with connections[using].cursor() as cursor:
+        cursor.execute(
+            f"WITH matviews_found ({', '.join(dialect.names(fields))}) AS ({query.text}) "
+            f"SELECT DISTINCT {exact} FROM matviews_found LIMIT %s",
+            (*query.params, most),
+        )
+        return {row for row in cursor.fetchall() if None not in row}
