@@ -402,7 +402,7 @@ def test_a_batch_blocks_no_writer_of_the_source(view: type[Any]) -> None:
             connection.close()
 
     plan = plan_of(registry.find(view), "default")
-    stage = stage_name(10**6) if plan.path.staged else ""
+    stage = stage_name(10**6) if plan.strategy.staged else ""
     with engine.transactions.batch_transaction(30):
         if stage:
             fill_stage(stage, plan.source, plan.dialect)

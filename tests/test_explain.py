@@ -51,7 +51,7 @@ def test_a_windowed_view_is_told_with_its_reason_key_and_indexes() -> None:
         explanation = explain(view)
 
     assert explanation.label == "shapes.Made"
-    assert explanation.path == "windowed"
+    assert explanation.strategy == "windowed"
     assert explanation.reason == "the key is shapes.Customer (id), which an index serves"
     assert explanation.key == ("ref",)
     assert explanation.staging == ""
@@ -128,7 +128,7 @@ def test_a_staged_view_shows_its_stage_and_the_query_that_fills_it() -> None:
         refreshed(view)
         explanation = explain(view)
 
-    assert explanation.path == "staged"
+    assert explanation.strategy == "staged"
     assert explanation.reason == "no index of shapes.Order begins with quantity"
     assert "COUNT(" in explanation.staging
     assert all("matviews_stage_0" in each for each in explanation.statements.values())

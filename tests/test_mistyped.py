@@ -147,7 +147,7 @@ def test_a_full_refresh_is_right_and_says_why(case: Case, kept: Kept) -> None:
         assert len(told) == 1
         assert reason in told[0].msg
         found = explain(registry.find(kept.View), engine.alias())
-        assert (found.path, found.reason) == ("staged", reason)
+        assert (found.strategy, found.reason) == ("staged", reason)
 
 
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no ALTER of a column")

@@ -288,7 +288,7 @@ class TestW012:
             ref=key(), n=models.IntegerField(),
         )  # fmt: skip
 
-        assert plan_of(registry.find("shapes.Made"), "default").path.staged
+        assert plan_of(registry.find("shapes.Made"), "default").strategy.staged
         told = [each.msg for each in found() if each.id == "matviews.W012"]
         assert len(told) == 1
         assert "shapes.Customer, which the filter of source() reads" in told[0]

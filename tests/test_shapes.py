@@ -109,7 +109,7 @@ def test_a_view_equals_its_source_after_each_refresh(view: type[Any], shop: Shop
 
 def test_windows_are_used_where_the_range_of_a_key_commutes_with_the_query() -> None:
     for view in VIEWS:
-        path = plan_of(registry.find(view), "default").path
+        path = plan_of(registry.find(view), "default").strategy
         assert path.staged == (view in STAGED), (view, path)
         assert STAGED.get(view, "which an index serves") in path.reason
 

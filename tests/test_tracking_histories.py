@@ -60,7 +60,7 @@ def _views() -> list[type[Any]]:
     for each in registry:
         if issubclass(each.model, Shape) and each.model.__name__ != "JsonKey":
             plan = plan_of(each, alias())
-            if plan.path.keyed and plan.links and not tracking_of(plan).reason:
+            if plan.strategy.is_incremental and plan.links and not tracking_of(plan).reason:
                 found.append(each.model)
     return found
 

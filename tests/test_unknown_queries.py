@@ -147,9 +147,9 @@ class TestWhatCannotBeLookedInto:
             assert (first["insert"], second) == (1, {"insert": 0, "update": 0, "delete": 0})
             assert view.verify().equal
         plan = plan_of(registry.find(view), engine.alias())
-        assert plan.path.staged
-        assert not plan.path.keyed
-        assert why in plan.path.reason
+        assert plan.strategy.staged
+        assert not plan.strategy.is_incremental
+        assert why in plan.strategy.reason
         assert why in tracking_of(plan).reason
 
     def test_is_told_by_a_check(self, rows: Any, why: str) -> None:

@@ -185,7 +185,7 @@ def test_without_models_it_takes_the_views_to_refresh_that_have_a_source() -> No
 
     assert ran.status == 0
     note, *others = ran.out.splitlines()
-    assert note.startswith("Left out, because they have no source(): ")
+    assert note.startswith("Skipped (no source()): ")
     assert "sample.Limited" in note
     assert others == [f"{LABEL}: equals its source (0 rows compared)"]
 
@@ -271,7 +271,7 @@ def test_explain_tells_the_path_the_indexes_and_the_sql_of_each_phase() -> None:
 
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.startswith(
-        f"{LABEL}: windowed, because the key is sample.Item (id), which an index serves\n  key: key\n"
+        f"{LABEL}: windowed (the key is sample.Item (id), which an index serves)\n  key: key\n"
     )
     assert "  index of sample.Item (id): there\n" in ran.out
     statements = dict(
@@ -289,8 +289,8 @@ def test_explain_shows_what_is_staged_and_why() -> None:
 
     ran = command("--explain", "--models", "Sourced")
 
-    assert ran.out.startswith(f"{LABEL}: staged, because a slice depends on all rows\n")
-    assert "evaluated into a staging table at the start of a refresh:\n" in ran.out
+    assert ran.out.startswith(f"{LABEL}: staged (a slice depends on all rows)\n")
+    assert "staging table, filled at the start of a full refresh:\n" in ran.out
     assert "LIMIT 1000" in ran.out
 
 
@@ -300,7 +300,7 @@ def test_explain_as_json_has_values() -> None:
     ran = command("--explain", "--models", "Sourced", "--format", "json")
 
     (entry,) = ran.document["views"]
-    assert (entry["view"], entry["path"], entry["key"]) == (LABEL, "windowed", ["key"])
+    assert (entry["view"], entry["strategy"], entry["key"]) == (LABEL, "windowed", ["key"])
     assert entry["reason"] == "the key is sample.Item (id), which an index serves"
     assert entry["indexes"][0] == {
         "model": "sample.Item", "fields": ["id"], "declared": True, "in_database": True,
@@ -322,12 +322,12 @@ def test_a_source_that_cannot_be_explained_is_told_and_the_others_are_explained(
     assert "sample.Nonsense" in ran.document["error"]
     bad, good = ran.document["views"]
     assert "nobody" in bad["error"]
-    assert good["path"] == "windowed"
+    assert good["strategy"] == "windowed"
 
 
 def test_a_value_in_the_sql_cannot_write_on_a_terminal() -> None:
     explanation = Explanation(
-        label="shop.Total", path="windowed", reason="so", key=("day",), estimated_rows=None, null_keys=0,
+        label="shop.Total", strategy="windowed", reason="so", key=("day",), estimated_rows=None, null_keys=0,
         staging="", statements={Phase.DELETE: "DELETE\nWHERE day > '\x1b[2J'"}, indexes=(),
     )  # fmt: skip
 
@@ -339,9 +339,9 @@ def test_a_value_in_the_sql_cannot_write_on_a_terminal() -> None:
 @pytest.mark.parametrize(
     ("declared", "in_database", "words"),
     [
-        (True, True, "there"),
-        (True, False, "declared, but not there: run manage.py migrate"),
-        (False, True, "there, but not declared, so it is not counted on: add it to Meta.indexes"),
+        (True, True, "exists"),
+        (True, False, "declared but missing: run manage.py migrate"),
+        (False, True, "exists but is not declared, so it is not relied on: add it to Meta.indexes"),
         (False, False, "missing: add it to Meta.indexes"),
     ],
 )
@@ -352,7 +352,7 @@ def test_an_index_that_lacks_comes_with_the_way_out(
         model="shop.Order", fields=("day", "kind"), declared=declared, in_database=in_database
     )
     explanation = Explanation(
-        label="shop.Total", path="windowed", reason="so", key=("day",), estimated_rows=1234, null_keys=0,
+        label="shop.Total", strategy="windowed", reason="so", key=("day",), estimated_rows=1234, null_keys=0,
         staging="", statements={}, indexes=(index,),
     )  # fmt: skip
 

@@ -74,7 +74,7 @@ def source_context(control: ViewControl, definition: ViewDefinition | None) -> d
 
 def _path(definition: ViewDefinition) -> dict[str, str]:
     try:
-        path = plan_of(definition, engine.alias()).path
+        strategy = plan_of(definition, engine.alias()).strategy
     except (InvalidView, DatabaseError) as error:
         return {"problem": str(error)}
-    return {"path": path.word, "reason": path.reason}
+    return {"strategy": strategy.word, "reason": strategy.reason}

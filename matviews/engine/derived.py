@@ -60,12 +60,12 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
         plan = _start(work, run, plan)
     if run.dirty_after is not None:
         return _do_dirty(work, run, limit)
-    if plan.path.staged and not run.stage:
+    if plan.strategy.staged and not run.stage:
         _stage(work, run, plan)
     phase = Phase(run.phase)
     inserted_ranges = tuple((low, high) for low, high in run.inserted_ranges)
     walk = Walk(cursor=run.cursor, inserted_ranges=inserted_ranges)
-    if plan.path.staged and not run.stage:
+    if plan.strategy.staged and not run.stage:
         walked = plan.walker().step_whole(phase, walk)
     else:
         walked = plan.walker(run.stage).step(phase, walk, limit)
@@ -126,7 +126,7 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
     begin_tracked(work, run)
     if run.dirty_after is None:
         run.inserted_ranges, run.stage = left
-        if not plan.path.staged and not run.stage:
+        if not plan.strategy.staged and not run.stage:
             plan = _checked(run, plan)
     else:
         run.estimate = count_keys(dirty_keys(work, run))
@@ -137,7 +137,7 @@ def _checked(run: PhaseRun, plan: Plan) -> Plan:
     """The plan, or one that is staged, where the database's columns are not what the models say."""
     checked = plan.checked()
     if checked is not plan:
-        run.full_refresh_reason = short(checked.path.reason)
+        run.full_refresh_reason = short(checked.strategy.reason)
     return checked
 
 

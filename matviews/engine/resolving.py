@@ -59,8 +59,8 @@ def _whole(plan: Plan, taken: Taken) -> str:
     table, links = taken.table, taken.links
     if isinstance(links, str):
         return links
-    if plan.path.unkeyed:
-        return f"something has changed in {table or 'the view'}, and {plan.path.unkeyed}"
+    if plan.strategy.incremental_obstacle:
+        return f"something has changed in {table or 'the view'}, and {plan.strategy.incremental_obstacle}"
     if not table:
         return ""
     if links is None:

@@ -83,7 +83,7 @@ def staged_views() -> list[str]:
 
 def _is_staged(definition: ViewDefinition) -> bool:
     try:
-        return plan_of(definition, alias()).path.staged
+        return plan_of(definition, alias()).strategy.staged
     except InvalidView:
         return False
 

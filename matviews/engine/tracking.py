@@ -445,7 +445,7 @@ def _exact_key(definition: ViewDefinition, plan: Plan, key: Any) -> Key:
 
 def _unknown(definition: ViewDefinition, plan: Plan, keys: Sequence[Key]) -> list[Key]:
     """The keys that neither view nor source has; none is told where a refresh looks at all keys anyway."""
-    if plan.path.unkeyed:
+    if plan.strategy.incremental_obstacle:
         return []
     try:
         with transaction.atomic(

@@ -128,9 +128,9 @@ def _ranges(definition: ViewDefinition, sample: int | None) -> Iterator[Range]:
     plan = plan_of(definition, alias()).checked()
     if sample is None:
         return ranges(plan, WINDOW)
-    if plan.path.staged:
+    if plan.strategy.staged:
         raise InvalidRequest(
-            f"{definition.label} cannot be sampled: {plan.path.reason}, so its source is computed "
+            f"{definition.label} cannot be sampled: {plan.strategy.reason}, so its source is computed "
             f"as a whole anyway. Verify it without a sample."
         )
     return _sampled(plan, sample)

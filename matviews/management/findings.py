@@ -110,9 +110,9 @@ def _plain(value: object) -> Any:
 
 
 def explanation_in_lines(explanation: Explanation) -> Iterator[str]:
-    """The path and its reason, the indexes, and the SQL of each phase."""
+    """The strategy and its reason, the indexes, and the SQL of each phase."""
     rows = explanation.estimated_rows
-    yield f"{explanation.label}: {explanation.path}, because {explanation.reason}"
+    yield f"{explanation.label}: {explanation.strategy} ({explanation.reason})"
     yield f"  key: {', '.join(explanation.key)}"
     if rows is not None:
         yield f"  rows: about {rows:,}, as the database estimates"
@@ -121,7 +121,7 @@ def explanation_in_lines(explanation: Explanation) -> Iterator[str]:
     for index in explanation.indexes:
         yield f"  index of {index.model} ({', '.join(index.fields)}): {_index_in_words(index)}"
     if explanation.staging:
-        yield f"  evaluated into a staging table at the start of a refresh:\n{_visible(explanation.staging)};"
+        yield f"  staging table, filled at the start of a full refresh:\n{_visible(explanation.staging)};"
     for phase, statement in explanation.statements.items():
         yield f"  {phase}, for one window of keys:\n{_visible(statement)};"
 
@@ -133,9 +133,9 @@ def _visible(sql: str) -> str:
 
 def _index_in_words(index: ExplainedIndex) -> str:
     if index.declared:
-        return "there" if index.in_database else "declared, but not there: run manage.py migrate"
+        return "exists" if index.in_database else "declared but missing: run manage.py migrate"
     if index.in_database:
-        return "there, but not declared, so it is not counted on: add it to Meta.indexes"
+        return "exists but is not declared, so it is not relied on: add it to Meta.indexes"
     return "missing: add it to Meta.indexes"
 
 
@@ -143,7 +143,7 @@ def explanation_as_dict(explanation: Explanation) -> dict[str, Any]:
     """The same as values."""
     return {
         "view": explanation.label,
-        "path": explanation.path,
+        "strategy": explanation.strategy,
         "reason": explanation.reason,
         "key": list(explanation.key),
         "estimated_rows": explanation.estimated_rows,
@@ -156,21 +156,23 @@ def explanation_as_dict(explanation: Explanation) -> dict[str, Any]:
 
 
 def tracking_in_lines(tracking: Mapping[str, Any]) -> Iterator[str]:
-    """Which changes of which tables count, what they lead to, and whether they are logged."""
+    """Which changes of which tables matter, which keys they lead to, and whether they are logged."""
     if tracking["reason"]:
         yield f"  changes are not tracked: {tracking['reason']}"
-    elif tracking["unkeyed"]:
-        yield f"  changes lead to the whole view: {tracking['unkeyed']}"
+    elif tracking["incremental_obstacle"]:
+        yield f"  every change causes a full refresh: {tracking['incremental_obstacle']}"
     for table, spec in tracking["tables"].items():
         columns = "any column" if spec["columns"] is None else ", ".join(spec["columns"])
-        paths = map(_path_in_words, spec["paths"])
-        leads = " and ".join(dict.fromkeys(paths)) or "the whole view"
-        logged = "logged" if spec["logged"] else "not logged, so each refresh is a full pass"
-        yield _visible(f"  changes of {table} ({columns or 'its rows alone'}): {leads}; {logged}")
+        links = map(_link_in_words, spec["links"])
+        leads = " and ".join(dict.fromkeys(links)) or "a full refresh"
+        logged = "logged" if spec["logged"] else "not logged, so every refresh is full"
+        yield _visible(
+            f"  changes of {table} ({columns or 'rows added or removed'}): {leads}; {logged}"
+        )
 
 
-def _path_in_words(path: Mapping[str, Any]) -> str:
-    kind = f"part of the key ({path['part']})" if path["part"] else "exact"
-    kind = "as depends_on says" if path["declared"] else kind
-    through = f" through {', '.join(path['through'])}" if path["through"] else ""
-    return f"{kind}, by {', '.join(path['columns'])}{through}"
+def _link_in_words(link: Mapping[str, Any]) -> str:
+    kind = f"keys by {link['key_part']}" if link["key_part"] else "keys"
+    kind = "keys given by depends_on" if link["declared"] else kind
+    through = f" through {', '.join(link['through'])}" if link["through"] else ""
+    return f"{kind}, from {', '.join(link['columns'])}{through}"

@@ -106,20 +106,24 @@ def _tracking(label: str) -> dict[str, Any]:
     tables = {
         table: {
             "columns": None if spec.columns is None else sorted(spec.columns),
-            "paths": [_path(plan, link) for link in plan.links.get(table, ())],
+            "links": [_link(plan, link) for link in plan.links.get(table, ())],
             "logged": table not in lacking,
         }
         for table, spec in sorted(tracking.tables.items())
     }
-    return {"reason": tracking.reason, "unkeyed": plan.path.unkeyed, "tables": tables}
+    return {
+        "reason": tracking.reason,
+        "incremental_obstacle": plan.strategy.incremental_obstacle,
+        "tables": tables,
+    }
 
 
-def _path(plan: queryset.Plan, link: queryset.Link) -> dict[str, Any]:
+def _link(plan: queryset.Plan, link: queryset.Link) -> dict[str, Any]:
     """How a changed row of a table leads to keys, or to a part of them that many may have."""
     return {
         "columns": list(link.columns),
         "through": [join.table for join in link.way],
-        "part": None if link.part is None else plan.key_fields[link.part].name,
+        "key_part": None if link.part is None else plan.key_fields[link.part].name,
         "declared": link.declared is not None,
     }
 
@@ -134,9 +138,9 @@ def _labels(requests: Requests) -> list[str]:
     without = [label for label in labels if not registry.find(label).has_source]
     if without and requests.asked.labels:
         raise refusal(
-            f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} no source(), and what "
-            f"hooks would write nobody else knows: name views that have one."
+            f"{', '.join(without)} {'has' if len(without) == 1 else 'have'} no source(), only "
+            f"hooks know their rows. Name views with a source()."
         )
     if without:
-        requests.output.say(f"Left out, because they have no source(): {', '.join(without)}.")
+        requests.output.say(f"Skipped (no source()): {', '.join(without)}.")
     return [label for label in labels if label not in without]

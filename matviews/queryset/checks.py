@@ -26,7 +26,7 @@ from .analysis.nulls import null_reason
 from .analysis.parameters import parameter_text
 from .analysis.reading import find_source
 from .analysis.source import Source
-from .strategy.choose import Path, obstacles_of_inexact
+from .strategy.choose import Strategy, obstacles_of_inexact
 from .strategy.indexes import wanted_indexes
 from .strategy.inspection import Inspection, inspect
 
@@ -78,7 +78,7 @@ def _advice(source: Source, again: Source) -> Iterator[CheckMessage]:
         return
     yield from _nulls(source)
     yield from _moving(source, again)
-    yield from _without_index(source, inspection.path)
+    yield from _without_index(source, inspection.strategy)
     yield from _collations(source)
     yield from _inexact(source)
     yield from _whole_view(source, inspection)
@@ -164,11 +164,11 @@ def _parameters(source: Source, part: Any) -> list[str]:
     return list(map(parameter_text, source.query.parameters(part)))
 
 
-def _without_index(source: Source, path: Path) -> Iterator[CheckMessage]:
-    for index in wanted_indexes(source, path):
+def _without_index(source: Source, strategy: Strategy) -> Iterator[CheckMessage]:
+    for index in wanted_indexes(source, strategy):
         if index.declared:
             continue
-        cost = "the whole of source() is staged at each refresh" if path.staged else (
+        cost = "the whole of source() is staged at each refresh" if strategy.staged else (
             "each batch reads the whole table"
         )  # fmt: skip
         label, names = index.model._meta.label, ", ".join(index.fields)
@@ -248,7 +248,7 @@ def _whole_view(source: Source, inspection: Inspection) -> Iterator[CheckMessage
     """W012, of a view that can be computed for some keys alone: else whatever changes concerns the whole."""
     definition, query = source.definition, source.query
     tracked = definition.options.tracking and definition.derived >= set(definition.options.phases)
-    if not inspection.path.keyed or not tracked or inspection.untrackable:
+    if not inspection.strategy.is_incremental or not tracked or inspection.untrackable:
         return
     known = inspection.links.keys() | declared(definition).keys()
     for table in sorted(inspection.columns.keys() - known):

@@ -68,7 +68,7 @@ def ranges(plan: Plan, size: int, low: Key | None = None) -> Iterator[Range]:
     """Ranges of keys from `low` on, each with at most `size` keys of the view, and about as many of
     the source. A staged source is compared as a whole.
     """
-    if plan.path.staged:
+    if plan.strategy.staged:
         yield None, None
         return
     statements = plan.statements()

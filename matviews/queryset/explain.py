@@ -1,4 +1,4 @@
-"""How a view's `source()` is worked through, for a person: the path, its SQL and its indexes."""
+"""How a view's `source()` is worked through, for a person: the strategy, its SQL and its indexes."""
 
 import json
 import re
@@ -48,7 +48,7 @@ class Explanation:
 
     Attributes:
         label: the view.
-        path: "windowed" or "staged".
+        strategy: "windowed" or "staged".
         reason: why.
         key: names of the fields of the key, in order.
         estimated_rows: what the database takes the view's rows to be, None if it has no idea.
@@ -60,7 +60,7 @@ class Explanation:
     """
 
     label: str
-    path: str
+    strategy: str
     reason: str
     key: tuple[str, ...]
     estimated_rows: int | None
@@ -89,16 +89,16 @@ def _explained(definition: ViewDefinition, plan: Plan, using: str) -> Explanatio
             declared=index.declared,
             in_database=in_database(index, using),
         )
-        for index in wanted_indexes(plan.source, plan.path)
+        for index in wanted_indexes(plan.source, plan.strategy)
     )
     return Explanation(
         label=definition.label,
-        path=plan.path.word,
-        reason=plan.path.reason,
+        strategy=plan.strategy.word,
+        reason=plan.strategy.reason,
         key=tuple(column.field.name for column in plan.source.key),
         estimated_rows=_estimated_rows(definition, using),
         null_keys=plan.null_keys(),
-        staging=_shown(whole(plan.source, plan.dialect), using) if plan.path.staged else "",
+        staging=_shown(whole(plan.source, plan.dialect), using) if plan.strategy.staged else "",
         statements={phase: _shown(sql, using) for phase, sql in _statements(plan).items()},
         indexes=tuple(indexes),
     )
@@ -110,7 +110,7 @@ def _estimated_rows(definition: ViewDefinition, using: str) -> int | None:
 
 
 def _statements(plan: Plan) -> dict[Phase, SQL]:
-    statements = plan.statements(SAMPLE_STAGE if plan.path.staged else "")
+    statements = plan.statements(SAMPLE_STAGE if plan.strategy.staged else "")
     window = _sample_window(plan)
     written = {
         Phase.INSERT: statements.insert(window, empty=False),
@@ -128,7 +128,7 @@ def _sample_window(plan: Plan) -> Range:
     if not statements.exact:
         return None, None
     aheads = (statements.ahead_in_view, statements.look_ahead)
-    for ahead in aheads[:1] if plan.path.staged else aheads:
+    for ahead in aheads[:1] if plan.strategy.staged else aheads:
         low = ahead(None, 1).high
         if low is not None:
             return low, ahead(low, SAMPLE_WINDOW).high

@@ -26,7 +26,7 @@ from .sql.readers import Keyed, Reading, Staged, Windowed
 from .sql.statements import Statements
 from .sql.windows import Walker
 from .strategy.assumptions import Compared, compared_columns, find_mismatch, stored_columns
-from .strategy.choose import Path
+from .strategy.choose import Strategy
 from .strategy.inspection import Inspection, inspect
 from .strategy.links import Link
 
@@ -50,9 +50,9 @@ class Plan:
     dialect: Dialect
 
     @property
-    def path(self) -> Path:
+    def strategy(self) -> Strategy:
         """How the source is worked through."""
-        return self.inspection.path
+        return self.inspection.strategy
 
     @cached_property
     def fingerprint(self) -> str:
@@ -86,8 +86,8 @@ class Plan:
         """The same, by way of a staging table alone where the models cannot be believed."""
         if not (reason := self.mismatch()):
             return self
-        path = Path(True, reason, unkeyed=reason)
-        return replace(self, inspection=replace(self.inspection, path=path, links={}))
+        strategy = Strategy(True, reason, incremental_obstacle=reason)
+        return replace(self, inspection=replace(self.inspection, strategy=strategy, links={}))
 
     @property
     def links(self) -> Mapping[str, tuple[Link, ...]]:
@@ -119,9 +119,9 @@ class Plan:
 
     def reading(self, stage: str = "") -> Reading:
         """How the source's rows are read; without a stage, a staged source is evaluated at once."""
-        if stage or self.path.staged:
+        if stage or self.strategy.staged:
             return Staged(self.source, self.dialect, stage)
-        return Windowed(self.source, self.path, self.dialect)
+        return Windowed(self.source, self.strategy, self.dialect)
 
     def walker(self, stage: str = "") -> Walker:
         """What does the batches; `stage` is the staging table of a staged source."""
@@ -132,17 +132,17 @@ class Plan:
         return self.statements()
 
     def walker_of_keys(self) -> Walker:
-        """What does the batches of dirty keys; only where the path is keyed."""
+        """What does the batches of dirty keys; only where the strategy is keyed."""
         return Walker(self._of_keys)
 
     @cached_property
     def _of_keys(self) -> Statements:
-        if not self.path.staged:
+        if not self.strategy.staged:
             return self._unstaged
         return Statements(self.source, Keyed(self.source, self.dialect), self.dialect)
 
     def unknown_keys(self, keys: Sequence[Key]) -> list[Key]:
-        """Those of some keys that neither the view nor the source has; only where the path is keyed."""
+        """Those of some keys that neither the view nor the source has; only where the strategy is keyed."""
         unknown: list[Key] = []
         for at in range(0, len(keys), MOST_LOOKED_UP):
             unknown += self._of_keys.unknown(keys[at : at + MOST_LOOKED_UP])

@@ -15,7 +15,7 @@ from ...databases.sql import SQL, equal, joined
 from ..analysis.lineage import equal_columns
 from ..analysis.source import Source
 from ..analysis.source_query import SourceQuery
-from ..strategy.choose import Path
+from ..strategy.choose import Strategy
 from .conditions import Absent, Filtered, Inside, Wrapped
 
 __all__ = [
@@ -53,12 +53,12 @@ class Windowed:
 
     Args:
         source: the source.
-        path: how it is worked through.
+        strategy: how it is worked through.
         dialect: the SQL of its database.
     """
 
-    def __init__(self, source: Source, path: Path, dialect: Dialect) -> None:
-        self.source, self.path, self.dialect = source, path, dialect
+    def __init__(self, source: Source, strategy: Strategy, dialect: Dialect) -> None:
+        self.source, self.strategy, self.dialect = source, strategy, dialect
 
     def rows(self, within: Within, *, missing: bool = False) -> SQL:
         """As `Reading` has it."""
@@ -72,7 +72,7 @@ class Windowed:
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
         """As `Reading` has it: of the table that has the key, whatever the source takes of it."""
-        return _keys_of_table(self.path, low, count, self.dialect)
+        return _keys_of_table(self.strategy, low, count, self.dialect)
 
     def _inside(self, within: Within, *, missing: bool = False) -> SourceQuery:
         query, columns = self.source.query, [c.expression for c in self.source.key]
@@ -275,17 +275,17 @@ def _key_fields(source: Source) -> list[AnyField]:
     return [column.field for column in source.key]
 
 
-def _keys_of_table(path: Path, low: Key | None, count: int, dialect: Dialect) -> SQL:
+def _keys_of_table(strategy: Strategy, low: Key | None, count: int, dialect: Dialect) -> SQL:
     """The next keys after `low` of the table that has the key of a windowed source, no key twice."""
-    assert path.model is not None
-    table, names = dialect.name(path.model._meta.db_table), dialect.names(path.fields)
+    assert strategy.model is not None
+    table, names = dialect.name(strategy.model._meta.db_table), dialect.names(strategy.fields)
     known = (
         SQL(f"{name} IS NOT NULL")
-        for name, field in zip(names, path.fields, strict=True)
+        for name, field in zip(names, strategy.fields, strict=True)
         if field.null
     )
     ahead = dialect.inside(names, (low, None))
-    unique = any(field.unique for field in path.fields)
+    unique = any(field.unique for field in strategy.fields)
     return next_keys(table, names, [*known, ahead], count, distinct=not unique)
 
 

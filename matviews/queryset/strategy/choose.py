@@ -36,13 +36,13 @@ from ..analysis.expressions import (
 from ..analysis.lineage import key_is_unique
 from ..analysis.source import Source
 
-__all__ = ["Path", "find_path", "obstacles_of_inexact"]
+__all__ = ["Strategy", "choose_strategy", "obstacles_of_inexact"]
 
 COMPUTED = {DATE, WHOLE, "UUID"}  # kinds of values that parts of a key may be computed as
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class Strategy:
     """How a view's source is worked through.
 
     Attributes:
@@ -52,7 +52,7 @@ class Path:
         fields: windowed: its fields that are the key, in order.
         model: windowed, or staged for want of an index: the model of that table.
         wanted: staged only for want of an index: the names of the fields that it should have.
-        unkeyed: why dirty keys cannot be worked off by themselves, for a person; "" if they can.
+        incremental_obstacle: why dirty keys cannot be worked off by themselves, for a person; "" if they can.
     """
 
     staged: bool
@@ -61,7 +61,7 @@ class Path:
     fields: tuple[AnyField, ...] = ()
     model: type[Model] | None = None
     wanted: tuple[str, ...] = ()
-    unkeyed: str = ""
+    incremental_obstacle: str = ""
 
     @property
     def word(self) -> str:
@@ -69,15 +69,17 @@ class Path:
         return "staged" if self.staged else "windowed"
 
     @property
-    def keyed(self) -> bool:
+    def is_incremental(self) -> bool:
         """Whether dirty keys can be worked off by themselves."""
-        return not self.unkeyed
+        return not self.incremental_obstacle
 
 
-def find_path(source: Source) -> Path:
+def choose_strategy(source: Source) -> Strategy:
     """The way through a source: windowed unless something forbids it."""
     if reason := next(_obstacles(source), ""):
-        return Path(staged=True, reason=reason, unkeyed=next(_obstacles_to_keys(source), ""))
+        return Strategy(
+            staged=True, reason=reason, incremental_obstacle=next(_obstacles_to_keys(source), "")
+        )
     places = [column_of(column.expression) for column in source.key]
     alias, fields = places[0][0], tuple(field for _alias, field in places)  # type: ignore[index,misc]
     table = next(each.table for each in source.query.tables if each.alias == alias)
@@ -86,15 +88,15 @@ def find_path(source: Source) -> Path:
     columns = tuple(field.column for field in fields)
     names = ", ".join(field.name for field in fields)
     if not any(index[: len(columns)] == columns for index in indexed_columns(model)):
-        return Path(
+        return Strategy(
             staged=True,
             reason=f"no index of {model._meta.label} begins with {names}",
             model=model,
             wanted=tuple(field.name for field in fields),
-            unkeyed=next(_obstacles_to_keys(source), ""),
+            incremental_obstacle=next(_obstacles_to_keys(source), ""),
         )
     reason = f"the key is {model._meta.label} ({names}), which an index serves"
-    return Path(staged=False, reason=reason, alias=alias, fields=fields, model=model)
+    return Strategy(staged=False, reason=reason, alias=alias, fields=fields, model=model)
 
 
 def _obstacles(source: Source) -> Iterator[str]:

@@ -10,7 +10,7 @@ from django.db.models import Model
 from ...databases.fields import column_of, indexed_columns, model_of_table
 from ..analysis.lineage import equal_columns
 from ..analysis.source import Source
-from .choose import Path
+from .choose import Strategy
 
 __all__ = ["WantedIndex", "in_database", "wanted_indexes"]
 
@@ -41,12 +41,12 @@ class WantedIndex:
         return f"models.Index(fields=[{names}])"
 
 
-def wanted_indexes(source: Source, path: Path) -> Iterator[WantedIndex]:
+def wanted_indexes(source: Source, strategy: Strategy) -> Iterator[WantedIndex]:
     """The indexes that windows are found by: of the source, of tables joined by the key, of the view."""
-    if path.model is not None:
-        names = path.wanted or tuple(field.name for field in path.fields)
-        yield _wanted(path.model, names)
-    if not path.staged:
+    if strategy.model is not None:
+        names = strategy.wanted or tuple(field.name for field in strategy.fields)
+        yield _wanted(strategy.model, names)
+    if not strategy.staged:
         yield from _joined(source)
     yield _wanted(source.model, tuple(column.field.name for column in source.key))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ..analysis.boundary import NotUnderstood, looking
 from ..analysis.declared import declared
 from ..analysis.source import Source
-from .choose import Path, find_path
+from .choose import Strategy, choose_strategy
 from .links import Link, find_links, with_declared
 
 __all__ = ["Inspection", "inspect"]
@@ -24,14 +24,14 @@ class Inspection:
     """What looking into a source's query has told.
 
     Attributes:
-        path: how it is worked through.
+        strategy: how it is worked through.
         links: how changed rows of its tables lead to keys; of tables that lead to none in particular, none.
         columns: the columns of each table that decide about its rows; None for any.
         untrackable: why changes of these tables do not tell all changes of its rows; "" if they do.
         unknown: why the query cannot be looked into; "" if it can.
     """
 
-    path: Path
+    strategy: Strategy
     links: Mapping[str, tuple[Link, ...]] = field(default_factory=dict)
     columns: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
     untrackable: str = ""
@@ -57,8 +57,8 @@ def inspect(source: Source) -> Inspection:
 
 def _opaque(why: str) -> Inspection:
     reason = f"source() cannot be looked into ({why})"
-    path = Path(staged=True, reason=reason, unkeyed=reason)
-    return Inspection(path=path, untrackable=reason, unknown=why)
+    strategy = Strategy(staged=True, reason=reason, incremental_obstacle=reason)
+    return Inspection(strategy=strategy, untrackable=reason, unknown=why)
 
 
 def _unknown(source: Source) -> str:
@@ -73,14 +73,14 @@ def _unknown(source: Source) -> str:
 
 
 def _inspected(source: Source) -> Inspection:
-    query, path, said = source.query, find_path(source), declared(source.definition)
+    query, strategy, said = source.query, choose_strategy(source), declared(source.definition)
     columns = query.columns_read()
     if query.has_raw_sql:  # which may read any column of these
         columns = dict.fromkeys(columns)
     columns |= dict.fromkeys(said)
     return Inspection(
-        path=path,
-        links=with_declared(find_links(source, path), said, path),
+        strategy=strategy,
+        links=with_declared(find_links(source, strategy), said, strategy),
         columns={
             table: None if read is None else frozenset(read) for table, read in columns.items()
         },

@@ -32,7 +32,7 @@ from ..analysis.declared import Declared
 from ..analysis.expressions import columns_in
 from ..analysis.source import Source
 from ..analysis.tables import Edge, Place
-from .choose import Path
+from .choose import Strategy
 
 __all__ = ["Link", "find_links", "with_declared"]
 
@@ -112,12 +112,12 @@ class Link:
         return not self.way and all(end.column for end in self.ends)
 
 
-def find_links(source: Source, path: Path) -> dict[str, tuple[Link, ...]]:
+def find_links(source: Source, strategy: Strategy) -> dict[str, tuple[Link, ...]]:
     """How the rows of each table that a source reads lead to its keys, one link for each time it is read.
 
     A table that is not there leads to no key in particular: a change of it concerns the whole view.
     """
-    if not path.keyed:
+    if not strategy.is_incremental:
         return {}
     ways = _Ways(source)
     links: dict[str, tuple[Link, ...]] = {}
@@ -132,11 +132,11 @@ def find_links(source: Source, path: Path) -> dict[str, tuple[Link, ...]]:
 
 
 def with_declared(
-    links: dict[str, tuple[Link, ...]], said: dict[str, Declared], path: Path
+    links: dict[str, tuple[Link, ...]], said: dict[str, Declared], strategy: Strategy
 ) -> dict[str, tuple[Link, ...]]:
     """The links that were found, and those that the view declares itself."""
     links = dict(links)
-    for table, each in said.items() if path.keyed else ():
+    for table, each in said.items() if strategy.is_incremental else ():
         link = Link(table, each.columns, declared=each)
         if each.whole or not _is_logged(link):
             links.pop(table, None)
