@@ -144,8 +144,8 @@ def maintain() -> None:
         )  # fmt: skip
     chores = (
         schedules.reconcile, engine.sync_shards, engine.sweep_stages, engine.trim_history,
-        engine.collect_changes, engine.shorten_queues, engine.forget_untrackable, engine.forget_gone,
-        engine.finish_triggers, engine.forget_mistyped,
+        engine.move_log, engine.collapse_long_queues, engine.mark_untrackable, engine.mark_missing_triggers,
+        engine.finish_triggers, engine.mark_mistyped_views,
     )  # fmt: skip
     for work in chores:
         _attempt(work)

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 __all__ = ["heard", "in_words", "note"]
 
-LONGEST = 300  # characters
+MAX_LENGTH = 300  # characters
 
 _heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 
@@ -33,5 +33,5 @@ def note(error: Exception) -> None:
 def in_words(error: Exception) -> str:
     """An error in a line, without the password that a URL in it may have."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    line = re.sub(r"//\S*@", "//***@", text.strip().partition("\n")[0])[:LONGEST]
+    line = re.sub(r"//\S*@", "//***@", text.strip().partition("\n")[0])[:MAX_LENGTH]
     return line.rstrip(".") or type(error).__name__

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from matviews import changes, engine, untracked
-from matviews.changes import log
+from matviews.changes import change_log
 from matviews.databases import triggers_of
-from matviews.engine import pending, tracking
+from matviews.engine import checkpoints, dirty_keys, pending
 from matviews.engine.pending import add_drain
 from matviews.models import Change, PhaseRun, Refresh, ViewChange, ViewControl, ViewShard
 from matviews.phases import Phase
@@ -125,13 +125,15 @@ class ChangeLag(MailboxMachine):
         self.failing = False
         self.lost = False
 
-    @initialize(source=st.sampled_from(SOURCES), few=st.sampled_from([tracking.FEW, 2]))
+    @initialize(
+        source=st.sampled_from(SOURCES), few=st.sampled_from([dirty_keys.FULL_REFRESH_MIN_KEYS, 2])
+    )
     def begin(self, source: Callable[[], QuerySet[Any, Any]], few: int) -> None:
         models: list[type[Any]] = [
             PhaseRun, Refresh, ViewShard, ViewChange, ViewControl, Item, Limited, Change,
         ]  # fmt: skip
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(tracking, "FEW", few)
+        self.patch.setattr(dirty_keys, "FULL_REFRESH_MIN_KEYS", few)
         for each in list(registry):
             registry.unregister(each.label)
         for model in models:
@@ -186,22 +188,22 @@ class ChangeLag(MailboxMachine):
 
     @rule()
     def move_the_log(self) -> None:
-        engine.collect_changes()
+        engine.move_log()
         self._ignore_moved()
 
     @rule()
     def move_a_long_log(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(log, "MOST", 1)
-            patch.setattr(log, "MANY", 1)
-            engine.collect_changes()
+            patch.setattr(change_log, "MOVE_BATCH", 1)
+            patch.setattr(change_log, "MAX_DISTINCT_CHANGES", 1)
+            engine.move_log()
         self._ignore_moved()
 
     @rule()
     def shorten_the_queue(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(log, "LONGEST", 1)
-            engine.shorten_queues()
+            patch.setattr(change_log, "MAX_QUEUE", 1)
+            engine.collapse_long_queues()
         self._ignore_moved()
 
     @precondition(lambda self: not self.lost)
@@ -386,9 +388,9 @@ def now_is_when(enqueue: Callable[..., None]) -> Callable[..., None]:
 @pytest.mark.parametrize("fault", ["one mark", "shortened", "any phase"])
 def test_the_machine_finds_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "one mark":
-        monkeypatch.setattr(tracking, "add_drain", one_mark_for_all)
+        monkeypatch.setattr(checkpoints, "add_drain", one_mark_for_all)
     elif fault == "shortened":
-        monkeypatch.setattr(log, "enqueue", now_is_when(log.enqueue))
+        monkeypatch.setattr(change_log, "enqueue", now_is_when(change_log.enqueue))
     else:
         monkeypatch.setattr(
             pending,

@@ -124,7 +124,7 @@ def dump(request: pytest.FixtureRequest, shop: None, tmp_path: Path) -> Path:
     maintain()  # a heartbeat
     order(2)
     order(3)
-    engine.collect_changes()
+    engine.move_log()
     order(3)
     engine.request(CustomerTotal)
     assert Change.objects.exists()

@@ -96,7 +96,7 @@ def lose_periodic_tasks(workers: Workers) -> None:
 
 
 TRANSACTIONS = [
-    Transaction("collect_changes", change_orders, 4),
+    Transaction("move_log", change_orders, 4),
     Transaction("_Attempt.run", change_orders, 20),
     Transaction("_save_closed", change_orders, 5),
     Transaction("_record_as_done", ask_when_nothing_has_changed, 3),
@@ -104,7 +104,7 @@ TRANSACTIONS = [
     Transaction("_stop", stop, 7),
     Transaction("_delete", age, 5),
     Transaction("_sync_shards", change_shards, 6),
-    Transaction("shorten_queues", fill_a_queue, 4),
+    Transaction("collapse_long_queues", fill_a_queue, 4),
     Transaction("reconcile", lose_periodic_tasks, 8),
 ]
 

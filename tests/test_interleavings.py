@@ -13,8 +13,8 @@ import pytest
 from django.db import connection
 
 from matviews import changes, engine
-from matviews.changes import log
-from matviews.engine import batch, derived, step, tracking
+from matviews.changes import change_log
+from matviews.engine import batch, checkpoints, derived, dirty_keys, step
 from matviews.models import Change, ViewChange
 from tests.defining import run
 from tests.driving import without_sqlite
@@ -151,10 +151,10 @@ def stopping(schedule: Schedule) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for module, name, slot in (
-            (batch, "collect_changes", "move"),
+            (batch, "move_log", "move"),
             (batch, "await_changes", "move"),
-            (changes, "take", "take"),
-            (tracking, "resolve", "resolve"),
+            (changes, "drain_queue", "take"),
+            (dirty_keys, "resolve", "resolve"),
             (derived, "_do_dirty", "apply"),
         ):
             patch.setattr(module, name, before(slot, getattr(module, name)))
@@ -233,36 +233,36 @@ class TestSeededFaults:
 
     def test_a_watermark_on_ids(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A transaction that commits late has an id below the mark."""
-        copy, mark = log._copy, 0
+        copy, mark = change_log._copy, 0
 
         def above_the_mark(found: Sequence[int]) -> None:
             nonlocal mark
             copy([pk for pk in found if pk > mark])
             mark = max([mark, *found])
 
-        monkeypatch.setattr(log, "_copy", above_the_mark)
+        monkeypatch.setattr(change_log, "_copy", above_the_mark)
 
         with pytest.raises(AssertionError):
             hold(FEW_SLOTS, PAIRS["rows of several keys"])
 
     def test_computing_before_taking(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What commits in between is taken without having been computed."""
-        end = tracking.end_tracked
+        end = checkpoints.save_checkpoint
 
         def take_at_the_end(work: Any, phase_run: Any) -> None:
             end(work, phase_run)
             Change.objects.all().delete()
             ViewChange.objects.all().delete()
 
-        monkeypatch.setattr(step, "end_tracked", take_at_the_end)
+        monkeypatch.setattr(step, "save_checkpoint", take_at_the_end)
 
         with pytest.raises(AssertionError):
             hold(FEW_SLOTS, PAIRS["a row and the row that it hangs on"])
 
     def test_the_new_link_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nobody would name the key that a row has left."""
-        taken = changes.take
-        monkeypatch.setattr(changes, "take", lambda view: newest_only(taken(view)))
+        taken = changes.drain_queue
+        monkeypatch.setattr(changes, "drain_queue", lambda view: newest_only(taken(view)))
 
         with pytest.raises(AssertionError):
             hold(FEW_SLOTS, PAIRS["a row and the row that it hangs on"])
@@ -283,7 +283,7 @@ def test_the_engine_reads_only_what_is_committed() -> None:
     with other.cursor() as cursor:
         cursor.execute(MOVE_ORDER)
     run(RegionTotal)
-    engine.collect_changes()
+    engine.move_log()
     other.rollback()
     other.close()
 

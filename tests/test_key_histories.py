@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, connection, models, transaction
 
-from matviews.engine import resolving
+from matviews.engine import resolve as resolve_module
 from tests import tables
 from tests.keyed import Kept
 from tests.test_keys import ColorField, LowerEmail, Phone, UpperText
@@ -391,7 +391,7 @@ def test_whatever_the_keys_the_view_follows(
 
 @pytest.mark.usefixtures("alone")
 def test_the_histories_find_keys_that_python_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    resolve = resolving.resolve
+    resolve = resolve_module.resolve
 
     def reversed_keys(*arguments: Any) -> Any:
         found = resolve(*arguments)
@@ -399,7 +399,7 @@ def test_the_histories_find_keys_that_python_has_changed(monkeypatch: pytest.Mon
             return found
         return found._replace(keys={(key[0][::-1],) for key in found.keys})
 
-    monkeypatch.setattr("matviews.engine.tracking.resolve", reversed_keys)
+    monkeypatch.setattr("matviews.engine.dirty_keys.resolve", reversed_keys)
 
     with pytest.raises(AssertionError, match="e-mail"):
         check_many("e-mail", 50)

@@ -291,7 +291,7 @@ def test_whoever_locks_the_records_of_tables_holds_nobody_up(
     with locked(rows):
         assert run(CustomerTotal).state == RefreshState.SUCCEEDED
         assert differences(CustomerTotal) == []
-        engine.collect_changes()
+        engine.move_log()
         tasks.maintain()
     assert not Change.objects.exists()
     assert "could not" not in caplog.text
@@ -353,7 +353,7 @@ def test_nor_one_that_a_later_request_has_joined(
 ) -> None:
     """The change of who joins is newer than the refresh; at the latest, it joins after a batch has been claimed."""
     order(1)
-    engine.collect_changes()
+    engine.move_log()
     first = engine.request(CustomerTotal)
     order(2)
 
@@ -380,7 +380,7 @@ def test_a_request_that_joins_what_a_batch_has_just_done_asks_for_nothing_newer(
     shop: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order(1)
-    engine.collect_changes()
+    engine.move_log()
     first = engine.request(CustomerTotal)
     order(2)
 
@@ -417,7 +417,7 @@ def test_two_that_move_at_once_are_done_at_once(shop: None) -> None:
             started.set()
             thread.join()
 
-        patch.setattr("matviews.engine.tracking.time.sleep", pause)
+        patch.setattr("matviews.engine.queues.time.sleep", pause)
         assert inline.run_to_end(asked).state == RefreshState.SUCCEEDED
     assert pauses == [0.01]
     assert differences(CustomerTotal) == []

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from matviews.changes import Taken, tracking_of
+from matviews.changes import QueuedChange, tracking_of
 from matviews.engine import alias
-from matviews.engine.resolving import resolve
+from matviews.engine.resolve import resolve
 from matviews.models import Change
 from matviews.phases import Phase
 from matviews.queryset import Plan, plan_of
@@ -144,7 +144,7 @@ class History:
         Change.objects.filter(pk__in=[each.pk for each in changes]).delete()
         self.perhaps()
         taken = [
-            Taken(each.table, each.links[0], each.links[1:], each.logged_at)
+            QueuedChange(each.table, each.links[0], each.links[1:], each.logged_at)
             for each in changes
             if each.links and each.table in tracking_of(plan).tables
         ]

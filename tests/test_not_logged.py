@@ -215,7 +215,7 @@ class TestTheMaintenanceTask:
             return {}
 
         monkeypatch.setattr(dialect, "present", present_before_others_were_made)
-        engine.forget_gone()
+        engine.mark_missing_triggers()
 
         assert TrackedTable.objects.get().triggers == ["others"]
 

@@ -54,7 +54,7 @@ def shop(tracked: None) -> None:
     CustomerTotal.objects.filter(customer=2).delete()
     assert CustomerTotal.is_fresh()
     order(3)
-    engine.collect_changes()
+    engine.move_log()
     order(3)
     assert Change.objects.exists()
     assert ViewChange.objects.exists()

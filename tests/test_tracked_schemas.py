@@ -409,7 +409,7 @@ class TestWhatComesAndGoes:
             install()
             ViewControl.objects.filter(label="shapes.Made").delete()
             Region.objects.create(pk=1, name="")
-            engine.collect_changes()
+            engine.move_log()
             assert not Change.objects.exists()
 
             engine.sync_controls()

@@ -367,7 +367,7 @@ class TestTransactionsBetweenTransactions:
         asked: list[Refresh] = []
 
         def move_and_write() -> None:
-            engine.collect_changes()
+            engine.move_log()
             if not asked:
                 order(2)
                 asked.append(engine.request(CustomerTotal))
@@ -375,8 +375,8 @@ class TestTransactionsBetweenTransactions:
                     engine.settle_view(refresh.view_id)
 
         before_the_batch = (lambda: None) if settled else move_and_write
-        monkeypatch.setattr("matviews.engine.batch.collect_changes", before_the_batch)
-        monkeypatch.setattr("matviews.engine.tracking.collect_changes", move_and_write)
+        monkeypatch.setattr("matviews.engine.batch.move_log", before_the_batch)
+        monkeypatch.setattr("matviews.engine.queues.move_log", move_and_write)
         inline.drain([shard_of(CustomerTotal).pk])
 
         for each in (refresh, *asked):
@@ -408,9 +408,9 @@ class TestTransactionsBetweenTransactions:
                 Change.objects.bulk_create([Change(table=Order._meta.db_table)] * count)
                 ViewChange.objects.bulk_create([ViewChange(view_id=control)] * count)
                 with limited_waiting():
-                    engine.collect_changes()
+                    engine.move_log()
                     assert batches(CustomerTotal) > 0
-                    engine.shorten_queues()
+                    engine.collapse_long_queues()
         finally:
             done.set()
             thread.join()
@@ -488,7 +488,7 @@ class TestSharing:
         assert differences(QuantityTotal) == []
 
     def test_a_row_is_logged_once_however_many_views_read_it(self) -> None:
-        engine.collect_changes()
+        engine.move_log()
 
         Order.objects.update(price=9)
 
@@ -499,7 +499,7 @@ class TestSharing:
     def test_a_statement_that_changes_very_many_rows_names_none(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("matviews.databases.postgresql.triggers.MANY", 2)
+        monkeypatch.setattr("matviews.databases.postgresql.triggers.MAX_DISTINCT_CHANGES", 2)
         changes.install(engine.alias())
         at_rest(CustomerTotal)
 
@@ -516,7 +516,7 @@ class TestSharing:
             for each in [each for each in registry if each.model is not Overall]:
                 registry.unregister(each.label)
             changes.install(engine.alias())
-            engine.collect_changes()
+            engine.move_log()
 
             Order.objects.update(price=9)
 
@@ -525,12 +525,12 @@ class TestSharing:
     def test_the_queue_of_a_view_that_nobody_refreshes_stays_short(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("matviews.changes.log.LONGEST", 10)
+        monkeypatch.setattr("matviews.changes.change_log.MAX_QUEUE", 10)
         at_rest(CustomerTotal)
         control = shard_of(CustomerTotal).view_id
         ViewChange.objects.bulk_create([ViewChange(view_id=control)] * 11)
 
-        engine.shorten_queues()
+        engine.collapse_long_queues()
 
         assert ViewChange.objects.filter(view=control).count() == 1
         assert batches(CustomerTotal) > 0
@@ -543,9 +543,9 @@ class TestSharing:
         Order.objects.filter(customer=1).update(price=8)
         Order.objects.filter(customer=2).update(price=8)
         if place == "queue":
-            engine.collect_changes()
-        monkeypatch.setattr("matviews.changes.log.MOST", 1)
-        monkeypatch.setattr("matviews.changes.log.MANY", 1)
+            engine.move_log()
+        monkeypatch.setattr("matviews.changes.change_log.MOVE_BATCH", 1)
+        monkeypatch.setattr("matviews.changes.change_log.MAX_DISTINCT_CHANGES", 1)
 
         refresh = run(CustomerTotal)
 
@@ -556,11 +556,11 @@ class TestSharing:
         assert not Change.objects.filter(table=Order._meta.db_table).exists()
 
     def test_a_long_log_is_moved_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("matviews.changes.log.MOST", 2)
+        monkeypatch.setattr("matviews.changes.change_log.MOVE_BATCH", 2)
         table = Order._meta.db_table
         Change.objects.bulk_create([Change(table=table, links={}) for _ in range(5)])
 
-        engine.collect_changes()
+        engine.move_log()
 
         assert not Change.objects.exists()
         assert ViewChange.objects.filter(view=shard_of(CustomerTotal).view_id).exists()
@@ -939,7 +939,7 @@ class TestKeys:
 
     def test_too_many_keys_are_a_full_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(CustomerTotal)
-        monkeypatch.setattr("matviews.engine.tracking.FEW", 1)
+        monkeypatch.setattr("matviews.engine.dirty_keys.FULL_REFRESH_MIN_KEYS", 1)
         Order.objects.filter(customer=1).update(price=4)
         assert self.keys_scanned(CustomerTotal) == dict.fromkeys(Phase, 1)
         Order.objects.update(price=5)
@@ -951,7 +951,7 @@ class TestKeys:
 
     def test_keys_that_wait_are_never_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(CustomerTotal)
-        monkeypatch.setattr("matviews.engine.tracking.FEW", 2)
+        monkeypatch.setattr("matviews.engine.dirty_keys.FULL_REFRESH_MIN_KEYS", 2)
         for customer in (1, 2, 3):
             Order.objects.filter(customer=customer).update(price=4)
             run(CustomerTotal, phases=[Phase.INSERT])
@@ -962,7 +962,7 @@ class TestKeys:
 
     def test_by_a_way_that_is_looked_up_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(RegionTotal)
-        monkeypatch.setattr("matviews.engine.tracking.FEW", 0)
+        monkeypatch.setattr("matviews.engine.dirty_keys.FULL_REFRESH_MIN_KEYS", 0)
         for price in (4, 5, 6):
             Order.objects.filter(customer=1).update(price=price)
             run(RegionTotal, phases=[Phase.INSERT])
@@ -1044,7 +1044,7 @@ class TestMigrations:
         assert batches(CustomerTotal) == 0
 
     def test_taking_our_own_back_removes_every_trigger(self) -> None:
-        engine.collect_changes()
+        engine.move_log()
         migration = type("Migration", (), {"app_label": "matviews", "operations": []})()
         sender = real_apps.get_app_config("matviews")
 
@@ -1152,7 +1152,7 @@ class TestKeysOfSeveralTables:
 
     def test_keys_with_a_part_may_be_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(SlotRegion)
-        monkeypatch.setattr("matviews.engine.tracking.FEW", 2)
+        monkeypatch.setattr("matviews.engine.dirty_keys.FULL_REFRESH_MIN_KEYS", 2)
 
         Customer.objects.filter(pk=1).update(region=2)
 
@@ -1722,7 +1722,7 @@ class TestWhatAPersonSees:
         time.sleep(0.3)
         begun = time.monotonic()
         ages = [self.listed(capsys)["change_lag"]]
-        engine.collect_changes()
+        engine.move_log()
         ages.append(self.listed(capsys)["change_lag"])
         run(CustomerTotal, phases=[Phase.INSERT])
         order(2)

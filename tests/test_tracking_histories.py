@@ -221,16 +221,16 @@ def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch)
             f"matviews.queryset.strategy.links._in_{fault}", lambda *_arguments: set()
         )
     elif fault == "queue":
-        taken = changes.take
-        monkeypatch.setattr(changes, "take", lambda view: taken(view)[1:])
+        taken = changes.drain_queue
+        monkeypatch.setattr(changes, "drain_queue", lambda view: taken(view)[1:])
     elif fault == "way":
         views = [RegionTotal, TagRegion]  # of orders that are steps away from the key
         monkeypatch.setattr(
             "matviews.queryset.strategy.links._looked_up", lambda *_arguments: set()
         )
     else:
-        taken = changes.take
-        monkeypatch.setattr(changes, "take", lambda view: newest_only(taken(view)))
+        taken = changes.drain_queue
+        monkeypatch.setattr(changes, "drain_queue", lambda view: newest_only(taken(view)))
 
     with pytest.raises(FOUND):
         Histories().run(

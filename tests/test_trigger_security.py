@@ -259,7 +259,7 @@ class TestAttack:
 
             execute("INSERT INTO made_rows VALUES (1, 1)")
             changes.install(engine.alias())
-            changes.forget_gone(engine.alias())
+            changes.mark_missing_triggers(engine.alias())
             changes.script(engine.alias())
             warnings("W013")
             engine.missing_rights()
@@ -294,7 +294,7 @@ class TestAttack:
             run("GRANT ALL ON made_rows TO PUBLIC")
 
             problems = list(changes.find_problems(engine.alias()))
-            changes.forget_gone(engine.alias())
+            changes.mark_missing_triggers(engine.alias())
             run("INSERT INTO made_rows VALUES (1, 1)")
 
             assert problems[0] == "made_rows, which shapes.Made reads, has no triggers."
@@ -673,7 +673,7 @@ def test_nor_is_it_taken_up_as_one_of_ours_that_is_back() -> None:
         run(f"DROP TRIGGER {name}")
         run(f"CREATE TRIGGER {name} AFTER INSERT ON made_rows FOR EACH ROW SET @made = 1")
 
-        changes.forget_gone(engine.alias())
+        changes.mark_missing_triggers(engine.alias())
 
         assert TrackedTable.objects.get().triggers == []
 

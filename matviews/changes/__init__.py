@@ -1,20 +1,20 @@
 """Change tracking: triggers on the tables that views read, and the log that they write."""
 
-from .holding import HELD
-from .log import (
+from .change_log import (
     ChangesLogged,
-    Taken,
+    QueuedChange,
+    collapse_queue,
     delete_rows,
+    drain_queue,
     enqueue,
     is_logged,
-    long_queues,
-    move,
-    shorten,
-    take,
+    move_log,
+    overlong_queues,
     unmoved,
     untracked,
 )
-from .standing import Standing, oldest_waiting, standing, unlogged_tables
+from .change_status import ChangeStatus, change_status, oldest_waiting, unlogged_tables
+from .holding import HELD
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
 from .triggers import (
     find_exposed,
@@ -22,9 +22,9 @@ from .triggers import (
     find_problems,
     find_untrackable,
     finish,
-    forget_gone,
-    forget_untrackable,
     install,
+    mark_missing_triggers,
+    mark_untrackable,
     remove,
     script,
     take_down,
@@ -35,31 +35,31 @@ from .triggers import (
 
 __all__ = [
     "HELD",
+    "ChangeStatus",
     "ChangesLogged",
-    "Standing",
-    "Taken",
+    "QueuedChange",
     "Tracking",
+    "change_status",
+    "collapse_queue",
     "delete_rows",
+    "drain_queue",
     "enqueue",
     "find_exposed",
     "find_ownerless",
     "find_problems",
     "find_untrackable",
     "finish",
-    "forget_gone",
-    "forget_untrackable",
     "install",
     "is_logged",
     "known_tracking",
-    "long_queues",
+    "mark_missing_triggers",
+    "mark_untrackable",
     "mistyped",
-    "move",
+    "move_log",
     "oldest_waiting",
+    "overlong_queues",
     "remove",
     "script",
-    "shorten",
-    "standing",
-    "take",
     "take_down",
     "tracking_of",
     "unlogged_tables",

@@ -17,8 +17,8 @@ from ..exceptions import TablesHeld
 from ..models import TrackedTable, ViewControl
 from ..queryset import apps_to_migrate
 from ..registry import registry
+from .change_log import enqueue
 from .holding import HELD, drop_all, for_each_table
-from .log import enqueue
 from .secret import log_secret
 from .tracking_spec import Tracking, mistyped, together, tracked_tables
 
@@ -28,10 +28,10 @@ __all__ = [
     "find_problems",
     "find_untrackable",
     "finish",
-    "forget_gone",
-    "forget_untrackable",
     "install",
     "is_tracked",
+    "mark_missing_triggers",
+    "mark_untrackable",
     "read_record",
     "record_of",
     "remove",
@@ -106,7 +106,7 @@ def _spec_of(record: TrackedTable) -> TriggerSpec:
     return TriggerSpec(columns, frozenset(record.links))
 
 
-def forget_gone(using: str) -> None:
+def mark_missing_triggers(using: str) -> None:
     """Note which triggers are gone, so that `install` tells the views of it when they are back, and log it once.
 
     Those that are back by now, as they were, are taken up again, and the views are told. Others that have
@@ -154,7 +154,7 @@ def _log_gone(record: TrackedTable, *, back: bool) -> None:
     logger.warning("%s table=%s views=%s", what, record.table, ",".join(labels))
 
 
-def forget_untrackable(using: str) -> dict[str, str]:
+def mark_untrackable(using: str) -> dict[str, str]:
     """Believe no more in the triggers of tables that have become such as no triggers tell all of.
 
     Returns:
@@ -384,7 +384,7 @@ def script(using: str) -> str:
     """SQL with which a person who may create triggers brings them to what the views want; "" if they are."""
     wanted, dialect = tracked_tables(using), triggers_of(using)
     present, faults = dialect.present(), dialect.untrackable(wanted)
-    forget_gone(using)
+    mark_missing_triggers(using)
     statements = []
     for table, by_view in wanted.items():
         spec = together(by_view.values())

@@ -21,23 +21,16 @@ from .extent import Extent, extent_of
 from .freshness import is_fresh
 from .history import trim_history
 from .hooks import raised_by_hook
+from .marking import mark_dirty
 from .messages import BatchReport, Message, Outcome
 from .progress import RunProgress, progress_of
+from .queues import collapse_long_queues, move_log
 from .requests import check_phases, count_requests, request, request_stop
 from .rescue import forget_resends, rescue, untaken
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount
 from .settle import Settlement, settle, settle_view
 from .status import Claim, ViewStatus, view_statuses
-from .tracking import (
-    collect_changes,
-    finish_triggers,
-    forget_gone,
-    forget_mistyped,
-    forget_untrackable,
-    mark_dirty,
-    shorten_queues,
-)
 from .transactions import (
     alias,
     check_no_transaction,
@@ -46,6 +39,7 @@ from .transactions import (
     short_transaction,
     timestamp,
 )
+from .trust import finish_triggers, mark_missing_triggers, mark_mistyped_views, mark_untrackable
 from .verification import Verification, verify
 
 __all__ = [
@@ -64,23 +58,24 @@ __all__ = [
     "changed_phases",
     "check_no_transaction",
     "check_phases",
-    "collect_changes",
+    "collapse_long_queues",
     "count_requests",
     "denied_for",
     "drop_forgotten_stages",
     "extent_of",
     "find_circle",
     "finish_triggers",
-    "forget_gone",
-    "forget_mistyped",
     "forget_resends",
-    "forget_untrackable",
     "in_order",
     "in_transaction",
     "is_fresh",
     "lacks_own_tables",
     "mark_dirty",
+    "mark_missing_triggers",
+    "mark_mistyped_views",
+    "mark_untrackable",
     "missing_rights",
+    "move_log",
     "not_migrated",
     "note_migrated",
     "now",
@@ -95,7 +90,6 @@ __all__ = [
     "settle",
     "settle_view",
     "short_transaction",
-    "shorten_queues",
     "staging_rights",
     "sweep_stages",
     "sync_controls",

@@ -29,12 +29,14 @@ from ..queryset import key_columns
 from ..redact import bounded, error_text, in_one_line, traceback_text
 from ..registry import registry
 from ..states import RunState
+from .checkpoints import save_changes
+from .dirty_keys import distrust_dirty
 from .hooks import raised_by_hook
 from .locking import update_if_current
 from .messages import BatchReport, Message, Outcome
+from .queues import await_changes, move_log
 from .rights import denied_for
 from .step import Step
-from .tracking import await_changes, collect_changes, distrust_dirty, save_tracked
 from .transactions import (
     alias,
     batch_transaction,
@@ -118,7 +120,7 @@ def _try_with_changes(message: Message) -> BatchReport:
     tried again when that is moved, and does not look at requests that have come meanwhile.
     """
     if message.shard_id in _TRACKED:
-        collect_changes()
+        move_log()
     attempt = _Attempt(message)
     try:
         return _try_batch(attempt)
@@ -235,10 +237,10 @@ class _Attempt:
         seconds = get_settings().STATEMENT_TIMEOUT
         self.done_together, done = 0, list[tuple[int, str]]()
         with batch_transaction(seconds):
-            work = self._pass_token()
-            rows, limit = self._work_off(work, done) if work else (0, None)
+            work = self._advance_token()
+            rows, limit = self._run_due_phases(work, done) if work else (0, None)
             if work:
-                save_tracked(work)
+                save_changes(work)
                 work.save()
             self.tried = done[-1] if done else self.tried
             self.done_together = len(done)
@@ -247,10 +249,10 @@ class _Attempt:
     def record_failure(self, error: Exception) -> BatchReport:
         """Write down why the batch was rolled back, behind the same fence as the batch itself."""
         with short_transaction():
-            work = self._pass_token()
+            work = self._advance_token()
             if work:
                 work.stop()
-                if run := self._blamed(work):
+                if run := self._failed_run(work):
                     step = Step(work, run)
                     error = step.explained(error)
                     self._fail(step, error)
@@ -264,15 +266,15 @@ class _Attempt:
             f"Changes of {names} are not moved yet: another process holds them. It is tried again."
         )
         with short_transaction():
-            work = self._pass_token(resend_after=None)
+            work = self._advance_token(resend_after=None)
             if work:
                 work.stop()
-                if run := self._blamed(work):
+                if run := self._failed_run(work):
                     Step(work, run).put_off(error)
                 work.save()
         return self._report(work, Outcome.WAITING, error=error)
 
-    def _blamed(self, work: Work) -> PhaseRun | None:
+    def _failed_run(self, work: Work) -> PhaseRun | None:
         """The run whose hooks were called last: those before it in the batch are innocent.
 
         None if that was stopped meanwhile.
@@ -282,7 +284,7 @@ class _Attempt:
         leaders = {(run.refresh_id, run.phase): run for run in work.leaders()}
         return leaders.get(self.tried)
 
-    def _pass_token(self, **changes: Any) -> Work | None:
+    def _advance_token(self, **changes: Any) -> Work | None:
         """Take the shard for this transaction; what it has to do, None if nothing.
 
         Raises:
@@ -297,10 +299,10 @@ class _Attempt:
             if self.known is None:
                 self.known = {refresh.pk for refresh in work.refreshes if work.may_begin(refresh)}
             # What was asked for since is not the failed batch's, and is tried afresh.
-            work.admit(self.known)
+            work.create_runs(self.known)
         return work
 
-    def _work_off(self, work: Work, done: list[tuple[int, str]]) -> tuple[int, int | None]:
+    def _run_due_phases(self, work: Work, done: list[tuple[int, str]]) -> tuple[int, int | None]:
         """End the phases that need nothing, up to the one that does; do a batch of that, and add it to `done`.
 
         Only if it is the phase that the message names: another is left to a message of its own, and

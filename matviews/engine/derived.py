@@ -28,7 +28,8 @@ from ..queryset import (
 )
 from ..redact import in_one_line
 from ..states import RefreshState, RunState
-from .tracking import begin_tracked, count_keys, dirty_keys, load_keys, save_dirty, short
+from .checkpoints import fix_checkpoint
+from .dirty_keys import count_keys, dirty_keys, load_keys, save_dirty, short
 from .transactions import alias, short_transaction
 from .work import Work
 
@@ -123,7 +124,7 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
         )
     left = _left_by_others(work, run, plan)
     run.fingerprint, run.cursor, run.keys_scanned = plan.fingerprint, None, 0
-    begin_tracked(work, run)
+    fix_checkpoint(work, run)
     if run.dirty_after is None:
         run.inserted_ranges, run.stage = left
         if not plan.strategy.staged and not run.stage:

@@ -7,9 +7,9 @@ from ..definition import ViewDefinition
 from ..models import ViewShard
 from ..phases import Phase
 from ..registry import registry
+from .checkpoints import change_status_of
 from .hooks import call_needs
 from .requests import check_phases
-from .tracking import look
 
 __all__ = ["is_fresh"]
 
@@ -22,7 +22,7 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
     """
     definition = registry.usable(view)
     wanted = check_phases(definition, phases)
-    _stands, fresh = look(definition, wanted)
+    _stands, fresh = change_status_of(definition, wanted)
     if fresh:
         return True
     count = ViewShard.objects.filter(view__label=definition.label).count() or 1

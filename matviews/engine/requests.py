@@ -8,7 +8,7 @@ from django.db import DatabaseError, connections
 from django.db.models import Exists, OuterRef, QuerySet, Subquery, Sum
 
 from .. import signals
-from ..changes import Standing
+from ..changes import ChangeStatus
 from ..conf import LARGEST_SIZE, is_count
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, InvalidView, ViewDisabled
@@ -17,9 +17,9 @@ from ..phases import Phase
 from ..redact import bounded, brief
 from ..registry import registry
 from ..states import RefreshState
+from .checkpoints import change_status_of
 from .controls import not_ready
 from .locking import join_unlocked
-from .tracking import look
 from .transactions import alias, now, short_transaction
 
 __all__ = ["check_phases", "count_requests", "request", "request_stop"]
@@ -94,7 +94,9 @@ def request(
     return refresh
 
 
-def _look(definition: ViewDefinition, phases: tuple[Phase, ...]) -> tuple[Standing | None, bool]:
+def _look(
+    definition: ViewDefinition, phases: tuple[Phase, ...]
+) -> tuple[ChangeStatus | None, bool]:
     """How the view stands, if it is enabled and that is known, and whether its phases have nothing to do.
 
     Not within a transaction: that may not see yet, or any more, what others have committed.
@@ -102,7 +104,7 @@ def _look(definition: ViewDefinition, phases: tuple[Phase, ...]) -> tuple[Standi
     if _in_transaction():
         return None, False
     try:
-        stands, fresh = look(definition, phases)
+        stands, fresh = change_status_of(definition, phases)
     except (InvalidView, DatabaseError):  # the refresh fails, and tells why
         return None, False
     return (stands, fresh) if stands and stands.enabled else (None, False)
@@ -112,7 +114,7 @@ def _in_transaction() -> bool:
     return not connections[alias()].get_autocommit()
 
 
-def _record(refresh: Refresh, label: str, stands: Standing | None) -> Refresh:
+def _record(refresh: Refresh, label: str, stands: ChangeStatus | None) -> Refresh:
     """Save a request, or have it join a refresh; the one or the other."""
     if stands and not stands.refreshing:
         refresh.view_id, refresh.claims_seen = stands.view_id, stands.claims

@@ -89,7 +89,7 @@ def _close_ended(work: Work) -> list[Refresh]:
 
 
 def _due(work: Work) -> Message | None:
-    work.admit()
+    work.create_runs()
     return work.next_message()
 
 
@@ -139,7 +139,7 @@ def _stop(shard: ViewShard) -> bool:
     with short_transaction():
         free = update_if_current(shard.pk, shard.token, token=F("token") + 1)
         if free and (work := load_work(shard.pk)):
-            work.admit({refresh.pk for refresh in work.refreshes if refresh.stop_requested})
+            work.create_runs({refresh.pk for refresh in work.refreshes if refresh.stop_requested})
             work.stop()
             work.save()
     return free

@@ -12,10 +12,11 @@ from ..exceptions import NotAdvancing
 from ..models import PhaseRun
 from ..phases import Phase
 from ..states import RunState
+from .checkpoints import claim_changes, save_checkpoint
 from .derived import do_derived, explained, not_migrated
+from .dirty_keys import count_keys, dirty_keys
 from .hooks import call_do, call_needs
 from .pacing import Pace, halved, halvings
-from .tracking import count_keys, dirty_keys, end_tracked, needs_pass
 from .transactions import now
 from .work import Work
 
@@ -88,7 +89,7 @@ class Step:
         if self.hooks.kind is HookKind.CURSOR and self.run.batches:
             return True
         if self.hooks.do_derived and self.hooks.needs_derived:
-            return needs_pass(self.work, self.run)
+            return claim_changes(self.work, self.run)
         answer = call_needs(self.definition, self.phase, self.work.hook_shard)
         # What a derived phase does is counted in keys, not in rows.
         if not isinstance(answer, bool) and not self.hooks.do_derived:
@@ -256,7 +257,7 @@ class Step:
             self.work.touch(self.run)
             return
         if state is RunState.SUCCEEDED and self.run.checkpoint:
-            end_tracked(self.work, self.run)
+            save_checkpoint(self.work, self.run)
         error = self._standstill() if state is RunState.NOT_CONVERGING else ""
         self.work.end(self.run, state, error=error)
 

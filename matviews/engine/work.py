@@ -80,7 +80,7 @@ class Work:
         checkpoint: what a pass that begins in this batch covers, and why it covers nothing, once its queue
             was taken.
         dirty: the dirty keys of the shard, once they are known; those not yet saved have no primary key.
-        marks: whether what the shard says of changes is to be saved.
+        shard_changed: whether what the shard says of changes is to be saved.
     """
 
     shard: ViewShard
@@ -95,7 +95,7 @@ class Work:
     logged: int = 0
     checkpoint: tuple[list[Any] | None, str] | None = None
     dirty: list[Dirty] | None = None
-    marks: bool = False
+    shard_changed: bool = False
 
     @cached_property
     def plan(self) -> Plan:
@@ -112,7 +112,7 @@ class Work:
         """What does batches of dirty keys."""
         return self.plan.walker_of_keys()
 
-    def admit(self, known: Collection[int] | None = None) -> None:
+    def create_runs(self, known: Collection[int] | None = None) -> None:
         """Make the phase runs of refreshes that this shard has not seen yet, unsaved.
 
         Of those in `known` only, if that is given.
@@ -242,7 +242,7 @@ class Work:
     def stop(self) -> bool:
         """End the runs of the refreshes that are to be stopped; whether there were any.
 
-        To be called after `admit`. Others that were merged into one of these have a right to the
+        To be called after `create_runs`. Others that were merged into one of these have a right to the
         whole of it: the oldest goes on as a run of its own, from the start, and the rest are merged
         into that if it covers them.
         """

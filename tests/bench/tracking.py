@@ -213,7 +213,7 @@ def _writes(runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
                 started = time.perf_counter()
                 job(number)
                 times[name][tracked].append(time.perf_counter() - started)
-            engine.collect_changes()
+            engine.move_log()
     for name, found in times.items():
         yield Measured(name=name, seconds=_medians(found))
 

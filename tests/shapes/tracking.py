@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 from matviews import changes, engine
-from matviews.changes import Taken, triggers
+from matviews.changes import QueuedChange, triggers
 from matviews.databases.trigger_spec import TriggerSpec
 from matviews.models import TrackedTable, ViewControl
 
@@ -46,7 +46,7 @@ def track_for(view: type[Any] | None) -> None:
         others.update(views=[ViewControl.objects.get(label=view._meta.label).pk])
 
 
-def newest_only(taken: list[Taken]) -> list[Taken]:
+def newest_only(taken: list[QueuedChange]) -> list[QueuedChange]:
     """What is left of a queue if of each table one link is kept, the last one."""
     last = {each.table: each for each in taken}
     return [

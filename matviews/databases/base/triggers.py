@@ -11,15 +11,15 @@ from django.db import DatabaseError, connections, transaction
 
 from ..trigger_spec import TriggerSpec
 
-__all__ = ["MANY", "TriggerName", "Triggers"]
+__all__ = ["MAX_DISTINCT_CHANGES", "TriggerName", "Triggers"]
 
 PREFIX = "matviews"
 # The tables of `models.Change` and `models.LogSecret`.
 CHANGE_LOG, LOG_SECRET = "matviews_change", "matviews_logsecret"
-MANY = 50_000  # changes that are not looked at one by one any more
-TOO_MANY = f"more than {MANY:,} rows have changed at once"
-LONGEST = 10_000  # bytes of one link; more could not be an index's key either
-TOO_LONG = f"a changed row has a value of more than {LONGEST:,} bytes that leads to keys"
+MAX_DISTINCT_CHANGES = 50_000  # changes that are not looked at one by one any more
+TOO_MANY = f"more than {MAX_DISTINCT_CHANGES:,} rows have changed at once"
+MAX_LINK_BYTES = 10_000  # bytes of one link; more could not be an index's key either
+TOO_LONG = f"a changed row has a value of more than {MAX_LINK_BYTES:,} bytes that leads to keys"
 MISSING = "there is no such table: run `manage.py makemigrations` and `manage.py migrate`"
 NOT_ORDINARY = "it is not an ordinary table"
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from django.db import DatabaseError, Error
 from django.db.transaction import TransactionManagementError
 
-from ..base.triggers import LONGEST, OURS, TOO_LONG, TriggerName, Triggers, digest, json_of
+from ..base.triggers import MAX_LINK_BYTES, OURS, TOO_LONG, TriggerName, Triggers, digest, json_of
 from ..trigger_spec import TriggerSpec
 
 __all__ = ["MySQLTriggers"]
@@ -155,7 +155,7 @@ class MySQLTriggers(Triggers):
         if not sizes:
             return entry
         size = " + ".join(sizes)
-        return f"IF({size} > {LONGEST}, {self._json(TOO_LONG)}, IF({size} > {MAX_PACKET_BYTES}, NULL, {entry}))"
+        return f"IF({size} > {MAX_LINK_BYTES}, {self._json(TOO_LONG)}, IF({size} > {MAX_PACKET_BYTES}, NULL, {entry}))"
 
     def _json(self, value: object) -> str:
         return self.literal(json_of(value))

@@ -2,9 +2,9 @@
 
 import re
 
-__all__ = ["LONGEST", "cut", "identifiers", "regclass"]
+__all__ = ["MAX_NAME_BYTES", "cut", "identifiers", "regclass"]
 
-LONGEST = 63  # bytes; the database cuts off what is more
+MAX_NAME_BYTES = 63  # bytes; the database cuts off what is more
 _IDENTIFIER = r'"((?:[^"\0]|"")+)"'
 _NAME = re.compile(rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})?(?:\.{_IDENTIFIER})?")
 
@@ -41,4 +41,4 @@ def regclass(quoted: str) -> str | None:
 
 def cut(name: str) -> str:
     """An identifier as the database has it."""
-    return name.encode()[:LONGEST].decode(errors="ignore")
+    return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")

@@ -17,8 +17,8 @@ from ...sqlstate import sqlstate
 from ..base.triggers import (
     CHANGE_LOG,
     LOG_SECRET,
-    LONGEST,
-    MANY,
+    MAX_DISTINCT_CHANGES,
+    MAX_LINK_BYTES,
     MISSING,
     NOT_ORDINARY,
     OURS,
@@ -29,15 +29,14 @@ from ..base.triggers import (
     json_of,
 )
 from ..trigger_spec import TriggerSpec
-from .table_names import LONGEST as LONGEST_NAME
-from .table_names import cut, identifiers, regclass
+from .table_names import MAX_NAME_BYTES, cut, identifiers, regclass
 
 __all__ = ["PostgreSQLTriggers"]
 
 BEFORE, AFTER = "matviews_before", "matviews_after"
-LARGEST = 16_000_000  # bytes of all links of a statement; JSON ends at 255 MB
-TOO_LARGE = f"what leads from the changed rows to keys is more than {LARGEST:,} bytes"
-TOO_LONG_NAME = f"its name is longer than {LONGEST_NAME} bytes"
+MAX_LINKS_BYTES = 16_000_000  # bytes of all links of a statement; JSON ends at 255 MB
+TOO_LARGE = f"what leads from the changed rows to keys is more than {MAX_LINKS_BYTES:,} bytes"
+TOO_LONG_NAME = f"its name is longer than {MAX_NAME_BYTES} bytes"
 SUPPRESSED = "matviews.suppressed"
 WAIT = 500  # milliseconds for the locks of a transaction that makes or removes triggers
 IDLE = 1_000  # milliseconds that it may stand still
@@ -269,17 +268,17 @@ class PostgreSQLTriggers(Triggers):
         links = sorted(spec.links)
         names = ", ".join(map(self.name, links))
         sizes = [f"coalesce(octet_length({self.name(link)}), 0)" for link in links]
-        distinct = self._selected(table, links, LONGEST + 1)
+        distinct = self._selected(table, links, MAX_LINK_BYTES + 1)
         values = ", ".join(f"{self._text(link)} AS {self.name(link)}" for link in links)
         return (
             f"WITH matviews_links AS MATERIALIZED (SELECT {values} "
-            f"FROM (SELECT DISTINCT {distinct} FROM {rows} LIMIT {MANY + 1}) matviews_distinct), "
+            f"FROM (SELECT DISTINCT {distinct} FROM {rows} LIMIT {MAX_DISTINCT_CHANGES + 1}) matviews_distinct), "
             f"matviews_size AS (SELECT count(*) AS n, max(greatest({', '.join(sizes)})) AS longest, "
             f"sum({' + '.join(sizes)}) AS size FROM matviews_links) "
             f"{log} {self._columns('table', 'count', 'links')} SELECT {text}, n, "
-            f"CASE WHEN n > {MANY} THEN {self._json(TOO_MANY)} "
-            f"WHEN longest > {LONGEST} THEN {self._json(TOO_LONG)} "
-            f"WHEN size > {LARGEST} THEN {self._json(TOO_LARGE)} "
+            f"CASE WHEN n > {MAX_DISTINCT_CHANGES} THEN {self._json(TOO_MANY)} "
+            f"WHEN longest > {MAX_LINK_BYTES} THEN {self._json(TOO_LONG)} "
+            f"WHEN size > {MAX_LINKS_BYTES} THEN {self._json(TOO_LARGE)} "
             f"ELSE {self._json([links])} "
             f"|| (SELECT jsonb_agg(jsonb_build_array({names})) FROM matviews_links) END "
             f"FROM matviews_size WHERE n > 0"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from ..base.triggers import LONGEST, NOT_ORDINARY, OURS, TOO_LONG, Triggers, json_of
+from ..base.triggers import MAX_LINK_BYTES, NOT_ORDINARY, OURS, TOO_LONG, Triggers, json_of
 from ..trigger_spec import TriggerSpec
 
 __all__ = ["SQLiteTriggers"]
@@ -87,7 +87,7 @@ class SQLiteTriggers(Triggers):
         header = ", ".join(map(self.literal, sorted(links)))
         return (
             f"CASE WHEN {inexact} THEN NULL "
-            f"WHEN {sizes} > {LONGEST} THEN {self._json(TOO_LONG)} "
+            f"WHEN {sizes} > {MAX_LINK_BYTES} THEN {self._json(TOO_LONG)} "
             f"ELSE json_array(json_array({header}), json_array({', '.join(names)})) END"
         )
 

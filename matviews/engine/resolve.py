@@ -3,14 +3,14 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ..changes import Taken
+from ..changes import QueuedChange
 from ..databases.keys import Key, from_json
 from ..queryset import Plan
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["ResolvedKeys", "resolve"]
 
 
-class Resolved(NamedTuple):
+class ResolvedKeys(NamedTuple):
     """The keys that changes concern; None if that may be any, and why.
 
     Attributes:
@@ -25,26 +25,26 @@ class Resolved(NamedTuple):
 
 
 def resolve(
-    plan: Plan, taken: Iterable[Taken], most: int, stages: Collection[str] = ()
-) -> Resolved:
+    plan: Plan, taken: Iterable[QueuedChange], most: int, stages: Collection[str] = ()
+) -> ResolvedKeys:
     """The keys that changes concern, if they are at most `most`.
 
     `stages` are staging tables from which a full pass under way fills the view.
     """
-    by_table: dict[str, list[Taken]] = {}
+    by_table: dict[str, list[QueuedChange]] = {}
     for each in taken:
         if reason := _whole(plan, each):
-            return Resolved(None, reason)
+            return ResolvedKeys(None, reason)
         by_table.setdefault(each.table, []).append(each)
     keys: set[Key] = set()
     for table, entries in by_table.items():
         found = _keys(plan, table, entries, most + 1, stages) if most >= 0 else set()
         if found is None:
-            return Resolved(None, _untold(plan, table))
+            return ResolvedKeys(None, _untold(plan, table))
         keys |= found
         if len(keys) > most:
-            return Resolved(None, f"more than {max(most, 0):,} keys were dirty", many=True)
-    return Resolved(keys)
+            return ResolvedKeys(None, f"more than {max(most, 0):,} keys were dirty", many=True)
+    return ResolvedKeys(keys)
 
 
 def _untold(plan: Plan, table: str) -> str:
@@ -54,7 +54,7 @@ def _untold(plan: Plan, table: str) -> str:
     return f"a changed row of {table} has a date that this session cannot read"
 
 
-def _whole(plan: Plan, taken: Taken) -> str:
+def _whole(plan: Plan, taken: QueuedChange) -> str:
     """Why an entry may concern any key, "" if it does not."""
     table, links = taken.table, taken.links
     if isinstance(links, str):
@@ -73,7 +73,7 @@ def _whole(plan: Plan, taken: Taken) -> str:
 
 
 def _keys(
-    plan: Plan, table: str, taken: Iterable[Taken], most: int, stages: Collection[str]
+    plan: Plan, table: str, taken: Iterable[QueuedChange], most: int, stages: Collection[str]
 ) -> set[Key] | None:
     if not table:  # keys that somebody has marked
         return {from_json(key) for each in taken for key in each.links or ()}
@@ -87,7 +87,7 @@ def _keys(
     return keys
 
 
-def _values(taken: Taken, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def _values(taken: QueuedChange, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """The values of some of an entry's columns."""
     if list(columns) == taken.columns:
         return map(tuple, taken.links or ())

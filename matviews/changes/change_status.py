@@ -16,10 +16,10 @@ from ..states import RefreshState
 from .tracking_spec import Tracking
 from .triggers import is_tracked, read_record, record_of
 
-__all__ = ["Standing", "oldest_waiting", "standing", "unlogged_tables"]
+__all__ = ["ChangeStatus", "change_status", "oldest_waiting", "unlogged_tables"]
 
 
-class Standing(NamedTuple):
+class ChangeStatus(NamedTuple):
     """What is known of a view's changes.
 
     Attributes:
@@ -39,7 +39,7 @@ class Standing(NamedTuple):
     checkpoints: dict[str, list[Any]]
 
 
-def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
+def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | None:
     """Read it: the log, the queue, the triggers and the checkpoints; None if nothing is known.
 
     At one moment, for a change is in the log, then in the queue, then counted by the shard.
@@ -69,7 +69,7 @@ def standing(label: str, tracking: Tracking, using: str) -> Standing | None:
         is_tracked(record, view_id, tracking.tables[record.table], present)
         for record, present in (read_record(row[7:]) for row in rows)
     )
-    return Standing(
+    return ChangeStatus(
         view_id=view_id,
         enabled=bool(enabled),
         complete=logged and not waiting,

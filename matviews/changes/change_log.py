@@ -15,7 +15,7 @@ from django.db import connections, router, transaction
 from django.db.models import Case, Func, JSONField, Model, Sum, TextField, When, Window
 
 from ..databases import dialect_of, triggers_of
-from ..databases.base.triggers import MANY
+from ..databases.base.triggers import MAX_DISTINCT_CHANGES
 from ..databases.compiled import GIVEN, CompiledSelect
 from ..databases.keys import Keys
 from ..models import Change, TrackedTable, ViewChange
@@ -23,20 +23,20 @@ from .secret import log_secret
 
 __all__ = [
     "ChangesLogged",
-    "Taken",
+    "QueuedChange",
+    "collapse_queue",
     "delete_rows",
+    "drain_queue",
     "enqueue",
     "is_logged",
-    "long_queues",
-    "move",
-    "shorten",
-    "take",
+    "move_log",
+    "overlong_queues",
     "unmoved",
     "untracked",
 ]
 
-MOST = 5_000  # entries that are moved in one transaction
-LONGEST = 100_000  # changes in a view's queue, beyond which all keys are taken to be dirty
+MOVE_BATCH = 5_000  # entries that are moved in one transaction
+MAX_QUEUE = 100_000  # changes in a view's queue, beyond which all keys are taken to be dirty
 
 
 class ChangesLogged(Exception):
@@ -69,7 +69,7 @@ def enqueue(
     )
 
 
-class Taken(NamedTuple):
+class QueuedChange(NamedTuple):
     """An entry of a queue, as in `ViewChange`.
 
     Attributes:
@@ -85,14 +85,16 @@ class Taken(NamedTuple):
     logged_at: datetime
 
 
-def take(view_id: int) -> list[Taken]:
+def drain_queue(view_id: int) -> list[QueuedChange]:
     """Empty the queue of a view. In the transaction that computes, before it does."""
     using = router.db_for_write(ViewChange)
-    entries = _queue(using, MANY).run(view_id)
+    entries = _queue(using, MAX_DISTINCT_CHANGES).run(view_id)
     delete_rows(ViewChange, [pk for pk, *_entry in entries])
-    if entries and entries[0][-1] > MANY:
+    if entries and entries[0][-1] > MAX_DISTINCT_CHANGES:
         oldest = min(entry[3] for entry in entries)
-        return [Taken("", [], f"more than {MANY:,} changes were waiting", oldest)]
+        return [
+            QueuedChange("", [], f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting", oldest)
+        ]
     if dialect_of(using).json_may_be_bytes:
         entries = [[pk, table, _from_hex(links), *others] for pk, table, links, *others in entries]
     return [_taken(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
@@ -117,11 +119,11 @@ def _queue(using: str, most: int) -> CompiledSelect:
     return CompiledSelect(counted.values_list("pk", "table", few, "logged_at", "changes"))
 
 
-def _taken(table: str, links: Any, logged_at: datetime) -> Taken:
+def _taken(table: str, links: Any, logged_at: datetime) -> QueuedChange:
     if table and isinstance(links, list):
         columns, *values = links
-        return Taken(table, columns, values, logged_at)
-    return Taken(table, [], links, logged_at)
+        return QueuedChange(table, columns, values, logged_at)
+    return QueuedChange(table, [], links, logged_at)
 
 
 class _Entry(NamedTuple):
@@ -148,7 +150,7 @@ def unmoved(tables: Collection[str], newest: int) -> list[str]:
     return sorted(entries.order_by().values_list("table", flat=True).distinct())
 
 
-def move() -> bool:
+def move_log() -> bool:
     """Move entries from the log to the queues; whether more may be waiting. In a short transaction.
 
     To be its first statements: on SQLite a transaction that begins with a read cannot always write.
@@ -157,13 +159,16 @@ def move() -> bool:
     using = router.db_for_write(Change)
     if not connections[using].features.has_select_for_update:
         Change.objects.filter(pk=0).update(table="")
-    keys = [pk for (pk,) in _free(MOST, "pk")]
+    keys = [pk for (pk,) in _free(MOVE_BATCH, "pk")]
     if not keys:
         return False
-    more = len(keys) == MOST
+    more = len(keys) == MOVE_BATCH
     # As after a bulk load: a full pass is cheaper than to tell them apart.
-    if more and Change.objects.order_by("pk")[MANY : MANY + 1].exists():
-        found = [_Entry(*row) for row in _free(MANY, *_Entry._fields)]
+    if (
+        more
+        and Change.objects.order_by("pk")[MAX_DISTINCT_CHANGES : MAX_DISTINCT_CHANGES + 1].exists()
+    ):
+        found = [_Entry(*row) for row in _free(MAX_DISTINCT_CHANGES, *_Entry._fields)]
         _collapse(found)
         keys = [entry.pk for entry in found]
     else:
@@ -179,7 +184,7 @@ def _collapse(found: Sequence[_Entry]) -> None:
         oldest[table] = min(logged_at, oldest.get(table, logged_at))
     views = TrackedTable.objects.filter(table__in=oldest).values_list("table", "views")
     for table, readers in views.order_by("table"):
-        enqueue(readers, f"more than {MANY:,} changes were waiting", oldest[table])
+        enqueue(readers, f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting", oldest[table])
 
 
 def _free(most: int, *fields: str) -> list[Any]:
@@ -227,8 +232,8 @@ def _copy(found: Sequence[int]) -> None:
 
 def delete_rows(model: type[Model], keys: Sequence[int]) -> None:
     """Delete rows by their primary keys, without a look at any other: it may not be committed."""
-    for at in range(0, len(keys), MOST):
-        _delete_some(model, keys[at : at + MOST])
+    for at in range(0, len(keys), MOVE_BATCH):
+        _delete_some(model, keys[at : at + MOVE_BATCH])
 
 
 def _delete_some(model: type[Model], keys: Sequence[int]) -> None:
@@ -249,14 +254,14 @@ def untracked(using: str, tables: Collection[str]) -> Iterator[None]:
         Change.objects.bulk_create(Change(table=table, links=None) for table in tracked)
 
 
-def long_queues() -> list[int]:
+def overlong_queues() -> list[int]:
     """The views whose queues are too long: nobody refreshes them."""
     counted = ViewChange.objects.order_by().values("view").annotate(changes=Sum("count"))
-    return list(counted.filter(changes__gt=LONGEST).values_list("view", flat=True))
+    return list(counted.filter(changes__gt=MAX_QUEUE).values_list("view", flat=True))
 
 
-def shorten(view_id: int) -> None:
+def collapse_queue(view_id: int) -> None:
     """Make the queue of a view one entry, for all keys. In a short transaction."""
-    if taken := take(view_id):
+    if taken := drain_queue(view_id):
         oldest = min(each.logged_at for each in taken)
-        enqueue({view_id}, f"more than {LONGEST:,} changes were waiting", oldest)
+        enqueue({view_id}, f"more than {MAX_QUEUE:,} changes were waiting", oldest)
