@@ -20,6 +20,10 @@ from tests import services
 from tests.sample.models import Item, Limited, Walked
 
 ROOT = Path(__file__).parent.parent
+PAGES = [
+    "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "example_project/README.md",
+    *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+]  # fmt: skip
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 FIRST_ORDERS = """
@@ -281,7 +285,57 @@ def test_the_examples_of_the_page_on_testing_pass(project: Path) -> None:
     assert f"{tests} passed" in printed
 
 
-def test_every_link_between_the_pages_leads_somewhere() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+# Where the README's links lead: PyPI shows it without the repository around it.
+BLOB = "https://github.com/django-matviews/django-matviews/blob/main/"
+RAW = "https://raw.githubusercontent.com/django-matviews/django-matviews/main/"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file_and_a_heading(page: str) -> None:
+    for target in targets(page):
+        path, _, anchor = target.partition("#")
+        linked = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert linked.exists(), f"{page} links to {target}"
+        assert not anchor or anchor in anchors(linked), f"{page} links to {target}"
+
+
+def test_the_readme_has_no_relative_link() -> None:
+    links = re.findall(r"\]\(([^)]+)\)|^\[[^\]]+\]:\s+(\S+)", prose("README.md"), re.M)
+
+    assert links
+    assert [
+        link for pair in links for link in pair if link and not link.startswith("https://")
+    ] == []
+
+
+def test_every_reference_link_of_the_readme_is_defined_and_used() -> None:
+    text = prose("README.md")
+    used = set(re.findall(r"\]\[([^\]]+)\]", text))
+
+    assert used == set(re.findall(r"^\[([^\]]+)\]: ", text, re.M))
+
+
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    terms = re.findall(r"^## (.+)$", prose("docs/glossary.md"), re.M)
+
+    assert terms == sorted(terms, key=str.lower)
+
+
+def targets(page: str) -> Iterator[str]:
+    """The files of the repository that a page links to, relative to the page, with their anchors."""
+    links = re.findall(r"\]\(([^)]+)\)|^\[[^\]]+\]:\s+(\S+)", prose(page), re.M)
+    for link in (link for pair in links for link in pair if link):
+        path = link.removeprefix(BLOB).removeprefix(RAW)
+        if not path.startswith("https://"):
+            yield path
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def prose(page: str | Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
