@@ -32,7 +32,7 @@ LAYERS = [
     },
     {"contract", "definition", "registry", "near_misses", "early_checks"},
     {"databases"},
-    {"models", "migrations"},
+    {"json_fields", "models", "migrations"},
     {"queryset"},
     {"changes"},
     {"engine"},

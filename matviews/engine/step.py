@@ -24,7 +24,7 @@ __all__ = ["MAX_FAILURES", "Step"]
 
 logger = logging.getLogger(__name__)
 
-MOST_SAMPLES = 60  # batches of a run whose pace is kept for its picture
+MAX_SAMPLES = 60  # batches of a run whose pace is kept for its picture
 # Keys in the first window for a row in the first batch of hooks. On PostgreSQL windows of 1,000 keys
 # cost half as much again as those of 5,000.
 FIRST_WINDOW = 5
@@ -273,4 +273,4 @@ class Step:
 
 def _thinned(samples: list[list[float | None]]) -> list[list[float | None]]:
     """Every second sample, once there are too many; the newest stays."""
-    return samples if len(samples) <= MOST_SAMPLES else samples[::-2][::-1]
+    return samples if len(samples) <= MAX_SAMPLES else samples[::-2][::-1]
