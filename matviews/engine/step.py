@@ -233,9 +233,7 @@ class Step:
     def _pace(self, batch: Batch, limit: int, seconds: float) -> None:
         if self._pinned:
             return
-        settings, pace = get_settings(), self.run.pace
-        history = tuple((size, taken) for size, taken in pace.get("history", ()))
-        known = Pace(limit, history, pace.get("flat", False))
+        settings, known = get_settings(), Pace.from_json(self.run.pace, limit)
         # A cursor's batch has looked through its whole window, however few rows it wrote.
         rows = batch.rows if batch.cursor is None else limit
         learnt = known.after(
@@ -249,7 +247,7 @@ class Step:
                 self.definition.label, self.phase, learnt.size, seconds,
             )  # fmt: skip
         self.run.batch_size = learnt.size
-        self.run.pace = {"size": learnt.size, "history": learnt.history, "flat": learnt.flat}
+        self.run.pace = learnt.to_json()
 
     def _finish(self, state: RunState) -> None:
         if state.active:
