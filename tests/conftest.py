@@ -109,9 +109,12 @@ def django_db_setup(
 ) -> None:
     """Without the triggers that migrate has made: most tests are about full passes."""
     from matviews import changes, engine
+    from tests import flushing, triggers
 
     with django_db_blocker.unblock():
         changes.remove(engine.alias())
+        flushing.remember(engine.alias())
+        triggers.remember(engine.alias())
     request.session.stash[HAS_DATABASE] = True
 
 
@@ -133,8 +136,9 @@ def _nothing_left(request: pytest.FixtureRequest, django_db_blocker: Any) -> Ite
 def tracked(transactional_db: None) -> Iterator[None]:
     """Triggers on the tables that the views read that are defined by now."""
     from matviews import changes, engine
+    from tests import triggers
 
-    changes.install(engine.alias())
+    triggers.install(engine.alias())
     yield
     changes.remove(engine.alias())
 
