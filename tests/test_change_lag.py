@@ -361,7 +361,7 @@ def run(examples: int, **options: Any) -> None:
 def examples(request: pytest.FixtureRequest) -> int:
     if request.config.getoption("--long"):
         return 2000
-    return {"sqlite": 20, "postgresql": 12}.get(connection.vendor, 6)
+    return {"sqlite": 10, "postgresql": 6}.get(connection.vendor, 4)
 
 
 @pytest.fixture(autouse=True)

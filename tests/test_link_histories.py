@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
 SPREAD: list[type[Any]] = [RegionDay, SlotRegion, DayRegion, TagRegion, ReferredSlot]
 VIEWS: list[type[Any]] = [*SPREAD, DayTotal, MomentTotal, RegionTotal]
-BUDGET = 15.0  # seconds
+BUDGET = 5.0  # seconds
 MOMENTS = [
     datetime(2024, 3, 10, 4, 59, 59, 999999, tzinfo=UTC),
     datetime(2024, 3, 10, 5, 0, tzinfo=UTC),

@@ -225,6 +225,14 @@ def test_a_circle_or_a_view_of_itself_leaves_the_order_of_the_others(
 # Classes that are no models
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    """What was there before is not looked through after each test."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
     """What a test defines is not what the next one finds."""

@@ -47,7 +47,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning"),
 ]
 
-BUDGET = 75.0  # seconds of histories in an ordinary run: two minutes with those of links and shapes
+BUDGET = 20.0  # seconds of histories in an ordinary run
 FEWEST = 5
 CHOICES = st.integers(0, 4)
 SPREAD: list[type[Any]] = [RegionDay, SlotRegion, DayRegion, TagRegion, ReferredSlot]
