@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+HANGS = 600  # seconds
 PLUGINS_OFF = ("-p", "no:django", "-p", "no:randomly", "-p", "no:cacheprovider")
 
 
@@ -22,7 +23,7 @@ run_tests = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 @pytest.mark.parametrize(
     "fate",
-    ["os._exit(1)", "os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(600)"],
+    ["os._exit(1)", "os.kill(os.getpid(), signal.SIGKILL)", f"time.sleep({HANGS})"],
     ids=["dies", "is killed", "hangs"],
 )
 def test_it_ends_when_a_process_dies_or_hangs(fate: str, tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_it_ends_when_a_process_dies_or_hangs(fate: str, tmp_path: Path) -> None
         str(tmp_path),
     ]
     run = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS / 2, check=False
     )
     # then
     assert run.returncode != 0, run.stdout
@@ -116,7 +117,7 @@ raise SystemExit(script["run"](parts))
             pass
         # when
         os.kill(process.pid, number)
-        output, _nothing = process.communicate(timeout=60)
+        output, _nothing = process.communicate(timeout=HANGS / 2)
     # then
     assert process.returncode == run_tests.INTERRUPTED
     assert "== long\n" in output
