@@ -112,10 +112,22 @@ def django_db_setup(
     from tests import flushing, triggers
 
     with django_db_blocker.unblock():
+        _commit_without_waiting_for_the_disk()
         changes.remove(engine.alias())
         flushing.remember(engine.alias())
         triggers.remember(engine.alias())
     request.session.stash[HAS_DATABASE] = True
+
+
+def _commit_without_waiting_for_the_disk() -> None:
+    """No test takes the power from the server, and each process of the run has the same database."""
+    from django.db import connection
+
+    if connection.vendor == "postgresql":
+        name = connection.ops.quote_name(connection.settings_dict["NAME"])
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+            cursor.execute("SET synchronous_commit = off")
 
 
 @pytest.fixture(scope="module", autouse=True)
