@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import matviews
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SHIPPED = ["matviews", "tasks", "pyproject.toml", "README.md", "LICENSE"]
@@ -68,7 +70,7 @@ def names_in(wheel: Path) -> set[str]:
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = names_in(wheel)
-    information = "django_matviews-{version}.dist-info".format(**PROJECT["project"])
+    information = f"django_matviews-{matviews.__version__}.dist-info"
 
     assert {name.partition("/")[0] for name in names} == {"matviews", information}
     assert names >= {
