@@ -1,11 +1,13 @@
 """What a view's class says about itself: its hooks, its options, and what is wrong with them."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from difflib import get_close_matches
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from django.apps import apps
@@ -22,6 +24,14 @@ __all__ = [
     "DependsOn", "HookKind", "Hooks", "ViewDefinition", "ViewFault", "ViewOptions", "define",
     "unreadable",
 ]  # fmt: skip
+
+if sys.version_info >= (3, 14):
+    from annotationlib import Format
+
+    # Elsewhere annotations of names that only type checkers import are strings.
+    _signature = partial(inspect.signature, annotation_format=Format.FORWARDREF)
+else:
+    _signature = inspect.signature
 
 LONGEST_INTERVAL = timedelta(days=3650)
 META = "MatviewMeta"
@@ -497,7 +507,7 @@ def _read_hook(
     elif inspect.iscoroutinefunction(static.__func__):
         fault, hint, number = "is a coroutine", "Define it with def: batches run in sync.", "W105"
     else:
-        parameters = inspect.signature(getattr(model, name)).parameters.values()
+        parameters = _signature(getattr(model, name)).parameters.values()
         wanted = [p for p in parameters if not _can_be_left_out(p, may_declare)]
         if not wanted:
             return may_declare & {p.name for p in parameters if p.kind in GIVEN_BY_NAME}

@@ -1,4 +1,5 @@
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from datetime import timedelta
@@ -273,6 +274,17 @@ class TestSignatures:
 
         assert view.problems == ()
         assert view.hooks[Phase.INSERT].kind is HookKind.LIMIT
+
+    def test_annotated_with_what_only_type_checkers_import(self) -> None:
+        # given annotations that nobody evaluates, before Python 3.14 because they are strings
+        lazily = "" if sys.version_info >= (3, 14) else "from __future__ import annotations\n"
+        names: dict[str, Any] = {}
+        exec(f"{lazily}def hook(cls, limit: Unknown, cursor: Unknown.Part) -> Unknown: ...", names)
+
+        view = defined(**six_hooks(do_insert=classmethod(names["hook"])))
+
+        assert view.problems == ()
+        assert view.hooks[Phase.INSERT].kind is HookKind.CURSOR
 
     @pytest.mark.parametrize(
         ("name", "hook", "wanted"),

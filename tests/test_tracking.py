@@ -264,10 +264,9 @@ class TestWhatIsNoChange:
         with transaction.atomic():
             order(1)
             transaction.set_rollback(True)
-        with transaction.atomic():
-            savepoint = transaction.savepoint()
+        with transaction.atomic(), transaction.atomic():
             order(2)
-            transaction.savepoint_rollback(savepoint)
+            transaction.set_rollback(True)
 
         assert batches(CustomerTotal) == 0
 

@@ -221,5 +221,5 @@ def _joinable(refresh: Refresh) -> QuerySet[Refresh]:
     begun = PhaseRun.objects.filter(refresh=OuterRef("pk"))
     return Refresh.objects.filter(
         ~Exists(begun), view=OuterRef("pk"), state=RefreshState.OPEN, stop_requested=False,
-        phases=refresh.phases, batch_size=refresh.batch_size, claims_seen=Subquery(_claims("view")),
+        phases=refresh.phases, batch_size=refresh.batch_size, claims_seen=Subquery(_claims("view")[:1]),
     ).order_by("pk")  # fmt: skip

@@ -35,6 +35,7 @@ from django.db.models.functions import (
     NthValue,
     NullIf,
 )
+from django.db.models.sql import Query
 
 from ...databases import dialect_of
 from .source_query import SourceQuery
@@ -147,6 +148,8 @@ class _Nulls:
                 "" if each.template.startswith("ARRAY") else "the subquery may have no row"
             ),
         ),
+        # What a Subquery resolves to since Django 6.1.
+        (Query, lambda _nulls, _each: "the subquery may have no row"),
         (Window, _window),
         (NullIf, lambda _nulls, _each: "NullIf is NULL where its arguments are equal"),
         (KeyTransform, lambda _nulls, _each: "the JSON may lack the key"),

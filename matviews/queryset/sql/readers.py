@@ -205,7 +205,9 @@ class _FirstColumn:
 
     def as_sql(self, compiler: Any, _connection: Any) -> Any:
         """The condition; the ends belong to it, for the key may have more columns."""
-        column = f"{compiler.quote_name_unless_alias(self.alias)}.{self.dialect.name(self.column)}"
+        # Until Django 6.1 the aliases that it makes up have no quotes.
+        quote = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias
+        column = f"{quote(self.alias)}.{self.dialect.name(self.column)}"
         if isinstance(self.within, Keys):
             return tuple(self.dialect.among([column], {key[:1] for key in self.within.keys}))
         low, high = self.within
