@@ -65,7 +65,7 @@ def _take_down_triggers(*, using: str, plan: Any = (), apps: Any = None, **_kwar
         models = apps.get_models(include_auto_created=True) if apps else ()
         tables = {each._meta.db_table for each in models if each._meta.app_label in migrated}
     try:
-        changes.take_down(using, tables)
+        changes.drop_before_migrate(using, tables)
     except TablesHeld as error:
         raise CommandError(str(error)) from error
 

@@ -27,10 +27,10 @@ __all__ = [
     "traceback_text",
 ]
 
-LONGEST_TEXT = 20_000  # characters of an error or a traceback
-LONGEST_LINE = 1_000  # characters of an error in a line of the log
-LONGEST_VALUE = 100  # characters of a value
-LONGEST_CHAIN = 20  # exceptions of which each came of the next
+MAX_TEXT_LENGTH = 20_000  # characters of an error or a traceback
+MAX_LINE_LENGTH = 1_000  # characters of an error in a line of the log
+MAX_VALUE_LENGTH = 100  # characters of a value
+MAX_CHAIN_LENGTH = 20  # exceptions of which each came of the next
 OMITTED = "values left out, see MATVIEWS['VALUES_IN_ERRORS']"
 
 # What these say is of code, not of rows.
@@ -97,10 +97,10 @@ def traceback_text(
 
 def in_one_line(text: str) -> str:
     """A text as a part of a line in a log."""
-    return " ".join(bounded(text, LONGEST_LINE).split())
+    return " ".join(bounded(text, MAX_LINE_LENGTH).split())
 
 
-def bounded(text: str, most: int = LONGEST_TEXT) -> str:
+def bounded(text: str, most: int = MAX_TEXT_LENGTH) -> str:
     """A text that every database takes: no NUL, no half characters, at most so many characters or a few more."""
     if len(text) > most:
         text = f"{text[: most // 2]}\n...\n{text[-most // 2 :]}"
@@ -112,7 +112,7 @@ class _Brief(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxstring = self.maxother = self.maxlong = LONGEST_VALUE
+        self.maxstring = self.maxother = self.maxlong = MAX_VALUE_LENGTH
         self.maxlevel = 3
 
     def repr_bytes(self, value: bytes, _level: int) -> str:
@@ -131,7 +131,7 @@ def brief(value: object) -> str:
         text = _Brief().repr(value)
     except Exception:  # noqa: BLE001 - whatever a class does in __repr__
         text = f"<{type(value).__name__}>"
-    return in_one_line(text)[: 4 * LONGEST_VALUE]
+    return in_one_line(text)[: 4 * MAX_VALUE_LENGTH]
 
 
 def error_words(
@@ -248,14 +248,14 @@ def _formatted(error: BaseException, trusted: bool, key: frozenset[str]) -> Iter
             yield from traceback.format_tb(each.__traceback__)
         yield f"{error_text(each, trusted=trusted, key=key)}\n"
         if isinstance(each, BaseExceptionGroup):
-            for member in each.exceptions[:LONGEST_CHAIN]:
+            for member in each.exceptions[:MAX_CHAIN_LENGTH]:
                 yield f"{error_text(member, trusted=trusted, key=key)}\n"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An exception, what it was raised from, and so on."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen and len(seen) < LONGEST_CHAIN:
+    while error is not None and id(error) not in seen and len(seen) < MAX_CHAIN_LENGTH:
         seen.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -34,7 +34,7 @@ HELD = {"made_twos": changes.HELD}
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("matviews.changes.holding.PAUSE", 0.05)
+    monkeypatch.setattr("matviews.changes.holding.PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def held(rows: type[Any]) -> AbstractContextManager[None]:
 
 def tracked() -> list[str]:
     """The tables that have triggers."""
-    return sorted(triggers_of(engine.alias()).present())
+    return sorted(triggers_of(engine.alias()).installed_triggers())
 
 
 def migrated(signal: Any, label: str = "shapes") -> str:
@@ -140,12 +140,12 @@ def test_removing_stops_migrate_and_takes_no_tables_triggers(
     assert list(changes.find_problems(engine.alias())) == []
 
 
-@pytest.mark.parametrize("work", ["install", "take_down"])
+@pytest.mark.parametrize("work", ["install", "drop_before_migrate"])
 def test_no_writer_waits_longer_than_a_second(
     rows: dict[str, type[Any]], work: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a limit of its own a second longer, for what the machine adds."""
-    if work == "take_down":
+    if work == "drop_before_migrate":
         changes.install(engine.alias())
     waited: list[float] = []
     done = threading.Event()

@@ -724,7 +724,7 @@ def test_a_view_of_each_construct_equals_its_source(construct: str, shop: Shop) 
         if each.given in FILLS:
             FILLS[each.given](view.given)
         path = plan_of(registry.find(view), "default").strategy
-        assert (path.word, each.says in path.reason) == (each.here, True), path.reason
+        assert (path.name, each.says in path.reason) == (each.here, True), path.reason
         names = [f.attname for f in view._meta.concrete_fields if f.attname != "id"]
         for _ in range(2):
             # When it is refreshed, in many small batches, then it has the rows of its source

@@ -250,7 +250,7 @@ class TestPlans:
         second = plan_of(definition, "default")
 
         assert second is not first
-        assert second.moment != first.moment
+        assert second.exact_fingerprint != first.exact_fingerprint
 
     @only_with_arrays
     def test_parameters_that_have_no_hash(self) -> None:
@@ -268,7 +268,7 @@ class TestPlans:
         first = plan_of(definition, "default")
         labels.reverse()
 
-        assert plan_of(definition, "default").moment != first.moment
+        assert plan_of(definition, "default").exact_fingerprint != first.exact_fingerprint
 
 
 class Color(Enum):
@@ -350,7 +350,9 @@ class TestLanguage:
 
         assert plans[0] is plans[1]
         assert plans[0].source.query.compile()[1].count("Monday") == 3
-        assert [each.moment for each in plans] == [plan_of(definition, "default").moment] * 2
+        assert [each.exact_fingerprint for each in plans] == [
+            plan_of(definition, "default").exact_fingerprint
+        ] * 2
 
     @override_settings(LANGUAGE_CODE="de")
     def test_is_that_which_the_settings_name(self) -> None:
@@ -423,7 +425,10 @@ class TestFingerprint:
         assert (
             plan_of(definition, "default").fingerprint == plan_of(definition, "default").fingerprint
         )
-        assert plan_of(definition, "default").moment != plan_of(definition, "default").moment
+        assert (
+            plan_of(definition, "default").exact_fingerprint
+            != plan_of(definition, "default").exact_fingerprint
+        )
 
     @pytest.mark.parametrize(
         ("field", "one", "other"),
@@ -461,9 +466,9 @@ class TestFingerprint:
             derived_view(source, ref=key(), n=ArrayField(models.DateField()), m=DateRangeField())
         )
         before = plan_of(definition, "default")
-        before.fingerprint, before.moment  # noqa: B018 - they are computed when they are read
+        before.fingerprint, before.exact_fingerprint  # noqa: B018 - they are computed when they are read
         days[0] = date(2026, 1, 3)
         after = plan_of(definition, "default")
 
         assert before.fingerprint == after.fingerprint
-        assert before.moment != after.moment
+        assert before.exact_fingerprint != after.exact_fingerprint

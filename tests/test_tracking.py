@@ -27,7 +27,7 @@ from django.utils import timezone
 
 from matviews import changes, engine, mark_dirty, signals, untracked
 from matviews.changes import tracking_of
-from matviews.changes.tracking_spec import together, tracked_tables
+from matviews.changes.tracking_spec import tracked_tables, union
 from matviews.databases import dialect_of, triggers_of
 from matviews.exceptions import InvalidRequest, ViewDisabled
 from matviews.models import (
@@ -525,7 +525,7 @@ class TestSharing:
     def test_the_queue_of_a_view_that_nobody_refreshes_stays_short(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("matviews.changes.change_log.MAX_QUEUE", 10)
+        monkeypatch.setattr("matviews.changes.change_log.MAX_QUEUED_CHANGES", 10)
         at_rest(CustomerTotal)
         control = shard_of(CustomerTotal).view_id
         ViewChange.objects.bulk_create([ViewChange(view_id=control)] * 11)
@@ -544,7 +544,7 @@ class TestSharing:
         Order.objects.filter(customer=2).update(price=8)
         if place == "queue":
             engine.move_log()
-        monkeypatch.setattr("matviews.changes.change_log.MOVE_BATCH", 1)
+        monkeypatch.setattr("matviews.changes.change_log.MAX_MOVED_ENTRIES", 1)
         monkeypatch.setattr("matviews.changes.change_log.MAX_DISTINCT_CHANGES", 1)
 
         refresh = run(CustomerTotal)
@@ -556,7 +556,7 @@ class TestSharing:
         assert not Change.objects.filter(table=Order._meta.db_table).exists()
 
     def test_a_long_log_is_moved_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("matviews.changes.change_log.MOVE_BATCH", 2)
+        monkeypatch.setattr("matviews.changes.change_log.MAX_MOVED_ENTRIES", 2)
         table = Order._meta.db_table
         Change.objects.bulk_create([Change(table=table, links={}) for _ in range(5)])
 
@@ -638,7 +638,7 @@ class TestWhatForcesAFullPass:
     def test_triggers_that_somebody_has_removed_and_made_again(self) -> None:
         at_rest(CustomerTotal)
         table, dialect = Order._meta.db_table, triggers_of(engine.alias())
-        spec = together(tracked_tables(engine.alias())[table].values())
+        spec = union(tracked_tables(engine.alias())[table].values())
         dialect.execute(dialect.drop(table, dialect.names(table, spec)))
         order(1)
         dialect.execute(dialect.create(table, spec))
@@ -1310,7 +1310,7 @@ class TestCommand:
         )
 
     def test_explain_tells_what_leads_where(self, capsys: pytest.CaptureFixture[str]) -> None:
-        changes.take_down(engine.alias(), [Region._meta.db_table])
+        changes.drop_before_migrate(engine.alias(), [Region._meta.db_table])
 
         call_command(
             "update_materialized_views",
@@ -1339,7 +1339,7 @@ class TestCommand:
             return [each.msg for each in messages if each.id == "matviews.W011"]
 
         assert found() == []
-        changes.take_down(engine.alias(), [Order._meta.db_table])
+        changes.drop_before_migrate(engine.alias(), [Order._meta.db_table])
 
         table = Order._meta.db_table
         assert found() == [f"{table}, which {readers(table)} reads, has no triggers."]

@@ -323,7 +323,7 @@ class TestAttack:
             )
             execute(f"SET ROLE {migrator}")
             try:
-                found = triggers_of(engine.alias()).strays()
+                found = triggers_of(engine.alias()).orphans()
                 exposed = triggers_of(engine.alias()).exposed()
             finally:
                 execute("RESET ROLE")
@@ -692,7 +692,10 @@ def test_migrate_replaces_the_triggers_of_the_first_version_that_anybody_could_m
         # given triggers as that version has made them
         refreshed(view)
         record = TrackedTable.objects.get()
-        digest, current = record.triggers[0].split("_")[1], triggers_of(engine.alias()).present()
+        digest, current = (
+            record.triggers[0].split("_")[1],
+            triggers_of(engine.alias()).installed_triggers(),
+        )
         changes.remove(engine.alias())
         old = f"matviews_{digest}_00000001_insert"
         execute(OLD_TRIGGER.format(name=old, digest=digest))
@@ -706,7 +709,8 @@ def test_migrate_replaces_the_triggers_of_the_first_version_that_anybody_could_m
         post_migrate.send(sender, app_config=sender, using=engine.alias(), plan=[])
         # then what was missed is found, and such a mute is none any more
         assert (
-            triggers_of(engine.alias()).present()["made_rows"].keys() == current["made_rows"].keys()
+            triggers_of(engine.alias()).installed_triggers()["made_rows"].keys()
+            == current["made_rows"].keys()
         )
         refreshed(view)
         assert view.objects.count() == 2
@@ -725,7 +729,7 @@ def test_what_ours_do_is_shown_as_it_was_made(name: str) -> None:
             maintain = TriggerSpec(frozenset({"id", name}), frozenset(links))
             dialect.execute(dialect.create(name, maintain))
 
-            assert dialect.present()[name].keys() == dialect.names(name, maintain)
+            assert dialect.installed_triggers()[name].keys() == dialect.names(name, maintain)
             assert dialect.replaced(name, maintain) == set()
             dialect.execute(dialect.drop(name, dialect.names(name, maintain)))
 

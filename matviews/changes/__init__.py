@@ -17,6 +17,7 @@ from .change_status import ChangeStatus, change_status, oldest_waiting, unlogged
 from .holding import HELD
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
 from .triggers import (
+    drop_before_migrate,
     find_exposed,
     find_ownerless,
     find_problems,
@@ -27,7 +28,6 @@ from .triggers import (
     mark_untrackable,
     remove,
     script,
-    take_down,
     untrackable_tables,
     untracked_tables,
     untrust,
@@ -43,6 +43,7 @@ __all__ = [
     "collapse_queue",
     "delete_rows",
     "drain_queue",
+    "drop_before_migrate",
     "enqueue",
     "find_exposed",
     "find_ownerless",
@@ -60,7 +61,6 @@ __all__ = [
     "overlong_queues",
     "remove",
     "script",
-    "take_down",
     "tracking_of",
     "unlogged_tables",
     "unmoved",

@@ -16,7 +16,7 @@ from django.db.models import Case, Func, JSONField, Model, Sum, TextField, When,
 
 from ..databases import dialect_of, triggers_of
 from ..databases.base.triggers import MAX_DISTINCT_CHANGES
-from ..databases.compiled import GIVEN, CompiledSelect
+from ..databases.compiled import PK_PLACEHOLDER, CompiledSelect
 from ..databases.keys import Keys
 from ..models import Change, TrackedTable, ViewChange
 from .secret import log_secret
@@ -35,8 +35,10 @@ __all__ = [
     "untracked",
 ]
 
-MOVE_BATCH = 5_000  # entries that are moved in one transaction
-MAX_QUEUE = 100_000  # changes in a view's queue, beyond which all keys are taken to be dirty
+MAX_MOVED_ENTRIES = 5_000  # entries that are moved in one transaction
+MAX_QUEUED_CHANGES = (
+    100_000  # changes in a view's queue, beyond which all keys are taken to be dirty
+)
 
 
 class ChangesLogged(Exception):
@@ -70,18 +72,15 @@ def enqueue(
 
 
 class QueuedChange(NamedTuple):
-    """An entry of a queue, as in `ViewChange`.
+    """An entry of a queue, as in `ViewChange`."""
 
-    Attributes:
-        table: the table; "" if somebody has marked keys.
-        columns: the columns whose values are known.
-        links: their values, in lists; or keys; None for any, or a text that says why.
-        logged_at: when the oldest of the changes was logged.
-    """
-
+    #: The table; "" if somebody has marked keys.
     table: str
+    #: The columns whose values are known.
     columns: list[str]
+    #: Their values, in lists; or keys; None for any, or a text that says why.
     links: list[list[Any]] | str | None
+    #: When the oldest of the changes was logged.
     logged_at: datetime
 
 
@@ -111,7 +110,7 @@ def _from_hex(links: str) -> Any:
 @lru_cache(maxsize=8)
 def _queue(using: str, most: int) -> CompiledSelect:
     """The entries of a view's queue and how many changes they are; without links if these are too many."""
-    queue = ViewChange.objects.using(using).filter(view=GIVEN).order_by()
+    queue = ViewChange.objects.using(using).filter(view=PK_PLACEHOLDER).order_by()
     counted = queue.annotate(changes=Window(Sum("count")))
     few: Any = Case(When(changes__lte=most, then="links"), output_field=JSONField())
     if dialect_of(using).json_may_be_bytes:
@@ -159,10 +158,10 @@ def move_log() -> bool:
     using = router.db_for_write(Change)
     if not connections[using].features.has_select_for_update:
         Change.objects.filter(pk=0).update(table="")
-    keys = [pk for (pk,) in _free(MOVE_BATCH, "pk")]
+    keys = [pk for (pk,) in _free(MAX_MOVED_ENTRIES, "pk")]
     if not keys:
         return False
-    more = len(keys) == MOVE_BATCH
+    more = len(keys) == MAX_MOVED_ENTRIES
     # As after a bulk load: a full pass is cheaper than to tell them apart.
     if (
         more
@@ -232,8 +231,8 @@ def _copy(found: Sequence[int]) -> None:
 
 def delete_rows(model: type[Model], keys: Sequence[int]) -> None:
     """Delete rows by their primary keys, without a look at any other: it may not be committed."""
-    for at in range(0, len(keys), MOVE_BATCH):
-        _delete_some(model, keys[at : at + MOVE_BATCH])
+    for at in range(0, len(keys), MAX_MOVED_ENTRIES):
+        _delete_some(model, keys[at : at + MAX_MOVED_ENTRIES])
 
 
 def _delete_some(model: type[Model], keys: Sequence[int]) -> None:
@@ -257,11 +256,11 @@ def untracked(using: str, tables: Collection[str]) -> Iterator[None]:
 def overlong_queues() -> list[int]:
     """The views whose queues are too long: nobody refreshes them."""
     counted = ViewChange.objects.order_by().values("view").annotate(changes=Sum("count"))
-    return list(counted.filter(changes__gt=MAX_QUEUE).values_list("view", flat=True))
+    return list(counted.filter(changes__gt=MAX_QUEUED_CHANGES).values_list("view", flat=True))
 
 
 def collapse_queue(view_id: int) -> None:
     """Make the queue of a view one entry, for all keys. In a short transaction."""
     if taken := drain_queue(view_id):
         oldest = min(each.logged_at for each in taken)
-        enqueue({view_id}, f"more than {MAX_QUEUE:,} changes were waiting", oldest)
+        enqueue({view_id}, f"more than {MAX_QUEUED_CHANGES:,} changes were waiting", oldest)

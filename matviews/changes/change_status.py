@@ -14,26 +14,23 @@ from ..databases.trigger_spec import TriggerSpec
 from ..models import Change, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
 from ..states import RefreshState
 from .tracking_spec import Tracking
-from .triggers import is_tracked, read_record, record_of
+from .triggers import is_tracked, row_to_tracked, select_tracked
 
 __all__ = ["ChangeStatus", "change_status", "oldest_waiting", "unlogged_tables"]
 
 
 class ChangeStatus(NamedTuple):
-    """What is known of a view's changes.
+    """What is known of a view's changes."""
 
-    Attributes:
-        view_id: primary key of its control.
-        enabled: as the control has it.
-        complete: whether all changes that count are logged, and none waits to be taken.
-        refreshing: whether a refresh of it is open.
-        claims, drain_number, checkpoints: as its shard has them.
-    """
-
+    #: Primary key of its control.
     view_id: int
+    #: As the control has it.
     enabled: bool
+    #: Whether all changes that count are logged, and none waits to be taken.
     complete: bool
+    #: Whether a refresh of it is open.
     refreshing: bool
+    #: As its shard has them.
     claims: int
     drain_number: int
     checkpoints: dict[str, list[Any]]
@@ -57,9 +54,9 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
             f"EXISTS (SELECT 1 FROM {log} WHERE {table} IN ({marks})) "
             f"OR EXISTS (SELECT 1 FROM {queue} WHERE view_id = control.id), "
             f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), shard.claims, "
-            f"{record_of('tracked', dialect)} FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
+            f"{select_tracked('tracked', dialect)} FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
             f"JOIN {tracked} tracked ON tracked.{table} IN ({marks}) WHERE control.label = %s",
-            [*tables, RefreshState.OPEN.value, *dialect.ours, *tables, label],
+            [*tables, RefreshState.OPEN.value, *dialect.NAME_PATTERN, *tables, label],
         )
         rows = cursor.fetchall()
     if len(rows) != len(tables) or not rows:
@@ -67,7 +64,7 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
     view_id, enabled, drain_number, checkpoints, waiting, refreshing, claims, *_record = rows[0]
     logged = all(
         is_tracked(record, view_id, tracking.tables[record.table], present)
-        for record, present in (read_record(row[7:]) for row in rows)
+        for record, present in (row_to_tracked(row[7:]) for row in rows)
     )
     return ChangeStatus(
         view_id=view_id,
@@ -91,7 +88,7 @@ def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, 
         using: alias of the database.
     """
     records = {each.table: each for each in TrackedTable.objects.order_by("pk")}
-    present = triggers_of(using).present() if trackings else {}
+    present = triggers_of(using).installed_triggers() if trackings else {}
 
     def logged(view: int, table: str, spec: TriggerSpec) -> bool:
         record, found = records.get(table), present.get(table, {}).values()

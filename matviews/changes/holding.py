@@ -12,13 +12,13 @@ from ..models import TrackedTable
 
 __all__ = ["HELD", "drop_all", "for_each_table"]
 
-ROUNDS = 5
-PAUSE = 0.5  # seconds between two of them, in which those who have waited for us go on
+MAX_ROUNDS = 5
+PAUSE_SECONDS = 0.5  # seconds between two of them, in which those who have waited for us go on
 HELD = "a transaction that is still open has written to it"
 
 
 def for_each_table(
-    dialect: Triggers, work: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
+    dialect: Triggers, work: Mapping[str, Callable[[], object]], rounds: int = MAX_ROUNDS
 ) -> dict[str, str]:
     """Do something with each table. Those that somebody holds are left, and come back to.
 
@@ -31,7 +31,7 @@ def for_each_table(
     left, refused = dict(work), None
     for number in range(rounds):
         if number and left:
-            time.sleep(PAUSE)
+            time.sleep(PAUSE_SECONDS)
         for table, do in [*left.items()]:
             try:
                 do()
@@ -54,8 +54,8 @@ def drop_all(dialect: Triggers, present: Mapping[str, Mapping[str, str]]) -> Non
     if not present:
         return
     held, saved = "", dialect.saved(name for made in present.values() for name in made)
-    for number in range(ROUNDS):
-        time.sleep(PAUSE if number else 0)
+    for number in range(MAX_ROUNDS):
+        time.sleep(PAUSE_SECONDS if number else 0)
         table = ""
         try:
             with dialect.definitions(len(present)):

@@ -18,25 +18,22 @@ __all__ = [
     "Tracking",
     "known_tracking",
     "mistyped",
-    "together",
     "tracked_tables",
     "tracking_of",
+    "union",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
-    """On which changes a view depends.
+    """On which changes a view depends."""
 
-    Attributes:
-        tables: what is to be tracked, by name of the table.
-        reason: why that cannot be told, for a person; "" if it can.
-        is_dated: whether it depends on the time as well, by dates among the parameters of `source()`.
-    """
-
+    #: What is to be tracked, by name of the table.
     tables: dict[str, TriggerSpec] = field(default_factory=dict)
+    #: Why that cannot be told, for a person; "" if it can.
     reason: str = ""
-    is_dated: bool = False
+    #: Whether it depends on the time as well, by dates among the parameters of `source()`.
+    has_dates: bool = False
 
 
 @lru_cache(maxsize=64)
@@ -48,7 +45,7 @@ def tracking_of(plan: Plan) -> Tracking:
     for table, columns in plan.inspection.columns.items():
         links = {column for link in plan.links.get(table, ()) for column in link.columns}
         tables[table] = TriggerSpec(columns, frozenset(links))
-    return Tracking(tables, is_dated=plan.is_dated)
+    return Tracking(tables, has_dates=plan.has_dates)
 
 
 def _obstacles(plan: Plan) -> Iterator[str]:
@@ -114,7 +111,7 @@ def mistyped(using: str) -> dict[str, str]:
     return find_mismatches(plans, using)
 
 
-def together(wanted: Collection[TriggerSpec]) -> TriggerSpec:
+def union(wanted: Collection[TriggerSpec]) -> TriggerSpec:
     """What several views want of a table."""
     several = [each.columns for each in wanted if each.columns is not None]
     columns = frozenset[str]().union(*several) if len(several) == len(wanted) else None

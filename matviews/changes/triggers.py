@@ -20,9 +20,10 @@ from ..registry import registry
 from .change_log import enqueue
 from .holding import HELD, drop_all, for_each_table
 from .secret import log_secret
-from .tracking_spec import Tracking, mistyped, together, tracked_tables
+from .tracking_spec import Tracking, mistyped, tracked_tables, union
 
 __all__ = [
+    "drop_before_migrate",
     "find_exposed",
     "find_ownerless",
     "find_problems",
@@ -32,11 +33,10 @@ __all__ = [
     "is_tracked",
     "mark_missing_triggers",
     "mark_untrackable",
-    "read_record",
-    "record_of",
     "remove",
+    "row_to_tracked",
     "script",
-    "take_down",
+    "select_tracked",
     "untrackable_tables",
     "untracked_tables",
     "untrust",
@@ -57,11 +57,11 @@ def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
     marks = ", ".join(["%s"] * len(tracking.tables))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT {record_of('tracked', dialect)} FROM {tracked} tracked "
+            f"SELECT {select_tracked('tracked', dialect)} FROM {tracked} tracked "
             f"WHERE tracked.{table} IN ({marks or 'NULL'})",
-            [*dialect.ours, *tracking.tables],
+            [*dialect.NAME_PATTERN, *tracking.tables],
         )
-        read = [read_record(row) for row in cursor.fetchall()]
+        read = [row_to_tracked(row) for row in cursor.fetchall()]
     return tracking.tables.keys() - {
         record.table
         for record, present in read
@@ -72,13 +72,13 @@ def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
 _RECORD = ("table", "columns", "links", "triggers", "views")
 
 
-def record_of(tracked: str, dialect: Triggers) -> str:
-    """Columns that tell of a tracked table what `read_record` reads; their parameters are `dialect.ours`."""
+def select_tracked(tracked: str, dialect: Triggers) -> str:
+    """Columns that tell of a tracked table what `row_to_tracked` reads; their parameters are `dialect.NAME_PATTERN`."""
     names = [f"{tracked}.{dialect.connection.ops.quote_name(name)}" for name in _RECORD]
-    return ", ".join([*names, dialect.present_of(names[0])])
+    return ", ".join([*names, dialect.installed_sql(names[0])])
 
 
-def read_record(values: Sequence[Any]) -> tuple[TrackedTable, list[str]]:
+def row_to_tracked(values: Sequence[Any]) -> tuple[TrackedTable, list[str]]:
     """The record of a table, and its triggers that there are, as that has them."""
     table, *others, present = values
     known = dict(zip(_RECORD[1:], (each and json.loads(each) for each in others), strict=True))
@@ -114,7 +114,7 @@ def mark_missing_triggers(using: str) -> None:
     """
     dialect = triggers_of(using)
     records = list(TrackedTable.objects.order_by("pk"))
-    present = dialect.present()
+    present = dialect.installed_triggers()
     for record in records:
         found = present.get(record.table, {})
         if set(record.triggers).issubset(found.values()):
@@ -162,14 +162,14 @@ def mark_untrackable(using: str) -> dict[str, str]:
     """
     believed = [each.table for each in TrackedTable.objects.order_by("pk") if each.triggers]
     dialect = triggers_of(using)
-    faults = dialect.untrackable(believed)
+    faults = dialect.untrackable_tables(believed)
     records = TrackedTable.objects.filter(table__in=faults)
     return faults if faults and _record_present(dialect, records, []) else {}
 
 
 def untrackable_tables(tables: Collection[str], using: str) -> dict[str, str]:
     """The tables of which no triggers tell every change, and why."""
-    return triggers_of(using).untrackable(tables) if tables else {}
+    return triggers_of(using).untrackable_tables(tables) if tables else {}
 
 
 def untrust(views: Collection[int]) -> set[int]:
@@ -210,12 +210,12 @@ def install(using: str) -> dict[str, str]:
         DatabaseError: the user may not create triggers.
     """
     wanted, dialect = tracked_tables(using), triggers_of(using)
-    faults = dialect.untrackable(wanted)
+    faults = dialect.untrackable_tables(wanted)
     wanted = {table: views for table, views in wanted.items() if table not in faults}
     log_secret(dialect.using)  # so that whoever may only read it finds one
     surplus = _removals(dialect, set(_known_tables(dialect)) - wanted.keys())
     left = for_each_table(dialect, surplus)
-    _remove_strays(dialect, wanted)
+    _remove_orphans(dialect, wanted)
     dialect.secure()
     for name in dialect.ownerless():
         dialect.execute(dialect.drop("", [name]))
@@ -238,14 +238,14 @@ def finish(using: str) -> dict[str, str]:
     wanted = {
         table: by_view
         for table, by_view in tracked_tables(using).items()
-        if pending.get(table) == dialect.version(table, together(by_view.values()))
+        if pending.get(table) == dialect.version(table, union(by_view.values()))
     }
     return for_each_table(dialect, _installations(dialect, wanted), rounds=1)
 
 
 def _installations(dialect: Triggers, wanted: Wanted) -> dict[str, Callable[[], None]]:
     """What brings each table's triggers and record to what is wanted."""
-    present = dialect.present()
+    present = dialect.installed_triggers()
     believed = ViewControl.objects.exclude(label__in=mistyped(dialect.using))
     controls = dict(believed.values_list("label", "pk"))
     return {
@@ -253,7 +253,7 @@ def _installations(dialect: Triggers, wanted: Wanted) -> dict[str, Callable[[], 
             _install,
             dialect,
             table,
-            together(by_view.values()),
+            union(by_view.values()),
             {controls[label] for label in by_view if label in controls},
             present.get(table, {}),
         )
@@ -261,24 +261,24 @@ def _installations(dialect: Triggers, wanted: Wanted) -> dict[str, Callable[[], 
     }
 
 
-def _remove_strays(dialect: Triggers, wanted: Wanted) -> None:
-    if strays := _strays(dialect, wanted):
+def _remove_orphans(dialect: Triggers, wanted: Wanted) -> None:
+    if orphans := _orphans(dialect, wanted):
         with dialect.definitions():
-            dialect.execute(dialect.drop("", strays))
+            dialect.execute(dialect.drop("", orphans))
 
 
-def _strays(dialect: Triggers, wanted: Wanted, faults: Collection[str] = ()) -> set[str]:
+def _orphans(dialect: Triggers, wanted: Wanted, faults: Collection[str] = ()) -> set[str]:
     """What is left of triggers, but for those that somebody may be about to make."""
     names = (
-        dialect.names(table, together(by_view.values()))
+        dialect.names(table, union(by_view.values()))
         for table, by_view in wanted.items()
         if table not in faults
     )
-    return dialect.strays().difference(*names)
+    return dialect.orphans().difference(*names)
 
 
 def _known_tables(dialect: Triggers) -> list[str]:
-    return [*TrackedTable.objects.values_list("table", flat=True), *dialect.present()]
+    return [*TrackedTable.objects.values_list("table", flat=True), *dialect.installed_triggers()]
 
 
 def _install(
@@ -308,10 +308,10 @@ def _install(
         record.columns = None if spec.columns is None else sorted(spec.columns)
         if not ours:
             record.save()
-            present = dialect.present().get(table, {})
+            present = dialect.installed_triggers().get(table, {})
             dialect.execute(dialect.drop(table, present))
             dialect.execute(dialect.create(table, spec))
-            present = dialect.present().get(table, {})
+            present = dialect.installed_triggers().get(table, {})
         with transaction.atomic(using=dialect.using):
             enqueue(told, _not_logged(table))
             record.pending = ""
@@ -332,18 +332,18 @@ def _are_ours(dialect: Triggers, table: str, spec: TriggerSpec, present: Mapping
     return present.keys() == dialect.names(table, spec) and not dialect.replaced(table, spec)
 
 
-def take_down(using: str, tables: Collection[str] | None = None) -> None:
+def drop_before_migrate(using: str, tables: Collection[str] | None = None) -> None:
     """Remove the triggers of tables that are about to be altered, all by default; `install` brings them back.
 
     Raises:
         TablesHeld: somebody held one of them for too long. All have their triggers as before.
     """
     dialect = triggers_of(using)
-    present = dialect.present()
+    present = dialect.installed_triggers()
     chosen = present if tables is None else {t: present[t] for t in present.keys() & set(tables)}
     drop_all(dialect, chosen)
     if tables is None:
-        _remove_strays(dialect, {})
+        _remove_orphans(dialect, {})
 
 
 def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
@@ -356,18 +356,18 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
         TablesHeld: somebody held a table for too long. The others are without triggers.
     """
     dialect = triggers_of(using)
-    present = dialect.present()
+    present = dialect.installed_triggers()
     chosen = _known_tables(dialect) if tables is None else tables
     left = for_each_table(dialect, _removals(dialect, chosen))
     if tables is None:
-        _remove_strays(dialect, {})
+        _remove_orphans(dialect, {})
     if left:
         raise TablesHeld(f"Left with its triggers: {', '.join(sorted(left))}, for {HELD}.")
     return sorted(name for table in set(chosen) for name in present.get(table, ()))
 
 
 def _removals(dialect: Triggers, tables: Iterable[str]) -> dict[str, Callable[[], None]]:
-    present = dialect.present()
+    present = dialect.installed_triggers()
     return {
         table: partial(_remove, dialect, table, present.get(table, ()))
         for table in sorted(set(tables))
@@ -383,17 +383,17 @@ def _remove(dialect: Triggers, table: str, names: Iterable[str]) -> None:
 def script(using: str) -> str:
     """SQL with which a person who may create triggers brings them to what the views want; "" if they are."""
     wanted, dialect = tracked_tables(using), triggers_of(using)
-    present, faults = dialect.present(), dialect.untrackable(wanted)
+    present, faults = dialect.installed_triggers(), dialect.untrackable_tables(wanted)
     mark_missing_triggers(using)
     statements = []
     for table, by_view in wanted.items():
-        spec = together(by_view.values())
+        spec = union(by_view.values())
         if table not in faults and not _are_ours(dialect, table, spec, present.get(table, {})):
             statements += dialect.drop(table, present.get(table, ()))
             statements += dialect.create(table, spec)
     for table in sorted(present.keys() - wanted.keys()):
         statements += dialect.drop(table, present[table])
-    statements += dialect.drop("", _strays(dialect, wanted, faults))
+    statements += dialect.drop("", _orphans(dialect, wanted, faults))
     return dialect.script(statements)
 
 
@@ -412,7 +412,7 @@ def find_ownerless(using: str) -> Iterator[str]:
 def find_untrackable(using: str) -> Iterator[str]:
     """The tables whose changes no trigger would log, and why, a sentence each."""
     wanted = tracked_tables(using)
-    for table, reason in sorted(triggers_of(using).untrackable(wanted).items()):
+    for table, reason in sorted(triggers_of(using).untrackable_tables(wanted).items()):
         yield _cannot_be_logged(table, wanted[table], reason)
 
 
@@ -432,7 +432,7 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
     """
     wanted, dialect = tracked_tables(using), triggers_of(using)
     due = wanted if migrated else _without(_to_be_made(wanted, dialect), wanted)
-    present, faults = dialect.present(), dialect.untrackable(wanted)
+    present, faults = dialect.installed_triggers(), dialect.untrackable_tables(wanted)
     recorded = dict(TrackedTable.objects.values_list("table", "triggers"))
     for table, by_view in sorted(due.items()):
         views = ", ".join(sorted(by_view))
@@ -440,21 +440,21 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
             yield _cannot_be_logged(table, by_view, faults[table])
             continue
         found = present.get(table, {})
-        if not _are_ours(dialect, table, together(by_view.values()), found):
+        if not _are_ours(dialect, table, union(by_view.values()), found):
             state = "other triggers than it should" if found else "no triggers"
             yield f"{table}, which {views} reads, has {state}."
         elif set(recorded.get(table, ())) != set(found.values()):
             yield f"The triggers of {table}, which {views} reads, are not known to matviews."
     for table in sorted(present.keys() - wanted.keys()):
         yield f"{table} has triggers, but no view reads it."
-    for name in sorted(_strays(dialect, wanted, faults)):
+    for name in sorted(_orphans(dialect, wanted, faults)):
         yield f"The function {name} is left over: no trigger that is switched on calls it."
 
 
 def _to_be_made(wanted: Wanted, dialect: Triggers) -> set[str]:
     """The tables of views, and those that they read, that pending migrations may make."""
     tables = {_own_table(label) for by_view in wanted.values() for label in by_view} | wanted.keys()
-    faults = dialect.untrackable(tables)
+    faults = dialect.untrackable_tables(tables)
     missing = {table: model_of_table(table) for table, why in faults.items() if why == MISSING}
     pending = apps_to_migrate(dialect.using) if missing else set()
     return {table for table, model in missing.items() if model and model._meta.app_label in pending}

@@ -12,7 +12,7 @@ from . import catalog_of
 
 __all__ = ["UtcNow", "now", "stored", "timestamp"]
 
-KEPT = 60.0  # seconds that a reading is carried on by the time that has gone by
+READING_SECONDS = 60.0  # seconds that a reading is carried on by the time that has gone by
 _READINGS: dict[
     str, tuple[float, float]
 ] = {}  # by database, its clock and how long this machine was up
@@ -28,30 +28,30 @@ class UtcNow(Now):
 
 def now(using: str) -> datetime:
     """The time by the database's clock, as Django's `timezone.now()` gives that of this process."""
-    return _as_django_has_it(datetime.fromtimestamp(timestamp(using), UTC), using)
+    return _in_django_form(datetime.fromtimestamp(timestamp(using), UTC), using)
 
 
-def stored(moment: datetime, using: str) -> datetime:
+def stored(value: datetime, using: str) -> datetime:
     """A time that `UtcNow` has stored, and that was read from its column, as `now` would give it.
 
     A column without time zones holds UTC, whatever zone Django takes its values to be in.
     """
     if connections[using].features.supports_timezones:
-        return moment
-    return _as_django_has_it(moment.replace(tzinfo=UTC), using)
+        return value
+    return _in_django_form(value.replace(tzinfo=UTC), using)
 
 
-def _as_django_has_it(moment: datetime, using: str) -> datetime:
+def _in_django_form(value: datetime, using: str) -> datetime:
     if connections[using].timezone is not None:
-        return moment
-    return timezone.make_naive(moment, timezone.get_default_timezone())
+        return value
+    return timezone.make_naive(value, timezone.get_default_timezone())
 
 
 def timestamp(using: str) -> float:
     """Seconds since 1970 by the database's clock. It is read once a minute."""
-    read_at, up = _READINGS.get(using, (0.0, -KEPT))
+    read_at, up = _READINGS.get(using, (0.0, -READING_SECONDS))
     passed = _uptime() - up
-    if not 0 <= passed < KEPT:
+    if not 0 <= passed < READING_SECONDS:
         read_at, passed = catalog_of(using).timestamp(), 0.0
         _READINGS[using] = read_at, _uptime()
     return read_at + passed

@@ -1,7 +1,7 @@
 """Queries that every batch runs, compiled once.
 
 Building such a query takes Django several times as long as running it takes the database. In what
-is compiled, `GIVEN` stands for the primary key that is given each time, and `TOKEN` for the token.
+is compiled, `PK_PLACEHOLDER` stands for the primary key that is given each time, and `TOKEN_PLACEHOLDER` for the token.
 """
 
 from contextlib import suppress
@@ -11,11 +11,11 @@ from django.db import connections, transaction
 from django.db.models import QuerySet
 from django.db.models.sql import UpdateQuery
 
-__all__ = ["GIVEN", "LARGEST", "TOKEN", "CompiledSelect", "CompiledUpdate"]
+__all__ = ["MAX_BIGINT", "PK_PLACEHOLDER", "TOKEN_PLACEHOLDER", "CompiledSelect", "CompiledUpdate"]
 
 # Values that fit the columns and that no row has.
-GIVEN, TOKEN = -(2**62) - 1, -(2**62) - 2
-LARGEST = 2**63 - 1  # what the columns can hold; a message may say more
+PK_PLACEHOLDER, TOKEN_PLACEHOLDER = -(2**62) - 1, -(2**62) - 2
+MAX_BIGINT = 2**63 - 1  # what the columns can hold; a message may say more
 
 
 class CompiledUpdate:
@@ -98,14 +98,14 @@ class CompiledSelect:
 
 
 def _can_be_stored(key: int, token: int) -> bool:
-    return max(abs(key), abs(token)) <= LARGEST
+    return max(abs(key), abs(token)) <= MAX_BIGINT
 
 
 def _given(params: tuple[Any, ...], key: int, token: int) -> list[Any]:
-    values = {GIVEN: key, TOKEN: token}
+    values = {PK_PLACEHOLDER: key, TOKEN_PLACEHOLDER: token}
     # psycopg's integers have types of their own.
     return [type(each)(values[each]) if _stands_in(each) else each for each in params]
 
 
 def _stands_in(param: Any) -> bool:
-    return isinstance(param, int) and param in (GIVEN, TOKEN)
+    return isinstance(param, int) and param in (PK_PLACEHOLDER, TOKEN_PLACEHOLDER)

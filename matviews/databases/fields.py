@@ -10,8 +10,8 @@ from django.db.models.expressions import Col
 
 __all__ = [
     "DATE",
+    "DATETIME",
     "FAMILIES",
-    "MOMENT",
     "NUMBER",
     "TEXT",
     "WHOLE",
@@ -34,7 +34,7 @@ WHOLE = "whole number"
 NUMBER = "number"
 TEXT = "text"
 DATE = "date"
-MOMENT = "date and time"
+DATETIME = "date and time"
 FAMILIES = {
     **dict.fromkeys(
         (
@@ -48,7 +48,7 @@ FAMILIES = {
     **dict.fromkeys(("CharField", "TextField", "FileField", "FilePathField", "SlugField"), TEXT),
     "BooleanField": "boolean",
     "DateField": DATE,
-    "DateTimeField": MOMENT,
+    "DateTimeField": DATETIME,
     "TimeField": "time",
     "DurationField": "duration",
     "UUIDField": "UUID",
@@ -120,19 +120,16 @@ def _keeps_order(index: Index) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the source, and the field of the view that holds it.
+    """A column of the source, and the field of the view that holds it."""
 
-    Attributes:
-        name: its name in the queryset.
-        field: the field of the view.
-        expression: what computes it.
-        summed: whether its last digits depend on the order in which rows were added up.
-    """
-
+    #: Its name in the queryset.
     name: str
+    #: The field of the view.
     field: AnyField
+    #: What computes it.
     expression: Expression
-    summed: bool
+    #: Whether its last digits depend on the order in which rows were added up.
+    is_float_aggregate: bool
 
 
 def column_of(expression: Any) -> tuple[str, AnyField] | None:

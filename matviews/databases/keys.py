@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Key", "Keys", "Range", "Within", "from_json", "shown", "to_json"]
+__all__ = ["Key", "KeySelection", "Keys", "Range", "from_json", "shown", "to_json"]
 
 Key = tuple[Any, ...]
 Range = tuple[Key | None, Key | None]
@@ -24,7 +24,7 @@ class Keys:
     keys: tuple[Key, ...]
 
 
-Within = Range | Keys
+KeySelection = Range | Keys
 
 
 def to_json(key: Iterable[Any]) -> list[Any]:

@@ -7,15 +7,12 @@ __all__ = ["TriggerSpec"]
 
 @dataclass(frozen=True, slots=True)
 class TriggerSpec:
-    """What triggers are to do with one table.
+    """What triggers are to do with one table."""
 
-    Attributes:
-        columns: those of which a change counts; None for any. Rows that come or go always count.
-        links: those of which the values before and after a change are logged; none if a change leads to
-            no key in particular, but concerns the whole view.
-    """
-
+    #: Those of which a change counts; None for any. Rows that come or go always count.
     columns: frozenset[str] | None = None
+    #: Those of which the values before and after a change are logged; none if a change leads to no
+    #: key in particular, but concerns the whole view.
     links: frozenset[str] = frozenset()
 
     def covers(self, other: "TriggerSpec") -> bool:

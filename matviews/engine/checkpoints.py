@@ -82,7 +82,7 @@ def _claim(work: Work) -> tuple[Checkpoint, str]:
         changes.mark_missing_triggers(alias())
         no_triggers = f"no triggers log all changes of {', '.join(sorted(lacking))}"
         return [shard.drain_number, None], short(work.plan.mismatch() or no_triggers)
-    return [shard.drain_number, work.plan.moment], ""
+    return [shard.drain_number, work.plan.exact_fingerprint], ""
 
 
 def _whole(work: Work, run: PhaseRun) -> str:
@@ -93,7 +93,7 @@ def _whole(work: Work, run: PhaseRun) -> str:
     number, moment = shard.checkpoints[run.phase]
     if number < shard.full_refresh_after:
         return shard.full_refresh_reason
-    if moment != work.plan.moment or number < 0:
+    if moment != work.plan.exact_fingerprint or number < 0:
         return "source() is another query than when it last succeeded, or has other dates"
     return ""
 
@@ -121,7 +121,7 @@ def fix_checkpoint(work: Work, run: PhaseRun) -> None:
 
     A full pass builds on what other runs of its refresh have found, and covers no more than they do.
     """
-    shard, moment = work.shard, work.plan.moment
+    shard, moment = work.shard, work.plan.exact_fingerprint
     if run.dirty_after is None and run.checkpoint:
         leaders = [
             other.merged_into or other for other in work.runs if other.refresh_id == run.refresh_id
@@ -158,7 +158,7 @@ def save_checkpoint(work: Work, run: PhaseRun) -> None:
     all_dirty(work)  # to be forgotten, as far as they are done
     number, moment = run.checkpoint
     staged = (each.checkpoint[0] if each.checkpoint else -1 for each in staged_runs(work))
-    covers = [min([number, *staged]), moment if moment == work.plan.moment else None]
+    covers = [min([number, *staged]), moment if moment == work.plan.exact_fingerprint else None]
     covered = {**shard.checkpoints, run.phase: covers}
     phases = definition.options.phases
     shard.checkpoints = {phase: covered[phase] for phase in phases if phase in covered}
@@ -184,6 +184,7 @@ def change_status_of(
     if stands is None:
         return None, False
     covered = (
-        stands.checkpoints.get(each) == [stands.drain_number, plan.moment] for each in phases
+        stands.checkpoints.get(each) == [stands.drain_number, plan.exact_fingerprint]
+        for each in phases
     )
     return stands, stands.complete and all(covered)

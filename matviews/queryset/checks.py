@@ -21,13 +21,13 @@ from ..databases.fields import (
 from ..definition import ViewDefinition
 from .analysis.boundary import NotUnderstood, looking
 from .analysis.columns import same_type
-from .analysis.declared import declared
+from .analysis.dependencies import declared_dependencies
 from .analysis.nulls import null_reason
 from .analysis.parameters import parameter_text
 from .analysis.reading import find_source
 from .analysis.source import Source
-from .strategy.choose import Strategy, obstacles_of_inexact
-from .strategy.indexes import wanted_indexes
+from .strategy.choose import Strategy, inexact_key_obstacles
+from .strategy.indexes import required_indexes
 from .strategy.inspection import Inspection, inspect
 
 __all__ = ["check_source", "check_table"]
@@ -165,7 +165,7 @@ def _parameters(source: Source, part: Any) -> list[str]:
 
 
 def _without_index(source: Source, strategy: Strategy) -> Iterator[CheckMessage]:
-    for index in wanted_indexes(source, strategy):
+    for index in required_indexes(source, strategy):
         if index.declared:
             continue
         cost = "the whole of source() is staged at each refresh" if strategy.staged else (
@@ -174,7 +174,7 @@ def _without_index(source: Source, strategy: Strategy) -> Iterator[CheckMessage]
         label, names = index.model._meta.label, ", ".join(index.fields)
         yield _warning(
             source.model, "W007", f"no index of {label} begins with {names}, so {cost}.",
-            f"Add {index.way_out} to Meta.indexes of {label}.",
+            f"Add {index.declaration} to Meta.indexes of {label}.",
         )  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def _collations(source: Source) -> Iterator[CheckMessage]:
 
 def _inexact(source: Source) -> Iterator[CheckMessage]:
     """W037: the database has no text of a part of the key that gives the same value back."""
-    for obstacle in obstacles_of_inexact(source):
+    for obstacle in inexact_key_obstacles(source):
         yield _warning(
             source.model, "W037", f"{obstacle}, and each refresh is a full one.",
             "Let the key be of whole numbers, texts, UUIDs or dates; Cast() in source() makes such a value.",
@@ -250,7 +250,7 @@ def _whole_view(source: Source, inspection: Inspection) -> Iterator[CheckMessage
     tracked = definition.options.tracking and definition.derived >= set(definition.options.phases)
     if not inspection.strategy.is_incremental or not tracked or inspection.untrackable:
         return
-    known = inspection.links.keys() | declared(definition).keys()
+    known = inspection.links.keys() | declared_dependencies(definition).keys()
     for table in sorted(inspection.columns.keys() - known):
         model = model_of_table(table)
         label = model._meta.label if model else table

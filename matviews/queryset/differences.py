@@ -9,7 +9,7 @@ from typing import Any
 from django.db import connections
 
 from ..databases import ROWS
-from ..databases.fields import DATE, MOMENT, AnyField, Column, family
+from ..databases.fields import DATE, DATETIME, AnyField, Column, family
 from ..databases.keys import Key, Range
 from ..databases.sql import SQL, joined
 from .analysis.source_query import from_database
@@ -20,7 +20,7 @@ __all__ = ["Difference", "Differences", "Kind", "compare", "ranges"]
 
 PARSED: dict[str, Callable[[str], Any]] = {
     DATE: date.fromisoformat,
-    MOMENT: datetime.fromisoformat,
+    DATETIME: datetime.fromisoformat,
 }
 
 
@@ -34,33 +34,27 @@ class Kind(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One key on which view and source differ; values by the names of the view's fields.
+    """One key on which view and source differ; values by the names of the view's fields."""
 
-    Attributes:
-        kind: how.
-        key: the key.
-        in_view: the values in the view; None where it lacks the key.
-        in_source: those in the source; None where that lacks the key.
-    """
-
+    #: How.
     kind: Kind
+    #: The key.
     key: dict[str, Any]
+    #: The values in the view; None where it lacks the key.
     in_view: dict[str, Any] | None
+    #: Those in the source; None where that lacks the key.
     in_source: dict[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Differences:
-    """What a comparison has found.
+    """What a comparison has found."""
 
-    Attributes:
-        rows_compared: rows of the source that were compared.
-        counts: how many keys differ, by kind.
-        examples: the first ones of each kind.
-    """
-
+    #: Rows of the source that were compared.
     rows_compared: int
+    #: How many keys differ, by kind.
     counts: dict[Kind, int]
+    #: The first ones of each kind.
     examples: tuple[Difference, ...]
 
 
@@ -73,8 +67,8 @@ def ranges(plan: Plan, size: int, low: Key | None = None) -> Iterator[Range]:
         return
     statements = plan.statements()
     while True:
-        of_source = statements.look_ahead(low, size).high
-        high = statements.ahead_in_view(low, size, [(of_source, None)] if of_source else ()).high
+        of_source = statements.next_source_keys(low, size).high
+        high = statements.next_view_keys(low, size, [(of_source, None)] if of_source else ()).high
         high = high or of_source
         yield low, high
         if high is None:
@@ -116,7 +110,7 @@ class _Comparison:
     def statement(self, within: Range, examples: int) -> SQL:
         """One query for all of it, in which the source is computed once."""
         table, key = self.statements.table, self.statements.key
-        rows = self.plan.reading().rows(within)
+        rows = self.plan.reader().rows(within)
         same, lacks = self.statements.same, self.plan.dialect.is_null
         of_view = joined(
             " AND ", [*self.statements.of_view(within), SQL(lacks(f"{ROWS}.{key[0]}"))]
@@ -124,7 +118,7 @@ class _Comparison:
         parts = [
             # The first one must be of both sides: it gives the columns their types.
             self._part(
-                Kind.DIFFERING, f"{ROWS} JOIN {table} ON {same}", self.statements.differing()
+                Kind.DIFFERING, f"{ROWS} JOIN {table} ON {same}", self.statements.differs_sql()
             ),
             self._part(
                 Kind.MISSING,
@@ -175,14 +169,14 @@ class _Comparison:
     def _told(self, column: Column, name: str) -> str:
         """A value, as a text where no driver makes a Python value of each that the database may have."""
         dialect = self.plan.dialect
-        if family(column.field) not in (DATE, MOMENT):
+        if family(column.field) not in (DATE, DATETIME):
             return name
         return dialect.exact(dialect.kind_of(column.field), name) or name
 
     def _value(self, field: AnyField, value: Any) -> Any:
         """A value as Python has it, or else as the database."""
         try:
-            if family(field) in (DATE, MOMENT) and isinstance(value, str):
+            if family(field) in (DATE, DATETIME) and isinstance(value, str):
                 value = PARSED[family(field)](value)
             return from_database(field, value, self.plan.dialect.using)
         except Exception:  # noqa: BLE001 - a field may raise anything at what it has not written

@@ -17,7 +17,7 @@ from .analysis.boundary import looking
 from .plan import Plan, plan_of
 from .sql.readers import whole
 from .sql.staging import SAMPLE_STAGE
-from .strategy.indexes import in_database, wanted_indexes
+from .strategy.indexes import in_database, required_indexes
 
 __all__ = ["ExplainedIndex", "Explanation", "explain"]
 
@@ -27,46 +27,40 @@ JSON_WRAPS = {"Json", "Jsonb"}  # psycopg's
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExplainedIndex:
-    """An index that windows are found by.
+    """An index that windows are found by."""
 
-    Attributes:
-        model: label of the model whose table it is of.
-        fields: names of the fields that it begins with.
-        declared: whether the model declares one.
-        in_database: whether the table has one.
-    """
-
+    #: Label of the model whose table it is of.
     model: str
+    #: Names of the fields that it begins with.
     fields: tuple[str, ...]
+    #: Whether the model declares one.
     declared: bool
+    #: Whether the table has one.
     in_database: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """How a view's `source()` is worked through.
+    """How a view's `source()` is worked through."""
 
-    Attributes:
-        label: the view.
-        strategy: "windowed" or "staged".
-        reason: why.
-        key: names of the fields of the key, in order.
-        estimated_rows: what the database takes the view's rows to be, None if it has no idea.
-        null_keys: rows of the source that are left out because their key is NULL.
-        staging: SQL that is evaluated into the staging table; "" for a windowed view.
-        statements: SQL of each derived phase, for one window, to be read and not to be run: the
-            values are written into it. UPDATE is not there if the view has nothing but its key.
-        indexes: those on the way of the key.
-    """
-
+    #: The view.
     label: str
+    #: "windowed" or "staged".
     strategy: str
+    #: Why.
     reason: str
+    #: Names of the fields of the key, in order.
     key: tuple[str, ...]
+    #: What the database takes the view's rows to be, None if it has no idea.
     estimated_rows: int | None
+    #: Rows of the source that are left out because their key is NULL.
     null_keys: int
+    #: SQL that is evaluated into the staging table; "" for a windowed view.
     staging: str
+    #: SQL of each derived phase, for one window, to be read and not to be run: the values are
+    #: written into it. UPDATE is not there if the view has nothing but its key.
     statements: dict[Phase, str]
+    #: Those on the way of the key.
     indexes: tuple[ExplainedIndex, ...]
 
 
@@ -89,11 +83,11 @@ def _explained(definition: ViewDefinition, plan: Plan, using: str) -> Explanatio
             declared=index.declared,
             in_database=in_database(index, using),
         )
-        for index in wanted_indexes(plan.source, plan.strategy)
+        for index in required_indexes(plan.source, plan.strategy)
     )
     return Explanation(
         label=definition.label,
-        strategy=plan.strategy.word,
+        strategy=plan.strategy.name,
         reason=plan.strategy.reason,
         key=tuple(column.field.name for column in plan.source.key),
         estimated_rows=_estimated_rows(definition, using),
@@ -116,7 +110,7 @@ def _statements(plan: Plan) -> dict[Phase, SQL]:
         Phase.INSERT: statements.insert(window, empty=False),
         Phase.DELETE: joined("; ", statements.delete(window)),
     }
-    if statements.written:
+    if statements.update_columns:
         written[Phase.UPDATE] = statements.update(window)
     derived = plan.source.definition.derived
     return {phase: written[phase] for phase in Phase if phase in derived and phase in written}
@@ -127,7 +121,7 @@ def _sample_window(plan: Plan) -> Range:
     statements = plan.statements()
     if not statements.exact:
         return None, None
-    aheads = (statements.ahead_in_view, statements.look_ahead)
+    aheads = (statements.next_view_keys, statements.next_source_keys)
     for ahead in aheads[:1] if plan.strategy.staged else aheads:
         low = ahead(None, 1).high
         if low is not None:

@@ -15,16 +15,16 @@ from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..phases import Phase
 from ..registry import registry
-from .analysis.fingerprint import fingerprint, is_dated, moment
+from .analysis.fingerprint import exact_fingerprint, fingerprint, has_dates
 from .analysis.parameters import parameter_text
 from .analysis.reading import read_query, read_source
 from .analysis.source import Source
 from .analysis.source_query import SourceQuery
 from .analysis.sql_text import tables_named
-from .sql.lookups import declared_keys, linked_keys
-from .sql.readers import Keyed, Reading, Staged, Windowed
+from .sql.lookups import dependency_keys, linked_keys
+from .sql.readers import KeyReader, SourceReader, StageReader, WindowReader
 from .sql.statements import Statements
-from .sql.windows import Walker
+from .sql.windows import BatchRunner
 from .strategy.assumptions import Compared, compared_columns, find_mismatch, stored_columns
 from .strategy.choose import Strategy
 from .strategy.inspection import Inspection, inspect
@@ -32,21 +32,18 @@ from .strategy.links import Link
 
 __all__ = ["Plan", "fault_of", "find_mismatches", "fingerprint_of", "plan_of", "tables_read"]
 
-MOST_LOOKED_UP = 200  # keys, each of which is a column of one statement
+MAX_KEYS_PER_LOOKUP = 200  # keys, each of which is a column of one statement
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a view's `source()` comes to at this moment.
+    """What a view's `source()` comes to at this moment."""
 
-    Attributes:
-        source: the source.
-        inspection: what looking into it has told.
-        dialect: the SQL of its database.
-    """
-
+    #: The source.
     source: Source
+    #: What looking into it has told.
     inspection: Inspection
+    #: The SQL of its database.
     dialect: Dialect
 
     @property
@@ -60,14 +57,14 @@ class Plan:
         return fingerprint(self.source)
 
     @cached_property
-    def moment(self) -> str:
+    def exact_fingerprint(self) -> str:
         """As the fingerprint, with the dates in it: `now() - 30 days` makes another each time."""
-        return moment(self.source)
+        return exact_fingerprint(self.source)
 
     @cached_property
-    def is_dated(self) -> bool:
+    def has_dates(self) -> bool:
         """Whether the moment may be another one while the fingerprint stays."""
-        return is_dated(self.source)
+        return has_dates(self.source)
 
     @cached_property
     def compared_columns(self) -> list[tuple[Compared, ...]]:
@@ -108,8 +105,8 @@ class Plan:
         Raises:
             InvalidView: what the view itself gives as keys are none.
         """
-        if link.declared:
-            return declared_keys(link.declared, values, self.source, most)
+        if link.dependency:
+            return dependency_keys(link.dependency, values, self.source, most)
         return linked_keys(link, values, self.source, self.dialect, most, stages)
 
     @property
@@ -117,41 +114,41 @@ class Plan:
         """The fields of the view's key."""
         return [column.field for column in self.source.key]
 
-    def reading(self, stage: str = "") -> Reading:
+    def reader(self, stage: str = "") -> SourceReader:
         """How the source's rows are read; without a stage, a staged source is evaluated at once."""
         if stage or self.strategy.staged:
-            return Staged(self.source, self.dialect, stage)
-        return Windowed(self.source, self.strategy, self.dialect)
+            return StageReader(self.source, self.dialect, stage)
+        return WindowReader(self.source, self.strategy, self.dialect)
 
-    def walker(self, stage: str = "") -> Walker:
+    def batch_runner(self, stage: str = "") -> BatchRunner:
         """What does the batches; `stage` is the staging table of a staged source."""
-        return Walker(self.statements(stage) if stage else self._unstaged)
+        return BatchRunner(self.statements(stage) if stage else self._unstaged)
 
     @cached_property
     def _unstaged(self) -> Statements:
         return self.statements()
 
-    def walker_of_keys(self) -> Walker:
+    def key_batch_runner(self) -> BatchRunner:
         """What does the batches of dirty keys; only where the strategy is keyed."""
-        return Walker(self._of_keys)
+        return BatchRunner(self._of_keys)
 
     @cached_property
     def _of_keys(self) -> Statements:
         if not self.strategy.staged:
             return self._unstaged
-        return Statements(self.source, Keyed(self.source, self.dialect), self.dialect)
+        return Statements(self.source, KeyReader(self.source, self.dialect), self.dialect)
 
     def unknown_keys(self, keys: Sequence[Key]) -> list[Key]:
         """Those of some keys that neither the view nor the source has; only where the strategy is keyed."""
         unknown: list[Key] = []
-        for at in range(0, len(keys), MOST_LOOKED_UP):
-            unknown += self._of_keys.unknown(keys[at : at + MOST_LOOKED_UP])
+        for at in range(0, len(keys), MAX_KEYS_PER_LOOKUP):
+            unknown += self._of_keys.unknown(keys[at : at + MAX_KEYS_PER_LOOKUP])
         return unknown
 
     def statements(self, stage: str = "") -> Statements:
         """The SQL of the phases; with a staging table, by the types that the view's key has in the database."""
         kinds = self._kinds_in_view() if stage else []
-        return Statements(self.source, self.reading(stage), self.dialect, kinds)
+        return Statements(self.source, self.reader(stage), self.dialect, kinds)
 
     def _kinds_in_view(self) -> list[str]:
         """The kinds of the columns of the view's key, as the database has them."""
@@ -188,9 +185,9 @@ class Plan:
     def needs(self, phase: Phase) -> bool:
         """Whether a phase has any work; asks the database for all keys at once."""
         statements = self.statements()
-        if phase is Phase.UPDATE and not statements.written:
+        if phase is Phase.UPDATE and not statements.update_columns:
             return False
-        return bool(statements.finds(statements.waiting(phase)))
+        return bool(statements.finds(statements.pending_sql(phase)))
 
 
 def plan_of(definition: ViewDefinition, using: str) -> Plan:

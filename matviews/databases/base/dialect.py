@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from django.db import connections
 
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, Column, family, value_field
-from ..keys import Key, Keys, Within
+from ..keys import Key, Keys, KeySelection
 from ..sql import SQL, Array, equal, joined, qualified
 
 __all__ = ["FIXED", "ROWS", "Dialect", "opposite"]
@@ -17,7 +17,9 @@ ROWS = "matviews_rows"  # what the rows of the source are called in a statement
 PRECISION = re.compile(r"\(.*?\)")  # of a type, as in varchar(10)
 DIGITS = re.compile(r"-?[0-9]+").fullmatch
 FIXED = re.compile(r"[+-]\d\d:\d\d$")  # the end of a time zone that is a fixed offset
-TOLERANCE = "1e-12"  # relative; double precision has 15 to 17 digits, and sums lose the last ones
+FLOAT_TOLERANCE = (
+    "1e-12"  # relative; double precision has 15 to 17 digits, and sums lose the last ones
+)
 
 
 class Dialect:
@@ -27,7 +29,7 @@ class Dialect:
         using: alias of the database.
     """
 
-    most_keys = 5_000  # in one statement, which has them several times as parameters
+    max_keys = 5_000  # in one statement, which has them several times as parameters
     bool_is_int = True  # a boolean is stored as a whole number
     kept_types: ClassVar[tuple[type, ...]] = ()  # of Python, stored as they are in any column
     returns_json_parts = True  # what is extracted from JSON is JSON again
@@ -120,7 +122,7 @@ class Dialect:
         """Columns as one value."""
         return columns[0] if len(columns) == 1 else f"({', '.join(columns)})"
 
-    def inside(self, columns: Sequence[str], within: Within) -> SQL:
+    def inside(self, columns: Sequence[str], within: KeySelection) -> SQL:
         """A condition on the columns of a key: above the low end and up to the high one, or among keys."""
         if isinstance(within, Keys):
             return self.among(columns, within.keys)
@@ -134,7 +136,7 @@ class Dialect:
         params = tuple(value for key in keys for value in key)
         return SQL(f"{self.row(columns)} IN ({marks})" if keys else "1 = 0", params)
 
-    def opaque(self, condition: SQL) -> SQL:
+    def hide_from_optimizer(self, condition: SQL) -> SQL:
         """The same condition on rows, in which no index needs to be looked for."""
         return condition
 
@@ -166,15 +168,15 @@ class Dialect:
 
     def differs(self, column: Column, left: str, right: str) -> str:
         """Whether two values, as stored, are not the same; NULL is the same as NULL."""
-        unlike = self.unlike(column.field, left, right)
-        if not column.summed:
+        unlike = self.is_distinct(column.field, left, right)
+        if not column.is_float_aggregate:
             return unlike
         return (
             f"({unlike} AND ({left} IS NULL OR {right} IS NULL OR ({left} > 0) <> ({right} > 0) OR "
-            f"abs({left} - {right}) > {TOLERANCE} * {self.smaller(f'abs({left})', f'abs({right})')}))"
+            f"abs({left} - {right}) > {FLOAT_TOLERANCE} * {self.smaller(f'abs({left})', f'abs({right})')}))"
         )
 
-    def unlike(self, field: AnyField, left: str, right: str) -> str:
+    def is_distinct(self, field: AnyField, left: str, right: str) -> str:
         """Whether two values are not exactly the same."""
         raise NotImplementedError
 
@@ -182,11 +184,11 @@ class Dialect:
         """The smaller one of two numbers."""
         return f"least({left}, {right})"
 
-    def folds(self, field: AnyField) -> bool:
+    def has_ci_collation(self, field: AnyField) -> bool:
         """Whether texts that are equal may have different letters."""
         return family(field) == TEXT and bool(field.db_parameters(self.connection).get("collation"))
 
-    def lacking(self, keys: SQL, key: Sequence[str], wanted: Sequence[str]) -> SQL:
+    def not_in_source(self, keys: SQL, key: Sequence[str], wanted: Sequence[str]) -> SQL:
         """A condition on rows of the view: `keys` lacks their key.
 
         Args:
@@ -214,7 +216,7 @@ class Dialect:
             where: which rows, their columns with the table.
             pk: the columns of the view's primary key, with their table.
         """
-        lacking = self.lacking(keys, key, qualified(table, key))
+        lacking = self.not_in_source(keys, key, qualified(table, key))
         condition = joined(" AND ", [*where, lacking])
         return [SQL(f"DELETE FROM {table} WHERE {condition.text}", condition.params)]
 

@@ -25,23 +25,20 @@ NOT_ORDINARY = "it is not an ordinary table"
 
 
 class TriggerName(NamedTuple):
-    """What the name of a trigger says.
+    """What the name of a trigger says."""
 
-    Attributes:
-        table: a digest of its table's name.
-        version: a digest of all the table's triggers.
-        event: "insert", "update", "delete" or "truncate".
-    """
-
+    #: A digest of its table's name.
     table: str
+    #: A digest of all the table's triggers.
     version: str
+    #: "insert", "update", "delete" or "truncate".
     event: str
 
     def __str__(self) -> str:
         return f"{PREFIX}_{self.table}_{self.version}_{self.event}"
 
 
-OURS = re.compile(rf"{PREFIX}_[0-9a-f]{{8}}_[0-9a-f]{{8}}_[a-z]+")
+NAME_REGEX = re.compile(rf"{PREFIX}_[0-9a-f]{{8}}_[0-9a-f]{{8}}_[a-z]+")
 
 
 def digest(text: str) -> str:
@@ -62,7 +59,7 @@ class Triggers:
     """
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete")
-    ours: ClassVar[list[str]] = [f"{PREFIX}\\_%"]  # the parameter of `catalog`
+    NAME_PATTERN: ClassVar[list[str]] = [f"{PREFIX}\\_%"]  # the parameter of `catalog`
 
     def __init__(self, using: str) -> None:
         self.using = using
@@ -125,7 +122,7 @@ class Triggers:
         """Statements as a client of the database takes them, "" if there are none."""
         return "".join(f"{statement};\n" for statement in statements)
 
-    def present(self) -> dict[str, dict[str, str]]:
+    def installed_triggers(self) -> dict[str, dict[str, str]]:
         """The triggers of ours that are there, by table, those switched off left out.
 
         What is known of each is its name and, by that, a text that is another one once somebody has
@@ -133,10 +130,10 @@ class Triggers:
         """
         found: dict[str, dict[str, str]] = {}
         with self.connection.cursor() as cursor:
-            cursor.execute(self.catalog, self.ours)
+            cursor.execute(self.catalog, self.NAME_PATTERN)
             for table, made in cursor.fetchall():
                 name = made.partition(":")[0]
-                if OURS.fullmatch(name):
+                if NAME_REGEX.fullmatch(name):
                     found.setdefault(table, {})[name] = made
         return found
 
@@ -144,15 +141,15 @@ class Triggers:
     # with a colon and what else tells it from one that is made later.
     catalog: ClassVar[str]
     # An aggregate that puts texts into one, a space between each.
-    together: ClassVar[str] = "GROUP_CONCAT(matviews_made SEPARATOR ' ')"
+    concat_sql: ClassVar[str] = "GROUP_CONCAT(matviews_made SEPARATOR ' ')"
 
-    def present_of(self, table: str) -> str:
+    def installed_sql(self, table: str) -> str:
         """An expression for what `present` has of a table's triggers, in one text; its parameters are `ours`.
 
         It groups before it selects: MariaDB would read the catalog anew for each table otherwise.
         """
         return (
-            f"(SELECT matviews_all FROM (SELECT matviews_table, {self.together} AS matviews_all "
+            f"(SELECT matviews_all FROM (SELECT matviews_table, {self.concat_sql} AS matviews_all "
             f"FROM ({self.catalog}) matviews_present GROUP BY matviews_table) matviews_grouped "
             f"WHERE matviews_grouped.matviews_table = {table})"
         )
@@ -164,7 +161,7 @@ class Triggers:
         """
         return set()
 
-    def strays(self) -> set[str]:
+    def orphans(self) -> set[str]:
         """The names of what is left of triggers of ours that are gone, or switched off."""
         return set()
 
@@ -179,7 +176,7 @@ class Triggers:
     def secure(self) -> None:
         """Take that right away, where it is the triggers'."""
 
-    def untrackable(self, tables: Collection[str]) -> dict[str, str]:
+    def untrackable_tables(self, tables: Collection[str]) -> dict[str, str]:
         """The tables whose triggers would not tell of every change, and why."""
         with self.connection.cursor() as cursor:
             found = self.connection.introspection.get_table_list(cursor)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ...conf import get_settings
 from ..base.dialect import ROWS, Dialect
-from ..fields import DATE, MOMENT, NUMBER, TEXT, WHOLE, AnyField, Column, family, field_of_column
+from ..fields import DATE, DATETIME, NUMBER, TEXT, WHOLE, AnyField, Column, family, field_of_column
 from ..keys import Key
 from ..sql import SQL, equal, joined, qualified
 
@@ -19,7 +19,7 @@ __all__ = ["MySQL"]
 
 BYTES = re.compile(r"(var)?binary|(tiny|medium|long)?blob")
 SURPLUS = "matviews_surplus"
-TYPED = {DATE: "CAST(%s AS DATE)", MOMENT: "CAST(%s AS DATETIME(6))"}
+TYPED = {DATE: "CAST(%s AS DATE)", DATETIME: "CAST(%s AS DATETIME(6))"}
 AS_TEXT = {"date", "datetime", "decimal", "time", "uuid"}
 
 
@@ -108,15 +108,17 @@ class MySQL(Dialect):
             return self.rounded(column, value)
         return value
 
-    def unlike(self, field: AnyField, left: str, right: str) -> str:
-        if self.folds(field) or (family(field) == "JSON" and self.connection.mysql_is_mariadb):
+    def is_distinct(self, field: AnyField, left: str, right: str) -> str:
+        if self.has_ci_collation(field) or (
+            family(field) == "JSON" and self.connection.mysql_is_mariadb
+        ):
             left, right = (f"BINARY CONVERT({each} USING utf8mb4)" for each in (left, right))
         return f"NOT ({left} <=> {right})"
 
-    def folds(self, field: AnyField) -> bool:
+    def has_ci_collation(self, field: AnyField) -> bool:
         return family(field) == TEXT and not BYTES.match(self.kind_of(field))
 
-    def opaque(self, condition: SQL) -> SQL:
+    def hide_from_optimizer(self, condition: SQL) -> SQL:
         """MariaDB 10.11 looks for an index in a comparison of rows even where they are of several tables. It then
         computes an expression of a table that it has not read yet, and may find that no row can be.
         """
@@ -176,14 +178,16 @@ class MySQL(Dialect):
         constraint decides which row is written.
 
         A condition on keys of the view goes into the query for the new rows as well, by what is equal
-        to them: see `opaque`. Some keys lead to the view without it.
+        to them: see `hide_from_optimizer`. Some keys lead to the view without it.
         """
         new = {name.removeprefix(f"{table}."): name for name in pk}
         new |= {name: f"{ROWS}.{name}" for name in (*key, *values)}
         columns, selected = ", ".join(new), ", ".join(new.values())
         same = equal(qualified(table, key), qualified(ROWS, key))
         sets = ", ".join(f"{value} = VALUES({value})" for value in values)
-        join, where = ("STRAIGHT_JOIN", self.opaque(where)) if keyed else ("JOIN", where)
+        join, where = (
+            ("STRAIGHT_JOIN", self.hide_from_optimizer(where)) if keyed else ("JOIN", where)
+        )
         return SQL(
             f"INSERT INTO {table} ({columns}) SELECT {selected} FROM ({rows.text}) {ROWS} {join} {table} "
             f"ON {same} WHERE {where.text} ON DUPLICATE KEY UPDATE {sets}",

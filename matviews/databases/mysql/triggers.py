@@ -7,7 +7,15 @@ from typing import ClassVar
 from django.db import DatabaseError, Error
 from django.db.transaction import TransactionManagementError
 
-from ..base.triggers import MAX_LINK_BYTES, OURS, TOO_LONG, TriggerName, Triggers, digest, json_of
+from ..base.triggers import (
+    MAX_LINK_BYTES,
+    NAME_REGEX,
+    TOO_LONG,
+    TriggerName,
+    Triggers,
+    digest,
+    json_of,
+)
 from ..trigger_spec import TriggerSpec
 
 __all__ = ["MySQLTriggers"]
@@ -21,7 +29,7 @@ OTHER_DATABASE = "its name names a database, and triggers are made in the connec
 PLAIN_MODE = "SET @matviews_sql_mode = @@sql_mode, sql_mode = ''"
 NO_SUCH_COLUMN = 1054
 # A session may set the time that its statements have, but not that of SYSDATE, which no function gives in UTC.
-MOMENT = "UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND"
+UTC_NOW = "UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND"
 # A session may also choose the next number that a statement counts up to, whichever table is the first to.
 OWN_NUMBER = "IF @@insert_id <> 0 THEN SET insert_id = 0; END IF;"
 INTRODUCER = "_utf8mb4"  # which the server may leave out of what it shows
@@ -73,7 +81,7 @@ class MySQLTriggers(Triggers):
         found out before the statement does anything, so no lock, and no rollback, is behind it.
         """
         before, after = (
-            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, {self._links(table, row, spec)}, {MOMENT});"
+            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, {self._links(table, row, spec)}, {UTC_NOW});"
             for row in ("OLD", "NEW")
         )
         body = {"insert": after, "delete": before}.get(event, before)
@@ -83,7 +91,7 @@ class MySQLTriggers(Triggers):
             body = f"IF NOT ({self._same(table, spec.columns)}) THEN {body} END IF;"
         gone = (
             f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} "
-            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, NULL, {MOMENT}); "
+            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, NULL, {UTC_NOW}); "
             if "OLD." in body or "NEW." in body
             else ""
         )
@@ -100,7 +108,7 @@ class MySQLTriggers(Triggers):
             cursor.execute(
                 "SELECT trigger_name, action_statement FROM information_schema.triggers "
                 "WHERE event_object_schema = DATABASE() AND trigger_name LIKE %s",
-                self.ours,
+                self.NAME_PATTERN,
             )
             return {
                 name
@@ -208,12 +216,12 @@ class MySQLTriggers(Triggers):
             cursor.execute(
                 "SELECT trigger_name, definer FROM information_schema.triggers "
                 "WHERE event_object_schema = DATABASE() AND trigger_name LIKE %s",
-                self.ours,
+                self.NAME_PATTERN,
             )
             return {
                 name: definer
                 for name, definer in cursor.fetchall()
-                if OURS.fullmatch(name) and definer not in accounts
+                if NAME_REGEX.fullmatch(name) and definer not in accounts
             }
 
     def script(self, statements: Iterable[str]) -> str:
@@ -221,8 +229,8 @@ class MySQLTriggers(Triggers):
         ended = "".join(f"{statement}\n//\n" for statement in statements)
         return ended and f"DELIMITER //\n{ended}DELIMITER ;\n"
 
-    def untrackable(self, tables: Collection[str]) -> dict[str, str]:
-        faults = super().untrackable(tables)
+    def untrackable_tables(self, tables: Collection[str]) -> dict[str, str]:
+        faults = super().untrackable_tables(tables)
         queries = {
             ACTION: "SELECT table_name FROM information_schema.referential_constraints "
             "WHERE constraint_schema = DATABASE() AND NOT (delete_rule IN ('RESTRICT', "
@@ -273,6 +281,6 @@ class MySQLTriggers(Triggers):
         return found
 
     def lost(self, saved: dict[str, str]) -> list[str]:
-        there = {name for made in self.present().values() for name in made}
+        there = {name for made in self.installed_triggers().values() for name in made}
         lost = [statement for name, statement in saved.items() if name not in there]
         return [PLAIN_MODE, *lost, MODE_BACK] if lost else []

@@ -15,14 +15,14 @@ ESCAPED = str.maketrans({"\\": r"\\", '"': r"\""})
 AS_TEXT = {
     "bpchar", "boolean", "cidr", "citext", "inet", "macaddr", "numeric", "time without time zone", "uuid",
 }  # fmt: skip
-MOMENTS = {"date", "timestamp with time zone", "timestamp without time zone"}
+DATE_TYPES = {"date", "timestamp with time zone", "timestamp without time zone"}
 CONVERTED = set(FAMILIES.values()) - {TEXT}
 
 
 class PostgreSQL(Dialect):
     """Assigning converts as a cast does, but for texts: a cast would cut them, assigning refuses."""
 
-    most_keys = 10_000  # it takes them as one array
+    max_keys = 10_000  # it takes them as one array
     bool_is_int = False
     extremes_skip_nulls = True
     kinds: ClassVar[dict[str, str]] = {
@@ -55,7 +55,7 @@ class PostgreSQL(Dialect):
         plain = kind.partition("(")[0]
         if plain in (WHOLE, TEXT):
             return value
-        if plain in MOMENTS:
+        if plain in DATE_TYPES:
             return f"(to_jsonb({value}) #>> '{{}}')"
         if plain == "interval":
             return _exact_interval(value)
@@ -89,13 +89,13 @@ class PostgreSQL(Dialect):
     def array(self, keys: Keys) -> Array | None:
         return _array(keys.keys) if len(keys.keys[0]) == 1 else None
 
-    def unlike(self, field: AnyField, left: str, right: str) -> str:
+    def is_distinct(self, field: AnyField, left: str, right: str) -> str:
         """Texts that a collation takes for equal are compared as bytes."""
-        exact = '::text COLLATE "C"' if self.folds(field) else ""
+        exact = '::text COLLATE "C"' if self.has_ci_collation(field) else ""
         return f"{left}{exact} IS DISTINCT FROM {right}{exact}"
 
-    def folds(self, field: AnyField) -> bool:
-        return super().folds(field) or self.kind_of(field) == "citext"
+    def has_ci_collation(self, field: AnyField) -> bool:
+        return super().has_ci_collation(field) or self.kind_of(field) == "citext"
 
     def bytes_literal(self, digits: str) -> str:
         return f"'\\x{digits}'"

@@ -20,8 +20,8 @@ from ..base.triggers import (
     MAX_DISTINCT_CHANGES,
     MAX_LINK_BYTES,
     MISSING,
+    NAME_REGEX,
     NOT_ORDINARY,
-    OURS,
     TOO_LONG,
     TOO_MANY,
     Triggers,
@@ -38,9 +38,9 @@ MAX_LINKS_BYTES = 16_000_000  # bytes of all links of a statement; JSON ends at 
 TOO_LARGE = f"what leads from the changed rows to keys is more than {MAX_LINKS_BYTES:,} bytes"
 TOO_LONG_NAME = f"its name is longer than {MAX_NAME_BYTES} bytes"
 SUPPRESSED = "matviews.suppressed"
-WAIT = 500  # milliseconds for the locks of a transaction that makes or removes triggers
-IDLE = 1_000  # milliseconds that it may stand still
-HELD = {"55P03", "40P01", "25P03"}  # lock timeout, deadlock, stood still
+LOCK_TIMEOUT_MS = 500  # milliseconds for the locks of a transaction that makes or removes triggers
+IDLE_TIMEOUT_MS = 1_000  # milliseconds that it may stand still
+HELD_STATES = {"55P03", "40P01", "25P03"}  # lock timeout, deadlock, stood still
 UNLOGGED = "it is unlogged: a crash empties it, and tells nobody"
 FAMILY = "it is partitioned, or inherits from another table"
 # Of the two functions of a trigger, the one that it calls and the one that looks at the columns: the
@@ -74,17 +74,14 @@ LIKE = "OPERATOR(pg_catalog.~~)"
 LOGS = "pg_catalog.has_table_privilege(p.proowner, pg_catalog.to_regclass(%s), 'INSERT')"
 
 
-class Place(NamedTuple):
-    """Where a table is, by the search path of this connection.
+class TableLocation(NamedTuple):
+    """Where a table is, by the search path of this connection."""
 
-    Attributes:
-        schema: the name of its schema.
-        table: its own name.
-        types: its columns with the names of their types, "" for those that others have made.
-    """
-
+    #: The name of its schema.
     schema: str
+    #: Its own name.
     table: str
+    #: Its columns with the names of their types, "" for those that others have made.
     types: dict[str, str]
 
 
@@ -99,9 +96,9 @@ class PostgreSQLTriggers(Triggers):
 
     def __init__(self, using: str) -> None:
         super().__init__(using)
-        self._places: dict[str, Place] = {}
+        self._locations: dict[str, TableLocation] = {}
 
-    def present(self) -> dict[str, dict[str, str]]:
+    def installed_triggers(self) -> dict[str, dict[str, str]]:
         """Those that call our functions, in whatever schema their table is.
 
         A function of a role that may not write the log is not ours, whatever its name is. Nor is a trigger
@@ -116,15 +113,15 @@ class PostgreSQLTriggers(Triggers):
                 "JOIN pg_namespace s ON s.oid = p.pronamespace "
                 f"WHERE s.nspname = %s AND t.tgname {LIKE} %s AND t.tgenabled IN ('O', 'A') AND {LOGS} "
                 "AND p.proname = t.tgname AND p.pronargs = 0",
-                [self._schema, *self.ours, self.log],
+                [self._schema, *self.NAME_PATTERN, self.log],
             )
             for schema, table, visible, name, made in cursor.fetchall():
-                if OURS.fullmatch(name):
+                if NAME_REGEX.fullmatch(name):
                     spelled = _spelled(schema, table, visible, name)
                     found.setdefault(spelled, {})[name] = made
         return found
 
-    def present_of(self, table: str) -> str:
+    def installed_sql(self, table: str) -> str:
         """To plan the whole catalog would take longer than all else of a query."""
         return (
             f"(SELECT pg_catalog.string_agg({self.made}, ' ') FROM pg_trigger t WHERE t.tgrelid = "
@@ -184,7 +181,10 @@ class PostgreSQLTriggers(Triggers):
             spec: what is to be logged.
             as_made: the name of the function that looks at the columns; "" if none counts.
         """
-        place, session = self._place(table), f"current_setting({self.literal(SUPPRESSED)}, true)"
+        location, session = (
+            self._location(table),
+            f"current_setting({self.literal(SUPPRESSED)}, true)",
+        )
         log = f"INSERT INTO {self._of_ours(CHANGE_LOG)}"
         whole = f"{log} {self._columns('table')} VALUES ({self.literal(table)});"
         entry = (
@@ -194,15 +194,15 @@ class PostgreSQLTriggers(Triggers):
             f"{self._entry(log, event, table, spec)};"
         )
         if as_made:
-            named = f'"{_doubled(place.schema)}"."{_doubled(place.table)}"'
+            named = f'"{_doubled(location.schema)}"."{_doubled(location.table)}"'
             checked = f"{as_made}({self.literal(named)}::regclass)"
             entry = f"IF {checked} THEN {entry} ELSE {whole} END IF;"
-            if place.schema != self._schema:
-                may_name = f"has_schema_privilege({self.literal(place.schema)}, 'USAGE')"
+            if location.schema != self._schema:
+                may_name = f"has_schema_privilege({self.literal(location.schema)}, 'USAGE')"
                 entry = f"IF {may_name} THEN {entry} ELSE {whole} END IF;"
         return (
-            f"IF TG_TABLE_SCHEMA = {self.literal(place.schema)} "
-            f"AND TG_TABLE_NAME = {self.literal(place.table)} THEN {entry} "
+            f"IF TG_TABLE_SCHEMA = {self.literal(location.schema)} "
+            f"AND TG_TABLE_NAME = {self.literal(location.table)} THEN {entry} "
             f"ELSIF NOT starts_with(TG_TABLE_SCHEMA::text, 'pg_temp_') THEN {whole} END IF;"
         )
 
@@ -331,17 +331,17 @@ class PostgreSQLTriggers(Triggers):
 
     def _kind(self, table: str, column: str) -> str:
         """The name of a column's type, "" for one that others have made, or that is not there."""
-        return self._place(table).types.get(self._as_stored(column), "")
+        return self._location(table).types.get(self._as_stored(column), "")
 
     def _as_stored(self, column: str) -> str:
         return next(map(cut, identifiers(self.name(column))), column)
 
-    def _place(self, table: str) -> Place:
-        if table not in self._places:
-            self._places[table] = self._find(table)
-        return self._places[table]
+    def _location(self, table: str) -> TableLocation:
+        if table not in self._locations:
+            self._locations[table] = self._find(table)
+        return self._locations[table]
 
-    def _find(self, table: str) -> Place:
+    def _find(self, table: str) -> TableLocation:
         with self.connection.cursor() as cursor:
             cursor.execute(  # no row where that is no name
                 "SELECT n.nspname, c.relname, a.attname, CASE WHEN t.typnamespace = "
@@ -353,12 +353,12 @@ class PostgreSQLTriggers(Triggers):
             )
             rows = cursor.fetchall()
         schema, name = rows[0][:2] if rows else ("", table)
-        return Place(schema, name, {column: kind for *_place, column, kind in rows})
+        return TableLocation(schema, name, {column: kind for *_location, column, kind in rows})
 
     @cached_property
     def _schema(self) -> str:
         """That of the log, which the table's need not be."""
-        return self._place(CHANGE_LOG).schema
+        return self._location(CHANGE_LOG).schema
 
     def _of_ours(self, name: str) -> str:
         """A function or a table of ours, with its schema."""
@@ -372,9 +372,9 @@ class PostgreSQLTriggers(Triggers):
             for arguments in ARGUMENTS.values()
         ]
 
-    def strays(self) -> set[str]:
+    def orphans(self) -> set[str]:
         """A function stays when its table is dropped."""
-        present = set[str]().union(*self.present().values())
+        present = set[str]().union(*self.installed_triggers().values())
         return {name for name, _arguments, _public in self._functions()} - present
 
     def _functions(self) -> list[tuple[str, str, bool]]:
@@ -386,12 +386,12 @@ class PostgreSQLTriggers(Triggers):
                 "WHERE a.grantee = 0) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
                 f"WHERE n.nspname = %s AND p.proname {LIKE} %s "
                 f"AND ({LOGS} OR pg_catalog.pg_has_role(p.proowner, 'USAGE'))",
-                [self._schema, *self.ours, self.log],
+                [self._schema, *self.NAME_PATTERN, self.log],
             )
             return [
                 (name, ARGUMENTS[types], public)
                 for name, types, public in cursor.fetchall()
-                if types in ARGUMENTS and OURS.fullmatch(name)
+                if types in ARGUMENTS and NAME_REGEX.fullmatch(name)
             ]
 
     def exposed(self) -> list[str]:
@@ -413,7 +413,7 @@ class PostgreSQLTriggers(Triggers):
             if public
         )
 
-    def untrackable(self, tables: Collection[str]) -> dict[str, str]:
+    def untrackable_tables(self, tables: Collection[str]) -> dict[str, str]:
         """A statement on one table of a family may change another."""
         names = [table for table in tables if regclass(self.name(table))]
         faults = dict.fromkeys(tables, MISSING)
@@ -439,14 +439,14 @@ class PostgreSQLTriggers(Triggers):
         """Nor may a process that stands still keep a table."""
         alone = not self.connection.in_atomic_block
         with super().definitions(tables):
-            self.execute([f"SET LOCAL lock_timeout = {max(WAIT // max(tables, 1), 50)}"])
+            self.execute([f"SET LOCAL lock_timeout = {max(LOCK_TIMEOUT_MS // max(tables, 1), 50)}"])
             if alone:
-                self.execute([f"SET LOCAL idle_in_transaction_session_timeout = {IDLE}"])
+                self.execute([f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}"])
             yield
 
     def is_held(self, error: DatabaseError) -> bool:
         """A connection that was closed for standing still counts too."""
-        return sqlstate(error) in HELD
+        return sqlstate(error) in HELD_STATES
 
 
 def _doubled(name: str) -> str:

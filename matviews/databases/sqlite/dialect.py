@@ -27,7 +27,7 @@ class SQLite(Dialect):
     kept_types = (bytes, float)
     returns_json_parts = False
     json_may_be_bytes = True
-    most_keys = 1_000  # a statement has at most 32,766 parameters
+    max_keys = 1_000  # a statement has at most 32,766 parameters
 
     def kind(self, type_name: str) -> str:
         """By the affinity that the name of a type gives to a column."""
@@ -81,8 +81,8 @@ class SQLite(Dialect):
         places = {getattr(field, "decimal_places", None) for field in (one, other)}
         return self.kind_of(one) == self.kind_of(other) and len(places) == 1
 
-    def unlike(self, field: AnyField, left: str, right: str) -> str:
-        exact = " COLLATE BINARY" if self.folds(field) else ""
+    def is_distinct(self, field: AnyField, left: str, right: str) -> str:
+        exact = " COLLATE BINARY" if self.has_ci_collation(field) else ""
         return f"{left}{exact} IS NOT {right}"
 
     def smaller(self, left: str, right: str) -> str:
@@ -98,7 +98,7 @@ class SQLite(Dialect):
             else condition
         )
 
-    def lacking(self, keys: SQL, key: Sequence[str], wanted: Sequence[str]) -> SQL:
+    def not_in_source(self, keys: SQL, key: Sequence[str], wanted: Sequence[str]) -> SQL:
         """NOT IN, or the keys would be computed for each row."""
         return SQL(f"{self.row(wanted)} NOT IN ({keys.text})", keys.params)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from ..base.triggers import MAX_LINK_BYTES, NOT_ORDINARY, OURS, TOO_LONG, Triggers, json_of
+from ..base.triggers import MAX_LINK_BYTES, NAME_REGEX, NOT_ORDINARY, TOO_LONG, Triggers, json_of
 from ..trigger_spec import TriggerSpec
 
 __all__ = ["SQLiteTriggers"]
@@ -19,7 +19,7 @@ class SQLiteTriggers(Triggers):
         "SELECT tbl_name AS matviews_table, name AS matviews_made FROM sqlite_master "
         "WHERE type = 'trigger' AND name LIKE %s ESCAPE '\\'"
     )
-    together: ClassVar[str] = "GROUP_CONCAT(matviews_made, ' ')"
+    concat_sql: ClassVar[str] = "GROUP_CONCAT(matviews_made, ' ')"
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "replace")
 
@@ -58,14 +58,14 @@ class SQLiteTriggers(Triggers):
             f"{log} WHERE NOT EXISTS (SELECT 1 FROM {self.log} WHERE {self.name('table')} = {text})"
         )
 
-    def untrackable(self, tables: Collection[str]) -> dict[str, str]:
+    def untrackable_tables(self, tables: Collection[str]) -> dict[str, str]:
         """A virtual table can have no trigger."""
         with self.connection.cursor() as cursor:
             cursor.execute(
                 "SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE %%'"
             )
             virtual = {name for (name,) in cursor.fetchall()} & set(tables)
-        return super().untrackable(tables) | dict.fromkeys(virtual, NOT_ORDINARY)
+        return super().untrackable_tables(tables) | dict.fromkeys(virtual, NOT_ORDINARY)
 
     def _links(self, row: str, links: Collection[str]) -> str:
         """The links of a row as an entry of the log has them, as JSON: whole numbers and texts.
@@ -103,7 +103,7 @@ class SQLiteTriggers(Triggers):
                 f"SELECT name, sql FROM sqlite_master WHERE tbl_name IN ({marks}) AND type = 'trigger'",
                 list(tables),
             )
-            triggers = {name: sql for name, sql in cursor.fetchall() if OURS.fullmatch(name)}
+            triggers = {name: sql for name, sql in cursor.fetchall() if NAME_REGEX.fullmatch(name)}
         self.execute(f"DROP TRIGGER {self.name(name)}" for name in triggers)
         yield
         self.execute(triggers.values())

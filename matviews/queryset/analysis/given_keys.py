@@ -8,7 +8,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 
 from ...databases import Dialect, dialect_of
-from ...databases.fields import DATE, MOMENT, AnyField, family, value_field
+from ...databases.fields import DATE, DATETIME, AnyField, family, value_field
 from ...databases.keys import Key
 
 __all__ = ["as_key"]
@@ -38,7 +38,7 @@ def as_key(fields: Sequence[AnyField], value: Any, using: str) -> Key:
 
 
 def _given(field: AnyField, value: Any, dialect: Dialect) -> Any:
-    text = isinstance(value, str) and family(field) in (DATE, MOMENT)
+    text = isinstance(value, str) and family(field) in (DATE, DATETIME)
     if not text or not UNHELD.fullmatch(value):
         value = value_field(field).get_db_prep_value(value, dialect.connection)
     return dialect.as_exact(dialect.kind_of(field), _plain(value, dialect))

@@ -18,25 +18,25 @@ DATE_LITERAL = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d\S*)?|\d\d:\d\d:\d\d\S*
 PLAIN = (bool, int, float, Decimal, UUID, timedelta, IPv4Address, IPv6Address, type(None))
 
 
-def parameter_text(param: Any, *, dated: bool = True) -> str:
+def parameter_text(param: Any, *, with_dates: bool = True) -> str:
     """A text that two parameters share if the database is given the same with both, in any process.
 
     Without `dated`, dates and times are left out; some databases take these as strings.
     """
     if isinstance(param, Enum):
-        return f"{type(param).__qualname__}.{param.name}={parameter_text(param.value, dated=dated)}"
+        return f"{type(param).__qualname__}.{param.name}={parameter_text(param.value, with_dates=with_dates)}"
     if isinstance(param, str):
-        return repr(str.__str__(param)) if dated or not DATE_LITERAL.fullmatch(param) else ""
+        return repr(str.__str__(param)) if with_dates or not DATE_LITERAL.fullmatch(param) else ""
     if isinstance(param, (date, time)):
-        return _moment(param) if dated else ""
+        return _date_text(param) if with_dates else ""
     if isinstance(param, PLAIN):
         return f"{type(param).__name__} {param!r}"
     if isinstance(param, (bytes, bytearray, memoryview)):
         return repr(bytes(param))
-    return _composed(param, dated=dated)
+    return _composite_text(param, with_dates=with_dates)
 
 
-def _moment(param: date | time) -> str:
+def _date_text(param: date | time) -> str:
     """A date or time; a moment by itself, and not by the zone that it is told in."""
     if isinstance(param, datetime) and param.tzinfo is not None:
         with suppress(OverflowError):  # at the end of time
@@ -44,11 +44,11 @@ def _moment(param: date | time) -> str:
     return f"{type(param).__name__} {param.isoformat()}"
 
 
-def _composed(param: Any, *, dated: bool) -> str:
+def _composite_text(param: Any, *, with_dates: bool) -> str:
     """As `parameter_text`, of what is made of values."""
 
     def text(value: Any) -> str:
-        return parameter_text(value, dated=dated)
+        return parameter_text(value, with_dates=with_dates)
 
     kind = type(param).__qualname__
     if hasattr(param, "lower_inc"):  # a range of psycopg's

@@ -164,10 +164,10 @@ def _columns(model: type[Model], expressions: dict[str, Expression]) -> Iterator
                 f"{filled[fields[name]]!r} and {name!r}.", "Leave one of them out.",
             )  # fmt: skip
         filled[fields[name]] = name
-        yield Column(name, fields[name], expression, _is_summed(fields[name], expression))
+        yield Column(name, fields[name], expression, _is_float_aggregate(fields[name], expression))
 
 
-def _is_summed(field: AnyField, expression: Expression) -> bool:
+def _is_float_aggregate(field: AnyField, expression: Expression) -> bool:
     if field.get_internal_type() != "FloatField":
         return False
     try:

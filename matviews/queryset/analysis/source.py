@@ -15,18 +15,15 @@ __all__ = ["Source"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What `source()` returned, read.
+    """What `source()` returned, read."""
 
-    Attributes:
-        definition: the view.
-        query: its query.
-        columns: its columns, the key among them.
-        key: the columns of the key, in the order of the key.
-    """
-
+    #: The view.
     definition: ViewDefinition
+    #: Its query.
     query: SourceQuery
+    #: Its columns, the key among them.
     columns: tuple[Column, ...]
+    #: The columns of the key, in the order of the key.
     key: tuple[Column, ...]
 
     @property

@@ -20,7 +20,7 @@ from ...databases.fields import (
 )
 from ...definition import ViewFault
 from .boundary import NotUnderstood, looking
-from .declared import undeclarable
+from .dependencies import dependency_faults
 from .source import Source
 
 __all__ = ["problems_of", "problems_of_query", "source_fault"]
@@ -37,7 +37,7 @@ def problems_of(source: Source) -> Iterator[CheckMessage]:
             source.model, "W118", "its rows are spread over its table and that of its parent.",
             "Make the parent abstract.",
         )  # fmt: skip
-    for fault in undeclarable(source.definition, len(source.key)):
+    for fault in dependency_faults(source.definition, len(source.key)):
         yield source_fault(
             source.model, "W120", f"MatviewMeta.depends_on: {fault}.",
             "Name a model and those of its fields whose values are the key; or None, if its "

@@ -34,7 +34,7 @@ from .expressions import (
     walk,
 )
 from .sql_text import plain_name, tables_named, zones_named
-from .tables import ALL, Edge, Graph, Joined, Place, columns_of, tables_of
+from .tables import ALL, Edge, JoinedTable, QueryGraph, TableRef, columns_of, tables_of
 
 __all__ = ["SourceQuery", "compiled", "from_database"]
 
@@ -133,7 +133,7 @@ class SourceQuery:
         query.where, query.group_by = where or WhereNode(), None
         return SourceQuery(rows.distinct(), self.using).keys_only(names)
 
-    def spelt(
+    def compile_expression(
         self, expression: Any, aliases: Mapping[str, str] | None = None
     ) -> tuple[str, tuple[Any, ...]]:
         """The SQL of an expression of this query, with other names for its tables, and its parameters."""
@@ -289,7 +289,7 @@ class SourceQuery:
         return [*explicit, *selected]
 
     @property
-    def tables(self) -> list[Joined]:
+    def tables(self) -> list[JoinedTable]:
         """The tables that it reads itself, the first table first; not those of its subqueries."""
         return list(tables_of(self.query))
 
@@ -312,12 +312,12 @@ class SourceQuery:
                 known.add(column)
         return read
 
-    def graph(self) -> tuple[dict[Place, str], list[Edge]]:
+    def graph(self) -> tuple[dict[TableRef, str], list[Edge]]:
         """The tables that it and its subqueries read, and which columns of theirs are always equal.
 
         A place is the number of the query, 0 for this one, and an alias in it.
         """
-        graph = Graph(self.query, self.using)
+        graph = QueryGraph(self.query, self.using)
         return graph.tables, graph.edges
 
     def walk(self) -> Iterator[Any]:

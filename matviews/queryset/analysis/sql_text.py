@@ -18,7 +18,7 @@ _COMMON_TABLE = re.compile(
 )
 _TEXT = re.compile(r"'(?:[^']|'')*'")
 _CONVERSION = "CONVERT_TZ("
-LOOKED_BACK = 200  # letters before FROM in which its function begins
+LOOKBACK_CHARACTERS = 200  # letters before FROM in which its function begins
 
 
 def tables_named(sql: str) -> set[str]:
@@ -32,7 +32,7 @@ def tables_named(sql: str) -> set[str]:
         word, first, second, is_function = found.groups()
         if is_function or first.upper() in ("LATERAL", "SELECT", "VALUES"):
             continue
-        before = max(0, found.start() - LOOKED_BACK)
+        before = max(0, found.start() - LOOKBACK_CHARACTERS)
         if word.upper() == "FROM" and _OTHER_FROM.search(sql, before, found.start()):
             continue
         names.add(plain_name(f"{first}.{second}" if second else first))

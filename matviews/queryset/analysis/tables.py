@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.models import Exists
 from django.db.models.expressions import Col
@@ -11,53 +11,69 @@ from django.db.models.sql.datastructures import BaseTable
 
 from .expressions import conjunction, parts_of
 
-__all__ = ["ALL", "Edge", "Graph", "Joined", "Place", "Scope", "columns_of", "tables_of"]
+__all__ = [
+    "ALL",
+    "Edge",
+    "JoinedTable",
+    "QueryGraph",
+    "Scope",
+    "TableRef",
+    "columns_of",
+    "tables_of",
+]
 
 
-Place = tuple[int, str]
+#: The number of a query, 0 for the outermost, and an alias in it.
+TableRef = tuple[int, str]
+#: Tables by their aliases.
+Scope = dict[str, str]
+#: Stands for every column of a table.
+ALL = "*"
 
-Edge = tuple[Place, Place, tuple[tuple[str, str], ...]]
+
+class Edge(NamedTuple):
+    """A join, or a condition, that makes columns of two tables equal."""
+
+    near: TableRef
+    far: TableRef
+    #: Pairs of equal columns, near and far.
+    columns: tuple[tuple[str, str], ...]
+
+    @property
+    def reversed(self) -> "Edge":
+        """The same edge from its other end."""
+        return Edge(self.far, self.near, tuple((far, near) for near, far in self.columns))
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """A table of a query.
-
-    Attributes:
-        alias: its name in the query.
-        table: its name in the database.
-        parent: the alias that it is joined to, None for the first table.
-        pairs: the columns that are equal, `(of the parent, of this table)`.
-        outer: whether rows of the parent that have none here stay.
-    """
+class JoinedTable:
+    """A table of a query."""
 
     alias: str
     table: str
+    #: The alias that it is joined to, None for the first table.
     parent: str | None = None
+    #: Pairs of equal columns, `(of the parent, of this table)`.
     pairs: tuple[tuple[str, str], ...] = ()
+    #: Whether the join keeps rows of the parent that have no match here.
     outer: bool = False
 
 
-def tables_of(query: Any) -> Iterator[Joined]:
+def tables_of(query: Any) -> Iterator[JoinedTable]:
     if query.model and not query.combinator and not any(query.alias_refcount.values()):
         first = query.alias_map.get(query.base_table)  # Django joins it when it compiles the query
         table = first.table_name if first else query.get_meta().db_table
-        yield Joined(first.table_alias if first else table, table)
+        yield JoinedTable(first.table_alias if first else table, table)
         return
     for alias, table in query.alias_map.items():
         if not query.alias_refcount.get(alias):
             continue
         if isinstance(table, BaseTable):
-            yield Joined(alias, table.table_name)
+            yield JoinedTable(alias, table.table_name)
         else:
             pairs = tuple((one.column, other.column) for one, other in table.join_fields)
             outer = table.join_type.startswith("LEFT")
-            yield Joined(alias, table.table_name, table.parent_alias, pairs, outer)
-
-
-ALL = "*"
-
-Scope = dict[str, str]  # tables by their aliases
+            yield JoinedTable(alias, table.table_name, table.parent_alias, pairs, outer)
 
 
 def columns_of(
@@ -99,17 +115,14 @@ def _with_ordering(query: Any, using: str, *, counted: bool) -> tuple[Any, list[
     return query, [by for by, _sql in compiler.get_order_by()]
 
 
-class Graph:
-    """Which tables a query and its subqueries read, and what equals what among their columns.
-
-    Attributes:
-        tables: the tables, by number of the query and alias.
-        edges: pairs of tables with the columns that are equal.
-    """
+class QueryGraph:
+    """Which tables a query and its subqueries read, and what equals what among their columns."""
 
     def __init__(self, query: Any, using: str) -> None:
         self.using = using
-        self.tables: dict[Place, str] = {}
+        #: The tables, by number of the query and alias.
+        self.tables: dict[TableRef, str] = {}
+        #: Pairs of tables with the columns that are equal.
         self.edges: list[Edge] = []
         self.queries = 0
         self._add(query, (), counted=False)
@@ -123,7 +136,7 @@ class Graph:
             own.add(each.alias)
             self.tables[number, each.alias] = each.table
             if each.parent is not None:
-                self.edges.append(((number, each.parent), (number, each.alias), each.pairs))
+                self.edges.append(Edge((number, each.parent), (number, each.alias), each.pairs))
         scopes = ((number, own), *outer)
         for lookup in conjunction(query.where):
             self._add_equality(lookup, scopes)
@@ -152,7 +165,7 @@ class Graph:
         # What a subquery says of two tables outside holds where it has a row, and not elsewhere.
         if one != other and scopes[0][0] in (one[0], other[0]):
             columns = tuple(side.target.column for side in sides)  # type: ignore[union-attr]
-            self.edges.append((one, other, (columns,)))
+            self.edges.append(Edge(one, other, (columns,)))
 
 
 def _columns_in(

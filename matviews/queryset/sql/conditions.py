@@ -7,10 +7,10 @@ from django.core.exceptions import FullResultSet
 from django.db.models import Expression, F, Lookup
 
 from ...databases import Dialect
-from ...databases.keys import Within
+from ...databases.keys import KeySelection
 from ...databases.sql import SQL, equal, qualified
 
-__all__ = ["Absent", "Filtered", "Inside", "Wrapped"]
+__all__ = ["KeyFilter", "KeyRange", "NotInView", "Wrapped"]
 
 
 class _Condition(Lookup):
@@ -67,7 +67,7 @@ class _Condition(Lookup):
         raise NotImplementedError
 
 
-class Inside(_Condition):
+class KeyRange(_Condition):
     """Whether columns are in a range of keys, or among some.
 
     Args:
@@ -76,7 +76,7 @@ class Inside(_Condition):
         within: the range or the keys, as parameters of a statement.
     """
 
-    def __init__(self, *columns: Any, dialect: Dialect, within: Within) -> None:
+    def __init__(self, *columns: Any, dialect: Dialect, within: KeySelection) -> None:
         super().__init__(*columns, more=within)
         self.dialect, self.within = dialect, within
 
@@ -86,14 +86,14 @@ class Inside(_Condition):
         return SQL(inside.text, (*params, *inside.params))
 
 
-class Filtered(Inside):
+class KeyFilter(KeyRange):
     """Whether columns are among some keys, where no index serves them together: each row is asked."""
 
     def condition(self, columns: list[SQL]) -> SQL:
-        return self.dialect.opaque(super().condition(columns))
+        return self.dialect.hide_from_optimizer(super().condition(columns))
 
 
-class Absent(_Condition):
+class NotInView(_Condition):
     """Whether a table has no row with the key that columns are.
 
     Args:

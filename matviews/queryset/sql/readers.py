@@ -10,19 +10,19 @@ from django.utils import timezone
 
 from ...databases import Dialect
 from ...databases.fields import AnyField, Column, column_of
-from ...databases.keys import Key, Keys, Within
+from ...databases.keys import Key, Keys, KeySelection
 from ...databases.sql import SQL, equal, joined
 from ..analysis.lineage import equal_columns
 from ..analysis.source import Source
 from ..analysis.source_query import SourceQuery
 from ..strategy.choose import Strategy
-from .conditions import Absent, Filtered, Inside, Wrapped
+from .conditions import KeyFilter, KeyRange, NotInView, Wrapped
 
 __all__ = [
-    "Keyed",
-    "Reading",
-    "Staged",
-    "Windowed",
+    "KeyReader",
+    "SourceReader",
+    "StageReader",
+    "WindowReader",
     "_keys_of_table",
     "as_stored",
     "next_keys",
@@ -32,13 +32,13 @@ __all__ = [
 COMPUTED = "matviews_computed"  # what the columns are called before they are as stored
 
 
-class Reading(Protocol):
+class SourceReader(Protocol):
     """The rows of a source, with the names of the view's columns, in a range or of some keys."""
 
-    def rows(self, within: Within, *, missing: bool = False) -> SQL:
+    def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
         """A query for the rows as they will be stored; only those that the view lacks, if wanted."""
 
-    def keys(self, within: Within) -> SQL:
+    def keys(self, within: KeySelection) -> SQL:
         """A query for the keys."""
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
@@ -48,7 +48,7 @@ class Reading(Protocol):
         """
 
 
-class Windowed:
+class WindowReader:
     """A source whose own query takes the range.
 
     Args:
@@ -60,30 +60,30 @@ class Windowed:
     def __init__(self, source: Source, strategy: Strategy, dialect: Dialect) -> None:
         self.source, self.strategy, self.dialect = source, strategy, dialect
 
-    def rows(self, within: Within, *, missing: bool = False) -> SQL:
-        """As `Reading` has it."""
+    def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
+        """As `SourceReader` has it."""
         query = self._inside(within, missing=missing)
         return _selected(query, self.source, self.source.columns, self.dialect)
 
-    def keys(self, within: Within) -> SQL:
-        """As `Reading` has it; nothing is computed but what HAVING needs."""
+    def keys(self, within: KeySelection) -> SQL:
+        """As `SourceReader` has it; nothing is computed but what HAVING needs."""
         query = self._inside(within).keys_only([column.name for column in self.source.key])
         return _selected(query, self.source, self.source.key, self.dialect)
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
-        """As `Reading` has it: of the table that has the key, whatever the source takes of it."""
+        """As `SourceReader` has it: of the table that has the key, whatever the source takes of it."""
         return _keys_of_table(self.strategy, low, count, self.dialect)
 
-    def _inside(self, within: Within, *, missing: bool = False) -> SourceQuery:
+    def _inside(self, within: KeySelection, *, missing: bool = False) -> SourceQuery:
         query, columns = self.source.query, [c.expression for c in self.source.key]
         if within != (None, None):
-            query = query.restricted(Inside(*columns, dialect=self.dialect, within=within))
+            query = query.restricted(KeyRange(*columns, dialect=self.dialect, within=within))
             query = self._with_equal_columns(query, within)
         if missing:
             query = query.restricted(_absent(self.source, columns, self.dialect))
         return query
 
-    def _with_equal_columns(self, query: SourceQuery, within: Within) -> SourceQuery:
+    def _with_equal_columns(self, query: SourceQuery, within: KeySelection) -> SourceQuery:
         """The condition on the key's first column, for each column that is joined as equal to it."""
         first: Any = self.source.key[0].expression
         place = (first.alias, first.target.column)
@@ -93,7 +93,7 @@ class Windowed:
         return query
 
 
-class Keyed:
+class KeyReader:
     """A source whose own query takes keys, wherever their parts come from.
 
     Args:
@@ -105,20 +105,20 @@ class Keyed:
         self.source, self.dialect = source, dialect
         self.columns = [_comparable(column, dialect) for column in source.key]
 
-    def rows(self, within: Within, *, missing: bool = False) -> SQL:
-        """As `Reading` has it."""
+    def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
+        """As `SourceReader` has it."""
         query = self._among(within)
         if missing:
             query = query.restricted(_absent(self.source, self.columns, self.dialect))
         return _selected(query, self.source, self.source.columns, self.dialect)
 
-    def keys(self, within: Within) -> SQL:
-        """As `Reading` has it; nothing is computed but what HAVING needs."""
+    def keys(self, within: KeySelection) -> SQL:
+        """As `SourceReader` has it; nothing is computed but what HAVING needs."""
         query = self._among(within).keys_only([column.name for column in self.source.key])
         return _selected(query, self.source, self.source.key, self.dialect)
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
-        """As `Reading` has it: there is no order to go by."""
+        """As `SourceReader` has it: there is no order to go by."""
         raise NotImplementedError
 
     def keys_with(self, number: int, values: Keys) -> SQL:
@@ -127,7 +127,7 @@ class Keyed:
         names = [column.name for column in self.source.key]
         return _selected(query.ungrouped(names), self.source, self.source.key, self.dialect)
 
-    def _among(self, within: Within) -> SourceQuery:
+    def _among(self, within: KeySelection) -> SourceQuery:
         """The query for some keys; by each plain column too, since no index serves several tables."""
         assert isinstance(within, Keys)
         query, columns = self.source.query, self.source.key
@@ -140,11 +140,11 @@ class Keyed:
     def _restricted(self, query: SourceQuery, numbers: Sequence[int], within: Keys) -> SourceQuery:
         """A query for rows whose parts of the key are among some."""
         columns = [self.columns[number] for number in numbers]
-        among = Filtered if len(columns) > 1 else Inside
+        among = KeyFilter if len(columns) > 1 else KeyRange
         return query.restricted(among(*columns, dialect=self.dialect, within=within))
 
 
-class Staged:
+class StageReader:
     """A source that has been evaluated into a staging table, or is evaluated at once, as a whole.
 
     Args:
@@ -162,24 +162,24 @@ class Staged:
             self.table = SQL(f"({computed.text}) {self.stage}", computed.params)
         self.key_fields = _key_fields(source)
 
-    def rows(self, within: Within, *, missing: bool = False) -> SQL:
-        """As `Reading` has it."""
+    def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
+        """As `SourceReader` has it."""
         condition = [self._inside(within)]
         if missing:
             condition.append(self._missing())
         return self._select([column.field for column in self.source.columns], condition)
 
-    def keys(self, within: Within) -> SQL:
-        """As `Reading` has it."""
+    def keys(self, within: KeySelection) -> SQL:
+        """As `SourceReader` has it."""
         return self._select(self.key_fields, [self._inside(within)])
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
-        """As `Reading` has it."""
+        """As `SourceReader` has it."""
         names = self.dialect.names(self.key_fields)
         keys = next_keys(self.table.text, names, [self._inside((low, None))], count)
         return SQL(keys.text, (*self.table.params, *keys.params))
 
-    def _inside(self, within: Within) -> SQL:
+    def _inside(self, within: KeySelection) -> SQL:
         return self.dialect.inside(self.dialect.names(self.key_fields, self.stage), within)
 
     def _missing(self) -> SQL:
@@ -200,7 +200,7 @@ class Staged:
 class _FirstColumn:
     """A condition of a join: a column may be the first one of a key in the range, or among the keys."""
 
-    def __init__(self, alias: str, column: str, dialect: Dialect, within: Within) -> None:
+    def __init__(self, alias: str, column: str, dialect: Dialect, within: KeySelection) -> None:
         self.alias, self.column, self.dialect, self.within = alias, column, dialect, within
 
     def as_sql(self, compiler: Any, _connection: Any) -> Any:
@@ -246,10 +246,10 @@ def _selected(
     )
 
 
-def _absent(source: Source, columns: Sequence[Any], dialect: Dialect) -> Absent:
+def _absent(source: Source, columns: Sequence[Any], dialect: Dialect) -> NotInView:
     """A condition on rows of the source: the view lacks their key."""
     table = dialect.name(source.model._meta.db_table)
-    return Absent(*columns, table=table, key=dialect.names(_key_fields(source)))
+    return NotInView(*columns, table=table, key=dialect.names(_key_fields(source)))
 
 
 def _comparable(column: Column, dialect: Dialect) -> Any:

@@ -30,11 +30,11 @@ __all__ = [
 ]  # fmt: skip
 
 PREFIX = "matviews_stage_"
-LOCK_WAIT = 5  # seconds to wait for a table that another connection still reads
+LOCK_WAIT_SECONDS = 5  # seconds to wait for a table that another connection still reads
 SAMPLE_STAGE = f"{PREFIX}0"  # no refresh has this number
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     """Where staging tables are."""
 
     #: On MariaDB and MySQL a database; "" for the only one.
@@ -49,17 +49,17 @@ class _Place(NamedTuple):
 
 def stage_name(refresh: int, using: str = DEFAULT_DB_ALIAS) -> str:
     """The staging table of a refresh, by the refresh's primary key."""
-    return _places(using)[0].table(refresh, using)
+    return _locations(using)[0].table(refresh, using)
 
 
 def stages(using: str) -> dict[int, str]:
     """The staging tables that exist, by the primary keys of their refreshes."""
     found: dict[int, str] = {}
-    for place in _places(using):
-        for name in staging_of(using).tables(place.schema):
-            number = name.removeprefix(place.prefix)
-            if name.startswith(place.prefix) and number.isdecimal():
-                found.setdefault(int(number), place.table(int(number), using))
+    for location in _locations(using):
+        for name in staging_of(using).tables(location.schema):
+            number = name.removeprefix(location.prefix)
+            if name.startswith(location.prefix) and number.isdecimal():
+                found.setdefault(int(number), location.table(int(number), using))
     return found
 
 
@@ -84,18 +84,18 @@ def prepare_staging(using: str, roles: Iterable[str] = ()) -> str:
 
 def staging_schema(using: str) -> str:
     """The schema of staging tables, on MariaDB and MySQL the database; "" on SQLite."""
-    return _places(using)[0].schema
+    return _locations(using)[0].schema
 
 
-def _places(using: str) -> list[_Place]:
+def _locations(using: str) -> list[_Location]:
     """Where staging tables are created, and then where there may be others from before the setting."""
     home = _home(using, connections[using].settings_dict["NAME"])
-    places = [_Place(home, PREFIX)]
+    locations = [_Location(home, PREFIX)]
     schema = get_settings().STAGING_SCHEMA
     if schema and staging_of(using).schema_kind:
         # Other projects may stage there, too.
-        places.insert(0, _Place(schema, f"{PREFIX}{crc32(home.encode()):08x}_"))
-    return places
+        locations.insert(0, _Location(schema, f"{PREFIX}{crc32(home.encode()):08x}_"))
+    return locations
 
 
 @cache
@@ -108,7 +108,7 @@ def staging_problem(using: str) -> str:
 
     The others tell when it is tried. PostgreSQL tells too, but writes an error into its log each time.
     """
-    return staging_of(using).problem(_places(using)[0].schema)
+    return staging_of(using).problem(_locations(using)[0].schema)
 
 
 def fill_stage(name: str, source: Source, dialect: Dialect) -> int:
@@ -126,7 +126,7 @@ def fill_stage(name: str, source: Source, dialect: Dialect) -> int:
     fields, key = ([column.field for column in each] for each in (source.columns, source.key))
     rows, staging = whole(source, dialect), staging_of(dialect.using)
     table, view = dialect.name(name), source.model._meta.db_table
-    with staging.definitions(LOCK_WAIT) as execute:
+    with staging.definitions(LOCK_WAIT_SECONDS) as execute:
         execute(f"DROP TABLE IF EXISTS {table}")
         execute(staging.create(table, view, fields, key, dialect))
     columns = ", ".join(dialect.names(fields))
@@ -148,6 +148,6 @@ def drop_stage(name: str, using: str, *, unread: bool = False) -> None:
     staging = staging_of(using)
     if staging.may_block_itself() and not unread:
         return  # the current transaction may have read it, and would wait for itself
-    wait = 0 if unread else LOCK_WAIT
+    wait = 0 if unread else LOCK_WAIT_SECONDS
     with suppress(DatabaseError, StagingRefused), staging.definitions(wait) as execute:
         execute(f"DROP TABLE IF EXISTS {dialect_of(using).name(name)}")

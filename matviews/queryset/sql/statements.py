@@ -8,31 +8,28 @@ from django.db import connections
 
 from ...databases import ROWS, Dialect
 from ...databases.fields import Column
-from ...databases.keys import Key, Keys, Range, Within, shown
+from ...databases.keys import Key, Keys, KeySelection, Range, shown
 from ...databases.sql import SQL, Array, equal, joined, qualified
 from ...exceptions import NotAdvancing
 from ...phases import Phase
 from ..analysis.columns import exact_values
 from ..analysis.source import Source
-from .readers import Keyed, Reading, next_keys
+from .readers import KeyReader, SourceReader, next_keys
 
 __all__ = ["Statements"]
 
 KEYS = "matviews_keys"  # what the next keys are called in a statement
 
 
-class Ahead(NamedTuple):
-    """The next keys that the source may have, or that the view has.
+class NextKeys(NamedTuple):
+    """The next keys that the source may have, or that the view has."""
 
-    Attributes:
-        high: the last one of them; None if there are fewer than were asked for.
-        keys: how many there are.
-        lacking: of the source: whether the view lacks one. The source may lack it as well: that is for
-            the statement of the phase to find out.
-    """
-
+    #: The last one of them; None if there are fewer than were asked for.
     high: Key | None
+    #: How many there are.
     keys: int
+    #: Of the source: whether the view lacks one. The source may lack it as well: that is for the
+    #: statement of the phase to find out.
     lacking: bool = True
 
 
@@ -47,55 +44,55 @@ class Statements:
     """
 
     def __init__(
-        self, source: Source, reading: Reading, dialect: Dialect, kinds: Sequence[str] = ()
+        self, source: Source, reader: SourceReader, dialect: Dialect, kinds: Sequence[str] = ()
     ) -> None:
-        self.source, self.reading, self.dialect = source, reading, dialect
+        self.source, self.reader, self.dialect = source, reader, dialect
         self.table = dialect.name(source.model._meta.db_table)
         self.key_fields = [column.field for column in source.key]
         self.kinds = kinds or [dialect.kind_of(field) for field in self.key_fields]
         self.key = dialect.names(self.key_fields)
         # A condition on a row of the view and one of `ROWS`: they have the same key.
         self.same = equal(qualified(self.table, self.key), qualified(ROWS, self.key))
-        self.written = [*source.values, *self._respelt()]
+        self.update_columns = [*source.values, *self._collation_updates()]
         self._compiled: dict[tuple[Phase, type], list[SQL]] = {}
 
-    def _respelt(self) -> list[Column]:
+    def _collation_updates(self) -> list[Column]:
         """Columns of the key whose letters may change while the key stays the same to the database.
 
         Grouped rows are left alone: which of several spellings stands for the group is chance.
         """
         if self.source.query.grouped or self.source.query.distinct:
             return []
-        return [column for column in self.source.key if self.dialect.folds(column.field)]
+        return [column for column in self.source.key if self.dialect.has_ci_collation(column.field)]
 
-    def insert(self, within: Within, *, empty: bool) -> SQL:
+    def insert(self, within: KeySelection, *, empty: bool) -> SQL:
         """Write the rows of the source that the view lacks; `empty`: it has none in the range."""
         columns = ", ".join(self.dialect.names([column.field for column in self.source.columns]))
-        rows = self.reading.rows(within, missing=not empty)
+        rows = self.reader.rows(within, missing=not empty)
         return SQL(f"INSERT INTO {self.table} ({columns}) {rows.text}", rows.params)
 
-    def update(self, within: Within, skipped: Iterable[Range] = ()) -> SQL:
+    def update(self, within: KeySelection, skipped: Iterable[Range] = ()) -> SQL:
         """Write the values that differ. Only for views that have values."""
-        rows = self.reading.rows(within)
-        where = joined(" AND ", [*self.of_view(within, skipped), self.differing()])
-        values = self.dialect.names([column.field for column in self.written])
-        keyed = isinstance(self.reading, Keyed)
+        rows = self.reader.rows(within)
+        where = joined(" AND ", [*self.of_view(within, skipped), self.differs_sql()])
+        values = self.dialect.names([column.field for column in self.update_columns])
+        keyed = isinstance(self.reader, KeyReader)
         return self.dialect.update(
             self.table, self.key, values, rows, where, self._pk(), keyed=keyed
         )
 
-    def delete(self, within: Within, skipped: Iterable[Range] = ()) -> list[SQL]:
+    def delete(self, within: KeySelection, skipped: Iterable[Range] = ()) -> list[SQL]:
         """Remove the rows whose keys the source lacks; statements one after the other."""
-        keys, where = self.reading.keys(within), self.of_view(within, skipped)
+        keys, where = self.reader.keys(within), self.of_view(within, skipped)
         return self.dialect.delete(self.table, self.key, keys, where, self._pk())
 
-    def differing(self) -> SQL:
+    def differs_sql(self) -> SQL:
         """A condition on a row of the view and that of `ROWS` with its key: a value differs."""
         unlike = (
             self.dialect.differs(column, f"{self.table}.{name}", f"{ROWS}.{name}")
             for column, name in zip(
-                self.written,
-                self.dialect.names([column.field for column in self.written]),
+                self.update_columns,
+                self.dialect.names([column.field for column in self.update_columns]),
                 strict=True,
             )
         )
@@ -104,17 +101,17 @@ class Statements:
     def _pk(self) -> list[str]:
         return self.dialect.names(self.source.model._meta.pk_fields, self.table)
 
-    def surplus(self, within: Within) -> SQL:
+    def surplus_sql(self, within: KeySelection) -> SQL:
         """A condition on a row of the view in the range: the source lacks its key."""
         wanted = self.dialect.names(self.key_fields, self.table)
-        return self.dialect.lacking(self.reading.keys(within), self.key, wanted)
+        return self.dialect.not_in_source(self.reader.keys(within), self.key, wanted)
 
     @cached_property
     def exact(self) -> list[str]:
         """The columns of the next keys as exact values; empty if there are no such for one of them."""
         return exact_values(self.key_fields, KEYS, self.dialect, self.kinds)
 
-    def look_ahead(self, low: Key | None, count: int) -> Ahead:
+    def next_source_keys(self, low: Key | None, count: int) -> NextKeys:
         """What the next `count` keys of the source after `low` are.
 
         Raises:
@@ -123,18 +120,20 @@ class Statements:
         same = equal(qualified(self.table, self.key), qualified(KEYS, self.key))
         missing = f"SELECT 1 FROM {self.table} WHERE {same}"
         lacks = f"EXISTS (SELECT 1 FROM {KEYS} WHERE NOT EXISTS ({missing}))"
-        return self._ahead(self.reading.keys_after(low, count), low, count, lacks)
+        return self._ahead(self.reader.keys_after(low, count), low, count, lacks)
 
-    def ahead_in_view(self, low: Key | None, count: int, skipped: Iterable[Range] = ()) -> Ahead:
+    def next_view_keys(
+        self, low: Key | None, count: int, skipped: Iterable[Range] = ()
+    ) -> NextKeys:
         """What the next `count` keys of the view after `low` are, without those of the ranges.
 
         Raises:
-            NotAdvancing: as of `look_ahead`.
+            NotAdvancing: as of `next_source_keys`.
         """
         keys = next_keys(self.table, self.key, self.of_view((low, None), skipped), count)
         return self._ahead(keys, low, count, "NULL")
 
-    def _ahead(self, keys: SQL, low: Key | None, count: int, more: str) -> Ahead:
+    def _ahead(self, keys: SQL, low: Key | None, count: int, more: str) -> NextKeys:
         advances = self._advances(low)
         order = ", ".join(f"{name} DESC" for name in qualified(KEYS, self.key))
         row = self._row(
@@ -146,7 +145,7 @@ class Statements:
             )
         )
         if row is None:
-            return Ahead(None, 0, False)
+            return NextKeys(None, 0, False)
         *high, found, lacks, advances_so_far = row
         if not advances_so_far:
             after = f" after {shown(low)}" if low else ""
@@ -154,7 +153,7 @@ class Statements:
                 f"the database gives the key {shown(high)}{after}, but does not find it there again: "
                 f"look at the type, the collation and the index of its columns."
             )
-        return Ahead(tuple(high) if found == count else None, found, bool(lacks))
+        return NextKeys(tuple(high) if found == count else None, found, bool(lacks))
 
     def _advances(self, low: Key | None) -> SQL:
         """A condition on the next keys: what their exact values give back is the same, and after `low`."""
@@ -197,7 +196,7 @@ class Statements:
         """Those of some keys that neither the view nor the source has; as many as a statement takes."""
         within = Keys(tuple(keys))
         of_view = joined(" AND ", self.of_view(within))
-        of_source = self.reading.keys(within)
+        of_source = self.reader.keys(within)
         names, found = ", ".join(self.key), qualified("matviews_found", self.key)
         among = [self.dialect.among(found, [key]) for key in keys]
         columns = joined(
@@ -219,23 +218,23 @@ class Statements:
         condition = f" WHERE {where.text}" if where else ""
         return SQL(f"SELECT 1 FROM {self.table}{condition} LIMIT 1", where.params)
 
-    def waiting(self, phase: Phase) -> SQL:
+    def pending_sql(self, phase: Phase) -> SQL:
         """A query for whether a phase has a row to write at all."""
         everything: Range = (None, None)
         if phase is Phase.INSERT:
-            rows = self.reading.rows(everything, missing=True)
+            rows = self.reader.rows(everything, missing=True)
             return SQL(f"SELECT 1 FROM ({rows.text}) {ROWS} LIMIT 1", rows.params)
         if phase is Phase.UPDATE:
-            rows = self.reading.rows(everything)
+            rows = self.reader.rows(everything)
             return SQL(
                 f"SELECT 1 FROM ({rows.text}) {ROWS} JOIN {self.table} ON {self.same} "
-                f"WHERE {self.differing().text} LIMIT 1",
+                f"WHERE {self.differs_sql().text} LIMIT 1",
                 rows.params,
             )
-        surplus = self.surplus(everything)
+        surplus = self.surplus_sql(everything)
         return SQL(f"SELECT 1 FROM {self.table} WHERE {surplus.text} LIMIT 1", surplus.params)
 
-    def of_view(self, within: Within, skipped: Iterable[Range] = ()) -> Iterable[SQL]:
+    def of_view(self, within: KeySelection, skipped: Iterable[Range] = ()) -> Iterable[SQL]:
         """Conditions on rows of the view: in the range or among the keys, and in no range skipped."""
         columns = self.dialect.names(self.key_fields, self.table)
         yield self.dialect.inside(columns, within)
@@ -266,12 +265,17 @@ class Statements:
         return self.dialect.updated(rows) if phase is Phase.UPDATE else rows
 
     def _of(
-        self, phase: Phase, within: Within, skipped: Iterable[Range] = (), *, empty: bool = False
+        self,
+        phase: Phase,
+        within: KeySelection,
+        skipped: Iterable[Range] = (),
+        *,
+        empty: bool = False,
     ) -> list[SQL]:
         if phase is Phase.INSERT:
             return [self.insert(within, empty=empty)]
         if phase is Phase.UPDATE:
-            return [self.update(within, skipped)] if self.written else []
+            return [self.update(within, skipped)] if self.update_columns else []
         return self.delete(within, skipped)
 
     def _of_array(self, phase: Phase, keys: Keys, array: Array) -> list[SQL]:

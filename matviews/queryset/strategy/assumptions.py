@@ -47,15 +47,15 @@ def _of_keys(source: Source) -> Iterator[list[Compared]]:
 
 
 def _of_link(link: Link, source: Source) -> Iterator[list[Compared]]:
-    tables = [link.table, *(join.table for join in link.way)]
-    for join in link.way:
-        for near, far in join.columns:
-            yield [*_column(tables[join.near], near), *_column(join.table, far)]
-    numbers = range(len(source.key)) if link.part is None else [link.part]
-    for number, end in zip(numbers, link.ends, strict=False):
-        part = source.key[number].field
-        key = Compared(source.model._meta.db_table, part.column or "", part)
-        yield [key, *_column(tables[end.place], end.column)]
+    tables = [link.table, *(step.table for step in link.steps)]
+    for step in link.steps:
+        for near, far in step.columns:
+            yield [*_column(tables[step.near], near), *_column(step.table, far)]
+    numbers = range(len(source.key)) if link.key_part is None else [link.key_part]
+    for number, part in zip(numbers, link.key_columns, strict=False):
+        field = source.key[number].field
+        key = Compared(source.model._meta.db_table, field.column or "", field)
+        yield [key, *_column(tables[part.table], part.column)]
 
 
 def _column(table: str, column: str) -> Iterator[Compared]:

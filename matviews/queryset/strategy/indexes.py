@@ -12,21 +12,18 @@ from ..analysis.lineage import equal_columns
 from ..analysis.source import Source
 from .choose import Strategy
 
-__all__ = ["WantedIndex", "in_database", "wanted_indexes"]
+__all__ = ["RequiredIndex", "in_database", "required_indexes"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WantedIndex:
-    """An index that begins with some fields, in this order.
+class RequiredIndex:
+    """An index that begins with some fields, in this order."""
 
-    Attributes:
-        model: whose table it is of.
-        fields: their names.
-        declared: whether the model declares one.
-    """
-
+    #: Whose table it is of.
     model: type[Model]
+    #: Their names.
     fields: tuple[str, ...]
+    #: Whether the model declares one.
     declared: bool
 
     @property
@@ -35,23 +32,23 @@ class WantedIndex:
         return _columns(self.model, self.fields)
 
     @property
-    def way_out(self) -> str:
+    def declaration(self) -> str:
         """What to add to the model, as code."""
         names = ", ".join(f'"{name}"' for name in self.fields)
         return f"models.Index(fields=[{names}])"
 
 
-def wanted_indexes(source: Source, strategy: Strategy) -> Iterator[WantedIndex]:
+def required_indexes(source: Source, strategy: Strategy) -> Iterator[RequiredIndex]:
     """The indexes that windows are found by: of the source, of tables joined by the key, of the view."""
     if strategy.model is not None:
-        names = strategy.wanted or tuple(field.name for field in strategy.fields)
+        names = strategy.missing_index or tuple(field.name for field in strategy.fields)
         yield _wanted(strategy.model, names)
     if not strategy.staged:
         yield from _joined(source)
     yield _wanted(source.model, tuple(column.field.name for column in source.key))
 
 
-def _joined(source: Source) -> Iterator[WantedIndex]:
+def _joined(source: Source) -> Iterator[RequiredIndex]:
     place = column_of(source.key[0].expression)
     assert place is not None  # or it would be staged
     tables = {table.alias: table.table for table in source.query.tables}
@@ -65,10 +62,10 @@ def _joined(source: Source) -> Iterator[WantedIndex]:
         yield _wanted(model, tuple(field.name for field in fields if field.column == column))
 
 
-def _wanted(model: type[Model], names: tuple[str, ...]) -> WantedIndex:
+def _wanted(model: type[Model], names: tuple[str, ...]) -> RequiredIndex:
     columns = _columns(model, names)
     declared = any(index[: len(columns)] == columns for index in indexed_columns(model))
-    return WantedIndex(model=model, fields=names, declared=declared)
+    return RequiredIndex(model=model, fields=names, declared=declared)
 
 
 def _columns(model: type[Model], names: Iterable[str]) -> tuple[str, ...]:
@@ -76,7 +73,7 @@ def _columns(model: type[Model], names: Iterable[str]) -> tuple[str, ...]:
     return tuple(meta.get_field(name).column for name in names)
 
 
-def in_database(index: WantedIndex, using: str) -> bool:
+def in_database(index: RequiredIndex, using: str) -> bool:
     """Whether the table has an index that begins with the columns."""
     connection, table = connections[using], index.model._meta.db_table
     with connection.cursor() as cursor:

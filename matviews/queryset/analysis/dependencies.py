@@ -11,31 +11,28 @@ from django.db.models import Model
 from ...databases.fields import AnyField
 from ...definition import DependsOn, ViewDefinition
 
-__all__ = ["Declared", "declared", "undeclarable"]
+__all__ = ["Dependency", "declared_dependencies", "dependency_faults"]
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """What the changes of a model's rows lead to.
+class Dependency:
+    """What the changes of a model's rows lead to."""
 
-    Attributes:
-        model: the model.
-        columns: those that are logged: they are the key, or, with `find`, identify the rows.
-        find: what gives the keys of rows, from a queryset of them.
-    """
-
+    #: The model.
     model: type[Model]
+    #: Those that are logged: they are the key, or, with `get_keys`, identify the rows.
     columns: tuple[str, ...] = ()
-    find: Callable[..., Iterable[Any]] | None = None
+    #: What gives the keys of rows, from a queryset of them.
+    get_keys: Callable[..., Iterable[Any]] | None = None
 
     @property
-    def whole(self) -> bool:
+    def concerns_any_key(self) -> bool:
         """Whether its changes may concern any key."""
         return not self.columns
 
 
-def declared(definition: ViewDefinition) -> dict[str, Declared]:
-    """What a view says, by table; to be asked only where `undeclarable` finds nothing."""
+def declared_dependencies(definition: ViewDefinition) -> dict[str, Dependency]:
+    """What a view says, by table; to be asked only where `dependency_faults` finds nothing."""
     found = {}
     for to, on in (definition.options.depends_on or {}).items():
         model = _model(to)
@@ -43,12 +40,12 @@ def declared(definition: ViewDefinition) -> dict[str, Declared]:
     return found
 
 
-def _declared(model: type[Model], on: DependsOn) -> Declared:
+def _declared(model: type[Model], on: DependsOn) -> Dependency:
     if on is None:
-        return Declared(model)
+        return Dependency(model)
     if isinstance(on, tuple):
-        return Declared(model, tuple(_field(model, name).column or "" for name in on))
-    return Declared(model, tuple(field.column or "" for field in model._meta.pk_fields), on)
+        return Dependency(model, tuple(_field(model, name).column or "" for name in on))
+    return Dependency(model, tuple(field.column or "" for field in model._meta.pk_fields), on)
 
 
 def _model(to: type[Model] | str) -> type[Model]:
@@ -62,7 +59,7 @@ def _field(model: type[Model], name: str) -> AnyField:
     return field  # type: ignore[no-any-return]
 
 
-def undeclarable(definition: ViewDefinition, key: int) -> Iterator[str]:
+def dependency_faults(definition: ViewDefinition, key: int) -> Iterator[str]:
     """What is wrong with what a view says, a sentence each; `key` is the number of its key's fields."""
     for to, on in (definition.options.depends_on or {}).items():
         name = to if isinstance(to, str) else to._meta.label
