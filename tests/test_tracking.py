@@ -499,7 +499,7 @@ class TestSharing:
     def test_a_statement_that_changes_very_many_rows_names_none(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("matviews.databases.postgresql.triggers.MAX_DISTINCT_CHANGES", 2)
+        monkeypatch.setattr("matviews.databases.postgresql.trigger_sql.MAX_DISTINCT_CHANGES", 2)
         changes.install(engine.alias())
         at_rest(CustomerTotal)
 

@@ -16,18 +16,11 @@ from .change_log import (
 from .change_status import ChangeStatus, change_status, oldest_waiting, unlogged_tables
 from .holding import HELD
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
-from .triggers import (
-    drop_before_migrate,
-    find_exposed,
-    find_ownerless,
-    find_problems,
-    find_untrackable,
-    finish,
-    install,
+from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
+from .triggers import drop_before_migrate, finish, install, remove, script
+from .trust import (
     mark_missing_triggers,
     mark_untrackable,
-    remove,
-    script,
     untrackable_tables,
     untracked_tables,
     untrust,

@@ -14,7 +14,7 @@ from ..databases.trigger_spec import TriggerSpec
 from ..models import Change, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
 from ..states import RefreshState
 from .tracking_spec import Tracking
-from .triggers import is_tracked, row_to_tracked, select_tracked
+from .trust import is_tracked, row_to_tracked, select_tracked
 
 __all__ = ["ChangeStatus", "change_status", "oldest_waiting", "unlogged_tables"]
 

@@ -36,7 +36,7 @@ from .expressions import (
 from .sql_text import plain_name, tables_named, zones_named
 from .tables import ALL, Edge, JoinedTable, QueryGraph, TableRef, columns_of, tables_of
 
-__all__ = ["SourceQuery", "compiled", "from_database"]
+__all__ = ["SourceQuery", "from_database"]
 
 
 class SourceQuery:
@@ -331,12 +331,6 @@ def _evaluated(params: Iterable[Any]) -> tuple[Any, ...]:
         each._proxy____cast() if isinstance(each, Promise) else each  # type: ignore[attr-defined]
         for each in params
     )
-
-
-def compiled(rows: QuerySet[Any, Any], using: str) -> tuple[str, tuple[Any, ...]]:
-    """The SQL of a queryset that does not order by itself, and its parameters."""
-    sql, params = rows.query.get_compiler(using, elide_empty=False).as_sql()
-    return sql, tuple(params)
 
 
 def from_database(field: AnyField, value: Any, using: str) -> Any:

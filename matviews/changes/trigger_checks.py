@@ -1,0 +1,92 @@
+"""What is wrong with the triggers of the tables that views read, a sentence each."""
+
+from collections.abc import Collection, Iterable, Iterator
+
+from ..databases import Triggers, triggers_of
+from ..databases.base.triggers import MISSING
+from ..databases.fields import model_of_table
+from ..databases.trigger_spec import TriggerSpec
+from ..models import TrackedTable
+from ..queryset import apps_to_migrate
+from ..registry import registry
+from .tracking_spec import tracked_tables, union
+from .triggers import Wanted, are_up_to_date, find_orphans
+
+__all__ = ["find_exposed", "find_ownerless", "find_problems", "find_untrackable"]
+
+
+def find_exposed(using: str) -> Iterator[str]:
+    """What of ours any role may use that may write at all, a sentence each."""
+    for name in triggers_of(using).exposed():
+        yield f"Any role may use {name}, which is for the roles of matviews alone."
+
+
+def find_ownerless(using: str) -> Iterator[str]:
+    """The triggers that no write gets past, for their owner is gone, a sentence each."""
+    for name, owner in sorted(triggers_of(using).ownerless().items()):
+        yield f"The trigger {name} runs as {owner}, and there is no such account: every write to its table fails."
+
+
+def find_untrackable(using: str) -> Iterator[str]:
+    """The tables whose changes no trigger would log, and why, a sentence each."""
+    wanted = tracked_tables(using)
+    for table, reason in sorted(triggers_of(using).untrackable_tables(wanted).items()):
+        yield _cannot_be_logged(table, wanted[table], reason)
+
+
+def _cannot_be_logged(table: str, views: Iterable[str], reason: str) -> str:
+    return (
+        f"Changes of {table}, which {', '.join(sorted(views))} reads, cannot be logged: {reason}."
+    )
+
+
+def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
+    """What is not as the views of the code want it, a sentence each.
+
+    Args:
+        using: alias of the database.
+        migrated: whether all migrations should have run. If not, nothing is said of tables, and of views,
+            that those which have yet to run may make; `install` follows them.
+    """
+    wanted, dialect = tracked_tables(using), triggers_of(using)
+    due = wanted if migrated else _without(_to_be_made(wanted, dialect), wanted)
+    present, faults = dialect.installed_triggers(), dialect.untrackable_tables(wanted)
+    recorded = dict(TrackedTable.objects.values_list("table", "triggers"))
+    for table, by_view in sorted(due.items()):
+        views = ", ".join(sorted(by_view))
+        if table in faults:
+            yield _cannot_be_logged(table, by_view, faults[table])
+            continue
+        found = present.get(table, {})
+        if not are_up_to_date(dialect, table, union(by_view.values()), found):
+            state = "other triggers than it should" if found else "no triggers"
+            yield f"{table}, which {views} reads, has {state}."
+        elif set(recorded.get(table, ())) != set(found.values()):
+            yield f"The triggers of {table}, which {views} reads, are not known to matviews."
+    for table in sorted(present.keys() - wanted.keys()):
+        yield f"{table} has triggers, but no view reads it."
+    for name in sorted(find_orphans(dialect, wanted, faults)):
+        yield f"The function {name} is left over: no trigger that is switched on calls it."
+
+
+def _to_be_made(wanted: Wanted, dialect: Triggers) -> set[str]:
+    """The tables of views, and those that they read, that pending migrations may make."""
+    tables = {_own_table(label) for by_view in wanted.values() for label in by_view} | wanted.keys()
+    faults = dialect.untrackable_tables(tables)
+    missing = {table: model_of_table(table) for table, why in faults.items() if why == MISSING}
+    pending = apps_to_migrate(dialect.using) if missing else set()
+    return {table for table, model in missing.items() if model and model._meta.app_label in pending}
+
+
+def _without(tables: Collection[str], wanted: Wanted) -> dict[str, dict[str, TriggerSpec]]:
+    """What is wanted, without some tables, and without the views whose own table is among them."""
+    left = {
+        table: {label: spec for label, spec in by_view.items() if _own_table(label) not in tables}
+        for table, by_view in wanted.items()
+        if table not in tables
+    }
+    return {table: by_view for table, by_view in left.items() if by_view}
+
+
+def _own_table(label: str) -> str:
+    return registry.find(label).model._meta.db_table
