@@ -1,8 +1,8 @@
 """Turning errors and values into text that may be stored, logged and shown.
 
-Databases put values of rows into their errors. What `MATVIEWS["VALUES_IN_ERRORS"]` does not allow is left
-out by building the text anew, of what is known to hold no value: never by cutting values out of the
-database's own words. Every text is bounded, whatever it was made of.
+Databases put values of rows into their errors. What `MATVIEWS["VALUES_IN_ERRORS"]` does not allow
+is left out by building a new text from parts known to hold no values, never by cutting values out
+of the database's text. The length of every text is bounded.
 """
 
 import re
@@ -27,13 +27,13 @@ __all__ = [
     "traceback_text",
 ]
 
-MAX_TEXT_LENGTH = 20_000  # characters of an error or a traceback
-MAX_LINE_LENGTH = 1_000  # characters of an error in a line of the log
-MAX_VALUE_LENGTH = 100  # characters of a value
-MAX_CHAIN_LENGTH = 20  # exceptions of which each came of the next
+MAX_TEXT_LENGTH = 20_000  # of an error or a traceback
+MAX_LINE_LENGTH = 1_000  # of an error in a log line
+MAX_VALUE_LENGTH = 100
+MAX_CHAIN_LENGTH = 20  # of exceptions, each the cause of the next
 OMITTED = "values left out, see MATVIEWS['VALUES_IN_ERRORS']"
 
-# What these say is of code, not of rows.
+# Their messages are about code, not about rows.
 OF_CODE = (
     AttributeError, FieldDoesNotExist, FieldError, ImportError, MemoryError, NameError, NotImplementedError,
     RecursionError,
@@ -58,7 +58,7 @@ MYSQL_KINDS = {
     1062: "duplicate entry", 1064: "syntax error", 1292: "incorrect value", 1366: "incorrect value",
     1411: "incorrect value", 1525: "incorrect value", 1690: "value out of range",
 }  # fmt: skip
-# The value comes before the name, so what stands at the end is the name.
+# The value precedes the name, so the text ends with the name.
 MYSQL_NAMES = (
     re.compile(r" for key '(?P<constraint>[\w$.-]+)'\Z"),
     re.compile(r" for column [`']?(?P<column>[\w$.`-]+?)[`']? at row \d+\Z"),
@@ -76,13 +76,13 @@ DUPLICATE = re.compile(r"Key \((?P<columns>[\w, \"]+)\)=\(.*\) already exists\."
 def error_text(
     error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
 ) -> str:
-    """The class of an error and what it says, as far as that may be stored.
+    """The class and message of an error, as far as they may be stored.
 
     Args:
         error: the error.
-        trusted: its words are those of the project or of this package; else only the
-            database's and our own are known to be without values.
-        key: the columns of the view's key, whose values may be told where keys may.
+        trusted: whether the message comes from the project or this package. If not, only the
+            database's own messages and ours are known to hold no values.
+        key: the columns of the view's key, whose values may be shown if keys may.
     """
     words = error_words(error, trusted=trusted, key=key)
     return bounded(f"{type(error).__name__}: {words}".strip())
@@ -91,24 +91,24 @@ def error_text(
 def traceback_text(
     error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
 ) -> str:
-    """The traceback as Python prints it, with the errors as `error_text` has them."""
+    """The traceback as Python prints it, with each error as in `error_text`."""
     return bounded("".join(_formatted(error, trusted, key)))
 
 
 def in_one_line(text: str) -> str:
-    """A text as a part of a line in a log."""
+    """A text as part of a log line."""
     return " ".join(bounded(text, MAX_LINE_LENGTH).split())
 
 
 def bounded(text: str, most: int = MAX_TEXT_LENGTH) -> str:
-    """A text that every database takes: no NUL, no half characters, at most so many characters or a few more."""
+    """A text that every database accepts: no NUL, no lone surrogates, about `most` characters."""
     if len(text) > most:
         text = f"{text[: most // 2]}\n...\n{text[-most // 2 :]}"
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
 
 
 class _Brief(reprlib.Repr):
-    """A `repr` that looks at no more of a value than it shows."""
+    """A `repr` that reads no more of a value than it shows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class _Brief(reprlib.Repr):
 
 
 def brief(value: object) -> str:
-    """A value of any type and size in a few characters of one line; for what a message or a caller gave."""
+    """A value of any type and size in one short line, for what a message or a caller passed."""
     try:
         text = _Brief().repr(value)
     except Exception:  # noqa: BLE001 - whatever a class does in __repr__
@@ -137,7 +137,7 @@ def brief(value: object) -> str:
 def error_words(
     error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
 ) -> str:
-    """What an error says, without its class; as `error_text`."""
+    """The message of an error, without its class; otherwise as `error_text`."""
     driver = _driver_error(error)
     allowed = get_settings().VALUES_IN_ERRORS
     harmless = trusted or isinstance(error, (MatviewsError, Error, *OF_CODE))
@@ -150,7 +150,7 @@ def error_words(
 
 
 def _said_before(error: BaseException, key: frozenset[str]) -> str:
-    """What is allowed of the values in the words of the database that were put into others."""
+    """The allowed values from a database message that was reworded."""
     cause: Any = error.__cause__
     if not (isinstance(error, Error) and _is_of_driver(cause)) or error.args == cause.args:
         return ""
@@ -166,7 +166,7 @@ def _message(error: BaseException) -> str:
 
 
 def _driver_error(error: BaseException) -> Any:
-    """The driver's error if the words of this one are the database's, and not those of who raised it anew."""
+    """The driver's error, if the message is the database's and was not reworded."""
     if _is_of_driver(error):
         return error
     cause = error.__cause__
@@ -188,7 +188,7 @@ def _database_words(error: Any, key: frozenset[str]) -> str:
 
 def _postgres_words(error: Any, key: frozenset[str]) -> str:
     state = error.diag.sqlstate
-    if state is None:  # the client's own: a connection that is lost, a value that it cannot convert
+    if state is None:  # raised by the client: a lost connection, a value it cannot convert
         of_connection = type(error).__name__ in ("OperationalError", "InterfaceError")
         return _message(error) if of_connection else f"({OMITTED})"
     by_routine = raised_by_routine(error)
@@ -202,7 +202,7 @@ def _postgres_words(error: Any, key: frozenset[str]) -> str:
 
 
 def _duplicate_key(error: Any, key: frozenset[str]) -> str:
-    """What PostgreSQL says of a duplicate key, if that is of the columns of `key` alone."""
+    """PostgreSQL's detail about a duplicate key, if it is about columns of `key` only."""
     state = error.diag.sqlstate if hasattr(error, "diag") else None
     if state != "23505" or raised_by_routine(error):
         return ""
@@ -212,7 +212,7 @@ def _duplicate_key(error: Any, key: frozenset[str]) -> str:
 
 
 def raised_by_routine(error: Any) -> bool:
-    """Whether a routine of the project raised it on PostgreSQL, and so filled in what it likes."""
+    """Whether a routine of the project raised it on PostgreSQL, with a message of its own."""
     return (error.diag.source_file or "").startswith("pl")
 
 
@@ -239,10 +239,10 @@ def _composed(text: str, names: dict[str, str | None]) -> str:
 
 
 def _formatted(error: BaseException, trusted: bool, key: frozenset[str]) -> Iterator[str]:
-    """The lines of a traceback, of the exception that came first and those that came of it."""
+    """The lines of a traceback, the first exception first."""
     for place, each in enumerate(reversed(list(_chain(error)))):
         if place:
-            yield "\nDuring its handling, or because of it:\n\n"
+            yield "\nDuring the handling of this exception, or because of it:\n\n"
         if each.__traceback__:
             yield "Traceback (most recent call last):\n"
             yield from traceback.format_tb(each.__traceback__)
@@ -253,7 +253,7 @@ def _formatted(error: BaseException, trusted: bool, key: frozenset[str]) -> Iter
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and so on."""
+    """An exception, its cause, the cause's cause and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen and len(seen) < MAX_CHAIN_LENGTH:
         seen.add(id(error))

@@ -189,11 +189,11 @@ class TestTheMaintenanceTask:
             tasks.maintain()
 
         [message] = [each.getMessage() for each in caplog.records]
-        assert message.startswith("triggers were disabled or made anew")
+        assert message.startswith("triggers were disabled or re-created")
         assert status().not_logged == ()
         refresh = run(view)
         reasons = {each.full_refresh_reason for each in refresh.runs.all()}
-        assert reasons == {f"changes of {TABLE} were not logged before, or otherwise"}
+        assert reasons == {f"the triggers of {TABLE} were installed or replaced"}
 
     def test_leaves_alone_what_is_as_it_should_be(
         self, view: type[Any], caplog: pytest.LogCaptureFixture

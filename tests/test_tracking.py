@@ -625,11 +625,11 @@ class TestWhatForcesAFullPass:
 
         assert why(CustomerTotal) == f"no triggers log all changes of {table}"
         assert why(CustomerTotal) == f"no triggers log all changes of {table}"
-        assert problems() == [f"{table}, which {readers(table)} reads, has other triggers than it should."]  # fmt: skip
+        assert problems() == [f"The triggers on {table} (read by {readers(table)}) are out of date."]  # fmt: skip
         changes.install(engine.alias())
 
         assert problems() == []
-        assert why(CustomerTotal) == f"changes of {table} were not logged before, or otherwise"
+        assert why(CustomerTotal) == f"the triggers of {table} were installed or replaced"
         at_rest(CustomerTotal)
 
     @pytest.mark.skipif(
@@ -644,7 +644,7 @@ class TestWhatForcesAFullPass:
         dialect.execute(dialect.create(table, spec))
 
         assert not CustomerTotal.is_fresh()
-        assert problems() == [f"The triggers of {table}, which {readers(table)} reads, are not known to matviews."]  # fmt: skip
+        assert problems() == [f"The triggers on {table} (read by {readers(table)}) are not the ones that matviews recorded."]  # fmt: skip
         reasons = [each.full_refresh_reason for each in run(CustomerTotal).runs.order_by("pk")]
         assert reasons[0] == f"no triggers log all changes of {table}"
         assert "" not in reasons
@@ -685,7 +685,7 @@ class TestWhatForcesAFullPass:
         changes.install(engine.alias())
 
         assert problems() == []
-        assert why(CustomerTotal) == "changes of shapes_order were not logged before, or otherwise"
+        assert why(CustomerTotal) == "the triggers of shapes_order were installed or replaced"
         assert differences(CustomerTotal) == []
         order(1)
         assert logged(Order)
@@ -1004,7 +1004,8 @@ class TestKeys:
     @pytest.mark.parametrize("key", ["x", (1, 2), None])
     def test_what_is_no_key_is_refused(self, key: Any) -> None:
         with pytest.raises(
-            InvalidRequest, match=r"no key of shapes\.CustomerTotal: .* is not customer\."
+            InvalidRequest,
+            match=r"no key of shapes\.CustomerTotal: .* is not a valid key \(customer\)",
         ):
             CustomerTotal.mark_dirty([1, key])
 
@@ -1296,7 +1297,9 @@ class TestCommand:
         for statement in pieces_of(script):
             execute(statement)
 
-        assert [each for each in problems() if "not known to matviews" not in each] == []
+        assert [
+            each for each in problems() if "not the ones that matviews recorded" not in each
+        ] == []
         with CaptureQueriesContext(connection) as captured:
             changes.install(engine.alias())
         assert not any(each["sql"].startswith("CREATE") for each in captured)
@@ -1342,7 +1345,7 @@ class TestCommand:
         changes.drop_before_migrate(engine.alias(), [Order._meta.db_table])
 
         table = Order._meta.db_table
-        assert found() == [f"{table}, which {readers(table)} reads, has no triggers."]
+        assert found() == [f"The triggers on {table} (read by {readers(table)}) are missing."]
 
     def test_triggers_of_a_table_that_no_view_reads_are_removed(self) -> None:
         with registry.preserved():
@@ -1637,7 +1640,8 @@ class TestDeclared:
         refresh = run(view)
 
         assert (
-            "depends_on of shapes.Order gave a key that is none: 'x' is not key." in refresh.error
+            "depends_on of shapes.Order returned an invalid key: 'x' is not a valid key (key)."
+            in refresh.error
         )
 
     def test_explain_tells_that_it_is_declared(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -297,7 +297,7 @@ class TestAttack:
             changes.mark_missing_triggers(engine.alias())
             run("INSERT INTO made_rows VALUES (1, 1)")
 
-            assert problems[0] == "made_rows, which shapes.Made reads, has no triggers."
+            assert problems[0] == "The triggers on made_rows (read by shapes.Made) are missing."
             assert not view.is_fresh()
             refreshed(view)
             assert view.objects.count() == 1
@@ -652,7 +652,7 @@ def test_installing_replaces_a_trigger_of_our_name_that_does_something_else() ->
         _replace(run, trigger_named("insert"))
         run("INSERT INTO made_rows VALUES (2, 2)")
         assert logged() == []
-        problem = "made_rows, which shapes.Made reads, has other triggers than it should."
+        problem = "The triggers on made_rows (read by shapes.Made) are out of date."
         assert list(changes.find_problems(engine.alias())) == [problem]
         assert "CREATE TRIGGER" in changes.script(engine.alias())
         # when whoever migrates installs the triggers
@@ -749,7 +749,7 @@ def test_triggers_whose_definer_was_dropped_are_named_and_made_anew() -> None:
             changes.install(engine.alias())
         with pytest.raises(DatabaseError, match="definer"):
             execute("INSERT INTO made_rows VALUES (1, 1)")
-        assert f"runs as {role}@%, and there is no such account" in warnings("W014")[0]
+        assert f"runs as {role}@%, an account that does not exist" in warnings("W014")[0]
 
         changes.install(engine.alias())
 

@@ -158,9 +158,9 @@ class TestWhatCannotBeLookedInto:
         (warning,) = checks.check_sources()
 
         assert warning.id == "matviews.W020"
-        assert warning.msg.startswith("shapes.Made: source() cannot be looked into (")
+        assert warning.msg.startswith("shapes.Made: source() cannot be analysed (")
         assert why in warning.msg
-        assert warning.msg.endswith("so each refresh of it is full and staged.")
+        assert warning.msg.endswith("so every refresh is full and staged.")
 
     def test_concerns_no_other_view(self, rows: Any, why: str) -> None:
         view_of(rows)

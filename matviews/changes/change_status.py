@@ -1,4 +1,4 @@
-"""How the changes of views stand, in a few statements, whatever the size of their tables."""
+"""What is pending for each view, in a few statements whatever the size of its tables."""
 
 import json
 from collections.abc import Mapping
@@ -20,26 +20,27 @@ __all__ = ["ChangeStatus", "change_status", "oldest_waiting", "unlogged_tables"]
 
 
 class ChangeStatus(NamedTuple):
-    """What is known of a view's changes."""
+    """A view's pending changes and checkpoints."""
 
-    #: Primary key of its control.
+    #: The primary key of the view's control.
     view_id: int
-    #: As the control has it.
+    #: Whether the view is enabled.
     enabled: bool
-    #: Whether all changes that count are logged, and none waits to be taken.
+    #: Whether every change is logged and none is waiting.
     complete: bool
-    #: Whether a refresh of it is open.
+    #: Whether the view has an open refresh.
     refreshing: bool
-    #: As its shard has them.
+    #: The next three are those of the view's shard.
     claims: int
     drain_number: int
     checkpoints: dict[str, list[Any]]
 
 
 def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | None:
-    """Read it: the log, the queue, the triggers and the checkpoints; None if nothing is known.
+    """The log, queue, triggers and checkpoints of a view; None if it has no records.
 
-    At one moment, for a change is in the log, then in the queue, then counted by the shard.
+    One statement, because a change is first in the log, then in the queue, then counted by the
+    shard.
     """
     connection: Any = connections[using]
     dialect = triggers_of(using)
@@ -78,13 +79,13 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
 
 
 def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, set[str]]:
-    """The tables whose changes should be logged for a view and are not: triggers are missing, switched off,
-    made by somebody else, or of another version.
+    """The tables whose changes are not logged for each view.
 
-    Two statements, however many views and tables.
+    A trigger is missing, disabled, foreign or outdated. Two statements, however many views and
+    tables.
 
     Args:
-        trackings: on what the views depend, by primary keys of their controls.
+        trackings: what the views depend on, by primary keys of their controls.
         using: alias of the database.
     """
     records = {each.table: each for each in TrackedTable.objects.order_by("pk")}
@@ -101,16 +102,16 @@ def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, 
 
 
 def oldest_waiting() -> dict[int, timedelta]:
-    """How long ago the oldest change was logged that waits in the log or in a view's queue.
+    """The age of the oldest change in the log or in a view's queue, by the view's control.
 
-    By primary key of the view's control. The number of statements does not depend on that of the views.
+    The number of statements does not depend on the number of views.
     """
     ages: dict[int, timedelta] = {}
 
     def note(view: int, age: timedelta) -> None:
         ages[view] = max(age, ages.get(view, timedelta()))
 
-    # The log first: what is moved meanwhile is in the queue by then.
+    # The log first: an entry that is moved meanwhile is found in the queue.
     logged = dict(_ages(Change.objects.all(), "table"))
     for record in TrackedTable.objects.filter(table__in=logged):
         for view in record.views:
@@ -121,5 +122,5 @@ def oldest_waiting() -> dict[int, timedelta]:
 
 
 def _ages(rows: QuerySet[Any], by: str) -> QuerySet[Any, tuple[Any, timedelta]]:
-    """How long ago the oldest of rows was logged, by what they belong to."""
+    """The age of the oldest row of each group."""
     return rows.order_by().values(by).values_list(by, UtcNow() - Min("logged_at"))

@@ -1,4 +1,4 @@
-"""Making and removing triggers while others write: whoever writes waits a moment for us, and not longer."""
+"""Creating and dropping triggers of tables in use: writers wait a moment, never longer."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,20 +13,20 @@ from ..models import TrackedTable
 __all__ = ["HELD", "drop_all", "for_each_table"]
 
 MAX_ROUNDS = 5
-PAUSE_SECONDS = 0.5  # seconds between two of them, in which those who have waited for us go on
+PAUSE_SECONDS = 0.5  # between rounds, in which waiting writers proceed
 HELD = "a transaction that is still open has written to it"
 
 
 def for_each_table(
     dialect: Triggers, work: Mapping[str, Callable[[], object]], rounds: int = MAX_ROUNDS
 ) -> dict[str, str]:
-    """Do something with each table. Those that somebody holds are left, and come back to.
+    """Call a function for each table, coming back to tables that are locked.
 
     Returns:
-        The tables that were held to the end, and why.
+        The tables that stayed locked, and why.
 
     Raises:
-        DatabaseError: what the database refused for one of them. The others are done all the same.
+        DatabaseError: the first that was not about a lock, once the other tables are done.
     """
     left, refused = dict(work), None
     for number in range(rounds):
@@ -46,10 +46,10 @@ def for_each_table(
 
 
 def drop_all(dialect: Triggers, present: Mapping[str, Mapping[str, str]]) -> None:
-    """Remove the triggers of several tables, all or none.
+    """Drop the triggers of several tables, all or none.
 
     Raises:
-        TablesHeld: somebody held one of them to the end.
+        TablesHeld: one of the tables stayed locked.
     """
     if not present:
         return
@@ -70,9 +70,9 @@ def drop_all(dialect: Triggers, present: Mapping[str, Mapping[str, str]]) -> Non
     with (
         suppress(DatabaseError),
         dialect.definitions(),
-    ):  # full refreshes follow where that fails too
+    ):  # if that fails too, full refreshes follow
         dialect.execute(dialect.lost(saved))
     raise TablesHeld(
-        f"The triggers of {held} could not be removed, which has to be done before it may be altered: {HELD}. "
-        f"Nothing has been altered. See that the transaction ends, and begin again."
+        f"The triggers of {held} must be dropped before it is altered, but {HELD}. Nothing has been "
+        f"altered. End that transaction, and migrate again."
     )

@@ -16,37 +16,35 @@ __all__ = ["find_exposed", "find_ownerless", "find_problems", "find_untrackable"
 
 
 def find_exposed(using: str) -> Iterator[str]:
-    """What of ours any role may use that may write at all, a sentence each."""
+    """What any role may use, though only those of matviews should."""
     for name in triggers_of(using).exposed():
-        yield f"Any role may use {name}, which is for the roles of matviews alone."
+        yield f"Any role may use {name}; only the roles of matviews should."
 
 
 def find_ownerless(using: str) -> Iterator[str]:
-    """The triggers that no write gets past, for their owner is gone, a sentence each."""
+    """The triggers that make every write fail because their owner is gone."""
     for name, owner in sorted(triggers_of(using).ownerless().items()):
-        yield f"The trigger {name} runs as {owner}, and there is no such account: every write to its table fails."
+        yield f"The trigger {name} runs as {owner}, an account that does not exist: every write to its table fails."
 
 
 def find_untrackable(using: str) -> Iterator[str]:
-    """The tables whose changes no trigger would log, and why, a sentence each."""
+    """The tables whose changes triggers cannot log, and why."""
     wanted = tracked_tables(using)
     for table, reason in sorted(triggers_of(using).untrackable_tables(wanted).items()):
         yield _cannot_be_logged(table, wanted[table], reason)
 
 
 def _cannot_be_logged(table: str, views: Iterable[str], reason: str) -> str:
-    return (
-        f"Changes of {table}, which {', '.join(sorted(views))} reads, cannot be logged: {reason}."
-    )
+    return f"Changes to {table} (read by {', '.join(sorted(views))}) cannot be logged: {reason}."
 
 
 def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
-    """What is not as the views of the code want it, a sentence each.
+    """Where the triggers are not what the views require.
 
     Args:
         using: alias of the database.
-        migrated: whether all migrations should have run. If not, nothing is said of tables, and of views,
-            that those which have yet to run may make; `install` follows them.
+        migrated: whether all migrations should have run. If not, tables and views that the pending
+            ones may create are left out: `install` follows them.
     """
     wanted, dialect = tracked_tables(using), triggers_of(using)
     due = wanted if migrated else _without(_to_be_made(wanted, dialect), wanted)
@@ -59,18 +57,17 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
             continue
         found = present.get(table, {})
         if not are_up_to_date(dialect, table, union(by_view.values()), found):
-            state = "other triggers than it should" if found else "no triggers"
-            yield f"{table}, which {views} reads, has {state}."
+            yield f"The triggers on {table} (read by {views}) are {'out of date' if found else 'missing'}."
         elif set(recorded.get(table, ())) != set(found.values()):
-            yield f"The triggers of {table}, which {views} reads, are not known to matviews."
+            yield f"The triggers on {table} (read by {views}) are not the ones that matviews recorded."
     for table in sorted(present.keys() - wanted.keys()):
         yield f"{table} has triggers, but no view reads it."
     for name in sorted(find_orphans(dialect, wanted, faults)):
-        yield f"The function {name} is left over: no trigger that is switched on calls it."
+        yield f"The function {name} is left over: no enabled trigger calls it."
 
 
 def _to_be_made(wanted: Wanted, dialect: Triggers) -> set[str]:
-    """The tables of views, and those that they read, that pending migrations may make."""
+    """The tables that pending migrations may create: those of views, and those that they read."""
     tables = {_own_table(label) for by_view in wanted.values() for label in by_view} | wanted.keys()
     faults = dialect.untrackable_tables(tables)
     missing = {table: model_of_table(table) for table, why in faults.items() if why == MISSING}
@@ -79,7 +76,7 @@ def _to_be_made(wanted: Wanted, dialect: Triggers) -> set[str]:
 
 
 def _without(tables: Collection[str], wanted: Wanted) -> dict[str, dict[str, TriggerSpec]]:
-    """What is wanted, without some tables, and without the views whose own table is among them."""
+    """The requirements without some tables, and without the views whose own table is among them."""
     left = {
         table: {label: spec for label, spec in by_view.items() if _own_table(label) not in tables}
         for table, by_view in wanted.items()

@@ -26,31 +26,29 @@ __all__ = [
     "script",
 ]
 
-Wanted = Mapping[
-    str, Mapping[str, TriggerSpec]
-]  # by table and view, as `tracked_tables` returns it
+#: By table and view, as `tracked_tables` returns it.
+Wanted = Mapping[str, Mapping[str, TriggerSpec]]
 
 
 def install(using: str) -> dict[str, str]:
-    """Make the triggers that the views of the code want, and remove those that no view wants.
+    """Create the triggers that the views require, and drop those that no view requires.
 
-    Each view whose changes were not logged until now, or otherwise, is told that something has
-    changed. Where the triggers are as they should be, nothing is done.
-
-    Tables that somebody holds for too long are left to `finish`, and the others done.
+    Every view that its table's triggers did not log for, or logged for otherwise, gets a full
+    refresh queued. Up to date triggers are left alone. Tables that stay locked are left to
+    `finish`.
 
     Returns:
         The tables whose changes cannot be logged, or not yet, and why.
 
     Raises:
-        DatabaseError: the user may not create triggers.
+        DatabaseError: the role may not create triggers.
     """
     wanted, dialect = tracked_tables(using), triggers_of(using)
     faults = dialect.untrackable_tables(wanted)
     wanted = {table: views for table, views in wanted.items() if table not in faults}
-    log_secret(dialect.using)  # so that whoever may only read it finds one
-    surplus = _removals(dialect, set(_known_tables(dialect)) - wanted.keys())
-    left = for_each_table(dialect, surplus)
+    log_secret(dialect.using)  # create it for the roles that may only read it
+    removals = _removals(dialect, set(_known_tables(dialect)) - wanted.keys())
+    left = for_each_table(dialect, removals)
     _remove_orphans(dialect, wanted)
     dialect.secure()
     for name in dialect.ownerless():
@@ -59,13 +57,13 @@ def install(using: str) -> dict[str, str]:
 
 
 def finish(using: str) -> dict[str, str]:
-    """Make the triggers that `install` has left, if they are those that this version of the code wants.
+    """Create the triggers that `install` left, unless this version of the code requires others.
 
     Returns:
-        The tables that somebody holds still, and why.
+        The tables that are still locked, and why.
 
     Raises:
-        DatabaseError: the user may not create triggers.
+        DatabaseError: the role may not create triggers.
     """
     left = TrackedTable.objects.exclude(pending="").values_list("table", "pending")
     if not (pending := dict(left)):
@@ -80,10 +78,10 @@ def finish(using: str) -> dict[str, str]:
 
 
 def _installations(dialect: Triggers, wanted: Wanted) -> dict[str, Callable[[], None]]:
-    """What brings each table's triggers and record to what is wanted."""
+    """A function for each table that brings its triggers and record up to date."""
     present = dialect.installed_triggers()
-    believed = ViewControl.objects.exclude(label__in=mistyped(dialect.using))
-    controls = dict(believed.values_list("label", "pk"))
+    trusted = ViewControl.objects.exclude(label__in=mistyped(dialect.using))
+    controls = dict(trusted.values_list("label", "pk"))
     return {
         table: partial(
             _install,
@@ -104,7 +102,7 @@ def _remove_orphans(dialect: Triggers, wanted: Wanted) -> None:
 
 
 def find_orphans(dialect: Triggers, wanted: Wanted, faults: Collection[str] = ()) -> set[str]:
-    """What is left of triggers, but for those that somebody may be about to make."""
+    """Trigger functions without a trigger, except those that another process may be installing."""
     names = (
         dialect.names(table, union(by_view.values()))
         for table, by_view in wanted.items()
@@ -124,39 +122,39 @@ def _install(
     views: set[int],
     present: Mapping[str, str],
 ) -> None:
-    """Bring one table's triggers and record to what is wanted.
+    """Bring one table's triggers and record up to date.
 
-    The record names its triggers only once they are there and the views have been told of what came
-    before: whoever finds them named may believe that nothing was missed.
+    The record names the triggers only once they exist and the views have their full refresh queued:
+    whoever reads the names may trust that nothing was missed.
     """
     names = dialect.names(table, spec)
     record = TrackedTable.objects.filter(table=table).first() or TrackedTable(table=table)
     known = set(record.views) if record.triggers else set()
-    ours = are_up_to_date(dialect, table, spec, present)
-    same = ours and set(present.values()) == set(record.triggers)
+    up_to_date = are_up_to_date(dialect, table, spec, present)
+    same = up_to_date and set(present.values()) == set(record.triggers)
     if same and known == views:
         return
-    told = views - known if same else views | known
+    to_refresh = views - known if same else views | known
     record = _record_pending(dialect, table, dialect.version(table, spec))
     with dialect.definitions():
         record.triggers = []
         record.views, record.links = sorted(views), sorted(spec.links)
         record.columns = None if spec.columns is None else sorted(spec.columns)
-        if not ours:
+        if not up_to_date:
             record.save()
             present = dialect.installed_triggers().get(table, {})
             dialect.execute(dialect.drop(table, present))
             dialect.execute(dialect.create(table, spec))
             present = dialect.installed_triggers().get(table, {})
         with transaction.atomic(using=dialect.using):
-            enqueue(told, not_logged(table))
+            enqueue(to_refresh, not_logged(table))
             record.pending = ""
             record.triggers = sorted(present.get(name, name) for name in names)
             record.save()
 
 
 def _record_pending(dialect: Triggers, table: str, version: str) -> TrackedTable:
-    """Record that triggers of a version are to be made: if making them fails, `matviews.maintain` tries again."""
+    """Record the version to be installed: if that fails, `matviews.maintain` tries again."""
     with dialect.definitions():
         if not TrackedTable.objects.filter(table=table).update(pending=version):
             TrackedTable.objects.get_or_create(table=table, defaults={"pending": version})
@@ -166,15 +164,15 @@ def _record_pending(dialect: Triggers, table: str, version: str) -> TrackedTable
 def are_up_to_date(
     dialect: Triggers, table: str, spec: TriggerSpec, present: Mapping[str, str]
 ) -> bool:
-    """Whether a table has exactly the triggers that are wanted, and each does what it should."""
+    """Whether a table has exactly the required triggers, and each does what it should."""
     return present.keys() == dialect.names(table, spec) and not dialect.replaced(table, spec)
 
 
 def drop_before_migrate(using: str, tables: Collection[str] | None = None) -> None:
-    """Remove the triggers of tables that are about to be altered, all by default; `install` brings them back.
+    """Drop the triggers of tables to be altered, by default all; `install` restores them.
 
     Raises:
-        TablesHeld: somebody held one of them for too long. All have their triggers as before.
+        TablesHeld: one of the tables stayed locked. All triggers are as before.
     """
     dialect = triggers_of(using)
     present = dialect.installed_triggers()
@@ -185,13 +183,13 @@ def drop_before_migrate(using: str, tables: Collection[str] | None = None) -> No
 
 
 def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
-    """Remove the triggers of tables, all by default, and forget that they were tracked.
+    """Drop the triggers of tables, by default all, and the records of what was tracked.
 
     Returns:
         The names of the triggers that are gone.
 
     Raises:
-        TablesHeld: somebody held a table for too long. The others are without triggers.
+        TablesHeld: a table stayed locked. The others have lost their triggers.
     """
     dialect = triggers_of(using)
     present = dialect.installed_triggers()
@@ -200,7 +198,9 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
     if tables is None:
         _remove_orphans(dialect, {})
     if left:
-        raise TablesHeld(f"Left with its triggers: {', '.join(sorted(left))}, for {HELD}.")
+        raise TablesHeld(
+            f"These tables keep their triggers, because {HELD}: {', '.join(sorted(left))}."
+        )
     return sorted(name for table in set(chosen) for name in present.get(table, ()))
 
 
@@ -219,7 +219,7 @@ def _remove(dialect: Triggers, table: str, names: Iterable[str]) -> None:
 
 
 def script(using: str) -> str:
-    """SQL with which a person who may create triggers brings them to what the views want; "" if they are."""
+    """SQL that brings the triggers up to date, for whoever may create them; "" if they are."""
     wanted, dialect = tracked_tables(using), triggers_of(using)
     present, faults = dialect.installed_triggers(), dialect.untrackable_tables(wanted)
     mark_missing_triggers(using)

@@ -1,4 +1,4 @@
-"""Whether the log of a table can be trusted: which triggers are recorded, and whether they are there."""
+"""Whether the log of a table can be trusted: whether the recorded triggers are there."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ _RECORD = ("table", "columns", "links", "triggers", "views")
 
 
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
-    """The tables of which the triggers do not log, or not for this view, all that counts for it."""
+    """The tables whose triggers do not log every change that counts for a view."""
     dialect = triggers_of(using)
     connection: Any = connections[using]
     tracked, table = map(connection.ops.quote_name, (TrackedTable._meta.db_table, "table"))
@@ -45,13 +45,13 @@ def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
 
 
 def select_tracked(tracked: str, dialect: Triggers) -> str:
-    """Columns that tell of a tracked table what `row_to_tracked` reads; their parameters are `dialect.NAME_PATTERN`."""
+    """The columns that `row_to_tracked` reads; their parameter is `dialect.NAME_PATTERN`."""
     names = [f"{tracked}.{dialect.connection.ops.quote_name(name)}" for name in _RECORD]
     return ", ".join([*names, dialect.installed_sql(names[0])])
 
 
 def row_to_tracked(values: Sequence[Any]) -> tuple[TrackedTable, list[str]]:
-    """The record of a table, and its triggers that there are, as that has them."""
+    """The record of a table, and its installed triggers in the form the record has."""
     table, *others, present = values
     known = dict(zip(_RECORD[1:], (each and json.loads(each) for each in others), strict=True))
     return TrackedTable(table=table, **known), (present or "").split()
@@ -60,29 +60,29 @@ def row_to_tracked(values: Sequence[Any]) -> tuple[TrackedTable, list[str]]:
 def is_tracked(
     record: TrackedTable, view_id: int, spec: TriggerSpec, present: Collection[str]
 ) -> bool:
-    """Whether triggers log every change of a table that counts for a view, and for it.
+    """Whether triggers log every change of a table that counts for a view, and for that view.
 
     Args:
-        record: of the table.
+        record: the record of the table.
         view_id: primary key of the view's control.
-        spec: what counts.
-        present: the triggers of the table that there are, as in its record.
+        spec: what counts for the view.
+        present: the installed triggers of the table, in the form the record has.
     """
     logged = bool(record.triggers) and set(record.triggers) <= set(present)
     return logged and _spec_of(record).covers(spec) and view_id in record.views
 
 
 def _spec_of(record: TrackedTable) -> TriggerSpec:
-    """What the triggers of a record do."""
+    """What the recorded triggers log."""
     columns = None if record.columns is None else frozenset(record.columns)
     return TriggerSpec(columns, frozenset(record.links))
 
 
 def mark_missing_triggers(using: str) -> None:
-    """Note which triggers are gone, so that `install` tells the views of it when they are back, and log it once.
+    """Record which triggers are gone, and log it once, so that `install` queues full refreshes.
 
-    Those that are back by now, as they were, are taken up again, and the views are told. Others that have
-    their names are not.
+    Triggers that are back unchanged are trusted again, and the views get a full refresh queued.
+    Others of the same name are not trusted.
     """
     dialect = triggers_of(using)
     records = list(TrackedTable.objects.order_by("pk"))
@@ -97,7 +97,7 @@ def mark_missing_triggers(using: str) -> None:
         if back:
             enqueue(record.views, not_logged(record.table))
         triggers = sorted(found[name] for name in back)
-        # Not if somebody has just installed others, which were not there yet when we looked.
+        # Unless another process has installed others since we read the record.
         unchanged = TrackedTable.objects.filter(pk=record.pk, triggers=record.triggers)
         if _record_present(dialect, unchanged, triggers):
             _log_gone(record, back=bool(back))
@@ -106,7 +106,7 @@ def mark_missing_triggers(using: str) -> None:
 def _record_present(
     dialect: Triggers, records: QuerySet[TrackedTable], triggers: list[str]
 ) -> bool:
-    """Record which triggers are present, in those of the records that nobody has locked; whether there are any."""
+    """Record the installed triggers, in records that nobody has locked; whether there are any."""
     if not dialect.connection.features.has_select_for_update:
         return bool(records.update(triggers=triggers))
     with transaction.atomic(using=dialect.using):
@@ -118,44 +118,46 @@ def _record_present(
 def _log_gone(record: TrackedTable, *, back: bool) -> None:
     labels = ViewControl.objects.filter(pk__in=record.views).values_list("label", flat=True)
     what = (
-        "triggers were disabled or made anew, so changes may be missing from the log: a full refresh follows"
+        "triggers were disabled or re-created, so changes may be missing from the log: a full refresh follows"
         if back
-        else "changes are not logged, for triggers are missing or disabled: every refresh is a full one until "
+        else "triggers are missing or disabled, so changes are not logged: every refresh is full until "
         "`manage.py update_materialized_views --triggers install` has run"
     )
     logger.warning("%s table=%s views=%s", what, record.table, ",".join(labels))
 
 
 def mark_untrackable(using: str) -> dict[str, str]:
-    """Believe no more in the triggers of tables that have become such as no triggers tell all of.
+    """Stop trusting triggers on tables that became untrackable.
 
     Returns:
-        The tables that were believed in until now, and what has become of them.
+        The tables that were trusted until now, and why they are not any more.
     """
-    believed = [each.table for each in TrackedTable.objects.order_by("pk") if each.triggers]
+    trusted = [record.table for record in TrackedTable.objects.order_by("pk") if record.triggers]
     dialect = triggers_of(using)
-    faults = dialect.untrackable_tables(believed)
+    faults = dialect.untrackable_tables(trusted)
     records = TrackedTable.objects.filter(table__in=faults)
     return faults if faults and _record_present(dialect, records, []) else {}
 
 
 def untrackable_tables(tables: Collection[str], using: str) -> dict[str, str]:
-    """The tables of which no triggers tell every change, and why."""
+    """The tables that triggers cannot track, and why."""
     return triggers_of(using).untrackable_tables(tables) if tables else {}
 
 
 def untrust(views: Collection[int]) -> set[int]:
-    """Believe no more that changes are logged for some views, until `install` does; in a transaction.
+    """Stop trusting the log for some views until `install` has run; in a transaction.
 
     Returns:
-        Those for which that was believed until now, as the primary keys of their controls.
+        The primary keys of the views' controls that were trusted until now.
     """
     untrusted: set[int] = set()
-    believed = [
-        each.pk for each in TrackedTable.objects.all() if not set(views).isdisjoint(each.views)
+    trusted = [
+        record.pk
+        for record in TrackedTable.objects.all()
+        if not set(views).isdisjoint(record.views)
     ]
-    records = TrackedTable.objects.filter(pk__in=believed).order_by("pk")
-    for record in records.select_for_update():  # no others: somebody may hold them
+    records = TrackedTable.objects.filter(pk__in=trusted).order_by("pk")
+    for record in records.select_for_update():  # no others: they may be locked
         if gone := set(views).intersection(record.views):
             untrusted |= gone
             left = sorted(set(record.views) - gone)
@@ -164,4 +166,5 @@ def untrust(views: Collection[int]) -> set[int]:
 
 
 def not_logged(table: str) -> str:
-    return f"changes of {table} were not logged before, or otherwise"
+    """Why a full refresh follows the installation of triggers."""
+    return f"the triggers of {table} were installed or replaced"

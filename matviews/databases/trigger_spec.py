@@ -1,4 +1,4 @@
-"""What triggers are to do with a table."""
+"""What the triggers of a table log."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ __all__ = ["TriggerSpec"]
 
 @dataclass(frozen=True, slots=True)
 class TriggerSpec:
-    """What triggers are to do with one table."""
+    """What the triggers of one table log."""
 
     #: Those of which a change counts; None for any. Rows that come or go always count.
     columns: frozenset[str] | None = None

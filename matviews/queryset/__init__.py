@@ -1,4 +1,4 @@
-"""Views of one queryset: the hooks derived from `source()`, as SQL. It knows no bookkeeping."""
+"""Views of one queryset: hooks derived from `source()`, as SQL. It knows nothing of refreshes."""
 
 from .analysis.dependencies import declared_dependencies
 from .analysis.given_keys import as_key

@@ -1,4 +1,4 @@
-"""How a view's `source()` is worked through, for a person: the strategy, its SQL and its indexes."""
+"""How a view's `source()` is read, for a person: strategy, reason, SQL and indexes."""
 
 import json
 import re
@@ -22,18 +22,18 @@ from .strategy.indexes import in_database, required_indexes
 __all__ = ["ExplainedIndex", "Explanation", "explain"]
 
 SAMPLE_WINDOW = 5_000  # keys
-JSON_WRAPS = {"Json", "Jsonb"}  # psycopg's
+JSON_WRAPPERS = {"Json", "Jsonb"}  # psycopg's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExplainedIndex:
-    """An index that windows are found by."""
+    """An index that finds windows."""
 
-    #: Label of the model whose table it is of.
+    #: The label of the model.
     model: str
-    #: Names of the fields that it begins with.
+    #: The names of the fields that the index begins with.
     fields: tuple[str, ...]
-    #: Whether the model declares one.
+    #: Whether the model declares such an index.
     declared: bool
     #: Whether the table has one.
     in_database: bool
@@ -41,35 +41,35 @@ class ExplainedIndex:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """How a view's `source()` is worked through."""
+    """How a view's `source()` is read."""
 
-    #: The view.
+    #: The label of the view.
     label: str
     #: "windowed" or "staged".
     strategy: str
-    #: Why.
+    #: Why this strategy was chosen.
     reason: str
-    #: Names of the fields of the key, in order.
+    #: The names of the key's fields, in order.
     key: tuple[str, ...]
-    #: What the database takes the view's rows to be, None if it has no idea.
+    #: The database's estimate of the view's rows, None if it has none.
     estimated_rows: int | None
-    #: Rows of the source that are left out because their key is NULL.
+    #: How many rows of the source are left out because their key is NULL.
     null_keys: int
-    #: SQL that is evaluated into the staging table; "" for a windowed view.
+    #: The query that fills the staging table; "" for a windowed view.
     staging: str
     #: SQL of each derived phase, for one window, to be read and not to be run: the values are
     #: written into it. UPDATE is not there if the view has nothing but its key.
     statements: dict[Phase, str]
-    #: Those on the way of the key.
+    #: The indexes that the strategy needs.
     indexes: tuple[ExplainedIndex, ...]
 
 
 def explain(definition: ViewDefinition, using: str) -> Explanation:
-    """Tell how a view's `source()` is worked through. Reads the keys of one window, writes nothing.
+    """Explain how a view's `source()` is read. It reads the keys of one window and writes nothing.
 
     Raises:
-        InvalidView: it cannot be derived from.
-        DatabaseError: the view's table, or that of its key, is not there.
+        InvalidView: nothing can be derived from `source()`.
+        DatabaseError: the view's table, or that of its key, is missing.
     """
     with looking():
         return _explained(definition, plan_of(definition, using).checked(), using)
@@ -117,7 +117,7 @@ def _statements(plan: Plan) -> dict[Phase, SQL]:
 
 
 def _sample_window(plan: Plan) -> Range:
-    """A window of the view's keys, or of those that will come; open at both ends if there are none."""
+    """A window of the view's keys, or else of the source's; open at both ends if there are none."""
     statements = plan.statements()
     if not statements.exact:
         return None, None
@@ -130,7 +130,7 @@ def _sample_window(plan: Plan) -> Range:
 
 
 def _shown(sql: SQL, using: str) -> str:
-    """SQL with its parameters written into it."""
+    """SQL with its parameters filled in."""
     values = iter(sql.params)
 
     def written(mark: re.Match[str]) -> str:
@@ -155,7 +155,7 @@ def _literal(value: Any, using: str) -> str:
 
 
 def _unwrapped(value: Any) -> Any:
-    """A value without what psycopg wraps JSON and bytes in."""
-    if type(value).__name__ in JSON_WRAPS:
+    """A value without psycopg's wrappers around JSON and bytes."""
+    if type(value).__name__ in JSON_WRAPPERS:
         return json.dumps(value.obj)
     return getattr(value, "obj", value)

@@ -1,9 +1,9 @@
 """PostgreSQL's trigger functions: one trigger per statement, which sees all rows it changed.
 
-The functions run with their owner's rights and are fired by whoever writes to a table, so nothing that
-another role can define may run in them. Names are looked up in `pg_catalog` first. No value is cast
-(`to_jsonb` and `jsonb_build_array` would look casts up as well). `concat` asks a type for its text, which
-only a superuser can define. And no role may attach the functions to a table of its own.
+The functions run with their owner's rights and are fired by whoever writes to a table, so nothing
+that another role can define may run in them. Names are looked up in `pg_catalog` first. No value is
+cast (`to_jsonb` and `jsonb_build_array` would look casts up as well). `concat` asks a type for its
+text, which only a superuser can define. And no role may attach the functions to a table of its own.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,11 +27,11 @@ from .table_names import cut, identifiers, regclass
 __all__ = ["ARGUMENTS", "SUPPRESSED", "PostgreSQLTriggerSQL", "doubled"]
 
 BEFORE, AFTER = "matviews_before", "matviews_after"
-MAX_LINKS_BYTES = 16_000_000  # bytes of all links of a statement; JSON ends at 255 MB
+MAX_LINKS_BYTES = 16_000_000  # of one statement; JSON ends at 255 MB
 TOO_LARGE = f"what leads from the changed rows to keys is more than {MAX_LINKS_BYTES:,} bytes"
 SUPPRESSED = "matviews.suppressed"
-# Of the two functions of a trigger, the one that it calls and the one that looks at the columns: the
-# arguments, by the numbers of their types.
+# A trigger has two functions: the one that it calls, and the one that checks the columns. Their
+# arguments, by the OIDs of the types:
 ARGUMENTS = {"": "", "2205": "regclass"}
 TRANSITIONS = {
     "insert": f"REFERENCING NEW TABLE AS {AFTER}",
@@ -39,14 +39,14 @@ TRANSITIONS = {
     "delete": f"REFERENCING OLD TABLE AS {BEFORE}",
     "truncate": "",
 }
-# Types of which two values that are equal are the same, and the settings on which their texts depend.
+# Types whose equal values are identical, and the settings that their text form depends on.
 EXACT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("int2", "int4", "int8", "bool", "uuid", "time"), ()),
     "bytea": ("bytea_output",),
     **dict.fromkeys(("date", "timestamp"), ("DateStyle",)),
     "timestamptz": ("DateStyle", "TimeZone"),
 }
-INEXACT_TYPES = ("text", "varchar", "bpchar", "numeric")  # whose texts depend on nothing
+INEXACT_TYPES = ("text", "varchar", "bpchar", "numeric")  # their text form depends on no setting
 SETTINGS = {
     "DateStyle": "'ISO, YMD'",
     "IntervalStyle": "'postgres'",
@@ -60,11 +60,11 @@ SETTINGS = {
 class TableLocation(NamedTuple):
     """Where a table is, by the search path of this connection."""
 
-    #: The name of its schema.
+    #: The table's schema.
     schema: str
-    #: Its own name.
+    #: The table's own name.
     table: str
-    #: Its columns with the names of their types, "" for those that others have made.
+    #: The type name of each column, "" if the type is not built in.
     types: dict[str, str]
 
 
@@ -78,28 +78,28 @@ class PostgreSQLTriggerSQL(Triggers):
         self._locations: dict[str, TableLocation] = {}
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
-        """The function writes the log with the rights of its owner, for
-        those who may write to the table need not have them.
+        """The function runs with its owner's rights, so that writers need no right to the log.
 
-        It is dropped before: else it would keep the owner and the rights that somebody gave it. The trigger
-        goes with it, unless somebody has made one of that name which calls another function: that is replaced.
+        It is dropped first, or it would keep the owner and the rights that somebody gave it. The
+        trigger goes with it, unless somebody created one of that name that calls another function:
+        that one is replaced.
 
-        A second one looks at the columns. It costs a write nothing, for it is called while a statement is
-        planned: it is immutable as far as the server knows, and to alter a table that a plan names, as
-        `regclass`, is to have it planned again.
+        The second function checks the columns, which costs a write nothing: being IMMUTABLE, it is
+        called when a statement is planned. Altering a table that a plan names as `regclass` makes
+        the server plan again.
         """
         function = f"{self._of_ours(name)}()"
-        looks = f"{self._of_ours(name)}(regclass)"
+        check = f"{self._of_ours(name)}(regclass)"
         settings = "".join(
             f" SET {each} = {SETTINGS[each]}" for each in self._settings(table, spec)
         )
         yield from self.drop(table, [name])
         if as_made := self._as_made(event, table, spec):
             yield (
-                f"CREATE FUNCTION {looks} RETURNS boolean LANGUAGE plpgsql IMMUTABLE "
+                f"CREATE FUNCTION {check} RETURNS boolean LANGUAGE plpgsql IMMUTABLE "
                 f"SET search_path = pg_catalog, pg_temp AS {self.literal(f'BEGIN RETURN {as_made}; END')}"
             )
-            yield f"REVOKE ALL ON FUNCTION {looks} FROM PUBLIC"
+            yield f"REVOKE ALL ON FUNCTION {check} FROM PUBLIC"
         body = self._body(event, table, spec, self._of_ours(name) if as_made else "")
         body = f"#variable_conflict use_column\nBEGIN {body} RETURN NULL; END"
         yield (
@@ -113,20 +113,20 @@ class PostgreSQLTriggerSQL(Triggers):
         )
 
     def _body(self, event: str, table: str, spec: TriggerSpec, as_made: str) -> str:
-        """Log what the table's own rows are; of another table, as one that was renamed, look at no column.
+        """Log changed rows if the table is the right one; of any other, read no column.
 
-        Nor of this one, once a column that is named here is gone or has another type: such a statement
-        would fail, and the writer's with it. So would one that names a table in a schema which the function's
-        owner may not use any more.
+        Nor of this one, if a column that is named here is gone or has another type: the statement
+        would fail, and the writer's with it. So it would if it named a table in a schema that the
+        function's owner may not use any more.
 
-        Names and not numbers tell the tables apart, for a dump keeps no numbers. A temporary table is
-        never the one that views read, whatever its name is.
+        Tables are compared by name and not by OID, because a dump keeps no OIDs. Views never read a
+        temporary table, whatever its name is.
 
         Args:
-            event: that fires it.
+            event: the event that fires the trigger.
             table: its name.
-            spec: what is to be logged.
-            as_made: the name of the function that looks at the columns; "" if none counts.
+            spec: what is logged.
+            as_made: the name of the function that checks the columns; "" if there is none.
         """
         location, session = (
             self._location(table),
@@ -154,12 +154,12 @@ class PostgreSQLTriggerSQL(Triggers):
         )
 
     def _as_made(self, event: str, table: str, spec: TriggerSpec) -> str:
-        """A condition on the table `$1`: the columns that the trigger names are there, with the types that it is made for.
+        """Whether the table `$1` has the columns that the trigger names, with the same types.
 
-        Those whose values are compared and written as texts, whatever they are, may have any other such type.
+        Columns that are compared and written as texts may change between types that are treated so.
 
-        The rows of the catalogs are as old as the transaction in REPEATABLE READ; what a function tells of
-        them is not. A table whose columns get another such type is another file.
+        The catalogs' rows are as old as the transaction in REPEATABLE READ; the results of catalog
+        functions are current. A table whose column types change gets a new file.
         """
         named = spec.links | (spec.columns or frozenset() if event == "update" else frozenset())
         if event == "truncate" or not named:
@@ -184,10 +184,10 @@ class PostgreSQLTriggerSQL(Triggers):
         return f"({', '.join(map(self.name, names))})"
 
     def _entry(self, log: str, event: str, table: str, spec: TriggerSpec) -> str:
-        """A statement that makes an entry in the log, one for all rows.
+        """A statement that writes one log entry for all rows.
 
-        Too many, or too long, are known to be so before they are put together: a subquery in a CASE is
-        computed only where it is come to.
+        It checks for too many or too long values before it aggregates them: a subquery in a CASE is
+        evaluated only when its branch is reached.
         """
         text = self.literal(table)
         if event == "truncate":
@@ -221,7 +221,7 @@ class PostgreSQLTriggerSQL(Triggers):
         return f"{self.literal(json_of(value))}::jsonb"
 
     def _changed(self, table: str, spec: TriggerSpec) -> str:
-        """The rows that an UPDATE has changed, as they were and as they are."""
+        """The rows that an UPDATE changed, before and after."""
         if spec.columns is None:
             links = ", ".join(map(self.name, sorted(spec.links))) or "1"
             each = [f"SELECT {links} FROM {rows}" for rows in (BEFORE, AFTER)]
@@ -234,25 +234,25 @@ class PostgreSQLTriggerSQL(Triggers):
         )
 
     def _selected(self, table: str, columns: Iterable[str], most: int | None = None) -> str:
-        """Columns as they are compared: as texts of bytes where values may be equal and yet not the same."""
+        """Columns as they are compared: as bytes, where equal values need not be identical."""
         return ", ".join(
             name if self._kind(table, column) in EXACT else f"{self._text(column, most)} AS {name}"
             for column, name in ((column, self.name(column)) for column in columns)
         )
 
     def _text(self, column: str, most: int | None = None) -> str:
-        """A column as its type writes it; at most so many characters."""
+        """The text form of a column, with at most `most` characters."""
         name = self.name(column)
         text = f"concat({name})" if most is None else f"left(concat({name}), {most})"
         return f'CASE WHEN {name} IS NULL THEN NULL ELSE {text} END COLLATE pg_catalog."C"'
 
     def literal(self, text: str) -> str:
-        """What a backslash is depends on `standard_conforming_strings`."""
+        """What a backslash means depends on `standard_conforming_strings`."""
         doubled = text.replace("\\", "\\\\")
         return f" E{super().literal(doubled)}" if "\\" in text else super().literal(text)
 
     def _settings(self, table: str, spec: TriggerSpec) -> list[str]:
-        """What the texts of a table's columns depend on, that a session may set."""
+        """The session settings that the text forms of a table's columns depend on."""
         columns = spec.columns or frozenset()
         texts = {column for column in columns if self._kind(table, column) not in EXACT}
         found: set[str] = set()
@@ -263,7 +263,7 @@ class PostgreSQLTriggerSQL(Triggers):
         return sorted(found)
 
     def _kind(self, table: str, column: str) -> str:
-        """The name of a column's type, "" for one that others have made, or that is not there."""
+        """The name of a column's type, "" if the type is not built in or the column is missing."""
         return self._location(table).types.get(self._as_stored(column), "")
 
     def _as_stored(self, column: str) -> str:
@@ -276,7 +276,7 @@ class PostgreSQLTriggerSQL(Triggers):
 
     def _find(self, table: str) -> TableLocation:
         with self.connection.cursor() as cursor:
-            cursor.execute(  # no row where that is no name
+            cursor.execute(  # no row, if no table can have the name
                 "SELECT n.nspname, c.relname, a.attname, CASE WHEN t.typnamespace = "
                 "'pg_catalog'::pg_catalog.regnamespace::pg_catalog.oid THEN t.typname ELSE '' END FROM pg_class c "
                 "JOIN pg_namespace n ON n.oid = c.relnamespace "
@@ -290,15 +290,15 @@ class PostgreSQLTriggerSQL(Triggers):
 
     @cached_property
     def _schema(self) -> str:
-        """That of the log, which the table's need not be."""
+        """The schema of the log, which may differ from the table's."""
         return self._location(CHANGE_LOG).schema
 
     def _of_ours(self, name: str) -> str:
-        """A function or a table of ours, with its schema."""
+        """A function or table of this package, with its schema."""
         return f"{self.name(self._schema)}.{self.name(name)}"
 
     def drop(self, table: str, names: Iterable[str]) -> list[str]:
-        """Removing a function removes its trigger."""
+        """Dropping a function drops its trigger."""
         return [
             f"DROP FUNCTION IF EXISTS {self._of_ours(name)}({arguments}) CASCADE"
             for name in sorted(names)

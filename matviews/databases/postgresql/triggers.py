@@ -14,31 +14,34 @@ from .trigger_sql import ARGUMENTS, SUPPRESSED, PostgreSQLTriggerSQL, doubled
 __all__ = ["PostgreSQLTriggers"]
 
 TOO_LONG_NAME = f"its name is longer than {MAX_NAME_BYTES} bytes"
-LOCK_TIMEOUT_MS = 500  # milliseconds for the locks of a transaction that makes or removes triggers
-IDLE_TIMEOUT_MS = 1_000  # milliseconds that it may stand still
-HELD_STATES = {"55P03", "40P01", "25P03"}  # lock timeout, deadlock, stood still
-UNLOGGED = "it is unlogged: a crash empties it, and tells nobody"
+# Of a transaction that creates or drops triggers.
+LOCK_TIMEOUT_MS = 500
+IDLE_TIMEOUT_MS = 1_000
+HELD_STATES = {"55P03", "40P01", "25P03"}  # lock timeout, deadlock, idle timeout
+UNLOGGED = "it is unlogged: a crash empties it without firing a trigger"
 FAMILY = "it is partitioned, or inherits from another table"
-# Statements on the catalogs are sent as whoever migrates: no function or operator of another schema is to
-# suit better than the one that is meant.
+# Statements on the catalogs run as whoever migrates: no function or operator of another schema may
+# be chosen as the better match.
 LIKE = "OPERATOR(pg_catalog.~~)"
 LOGS = "pg_catalog.has_table_privilege(p.proowner, pg_catalog.to_regclass(%s), 'INSERT')"
 
 
 class PostgreSQLTriggers(PostgreSQLTriggerSQL):
-    # xmin is another one, too, when a trigger was switched off and on again.
-    made: ClassVar[str] = "pg_catalog.concat(t.tgname, ':', t.oid, '.', t.xmin)"
+    # xmin also changes when a trigger is disabled and enabled again.
+    """Recognizes functions and triggers by their names and by what the owners may do."""
+
+    identity: ClassVar[str] = "pg_catalog.concat(t.tgname, ':', t.oid, '.', t.xmin)"
 
     def installed_triggers(self) -> dict[str, dict[str, str]]:
-        """Those that call our functions, in whatever schema their table is.
+        """Triggers that call functions of this package, in whatever schema their table is.
 
-        A function of a role that may not write the log is not ours, whatever its name is. Nor is a trigger
-        of our name that calls another function than that of its name.
+        A function whose owner may not write the log is not ours, whatever its name. Nor is a
+        trigger with one of our names that calls a function of another name.
         """
         found: dict[str, dict[str, str]] = {}
         with self.connection.cursor() as cursor:
             cursor.execute(
-                f"SELECT n.nspname, c.relname, pg_catalog.pg_table_is_visible(c.oid), t.tgname, {self.made} "
+                f"SELECT n.nspname, c.relname, pg_catalog.pg_table_is_visible(c.oid), t.tgname, {self.identity} "
                 "FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
                 "JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_proc p ON p.oid = t.tgfoid "
                 "JOIN pg_namespace s ON s.oid = p.pronamespace "
@@ -53,9 +56,9 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
         return found
 
     def installed_sql(self, table: str) -> str:
-        """To plan the whole catalog would take longer than all else of a query."""
+        """Planning the query of `installed_triggers` would take longer than the rest."""
         return (
-            f"(SELECT pg_catalog.string_agg({self.made}, ' ') FROM pg_trigger t WHERE t.tgrelid = "
+            f"(SELECT pg_catalog.string_agg({self.identity}, ' ') FROM pg_trigger t WHERE t.tgrelid = "
             f"(SELECT pg_catalog.to_regclass(CASE WHEN {table} {LIKE} '\"%%\"' THEN {table}::pg_catalog.text "
             f"ELSE pg_catalog.concat('\"', {table}, '\"') END)::pg_catalog.oid) "
             f"AND t.tgname {LIKE} %s AND t.tgenabled IN ('O', 'A'))"
@@ -63,7 +66,7 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
 
     @contextmanager
     def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
-        """By a setting of the transaction."""
+        """With a setting of the transaction."""
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT current_setting(%s, true)", [SUPPRESSED])
             before = cursor.fetchone()[0] or ""
@@ -76,7 +79,7 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
             cursor.execute("SELECT set_config(%s, %s, true)", [SUPPRESSED, value])
 
     def orphans(self) -> set[str]:
-        """A function stays when its table is dropped."""
+        """A function survives when its table is dropped."""
         present = set[str]().union(*self.installed_triggers().values())
         return {name for name, _arguments, _public in self._functions()} - present
 
@@ -117,7 +120,7 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
         )
 
     def untrackable_tables(self, tables: Collection[str]) -> dict[str, str]:
-        """A statement on one table of a family may change another."""
+        """A statement on one table of an inheritance tree may change another."""
         names = [table for table in tables if regclass(self.name(table))]
         faults = dict.fromkeys(tables, MISSING)
         with self.connection.cursor() as cursor:
@@ -139,7 +142,7 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
 
     @contextmanager
     def definitions(self, tables: int = 1) -> Iterator[None]:
-        """Nor may a process that stands still keep a table."""
+        """An idle process may not keep a table locked either."""
         alone = not self.connection.in_atomic_block
         with super().definitions(tables):
             self.execute([f"SET LOCAL lock_timeout = {max(LOCK_TIMEOUT_MS // max(tables, 1), 50)}"])
@@ -148,14 +151,14 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
             yield
 
     def is_held(self, error: DatabaseError) -> bool:
-        """A connection that was closed for standing still counts too."""
+        """A connection that was closed for being idle counts too."""
         return sqlstate(error) in HELD_STATES
 
 
 def _spelled(schema: str, table: str, visible: bool, name: str) -> str:
-    """A table's name as the trigger of that name was made for, or else as it is."""
+    """The spelling of a table's name that the trigger was created for, or else its own."""
     schema, table = doubled(schema), doubled(table)
     plain, qualified = [table] if visible else [], f'{schema}"."{table}'
     names = [*plain, qualified, f'"{qualified}"', f'"{table}"']
-    made_for = name.split("_")[1]
-    return next((each for each in names if digest(each) == made_for), names[0])
+    created_for = name.split("_")[1]
+    return next((name for name in names if digest(name) == created_for), names[0])

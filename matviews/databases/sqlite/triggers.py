@@ -1,5 +1,7 @@
-"""SQLite: a trigger per row. There is one writer at a time, so a change that is logged already, and
-not yet moved, need not be logged again.
+"""SQLite: a trigger per row.
+
+There is one writer at a time, so a change that is in the log need not be logged again before it is
+moved.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -13,7 +15,7 @@ __all__ = ["SQLiteTriggers"]
 
 
 class SQLiteTriggers(Triggers):
-    """They call no function that Django adds to its own connections: others write as well."""
+    """They call no function that Django adds to its own connections: other programs write too."""
 
     catalog: ClassVar[str] = (
         "SELECT tbl_name AS matviews_table, name AS matviews_made FROM sqlite_master "
@@ -24,13 +26,11 @@ class SQLiteTriggers(Triggers):
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "replace")
 
     def events_of(self, spec: TriggerSpec) -> list[str]:
-        """What is replaced has links that are to be logged, or says no more."""
+        """ "replace" is only needed if links are logged."""
         return [each for each in super().events_of(spec) if each != "replace" or spec.links]
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
-        """REPLACE fires no trigger for the rows that it deletes, so each
-        INSERT looks for such rows before.
-        """
+        """REPLACE fires no trigger for the rows it deletes, so each INSERT looks for them first."""
         if event == "replace":
             log = self._log(table, spec, self.name(table))
             yield (
@@ -68,10 +68,10 @@ class SQLiteTriggers(Triggers):
         return super().untrackable_tables(tables) | dict.fromkeys(virtual, NOT_ORDINARY)
 
     def _links(self, row: str, links: Collection[str]) -> str:
-        """The links of a row as an entry of the log has them, as JSON: whole numbers and texts.
+        """The links of a row as a log entry has them, as JSON: integers and texts.
 
-        Any column may hold any value here. What JSON has no form for, or none that comes back as it
-        was, is not written; nor is what a lower limit of the length of a value would not let through.
+        Any column may hold any value. What JSON cannot return unchanged is not written, nor is a
+        value longer than a lower limit on the length of values might allow.
         """
         names = [f"{row}.{self.name(link)}" for link in sorted(links)]
         if not names:
@@ -96,7 +96,7 @@ class SQLiteTriggers(Triggers):
 
     @contextmanager
     def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
-        """Without the triggers, which nobody else sees meanwhile."""
+        """Drops the triggers for a while, which no other connection sees."""
         marks = ", ".join(["%s"] * len(tables))
         with self.connection.cursor() as cursor:
             cursor.execute(
@@ -109,7 +109,7 @@ class SQLiteTriggers(Triggers):
         self.execute(triggers.values())
 
     def _replaced(self, table: str) -> str:
-        """A condition on the rows that a new row would take the place of."""
+        """Whether a new row would replace this one."""
         row = self.name(table)
         same = (
             " AND ".join(f"{row}.{name} = NEW.{name}" for name in map(self.name, key))
@@ -118,7 +118,7 @@ class SQLiteTriggers(Triggers):
         return " OR ".join(f"({each})" for each in same) or "FALSE"
 
     def _keys(self, table: str) -> set[tuple[str, ...]]:
-        """The columns by which rows are unique, as the database knows them: anybody may make an index."""
+        """The columns of each unique index that the database has, declared in a model or not."""
         found: dict[str, list[str | None]] = {}
         with self.connection.cursor() as cursor:
             cursor.execute(

@@ -1,4 +1,4 @@
-"""What a view says itself of the tables that its `source()` reads: `MatviewMeta.depends_on`."""
+"""The dependencies that a view declares itself: `MatviewMeta.depends_on`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ __all__ = ["Dependency", "declared_dependencies", "dependency_faults"]
 
 @dataclass(frozen=True, slots=True)
 class Dependency:
-    """What the changes of a model's rows lead to."""
+    """Which keys the changes of a model's rows concern."""
 
-    #: The model.
+    #: The model whose rows change.
     model: type[Model]
-    #: Those that are logged: they are the key, or, with `get_keys`, identify the rows.
+    #: The logged columns: the key, or with `get_keys` the row's primary key.
     columns: tuple[str, ...] = ()
-    #: What gives the keys of rows, from a queryset of them.
+    #: Returns the keys that a queryset of changed rows concerns.
     get_keys: Callable[..., Iterable[Any]] | None = None
 
     @property
     def concerns_any_key(self) -> bool:
-        """Whether its changes may concern any key."""
+        """Whether a change may concern any key."""
         return not self.columns
 
 
 def declared_dependencies(definition: ViewDefinition) -> dict[str, Dependency]:
-    """What a view says, by table; to be asked only where `dependency_faults` finds nothing."""
+    """The declared dependencies by table; call it only if `dependency_faults` finds none."""
     found = {}
     for to, on in (definition.options.depends_on or {}).items():
         model = _model(to)
@@ -60,7 +60,7 @@ def _field(model: type[Model], name: str) -> AnyField:
 
 
 def dependency_faults(definition: ViewDefinition, key: int) -> Iterator[str]:
-    """What is wrong with what a view says, a sentence each; `key` is the number of its key's fields."""
+    """What is wrong with the declared dependencies, a sentence each; `key` is the key's length."""
     for to, on in (definition.options.depends_on or {}).items():
         name = to if isinstance(to, str) else to._meta.label
         try:

@@ -1,4 +1,7 @@
-"""What an expression or a query of Django's consists of. With `tables` and `source_query`, the only place that looks inside them."""
+"""What Django's expressions and queries consist of.
+
+Only this module, `tables` and `source_query` read their internals.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +29,7 @@ __all__ = [
 ]
 
 
-# Classes of Django's, and functions that others may be made of, in lower case.
+# Django's classes; below, the functions that other classes may call, in lower case.
 VOLATILE = {"Now", "Random", "RandomUUID", "TransactionNow", "UUID4", "UUID7"}
 
 VOLATILE_FUNCTIONS = {
@@ -48,20 +51,21 @@ def conjunction(where: Any) -> Iterator[Any]:
 
 
 def excludes_null(condition: Any) -> bool:
-    """Whether a condition on a column, as `filter` and `exclude` make it, holds for no NULL."""
+    """Whether a condition on a column, made by `filter` or `exclude`, is never true for NULL."""
     if isinstance(condition, IsNull):
         return not condition.rhs
     return isinstance(condition, Lookup)
 
 
 def walk(node: Any) -> Iterator[Any]:
+    """Every part of a query or expression, at any depth."""
     for part in parts_of(node):
         yield part
         yield from walk(part)
 
 
 def parts_of(node: Any) -> list[Any]:
-    """What a query or an expression is made of, one level down."""
+    """The direct parts of a query or expression."""
     if isinstance(node, Query):
         joins = (getattr(each, "filtered_relation", None) for each in node.alias_map.values())
         conditions = [getattr(each, "resolved_condition", each) for each in joins if each]
@@ -87,7 +91,7 @@ def function_of(expression: Func) -> object:
 
 
 def columns_in(expression: Any) -> list[Col] | None:
-    """The plain columns that an expression reads; None if it reads others too."""
+    """The plain columns that an expression reads; None if it reads anything else."""
     found = [expression, *walk(expression)]
     if any(isinstance(each, (Query, OuterRef, ResolvedOuterRef, RawSQL, Window)) for each in found):
         return None
@@ -95,18 +99,18 @@ def columns_in(expression: Any) -> list[Col] | None:
 
 
 def is_plainly_computed(expression: Any) -> bool:
-    """Whether only such functions of columns compute it as return the type that they say, everywhere."""
+    """Whether it consists of functions that return the type they declare, on every database."""
     plain = (Col, Coalesce, Extract, TruncBase, Value)
     return all(isinstance(each, plain) for each in (expression, *walk(expression)))
 
 
 def is_truncated(expression: Any) -> bool:
-    """Whether it is the beginning of a period that a moment lies in, or the day."""
+    """Whether it truncates a date or datetime to the start of a period."""
     return isinstance(expression, TruncBase)
 
 
 def has_aggregate_or_window(expression: Any) -> bool:
-    """Whether there is an aggregate or a window function in an expression, at any depth."""
+    """Whether an expression contains an aggregate or a window function, at any depth."""
     return any(
         getattr(each, "contains_aggregate", False) or getattr(each, "contains_over_clause", False)
         for each in (expression, *walk(expression))

@@ -1,4 +1,4 @@
-"""What tells one definition of a queryset view from another."""
+"""Digests that distinguish the definitions of a queryset view."""
 
 import hashlib
 import re
@@ -15,21 +15,21 @@ LISTS = re.compile(r"IN \((%s(?:, %s)*)\)")
 
 
 def fingerprint(source: Source) -> str:
-    """A digest of the source's SQL with its parameters, of the view's columns and its key.
+    """A digest of the source's SQL with its parameters, the view's columns and its key.
 
-    Dates and times are left out, for `now() - timedelta(days=30)` makes another each time. What is
-    in a list of values is sorted, for a Python set has another order in each process.
+    Dates and times are left out, because `now() - timedelta(days=30)` is another one each time.
+    Lists of values are sorted, because a Python set has another order in each process.
     """
     return _digest(source, with_dates=False)
 
 
 def exact_fingerprint(source: Source) -> str:
-    """As `fingerprint`, but with the dates and times: the source at this moment."""
+    """The fingerprint with dates and times: what the source computes right now."""
     return _digest(source, with_dates=True)
 
 
 def has_dates(source: Source) -> bool:
-    """Whether dates or times are among the parameters: it may be another source at another moment."""
+    """Whether parameters include dates or times, so that the source may change by time alone."""
     _sql, params = source.query.compile()
     return any(parameter_text(each) != parameter_text(each, with_dates=False) for each in params)
 

@@ -1,7 +1,7 @@
-"""Which columns of a query the key determines, and which are equal to it.
+"""Which columns of a query the key determines, and which equal it.
 
-A column is determined when rows with the same key have the same value in it: the key itself, what
-is joined as equal to it, and every column of a table of which a unique constraint is determined.
+The key determines a column if rows with the same key have the same value in it: the key itself,
+columns joined as equal to it, and every column of a table with a determined unique constraint.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,11 +14,12 @@ from .tables import JoinedTable
 
 __all__ = ["equal_columns", "key_is_unique"]
 
-ColumnRef = tuple[str, str | None]  # alias and column
+#: Alias and column.
+ColumnRef = tuple[str, str | None]
 
 
 def key_is_unique(query: SourceQuery, key: Sequence[Any]) -> bool:
-    """Whether it can be shown that no two rows of the query have the same key: its expressions."""
+    """Whether it can be proved that no two rows of a query have the same key expressions."""
     tables = query.tables
     refs = [ref for each in key if (ref := column_of(each))]
     known = _Determined(tables, {(alias, field.column) for alias, field in refs})
@@ -37,12 +38,12 @@ def key_is_unique(query: SourceQuery, key: Sequence[Any]) -> bool:
 
 
 class _Determined:
-    """What the key determines, worked out until nothing more follows."""
+    """What the key determines: the transitive closure."""
 
     def __init__(self, tables: Sequence[JoinedTable], key: set[ColumnRef]) -> None:
-        #: Columns.
+        #: The determined columns.
         self.refs = key
-        #: Tables of which at most one row belongs to a key.
+        #: The tables with at most one row for each key.
         self.aliases: set[str] = set()
         before = -1
         while before != (before := len(self.refs) + len(self.aliases)):
@@ -76,9 +77,9 @@ class _Determined:
 
 
 def equal_columns(tables: Iterable[JoinedTable], ref: ColumnRef) -> Iterator[ColumnRef]:
-    """The columns of joined tables that the join makes equal to one, as `(alias, column)`.
+    """The columns of joined tables that the joins make equal to one, as `(alias, column)`.
 
-    PostgreSQL does not carry a range over from one to the other.
+    PostgreSQL does not carry a range condition over to them.
     """
     equal = {ref}
     for table in tables:

@@ -1,4 +1,4 @@
-"""Which tables a query reads, how they are joined, and which of their columns decide about its rows."""
+"""Which tables a query reads, how it joins them, and which columns decide about its rows."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,6 +60,7 @@ class JoinedTable:
 
 
 def tables_of(query: Any) -> Iterator[JoinedTable]:
+    """The tables that a query reads outside subqueries."""
     if query.model and not query.combinator and not any(query.alias_refcount.values()):
         first = query.alias_map.get(query.base_table)  # Django joins it when it compiles the query
         table = first.table_name if first else query.get_meta().db_table
@@ -79,13 +80,13 @@ def tables_of(query: Any) -> Iterator[JoinedTable]:
 def columns_of(
     query: Any, using: str, outer: tuple[Scope, ...], *, counted: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """Tables and columns that decide about the rows of a query, `ALL` for every column.
+    """The tables and columns that decide about the rows of a query; `ALL` for every column.
 
     Args:
-        query: Django's.
+        query: Django's query.
         using: alias of the database.
         outer: the tables of the queries around it, the innermost first.
-        counted: whether nothing but the number of its rows matters.
+        counted: whether only the number of its rows matters.
     """
     query, ordering = _with_ordering(query, using, counted=counted)
     tables = list(tables_of(query))
@@ -100,12 +101,12 @@ def columns_of(
 
 
 def _with_ordering(query: Any, using: str, *, counted: bool) -> tuple[Any, list[Any]]:
-    """A query with the tables that only its ordering wants, which Django joins late; and the ordering.
+    """A query with the tables that only its ordering needs, which Django joins late; the ordering.
 
     Args:
-        query: Django's.
+        query: Django's query.
         using: alias of the database.
-        counted: whether nothing but the number of its rows matters.
+        counted: whether only the number of its rows matters.
     """
     if query.combinator or not (query.order_by or (query.is_sliced and not counted)):
         return query, []
@@ -116,7 +117,7 @@ def _with_ordering(query: Any, using: str, *, counted: bool) -> tuple[Any, list[
 
 
 class QueryGraph:
-    """Which tables a query and its subqueries read, and what equals what among their columns."""
+    """The tables that a query and its subqueries read, and which of their columns are equal."""
 
     def __init__(self, query: Any, using: str) -> None:
         self.using = using
@@ -152,7 +153,7 @@ class QueryGraph:
                 self._add_parts(parts_of(part), scopes, counted=isinstance(part, Exists))
 
     def _add_equality(self, lookup: Any, scopes: tuple[tuple[int, set[str]], ...]) -> None:
-        """Two columns of which a condition says that they are equal, as `OuterRef` makes them."""
+        """An edge for a condition that two columns are equal, as `OuterRef` makes it."""
         sides = (getattr(lookup, "lhs", None), getattr(lookup, "rhs", None))
         if getattr(lookup, "lookup_name", "") != "exact" or not all(
             isinstance(side, Col) for side in sides
@@ -162,7 +163,7 @@ class QueryGraph:
             next((number, side.alias) for number, own in scopes if side.alias in own)  # type: ignore[union-attr]
             for side in sides
         )
-        # What a subquery says of two tables outside holds where it has a row, and not elsewhere.
+        # An equality between two outer tables holds only where the subquery matches.
         if one != other and scopes[0][0] in (one[0], other[0]):
             columns = tuple(side.target.column for side in sides)  # type: ignore[union-attr]
             self.edges.append(Edge(one, other, (columns,)))

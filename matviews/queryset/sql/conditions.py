@@ -1,4 +1,4 @@
-"""Conditions that are put into a source's query as expressions of Django's."""
+"""Conditions that are added to a source's query as Django expressions."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -14,13 +14,14 @@ __all__ = ["KeyFilter", "KeyRange", "NotInView", "Wrapped"]
 
 
 class _Condition(Lookup):
-    """A condition on columns that is written as SQL here.
+    """A condition on columns whose SQL is written here.
 
     Args:
         columns: names or expressions of the columns.
-        more: what else makes it the same as another.
+        more: what else distinguishes it from other conditions.
 
-    A lookup, because MariaDB and MySQL are told `(...) = 1` of any other, and use no index then.
+    It is a lookup, because Django writes any other condition as `(...) = 1` on MariaDB and MySQL,
+    which uses no index.
     """
 
     prepare_rhs = False
@@ -31,16 +32,13 @@ class _Condition(Lookup):
         super().__init__(self.columns[0], None)
 
     def get_source_expressions(self) -> list[Any]:
-        """The columns."""
         return self.columns
 
     def set_source_expressions(self, expressions: Sequence[Any]) -> None:
-        """Other columns in their place."""
         self.columns = list(expressions)
         self.lhs = self.columns[0]
 
     def resolve_expression(self, *args: Any, **options: Any) -> Any:
-        """The same in a query."""
         resolved = self.copy()
         columns = [each.resolve_expression(*args, **options) for each in self.columns]
         resolved.set_source_expressions(columns)
@@ -48,11 +46,10 @@ class _Condition(Lookup):
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What makes it the same as another."""
         return (self.__class__, self.more, *self.columns)
 
     def as_sql(self, compiler: Any, _connection: Any) -> Any:
-        """The condition, and its parameters.
+        """The condition and its parameters.
 
         Raises:
             FullResultSet: it excludes nothing.
@@ -68,12 +65,12 @@ class _Condition(Lookup):
 
 
 class KeyRange(_Condition):
-    """Whether columns are in a range of keys, or among some.
+    """Whether columns are in a range of keys, or among keys.
 
     Args:
-        columns: names or expressions of the columns; plain ones, if it is a range.
-        dialect: the SQL of the database.
-        within: the range or the keys, as parameters of a statement.
+        columns: names or expressions of the columns; plain columns for a range.
+        dialect: the SQL dialect of the database.
+        within: the range or the keys.
     """
 
     def __init__(self, *columns: Any, dialect: Dialect, within: KeySelection) -> None:
@@ -87,14 +84,14 @@ class KeyRange(_Condition):
 
 
 class KeyFilter(KeyRange):
-    """Whether columns are among some keys, where no index serves them together: each row is asked."""
+    """Whether columns are among keys, for columns of several tables, which no index serves."""
 
     def condition(self, columns: list[SQL]) -> SQL:
         return self.dialect.hide_from_optimizer(super().condition(columns))
 
 
 class NotInView(_Condition):
-    """Whether a table has no row with the key that columns are.
+    """Whether a table has no row with the key that columns hold.
 
     Args:
         columns: expressions of the columns.
@@ -117,7 +114,7 @@ class Wrapped(Expression):
 
     Args:
         expression: the expression.
-        wrap: what makes its SQL, which has no parameters yet, that of this one, whose own come last.
+        wrap: turns its SQL, without parameters, into this one's; own parameters come last.
     """
 
     def __init__(self, expression: Any, wrap: Callable[[str], SQL]) -> None:
@@ -125,15 +122,12 @@ class Wrapped(Expression):
         self.expression, self.wrap = expression, wrap
 
     def get_source_expressions(self) -> list[Any]:
-        """The expression."""
         return [self.expression]
 
     def set_source_expressions(self, expressions: Sequence[Any]) -> None:
-        """Another one in its place."""
         [self.expression] = expressions
 
     def as_sql(self, compiler: Any, _connection: Any) -> Any:
-        """The SQL, and its parameters."""
         sql, params = compiler.compile(self.expression)
         wrapped = self.wrap(sql)
         return wrapped.text, (*params, *wrapped.params)

@@ -1,4 +1,4 @@
-"""Which keys changed rows lead to, looked up in the tables on the way."""
+"""Looks up which keys changed rows lead to."""
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
@@ -25,7 +25,7 @@ from .readers import KeyReader, as_stored
 __all__ = ["CHUNK_SIZE", "linked_keys"]
 
 
-CHUNK_SIZE = 1_000  # values that are looked up in one statement
+CHUNK_SIZE = 1_000  # values in one statement
 
 
 def linked_keys(
@@ -33,29 +33,29 @@ def linked_keys(
     values: Collection[Sequence[Any]],
     source: Source,
     dialect: Dialect,
-    most: int,
+    limit: int,
     stages: Collection[str] = (),
 ) -> set[Key] | None:
-    """The keys of the view that rows with some values in the link's columns lead to; None for any.
+    """The keys of the view that logged values of a link lead to; None for any key.
 
     Args:
         link: the link.
         values: values of its columns, as JSON has them.
         source: the view's source.
-        dialect: the SQL of its database.
-        most: how many keys to return at most; the caller asks for one more than it can use.
-        stages: staging tables whose rows the view may still get.
+        dialect: the SQL dialect of its database.
+        limit: the maximum number of keys; callers ask for one more than they can use.
+        stages: staging tables whose rows may still be written to the view.
     """
     if not link.is_key and not dialect.is_readable(link.table, link.columns, values):
         return None
     if link.key_part is None:
-        return _key_parts_of(link, values, source, dialect, most)
+        return _key_parts_of(link, values, source, dialect, limit)
     parts = [part for (part,) in _key_parts_of(link, values, source, dialect)]
     keys: set[Key] = set()
     for at in range(0, len(parts), CHUNK_SIZE):
         some = Keys(tuple((part,) for part in parts[at : at + CHUNK_SIZE]))
-        keys |= _in_view(link.key_part, some, source, dialect, most, stages)
-        keys |= _in_source(link.key_part, some, source, dialect, most)
+        keys |= _in_view(link.key_part, some, source, dialect, limit, stages)
+        keys |= _in_source(link.key_part, some, source, dialect, limit)
     return keys
 
 
@@ -64,20 +64,20 @@ def _key_parts_of(
     values: Collection[Sequence[Any]],
     source: Source,
     dialect: Dialect,
-    most: int | None = None,
+    limit: int | None = None,
 ) -> set[Key]:
-    """What rows with some values in a link's columns find at the ends of its ways, at most `most`."""
+    """The keys, or the values of the link's key part, that logged values lead to."""
     numbers = range(len(source.key)) if link.key_part is None else [link.key_part]
-    if link.is_key:  # whether the source has such a key, it says later
+    if link.is_key:  # the statements find out whether the source has such a key
         places = [link.columns.index(part.column) for part in link.key_columns]
         parts = ([value[place] for place in places] for value in values)
         known = (key for key in parts if None not in key)
         fields = [source.key[number].field for number in numbers]
-        return as_exact(islice(known, most), fields, dialect)
+        return as_exact(islice(known, limit), fields, dialect)
     found: set[Key] = set()
     rows = list(values)
     for at in range(0, len(rows), CHUNK_SIZE):
-        found |= _looked_up(link, rows[at : at + CHUNK_SIZE], numbers, source, dialect, most)
+        found |= _looked_up(link, rows[at : at + CHUNK_SIZE], numbers, source, dialect, limit)
     return found
 
 
@@ -87,9 +87,9 @@ def _looked_up(
     numbers: Iterable[int],
     source: Source,
     dialect: Dialect,
-    most: int | None,
+    limit: int | None,
 ) -> set[Key]:
-    """What is at the ends of the ways from some rows."""
+    """The keys, or the values of a part, found by joining logged rows along the link's steps."""
     names = [f"matviews_{number}" for number in range(len(link.steps) + 1)]
     tables = [names[0]]
     for name, step in zip(names[1:], link.steps, strict=True):
@@ -108,7 +108,7 @@ def _looked_up(
         f"SELECT DISTINCT {selected.text} FROM {' JOIN '.join(tables)}",
         (*logged.params, *selected.params),
     )
-    return _fetched(statement, [source.key[number] for number in numbers], dialect, most)
+    return _fetched(statement, [source.key[number] for number in numbers], dialect, limit)
 
 
 def _selected(number: int, part: KeyColumn, alias: str, source: Source, dialect: Dialect) -> SQL:
@@ -133,40 +133,42 @@ def _in_view(
     values: Keys,
     source: Source,
     dialect: Dialect,
-    most: int,
+    limit: int,
     stages: Collection[str],
 ) -> set[Key]:
-    """The keys with some values in a part that the view has, or will have from what is staged."""
+    """The view's keys with these values in a part, including keys that staged rows will add."""
     fields = [column.field for column in source.key]
     keys: set[Key] = set()
     for table in (source.model._meta.db_table, *stages):
         names = dialect.names(fields, dialect.name(table))
         among = dialect.inside(names[number : number + 1], values)
         query = f"SELECT {', '.join(names)} FROM {dialect.name(table)} WHERE {among.text}"
-        keys |= _fetched(SQL(query, among.params), source.key, dialect, most)
+        keys |= _fetched(SQL(query, among.params), source.key, dialect, limit)
     return keys
 
 
-def _in_source(number: int, values: Keys, source: Source, dialect: Dialect, most: int) -> set[Key]:
-    """The keys with some values in a part that rows of the source have, before any HAVING."""
-    return _fetched(KeyReader(source, dialect).keys_with(number, values), source.key, dialect, most)
+def _in_source(number: int, values: Keys, source: Source, dialect: Dialect, limit: int) -> set[Key]:
+    """The source's keys with these values in a part, before any HAVING."""
+    return _fetched(
+        KeyReader(source, dialect).keys_with(number, values), source.key, dialect, limit
+    )
 
 
-def _fetched(query: SQL, parts: Sequence[Column], dialect: Dialect, most: int | None) -> set[Key]:
-    """The rows of a query, at most `most`, as keys; without those that have no value somewhere.
+def _fetched(query: SQL, parts: Sequence[Column], dialect: Dialect, limit: int | None) -> set[Key]:
+    """The rows of a query as keys, at most `limit`, without those that contain a NULL.
 
     Args:
         query: selects parts of the key, by the names of the view.
         parts: the parts.
-        dialect: the SQL of the database.
-        most: how many rows.
+        dialect: the SQL dialect of the database.
+        limit: the maximum number of rows.
     """
-    limit = SQL("") if most is None else SQL(" LIMIT %s", (most,))
+    limited = SQL("") if limit is None else SQL(" LIMIT %s", (limit,))
     exact = ", ".join(exact_values([part.field for part in parts], "matviews_found", dialect))
     with connections[dialect.using].cursor() as cursor:
         cursor.execute(
-            f"SELECT {exact} FROM ({query.text}) matviews_found{limit.text}",
-            [*query.params, *limit.params],
+            f"SELECT {exact} FROM ({query.text}) matviews_found{limited.text}",
+            [*query.params, *limited.params],
         )
         return {row for row in cursor.fetchall() if None not in row}
 
@@ -176,23 +178,25 @@ def _columns(dialect: Dialect, table: str, columns: Sequence[str]) -> list[str]:
 
 
 def dependency_keys(
-    dependency: Dependency, values: Collection[Sequence[Any]], source: Source, most: int
+    dependency: Dependency, values: Collection[Sequence[Any]], source: Source, limit: int
 ) -> set[Key] | None:
-    """The keys that changed rows lead to, at most `most`; None for any, as where a row is gone.
+    """The keys that changed rows of a declared dependency concern, at most `limit`.
+
+    None stands for any key, as when a row is gone.
 
     Args:
-        dependency: what the view says of their model.
+        dependency: what the view declares for their model.
         values: values of its columns, as JSON has them, before and after the changes.
-        source: the view's.
-        most: how many keys to return at most.
+        source: the view's source.
+        limit: the maximum number of keys.
 
     Raises:
-        InvalidView: what the view gives as keys are none.
+        InvalidView: `depends_on` returned an invalid key.
     """
     using, fields = source.query.using, [column.field for column in source.key]
     known = {tuple(each) for each in values if None not in each}
     if dependency.get_keys is None:
-        return as_exact(islice(known, most), fields, dialect_of(using))
+        return as_exact(islice(known, limit), fields, dialect_of(using))
     names = [field.attname for field in dependency.model._meta.pk_fields]
     among = KeyRange(*names, dialect=dialect_of(using), within=Keys(tuple(known)))
     rows = dependency.model._base_manager.using(using).filter(among)
@@ -203,17 +207,17 @@ def dependency_keys(
             found = dependency.get_keys(rows)
             stored = _query_of_keys(found, fields, using)
             if stored is not None:
-                return _fetched_keys(stored, fields, using, most)
-            return {as_key(fields, each, using) for each in islice(found, most)}
+                return _fetched_keys(stored, fields, using, limit)
+            return {as_key(fields, each, using) for each in islice(found, limit)}
     except ValueError as error:
         raise InvalidView(
-            f"{source.definition.label}: MatviewMeta.depends_on of {dependency.model._meta.label} gave "
-            f"a key that is none: {error}"
+            f"{source.definition.label}: MatviewMeta.depends_on of {dependency.model._meta.label} returned "
+            f"an invalid key: {error}"
         ) from error
 
 
 def _query_of_keys(found: Any, fields: Sequence[AnyField], using: str) -> SQL | None:
-    """The query for keys, if they are columns like those of the key: then no field need read and write them."""
+    """The query for the returned keys, if its columns are stored like the key's; else None."""
     if not isinstance(found, QuerySet) or found.db != using:
         return None
     if found.query.is_sliced or found.query.combinator:
@@ -231,13 +235,13 @@ def _query_of_keys(found: Any, fields: Sequence[AnyField], using: str) -> SQL | 
     return query if alike else None
 
 
-def _fetched_keys(query: SQL, fields: Sequence[AnyField], using: str, most: int) -> set[Key]:
+def _fetched_keys(query: SQL, fields: Sequence[AnyField], using: str, limit: int) -> set[Key]:
     dialect = dialect_of(using)
     exact = ", ".join(exact_values(fields, "matviews_found", dialect))
     with connections[using].cursor() as cursor:
         cursor.execute(
             f"WITH matviews_found ({', '.join(dialect.names(fields))}) AS ({query.text}) "
             f"SELECT DISTINCT {exact} FROM matviews_found LIMIT %s",
-            (*query.params, most),
+            (*query.params, limit),
         )
         return {row for row in cursor.fetchall() if None not in row}

@@ -1,4 +1,4 @@
-"""One batch of a derived phase: the next window of keys, and the one statement for it."""
+"""One batch of a derived phase: the next window of keys, or some keys, in one statement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,20 +11,20 @@ from .statements import Statements
 
 __all__ = ["BatchRunner", "WindowProgress"]
 
-MAX_INSERTED_RANGES = 8  # ranges that are remembered; each is a condition of the later statements
+MAX_INSERTED_RANGES = 8  # each is a condition in later statements
 
 JsonKey = list[Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowProgress:
-    """Where a phase run stands in its walk through the keys, as JSON holds it."""
+    """How far a phase run has come, as JSON holds it."""
 
-    #: The key after which the next window begins, None at the start and at the end.
+    #: The key after which the next window begins; None at the start and at the end.
     cursor: JsonKey = None
-    #: Rows written by the last batch.
+    #: How many rows the last batch wrote.
     rows: int = 0
-    #: Keys that the last batch has scanned, as far as that is known.
+    #: How many keys the last batch scanned, as far as known.
     keys_scanned: int = 0
     #: Ranges `[low, high]` of keys that the insert phase of this refresh has written where the view
     #: had nothing: the other phases have nothing to do there.
@@ -32,7 +32,7 @@ class WindowProgress:
 
 
 class BatchRunner:
-    """Does the batches of a view's phases.
+    """Runs the batches of a view's phases.
 
     Args:
         statements: the SQL of the phases.
@@ -44,11 +44,11 @@ class BatchRunner:
         self._array: Array | None = None
 
     def run_window(self, phase: Phase, progress: WindowProgress, limit: int) -> WindowProgress:
-        """Do one batch of about `limit` keys; of all, where a key has no exact value to go on from.
+        """Run one batch of about `limit` keys; of all keys, if keys have no exact form.
 
         Raises:
-            DatabaseError: what the database made of it.
-            NotAdvancing: the walk does not get on.
+            DatabaseError: a statement failed.
+            NotAdvancing: the next window does not come after this one.
         """
         if phase is Phase.UPDATE and not self.statements.update_columns:
             return replace(progress, cursor=None, rows=0, keys_scanned=0)
@@ -59,10 +59,10 @@ class BatchRunner:
         return self._change(phase, progress, limit)
 
     def run_whole(self, phase: Phase, progress: WindowProgress) -> WindowProgress:
-        """Do a phase in one statement: its batch is the whole of it.
+        """Run a phase in one statement, as one batch.
 
         Raises:
-            DatabaseError: what the database made of it.
+            DatabaseError: the statement failed.
         """
         over = replace(progress, cursor=None, rows=0, keys_scanned=0)
         if (None, None) in progress.inserted_ranges or (
@@ -79,23 +79,23 @@ class BatchRunner:
         )
 
     def run_keys(self, phase: Phase, keys: Sequence[Key]) -> int:
-        """Do one batch of some keys; the rows that it wrote.
+        """Run one batch of some keys; the number of rows written.
 
         Raises:
-            DatabaseError: what the database made of it.
+            DatabaseError: a statement failed.
         """
         if not keys or (phase is Phase.UPDATE and not self.statements.update_columns):
             return 0
-        if tuple(keys) != self._keys.keys:  # one phase after the other comes with the same
+        if tuple(keys) != self._keys.keys:  # consecutive phases pass the same keys
             self._keys = Keys(tuple(keys))
             self._array = self.statements.dialect.array(self._keys)
         return self.statements.do_keys(phase, self._keys, self._array)
 
     def _insert(self, progress: WindowProgress, limit: int) -> WindowProgress:
         low = self._key(progress.cursor)
-        high, keys_scanned, lacking = self.statements.next_source_keys(low, limit)
+        high, keys_scanned, has_missing = self.statements.next_source_keys(low, limit)
         cursor = self._json(high)
-        if not lacking:
+        if not has_missing:
             return replace(progress, cursor=cursor, rows=0, keys_scanned=keys_scanned)
         empty = not self.statements.finds(self.statements.in_view((low, high)))
         rows = self.statements.do(Phase.INSERT, (low, high), empty=empty)
@@ -109,16 +109,16 @@ class BatchRunner:
         )
 
     def _change(self, phase: Phase, progress: WindowProgress, limit: int) -> WindowProgress:
-        """The next rows of the view, held against the source."""
+        """Compare the next rows of the view with the source."""
         over = replace(progress, cursor=None, rows=0, keys_scanned=0)
         if (None, None) in progress.inserted_ranges:
             return over
         low = self._key(progress.cursor)
         skipped = [(self._key(low), self._key(high)) for low, high in progress.inserted_ranges]
-        high, keys_scanned, _lacking = self.statements.next_view_keys(low, limit, skipped)
+        high, keys_scanned, _has_missing = self.statements.next_view_keys(low, limit, skipped)
         if not keys_scanned:
             return over
-        if skipped:  # else those of the ranges would be computed for nothing
+        if skipped:  # otherwise the skipped ranges would be computed for nothing
             first = self.statements.first(low, skipped)
             low = self.statements.before(first) if first else low
         rows = self.statements.do(phase, (low, high), skipped)
@@ -134,7 +134,7 @@ class BatchRunner:
 def _with_range(
     ranges: Sequence[tuple[JsonKey, JsonKey]], added: tuple[JsonKey, JsonKey]
 ) -> tuple[tuple[JsonKey, JsonKey], ...]:
-    """Ranges with one more, joined to the last one where it goes on from there."""
+    """Ranges with one more, merged with the last one if it continues that."""
     if ranges and ranges[-1][1] == added[0] is not None:
         return (*ranges[:-1], (ranges[-1][0], added[1]))
     return (*ranges, added) if len(ranges) < MAX_INSERTED_RANGES else tuple(ranges)

@@ -1,4 +1,4 @@
-"""The indexes on the way of a view's key: which are wanted, declared, and in the database."""
+"""The indexes that a strategy needs: which are required, declared, and in the database."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ __all__ = ["RequiredIndex", "in_database", "required_indexes"]
 class RequiredIndex:
     """An index that begins with some fields, in this order."""
 
-    #: Whose table it is of.
+    #: The model whose table needs it.
     model: type[Model]
-    #: Their names.
+    #: The names of the fields.
     fields: tuple[str, ...]
-    #: Whether the model declares one.
+    #: Whether the model declares such an index.
     declared: bool
 
     @property
@@ -39,18 +39,18 @@ class RequiredIndex:
 
 
 def required_indexes(source: Source, strategy: Strategy) -> Iterator[RequiredIndex]:
-    """The indexes that windows are found by: of the source, of tables joined by the key, of the view."""
+    """The indexes that find windows: of the source, of tables joined by the key, of the view."""
     if strategy.model is not None:
         names = strategy.missing_index or tuple(field.name for field in strategy.fields)
-        yield _wanted(strategy.model, names)
+        yield _required(strategy.model, names)
     if not strategy.staged:
         yield from _joined(source)
-    yield _wanted(source.model, tuple(column.field.name for column in source.key))
+    yield _required(source.model, tuple(column.field.name for column in source.key))
 
 
 def _joined(source: Source) -> Iterator[RequiredIndex]:
     place = column_of(source.key[0].expression)
-    assert place is not None  # or it would be staged
+    assert place is not None  # otherwise it would be staged
     tables = {table.alias: table.table for table in source.query.tables}
     seen = set()
     for alias, column in equal_columns(source.query.tables, (place[0], place[1].column)):
@@ -59,10 +59,10 @@ def _joined(source: Source) -> Iterator[RequiredIndex]:
             continue
         seen.add((model, column))
         fields = model._meta.local_concrete_fields
-        yield _wanted(model, tuple(field.name for field in fields if field.column == column))
+        yield _required(model, tuple(field.name for field in fields if field.column == column))
 
 
-def _wanted(model: type[Model], names: tuple[str, ...]) -> RequiredIndex:
+def _required(model: type[Model], names: tuple[str, ...]) -> RequiredIndex:
     columns = _columns(model, names)
     declared = any(index[: len(columns)] == columns for index in indexed_columns(model))
     return RequiredIndex(model=model, fields=names, declared=declared)

@@ -1,14 +1,15 @@
 """Which columns lead from a changed row to the view's key: the columns that triggers log.
 
-A trigger logs only the row's *nearest link*, before and after the change: the columns by which the row
-is joined to the next table on the path to the key. A refresh looks the rest of the path up in committed
-rows. If a row in between moves or disappears meanwhile, it logs its own link, before and after.
+A trigger logs only the row's *nearest link*, before and after the change: the columns by which the
+row is joined to the next table on the path to the key. A refresh looks the rest of the path up in
+committed rows. If a row in between moves or disappears meanwhile, it logs its own link, before and
+after.
 
-The key may be spread over several tables. One of them, the *base*, has paths to all the others, so one of
-its rows names its keys; so does any row with a path to the base. A row of another key table, or of a table
-on the path to it, names that part of the key alone: the base rows that would name the rest may have moved
-since. So every key with that part is dirty, in the view (which still has every key as of the last refresh)
-and in the source.
+The key may be spread over several tables. One of them, the *base*, has paths to all the others, so
+one of its rows names its keys; so does any row with a path to the base. A row of another key table,
+or of a table on the path to it, names that part of the key alone: the base rows that would name the
+rest may have moved since. So every key with that part is dirty, in the view (which still has every
+key as of the last refresh) and in the source.
 """
 
 from collections import deque
@@ -36,7 +37,8 @@ from .choose import Strategy
 
 __all__ = ["KeyColumn", "Link", "Step", "find_links", "key_column", "with_dependencies"]
 
-# Kinds of values that JSON returns unchanged on every database. DATETIME too, if it is only computed from.
+# Kinds of values that JSON returns unchanged on every database. DATETIME too, if it is only
+# computed from.
 LOGGED = {WHOLE, TEXT, "UUID", DATE}
 
 
@@ -117,7 +119,7 @@ def with_dependencies(
 
 
 class JoinGraph:
-    """The joins between the tables of a source, and the paths along them to the parts of its key."""
+    """The joins between the tables of a source, and the paths along them to its key."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -137,7 +139,7 @@ class JoinGraph:
         self.tables_on_paths = {edge.far for edge in paths}
 
     def _find_base(self, key_tables: set[TableRef]) -> TableRef:
-        """The table with the shortest paths to all parts of the key, where a row belongs to one key."""
+        """The table whose rows have one key each and whose paths to the key's parts are shortest."""
         if len(key_tables) == 1:
             return next(iter(key_tables))
         lengths: dict[TableRef, int] = {}
@@ -159,7 +161,7 @@ class JoinGraph:
         yield from ((0, a) for a, table in tables.items() if a in needed or not table.outer)
 
     def _last_edges_from(self, base: TableRef, *, to_one: bool = False) -> dict[TableRef, Edge]:
-        """The last edge of the path from a table to each other one: breadth first, to-one joins first.
+        """The last edge of the path from a table to each other: breadth first, to-one joins first.
 
         Edges leave a subquery but do not enter it: an outer row may have no match there.
         """
@@ -293,7 +295,7 @@ def _path(last_edges: Mapping[TableRef, Edge], ref: TableRef) -> list[Edge]:
 def _drop_if_superfluous(
     edge: Edge, edges: list[Edge], key_columns: list[KeyColumn]
 ) -> list[KeyColumn]:
-    """Drop an edge if its near side has all that it leads to; where the parts of the key are then."""
+    """Drop an edge if its near side has all it leads to; where the key's parts are then."""
     known = {far: near for near, far in edge.columns}
     is_passed = any(other.near == edge.far for other in edges)
     if is_passed or any(
