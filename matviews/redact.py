@@ -100,10 +100,10 @@ def in_one_line(text: str) -> str:
     return " ".join(bounded(text, MAX_LINE_LENGTH).split())
 
 
-def bounded(text: str, most: int = MAX_TEXT_LENGTH) -> str:
-    """A text that every database accepts: no NUL, no lone surrogates, about `most` characters."""
-    if len(text) > most:
-        text = f"{text[: most // 2]}\n...\n{text[-most // 2 :]}"
+def bounded(text: str, limit: int = MAX_TEXT_LENGTH) -> str:
+    """A text that every database accepts: no NUL, no lone surrogates, about `limit` characters."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}\n...\n{text[-limit // 2 :]}"
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
 
 
@@ -143,13 +143,13 @@ def error_words(
     harmless = trusted or isinstance(error, (MatviewsError, Error, *OF_CODE))
     key = key if allowed == "keys" else frozenset()
     if allowed == "all" or (driver is None and harmless):
-        return f"{_message(error)} {_said_before(error, key)}".strip()
+        return f"{_message(error)} {_reworded_values(error, key)}".strip()
     if driver is None:
         return f"({OMITTED})"
     return " ".join((_database_words(driver, key), *getattr(error, "__notes__", ())))
 
 
-def _said_before(error: BaseException, key: frozenset[str]) -> str:
+def _reworded_values(error: BaseException, key: frozenset[str]) -> str:
     """The allowed values from a database message that was reworded."""
     cause: Any = error.__cause__
     if not (isinstance(error, Error) and _is_of_driver(cause)) or error.args == cause.args:
@@ -197,8 +197,8 @@ def _postgres_words(error: Any, key: frozenset[str]) -> str:
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
     named = {} if by_routine else POSTGRES_NAMES
     names = {what: getattr(error.diag, attribute) for what, attribute in named.items()}
-    text = _composed(f"{kind} (SQLSTATE {state})", names)
-    return f"{text}: {told}" if (told := _duplicate_key(error, key)) else f"{text} ({OMITTED})"
+    text = _with_names(f"{kind} (SQLSTATE {state})", names)
+    return f"{text}: {detail}" if (detail := _duplicate_key(error, key)) else f"{text} ({OMITTED})"
 
 
 def _duplicate_key(error: Any, key: frozenset[str]) -> str:
@@ -225,7 +225,7 @@ def _mysql_words(error: Any) -> str:
         return f"({number}) {message}"
     found = [match.groupdict() for pattern in MYSQL_NAMES if (match := pattern.search(message))]
     kind = f"{MYSQL_KINDS.get(number, 'error')} ({number})"
-    return f"{_composed(kind, found[0] if found else {})} ({OMITTED})"
+    return f"{_with_names(kind, found[0] if found else {})} ({OMITTED})"
 
 
 def _sqlite_words(error: Any) -> str:
@@ -234,7 +234,7 @@ def _sqlite_words(error: Any) -> str:
     return message if safe or SQLITE_NAMES.fullmatch(message) else f"({OMITTED})"
 
 
-def _composed(text: str, names: dict[str, str | None]) -> str:
+def _with_names(text: str, names: dict[str, str | None]) -> str:
     return ", ".join((text, *(f"{what} {name}" for what, name in names.items() if name)))
 
 
@@ -244,7 +244,7 @@ def _formatted(error: BaseException, trusted: bool, key: frozenset[str]) -> Iter
         if place:
             yield "\nDuring the handling of this exception, or because of it:\n\n"
         if each.__traceback__:
-            yield "Traceback (most recent call last):\n"
+            yield "Traceback (limit recent call last):\n"
             yield from traceback.format_tb(each.__traceback__)
         yield f"{error_text(each, trusted=trusted, key=key)}\n"
         if isinstance(each, BaseExceptionGroup):

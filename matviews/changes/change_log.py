@@ -92,7 +92,7 @@ def drain_queue(view_id: int) -> list[QueuedChange]:
         ]
     if dialect_of(using).json_may_be_bytes:
         entries = [[pk, table, _from_hex(links), *others] for pk, table, links, *others in entries]
-    return [_taken(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
+    return [_as_change(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
 
 
 def _from_hex(links: str) -> Any:
@@ -104,17 +104,17 @@ def _from_hex(links: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _queue(using: str, most: int) -> CompiledSelect:
+def _queue(using: str, limit: int) -> CompiledSelect:
     """A view's queue and how many changes it stands for; without links if there are too many."""
     queue = ViewChange.objects.using(using).filter(view=PK_PLACEHOLDER).order_by()
     counted = queue.annotate(changes=Window(Sum("count")))
-    few: Any = Case(When(changes__lte=most, then="links"), output_field=JSONField())
+    links: Any = Case(When(changes__lte=limit, then="links"), output_field=JSONField())
     if dialect_of(using).json_may_be_bytes:
-        few = Func(few, function="HEX", output_field=TextField())
-    return CompiledSelect(counted.values_list("pk", "table", few, "logged_at", "changes"))
+        links = Func(links, function="HEX", output_field=TextField())
+    return CompiledSelect(counted.values_list("pk", "table", links, "logged_at", "changes"))
 
 
-def _taken(table: str, links: Any, logged_at: datetime) -> QueuedChange:
+def _as_change(table: str, links: Any, logged_at: datetime) -> QueuedChange:
     if table and isinstance(links, list):
         columns, *values = links
         return QueuedChange(table, columns, values, logged_at)
@@ -183,14 +183,14 @@ def _collapse(found: Sequence[_Entry]) -> None:
         enqueue(readers, f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting", oldest[table])
 
 
-def _free(most: int, *fields: str) -> list[Any]:
+def _free(limit: int, *fields: str) -> list[Any]:
     """Lock the oldest entries that nobody has locked, and return these fields."""
-    return _oldest_free(router.db_for_write(Change), most, fields).run()
+    return _oldest_free(router.db_for_write(Change), limit, fields).run()
 
 
 @lru_cache(maxsize=8)
-def _oldest_free(using: str, most: int, fields: tuple[str, ...]) -> CompiledSelect:
-    entries = Change.objects.using(using).order_by("pk").values_list(*fields)[:most]
+def _oldest_free(using: str, limit: int, fields: tuple[str, ...]) -> CompiledSelect:
+    entries = Change.objects.using(using).order_by("pk").values_list(*fields)[:limit]
     if not connections[using].features.has_select_for_update:
         return CompiledSelect(entries)
     with transaction.atomic(using=using):  # Django compiles a locking query only here
@@ -258,6 +258,6 @@ def overlong_queues() -> list[int]:
 
 def collapse_queue(view_id: int) -> None:
     """Replace a view's queue by one entry for all keys, in a short transaction."""
-    if taken := drain_queue(view_id):
-        oldest = min(each.logged_at for each in taken)
+    if changes := drain_queue(view_id):
+        oldest = min(change.logged_at for change in changes)
         enqueue({view_id}, f"more than {MAX_QUEUED_CHANGES:,} changes were waiting", oldest)

@@ -88,7 +88,7 @@ def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, 
         trackings: what the views depend on, by primary keys of their controls.
         using: alias of the database.
     """
-    records = {each.table: each for each in TrackedTable.objects.order_by("pk")}
+    records = {record.table: record for record in TrackedTable.objects.order_by("pk")}
     present = triggers_of(using).installed_triggers() if trackings else {}
 
     def logged(view: int, table: str, spec: TriggerSpec) -> bool:
@@ -96,8 +96,8 @@ def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, 
         return record is not None and is_tracked(record, view, spec, found)
 
     return {
-        view: {table for table, spec in each.tables.items() if not logged(view, table, spec)}
-        for view, each in trackings.items()
+        view: {table for table, spec in tracking.tables.items() if not logged(view, table, spec)}
+        for view, tracking in trackings.items()
     }
 
 

@@ -10,7 +10,7 @@ from ..models import TrackedTable
 from ..queryset import apps_to_migrate
 from ..registry import registry
 from .tracking_spec import tracked_tables, union
-from .triggers import Wanted, are_up_to_date, find_orphans
+from .triggers import RequiredTriggers, are_up_to_date, find_orphans
 
 __all__ = ["find_exposed", "find_ownerless", "find_problems", "find_untrackable"]
 
@@ -29,9 +29,9 @@ def find_ownerless(using: str) -> Iterator[str]:
 
 def find_untrackable(using: str) -> Iterator[str]:
     """The tables whose changes triggers cannot log, and why."""
-    wanted = tracked_tables(using)
-    for table, reason in sorted(triggers_of(using).untrackable_tables(wanted).items()):
-        yield _cannot_be_logged(table, wanted[table], reason)
+    required = tracked_tables(using)
+    for table, reason in sorted(triggers_of(using).untrackable_tables(required).items()):
+        yield _cannot_be_logged(table, required[table], reason)
 
 
 def _cannot_be_logged(table: str, views: Iterable[str], reason: str) -> str:
@@ -46,9 +46,9 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
         migrated: whether all migrations should have run. If not, tables and views that the pending
             ones may create are left out: `install` follows them.
     """
-    wanted, dialect = tracked_tables(using), triggers_of(using)
-    due = wanted if migrated else _without(_to_be_made(wanted, dialect), wanted)
-    present, faults = dialect.installed_triggers(), dialect.untrackable_tables(wanted)
+    required, dialect = tracked_tables(using), triggers_of(using)
+    due = required if migrated else _without(_to_be_made(required, dialect), required)
+    present, faults = dialect.installed_triggers(), dialect.untrackable_tables(required)
     recorded = dict(TrackedTable.objects.values_list("table", "triggers"))
     for table, by_view in sorted(due.items()):
         views = ", ".join(sorted(by_view))
@@ -60,26 +60,30 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
             yield f"The triggers on {table} (read by {views}) are {'out of date' if found else 'missing'}."
         elif set(recorded.get(table, ())) != set(found.values()):
             yield f"The triggers on {table} (read by {views}) are not the ones that matviews recorded."
-    for table in sorted(present.keys() - wanted.keys()):
+    for table in sorted(present.keys() - required.keys()):
         yield f"{table} has triggers, but no view reads it."
-    for name in sorted(find_orphans(dialect, wanted, faults)):
+    for name in sorted(find_orphans(dialect, required, faults)):
         yield f"The function {name} is left over: no enabled trigger calls it."
 
 
-def _to_be_made(wanted: Wanted, dialect: Triggers) -> set[str]:
+def _to_be_made(required: RequiredTriggers, dialect: Triggers) -> set[str]:
     """The tables that pending migrations may create: those of views, and those that they read."""
-    tables = {_own_table(label) for by_view in wanted.values() for label in by_view} | wanted.keys()
+    tables = {
+        _own_table(label) for by_view in required.values() for label in by_view
+    } | required.keys()
     faults = dialect.untrackable_tables(tables)
     missing = {table: model_of_table(table) for table, why in faults.items() if why == MISSING}
     pending = apps_to_migrate(dialect.using) if missing else set()
     return {table for table, model in missing.items() if model and model._meta.app_label in pending}
 
 
-def _without(tables: Collection[str], wanted: Wanted) -> dict[str, dict[str, TriggerSpec]]:
+def _without(
+    tables: Collection[str], required: RequiredTriggers
+) -> dict[str, dict[str, TriggerSpec]]:
     """The requirements without some tables, and without the views whose own table is among them."""
     left = {
         table: {label: spec for label, spec in by_view.items() if _own_table(label) not in tables}
-        for table, by_view in wanted.items()
+        for table, by_view in required.items()
         if table not in tables
     }
     return {table: by_view for table, by_view in left.items() if by_view}

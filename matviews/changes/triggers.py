@@ -16,7 +16,7 @@ from .tracking_spec import mistyped, tracked_tables, union
 from .trust import mark_missing_triggers, not_logged
 
 __all__ = [
-    "Wanted",
+    "RequiredTriggers",
     "are_up_to_date",
     "drop_before_migrate",
     "find_orphans",
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 #: By table and view, as `tracked_tables` returns it.
-Wanted = Mapping[str, Mapping[str, TriggerSpec]]
+RequiredTriggers = Mapping[str, Mapping[str, TriggerSpec]]
 
 
 def install(using: str) -> dict[str, str]:
@@ -43,17 +43,17 @@ def install(using: str) -> dict[str, str]:
     Raises:
         DatabaseError: the role may not create triggers.
     """
-    wanted, dialect = tracked_tables(using), triggers_of(using)
-    faults = dialect.untrackable_tables(wanted)
-    wanted = {table: views for table, views in wanted.items() if table not in faults}
+    required, dialect = tracked_tables(using), triggers_of(using)
+    faults = dialect.untrackable_tables(required)
+    required = {table: views for table, views in required.items() if table not in faults}
     log_secret(dialect.using)  # create it for the roles that may only read it
-    removals = _removals(dialect, set(_known_tables(dialect)) - wanted.keys())
+    removals = _removals(dialect, set(_known_tables(dialect)) - required.keys())
     left = for_each_table(dialect, removals)
-    _remove_orphans(dialect, wanted)
+    _remove_orphans(dialect, required)
     dialect.secure()
     for name in dialect.ownerless():
         dialect.execute(dialect.drop("", [name]))
-    return {**faults, **left, **for_each_table(dialect, _installations(dialect, wanted))}
+    return {**faults, **left, **for_each_table(dialect, _installations(dialect, required))}
 
 
 def finish(using: str) -> dict[str, str]:
@@ -69,15 +69,15 @@ def finish(using: str) -> dict[str, str]:
     if not (pending := dict(left)):
         return {}
     dialect = triggers_of(using)
-    wanted = {
+    required = {
         table: by_view
         for table, by_view in tracked_tables(using).items()
         if pending.get(table) == dialect.version(table, union(by_view.values()))
     }
-    return for_each_table(dialect, _installations(dialect, wanted), rounds=1)
+    return for_each_table(dialect, _installations(dialect, required), rounds=1)
 
 
-def _installations(dialect: Triggers, wanted: Wanted) -> dict[str, Callable[[], None]]:
+def _installations(dialect: Triggers, required: RequiredTriggers) -> dict[str, Callable[[], None]]:
     """A function for each table that brings its triggers and record up to date."""
     present = dialect.installed_triggers()
     trusted = ViewControl.objects.exclude(label__in=mistyped(dialect.using))
@@ -91,21 +91,23 @@ def _installations(dialect: Triggers, wanted: Wanted) -> dict[str, Callable[[], 
             {controls[label] for label in by_view if label in controls},
             present.get(table, {}),
         )
-        for table, by_view in wanted.items()
+        for table, by_view in required.items()
     }
 
 
-def _remove_orphans(dialect: Triggers, wanted: Wanted) -> None:
-    if orphans := find_orphans(dialect, wanted):
+def _remove_orphans(dialect: Triggers, required: RequiredTriggers) -> None:
+    if orphans := find_orphans(dialect, required):
         with dialect.definitions():
             dialect.execute(dialect.drop("", orphans))
 
 
-def find_orphans(dialect: Triggers, wanted: Wanted, faults: Collection[str] = ()) -> set[str]:
+def find_orphans(
+    dialect: Triggers, required: RequiredTriggers, faults: Collection[str] = ()
+) -> set[str]:
     """Trigger functions without a trigger, except those that another process may be installing."""
     names = (
         dialect.names(table, union(by_view.values()))
-        for table, by_view in wanted.items()
+        for table, by_view in required.items()
         if table not in faults
     )
     return dialect.orphans().difference(*names)
@@ -220,16 +222,16 @@ def _remove(dialect: Triggers, table: str, names: Iterable[str]) -> None:
 
 def script(using: str) -> str:
     """SQL that brings the triggers up to date, for whoever may create them; "" if they are."""
-    wanted, dialect = tracked_tables(using), triggers_of(using)
-    present, faults = dialect.installed_triggers(), dialect.untrackable_tables(wanted)
+    required, dialect = tracked_tables(using), triggers_of(using)
+    present, faults = dialect.installed_triggers(), dialect.untrackable_tables(required)
     mark_missing_triggers(using)
     statements = []
-    for table, by_view in wanted.items():
+    for table, by_view in required.items():
         spec = union(by_view.values())
         if table not in faults and not are_up_to_date(dialect, table, spec, present.get(table, {})):
             statements += dialect.drop(table, present.get(table, ()))
             statements += dialect.create(table, spec)
-    for table in sorted(present.keys() - wanted.keys()):
+    for table in sorted(present.keys() - required.keys()):
         statements += dialect.drop(table, present[table])
-    statements += dialect.drop("", find_orphans(dialect, wanted, faults))
+    statements += dialect.drop("", find_orphans(dialect, required, faults))
     return dialect.script(statements)

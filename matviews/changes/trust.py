@@ -53,7 +53,7 @@ def select_tracked(tracked: str, dialect: Triggers) -> str:
 def row_to_tracked(values: Sequence[Any]) -> tuple[TrackedTable, list[str]]:
     """The record of a table, and its installed triggers in the form the record has."""
     table, *others, present = values
-    known = dict(zip(_RECORD[1:], (each and json.loads(each) for each in others), strict=True))
+    known = dict(zip(_RECORD[1:], (value and json.loads(value) for value in others), strict=True))
     return TrackedTable(table=table, **known), (present or "").split()
 
 

@@ -145,7 +145,7 @@ def model_of_table(table: str) -> type[Model] | None:
         if model._meta.db_table == table and not model._meta.proxy
     ]
     # An unmanaged model of the same table need not match the database.
-    return next((each for each in having if each._meta.managed), next(iter(having), None))
+    return next((model for model in having if model._meta.managed), next(iter(having), None))
 
 
 def field_of_column(table: str, column: str) -> "AnyField | None":

@@ -199,25 +199,31 @@ def _unique(model: type[Model]) -> Iterator[tuple[AnyField, ...]]:
     Without automatic keys, and without deferrable constraints.
     """
     meta = model._meta
-    constraints = [each for each in meta.constraints if isinstance(each, UniqueConstraint)]
-    deferrable = {frozenset(each.fields) for each in constraints if each.deferrable is not None}
+    constraints = [
+        constraint for constraint in meta.constraints if isinstance(constraint, UniqueConstraint)
+    ]
+    deferrable = {
+        frozenset(constraint.fields)
+        for constraint in constraints
+        if constraint.deferrable is not None
+    }
     for fields in unique_fields(model):
         numbered = len(fields) == 1 and is_automatic(fields[0])
         if not numbered and {field.name for field in fields} not in deferrable:
             yield fields
-    for each in constraints:
-        if each.condition is not None or each.expressions:
-            names = dict.fromkeys([*each.fields, *_named(each.expressions)])
+    for constraint in constraints:
+        if constraint.condition is not None or constraint.expressions:
+            names = dict.fromkeys([*constraint.fields, *_named(constraint.expressions)])
             yield tuple(meta.get_field(name) for name in names)  # type: ignore[misc]
 
 
 def _named(expressions: Iterable[Any]) -> Iterator[str]:
     """The names of the fields that expressions read."""
-    for each in expressions:
-        if isinstance(each, F):
-            yield cast("Any", each).name
-        elif isinstance(each, Expression):
-            yield from _named(each.get_source_expressions())
+    for expression in expressions:
+        if isinstance(expression, F):
+            yield cast("Any", expression).name
+        elif isinstance(expression, Expression):
+            yield from _named(expression.get_source_expressions())
 
 
 def _collations(source: Source) -> Iterator[CheckMessage]:

@@ -59,9 +59,9 @@ class Differences:
 
 
 def ranges(plan: Plan, size: int, low: Key | None = None) -> Iterator[Range]:
-    """Ranges of keys above `low` with at most `size` keys of the view, and about as many of the source.
+    """Ranges of keys above `low`, each with at most `size` keys of the view.
 
-    A staged source is compared as a whole.
+    They have about as many keys of the source. A staged source is compared as a whole.
     """
     if plan.strategy.staged:
         yield None, None
@@ -112,9 +112,9 @@ class _Comparison:
         """One query for everything, which computes the source once."""
         table, key = self.statements.table, self.statements.key
         rows = self.plan.reader().rows(within)
-        same, lacks = self.statements.same, self.plan.dialect.is_null
+        same, is_null = self.statements.same, self.plan.dialect.is_null
         of_view = joined(
-            " AND ", [*self.statements.of_view(within), SQL(lacks(f"{ROWS}.{key[0]}"))]
+            " AND ", [*self.statements.of_view(within), SQL(is_null(f"{ROWS}.{key[0]}"))]
         )
         parts = [
             # The first part reads both sides, so that it determines the types of the columns.
@@ -124,7 +124,7 @@ class _Comparison:
             self._part(
                 Kind.MISSING,
                 f"{ROWS} LEFT JOIN {table} ON {same}",
-                SQL(lacks(f"{table}.{key[0]}")),
+                SQL(is_null(f"{table}.{key[0]}")),
             ),
             self._part(Kind.SURPLUS, f"{table} LEFT JOIN {ROWS} ON {same}", of_view),
         ]

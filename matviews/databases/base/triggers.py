@@ -175,7 +175,7 @@ class Triggers:
         """The tables whose triggers would miss changes, and why."""
         with self.connection.cursor() as cursor:
             found = self.connection.introspection.get_table_list(cursor)
-        types = {each.name: each.type for each in found}
+        types = {table.name: table.type for table in found}
         return {
             table: NOT_ORDINARY if table in types else MISSING
             for table in tables

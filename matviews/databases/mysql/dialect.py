@@ -112,7 +112,7 @@ class MySQL(Dialect):
         if self.has_ci_collation(field) or (
             family(field) == "JSON" and self.connection.mysql_is_mariadb
         ):
-            left, right = (f"BINARY CONVERT({each} USING utf8mb4)" for each in (left, right))
+            left, right = (f"BINARY CONVERT({value} USING utf8mb4)" for value in (left, right))
         return f"NOT ({left} <=> {right})"
 
     def has_ci_collation(self, field: AnyField) -> bool:

@@ -91,7 +91,7 @@ class PostgreSQLTriggerSQL(Triggers):
         function = f"{self._of_ours(name)}()"
         check = f"{self._of_ours(name)}(regclass)"
         settings = "".join(
-            f" SET {each} = {SETTINGS[each]}" for each in self._settings(table, spec)
+            f" SET {setting} = {SETTINGS[setting]}" for setting in self._settings(table, spec)
         )
         yield from self.drop(table, [name])
         if as_made := self._as_made(event, table, spec):
@@ -165,7 +165,7 @@ class PostgreSQLTriggerSQL(Triggers):
         if event == "truncate" or not named:
             return ""
         kinds = {column: self._kind(table, column) for column in sorted(named)}
-        each = " OR ".join(
+        column_checks = " OR ".join(
             f"attname = {self.literal(self._as_stored(column))}"
             + (
                 f" AND atttypid = '{kind}'::regtype"
@@ -176,7 +176,7 @@ class PostgreSQLTriggerSQL(Triggers):
         )
         now = "(pg_identify_object_as_address('pg_class'::regclass, $1, attnum)).object_names[3]"
         return (
-            f"(SELECT count(*) FROM pg_attribute WHERE attrelid = $1 AND ({each}) AND attname = {now}) "
+            f"(SELECT count(*) FROM pg_attribute WHERE attrelid = $1 AND ({column_checks}) AND attname = {now}) "
             f"= {len(named)} AND pg_relation_filenode($1) = (SELECT relfilenode FROM pg_class WHERE oid = $1)"
         )
 
@@ -224,8 +224,8 @@ class PostgreSQLTriggerSQL(Triggers):
         """The rows that an UPDATE changed, before and after."""
         if spec.columns is None:
             links = ", ".join(map(self.name, sorted(spec.links))) or "1"
-            each = [f"SELECT {links} FROM {rows}" for rows in (BEFORE, AFTER)]
-            return f"({' UNION ALL '.join(each)}) matviews_changed"
+            selects = [f"SELECT {links} FROM {rows}" for rows in (BEFORE, AFTER)]
+            return f"({' UNION ALL '.join(selects)}) matviews_changed"
         values = self._selected(table, sorted(spec.columns))
         before, after = (f"SELECT {values} FROM {rows}" for rows in (BEFORE, AFTER))
         return (
@@ -233,17 +233,17 @@ class PostgreSQLTriggerSQL(Triggers):
             f"matviews_changed"
         )
 
-    def _selected(self, table: str, columns: Iterable[str], most: int | None = None) -> str:
+    def _selected(self, table: str, columns: Iterable[str], limit: int | None = None) -> str:
         """Columns as they are compared: as bytes, where equal values need not be identical."""
         return ", ".join(
-            name if self._kind(table, column) in EXACT else f"{self._text(column, most)} AS {name}"
+            name if self._kind(table, column) in EXACT else f"{self._text(column, limit)} AS {name}"
             for column, name in ((column, self.name(column)) for column in columns)
         )
 
-    def _text(self, column: str, most: int | None = None) -> str:
-        """The text form of a column, with at most `most` characters."""
+    def _text(self, column: str, limit: int | None = None) -> str:
+        """The text form of a column, with at most `limit` characters."""
         name = self.name(column)
-        text = f"concat({name})" if most is None else f"left(concat({name}), {most})"
+        text = f"concat({name})" if limit is None else f"left(concat({name}), {limit})"
         return f'CASE WHEN {name} IS NULL THEN NULL ELSE {text} END COLLATE pg_catalog."C"'
 
     def literal(self, text: str) -> str:

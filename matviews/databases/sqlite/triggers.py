@@ -27,7 +27,7 @@ class SQLiteTriggers(Triggers):
 
     def events_of(self, spec: TriggerSpec) -> list[str]:
         """ "replace" is only needed if links are logged."""
-        return [each for each in super().events_of(spec) if each != "replace" or spec.links]
+        return [event for event in super().events_of(spec) if event != "replace" or spec.links]
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
         """REPLACE fires no trigger for the rows it deletes, so each INSERT looks for them first."""
@@ -115,7 +115,7 @@ class SQLiteTriggers(Triggers):
             " AND ".join(f"{row}.{name} = NEW.{name}" for name in map(self.name, key))
             for key in sorted(self._keys(table))
         )
-        return " OR ".join(f"({each})" for each in same) or "FALSE"
+        return " OR ".join(f"({condition})" for condition in same) or "FALSE"
 
     def _keys(self, table: str) -> set[tuple[str, ...]]:
         """The columns of each unique index that the database has, declared in a model or not."""

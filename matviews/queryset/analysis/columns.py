@@ -32,8 +32,8 @@ def exact_values(
     """
     kinds = kinds or [dialect.kind_of(field) for field in fields]
     columns = qualified(table, dialect.names(fields))
-    found = [dialect.exact(*each) for each in zip(kinds, columns, strict=True)]
-    return [each for each in found if each] if all(found) else []
+    found = [dialect.exact(*pair) for pair in zip(kinds, columns, strict=True)]
+    return [value for value in found if value] if all(found) else []
 
 
 def as_exact(
@@ -41,4 +41,4 @@ def as_exact(
 ) -> set[Key]:
     """Keys, or parts of keys, that triggers logged, in the form of `exact_values`."""
     kinds = [dialect.kind_of(field) for field in fields]
-    return {tuple(map(dialect.as_exact, kinds, each)) for each in values}
+    return {tuple(map(dialect.as_exact, kinds, value)) for value in values}

@@ -66,8 +66,8 @@ def dependency_faults(definition: ViewDefinition, key: int) -> Iterator[str]:
         try:
             model = _model(to)
             wrong = isinstance(on, tuple) and len(on) != key
-            for each in on if isinstance(on, tuple) else ():
-                _field(model, each)
+            for field in on if isinstance(on, tuple) else ():
+                _field(model, field)
         except (LookupError, ValueError):
             yield f"there is no model {name}"
         except FieldDoesNotExist as error:

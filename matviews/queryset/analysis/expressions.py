@@ -67,8 +67,10 @@ def walk(node: Any) -> Iterator[Any]:
 def parts_of(node: Any) -> list[Any]:
     """The direct parts of a query or expression."""
     if isinstance(node, Query):
-        joins = (getattr(each, "filtered_relation", None) for each in node.alias_map.values())
-        conditions = [getattr(each, "resolved_condition", each) for each in joins if each]
+        joins = (getattr(join, "filtered_relation", None) for join in node.alias_map.values())
+        conditions = [
+            getattr(relation, "resolved_condition", relation) for relation in joins if relation
+        ]
         group_by = node.group_by if isinstance(node.group_by, tuple) else ()
         own = [*node.annotation_select.values(), *node.select, node.where, *conditions, *group_by]
         return [*node.combined_queries, *own] if node.combinator else own
@@ -80,10 +82,10 @@ def parts_of(node: Any) -> list[Any]:
     if isinstance(node, Subquery):
         return [node.query]
     sources = getattr(node, "get_source_expressions", None)
-    found = [each for each in sources() if each is not None] if sources else []
+    found = [source for source in sources() if source is not None] if sources else []
     listed = getattr(node, "rhs", None)  # of x__in=[F(...)] and x__range=(F(...), F(...))
     members = listed if isinstance(listed, (list, tuple, set)) else ()
-    return [*found, *(each for each in members if hasattr(each, "as_sql"))]
+    return [*found, *(member for member in members if hasattr(member, "as_sql"))]
 
 
 def function_of(expression: Func) -> object:
@@ -93,15 +95,15 @@ def function_of(expression: Func) -> object:
 def columns_in(expression: Any) -> list[Col] | None:
     """The plain columns that an expression reads; None if it reads anything else."""
     found = [expression, *walk(expression)]
-    if any(isinstance(each, (Query, OuterRef, ResolvedOuterRef, RawSQL, Window)) for each in found):
+    if any(isinstance(part, (Query, OuterRef, ResolvedOuterRef, RawSQL, Window)) for part in found):
         return None
-    return [each for each in found if isinstance(each, Col)]
+    return [part for part in found if isinstance(part, Col)]
 
 
 def is_plainly_computed(expression: Any) -> bool:
     """Whether it consists of functions that return the type they declare, on every database."""
     plain = (Col, Coalesce, Extract, TruncBase, Value)
-    return all(isinstance(each, plain) for each in (expression, *walk(expression)))
+    return all(isinstance(part, plain) for part in (expression, *walk(expression)))
 
 
 def is_truncated(expression: Any) -> bool:
@@ -112,6 +114,6 @@ def is_truncated(expression: Any) -> bool:
 def has_aggregate_or_window(expression: Any) -> bool:
     """Whether an expression contains an aggregate or a window function, at any depth."""
     return any(
-        getattr(each, "contains_aggregate", False) or getattr(each, "contains_over_clause", False)
-        for each in (expression, *walk(expression))
+        getattr(part, "contains_aggregate", False) or getattr(part, "contains_over_clause", False)
+        for part in (expression, *walk(expression))
     )

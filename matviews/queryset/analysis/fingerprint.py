@@ -31,7 +31,7 @@ def exact_fingerprint(source: Source) -> str:
 def has_dates(source: Source) -> bool:
     """Whether parameters include dates or times, so that the source may change by time alone."""
     _sql, params = source.query.compile()
-    return any(parameter_text(each) != parameter_text(each, with_dates=False) for each in params)
+    return any(parameter_text(param) != parameter_text(param, with_dates=False) for param in params)
 
 
 def _digest(source: Source, *, with_dates: bool) -> str:
@@ -42,7 +42,7 @@ def _digest(source: Source, *, with_dates: bool) -> str:
         for column in source.columns
     ]
     key = [column.name for column in source.key]
-    texts = [parameter_text(each, with_dates=with_dates) for each in _sorted(sql, params)]
+    texts = [parameter_text(param, with_dates=with_dates) for param in _sorted(sql, params)]
     parts = [sql, *texts, repr(columns), repr(key)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

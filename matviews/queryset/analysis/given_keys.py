@@ -34,7 +34,7 @@ def as_key(fields: Sequence[AnyField], value: Any, using: str) -> Key:
         raise ValueError(f"{value!r} is not a valid key ({names}).")
     try:
         pairs = zip(fields, values, strict=True)
-        return tuple(_exact(field, each, dialect_of(using)) for field, each in pairs)
+        return tuple(_exact(field, part, dialect_of(using)) for field, part in pairs)
     except (ValidationError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{value!r} is not a valid key ({names}).") from error
 

@@ -21,14 +21,15 @@ ColumnRef = tuple[str, str | None]
 def key_is_unique(query: SourceQuery, key: Sequence[Any]) -> bool:
     """Whether it can be proved that no two rows of a query have the same key expressions."""
     tables = query.tables
-    refs = [ref for each in key if (ref := column_of(each))]
+    refs = [ref for part in key if (ref := column_of(part))]
     known = _Determined(tables, {(alias, field.column) for alias, field in refs})
-    computed = {query.compile_expression(each) for each in key if column_of(each) is None}
+    computed = {query.compile_expression(part) for part in key if column_of(part) is None}
 
     def cover(expressions: Iterable[Any]) -> bool:
         return all(
-            known.covers(each) or (computed and query.compile_expression(each) in computed)
-            for each in expressions
+            known.covers(expression)
+            or (computed and query.compile_expression(expression) in computed)
+            for expression in expressions
         )
 
     if query.grouping is not None:

@@ -94,7 +94,7 @@ class _Nulls:
         return f"{name} of no values is NULL, and {inner}" if inner else ""
 
     def _coalesce(self, expression: Any) -> str:
-        reasons = [self.reason(each) for each in expression.get_source_expressions()]
+        reasons = [self.reason(argument) for argument in expression.get_source_expressions()]
         return reasons[-1] if all(reasons) else ""
 
     def _case(self, expression: Any) -> str:
@@ -117,7 +117,7 @@ class _Nulls:
         ) else ""  # fmt: skip
 
     def _extreme(self, expression: Any) -> str:
-        reasons = [self.reason(each) for each in expression.get_source_expressions()]
+        reasons = [self.reason(argument) for argument in expression.get_source_expressions()]
         if dialect_of(self.query.using).extremes_skip_nulls:
             return reasons[0] if all(reasons) else ""
         return next(filter(None, reasons), "")
@@ -134,17 +134,17 @@ class _Nulls:
 
     _rules: tuple[tuple[Any, Callable[["_Nulls", Any], str]], ...] = (
         (Col, _column),
-        (Value, lambda _nulls, each: "its value is None" if each.value is None else ""),
-        (Ref, lambda nulls, each: nulls.reason(each.source)),
+        (Value, lambda _nulls, expression: "its value is None" if expression.value is None else ""),
+        (Ref, lambda nulls, expression: nulls.reason(expression.source)),
         (Aggregate, _aggregate),
         (Coalesce, _coalesce),
         (Case, _case),
-        (When, lambda nulls, each: nulls.reason(each.result)),
+        (When, lambda nulls, expression: nulls.reason(expression.result)),
         (Exists, lambda _nulls, _each: ""),
         (
             Subquery,
-            lambda _nulls, each: (
-                "" if each.template.startswith("ARRAY") else "the subquery may have no row"
+            lambda _nulls, expression: (
+                "" if expression.template.startswith("ARRAY") else "the subquery may have no row"
             ),
         ),
         (Window, _window),
@@ -152,6 +152,6 @@ class _Nulls:
         (KeyTransform, lambda _nulls, _each: "the JSON may not have the key"),
         ((Concat, ConcatPair, JSONObject), lambda _nulls, _each: ""),
         ((Greatest, Least), _extreme),
-        (STRICT, lambda nulls, each: nulls._first(each.get_source_expressions())),
+        (STRICT, lambda nulls, expression: nulls._first(expression.get_source_expressions())),
         (Func, _function),
     )

@@ -116,7 +116,9 @@ class InvalidSource(InvalidView):
     """Faults of a source that hooks cannot be derived from."""
 
     def __init__(self, problems: list[CheckMessage]) -> None:
-        super().__init__(" ".join(f"{each.msg} {each.hint or ''}".strip() for each in problems))
+        super().__init__(
+            " ".join(f"{problem.msg} {problem.hint or ''}".strip() for problem in problems)
+        )
         self.problems = problems
 
 

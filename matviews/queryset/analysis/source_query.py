@@ -117,7 +117,7 @@ class SourceQuery:
         query: Any = rows.query
         _where, having, _qualify = query.where.split_having_qualify(must_group_by=False)
         if having is None and not query.annotation_select.keys() - set(names):
-            used = {each.alias for each in walk(query) if isinstance(each, Col)}
+            used = {column.alias for column in walk(query) if isinstance(column, Col)}
             for alias, table in reversed(query.alias_map.items()):
                 if alias in used or not isinstance(table, Join) or table.join_type != LOUTER:
                     used.add(table.parent_alias)
@@ -182,7 +182,7 @@ class SourceQuery:
     def has_raw_sql(self) -> bool:
         """Whether it contains SQL that Django does not interpret."""
         raw = (RawSQL, ExtraWhere)
-        return self.has_extra or any(isinstance(each, raw) for each in self.walk())
+        return self.has_extra or any(isinstance(part, raw) for part in self.walk())
 
     @property
     def locks(self) -> bool:
@@ -195,7 +195,9 @@ class SourceQuery:
         if self.query.combinator:
             queries = enumerate(self.query.combined_queries, 1)
             return [(f"query {number} of the {self.query.combinator}", q) for number, q in queries]
-        columns = [(f"the column {name}", each) for name, each in self.expressions.items()]
+        columns = [
+            (f"the column {name}", expression) for name, expression in self.expressions.items()
+        ]
         conditions = [("the filter", self.query.where)]
         if not self.query.is_sliced:
             return [*columns, *conditions]
@@ -205,8 +207,8 @@ class SourceQuery:
     def part_with_table(self, table: str) -> str:
         """What a person calls the part that reads a table in a subquery; "a join" if none does."""
         for name, part in self.parts:
-            queries = (each for each in (part, *walk(part)) if isinstance(each, Query))
-            if any(each.table == table for query in queries for each in tables_of(query)):
+            queries = (node for node in (part, *walk(part)) if isinstance(node, Query))
+            if any(joined.table == table for query in queries for joined in tables_of(query)):
                 return name
         return "a join"
 
@@ -221,21 +223,23 @@ class SourceQuery:
     @cached_property
     def unknown(self) -> str:
         """What may read tables that cannot be found here, for a person; "" if nothing does."""
-        for query in (self.query, *(each for each in self.walk() if isinstance(each, Query))):
+        for query in (self.query, *(part for part in self.walk() if isinstance(part, Query))):
             if type(query) is not Query:
                 return (
                     f"its query is a {type(query).__name__}, which may read more than Django's own"
                 )
-            joins = (type(each) for each in query.alias_map.values())
-            if other := next((each for each in joins if each not in (BaseTable, Join)), None):
+            joins = (type(join) for join in query.alias_map.values())
+            if other := next((kind for kind in joins if kind not in (BaseTable, Join)), None):
                 return f"a join is a {other.__name__}, which may read more than Django's own"
         return ""
 
     def never_null(self) -> set[tuple[str, str | None]]:
         """The columns, as `(alias, column)`, that its filter requires to have a value."""
-        lookups = (each for each in conjunction(self.query.where) if excludes_null(each))
-        columns = (getattr(each, "lhs", None) for each in lookups)
-        return {(each.alias, each.target.column) for each in columns if isinstance(each, Col)}
+        lookups = (lookup for lookup in conjunction(self.query.where) if excludes_null(lookup))
+        columns = (getattr(lookup, "lhs", None) for lookup in lookups)
+        return {
+            (column.alias, column.target.column) for column in columns if isinstance(column, Col)
+        }
 
     def zones(self) -> set[str]:
         """The time zones that it converts times to on MariaDB and MySQL."""
@@ -243,16 +247,16 @@ class SourceQuery:
 
     def other_tables(self) -> set[str]:
         """Tables in its SQL that Django does not know it reads."""
-        return tables_named(self.compile()[0]) - {plain_name(each) for each in self.all_tables()}
+        return tables_named(self.compile()[0]) - {plain_name(table) for table in self.all_tables()}
 
     @staticmethod
     def volatile(part: Any) -> list[str]:
         """The functions in a part that return another value each time, by name."""
         found = [part, *walk(part)]
-        bases = {base.__name__ for each in found for base in type(each).__mro__}
+        bases = {base.__name__ for node in found for base in type(node).__mro__}
         if known := VOLATILE & bases:
             return sorted(known)
-        called = {str(function_of(each)).lower() for each in found if isinstance(each, Func)}
+        called = {str(function_of(node)).lower() for node in found if isinstance(node, Func)}
         return sorted(VOLATILE_FUNCTIONS & called)
 
     def _compiler(self, query: Any) -> Any:
@@ -264,7 +268,7 @@ class SourceQuery:
     def has_window(self) -> bool:
         """Whether it has a window function outside subqueries."""
         own = [*self.expressions.values(), *self.query.where.children]
-        return any(getattr(each, "contains_over_clause", False) for each in own)
+        return any(getattr(expression, "contains_over_clause", False) for expression in own)
 
     @property
     def grouped(self) -> bool:
@@ -278,14 +282,14 @@ class SourceQuery:
             return None
         given: Any = () if self.query.group_by is True else self.query.group_by
         explicit = [
-            self.query.annotations[each.refs] if isinstance(each, Ref) else each  # type: ignore[attr-defined]
-            for each in given
+            self.query.annotations[expression.refs] if isinstance(expression, Ref) else expression  # type: ignore[attr-defined]
+            for expression in given
         ]
         selected = [
             column
-            for each in self.expressions.values()
-            if not each.contains_aggregate
-            for column in each.get_group_by_cols()
+            for expression in self.expressions.values()
+            if not expression.contains_aggregate
+            for column in expression.get_group_by_cols()
         ]
         return [*explicit, *selected]
 
@@ -296,7 +300,7 @@ class SourceQuery:
 
     def all_tables(self) -> set[str]:
         """The names of all tables that Django knows it reads, including those of subqueries."""
-        queries = [self.query, *(each for each in self.walk() if isinstance(each, Query))]
+        queries = [self.query, *(part for part in self.walk() if isinstance(part, Query))]
         return {table.table for query in queries for table in tables_of(query)}
 
     def columns_read(self) -> dict[str, set[str] | None]:
@@ -326,8 +330,8 @@ class SourceQuery:
 def _evaluated(params: Iterable[Any]) -> tuple[Any, ...]:
     """Parameters without lazy texts, which would depend on the active language."""
     return tuple(
-        each._proxy____cast() if isinstance(each, Promise) else each  # type: ignore[attr-defined]
-        for each in params
+        param._proxy____cast() if isinstance(param, Promise) else param  # type: ignore[attr-defined]
+        for param in params
     )
 
 

@@ -90,13 +90,13 @@ def columns_of(
     """
     query, ordering = _with_ordering(query, using, counted=counted)
     tables = list(tables_of(query))
-    own = {each.alias: each.table for each in tables}
+    own = {table.alias: table.table for table in tables}
     implicit = query.default_cols and not (counted or query.combinator)
-    for each in tables:
-        yield each.table, ALL if implicit or query.distinct_fields else ""
-        for of_parent, of_table in each.pairs:
-            yield own[each.parent or ""], of_parent
-            yield each.table, of_table
+    for table in tables:
+        yield table.table, ALL if implicit or query.distinct_fields else ""
+        for of_parent, of_table in table.pairs:
+            yield own[table.parent or ""], of_parent
+            yield table.table, of_table
     yield from _columns_in([*parts_of(query), *ordering], using, (own, *outer))
 
 
@@ -133,11 +133,11 @@ class QueryGraph:
         self.queries += 1
         query, ordering = _with_ordering(query, self.using, counted=counted)
         own = set()
-        for each in tables_of(query):
-            own.add(each.alias)
-            self.tables[number, each.alias] = each.table
-            if each.parent is not None:
-                self.edges.append(Edge((number, each.parent), (number, each.alias), each.pairs))
+        for table in tables_of(query):
+            own.add(table.alias)
+            self.tables[number, table.alias] = table.table
+            if table.parent is not None:
+                self.edges.append(Edge((number, table.parent), (number, table.alias), table.pairs))
         scopes = ((number, own), *outer)
         for lookup in conjunction(query.where):
             self._add_equality(lookup, scopes)

@@ -28,7 +28,7 @@ class _Condition(Lookup):
 
     def __init__(self, *columns: Any, more: Hashable) -> None:
         self.more = more
-        self.columns = [F(each) if isinstance(each, str) else each for each in columns]
+        self.columns = [F(column) if isinstance(column, str) else column for column in columns]
         super().__init__(self.columns[0], None)
 
     def get_source_expressions(self) -> list[Any]:
@@ -40,7 +40,7 @@ class _Condition(Lookup):
 
     def resolve_expression(self, *args: Any, **options: Any) -> Any:
         resolved = self.copy()
-        columns = [each.resolve_expression(*args, **options) for each in self.columns]
+        columns = [column.resolve_expression(*args, **options) for column in self.columns]
         resolved.set_source_expressions(columns)
         return resolved
 
@@ -54,7 +54,7 @@ class _Condition(Lookup):
         Raises:
             FullResultSet: it excludes nothing.
         """
-        condition = self.condition([SQL(*compiler.compile(each)) for each in self.columns])
+        condition = self.condition([SQL(*compiler.compile(column)) for column in self.columns])
         if not condition:
             raise FullResultSet
         return tuple(condition)
@@ -78,8 +78,8 @@ class KeyRange(_Condition):
         self.dialect, self.within = dialect, within
 
     def condition(self, columns: list[SQL]) -> SQL:
-        inside = self.dialect.inside([each.text for each in columns], self.within)
-        params = (param for each in columns for param in each.params)
+        inside = self.dialect.inside([column.text for column in columns], self.within)
+        params = (param for column in columns for param in column.params)
         return SQL(inside.text, (*params, *inside.params))
 
 
@@ -104,8 +104,8 @@ class NotInView(_Condition):
         self.table, self.key = table, key
 
     def condition(self, columns: list[SQL]) -> SQL:
-        same = equal(qualified(self.table, self.key), [each.text for each in columns])
-        params = tuple(param for each in columns for param in each.params)
+        same = equal(qualified(self.table, self.key), [column.text for column in columns])
+        params = tuple(param for column in columns for param in column.params)
         return SQL(f"NOT EXISTS (SELECT 1 FROM {self.table} WHERE {same})", params)
 
 

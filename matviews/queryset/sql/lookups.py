@@ -194,7 +194,7 @@ def dependency_keys(
         InvalidView: `depends_on` returned an invalid key.
     """
     using, fields = source.query.using, [column.field for column in source.key]
-    known = {tuple(each) for each in values if None not in each}
+    known = {tuple(value) for value in values if None not in value}
     if dependency.get_keys is None:
         return as_exact(islice(known, limit), fields, dialect_of(using))
     names = [field.attname for field in dependency.model._meta.pk_fields]
@@ -208,7 +208,7 @@ def dependency_keys(
             stored = _query_of_keys(found, fields, using)
             if stored is not None:
                 return _fetched_keys(stored, fields, using, limit)
-            return {as_key(fields, each, using) for each in islice(found, limit)}
+            return {as_key(fields, key, using) for key in islice(found, limit)}
     except ValueError as error:
         raise InvalidView(
             f"{source.definition.label}: MatviewMeta.depends_on of {dependency.model._meta.label} returned "

@@ -125,7 +125,7 @@ def fill_stage(name: str, source: Source, dialect: Dialect) -> int:
     """
     if problem := staging_problem(dialect.using):
         raise StagingRefused(problem)
-    fields, key = ([column.field for column in each] for each in (source.columns, source.key))
+    fields, key = ([column.field for column in columns] for columns in (source.columns, source.key))
     rows, staging = whole(source, dialect), staging_of(dialect.using)
     table, view = dialect.name(name), source.model._meta.db_table
     with staging.definitions(LOCK_WAIT_SECONDS) as execute:

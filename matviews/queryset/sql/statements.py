@@ -28,8 +28,8 @@ class NextKeys(NamedTuple):
     high: Key | None
     #: How many keys there are.
     keys: int
-    #: For the source: whether one is missing in the view. The source may not have it either, which
-    #: the statement of the phase to find out.
+    #: For the source: whether one is missing in the view. The source may not have it either: the
+    #: statement of the phase finds out.
     has_missing: bool = True
 
 
@@ -158,7 +158,7 @@ class Statements:
     def _advances(self, low: Key | None) -> SQL:
         """Whether the exact values of the next keys read back as the same keys, after `low`."""
         pairs = zip(self.kinds, self.exact, strict=True)
-        given_back = [self.dialect.read_back(kind, each) for kind, each in pairs]
+        given_back = [self.dialect.read_back(kind, exact) for kind, exact in pairs]
         beyond = self.dialect.beyond(given_back, ">", low) if low else SQL("")
         same = SQL(equal(given_back, qualified(KEYS, self.key)))
         return SQL(f"({same.text}{' AND ' * bool(beyond)}{beyond.text})", beyond.params)
@@ -238,8 +238,8 @@ class Statements:
         """Conditions on rows of the view: in the selection, and outside the skipped ranges."""
         columns = self.dialect.names(self.key_fields, self.table)
         yield self.dialect.inside(columns, within)
-        for each in skipped:
-            inside = self.dialect.inside(columns, each)
+        for skipped_range in skipped:
+            inside = self.dialect.inside(columns, skipped_range)
             yield SQL(f"NOT ({inside.text})", inside.params)
 
     def do(
@@ -284,7 +284,7 @@ class Statements:
         if kind not in self._compiled:
             self._compiled[kind] = self._of(phase, keys)
         return [
-            SQL(text, tuple(array if isinstance(each, Array) else each for each in params))
+            SQL(text, tuple(array if isinstance(param, Array) else param for param in params))
             for text, params in self._compiled[kind]
         ]
 

@@ -29,7 +29,9 @@ def refused(error: DatabaseError, source: Source, using: str, *, stage: bool = F
     if violation is None:
         return error
     if violation.kind is ConstraintKind.UNIQUE and stage:
-        violation = violation._replace(columns=tuple(str(each.field.column) for each in source.key))
+        violation = violation._replace(
+            columns=tuple(str(column.field.column) for column in source.key)
+        )
     elif violation.kind is ConstraintKind.UNIQUE and not violation.columns:
         violation = violation._replace(columns=_columns_of(violation.name, source, using))
     explained = RowRefused(_sentence(violation, source)).with_traceback(error.__traceback__)
@@ -95,7 +97,7 @@ def _null_sentence(violation: Violation, source: Source) -> str:
             f"The table of {label} has a NOT NULL column {column} that the model does not have: run "
             f"manage.py makemigrations and migrate."
         )
-    if all(each.field is not field for each in source.columns):
+    if all(column.field is not field for column in source.columns):
         return (
             f"source() has no column for the field {field.name} of {label}, and the database has no "
             f"default for it: run manage.py makemigrations and migrate, or add it to source()."

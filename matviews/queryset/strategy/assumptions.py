@@ -66,7 +66,7 @@ def _column(table: str, column: str) -> Iterator[Compared]:
 
 def stored_columns(groups: Collection[Collection[Compared]], dialect: Dialect) -> Stored:
     """The types and collations of columns in the database."""
-    return dialect.columns(sorted({each.table for group in groups for each in group}))
+    return dialect.columns(sorted({column.table for group in groups for column in group}))
 
 
 def find_mismatch(groups: Iterable[Iterable[Compared]], stored: Stored, dialect: Dialect) -> str:
@@ -75,26 +75,26 @@ def find_mismatch(groups: Iterable[Iterable[Compared]], stored: Stored, dialect:
     Tables that do not exist are left out.
     """
     for group in groups:
-        there = [each for each in group if each[:2] in stored]
-        for each in there:
-            if fault := _fault(each, *stored[each[:2]], dialect):
+        there = [column for column in group if column[:2] in stored]
+        for column in there:
+            if fault := _fault(column, *stored[column[:2]], dialect):
                 return fault
-        collations = {stored[each[:2]][1]: each for each in there}
+        collations = {stored[column[:2]][1]: column for column in there}
         if len(collations) > 1:
             shown = " and ".join(
-                f"{each.table}.{each.column} ({name or 'the default'})"
-                for name, each in sorted(collations.items())
+                f"{column.table}.{column.column} ({name or 'the default'})"
+                for name, column in sorted(collations.items())
             )
             return f"{shown} have different collations in the database"
     return ""
 
 
-def _fault(each: Compared, type_name: str, collation: str, dialect: Dialect) -> str:
-    name = f"{each.table}.{each.column}"
-    if dialect.kind(type_name) != dialect.kind_of(each.field):
-        of_model = value_field(each.field).rel_db_type(dialect.connection)
+def _fault(column: Compared, type_name: str, collation: str, dialect: Dialect) -> str:
+    name = f"{column.table}.{column.column}"
+    if dialect.kind(type_name) != dialect.kind_of(column.field):
+        of_model = value_field(column.field).rel_db_type(dialect.connection)
         return f"{name} is {type_name or 'without a type'} in the database, but {of_model} in its model"
-    of_model = each.field.db_parameters(dialect.connection).get("collation") or ""
+    of_model = column.field.db_parameters(dialect.connection).get("collation") or ""
     if not dialect.same_collation(of_model, collation):
         collations = (each_ or "the default" for each_ in (collation, of_model))
         return f"{name} has the collation {' in the database, but '.join(collations)} in its model"

@@ -81,7 +81,7 @@ def choose_strategy(source: Source) -> Strategy:
         )
     places = [column_of(column.expression) for column in source.key]
     alias, fields = places[0][0], tuple(field for _alias, field in places)  # type: ignore[index,misc]
-    table = next(each.table for each in source.query.tables if each.alias == alias)
+    table = next(joined.table for joined in source.query.tables if joined.alias == alias)
     model = model_of_table(table)
     assert model is not None  # `_windowing_obstacles` has asked
     columns = tuple(field.column for field in fields)
@@ -175,7 +175,7 @@ def _incremental_obstacles(source: Source) -> Iterator[str]:
 def _computed_key_obstacles(column: Column, source: Source) -> Iterator[str]:
     expression, kind = column.expression, family(column.field)
     read = columns_in(expression) or []
-    aliases = {each.alias for each in read}
+    aliases = {column.alias for column in read}
     if (
         len(aliases) != 1
         or has_aggregate_or_window(expression)

@@ -82,7 +82,7 @@ def in_database(index: RequiredIndex, using: str) -> bool:
         found = connection.introspection.get_constraints(cursor, table).values()
     columns = list(index.columns)
     return any(
-        each["columns"][: len(columns)] == columns
-        for each in found
-        if each["index"] or each["unique"] or each["primary_key"]
+        constraint["columns"][: len(columns)] == columns
+        for constraint in found
+        if constraint["index"] or constraint["unique"] or constraint["primary_key"]
     )

@@ -82,7 +82,7 @@ class Link:
     @property
     def is_key(self) -> bool:
         """Whether the logged columns are the key, or the part of it."""
-        return not self.steps and all(each.column for each in self.key_columns)
+        return not self.steps and all(part.column for part in self.key_columns)
 
 
 def find_links(source: Source, strategy: Strategy) -> dict[str, tuple[Link, ...]]:
@@ -130,16 +130,16 @@ class JoinGraph:
         #: Where the parts of the key are.
         self.key_columns = [key_column(column.expression) for column in source.key]
         #: The table with paths to all of them.
-        self.base = self._find_base({each.table for each in self.key_columns})
+        self.base = self._find_base({part.table for part in self.key_columns})
         #: The last edge of the path from the base to each table that has one.
         self.last_edges = self._last_edges_from(self.base)
-        self.key_columns = [self._nearest(each) for each in self.key_columns]
-        paths = (edge for each in self.key_columns for edge in self._path_to(each.table))
+        self.key_columns = [self._nearest(part) for part in self.key_columns]
+        paths = (edge for part in self.key_columns for edge in self._path_to(part.table))
         #: The tables on these paths, without the base.
         self.tables_on_paths = {edge.far for edge in paths}
 
     def _find_base(self, key_tables: set[TableRef]) -> TableRef:
-        """The table whose rows have one key each and whose paths to the key's parts are shortest."""
+        """The table with one key per row and the shortest paths to all parts of the key."""
         if len(key_tables) == 1:
             return next(iter(key_tables))
         lengths: dict[TableRef, int] = {}
@@ -197,7 +197,7 @@ class JoinGraph:
 
     def links(self, ref: TableRef) -> Iterator[Link]:
         """The links of a table, the best first; none unless every part of the key has a path."""
-        if not {each.table for each in self.key_columns} <= {self.base, *self.last_edges}:
+        if not {part.table for part in self.key_columns} <= {self.base, *self.last_edges}:
             return
         if ref in self.tables_on_paths:
             for length, number in sorted(self._key_parts_from(ref)):
@@ -205,7 +205,7 @@ class JoinGraph:
                 yield self._link(ref, path[len(path) - length :], [number], key_part=number)
         elif ref == self.base or ref in self.last_edges:
             to_base = [edge.reversed for edge in reversed(self._path_to(ref))]
-            onward = [edge for each in self.key_columns for edge in self._path_to(each.table)]
+            onward = [edge for part in self.key_columns for edge in self._path_to(part.table)]
             yield self._link(ref, [*to_base, *onward], range(len(self.key_columns)))
 
     def _key_parts_from(self, ref: TableRef) -> Iterator[tuple[int, int]]:
