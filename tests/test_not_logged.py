@@ -165,7 +165,7 @@ class TestTheMaintenanceTask:
             tasks.maintain()
 
         [message] = [each.getMessage() for each in caplog.records]
-        assert message.startswith("changes are not logged, for triggers are missing or disabled")
+        assert message.startswith("triggers are missing or disabled, so changes are not logged")
         assert "--triggers install" in message
         assert message.endswith(f"table={TABLE} views={LABEL}")
         assert {each.full_refresh_reason for each in run(view).runs.all()} == {

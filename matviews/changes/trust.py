@@ -100,7 +100,7 @@ def mark_missing_triggers(using: str) -> None:
         # Unless another process has installed others since we read the record.
         unchanged = TrackedTable.objects.filter(pk=record.pk, triggers=record.triggers)
         if _record_present(dialect, unchanged, triggers):
-            _log_gone(record, back=bool(back))
+            _log_missing(record, are_back=bool(back))
 
 
 def _record_present(
@@ -115,15 +115,15 @@ def _record_present(
         return bool(TrackedTable.objects.filter(pk__in=keys).update(triggers=triggers))
 
 
-def _log_gone(record: TrackedTable, *, back: bool) -> None:
+def _log_missing(record: TrackedTable, *, are_back: bool) -> None:
     labels = ViewControl.objects.filter(pk__in=record.views).values_list("label", flat=True)
-    what = (
+    message = (
         "triggers were disabled or re-created, so changes may be missing from the log: a full refresh follows"
-        if back
+        if are_back
         else "triggers are missing or disabled, so changes are not logged: every refresh is full until "
         "`manage.py update_materialized_views --triggers install` has run"
     )
-    logger.warning("%s table=%s views=%s", what, record.table, ",".join(labels))
+    logger.warning("%s table=%s views=%s", message, record.table, ",".join(labels))
 
 
 def mark_untrackable(using: str) -> dict[str, str]:
@@ -158,9 +158,9 @@ def untrust(views: Collection[int]) -> set[int]:
     ]
     records = TrackedTable.objects.filter(pk__in=trusted).order_by("pk")
     for record in records.select_for_update():  # no others: they may be locked
-        if gone := set(views).intersection(record.views):
-            untrusted |= gone
-            left = sorted(set(record.views) - gone)
+        if removed := set(views).intersection(record.views):
+            untrusted |= removed
+            left = sorted(set(record.views) - removed)
             TrackedTable.objects.filter(pk=record.pk).update(views=left)
     return untrusted
 

@@ -76,7 +76,7 @@ class Catalog:
     def staging_rights(
         self, schema: str, views: Collection[str], *, written: str
     ) -> list[MissingRight]:
-        """The rights that roles need for staging tables, and on MariaDB and MySQL for temporary ones.
+        """The rights that roles need for staging tables; for temporary ones on MariaDB and MySQL.
 
         Args:
             schema: where staging tables are created.

@@ -27,7 +27,7 @@ class Dialect:
         using: alias of the database.
     """
 
-    #: In one statement, which repeats them as parameters.
+    #: The maximum number of keys in a statement, which repeats them as parameters.
     max_keys = 5_000
     #: Whether booleans are stored as integers.
     bool_is_int = True

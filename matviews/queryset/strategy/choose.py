@@ -62,7 +62,7 @@ class Strategy:
 
     @property
     def name(self) -> str:
-        """ "staged" or "windowed"."""
+        """What the strategy is called: "staged" or "windowed"."""
         return "staged" if self.staged else "windowed"
 
     @property
