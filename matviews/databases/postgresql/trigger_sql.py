@@ -94,13 +94,13 @@ class PostgreSQLTriggerSQL(Triggers):
             f" SET {setting} = {SETTINGS[setting]}" for setting in self._settings(table, spec)
         )
         yield from self.drop(table, [name])
-        if as_made := self._as_made(event, table, spec):
+        if column_check := self._column_check(event, table, spec):
             yield (
                 f"CREATE FUNCTION {check} RETURNS boolean LANGUAGE plpgsql IMMUTABLE "
-                f"SET search_path = pg_catalog, pg_temp AS {self.literal(f'BEGIN RETURN {as_made}; END')}"
+                f"SET search_path = pg_catalog, pg_temp AS {self.literal(f'BEGIN RETURN {column_check}; END')}"
             )
             yield f"REVOKE ALL ON FUNCTION {check} FROM PUBLIC"
-        body = self._body(event, table, spec, self._of_ours(name) if as_made else "")
+        body = self._body(event, table, spec, self._of_ours(name) if column_check else "")
         body = f"#variable_conflict use_column\nBEGIN {body} RETURN NULL; END"
         yield (
             f"CREATE FUNCTION {function} RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
@@ -112,12 +112,12 @@ class PostgreSQLTriggerSQL(Triggers):
             f"{TRANSITIONS[event]} FOR EACH STATEMENT EXECUTE FUNCTION {function}"
         )
 
-    def _body(self, event: str, table: str, spec: TriggerSpec, as_made: str) -> str:
+    def _body(self, event: str, table: str, spec: TriggerSpec, check: str) -> str:
         """Log changed rows if the table is the right one; of any other, read no column.
 
         Nor of this one, if a column that is named here is gone or has another type: the statement
-        would fail, and the writer's with it. So it would if it named a table in a schema that the
-        function's owner may not use any more.
+        would fail, and the writer's with it. It would also fail if it named a table in a schema
+        that the function's owner may no longer use.
 
         Tables are compared by name and not by OID, because a dump keeps no OIDs. Views never read a
         temporary table, whatever its name is.
@@ -126,12 +126,10 @@ class PostgreSQLTriggerSQL(Triggers):
             event: the event that fires the trigger.
             table: its name.
             spec: what is logged.
-            as_made: the name of the function that checks the columns; "" if there is none.
+            check: the name of the function that checks the columns; "" if there is none.
         """
-        location, session = (
-            self._location(table),
-            f"current_setting({self.literal(SUPPRESSED)}, true)",
-        )
+        location = self._location(table)
+        session = f"current_setting({self.literal(SUPPRESSED)}, true)"
         log = f"INSERT INTO {self._of_ours(CHANGE_LOG)}"
         whole = f"{log} {self._columns('table')} VALUES ({self.literal(table)});"
         entry = (
@@ -140,9 +138,9 @@ class PostgreSQLTriggerSQL(Triggers):
             f"WHERE value = split_part({session}, ' ', 1)) THEN RETURN NULL; END IF; END IF; "
             f"{self._entry(log, event, table, spec)};"
         )
-        if as_made:
+        if check:
             named = f'"{doubled(location.schema)}"."{doubled(location.table)}"'
-            checked = f"{as_made}({self.literal(named)}::regclass)"
+            checked = f"{check}({self.literal(named)}::regclass)"
             entry = f"IF {checked} THEN {entry} ELSE {whole} END IF;"
             if location.schema != self._schema:
                 may_name = f"has_schema_privilege({self.literal(location.schema)}, 'USAGE')"
@@ -153,7 +151,7 @@ class PostgreSQLTriggerSQL(Triggers):
             f"ELSIF NOT starts_with(TG_TABLE_SCHEMA::text, 'pg_temp_') THEN {whole} END IF;"
         )
 
-    def _as_made(self, event: str, table: str, spec: TriggerSpec) -> str:
+    def _column_check(self, event: str, table: str, spec: TriggerSpec) -> str:
         """Whether the table `$1` has the columns that the trigger names, with the same types.
 
         Columns that are compared and written as texts may change between types that are treated so.
