@@ -10,7 +10,7 @@ __all__ = [
     "NotAdvancing",
     "NotPermitted",
     "RefreshFailed",
-    "TablesHeld",
+    "TablesLocked",
     "UnknownView",
     "ViewBusy",
     "ViewDisabled",
@@ -58,7 +58,7 @@ class NotPermitted(MatviewsError):
     """The database role has no right to do this."""
 
 
-class TablesHeld(MatviewsError):
+class TablesLocked(MatviewsError):
     """Open transactions have written to tables whose triggers are to be dropped."""
 
 

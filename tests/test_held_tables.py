@@ -29,12 +29,12 @@ pytestmark = [
 
 NAMES = ("Ones", "Twos", "Threes")
 TABLES = ["made_ones", "made_threes", "made_twos"]
-HELD = {"made_twos": changes.HELD}
+LOCKED = {"made_twos": changes.LOCKED}
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("matviews.changes.holding.PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("matviews.changes.table_locks.PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def migrated(signal: Any, label: str = "shapes") -> str:
     return out.getvalue()
 
 
-def test_installing_leaves_what_is_held_and_does_the_others(rows: dict[str, type[Any]]) -> None:
+def test_installing_leaves_what_is_locked_and_does_the_others(rows: dict[str, type[Any]]) -> None:
     with held(rows["Twos"]):
         told = migrated(post_migrate)
 
@@ -110,7 +110,7 @@ def test_the_maintenance_task_names_the_command_where_it_may_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with held(rows["Twos"]):
-        assert changes.install(engine.alias()) == HELD
+        assert changes.install(engine.alias()) == LOCKED
     monkeypatch.setattr(
         "matviews.databases.base.triggers.Triggers.create", lambda *_given: ["DROP nonsense"]
     )
@@ -166,7 +166,7 @@ def test_no_writer_waits_longer_than_a_second(
         thread = in_another_connection(write)
         _until(lambda: bool(waited))
         if work == "install":
-            assert changes.install(engine.alias()) == HELD
+            assert changes.install(engine.alias()) == LOCKED
         else:
             with pytest.raises(CommandError):
                 migrated(pre_migrate)

@@ -14,7 +14,7 @@ from .change_log import (
     untracked,
 )
 from .change_status import ChangeStatus, change_status, oldest_waiting, unlogged_tables
-from .holding import HELD
+from .table_locks import LOCKED
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
 from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
 from .triggers import drop_before_migrate, finish, install, remove, script
@@ -27,7 +27,7 @@ from .trust import (
 )
 
 __all__ = [
-    "HELD",
+    "LOCKED",
     "ChangeStatus",
     "ChangesLogged",
     "QueuedChange",

@@ -7,11 +7,11 @@ from django.db import transaction
 
 from ..databases import Triggers, triggers_of
 from ..databases.trigger_spec import TriggerSpec
-from ..exceptions import TablesHeld
+from ..exceptions import TablesLocked
 from ..models import TrackedTable, ViewControl
 from .change_log import enqueue
-from .holding import HELD, drop_all, for_each_table
 from .secret import log_secret
+from .table_locks import LOCKED, drop_all, for_each_table
 from .tracking_spec import mistyped, tracked_tables, union
 from .trust import mark_missing_triggers, not_logged
 
@@ -174,7 +174,7 @@ def drop_before_migrate(using: str, tables: Collection[str] | None = None) -> No
     """Drop the triggers of tables to be altered, by default all; `install` restores them.
 
     Raises:
-        TablesHeld: one of the tables stayed locked. All triggers are as before.
+        TablesLocked: one of the tables stayed locked. All triggers are as before.
     """
     dialect = triggers_of(using)
     present = dialect.installed_triggers()
@@ -191,7 +191,7 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
         The names of the triggers that are gone.
 
     Raises:
-        TablesHeld: a table stayed locked. The others have lost their triggers.
+        TablesLocked: a table stayed locked. The others have lost their triggers.
     """
     dialect = triggers_of(using)
     present = dialect.installed_triggers()
@@ -200,8 +200,8 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
     if tables is None:
         _remove_orphans(dialect, {})
     if left:
-        raise TablesHeld(
-            f"These tables keep their triggers, because {HELD}: {', '.join(sorted(left))}."
+        raise TablesLocked(
+            f"These tables keep their triggers, because {LOCKED}: {', '.join(sorted(left))}."
         )
     return sorted(name for table in set(chosen) for name in present.get(table, ()))
 

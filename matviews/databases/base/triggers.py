@@ -207,7 +207,7 @@ class Triggers:
         with transaction.atomic(using=self.using):
             yield
 
-    def is_held(self, error: DatabaseError) -> bool:
+    def is_locked(self, error: DatabaseError) -> bool:
         """Whether a statement in `definitions` gave up waiting for a lock."""
         return False
 

@@ -277,7 +277,7 @@ class MySQLTriggers(Triggers):
             back = [f"{name} = @matviews_own_{name}" for name in limits]
             self.execute([f"SET {', '.join(back)}"])
 
-    def is_held(self, error: DatabaseError) -> bool:
+    def is_locked(self, error: DatabaseError) -> bool:
         return error.args[:1] in ((1205,), (1213,))
 
     def saved(self, names: Iterable[str]) -> dict[str, str]:

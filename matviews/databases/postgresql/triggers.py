@@ -17,7 +17,7 @@ TOO_LONG_NAME = f"its name is longer than {MAX_NAME_BYTES} bytes"
 # Of a transaction that creates or drops triggers.
 LOCK_TIMEOUT_MS = 500
 IDLE_TIMEOUT_MS = 1_000
-HELD_STATES = {"55P03", "40P01", "25P03"}  # lock timeout, deadlock, idle timeout
+LOCKED_STATES = {"55P03", "40P01", "25P03"}  # lock timeout, deadlock, idle timeout
 UNLOGGED = "it is unlogged: a crash empties it without firing a trigger"
 FAMILY = "it is partitioned, or inherits from another table"
 # Statements on the catalogs run as whoever migrates: no function or operator of another schema may
@@ -150,9 +150,9 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
                 self.execute([f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}"])
             yield
 
-    def is_held(self, error: DatabaseError) -> bool:
+    def is_locked(self, error: DatabaseError) -> bool:
         """A connection that was closed for being idle counts too."""
-        return sqlstate(error) in HELD_STATES
+        return sqlstate(error) in LOCKED_STATES
 
 
 def _spelled(schema: str, table: str, visible: bool, name: str) -> str:

@@ -7,14 +7,14 @@ from contextlib import suppress
 from django.db import DatabaseError
 
 from ..databases import Triggers
-from ..exceptions import TablesHeld
+from ..exceptions import TablesLocked
 from ..models import TrackedTable
 
-__all__ = ["HELD", "drop_all", "for_each_table"]
+__all__ = ["LOCKED", "drop_all", "for_each_table"]
 
 MAX_ROUNDS = 5
 PAUSE_SECONDS = 0.5  # between rounds, in which waiting writers proceed
-HELD = "a transaction that is still open has written to it"
+LOCKED = "a transaction that is still open has written to it"
 
 
 def for_each_table(
@@ -36,43 +36,43 @@ def for_each_table(
             try:
                 do()
             except DatabaseError as error:
-                if dialect.is_held(error):
+                if dialect.is_locked(error):
                     continue
                 refused = refused or error
             del left[table]
     if refused:
         raise refused
-    return dict.fromkeys(left, HELD)
+    return dict.fromkeys(left, LOCKED)
 
 
 def drop_all(dialect: Triggers, present: Mapping[str, Mapping[str, str]]) -> None:
     """Drop the triggers of several tables, all or none.
 
     Raises:
-        TablesHeld: one of the tables stayed locked.
+        TablesLocked: one of the tables stayed locked.
     """
     if not present:
         return
-    held, saved = "", dialect.saved(name for made in present.values() for name in made)
+    locked, saved = "", dialect.saved(name for triggers in present.values() for name in triggers)
     for number in range(MAX_ROUNDS):
         time.sleep(PAUSE_SECONDS if number else 0)
         table = ""
         try:
             with dialect.definitions(len(present)):
-                for table, made in sorted(present.items()):
+                for table, triggers in sorted(present.items()):
                     TrackedTable.objects.filter(table=table).update(triggers=[])
-                    dialect.execute(dialect.drop(table, made))
+                    dialect.execute(dialect.drop(table, triggers))
             return
         except DatabaseError as error:
-            if not dialect.is_held(error):
+            if not dialect.is_locked(error):
                 raise
-            held = table
+            locked = table
     with (
         suppress(DatabaseError),
         dialect.definitions(),
     ):  # if that fails too, full refreshes follow
         dialect.execute(dialect.lost(saved))
-    raise TablesHeld(
-        f"The triggers of {held} must be dropped before it is altered, but {HELD}. Nothing has been "
+    raise TablesLocked(
+        f"The triggers of {locked} must be dropped before it is altered, but {LOCKED}. Nothing has been "
         f"altered. End that transaction, and migrate again."
     )
