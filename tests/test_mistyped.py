@@ -42,7 +42,7 @@ CASES = {
     "char": Case(
         vendor="postgresql",
         statements=("ALTER TABLE ROWS ALTER k TYPE char(8)",),
-        reason="k is character(8) in the database, but varchar (8) in its model",
+        reason="k is character(8) in the database, but varchar(8) in its model",
     ),
     "citext": Case(
         vendor="postgresql",
@@ -50,7 +50,7 @@ CASES = {
             "CREATE EXTENSION IF NOT EXISTS citext",
             "ALTER TABLE ROWS ALTER k TYPE citext",
         ),
-        reason="k is citext in the database, but varchar (8) in its model",
+        reason="k is citext in the database, but varchar(8) in its model",
     ),
     "citext in the view": Case(
         vendor="postgresql",
@@ -58,12 +58,12 @@ CASES = {
             "CREATE EXTENSION IF NOT EXISTS citext",
             "ALTER TABLE VIEW ALTER ref TYPE citext",
         ),
-        reason="ref is citext in the database, but varchar (8) in its model",
+        reason="ref is citext in the database, but varchar(8) in its model",
     ),
     "char in the view": Case(
         vendor="postgresql",
         statements=("ALTER TABLE VIEW ALTER ref TYPE char(8)",),
-        reason="ref is character(8) in the database, but varchar (8) in its model",
+        reason="ref is character(8) in the database, but varchar(8) in its model",
     ),
     "collation": Case(
         vendor="postgresql",
@@ -83,7 +83,7 @@ CASES = {
     "bytes": Case(
         vendor="mysql",
         statements=("ALTER TABLE ROWS MODIFY k varbinary(8) NOT NULL",),
-        reason="k is varbinary(8) in the database, but varchar (8) in its model",
+        reason="k is varbinary(8) in the database, but varchar(8) in its model",
     ),
     "affinity": Case(
         vendor="sqlite",
@@ -91,7 +91,7 @@ CASES = {
             "DROP TABLE ROWS",
             "CREATE TABLE ROWS (id integer PRIMARY KEY, k varbinary, n integer)",
         ),
-        reason="k is varbinary in the database, but varchar (8) in its model",
+        reason="k is varbinary in the database, but varchar(8) in its model",
     ),
     "nocase": Case(
         vendor="sqlite",
@@ -190,7 +190,7 @@ def test_columns_of_a_table_that_is_named_with_its_schema() -> None:
     finally:
         execute("DROP SCHEMA mistyped CASCADE")
 
-    assert "k is character(8) in the database, but varchar (8) in its model" in fault
+    assert "k is character(8) in the database, but varchar(8) in its model" in fault
 
 
 @pytest.mark.parametrize("case", HERE)

@@ -216,7 +216,7 @@ def test_a_column_that_the_model_lacks_is_named() -> None:
         view._meta._expire_cache()
         Rows.objects.create(n=int(SECRET))
         error = error_of(view)
-        assert "has the column late, which cannot be NULL" in error
+        assert "has a NOT NULL column late" in error
         assert "makemigrations" in error
 
 
