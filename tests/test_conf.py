@@ -184,7 +184,7 @@ class TestReference:
             Path(module.__file__ or "")
             for module in (checks, early_checks, celery_checks, definition)
         ]
-        modules += (ROOT / "matviews" / "queryset").glob("*.py")
+        modules += (ROOT / "matviews" / "queryset").rglob("*.py")
         sources = "".join(path.read_text() for path in modules)
 
         assert documented("Checks") == {

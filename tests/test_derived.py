@@ -222,7 +222,7 @@ class TestStages:
     def test_are_made_anew_after_a_batch_that_was_rolled_back(self) -> None:
         fill()
         refresh = engine.request(QuantityTotal)
-        with mock.patch("matviews.queryset.Plan.walker", side_effect=MemoryError):
+        with mock.patch("matviews.queryset.Plan.batch_runner", side_effect=MemoryError):
             step(QuantityTotal)
         let_time_pass()
         work_off(QuantityTotal)

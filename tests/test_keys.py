@@ -206,7 +206,7 @@ def test_a_walk_that_does_not_get_on_ends_as_not_converging(
 
         run = defining.only_run(refresh)
         assert (run.state, run.batches < 4) == (RunState.NOT_CONVERGING, True)
-        assert "Not converging: the database gives the key B" in run.error
+        assert "Not converging: the database returns the key B" in run.error
         assert kept.rows == {"a": 1, "Bb": 2, "c": 3}
 
 

@@ -155,7 +155,7 @@ class History:
             while left:
                 self.perhaps()
                 some, left = left[:2], left[2:]
-                plan.walker_of_keys().step_keys(phase, some)
+                plan.key_batch_runner().run_keys(phase, some)
 
 
 def check(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

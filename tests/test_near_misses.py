@@ -146,7 +146,7 @@ def test_a_misspelt_matview_meta_of_an_abstract_base_is_found_too() -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (lambda: None, "not None: is its return missing?"),
+        (lambda: None, "not None. Is the return statement missing?"),
         (list, "not list."),
         (Item.objects.all, "not one of model instances."),
         (lambda: Item.objects.values_list("value"), "not values_list()."),

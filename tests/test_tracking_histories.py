@@ -225,9 +225,7 @@ def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(changes, "drain_queue", lambda view: taken(view)[1:])
     elif fault == "way":
         views = [RegionTotal, TagRegion]  # of orders that are steps away from the key
-        monkeypatch.setattr(
-            "matviews.queryset.strategy.links._looked_up", lambda *_arguments: set()
-        )
+        monkeypatch.setattr("matviews.queryset.sql.lookups._looked_up", lambda *_arguments: set())
     else:
         taken = changes.drain_queue
         monkeypatch.setattr(changes, "drain_queue", lambda view: newest_only(taken(view)))

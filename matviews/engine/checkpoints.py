@@ -87,7 +87,7 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
         changes.mark_missing_triggers(alias())
         no_triggers = f"no triggers log all changes of {', '.join(sorted(missing))}"
         return Checkpoint(shard.drain_number, None), short(work.plan.mismatch() or no_triggers)
-    return Checkpoint(shard.drain_number, work.plan.moment), ""
+    return Checkpoint(shard.drain_number, work.plan.exact_fingerprint), ""
 
 
 def _reason_of_full_refresh(work: Work, run: PhaseRun) -> str:
@@ -98,7 +98,7 @@ def _reason_of_full_refresh(work: Work, run: PhaseRun) -> str:
     number, fingerprint = shard.checkpoints[run.phase]
     if number < shard.full_refresh_after:
         return shard.full_refresh_reason
-    if fingerprint != work.plan.moment or number < 0:
+    if fingerprint != work.plan.exact_fingerprint or number < 0:
         return "source() changed since the last success, or its dates did"
     return ""
 
@@ -122,7 +122,7 @@ def fix_checkpoint(work: Work, run: PhaseRun) -> None:
     A full refresh builds on what other runs of its refresh have found, and its checkpoint is no later than
     theirs.
     """
-    shard, fingerprint = work.shard, work.plan.moment
+    shard, fingerprint = work.shard, work.plan.exact_fingerprint
     if run.dirty_after is None and run.checkpoint:
         leaders = [
             other.merged_into or other for other in work.runs if other.refresh_id == run.refresh_id
@@ -162,7 +162,7 @@ def save_checkpoint(work: Work, run: PhaseRun) -> None:
     number, fingerprint = run.checkpoint
     staged = [(each.checkpoint or UNTRACKED).drain_number for each in staged_runs(work)]
     reached = Checkpoint(
-        min([number, *staged]), fingerprint if fingerprint == work.plan.moment else None
+        min([number, *staged]), fingerprint if fingerprint == work.plan.exact_fingerprint else None
     )
     checkpoints = {**shard.checkpoints, run.phase: reached}
     phases = definition.options.phases
@@ -188,7 +188,7 @@ def change_status_of(
     status = None if tracking.reason else changes.change_status(definition.label, tracking, alias())
     if status is None:
         return None, False
-    current = Checkpoint(status.drain_number, plan.moment)
+    current = Checkpoint(status.drain_number, plan.exact_fingerprint)
     return status, status.complete and all(
         status.checkpoints.get(phase) == current for phase in phases
     )

@@ -14,7 +14,7 @@ from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
 from ..queryset import (
     Plan,
-    Walk,
+    WindowProgress,
     drop_stage,
     fill_stage,
     fingerprint_of,
@@ -65,11 +65,11 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
         _stage(work, run, plan)
     phase = Phase(run.phase)
     inserted_ranges = tuple((low, high) for low, high in run.inserted_ranges)
-    walk = Walk(cursor=run.cursor, inserted_ranges=inserted_ranges)
+    walk = WindowProgress(cursor=run.cursor, inserted_ranges=inserted_ranges)
     if plan.strategy.staged and not run.stage:
-        walked = plan.walker().step_whole(phase, walk)
+        walked = plan.batch_runner().run_whole(phase, walk)
     else:
-        walked = plan.walker(run.stage).step(phase, walk, limit)
+        walked = plan.batch_runner(run.stage).run_window(phase, walk, limit)
     run.inserted_ranges = list(walked.inserted_ranges)
     run.keys_scanned += walked.keys_scanned
     return Batch(walked.rows, walked.cursor)
@@ -90,7 +90,7 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
         left -= taken[-1].count
     load_keys(taken)
     keys = [key for each in taken for key in each.keys or ()][done : done + limit]
-    rows = work.walker.step_keys(Phase(run.phase), keys)
+    rows = work.walker.run_keys(Phase(run.phase), keys)
     run.keys_scanned += len(keys)
     if left < 0:
         return Batch(rows, [taken[-1].pk, taken[-1].count + left])

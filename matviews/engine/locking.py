@@ -7,7 +7,7 @@ from django.db import OperationalError, connections, transaction
 from django.db.models import F, Q, QuerySet
 
 from ..databases import Compiled, errors_of, sessions_of
-from ..databases.compiled import GIVEN, TOKEN
+from ..databases.compiled import PK_PLACEHOLDER, TOKEN_PLACEHOLDER
 from ..models import Refresh, ViewShard
 from ..states import RefreshState
 from .transactions import alias, short_transaction
@@ -35,7 +35,7 @@ def update_if_current(shard_id: int, token: int, fits: Q | None = None, /, **cha
     To be the first statement of a transaction, or outside of any: then it commits by itself, in READ
     COMMITTED, and cannot be left half done by a process that is frozen.
     """
-    fits = Q(pk=GIVEN, token=TOKEN) & (fits or Q())
+    fits = Q(pk=PK_PLACEHOLDER, token=TOKEN_PLACEHOLDER) & (fits or Q())
     return _change_unlocked(ViewShard, fits, tuple(changes.items()), shard_id, token)
 
 
@@ -47,7 +47,7 @@ def join_unlocked(refresh_id: int) -> bool:
     return _change_unlocked(Refresh, _JOINABLE, (("requests", F("requests") + 1),), refresh_id)
 
 
-_JOINABLE = Q(pk=GIVEN, state=RefreshState.OPEN, stop_requested=False)
+_JOINABLE = Q(pk=PK_PLACEHOLDER, state=RefreshState.OPEN, stop_requested=False)
 
 
 def _change_unlocked(

@@ -49,7 +49,7 @@ def resolve(
 
 def _untold(plan: Plan, table: str) -> str:
     """Why it cannot be told which keys some rows of a table lead to."""
-    if any(link.declared for link in plan.links[table]):
+    if any(link.dependency for link in plan.links[table]):
         return f"rows of {table} are gone that depends_on would have to look at"
     return f"a changed row of {table} has a date that this session cannot read"
 

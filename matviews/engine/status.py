@@ -283,10 +283,10 @@ def _staleness(
 
 def _is_past(definition: ViewDefinition, control: Any, sources: _Sources) -> bool:
     """Whether the dates in `source()` are other ones than when its phases last succeeded."""
-    if not sources.trackings[control.pk].is_dated:
+    if not sources.trackings[control.pk].has_dates:
         return False
     try:
-        now = plan_of(definition, alias()).moment
+        now = plan_of(definition, alias()).exact_fingerprint
     except (InvalidView, DatabaseError):
         return True
     covered = [

@@ -170,7 +170,7 @@ class Step:
         """Rows that the batch may write: halved for each worker that it has taken down."""
         limit = halved(self._size(), self._kills, self._floor)
         return (
-            limit if self.run.dirty_after is None else min(limit, self.work.plan.dialect.most_keys)
+            limit if self.run.dirty_after is None else min(limit, self.work.plan.dialect.max_keys)
         )
 
     @property

@@ -142,7 +142,7 @@ def _sampled(plan: Plan, sample: int) -> Iterator[Range]:
     total = plan.source.model._base_manager.using(alias()).count()
     for _range in range(math.ceil(sample / size)):
         skipped = random.randint(0, max(0, total - size))
-        low = plan.statements().look_ahead(None, skipped).high if skipped else None
+        low = plan.statements().next_source_keys(None, skipped).high if skipped else None
         yield next(ranges(plan, size, low))
 
 

@@ -27,13 +27,13 @@ from django.db.models import (
 from django.db.models.functions import Coalesce
 
 from ..contract import Shard
-from ..databases.compiled import GIVEN, LARGEST, CompiledSelect
+from ..databases.compiled import MAX_BIGINT, PK_PLACEHOLDER, CompiledSelect
 from ..databases.keys import Key
 from ..definition import HookKind, ViewDefinition
 from ..json_fields import Checkpoint
 from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
-from ..queryset import Plan, Walker, plan_of
+from ..queryset import BatchRunner, Plan, plan_of
 from ..states import RefreshState, RunState
 from .messages import Message
 from .transactions import alias, now
@@ -111,9 +111,9 @@ class Work:
         return plan_of(self.definition, alias())
 
     @cached_property
-    def walker(self) -> Walker:
+    def walker(self) -> BatchRunner:
         """What does batches of dirty keys."""
-        return self.plan.walker_of_keys()
+        return self.plan.key_batch_runner()
 
     def create_runs(self, known: Collection[int] | None = None) -> None:
         """Make the phase runs of refreshes that this shard has not seen yet, unsaved.
@@ -343,7 +343,7 @@ def _work_query(using: str, by: str) -> CompiledSelect:
     columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
     totals = ViewShard.objects.filter(view=OuterRef("view")).order_by().values("view")
     newest = Change.objects.using(using).order_by("-pk").values("pk")[:1]
-    open_ones = Refresh.objects.using(using).filter(**{by: GIVEN}, state=RefreshState.OPEN)
+    open_ones = Refresh.objects.using(using).filter(**{by: PK_PLACEHOLDER}, state=RefreshState.OPEN)
     end = open_ones.order_by("pk").values("pk")[MAX_REFRESHES_READ : MAX_REFRESHES_READ + 1]
     merged = Refresh.objects.using(using).filter(
         merged_into=OuterRef("pk"), state=RefreshState.MERGED
@@ -351,10 +351,10 @@ def _work_query(using: str, by: str) -> CompiledSelect:
     rows = (
         Refresh.objects.using(using)
         .filter(
-            **{by: GIVEN},
+            **{by: PK_PLACEHOLDER},
             view__shards__isnull=False,
             state=RefreshState.OPEN,
-            pk__lt=Coalesce(Subquery(end), Value(LARGEST)),
+            pk__lt=Coalesce(Subquery(end), Value(MAX_BIGINT)),
         )
         .annotate(
             here=FilteredRelation("runs", condition=Q(runs__shard=F("view__shards"))),

@@ -122,9 +122,9 @@ def _link(plan: queryset.Plan, link: queryset.Link) -> dict[str, Any]:
     """How a changed row of a table leads to keys, or to a part of them that many may have."""
     return {
         "columns": list(link.columns),
-        "through": [join.table for join in link.way],
-        "key_part": None if link.part is None else plan.key_fields[link.part].name,
-        "declared": link.declared is not None,
+        "through": [step.table for step in link.steps],
+        "key_part": None if link.key_part is None else plan.key_fields[link.key_part].name,
+        "declared": link.dependency is not None,
     }
 
 

@@ -45,7 +45,7 @@ def _install(requests: Requests) -> None:
     output.entries.append({"untracked": faults, "problems": problems})
     for problem in problems:
         output.say(problem)
-    if changes.HELD in faults.values():
+    if changes.LOCKED in faults.values():
         raise CommandError("Some tables have to wait for others that write to them: run it again.")
     if not problems:
         output.say("Every table that a tracked view reads has its triggers.")
