@@ -37,7 +37,8 @@ from .transactions import (
     limit_statements,
     short_transaction,
 )
-from .work import Work, load_work
+from .work import Work
+from .work_loader import load_work
 
 __all__ = ["run_batch"]
 

@@ -19,7 +19,8 @@ from .derived import drop_stages, save_fingerprints
 from .locking import lock_available, update_if_current, update_unlocked
 from .messages import Message
 from .transactions import now, short_transaction
-from .work import Work, load_work, load_works
+from .work import Work
+from .work_loader import load_work, load_works
 
 __all__ = ["NextStep", "close_finished", "close_finished_in_view"]
 

@@ -1,51 +1,28 @@
-"""What there is to do in one shard: its open refreshes, their phase runs, and which is next.
-
-Everything is read in one query, inside the shard's batch (then it is exact) or outside (then it is
-a good guess, which the token holds against the truth).
-"""
+"""The pending work of one shard: its open refreshes, their phase runs, and which run is next."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
-from itertools import groupby, islice
+from functools import cached_property
 from typing import Any
 
 from django.db import connections
-from django.db.models import (
-    Count,
-    Exists,
-    F,
-    FilteredRelation,
-    Model,
-    OuterRef,
-    Q,
-    Subquery,
-    Sum,
-    Value,
-)
-from django.db.models.functions import Coalesce
 
 from ..contract import Shard
-from ..databases.compiled import GIVEN, LARGEST, CompiledSelect
 from ..databases.keys import Key
 from ..definition import HookKind, ViewDefinition
 from ..json_fields import Checkpoint
-from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
+from ..models import PhaseRun, Refresh, ViewShard
 from ..phases import Phase
 from ..queryset import Plan, Walker, plan_of
-from ..states import RefreshState, RunState
+from ..states import RunState
 from .messages import Message
 from .transactions import alias, now
 
-__all__ = ["Dirty", "Work", "load_work", "load_works"]
+__all__ = ["MAX_REFRESHES_BEGUN", "Dirty", "Work"]
 
-MAX_REFRESHES_READ = (
-    100  # open refreshes of a view, the oldest; the others wait until these have ended
-)
-MAX_REFRESHES_BEGUN = (
-    4  # open refreshes for the same phases that have begun; those after them wait, and are merged
-)
+# Open refreshes for the same phases that may have begun. Later ones wait, so that they can be merged.
+MAX_REFRESHES_BEGUN = 4
 
 
 @dataclass(kw_only=True, eq=False)
@@ -325,105 +302,3 @@ def _end_followers(leader: PhaseRun) -> None:
 def _turn(run: PhaseRun) -> tuple[Any, ...]:
     """The one that has waited longest comes first."""
     return run.ran_at or run.refresh.requested_at, Phase(run.phase).order, run.refresh_id
-
-
-def load_work(shard_id: int) -> Work | None:
-    """Read what a shard has to do, in one query; None when no refresh is open."""
-    return next(_works(_work_query(alias(), "view__shards").run(shard_id)), None)
-
-
-def load_works(view_id: int) -> list[Work]:
-    """Read what each shard of a view has to do, in one query; empty when no refresh is open."""
-    return list(_works(_work_query(alias(), "view").run(view_id)))
-
-
-@lru_cache(maxsize=16)
-def _work_query(using: str, by: str) -> CompiledSelect:
-    """What `load_work` and `load_works` read; `by` is what the given number is the key of."""
-    columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
-    totals = ViewShard.objects.filter(view=OuterRef("view")).order_by().values("view")
-    newest = Change.objects.using(using).order_by("-pk").values("pk")[:1]
-    open_ones = Refresh.objects.using(using).filter(**{by: GIVEN}, state=RefreshState.OPEN)
-    end = open_ones.order_by("pk").values("pk")[MAX_REFRESHES_READ : MAX_REFRESHES_READ + 1]
-    merged = Refresh.objects.using(using).filter(
-        merged_into=OuterRef("pk"), state=RefreshState.MERGED
-    )
-    rows = (
-        Refresh.objects.using(using)
-        .filter(
-            **{by: GIVEN},
-            view__shards__isnull=False,
-            state=RefreshState.OPEN,
-            pk__lt=Coalesce(Subquery(end), Value(LARGEST)),
-        )
-        .annotate(
-            here=FilteredRelation("runs", condition=Q(runs__shard=F("view__shards"))),
-            total=Subquery(totals.values(total=Count("pk"))),
-            claims_now=Subquery(totals.values(total=Sum("claims"))),
-            works_for_others=Exists(merged),
-            logged=Subquery(newest),
-        )
-        .order_by("view__shards__number", "pk", "here__pk")
-    )
-    return CompiledSelect(rows.values_list(*columns, *_FACTS))
-
-
-@cache
-def _fields(model: type[Model]) -> list[str]:
-    return [field.attname for field in model._meta.concrete_fields]
-
-
-_FACTS = ("total", "logged", "claims_now", "works_for_others")
-_PARTS: list[tuple[type[Model], str]] = [
-    (Refresh, ""),
-    (ViewControl, "view__"),
-    (ViewShard, "view__shards__"),
-    (PhaseRun, "here__"),
-]
-
-
-def _instances(row: Sequence[Any]) -> list[Any]:
-    """The four instances of a row, and the facts."""
-    values = iter(row)
-    instances: list[Any] = []
-    for model, _prefix in _PARTS:
-        names = _fields(model)
-        instances.append(model.from_db(alias(), names, list(islice(values, len(names)))))
-    return [*instances, *islice(values, len(_FACTS))]
-
-
-def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
-    """The work of each shard that the rows, in order of their shards, are about."""
-    parts = map(_instances, rows)
-    for _shard, of_shard in groupby(parts, key=lambda instances: instances[2].pk):
-        yield _build(list(of_shard))
-
-
-def _build(rows: list[list[Any]]) -> Work:
-    _refresh, control, shard, _run, total, logged, claims, _for_others = rows[0]
-    shard.view = control
-    refreshes: dict[int, Refresh] = {}
-    runs: dict[int, PhaseRun] = {}
-    works_for_others: set[int] = set()
-    for again, _control, _shard, run, *_facts, for_others in rows:
-        refresh = refreshes.setdefault(again.pk, again)
-        refresh.view = control
-        if for_others:
-            works_for_others.add(refresh.pk)
-        if run.pk is not None:
-            run.refresh, run.shard = refresh, shard
-            runs[run.pk] = run
-    for run in runs.values():
-        if run.merged_into_id in runs:
-            run.merged_into = runs[run.merged_into_id]
-    return Work(
-        shard=shard,
-        hook_shard=Shard(shard.number, total),
-        definition=control.definition,
-        refreshes=list(refreshes.values()),
-        truncated=len(refreshes) >= MAX_REFRESHES_READ,
-        works_for_others=frozenset(works_for_others),
-        claims=claims,
-        runs=list(runs.values()),
-        logged=logged or 0,
-    )
