@@ -36,23 +36,23 @@ MAX_REFRESHES_READ = 100
 
 
 def load_work(shard_id: int) -> Work | None:
-    """Read what a shard has to do, in one query; None when no refresh is open."""
+    """Load the work of a shard in one query; None if no refresh is open."""
     return next(_works(_work_query(alias(), "view__shards").run(shard_id)), None)
 
 
 def load_works(view_id: int) -> list[Work]:
-    """Read what each shard of a view has to do, in one query; empty when no refresh is open."""
+    """Load the work of each shard of a view in one query; empty if no refresh is open."""
     return list(_works(_work_query(alias(), "view").run(view_id)))
 
 
 @lru_cache(maxsize=16)
 def _work_query(using: str, by: str) -> CompiledSelect:
-    """What `load_work` and `load_works` read; `by` is what the given number is the key of."""
+    """The query of `load_work` and `load_works`; its parameter is the primary key of `by`."""
     columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
     totals = ViewShard.objects.filter(view=OuterRef("view")).order_by().values("view")
     newest = Change.objects.using(using).order_by("-pk").values("pk")[:1]
-    open_ones = Refresh.objects.using(using).filter(**{by: GIVEN}, state=RefreshState.OPEN)
-    end = open_ones.order_by("pk").values("pk")[MAX_REFRESHES_READ : MAX_REFRESHES_READ + 1]
+    open_refreshes = Refresh.objects.using(using).filter(**{by: GIVEN}, state=RefreshState.OPEN)
+    end = open_refreshes.order_by("pk").values("pk")[MAX_REFRESHES_READ : MAX_REFRESHES_READ + 1]
     merged = Refresh.objects.using(using).filter(
         merged_into=OuterRef("pk"), state=RefreshState.MERGED
     )
@@ -91,7 +91,7 @@ _PARTS: list[tuple[type[Model], str]] = [
 
 
 def _instances(row: Sequence[Any]) -> list[Any]:
-    """The four instances of a row, and the facts."""
+    """The instances of a row, one for each of `_PARTS`, and the values of `_FACTS`."""
     values = iter(row)
     instances: list[Any] = []
     for model, _prefix in _PARTS:
@@ -101,10 +101,10 @@ def _instances(row: Sequence[Any]) -> list[Any]:
 
 
 def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
-    """The work of each shard that the rows, in order of their shards, are about."""
+    """The work of each shard, from rows that are ordered by shard."""
     parts = map(_instances, rows)
-    for _shard, of_shard in groupby(parts, key=lambda instances: instances[2].pk):
-        yield _build(list(of_shard))
+    for _shard, shard_rows in groupby(parts, key=lambda instances: instances[2].pk):
+        yield _build(list(shard_rows))
 
 
 def _build(rows: list[list[Any]]) -> Work:
@@ -113,8 +113,8 @@ def _build(rows: list[list[Any]]) -> Work:
     refreshes: dict[int, Refresh] = {}
     runs: dict[int, PhaseRun] = {}
     works_for_others: set[int] = set()
-    for again, _control, _shard, run, *_facts, for_others in rows:
-        refresh = refreshes.setdefault(again.pk, again)
+    for row_refresh, _control, _shard, run, *_facts, for_others in rows:
+        refresh = refreshes.setdefault(row_refresh.pk, row_refresh)
         refresh.view = control
         if for_others:
             works_for_others.add(refresh.pk)
