@@ -187,9 +187,8 @@ def in_order(labels: Iterable[str]) -> list[str]:
 def _in_order(definitions: Iterable[ViewDefinition]) -> list[ViewDefinition]:
     by_label = {definition.label: definition for definition in definitions}
     views_read = _views_read(by_label)
-    while cycle := _cycle(
-        views_read
-    ):  # one refresh cannot bring all of them up to date, in any order
+    # No order lets one refresh of each bring all views of a cycle up to date, so any of their edges may go.
+    while cycle := _cycle(views_read):
         views_read[cycle[1]].remove(cycle[0])
     return [by_label[label] for label in TopologicalSorter(views_read).static_order()]
 

@@ -167,9 +167,8 @@ def _results_to_reuse(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[objec
 def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
     """Create and fill the staging table of a refresh; without the right to create it, the phase uses none."""
     run.stage = stage_name(run.refresh_id, alias())
-    for (
-        other
-    ) in work.runs:  # the table is replaced, so runs of another definition no longer have one
+    # The table is replaced, so runs of another definition no longer have one.
+    for other in work.runs:
         if other.stage == run.stage and other.fingerprint != run.fingerprint:
             other.stage = ""
             work.touch(other)

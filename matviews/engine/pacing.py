@@ -16,10 +16,8 @@ SMOOTHING = 0.5  # weight of the newest batch in the smoothed efficiency
 FAST_STEPS = 3  # batches at the start that may grow faster
 FAST_GROWTH, GROWTH, SHRINK = 4.0, 1.2, 0.5
 TOLERATED_ERROR = 0.1  # an efficiency this close to 1 leaves the size alone
-FLAT_RANGE = (
-    0.8,
-    1.6,
-)  # a smaller batch takes about as long if its share of the time is between these
+# A smaller batch took about as long if its share of the time is between these.
+FLAT_RANGE = 0.8, 1.6
 
 History = tuple[tuple[int, float], ...]
 

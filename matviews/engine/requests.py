@@ -42,8 +42,8 @@ def request(
 
     The request joins an open refresh for the same phases that no batch has begun: that refresh counts it and
     is returned. Inside a transaction of the caller it joins none, because a running batch could miss the
-    caller's changes; `engine.close_finished` merges such requests later. If nothing is known to have changed
-    since the phases last succeeded, the refresh is recorded as succeeded at once: without phase runs, in three
+    caller's changes; `engine.close_finished` merges such requests later. If it is known that nothing
+    has changed since the phases last succeeded, the refresh is recorded as succeeded at once: without phase runs, in three
     statements (five on MariaDB and MySQL, where two set and reset limits).
 
     The caller must call `engine.close_finished` and send its messages *after* the commit: a worker that read
@@ -64,10 +64,7 @@ def request(
     """
     definition = registry.usable(view)
     requested = check_phases(definition, phases)
-    if batch_size is not None and not is_count(batch_size):
-        raise InvalidRequest(
-            f"A batch size must be a whole number from 1 to {LARGEST_SIZE}, not {brief(batch_size)}."
-        )
+    _check_batch_size(batch_size)
     refresh = Refresh(
         phases=[phase.value for phase in requested],
         state=RefreshState.OPEN,
@@ -81,17 +78,29 @@ def request(
         _record_as_done(refresh, status.view_id, requested)
     else:
         refresh = _record(refresh, definition.label, status)
+    _publish(refresh, definition, finished=fresh)
+    return refresh
+
+
+def _check_batch_size(batch_size: object) -> None:
+    if batch_size is not None and not is_count(batch_size):
+        raise InvalidRequest(
+            f"A batch size must be a whole number from 1 to {LARGEST_SIZE}, not {brief(batch_size)}."
+        )
+
+
+def _publish(refresh: Refresh, definition: ViewDefinition, *, finished: bool) -> None:
+    """Log a request and send its signal; the same for the end of a refresh that had nothing to do."""
     logger.info(
         "refresh requested view=%s refresh=%s requests=%s",
         definition.label, refresh.pk, refresh.requests,
     )  # fmt: skip
     signals.refresh_requested.send_robust(sender=definition.model, refresh=refresh)
-    if fresh:
+    if finished:
         logger.info(
             "refresh finished, nothing had changed view=%s refresh=%s", definition.label, refresh.pk
         )
         signals.refresh_finished.send_robust(sender=definition.model, refresh=refresh)
-    return refresh
 
 
 def _known_status(

@@ -98,9 +98,8 @@ def batch_transaction(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _transaction(limits: Limits, *, strict: bool = False, durable: bool = True) -> Iterator[None]:
-    alone = (
-        _open_connection().get_autocommit()
-    )  # False inside a test case's or the caller's transaction
+    # False inside a transaction of the caller or of a test case.
+    alone = _open_connection().get_autocommit()
     sessions = sessions_of(alias())
     own = alone or durable  # otherwise it is part of the caller's, which keeps its timeouts
     limited = sessions.limited(limits, strict=strict, alone=alone) if own else nullcontext()

@@ -15,7 +15,7 @@ from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, ViewBusy
 from ..models import ViewControl, ViewShard
 from ..phases import Phase
-from ..queryset import Difference, Kind, Plan, compare, plan_of, ranges
+from ..queryset import Difference, Differences, Kind, Plan, compare, plan_of, ranges
 from ..registry import registry
 from .controls import not_ready
 from .derived import explained
@@ -97,33 +97,45 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
         )
     if sample is not None and sample < 1:
         raise InvalidRequest(f"A sample must have at least 1 key, not {sample!r}.")
-    counts = dict.fromkeys(Kind, 0)
-    rows_compared, repaired = 0, 0
-    examples: list[Difference] = []
+    total, repaired = _Total(definition), 0
     for within in _ranges(definition, sample):
-        compared = compare(plan_of(definition, alias()).checked(), within, MAX_EXAMPLES)
-        rows_compared += compared.rows_compared
-        for kind, phase in PHASE_OF_KIND.items():
-            if phase in definition.options.phases:
-                room = MAX_EXAMPLES - sum(example.kind is kind for example in examples)
-                examples += [each for each in compared.examples if each.kind is kind][:room]
-                counts[kind] += compared.counts[kind]
-        if repair and any(compared.counts.values()):
+        differences = compare(plan_of(definition, alias()).checked(), within, MAX_EXAMPLES)
+        total.add(differences)
+        if repair and any(differences.counts.values()):
             repaired += _repair(definition, within)
     verification = Verification(
         label=definition.label,
         view_id=control.pk,
-        rows_compared=rows_compared,
-        missing=counts[Kind.MISSING],
-        differing=counts[Kind.DIFFERING],
-        surplus=counts[Kind.SURPLUS],
-        examples=tuple(examples),
+        rows_compared=total.rows_compared,
+        missing=total.counts[Kind.MISSING],
+        differing=total.counts[Kind.DIFFERING],
+        surplus=total.counts[Kind.SURPLUS],
+        examples=tuple(total.examples),
         repaired=repaired if repair else None,
         sample=sample,
         null_keys=None if sample else plan_of(definition, alias()).null_keys(),
     )
     _save(verification)
     return verification
+
+
+class _Total:
+    """The sum of the differences in all ranges, for the phases that the view has."""
+
+    def __init__(self, definition: ViewDefinition) -> None:
+        phases = definition.options.phases
+        self.kinds = [kind for kind, phase in PHASE_OF_KIND.items() if phase in phases]
+        self.counts = dict.fromkeys(Kind, 0)
+        self.rows_compared = 0
+        self.examples: list[Difference] = []
+
+    def add(self, differences: Differences) -> None:
+        """Add the differences of one range, with the first examples of each kind."""
+        self.rows_compared += differences.rows_compared
+        for kind in self.kinds:
+            room = MAX_EXAMPLES - sum(example.kind is kind for example in self.examples)
+            self.examples += [each for each in differences.examples if each.kind is kind][:room]
+            self.counts[kind] += differences.counts[kind]
 
 
 def _ranges(definition: ViewDefinition, sample: int | None) -> Iterator[Range]:
