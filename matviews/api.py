@@ -44,7 +44,7 @@ def _installed() -> Iterator[None]:
     except DatabaseError as error:
         from . import engine
 
-        if engine.lacks_own_tables(error):
+        if engine.own_tables_missing(error):
             raise ViewNotReady(NOT_MIGRATED) from error
         raise
 

@@ -52,7 +52,7 @@ def check_sources(**_kwargs: Any) -> list[CheckMessage]:
 
 def _circles() -> Iterator[CheckMessage]:
     with suppress(DatabaseFailure):
-        if circle := engine.find_circle():
+        if circle := engine.find_cycle():
             yield Warning(
                 f"Views read each other in a circle, {', '.join(circle)}: no order of refreshes brings them "
                 f"up to date.",

@@ -35,7 +35,7 @@ def refresh_views(*views: str | type) -> list[Refresh]:
     named = [registry.usable(view).label for view in views]
     engine.check_no_transaction("refresh_views()")
     engine.sync_controls()  # a test that flushed the tables has flushed these
-    engine.drop_forgotten_stages()
+    engine.drop_orphaned_stages()
     labels = engine.in_order(named) if named else engine.views_to_refresh()
     return [_refreshed(label) for label in labels]
 

@@ -136,8 +136,8 @@ def maintain() -> None:
         return
     messages = engine.rescue()
     if not send(messages):
-        engine.forget_resends(messages)
-    elif messages and (views := engine.untaken(messages)):
+        engine.clear_resends(messages)
+    elif messages and (views := engine.unclaimed_views(messages)):
         logger.warning(
             "no worker has taken a message that was sent again: see that one runs, and listens to %s views=%s",
             queues_in_words(*BATCHES), ",".join(views),

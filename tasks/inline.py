@@ -26,7 +26,7 @@ def _drain(shard_id: int) -> Iterator[int]:
     """Drain a shard; the others in which something is due after that."""
     while True:
         settled = engine.close_finished(shard_id)
-        yield from (message.shard_id for message in settled.others)
+        yield from (message.shard_id for message in settled.other_shards)
         if settled.message is None:
             return
         if engine.run_batch(settled.message).outcome in _ENDS:

@@ -136,7 +136,7 @@ class TestRequests:
             Limited.refresh()
 
         assert str(error.value) == (
-            "sample.Limited has no bookkeeping rows yet: run `manage.py migrate`. It makes them after the "
+            "sample.Limited has no bookkeeping rows yet: run `manage.py migrate`. It creates them after the "
             "last migration, so a migration cannot refresh a new view."
         )
         call_command("migrate", verbosity=0)
@@ -565,7 +565,7 @@ class TestPhasesThatDoNotEnd:
         assert stuck.state == RunState.NOT_CONVERGING
         assert stuck.error == (
             "Not converging: sample.Made.do_insert wrote no row (or returned None instead of their "
-            "number), yet needs_insert still says that work is waiting."
+            "number), yet needs_insert still says that work is pending."
         )
         assert ended.state == RefreshState.FAILED
         assert ended.error == f"insert: {stuck.error}"

@@ -333,7 +333,7 @@ class TestVerify:
         CustomerTotal.objects.bulk_create(
             CustomerTotal(customer_id=number, orders=1) for number in (-5, -4, -3, 90, 91, 92)
         )
-        with mock.patch("matviews.engine.verification.WINDOW", 2):
+        with mock.patch("matviews.engine.verification.KEYS_PER_RANGE", 2):
             found = CustomerTotal.verify()
         assert (found.missing, found.surplus, found.rows_compared) == (6, 6, 6)
 
@@ -366,7 +366,7 @@ class TestVerify:
         try:
             assert held.wait(10)
             with (
-                mock.patch("matviews.engine.verification.PATIENCE", 0.2),
+                mock.patch("matviews.engine.verification.REPAIR_TIMEOUT", 0.2),
                 pytest.raises(ViewBusy, match="pause it, or try again"),
             ):
                 CustomerTotal.verify(repair=True)

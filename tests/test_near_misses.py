@@ -200,7 +200,7 @@ def test_a_chain_of_views_is_no_circle(copies: Callable[..., Any]) -> None:
     copies("Second", "First")
     copies("Third", "First")
 
-    assert engine.find_circle() == []
+    assert engine.find_cycle() == []
 
 
 @pytest.mark.django_db

@@ -355,7 +355,7 @@ def test_a_large_table_is_taken_at_the_databases_estimate(monkeypatch: pytest.Mo
     vendor, table = connection.vendor, Limited._meta.db_table
     with connection.cursor() as cursor:
         cursor.execute(f"ANALYZE {'TABLE ' if vendor == 'mysql' else ''}{table}")
-    monkeypatch.setattr(rows, "WORTH_COUNTING", 100)
+    monkeypatch.setattr(rows, "MAX_ROWS_COUNTED", 100)
 
     counted = status().rows
 
