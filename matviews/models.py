@@ -12,7 +12,8 @@ from django.db import models, router
 from .conf import get_settings
 from .databases import dialect_of
 from .databases.clock import UtcNow
-from .definition import LONGEST_INTERVAL, ViewDefinition, ViewOptions
+from .definition import ViewDefinition, ViewOptions
+from .limits import REFRESH_INTERVAL
 from .phases import Phase
 from .registry import registry
 from .states import RefreshState, RunState, check_transition
@@ -291,8 +292,8 @@ class RefreshSchedule(models.Model):
             yield "crontab", "Leave the interval or the crontab empty: a schedule follows one."
         elif self.every is not None and self.every < 1:
             yield "every", "An interval is at least 1."
-        elif self.every and period and self.every > LONGEST_INTERVAL // period:
-            yield "every", f"An interval is at most {LONGEST_INTERVAL.days} days."
+        elif self.every and period and self.every > REFRESH_INTERVAL.high // period:
+            yield "every", f"An interval is at most {REFRESH_INTERVAL.high.days:,} days."
         elif self.every and period and (self.jitter or 0) > self.every * period.total_seconds():
             yield "jitter", "The jitter is at most the interval, or its messages would pile up."
         if fault := self._phases_fault():
