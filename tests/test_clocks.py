@@ -13,7 +13,7 @@ from django.utils import timezone
 import matviews
 from matviews import engine, tasks
 from matviews.databases import clock
-from matviews.engine import batch
+from matviews.engine import claim
 from matviews.models import Heartbeat, Refresh, ViewControl, ViewShard
 from matviews.states import RefreshState, ViewState
 from matviews.tasks import expiry, schedules
@@ -65,7 +65,7 @@ def test_since_when_a_worker_is_at_a_batch_is_told_in_the_projects_time(
     settings.USE_TZ, settings.TIME_ZONE = uses_zones, "Asia/Tokyo"
     items(1)
     refresh = engine.request(Limited)
-    assert batch._claim(due(Limited))
+    assert claim.claim(due(Limited))
     ViewShard.objects.update(worker="elsewhere:1")
     # when somebody asks who works
     (status,) = engine.view_statuses(["sample.Limited"])

@@ -10,7 +10,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from matviews import engine
-from matviews.engine import Message, Outcome, batch, locking
+from matviews.engine import Message, Outcome, claim, locking
 from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.registry import registry
@@ -104,7 +104,7 @@ class TestNobodyWaits:
             calls.append(arguments)
             return len(calls) != which and update(*arguments, **changes)
 
-        monkeypatch.setattr(batch, "update_if_current", locked_once)
+        monkeypatch.setattr(claim, "update_if_current", locked_once)
         # then the message is not lost
         assert engine.run_batch(message).outcome is Outcome.DONE
 

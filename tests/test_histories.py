@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from matviews import engine
-from matviews.engine import BatchReport, Outcome, batch
+from matviews.engine import BatchReport, Outcome, claim
 from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState
@@ -295,7 +295,7 @@ def test_the_machine_finds_a_token_that_is_not_checked(monkeypatch: pytest.Monke
     def whatever_the_token(shard_id: int, _token: int, *_fits: Q, **changes: Any) -> bool:
         return bool(ViewShard.objects.filter(pk=shard_id).update(**changes))
 
-    monkeypatch.setattr(batch, "update_if_current", whatever_the_token)
+    monkeypatch.setattr(claim, "update_if_current", whatever_the_token)
     # Then some history shows a message that passed twice
     with pytest.raises(AssertionError):
         run(500, phases=[Stage.generate], derandomize=True)

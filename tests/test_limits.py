@@ -14,7 +14,7 @@ from django_celery_beat.models import PeriodicTask
 from matviews import engine, tasks
 from matviews.changes.tracking_spec import together, tracked_tables
 from matviews.databases import Sessions, triggers_of
-from matviews.engine import Outcome, batch, locking, requests, transactions
+from matviews.engine import Outcome, claim, locking, requests, transactions
 from matviews.models import Change, PhaseRun, Refresh, TrackedTable, ViewShard
 from matviews.queryset import stages
 from matviews.queryset.sql import staging
@@ -236,10 +236,10 @@ def test_a_claim_is_withdrawn_in_a_serializable_session() -> None:
     with serializable_by_default():
         engine.request(Limited)
         message = due(Limited)
-        assert batch._claim(message)
+        assert claim.claim(message)
         shards = ViewShard.objects.filter(pk=message.shard_id)
         with written_meanwhile(shards, resends=1):
-            batch._withdraw(message)
+            claim.withdraw(message)
         assert shards.get().claimed_token == 0
 
 

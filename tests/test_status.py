@@ -12,7 +12,7 @@ from django_celery_beat.models import CrontabSchedule
 
 from matviews import engine, tasks
 from matviews.engine import ViewStatus, progress_of, rows
-from matviews.engine.batch import worker_name
+from matviews.engine.claim import worker_name
 from matviews.engine.rows import count_rows
 from matviews.models import PhaseRun, ViewControl, ViewShard
 from matviews.phases import Phase

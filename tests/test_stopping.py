@@ -148,13 +148,13 @@ class TestWhoeverIsAtWork:
         items(4)
         refresh = ask(Ledger)
         message = due(Ledger)
-        try_batch = batch._try_with_changes
+        run_claimed = batch._run_claimed
 
-        def stopped_first(message: Message) -> Any:
+        def stopped_first(attempt: Any) -> Any:
             assert stop(refresh) == []
-            return try_batch(message)
+            return run_claimed(attempt)
 
-        monkeypatch.setattr(batch, "_try_with_changes", stopped_first)
+        monkeypatch.setattr(batch, "_run_claimed", stopped_first)
         # when the refresh is stopped before it begins
         report = engine.run_batch(message)
         # then it does nothing

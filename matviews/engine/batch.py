@@ -6,23 +6,16 @@ a worker that is killed leaves nothing behind but a claim.
 """
 
 import logging
-import os
-import socket
 import time
-from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 
 from django.db import DatabaseError, DataError, InterfaceError
-from django.db.models import Case, F, Q, When
 
 from .. import signals
 from ..changes import ChangesLogged
 from ..conf import get_settings
 from ..databases import Failure, errors_of
-from ..databases.clock import UtcNow
 from ..definition import ViewDefinition
 from ..models import PhaseRun, ViewShard
 from ..queryset import key_columns
@@ -30,9 +23,9 @@ from ..redact import bounded, error_text, in_one_line, traceback_text
 from ..registry import registry
 from ..states import RunState
 from .checkpoints import save_changes
+from .claim import advance_token, claim, is_claimed, withdraw
 from .dirty_keys import distrust_dirty
 from .hooks import raised_by_hook
-from .locking import update_if_current
 from .messages import BatchReport, Message, Outcome
 from .queues import await_changes, move_log
 from .rights import denied_for
@@ -46,22 +39,28 @@ from .transactions import (
 )
 from .work import Work, load_work
 
-__all__ = ["run_batch", "worker_name"]
+__all__ = ["run_batch"]
 
 logger = logging.getLogger(__name__)
 
-LONGEST_NAME = 200  # characters
-MOMENTS = (0.01, 0.04, 0.1)  # seconds between tries for a row that is locked but by no batch
+# Seconds. MariaDB and MySQL lock a row before they look at its token: for a moment it is held by whoever
+# turns a duplicate away.
+BUSY_RETRY_DELAYS = (0.01, 0.04, 0.1)
 
 
 def run_batch(message: Message) -> BatchReport:
-    """Run the batch that a message hints at, if it is still due and nobody else is at it.
+    """Run the batch that a message asks for, if it is still due and nobody else is running it.
 
     Never raises for what a hook, the database or the message did: the report and the bookkeeping
-    tell. Call `settle` afterwards.
+    tell. Call `close_finished` afterwards.
     """
     try:
-        report = _run_batch(message)
+        report = _claim_and_run(message)
+        for delay in BUSY_RETRY_DELAYS:
+            if report.outcome is not Outcome.BUSY or is_claimed(message):
+                break
+            time.sleep(delay)
+            report = _claim_and_run(message)
     except (DatabaseError, InterfaceError) as error:
         drop_broken_connection()
         logger.error(  # noqa: TRY400 - the exception itself may hold values of rows
@@ -73,124 +72,57 @@ def run_batch(message: Message) -> BatchReport:
     return report
 
 
-def _run_batch(message: Message) -> BatchReport:
-    """Claim the batch and run it, again where the row was locked but nobody has claimed it.
-
-    MariaDB and MySQL lock a row before they look at its token: for a moment it is held by whoever
-    turns a duplicate away.
-    """
-    report = _claim_and_run(message)
-    for moment in MOMENTS:
-        if report.outcome is not Outcome.BUSY or _is_claimed(message):
-            break
-        time.sleep(moment)
-        report = _claim_and_run(message)
-    return report
-
-
-def _is_claimed(message: Message) -> bool:
-    shard = ViewShard.objects.filter(pk=message.shard_id, token=message.token)
-    return shard.filter(claimed_token=message.token).exists()
-
-
 def _claim_and_run(message: Message) -> BatchReport:
-    if not _claim(message):
+    """Claim the batch, so that a worker that dies is counted; run it, or withdraw the claim."""
+    if not claim(message):
         return _refuse(message)
     try:
-        return _try_with_changes(message)
+        return _run_claimed(_Attempt(message))
     except _Refused:
-        _withdraw(message)
+        withdraw(message)
         report = _refuse(message)
         overtaken = report.outcome is Outcome.STALE
         return replace(report, outcome=Outcome.OVERTAKEN) if overtaken else report
     except (DatabaseError, InterfaceError):
         drop_broken_connection()
-        _withdraw(message)
+        withdraw(message)
         raise
     except KeyboardInterrupt:
         # Not for SystemExit: a hook that always exits must be counted as one that kills.
-        _withdraw(message)
+        withdraw(message)
         raise
 
 
-def _try_with_changes(message: Message) -> BatchReport:
-    """Move what is logged first: it takes a transaction of its own.
+def _run_claimed(attempt: "_Attempt") -> BatchReport:
+    """Run the batch until it commits, or fails by itself.
 
-    Whoever asks for a refresh wants what was logged until then. So where a batch finds requests and a log, it is
-    tried again when that is moved, and does not look at requests that have come meanwhile.
+    Whoever requests a refresh wants what was logged until then. A batch that finds both a request and a log
+    is rolled back; the log is moved, in transactions of its own, and the batch runs again for the requests
+    that it has seen. Shards in `_LOGGED` save that first attempt.
     """
-    if message.shard_id in _TRACKED:
+    shard_id = attempt.message.shard_id
+    if shard_id in _LOGGED:
         move_log()
-    attempt = _Attempt(message)
-    try:
-        return _try_batch(attempt)
-    except ChangesLogged as logged:
-        _TRACKED.add(message.shard_id)
-        left = await_changes(logged)
-        again = _Attempt(message, known=attempt.known, tried=attempt.tried)
-        return again.put_off(left) if left else _try_batch(again)
+    while True:
+        try:
+            return attempt.run()
+        except _Refused:
+            raise
+        except ChangesLogged as logged:
+            _LOGGED.add(shard_id)
+            if left := await_changes(logged):
+                return attempt.after_move().put_off(left)
+            attempt = attempt.after_move()
+        except Exception as error:  # noqa: BLE001 - a hook may raise anything
+            drop_broken_connection()
+            if not attempt.is_ambiguous(error):
+                return attempt.record_failure(error)
+            attempt.alone = True
 
 
-_TRACKED: set[int] = set()  # shards of which a batch has met a log: the next one saves that try
-
-
-def _try_batch(attempt: "_Attempt") -> BatchReport:
-    try:
-        return attempt.run()
-    except (_Refused, ChangesLogged):
-        raise
-    except Exception as error:  # noqa: BLE001 - a hook may raise anything
-        drop_broken_connection()
-        if attempt.done_together < 2 or not isinstance(error, DatabaseError):
-            return attempt.record_failure(error)
-    attempt.alone = True
-    return _try_batch(attempt)
-
-
-def _claim(message: Message) -> bool:
-    """Say who is about to work, in a transaction of its own, so that a killed worker is counted."""
-    nobody, changes = _claim_changes(_lease())
-    return update_if_current(
-        message.shard_id, message.token, nobody, worker=worker_name(), **changes
-    )
-
-
-# To hash an expression takes longer than to run the statement that was compiled of it.
-@lru_cache(maxsize=4)
-def _claim_changes(lease: timedelta) -> tuple[Q, dict[str, Any]]:
-    nobody = ~Q(claimed_token=F("token")) | Q(claimed_at__lt=UtcNow() - lease)
-    # MySQL assigns from left to right: the count must come before what it looks at.
-    return nobody, {
-        "attempts": Case(When(claimed_token=F("token"), then=F("attempts") + 1), default=1),
-        "claimed_token": F("token"),
-        "claimed_at": UtcNow(),
-        "resend_after": UtcNow() + lease,
-        "resends": 0,
-        "claims": F("claims") + 1,
-    }
-
-
-@lru_cache(maxsize=4)
-def _next_token(lease: timedelta) -> dict[str, Any]:
-    return {"token": F("token") + 1, "resend_after": UtcNow() + lease}
-
-
-def worker_name() -> str:
-    """How this process signs its claims: `host:pid`."""
-    return bounded(f"{socket.gethostname()}:{os.getpid()}", LONGEST_NAME)
-
-
-def _lease() -> timedelta:
-    return timedelta(seconds=get_settings().LEASE)
-
-
-def _withdraw(message: Message) -> None:
-    """Take our claim back: nobody was killed, and the batch may be done at once."""
-    ours = ViewShard.objects.filter(pk=message.shard_id, worker=worker_name())
-    with suppress(DatabaseError, InterfaceError), short_transaction():
-        ours.filter(token=message.token, claimed_token=message.token).update(
-            claimed_token=0, resend_after=None
-        )
+# Shards whose batches have met a log in this process. It only grows, by one number per view with triggers: a
+# shard that is in it for nothing costs one statement per batch, which finds the log empty.
+_LOGGED: set[int] = set()
 
 
 def _refuse(message: Message) -> BatchReport:
@@ -215,8 +147,7 @@ class _Attempt:
         started: monotonic time of the beginning, in seconds.
         known: primary keys of the refreshes that the batch has seen.
         tried: refresh and phase whose hooks were called last; at the COMMIT, those that wrote last.
-        done_together: at the COMMIT, how many phases have written. Where it fails, as for a deferred
-            constraint, nothing tells which of them is to blame.
+        done_together: at the COMMIT, how many phases have written. It fails for a deferred constraint, say.
         alone: whether the batch is to do one phase only, after such a COMMIT has failed.
     """
 
@@ -245,6 +176,14 @@ class _Attempt:
             self.tried = done[-1] if done else self.tried
             self.done_together = len(done)
         return self._report(work, Outcome.DONE, rows=rows, limit=limit)
+
+    def after_move(self) -> "_Attempt":
+        """The next try, once the log has been moved: for the same refreshes, whatever is logged meanwhile."""
+        return _Attempt(self.message, known=self.known, tried=self.tried)
+
+    def is_ambiguous(self, error: Exception) -> bool:
+        """Whether the COMMIT of several phases has failed, so that nothing tells which of them failed."""
+        return self.done_together > 1 and isinstance(error, DatabaseError)
 
     def record_failure(self, error: Exception) -> BatchReport:
         """Write down why the batch was rolled back, behind the same fence as the batch itself."""
@@ -290,10 +229,9 @@ class _Attempt:
         Raises:
             _Refused: the token has moved on since the claim.
         """
-        shard_id, token = self.message.shard_id, self.message.token
-        if not update_if_current(shard_id, token, **_next_token(_lease()) | changes):
+        if not advance_token(self.message, **changes):
             raise _Refused
-        work = load_work(shard_id)
+        work = load_work(self.message.shard_id)
         if work is not None:
             work.logged = 0 if self.moved else work.logged
             if self.known is None:

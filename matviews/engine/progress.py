@@ -9,7 +9,7 @@ from ..databases import clock
 from ..models import PhaseRun, Refresh, ViewShard
 from ..phases import Phase
 from ..states import RefreshState, RunState
-from .batch import worker_name
+from .claim import worker_name
 from .status import Claim
 from .transactions import alias
 

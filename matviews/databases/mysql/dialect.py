@@ -36,11 +36,9 @@ class MySQL(Dialect):
     }
 
     def kind(self, type_name: str) -> str:
-        """As the base class has it."""
         return super().kind(type_name.lower().replace(" unsigned", ""))
 
     def columns(self, tables: Collection[str]) -> dict[tuple[str, str], tuple[str, str]]:
-        """As the base class has it."""
         found: dict[tuple[str, str], tuple[str, str]] = {}
         by_database: dict[str, list[str]] = {}
         for table in tables:
@@ -56,11 +54,11 @@ class MySQL(Dialect):
         return found
 
     def same_collation(self, of_model: str, of_column: str) -> bool:
-        """As the base class has it; without one in the model, a table keeps what it was made with."""
+        """Without one in the model, a table keeps what it was made with."""
         return not of_model or super().same_collation(of_model, of_column)
 
     def exact(self, kind: str, value: str) -> str | None:
-        """As the base class has it. The driver makes None of 0000-00-00.
+        """The driver makes None of 0000-00-00.
 
         What is computed may have fewer places than the column in which it will be.
         """
@@ -72,23 +70,22 @@ class MySQL(Dialect):
         return f"CAST({value} AS CHAR)" if plain in AS_TEXT else None
 
     def as_exact(self, kind: str, part: Any) -> Any:
-        """As the base class has it."""
         if kind.startswith("datetime("):
             return f"{part}.000000"[: 20 + int(kind[9:-1])]
         return super().as_exact(kind, part)
 
     def read_back(self, kind: str, exact: str) -> str:
-        """As the base class has it: as texts, 10.00 would come before 2.00, and 100:00:00 before 99:00:00."""
+        """As texts, 10.00 would come before 2.00, and 100:00:00 before 99:00:00."""
         return f"CAST({exact} AS {kind})" if kind.startswith(("decimal", "time")) else exact
 
     def is_null(self, column: str) -> str:
-        """As the base class has it: 0000-00-00 IS NULL in a column that cannot be NULL."""
+        """0000-00-00 IS NULL in a column that cannot be NULL."""
         return f"{column} <=> NULL"
 
     def is_readable(
         self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]
     ) -> bool:
-        """As the base class has it: a cast makes NULL of 0000-00-00 where `sql_mode` has NO_ZERO_DATE."""
+        """A cast makes NULL of 0000-00-00 where `sql_mode` has NO_ZERO_DATE."""
         dates = [
             place
             for place, column in enumerate(columns)
@@ -97,7 +94,7 @@ class MySQL(Dialect):
         return not any("-00" in str(row[place])[4:10] for row in rows for place in dates)
 
     def logged(self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]) -> SQL:
-        """As the base class has it; beside the table's own columns, texts take their collations."""
+        """Beside the table's own columns, texts take their collations."""
         fields = (field_of_column(table, column) for column in columns)
         marks = ", ".join(TYPED.get(family(field) if field else "", "%s") for field in fields)
         names = ", ".join(map(self.name, columns))
@@ -106,31 +103,27 @@ class MySQL(Dialect):
         return SQL(empty + f" UNION ALL SELECT {marks}" * len(rows), params)
 
     def stored(self, column: Column, value: str) -> str:
-        """As the base class has it; CAST would clip what assigning refuses."""
+        """CAST would clip what assigning refuses."""
         if family(column.field) in (WHOLE, NUMBER):
             return self.rounded(column, value)
         return value
 
     def unlike(self, field: AnyField, left: str, right: str) -> str:
-        """As the base class has it."""
         if self.folds(field) or (family(field) == "JSON" and self.connection.mysql_is_mariadb):
             left, right = (f"BINARY CONVERT({each} USING utf8mb4)" for each in (left, right))
         return f"NOT ({left} <=> {right})"
 
     def folds(self, field: AnyField) -> bool:
-        """As the base class has it."""
         return family(field) == TEXT and not BYTES.match(self.kind_of(field))
 
     def opaque(self, condition: SQL) -> SQL:
-        """As the base class has it.
-
-        MariaDB 10.11 looks for an index in a comparison of rows even where they are of several tables. It then
+        """MariaDB 10.11 looks for an index in a comparison of rows even where they are of several tables. It then
         computes an expression of a table that it has not read yet, and may find that no row can be.
         """
         return SQL(f"IF({condition.text}, 1, 0)", condition.params)
 
     def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
-        """As the base class has it; a comparison of rows would not use an index."""
+        """A comparison of rows would not use an index."""
         strict = sign[0]
         choices = []
         for place, column in enumerate(columns):
@@ -151,7 +144,7 @@ class MySQL(Dialect):
         where: Iterable[SQL],
         pk: Sequence[str],
     ) -> list[SQL]:
-        """As the base class has it, by way of a temporary table, which commits nothing."""
+        """By way of a temporary table, which commits nothing."""
         same = equal(qualified(ROWS, key), qualified(table, key))
         condition = joined(" AND ", [*where, SQL(self.is_null(f"{ROWS}.{key[0]}"))])
         named = {f"pk{place}": name for place, name in enumerate(pk)}
@@ -179,9 +172,7 @@ class MySQL(Dialect):
         *,
         keyed: bool,
     ) -> SQL:
-        """As the base class has it.
-
-        An INSERT of rows that are there, with their primary keys, so that no other unique
+        """An INSERT of rows that are there, with their primary keys, so that no other unique
         constraint decides which row is written.
 
         A condition on keys of the view goes into the query for the new rows as well, by what is equal
@@ -200,7 +191,7 @@ class MySQL(Dialect):
         )
 
     def delete_by_id(self, table: str, ids: Sequence[int]) -> SQL:
-        """As the base class has it, each key looked up by itself.
+        """Each key looked up by itself.
 
         A statement waits for each locked row that it comes across, and for an IN of many keys it comes across
         all of them.
@@ -221,9 +212,8 @@ class MySQL(Dialect):
         return super().text_literal(text).replace("\\", "\\\\")
 
     def updated(self, found: int) -> int:
-        """As the base class has it: a row that an INSERT changes counts twice."""
+        """A row that an INSERT changes counts twice."""
         return (found + 1) // 2
 
     def utc(self, value: str, zone: str) -> SQL:
-        """As the base class has it."""
         return SQL(f"CONVERT_TZ({value}, %s, '+00:00')", (zone.removeprefix("UTC"),))

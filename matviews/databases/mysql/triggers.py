@@ -48,7 +48,7 @@ class MySQLTriggers(Triggers):
     )
 
     def literal(self, text: str) -> str:
-        """As the base class has it; what a backslash is depends on `sql_mode`."""
+        """What a backslash is depends on `sql_mode`."""
         return f"{INTRODUCER} X'{text.encode().hex()}'" if "\\" in text else super().literal(text)
 
     def __init__(self, using: str) -> None:
@@ -58,7 +58,7 @@ class MySQLTriggers(Triggers):
         self._types: dict[str, dict[str, tuple[str, str]]] = {}
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
-        """As the base class has it. What `sql_mode` is when a trigger is made, it is whenever it runs."""
+        """What `sql_mode` is when a trigger is made, it is whenever it runs."""
         yield PLAIN_MODE
         yield (
             f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
@@ -90,7 +90,7 @@ class MySQLTriggers(Triggers):
         return f"matviews: BEGIN {gone}{self._leave_if_suppressed(table)} {OWN_NUMBER} {body} END"
 
     def replaced(self, table: str, spec: TriggerSpec) -> set[str]:
-        """As the base class has it: who may make triggers of the table sees what they do."""
+        """Who may make triggers of the table sees what they do."""
         version = self.version(table, spec)
         wanted = {
             str(TriggerName(digest(table), version, event)): self._action(event, table, spec)
@@ -122,7 +122,7 @@ class MySQLTriggers(Triggers):
 
     @contextmanager
     def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
-        """As the base class has it: by a variable of the session, which no rollback takes back."""
+        """By a variable of the session, which no rollback takes back."""
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT @matviews_suppressed")
             before = str(cursor.fetchone()[0] or "")
@@ -193,7 +193,7 @@ class MySQLTriggers(Triggers):
         return f"{same} AND CAST({before} AS BINARY) <=> CAST({after} AS BINARY)"
 
     def ownerless(self) -> dict[str, str]:
-        """As the base class has it; none to an account that may not read who there is.
+        """None to an account that may not read who there is.
 
         None within a transaction either: one that has read MariaDB's table of accounts can set no savepoint.
         """
@@ -217,12 +217,11 @@ class MySQLTriggers(Triggers):
             }
 
     def script(self, statements: Iterable[str]) -> str:
-        """As the base class has it: a statement may have semicolons in it."""
+        """A statement may have semicolons in it."""
         ended = "".join(f"{statement}\n//\n" for statement in statements)
         return ended and f"DELIMITER //\n{ended}DELIMITER ;\n"
 
     def untrackable(self, tables: Collection[str]) -> dict[str, str]:
-        """As the base class has it."""
         faults = super().untrackable(tables)
         queries = {
             ACTION: "SELECT table_name FROM information_schema.referential_constraints "
@@ -263,11 +262,9 @@ class MySQLTriggers(Triggers):
             self.execute([f"SET {', '.join(back)}"])
 
     def is_held(self, error: DatabaseError) -> bool:
-        """As the base class has it."""
         return error.args[:1] in ((1205,), (1213,))
 
     def saved(self, names: Iterable[str]) -> dict[str, str]:
-        """As the base class has it."""
         found = {}
         with self.connection.cursor() as cursor:
             for name in names:
@@ -276,7 +273,6 @@ class MySQLTriggers(Triggers):
         return found
 
     def lost(self, saved: dict[str, str]) -> list[str]:
-        """As the base class has it."""
         there = {name for made in self.present().values() for name in made}
         lost = [statement for name, statement in saved.items() if name not in there]
         return [PLAIN_MODE, *lost, MODE_BACK] if lost else []

@@ -38,7 +38,6 @@ class PostgreSQL(Dialect):
     }
 
     def columns(self, tables: Collection[str]) -> dict[tuple[str, str], tuple[str, str]]:
-        """As the base class has it."""
         quote = self.connection.ops.quote_name
         quoted = {name: quote(name) for name in tables if regclass(quote(name))}
         return self._described(
@@ -52,7 +51,7 @@ class PostgreSQL(Dialect):
         )
 
     def exact(self, kind: str, value: str) -> str | None:
-        """As the base class has it. JSON has dates without DateStyle, also those that Python lacks."""
+        """JSON has dates without DateStyle, also those that Python lacks."""
         plain = kind.partition("(")[0]
         if plain in (WHOLE, TEXT):
             return value
@@ -63,7 +62,6 @@ class PostgreSQL(Dialect):
         return f"{value}::text" if plain in AS_TEXT else None
 
     def as_exact(self, kind: str, part: Any) -> Any:
-        """As the base class has it."""
         if kind.startswith("bpchar"):
             return str(part).rstrip(" ")
         if kind.startswith("timestamp"):
@@ -71,19 +69,17 @@ class PostgreSQL(Dialect):
         return super().as_exact(kind, part)
 
     def read_back(self, kind: str, exact: str) -> str:
-        """As the base class has it."""
         plain = kind.partition("(")[0]
         return exact if plain in (WHOLE, TEXT) else f"CAST({exact} AS {plain})"
 
     def stored(self, column: Column, value: str) -> str:
-        """As the base class has it."""
         if family(column.field) not in CONVERTED:
             return value
         kind = value_field(column.field).rel_db_type(self.connection)
         return f"CAST({value} AS {kind})"
 
     def among(self, columns: Sequence[str], keys: Collection[Key]) -> SQL:
-        """As the base class has it; thousands of values are read faster as one array."""
+        """Thousands of values are read faster as one array."""
         if len(columns) > 1:
             return super().among(columns, keys)
         # An array of a smaller type would be looked through for each row of a column of a larger one.
@@ -91,23 +87,21 @@ class PostgreSQL(Dialect):
         return SQL(f"{columns[0]} = ANY(%s{whole})", (_array(keys),))
 
     def array(self, keys: Keys) -> Array | None:
-        """As the base class has it."""
         return _array(keys.keys) if len(keys.keys[0]) == 1 else None
 
     def unlike(self, field: AnyField, left: str, right: str) -> str:
-        """As the base class has it. Texts that a collation takes for equal are compared as bytes."""
+        """Texts that a collation takes for equal are compared as bytes."""
         exact = '::text COLLATE "C"' if self.folds(field) else ""
         return f"{left}{exact} IS DISTINCT FROM {right}{exact}"
 
     def folds(self, field: AnyField) -> bool:
-        """As the base class has it."""
         return super().folds(field) or self.kind_of(field) == "citext"
 
     def bytes_literal(self, digits: str) -> str:
         return f"'\\x{digits}'"
 
     def utc(self, value: str, zone: str) -> SQL:
-        """As the base class has it; POSIX counts offsets the other way."""
+        """POSIX counts offsets the other way."""
         return SQL(f"({value} AT TIME ZONE %s)", (opposite(zone),))
 
 

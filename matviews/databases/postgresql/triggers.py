@@ -102,7 +102,7 @@ class PostgreSQLTriggers(Triggers):
         self._places: dict[str, Place] = {}
 
     def present(self) -> dict[str, dict[str, str]]:
-        """As the base class has it; those that call our functions, in whatever schema their table is.
+        """Those that call our functions, in whatever schema their table is.
 
         A function of a role that may not write the log is not ours, whatever its name is. Nor is a trigger
         of our name that calls another function than that of its name.
@@ -125,7 +125,7 @@ class PostgreSQLTriggers(Triggers):
         return found
 
     def present_of(self, table: str) -> str:
-        """As the base class has it; to plan the whole catalog would take longer than all else of a query."""
+        """To plan the whole catalog would take longer than all else of a query."""
         return (
             f"(SELECT pg_catalog.string_agg({self.made}, ' ') FROM pg_trigger t WHERE t.tgrelid = "
             f"(SELECT pg_catalog.to_regclass(CASE WHEN {table} {LIKE} '\"%%\"' THEN {table}::pg_catalog.text "
@@ -134,7 +134,7 @@ class PostgreSQLTriggers(Triggers):
         )
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
-        """As the base class has it. The function writes the log with the rights of its owner, for
+        """The function writes the log with the rights of its owner, for
         those who may write to the table need not have them.
 
         It is dropped before: else it would keep the owner and the rights that somebody gave it. The trigger
@@ -238,7 +238,7 @@ class PostgreSQLTriggers(Triggers):
 
     @contextmanager
     def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
-        """As the base class has it: by a setting of the transaction."""
+        """By a setting of the transaction."""
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT current_setting(%s, true)", [SUPPRESSED])
             before = cursor.fetchone()[0] or ""
@@ -314,7 +314,7 @@ class PostgreSQLTriggers(Triggers):
         return f'CASE WHEN {name} IS NULL THEN NULL ELSE {text} END COLLATE pg_catalog."C"'
 
     def literal(self, text: str) -> str:
-        """As the base class has it; what a backslash is depends on `standard_conforming_strings`."""
+        """What a backslash is depends on `standard_conforming_strings`."""
         doubled = text.replace("\\", "\\\\")
         return f" E{super().literal(doubled)}" if "\\" in text else super().literal(text)
 
@@ -365,7 +365,7 @@ class PostgreSQLTriggers(Triggers):
         return f"{self.name(self._schema)}.{self.name(name)}"
 
     def drop(self, table: str, names: Iterable[str]) -> list[str]:
-        """As the base class has it; removing a function removes its trigger."""
+        """Removing a function removes its trigger."""
         return [
             f"DROP FUNCTION IF EXISTS {self._of_ours(name)}({arguments}) CASCADE"
             for name in sorted(names)
@@ -373,7 +373,7 @@ class PostgreSQLTriggers(Triggers):
         ]
 
     def strays(self) -> set[str]:
-        """As the base class has it: a function stays when its table is dropped."""
+        """A function stays when its table is dropped."""
         present = set[str]().union(*self.present().values())
         return {name for name, _arguments, _public in self._functions()} - present
 
@@ -395,7 +395,6 @@ class PostgreSQLTriggers(Triggers):
             ]
 
     def exposed(self) -> list[str]:
-        """As the base class has it."""
         names = sorted({name for name, _arguments, public in self._functions() if public})
         found = [f"the function {name}" for name in names]
         with self.connection.cursor() as cursor:
@@ -408,7 +407,6 @@ class PostgreSQLTriggers(Triggers):
         return [*found, f"the table {LOG_SECRET}"] if readable else found
 
     def secure(self) -> None:
-        """As the base class has it."""
         self.execute(
             f"REVOKE ALL ON FUNCTION {self._of_ours(name)}({arguments}) FROM PUBLIC"
             for name, arguments, public in self._functions()
@@ -416,7 +414,7 @@ class PostgreSQLTriggers(Triggers):
         )
 
     def untrackable(self, tables: Collection[str]) -> dict[str, str]:
-        """As the base class has it; a statement on one table of a family may change another."""
+        """A statement on one table of a family may change another."""
         names = [table for table in tables if regclass(self.name(table))]
         faults = dict.fromkeys(tables, MISSING)
         with self.connection.cursor() as cursor:
@@ -438,7 +436,7 @@ class PostgreSQLTriggers(Triggers):
 
     @contextmanager
     def definitions(self, tables: int = 1) -> Iterator[None]:
-        """As the base class has it; nor may a process that stands still keep a table."""
+        """Nor may a process that stands still keep a table."""
         alone = not self.connection.in_atomic_block
         with super().definitions(tables):
             self.execute([f"SET LOCAL lock_timeout = {max(WAIT // max(tables, 1), 50)}"])
@@ -447,7 +445,7 @@ class PostgreSQLTriggers(Triggers):
             yield
 
     def is_held(self, error: DatabaseError) -> bool:
-        """As the base class has it; a connection that was closed for standing still counts too."""
+        """A connection that was closed for standing still counts too."""
         return sqlstate(error) in HELD
 
 

@@ -30,7 +30,7 @@ class SQLite(Dialect):
     most_keys = 1_000  # a statement has at most 32,766 parameters
 
     def kind(self, type_name: str) -> str:
-        """As the base class has it: by the affinity that the name of a type gives to a column."""
+        """By the affinity that the name of a type gives to a column."""
         name = type_name.upper()
         if "INT" in name:
             return WHOLE
@@ -41,7 +41,6 @@ class SQLite(Dialect):
         return "real" if any(part in name for part in ("REAL", "FLOA", "DOUB")) else NUMBER
 
     def columns(self, tables: Collection[str]) -> dict[tuple[str, str], tuple[str, str]]:
-        """As the base class has it."""
         marks = ", ".join(["%s"] * len(tables))
         with self.connection.cursor() as cursor:
             cursor.execute(
@@ -53,26 +52,25 @@ class SQLite(Dialect):
         return {(table, name): (kind, _collation(sql, name)) for table, name, kind, sql in rows}
 
     def same_collation(self, of_model: str, of_column: str) -> bool:
-        """As the base class has it."""
         return (of_model or "BINARY").upper() == (of_column or "BINARY").upper()
 
     def exact(self, kind: str, value: str) -> str | None:
-        """As the base class has it. A sign keeps the driver from reading it as the column's type."""
+        """A sign keeps the driver from reading it as the column's type."""
         return f"+{value}"
 
     def read_back(self, kind: str, exact: str) -> str:
-        """As the base class has it: the column, with its affinity."""
+        """The column, with its affinity."""
         return exact.removeprefix("+")
 
     def logged(self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]) -> SQL:
-        """As the base class has it; JSON holds values as the table does."""
+        """JSON holds values as the table does."""
         row = f"({', '.join(['%s'] * len(columns))})"
         return SQL(
             f"VALUES {', '.join([row] * len(rows))}", tuple(value for row in rows for value in row)
         )
 
     def stored(self, column: Column, value: str) -> str:
-        """As the base class has it. A column as such is kept as it is, whatever stands in it."""
+        """A column as such is kept as it is, whatever stands in it."""
         place = column_of(column.expression)
         if place and self._alike(place[1], column.field):
             return value
@@ -84,16 +82,14 @@ class SQLite(Dialect):
         return self.kind_of(one) == self.kind_of(other) and len(places) == 1
 
     def unlike(self, field: AnyField, left: str, right: str) -> str:
-        """As the base class has it."""
         exact = " COLLATE BINARY" if self.folds(field) else ""
         return f"{left}{exact} IS NOT {right}"
 
     def smaller(self, left: str, right: str) -> str:
-        """As the base class has it."""
         return f"min({left}, {right})"
 
     def among(self, columns: Sequence[str], keys: Collection[Key]) -> SQL:
-        """As the base class has it; several columns are compared with rows of VALUES only."""
+        """Several columns are compared with rows of VALUES only."""
         condition = super().among(columns, keys)
         several = len(columns) > 1 and keys
         return (
@@ -103,14 +99,14 @@ class SQLite(Dialect):
         )
 
     def lacking(self, keys: SQL, key: Sequence[str], wanted: Sequence[str]) -> SQL:
-        """As the base class has it; NOT IN, or the keys would be computed for each row."""
+        """NOT IN, or the keys would be computed for each row."""
         return SQL(f"{self.row(wanted)} NOT IN ({keys.text})", keys.params)
 
     def numbers_in(self, column: str) -> tuple[str, str]:
         return f"CROSS JOIN json_each({column}) numbers", "numbers.value"
 
     def utc(self, value: str, zone: str) -> SQL:
-        """As the base class has it, by a function that Django adds to SQLite.
+        """By a function that Django adds to SQLite.
 
         It goes from a zone to another, but of fixed offsets it only knows the second.
         """

@@ -24,11 +24,11 @@ class SQLiteTriggers(Triggers):
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "replace")
 
     def events_of(self, spec: TriggerSpec) -> list[str]:
-        """As the base class has it: what is replaced has links that are to be logged, or says no more."""
+        """What is replaced has links that are to be logged, or says no more."""
         return [each for each in super().events_of(spec) if each != "replace" or spec.links]
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
-        """As the base class has it. REPLACE fires no trigger for the rows that it deletes, so each
+        """REPLACE fires no trigger for the rows that it deletes, so each
         INSERT looks for such rows before.
         """
         if event == "replace":
@@ -59,7 +59,7 @@ class SQLiteTriggers(Triggers):
         )
 
     def untrackable(self, tables: Collection[str]) -> dict[str, str]:
-        """As the base class has it; a virtual table can have no trigger."""
+        """A virtual table can have no trigger."""
         with self.connection.cursor() as cursor:
             cursor.execute(
                 "SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE %%'"
@@ -96,7 +96,7 @@ class SQLiteTriggers(Triggers):
 
     @contextmanager
     def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
-        """As the base class has it: without the triggers, which nobody else sees meanwhile."""
+        """Without the triggers, which nobody else sees meanwhile."""
         marks = ", ".join(["%s"] * len(tables))
         with self.connection.cursor() as cursor:
             cursor.execute(
@@ -132,7 +132,6 @@ class SQLiteTriggers(Triggers):
         return {tuple(filter(None, columns)) for columns in found.values() if all(columns)}
 
     def _same(self, table: str, columns: Collection[str]) -> str:
-        """As the base class has it."""
         return " AND ".join(
             f"OLD.{name} COLLATE BINARY IS NEW.{name}" for name in map(self.name, sorted(columns))
         )

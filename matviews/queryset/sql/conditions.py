@@ -81,7 +81,6 @@ class Inside(_Condition):
         self.dialect, self.within = dialect, within
 
     def condition(self, columns: list[SQL]) -> SQL:
-        """As the base class has it."""
         inside = self.dialect.inside([each.text for each in columns], self.within)
         params = (param for each in columns for param in each.params)
         return SQL(inside.text, (*params, *inside.params))
@@ -91,7 +90,6 @@ class Filtered(Inside):
     """Whether columns are among some keys, where no index serves them together: each row is asked."""
 
     def condition(self, columns: list[SQL]) -> SQL:
-        """As the base class has it."""
         return self.dialect.opaque(super().condition(columns))
 
 
@@ -109,7 +107,6 @@ class Absent(_Condition):
         self.table, self.key = table, key
 
     def condition(self, columns: list[SQL]) -> SQL:
-        """As the base class has it."""
         same = equal(qualified(self.table, self.key), [each.text for each in columns])
         params = tuple(param for each in columns for param in each.params)
         return SQL(f"NOT EXISTS (SELECT 1 FROM {self.table} WHERE {same})", params)

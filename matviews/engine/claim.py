@@ -1,0 +1,88 @@
+"""Claiming a batch: who works on a shard, and the token that lets one batch commit per message."""
+
+import os
+import socket
+from contextlib import suppress
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError
+from django.db.models import Case, F, Q, When
+
+from ..conf import get_settings
+from ..databases.clock import UtcNow
+from ..models import ViewShard
+from ..redact import bounded
+from .locking import update_if_current
+from .messages import Message
+from .transactions import (
+    short_transaction,
+)
+
+__all__ = ["advance_token", "claim", "is_claimed", "withdraw", "worker_name"]
+
+
+MAX_NAME_LENGTH = 200  # characters
+
+
+def is_claimed(message: Message) -> bool:
+    """Whether somebody has claimed the batch and not committed it."""
+    shard = ViewShard.objects.filter(pk=message.shard_id, token=message.token)
+    return shard.filter(claimed_token=message.token).exists()
+
+
+def claim(message: Message) -> bool:
+    """Record who is about to work, in a transaction of its own, so that a killed worker is counted.
+
+    Returns:
+        False if the token has moved on, another worker has claimed the batch, or the row is locked.
+    """
+    nobody, changes = _claim_changes(_lease())
+    return update_if_current(
+        message.shard_id, message.token, nobody, worker=worker_name(), **changes
+    )
+
+
+# Hashing an expression takes longer than running the statement that was compiled from it.
+@lru_cache(maxsize=4)
+def _claim_changes(lease: timedelta) -> tuple[Q, dict[str, Any]]:
+    nobody = ~Q(claimed_token=F("token")) | Q(claimed_at__lt=UtcNow() - lease)
+    # MySQL assigns from left to right: the count must come before the columns that it reads.
+    return nobody, {
+        "attempts": Case(When(claimed_token=F("token"), then=F("attempts") + 1), default=1),
+        "claimed_token": F("token"),
+        "claimed_at": UtcNow(),
+        "resend_after": UtcNow() + lease,
+        "resends": 0,
+        "claims": F("claims") + 1,
+    }
+
+
+def advance_token(message: Message, **changes: Any) -> bool:
+    """Take the shard for the current transaction; False if the token has moved on since the claim."""
+    changes = _next_token(_lease()) | changes
+    return update_if_current(message.shard_id, message.token, **changes)
+
+
+@lru_cache(maxsize=4)
+def _next_token(lease: timedelta) -> dict[str, Any]:
+    return {"token": F("token") + 1, "resend_after": UtcNow() + lease}
+
+
+def worker_name() -> str:
+    """The name in this process's claims: `host:pid`."""
+    return bounded(f"{socket.gethostname()}:{os.getpid()}", MAX_NAME_LENGTH)
+
+
+def _lease() -> timedelta:
+    return timedelta(seconds=get_settings().LEASE)
+
+
+def withdraw(message: Message) -> None:
+    """Take our claim back: no worker died, and the batch may run again at once."""
+    ours = ViewShard.objects.filter(pk=message.shard_id, worker=worker_name())
+    with suppress(DatabaseError, InterfaceError), short_transaction():
+        ours.filter(token=message.token, claimed_token=message.token).update(
+            claimed_token=0, resend_after=None
+        )
