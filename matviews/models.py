@@ -15,9 +15,9 @@ from .databases.clock import UtcNow
 from .definition import ViewDefinition, ViewOptions
 from .limits import REFRESH_INTERVAL
 from .phases import Phase
+from .presentation import pluralize
 from .registry import registry
 from .states import RefreshState, RunState, check_transition
-from .words import counted
 
 __all__ = [
     "LONGEST_JITTER",
@@ -440,7 +440,7 @@ class Refresh(Bookkeeping):
         """What asked for it first, who where that is known, and how many requests joined it."""
         first = f"{self.origin}: {self.requested_by}" if self.requested_by else self.origin
         joined = self.requests - 1
-        return f"{first}, and {counted(joined, 'more request')}" if joined else first
+        return f"{first}, and {pluralize(joined, 'more request')}" if joined else first
 
 
 class PhaseRun(Bookkeeping):
@@ -508,11 +508,6 @@ class PhaseRun(Bookkeeping):
     def done(self) -> int:
         """What the estimate is of: keys checked for a derived phase, else rows written."""
         return self.keys_scanned if self.fingerprint else self.rows
-
-    @property
-    def rate(self) -> float | None:
-        """Rows per second of work, None before the first."""
-        return self.rows / self.seconds if self.seconds else None
 
     def move_to(self, state: RunState) -> None:
         """Change the state, if the table of transitions allows it.

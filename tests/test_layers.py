@@ -21,6 +21,7 @@ ROOMS = {"matviews": ROOT / "matviews", "matviews.tasks": ROOT / "tasks"}
 LAYERS = [
     {
         "phases",
+        "presentation",
         "exceptions",
         "conf",
         "limits",
@@ -29,7 +30,6 @@ LAYERS = [
         "signals",
         "sqlstate",
         "states",
-        "words",
     },
     {
         "contract",
