@@ -903,7 +903,7 @@ class TestValidation:
             ({"every": 0}, "every", "An interval is at least 1."),
             ({"every": -5}, "every", "An interval is at least 1."),
             ({"every": None}, "every", "Give an interval or choose a crontab."),
-            ({"every": 3651, "period": "days"}, "every", "An interval is at most 3650 days."),
+            ({"every": 3651, "period": "days"}, "every", "An interval is at most 3,650 days."),
             ({"every": 1, "period": "weeks"}, "period", "Value 'weeks' is not a valid choice."),
             ({"phases": ["upsert"]}, "phases", "sample.Limited has no phase upsert; it has insert"),
             ({"phases": "insert"}, "phases", "Give a list of phases, of insert, update, delete;"),

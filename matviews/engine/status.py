@@ -38,7 +38,7 @@ class ViewStatus:
     Attributes:
         label: the view.
         state: in a word; of what applies, the first in the order of `_state`.
-        changed: the phases whose rows are those of another definition than the code's.
+        definition_changed: the phases whose rows were built by another definition than the current one.
         enabled: whether it is refreshed at all.
         paused: whether its work is held.
         include_in_refresh_all: whether a refresh of all views includes it.
@@ -65,7 +65,7 @@ class ViewStatus:
 
     label: str
     state: ViewState
-    changed: tuple[Phase, ...] = ()
+    definition_changed: tuple[Phase, ...] = ()
     enabled: bool = True
     paused: bool = False
     include_in_refresh_all: bool = True
@@ -223,7 +223,7 @@ def _status(
     return ViewStatus(
         label=label,
         state=_state(control, target, faults),
-        changed=changed,
+        definition_changed=changed,
         enabled=control.enabled,
         paused=control.paused,
         include_in_refresh_all=control.include_in_refresh_all,
