@@ -655,7 +655,7 @@ class TestChecksOfCelery:
 
         assert ids(problems) == (["matviews.W002"] if missing else [])
         assert all(
-            f"lack {missing}:" in p.msg and "2 (seconds)" in (p.hint or "") for p in problems
+            f"do not set {missing}:" in p.msg and "2 (seconds)" in (p.hint or "") for p in problems
         )
 
 
