@@ -161,7 +161,7 @@ def _attempt(work: Callable[[], object]) -> None:
         work()
     except Exception as error:  # noqa: BLE001 - the next run tries again
         trace = traceback_text(error, trusted=False)
-        logger.error("maintenance could not %s\n%s", work.__name__, trace)  # noqa: TRY400 - it may hold values of rows
+        logger.error("maintenance could not %s\n%s", work.__name__, trace)  # noqa: TRY400 - a traceback may hold values of rows
 
 
 _BATCH_TASKS = {

@@ -107,7 +107,7 @@ def crontab_after(crontab: Any, last: datetime) -> datetime | None:
     try:
         aware = timezone.make_aware(last) if timezone.is_naive(last) else last
         remaining: timedelta = crontab.schedule.remaining_estimate(aware)
-    except Exception:  # noqa: BLE001 - an impossible crontab has many errors; beat would die of them
+    except Exception:  # noqa: BLE001 - an impossible crontab raises anything, and would kill beat
         return None
     return timezone.now() + remaining
 

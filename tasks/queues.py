@@ -13,7 +13,7 @@ def queues_in_words(*tasks: str) -> str:
     """The queues to which this process sends some tasks, as in "the queue 'celery'"."""
     try:
         names = {_queue_of(task) for task in tasks}
-    except Exception:  # noqa: BLE001 - routes are the project's, and may be functions
+    except Exception:  # noqa: BLE001 - the project's routes may be functions that raise anything
         return "the queue of its tasks"
     listed = " and ".join(repr(name) for name in sorted(names))
     return f"the queue{'s' if len(names) > 1 else ''} {listed}"

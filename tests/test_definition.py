@@ -134,7 +134,9 @@ class TestWhatIsAView:
         assert "sample.Stand" not in registry
         with pytest.raises(UnknownView) as error:
             Stand.refresh()
-        assert str(error.value) == "Stand is a proxy of the view sample.Base: refresh that."
+        assert str(error.value) == (
+            "Stand is a proxy of the view sample.Base: refresh that view instead."
+        )
 
     def test_a_proxy_of_another_model_cannot_be_one(self) -> None:
         class Plain(models.Model):
