@@ -13,6 +13,7 @@ from .conf import get_settings
 from .databases import dialect_of
 from .databases.clock import UtcNow
 from .definition import ViewDefinition, ViewOptions
+from .json_fields import CheckpointField, CheckpointsField, DrainsField
 from .limits import REFRESH_INTERVAL
 from .phases import Phase
 from .presentation import pluralize
@@ -369,8 +370,8 @@ class ViewShard(Bookkeeping):
     drain_number = models.BigIntegerField(default=0)
     full_refresh_after = models.BigIntegerField(default=0)
     full_refresh_reason = models.CharField(max_length=255, blank=True)
-    pending = models.JSONField(default=list)
-    checkpoints = models.JSONField(default=dict)
+    pending = DrainsField(default=list)
+    checkpoints = CheckpointsField(default=dict)
 
     objects = PrimaryManager["ViewShard"]()
 
@@ -475,7 +476,7 @@ class PhaseRun(Bookkeeping):
     stage = models.CharField(max_length=255, blank=True)
     fingerprint = models.CharField(max_length=64, blank=True)
     restarts = models.PositiveSmallIntegerField(default=0)
-    checkpoint = models.JSONField(null=True)
+    checkpoint = CheckpointField(null=True)
     dirty_after = models.BigIntegerField(null=True)
     full_refresh_reason = models.CharField(max_length=255, blank=True)
     seconds = models.FloatField(default=0.0)
