@@ -1,12 +1,9 @@
 """Counts, rates, durations, times and progress as people read them, in the command and in the admin."""
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from django.utils import timezone
-
-if TYPE_CHECKING:
-    from .engine import Progress, RowCount
 
 __all__ = [
     "format_duration", "format_progress", "format_rate", "format_row_count", "format_time", "format_work",
@@ -15,6 +12,23 @@ __all__ = [
 
 MIN_WHOLE_RATE = 10  # rows or keys per second from which a decimal place says nothing
 MIN_WHOLE_SECONDS = 9.95  # the same for seconds
+
+
+class Counts(Protocol):
+    """What is shown of `engine.Progress`, which this layer must not import."""
+
+    @property
+    def unit(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int | None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def batches(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -28,9 +42,9 @@ def rows_in_batches(rows: int, batches: int) -> str:
     return f"{pluralize(rows, 'row')} in {pluralize(batches, 'batch')}"
 
 
-def format_row_count(count: "RowCount") -> str:
+def format_row_count(rows: int, *, exact: bool) -> str:
     """The rows of a table, marked with ~ if the database only estimates them."""
-    return f"{'' if count.exact else '~'}{count.rows:,}"
+    return f"{'' if exact else '~'}{rows:,}"
 
 
 def format_rate(rate: float, unit: str) -> str:
@@ -72,7 +86,7 @@ def time_ago(when: datetime, *, now: datetime) -> str:
     return f"in {format_duration(when - now)}"
 
 
-def format_progress(progress: "Progress") -> str:
+def format_progress(progress: Counts) -> str:
     """How much of the work is done, and how many rows it wrote."""
     by_keys = progress.unit == "key"
     written = f", {pluralize(progress.rows, 'row')} written" if by_keys else ""
@@ -83,7 +97,7 @@ def format_progress(progress: "Progress") -> str:
     return f"{pluralize(progress.done, progress.unit)}{' checked' if by_keys else ''}{written}"
 
 
-def format_work(progress: "Progress") -> str:
+def format_work(progress: Counts) -> str:
     """What finished runs did: rows and batches, with the keys checked or else the rate."""
     wrote = rows_in_batches(progress.rows, progress.batches)
     if progress.unit == "key" and progress.done:

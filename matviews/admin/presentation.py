@@ -42,7 +42,7 @@ def state_text(status: ViewStatus) -> str:
 
 def row_count(count: RowCount | None) -> str:
     """The number of rows of a view."""
-    return "no table" if count is None else format_row_count(count)
+    return "no table" if count is None else format_row_count(count.rows, exact=count.exact)
 
 
 def last_successes(successes: Mapping[Phase, datetime | None]) -> SafeString:

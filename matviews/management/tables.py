@@ -105,10 +105,16 @@ def _cells(status: ViewStatus) -> tuple[str, ...]:
         status.label,
         status.state,
         _enabled(status),
-        "?" if status.rows is None else format_row_count(status.rows),
+        _rows(status),
         format_time(status.last_success) if status.last_success else "never",
         _length(status.age),
         _length(status.change_lag),
+    )
+
+
+def _rows(status: ViewStatus) -> str:
+    return (
+        "?" if status.rows is None else format_row_count(status.rows.rows, exact=status.rows.exact)
     )
 
 
