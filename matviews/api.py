@@ -1,7 +1,7 @@
 """The functions that a project calls.
 
-They import the engine when they are called, because views are defined before Django's apps are loaded, and
-the engine can be imported only after that.
+They import the engine when they are called, because views are defined before Django's apps are
+loaded, and the engine can be imported only after that.
 """
 
 import warnings
@@ -60,11 +60,11 @@ def refresh(
     """Request a refresh of a view, which workers run in the background.
 
     The request is recorded in the database, and its messages are sent after the current transaction
-    commits. This never waits for a running batch. A broker that is down delays the work, but no work is
-    lost.
+    commits. This never waits for a running batch. A broker that is down delays the work, but no
+    work is lost.
 
-    If changes of the view are tracked and none has been logged since its last success, the view is up
-    to date: the request is recorded as a refresh that has succeeded, and nothing else happens.
+    If changes of the view are tracked and none has been logged since its last success, the view is
+    up to date: the request is recorded as a refresh that has succeeded, and nothing else happens.
 
     Args:
         view: the view's class or label.
@@ -87,7 +87,7 @@ def refresh(
 
 
 def _warn_in_test(requested: "Refresh") -> None:
-    """Warn inside a test's transaction, which never commits. Django's test runners create `mail.outbox`."""
+    """Warn in a test's transaction, which never commits. Test runners create `mail.outbox`."""
     from . import engine
 
     if hasattr(mail, "outbox") and transaction.get_connection(engine.alias()).in_atomic_block:
@@ -103,8 +103,8 @@ def _warn_in_test(requested: "Refresh") -> None:
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
     """Whether no phase of a view has pending work, according to its `needs_*` hooks.
 
-    If changes of the view are tracked and none has been logged since its last success, it is fresh, and
-    its source is not read.
+    If changes of the view are tracked and none has been logged since its last success, it is fresh,
+    and its source is not read.
 
     Args:
         view: the view's class or label.
@@ -122,18 +122,21 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
 def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]:
     """Have the next refresh of a view compare rows again, because of a change that no trigger logs.
 
-    This is part of the current transaction, and a rollback undoes it. It does not request a refresh.
+    This is part of the current transaction, and a rollback undoes it. It does not request a
+    refresh.
 
     Args:
         view: the view's class or label.
         keys: the keys of the rows, as values, or as tuples if the key has several fields; a
-            `values_list` queryset will do. All rows by default. Each key is converted once by the view's
-            field, as in `filter(field=key)`. Pass a date that Python cannot hold as the database's text.
+            `values_list` queryset will do. All rows by default. Each key is converted once by the
+            view's field, as in `filter(field=key)`. Pass a date that Python cannot hold as the
+            database's text.
 
     Returns:
-        Those of the keys that neither the view nor its source has at this moment, as they were given:
-        perhaps a field spells them differently from the database. They are marked all the same, because
-        their rows may still be uncommitted. Empty if the next refresh compares all keys anyway.
+        Those of the keys that neither the view nor its source has at this moment, as they were
+        given: perhaps a field spells them differently from the database. They are marked all the
+        same, because their rows may still be uncommitted. Empty if the next refresh compares all
+        keys anyway.
 
     Raises:
         UnknownView, InvalidView, ViewNotReady.
@@ -148,11 +151,12 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]
 def untracked(*models: "type[Model] | str") -> Iterator[None]:
     """A transaction for a bulk load: it logs no changes of some models, and full refreshes follow.
 
-    This saves the cost of the triggers. After the commit, the next refresh of every view that reads one
-    of the models is full. Changes of all other models are logged as usual.
+    This saves the cost of the triggers. After the commit, the next refresh of every view that reads
+    one of the models is full. Changes of all other models are logged as usual.
 
     Args:
-        models: the models that are written to, or their labels. This includes the tables of their parents.
+        models: the models that are written to, or their labels. This includes the tables of their
+            parents.
 
     Raises:
         LookupError: a model does not exist.
@@ -175,8 +179,8 @@ def untracked(*models: "type[Model] | str") -> Iterator[None]:
 def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> "Verification":
     """Compare a view with what its `source()` returns now.
 
-    One statement, and so one snapshot, compares each range of a few thousand keys. Changes of the source
-    since the last refresh show up as differences, of course.
+    One statement, and so one snapshot, compares each range of a few thousand keys. Changes of the
+    source since the last refresh show up as differences, of course.
 
     Args:
         view: the view's class or label.

@@ -1,8 +1,8 @@
 """System checks: what is known to be wrong before anything runs.
 
-Problems of a single view are found when its class is defined (`definition.py`). They are reported here,
-with those that only settings or databases show. A problem of one view is a warning at most: Django runs
-the checks in `migrate` and `makemigrations`, and an error would stop both.
+Problems of a single view are found when its class is defined (`definition.py`). They are reported
+here, with those that only settings or databases show. A problem of one view is a warning at most:
+Django runs the checks in `migrate` and `makemigrations`, and an error would stop both.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def check_views(**_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.models)
 def check_sources(**_kwargs: Any) -> list[CheckMessage]:
-    """W115 to W120, W006 to W010, W012, W036 and W037, of views with `source()`; W009 of every view.
+    """W115 to W120, W006 to W010, W012, W036 and W037, for `source()`; W009 for every view.
 
     Skips what needs a database that is not reachable, or tables that are not migrated.
     """
@@ -120,7 +120,7 @@ def check_grants(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_columns(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """W018: a column of a key or link has another type or collation in the database than in its model."""
+    """W018: a column of a key or link has another type or collation than its model says."""
     alias = router.db_for_write(TrackedTable)
     if alias not in (databases or ()):
         return []
@@ -161,7 +161,7 @@ def check_triggers(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_rights(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """W013: PUBLIC may call the triggers' functions or read their secret. W014: a trigger's owner no longer exists."""
+    """W013: PUBLIC may call trigger functions or read the secret. W014: an owner is gone."""
     alias = router.db_for_write(TrackedTable)
     if alias not in (databases or ()):
         return []

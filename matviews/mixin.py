@@ -17,21 +17,21 @@ __all__ = ["MaterializedView"]
 class MaterializedView(ViewMarker):
     """Mixin that makes a concrete Django model a view. The bases may stand in either order.
 
-    Either the model defines the class method `source`, which returns a queryset whose columns are named
-    like fields of the view (`.values(...).annotate(...)`). All hooks that the model does not define are
-    derived from it.
+    Either the model defines the class method `source`, which returns a queryset whose columns are
+    named like fields of the view (`.values(...).annotate(...)`). All hooks that the model does not
+    define are derived from it.
 
     Or the model defines the hooks `needs_insert`, `do_insert`, `needs_update`, `do_update`,
     `needs_delete` and `do_delete` as class methods, or those of the phases in `MatviewMeta.phases`.
 
-    `needs_*` returns whether there is work: a bool, or an int that estimates the rows, for progress. It
-    may declare `shard`.
+    `needs_*` returns whether there is work: a bool, or an int that estimates the rows, for
+    progress. It may declare `shard`.
 
     `do_*` writes at most one batch and returns the number of rows written. It may declare
 
     * `limit`: the largest number of rows to write; the hook is called until `needs_*` is false;
-    * `cursor`: the cursor of the `Batch` that the last call returned, None at first; the hook returns a
-      `Batch` and is called until its cursor is None;
+    * `cursor`: the cursor of the `Batch` that the last call returned, None at first; the hook
+      returns a `Batch` and is called until its cursor is None;
     * `shard`: the `Shard` whose keys it processes.
 
     A hook that declares neither `limit` nor `cursor` does the whole phase and is called once.

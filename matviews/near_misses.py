@@ -1,4 +1,4 @@
-"""Probable typos: names in a view's class that are nearly right, and classes that are nearly views."""
+"""Probable typos: names in a view that are nearly right, classes that are nearly views."""
 
 import inspect
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Counts, rates, durations, times and progress as people read them, in the command and in the admin."""
+"""Counts, rates, durations, times and progress as people read them."""
 
 from datetime import datetime, timedelta
 from typing import Protocol

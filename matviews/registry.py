@@ -35,7 +35,8 @@ class Registry:
     def register(self, model: type[Model]) -> ViewDefinition:
         """Add a view. Models are added when they are defined; tests may add others.
 
-        A class that is defined again under the same label, as on a reload, replaces the earlier one.
+        A class that is defined again under the same label, as on a reload, replaces the earlier
+        one.
 
         Raises:
             InvalidView: the class is abstract or not a model with the mixin.

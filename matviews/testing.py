@@ -1,7 +1,7 @@
 """For a project's own tests: refreshing views at once, without worker, broker or commit.
 
-`TestCase` and pytest-django's `django_db` never commit, so what `View.refresh()` does after the commit never
-happens there.
+`TestCase` and pytest-django's `django_db` never commit, so what `View.refresh()` does after the
+commit never happens there.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ __all__ = ["refresh_views"]
 def refresh_views(*views: str | type) -> list[Refresh]:
     """Refresh views here and now, each after those that it reads.
 
-    Inside the transaction of a test, this sees what the test has written and is rolled back with it.
+    Inside the transaction of a test, this sees what the test has written and is rolled back with
+    it.
 
     Args:
         views: classes or labels; by default, every view that a refresh of all includes.

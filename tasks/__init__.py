@@ -1,8 +1,8 @@
 """The Celery tasks, imported as `matviews.tasks`. Only this package knows Celery.
 
-A message is only a hint: a lost one costs time (`matviews.maintain` re-sends it), a duplicate costs nothing (the
-token admits one). So the tasks keep Celery's default of early acknowledgement, use neither retries nor results,
-and `eta` only to spread the starts of schedules.
+A message is only a hint: a lost one costs time (`matviews.maintain` re-sends it), a duplicate costs
+nothing (the token admits one). So the tasks keep Celery's default of early acknowledgement, use
+neither retries nor results, and `eta` only to spread the starts of schedules.
 """
 
 import logging
@@ -89,7 +89,8 @@ def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
     """Send the task again with an `eta` by the database's clock, if it has to wait.
 
     A worker keeps such a message in memory, unacknowledged. If it dies, the broker may deliver the
-    message again, late or never. That is harmless: requests merge, and the next tick requests again.
+    message again, late or never. That is harmless: requests merge, and the next tick requests
+    again.
     """
     number = isinstance(jitter, (int, float)) and not isinstance(jitter, bool)
     if not (number and 0 <= jitter <= LONGEST_JITTER):
@@ -131,7 +132,7 @@ def delete_batch(shard_id: int, token: int) -> None:
 
 @shared_task(name="matviews.maintain", ignore_result=True, serializer="json")
 def maintain() -> None:
-    """Re-send lost messages, then housekeeping: schedules, shards, stages, history, logs. Runs every minute."""
+    """Re-send lost messages, then do the housekeeping. Runs every minute."""
     if expiry.is_expired(maintain.request):
         return
     messages = engine.rescue()
@@ -216,7 +217,8 @@ def _send_due(settled: Iterable[NextStep]) -> bool:
 def send(messages: Iterable[Message]) -> bool:
     """Send batch messages; if tasks are eager, run their batches here and now.
 
-    A broker that is down is not an error: the work is recorded, and `matviews.maintain` sends it later.
+    A broker that is down is not an error: the work is recorded, and `matviews.maintain` sends it
+    later.
 
     Returns:
         False if the broker refused a message.

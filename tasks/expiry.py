@@ -1,7 +1,8 @@
 """When a message of beat is too old to be obeyed.
 
-Celery's own `expires` compares the clock of beat with that of the worker; a worker whose clock is ahead would
-revoke every message. So the messages carry how long they are valid, and the database's time of sending.
+Celery's own `expires` compares the clock of beat with that of the worker; a worker whose clock is
+ahead would revoke every message. So the messages carry how long they are valid, and the database's
+time of sending.
 """
 
 import json
@@ -39,7 +40,7 @@ def _note_time(*, headers: Any = None, **_kwargs: Any) -> None:
 
 
 def is_expired(request: Any) -> bool:
-    """Whether a task's message is too old by the database's clock. One without the headers never is."""
+    """Whether a message is too old by the database's clock; never without the headers."""
     good_for, sent_at = request.get(GOOD_FOR), request.get(SENT_AT)
     known = all(type(each) in (int, float) for each in (good_for, sent_at))
     if not known or engine.timestamp() <= sent_at + good_for:

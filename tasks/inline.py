@@ -1,4 +1,4 @@
-"""Running batches in this process until the work is done: for eager tasks, the command and tests."""
+"""Running batches in this process to the end: for eager tasks, the command and tests."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator

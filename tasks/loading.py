@@ -1,6 +1,7 @@
-"""Loading controls and schedules from a dump: by `loaddata`, as fixtures of tests, or otherwise deserialized.
+"""Loading controls and schedules from a dump: `loaddata`, fixtures and other deserialized rows.
 
-Bookkeeping is never loaded (`models.Bookkeeping`). Operators' settings are, matched by the names of views.
+Bookkeeping is never loaded (`models.Bookkeeping`). Operators' settings are, matched by the names of
+views.
 """
 
 from typing import Any
@@ -68,7 +69,7 @@ class _Load:
         self.__qualname__ = type(self).__qualname__  # Django logs a failing callback by this name
 
     def control(self, loaded: ViewControl) -> None:
-        """Let a control replace the one with its label, but keep what that knows about this database."""
+        """Let a control replace the one with its label, except what describes this database."""
         own, created = ViewControl.objects.get_or_create(label=loaded.label)
         if loaded.pk is not None and not isinstance(loaded.pk, NamedKey):
             self.controls[loaded.pk] = own.pk
@@ -107,7 +108,7 @@ class _Load:
 
 
 def _load_of(using: str) -> _Load | None:
-    """The load of this transaction; None before our tables exist. It begins with dirtying every view."""
+    """The load of this transaction, which marks every view dirty; None before our tables exist."""
     connection: Any = connections[using]
     within = set(connection.savepoint_ids) - {None}
     for savepoints, each, _robust in connection.run_on_commit:

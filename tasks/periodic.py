@@ -169,7 +169,7 @@ def _jitter(schedule: RefreshSchedule, spread: int) -> int:
 
 
 def _default_jitter(schedules: int) -> int:
-    """Seconds, rounded up to a power of two, so that a new schedule rarely changes the others' rows."""
+    """Seconds, a power of two, so that a new schedule rarely changes the rows of others."""
     seconds = schedules // STARTS_PER_SECOND
     step = 1 << (seconds - 1).bit_length() if seconds else 0
     return min(step, MAX_DEFAULT_JITTER)
@@ -182,7 +182,7 @@ def _expiry(interval: timedelta | None) -> int:
 
 
 def _last_success(schedule: RefreshSchedule, now: datetime) -> datetime:
-    """When its phases last succeeded, at most one interval ago: an overdue schedule is due at once."""
+    """When its phases last succeeded, at most one interval ago; if overdue, it is due at once."""
     overdue = now - (schedule.interval or timedelta())
     phases = schedule.phases or schedule.view.options.phases
     times = [getattr(schedule.view, Phase(phase).success_field) for phase in phases]
@@ -190,7 +190,7 @@ def _last_success(schedule: RefreshSchedule, now: datetime) -> datetime:
 
 
 def our_tasks() -> Any:
-    """The rows under our prefix, also those that a case-insensitive collation considers equal to it."""
+    """The rows with our prefix, in upper or lower case as some collations ignore that."""
     tasks = PeriodicTask.objects.using(alias()).filter(name__istartswith=PREFIX)
     return tasks.order_by("pk")
 

@@ -33,8 +33,8 @@ def reconcile() -> int:
     """Write the periodic tasks as the schedules define them; restore what was edited or deleted.
 
     The number of statements depends neither on the number of schedules nor on how many rows differ,
-    apart from the size limits of one statement. If nothing differs, it only reads. Two calls at once
-    do no harm.
+    apart from the size limits of one statement. If nothing differs, it only reads. Two calls at
+    once do no harm.
 
     Returns:
         How many periodic tasks were created, changed or deleted.
@@ -56,7 +56,7 @@ def reconcile() -> int:
 
 
 def reconcile_if_possible() -> None:
-    """`reconcile` for callers that must not fail: the tables of django-celery-beat may be missing."""
+    """`reconcile` for callers that must not fail, even without django-celery-beat's tables."""
     try:
         reconcile()
     except Exception:  # whatever a database raises
@@ -128,7 +128,7 @@ def _apply(
 
 
 def _starts(desired: DesiredTask, task: Any) -> bool:
-    """Whether the task's clock restarts. Beat itself would add a whole interval, or run a past crontab."""
+    """Whether its first interval begins now: beat would add another, or run a past crontab."""
     other_crontab = desired.fields["crontab_id"] not in (None, task.crontab_id)
     return other_crontab or not task.enabled or task.last_run_at is None
 

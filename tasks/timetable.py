@@ -34,10 +34,10 @@ class ScheduleStatus:
         schedule: the schedule, with its view loaded.
         runs: whether it requests refreshes at present.
         disabled_reason: why it does not, "" if it does.
-        last_sent: when beat last sent its request since it was enabled, None if it did not. Beat saves
-            this every three minutes.
-        next_due: when beat will send the next one, None if it is disabled. The refresh starts within
-            the jitter after that.
+        last_sent: when beat last sent its request since it was enabled, None if it did not. Beat
+            saves this every three minutes.
+        next_due: when beat will send the next one, None if it is disabled. The refresh starts
+            within the jitter after that.
     """
 
     schedule: RefreshSchedule
@@ -48,7 +48,7 @@ class ScheduleStatus:
 
 
 def timetable(labels: Iterable[str] | None = None) -> list[ScheduleStatus]:
-    """The status of every schedule, by view. Queries only the database, in a constant number of statements.
+    """The status of every schedule, by view, in a constant number of statements.
 
     Args:
         labels: the views to include; all by default.

@@ -38,7 +38,8 @@ class ViewStatus:
     Attributes:
         label: the view.
         state: the first in the order of `_state` that applies.
-        definition_changed: the phases whose rows were built by another definition than the current one.
+        definition_changed: the phases whose rows were built by another definition than the current
+            one.
         enabled: whether it is refreshed at all.
         paused: whether its requests wait.
         include_in_refresh_all: whether a refresh of all views includes it.
@@ -46,18 +47,19 @@ class ViewStatus:
         successes: when each of its phases last succeeded, None if one never did.
         last_success: the oldest of these, None if one never did.
         age: time since `last_success`.
-        change_lag: how long ago the oldest change was logged that some phase has yet to process; None if
-            there is none, changes are not tracked, or not all of them are logged.
-        target: how old its rows may be, from the control or the code, or else twice the longest interval
-            of its schedules; None without any of these.
-        staleness: what the target is compared with: the change lag or, if changes do not show how old the
-            rows are, the age; None if the view was never built.
-        not_logged: source tables whose changes should be logged but are not, because their triggers are
-            missing, disabled, replaced, or of another version.
-        fault: why it is not on time, None if it is: the first of REMOVED, INVALID, FAILED, NOT_MIGRATED,
-            NOT_LOGGED, CHANGED, NEVER_BUILT and BEHIND that applies, even if a refresh is open or the view
-            is paused or disabled.
-        open_refreshes: primary keys of its open refreshes, oldest first, at most `MAX_OPEN_REFRESHES`.
+        change_lag: how long ago the oldest change was logged that some phase has yet to process;
+            None if there is none, changes are not tracked, or not all of them are logged.
+        target: how old its rows may be, from the control or the code, or else twice the longest
+            interval of its schedules; None without any of these.
+        staleness: what the target is compared with: the change lag or, if changes do not show how
+            old the rows are, the age; None if the view was never built.
+        not_logged: source tables whose changes should be logged but are not, because their triggers
+            are missing, disabled, replaced, or of another version.
+        fault: why it is not on time, None if it is: the first of REMOVED, INVALID, FAILED,
+            NOT_MIGRATED, NOT_LOGGED, CHANGED, NEVER_BUILT and BEHIND that applies, even if a
+            refresh is open or the view is paused or disabled.
+        open_refreshes: primary keys of its open refreshes, oldest first, at most
+            `MAX_OPEN_REFRESHES`.
         progress: how much of the oldest of these is done, from 0 to 1; None if that is unknown.
         running: the workers that run its batches now.
         error: what is wrong with its definition, or else the error of its last refresh.

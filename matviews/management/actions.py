@@ -16,7 +16,8 @@ def list_views(targets: Targets) -> None:
     """Show the state of every view, or of the named ones.
 
     Raises:
-        CommandError: a view that is neither paused nor disabled is invalid, or its last refresh failed.
+        CommandError: a view that is neither paused nor disabled is invalid, or its last refresh
+            failed.
     """
     named, output = targets.options.labels, targets.output
     statuses = [each for each in engine.view_statuses() if not named or each.label in named]
@@ -30,7 +31,7 @@ def list_views(targets: Targets) -> None:
 
 
 def list_schedules(targets: Targets) -> None:
-    """Show what beat requests and when, for every view or the named ones, and whether the maintenance task runs."""
+    """Show when beat requests refreshes of the views, and whether the maintenance task runs."""
     output, heartbeat = targets.output, Heartbeat.objects.first()
     statuses = schedules.timetable(targets.options.labels or None)
     problem = schedules.maintenance_problem()

@@ -112,7 +112,7 @@ def _idle(progress: RunProgress) -> bool:
 
 
 def bar(progress: RunProgress, meter: Meter, width: int) -> ProgressBar:
-    """The bar of one phase: full once it has ended, empty before its turn, moving if its end is unknown."""
+    """The bar of one phase: full at its end, empty before its turn, moving without an estimate."""
     if not progress.run.active:
         good = progress.run.state == RunState.SUCCEEDED
         style = "bar.finished" if good else "red"

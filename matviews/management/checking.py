@@ -33,7 +33,7 @@ def check(targets: Targets) -> None:
 
 
 def _check_on_time(targets: Targets) -> None:
-    """Check the named views, or all that are neither paused nor disabled. Calls no hook, reads no source."""
+    """Check the named views, or all that are not held. Calls no hook and reads no source."""
     targets.refuse_without_views()
     named, output = targets.options.labels, targets.output
     found = engine.view_statuses(named or None)

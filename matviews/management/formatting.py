@@ -156,7 +156,7 @@ def explanation_as_dict(explanation: Explanation) -> dict[str, Any]:
 
 
 def tracking_in_lines(tracking: Mapping[str, Any]) -> Iterator[str]:
-    """Which changes of which tables matter, which keys they lead to, and whether they are logged."""
+    """Which changes matter, which keys they lead to, and whether they are logged."""
     if tracking["reason"]:
         yield f"  changes are not tracked: {tracking['reason']}"
     elif tracking["incremental_obstacle"]:

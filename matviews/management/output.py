@@ -73,7 +73,7 @@ class Output:
 
 
 class _Unterminated:
-    """Django's output as a plain file, without the newline that it would add to each write of rich."""
+    """Django's output as a plain file: it does not add a newline to each write."""
 
     def __init__(self, output: OutputWrapper) -> None:
         self.write = partial(output.write, ending="")

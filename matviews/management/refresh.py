@@ -1,4 +1,4 @@
-"""Refreshing views in this process, one after the other, until they are done or a person stops it."""
+"""Refreshing views in this process, one after the other."""
 
 from typing import Any
 

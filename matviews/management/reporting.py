@@ -66,7 +66,7 @@ class Meters:
 
 
 def batch_line(report: BatchReport) -> str:
-    """A batch in one line. Its error is included if it is tried again; the end of the refresh shows others."""
+    """A batch in one line, with its error if it is tried again: final errors come at the end."""
     allowed = f" of at most {report.limit:,}" if report.limit else ""
     again = any(run.active for run in report.runs)
     error = f": {report.error}" if report.error and again else ", failed" * bool(report.error)
@@ -121,7 +121,7 @@ class Lines:
 
 
 class Follower:
-    """Reads the progress of a refresh now and then, whoever works on it, and has a reporter show it."""
+    """Has a reporter show the progress of a refresh now and then, whoever works on it."""
 
     def __init__(self, refresh: Refresh, reporter: Reporter) -> None:
         self._refresh, self._reporter = refresh, reporter

@@ -1,4 +1,4 @@
-"""The state of views and schedules, and what refreshes did: as tables for people, as values for JSON."""
+"""Views, schedules and refreshes, as tables for people and as values for JSON."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta

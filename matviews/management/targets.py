@@ -93,7 +93,7 @@ class Targets:
             )
 
     def phases_of(self, label: str) -> tuple[Phase, ...] | None:
-        """The phases to run in a view: those of the options, if it was not named only those it has."""
+        """The requested phases; if the view was not named, only those that it has."""
         phases = self.options.phases
         if phases is None or self.options.labels:
             return phases

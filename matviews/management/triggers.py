@@ -18,8 +18,8 @@ def triggers(targets: Targets) -> None:
     """Install the triggers, remove them, or show the SQL that creates them.
 
     Raises:
-        CommandError: the database refused, a table was locked for too long, or the caller is in a transaction
-            that this would commit.
+        CommandError: the database refused, a table was locked for too long, or the caller is in a
+            transaction that this would commit.
     """
     targets.output.subject = "triggers"
     try:
