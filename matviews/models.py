@@ -12,12 +12,13 @@ from django.db import models, router
 from .conf import get_settings
 from .databases import dialect_of
 from .databases.clock import UtcNow
-from .definition import LONGEST_INTERVAL, ViewDefinition, ViewOptions
+from .definition import ViewDefinition, ViewOptions
 from .json_fields import CheckpointField, CheckpointsField, DrainsField
+from .limits import REFRESH_INTERVAL
 from .phases import Phase
+from .presentation import pluralize
 from .registry import registry
 from .states import RefreshState, RunState, check_transition
-from .words import counted
 
 __all__ = [
     "LONGEST_JITTER",
@@ -292,8 +293,8 @@ class RefreshSchedule(models.Model):
             yield "crontab", "Leave the interval or the crontab empty: a schedule follows one."
         elif self.every is not None and self.every < 1:
             yield "every", "An interval is at least 1."
-        elif self.every and period and self.every > LONGEST_INTERVAL // period:
-            yield "every", f"An interval is at most {LONGEST_INTERVAL.days} days."
+        elif self.every and period and self.every > REFRESH_INTERVAL.high // period:
+            yield "every", f"An interval is at most {REFRESH_INTERVAL.high.days:,} days."
         elif self.every and period and (self.jitter or 0) > self.every * period.total_seconds():
             yield "jitter", "The jitter is at most the interval, or its messages would pile up."
         if fault := self._phases_fault():
@@ -440,7 +441,7 @@ class Refresh(Bookkeeping):
         """What asked for it first, who where that is known, and how many requests joined it."""
         first = f"{self.origin}: {self.requested_by}" if self.requested_by else self.origin
         joined = self.requests - 1
-        return f"{first}, and {counted(joined, 'more request')}" if joined else first
+        return f"{first}, and {pluralize(joined, 'more request')}" if joined else first
 
 
 class PhaseRun(Bookkeeping):
@@ -508,11 +509,6 @@ class PhaseRun(Bookkeeping):
     def done(self) -> int:
         """What the estimate is of: keys checked for a derived phase, else rows written."""
         return self.keys_scanned if self.fingerprint else self.rows
-
-    @property
-    def rate(self) -> float | None:
-        """Rows per second of work, None before the first."""
-        return self.rows / self.seconds if self.seconds else None
 
     def move_to(self, state: RunState) -> None:
         """Change the state, if the table of transitions allows it.

@@ -1,4 +1,4 @@
-"""The rows of django-celery-beat: those that are ours, and as the schedules want them."""
+"""The rows of django-celery-beat: those that are ours, and how the schedules define them."""
 
 import json
 from collections.abc import Iterator
@@ -18,26 +18,27 @@ from .expiry import headers_for
 
 __all__ = [
     "MAINTENANCE",
+    "MINUTE",
     "PREFIX",
-    "WantedTask",
+    "DesiredTask",
     "alias",
     "crontab_after",
+    "desired_tasks",
+    "disabled_reason",
     "name_of",
     "our_tasks",
-    "wanted_tasks",
-    "why_not",
 ]  # fmt: skip
 
 PREFIX = "matviews: "
 MAINTENANCE = f"{PREFIX}maintenance"
-LONGEST_NAME = 200
-STARTS_PER_SECOND = 10  # that the default jitter aims at; few schedules need none
-LONGEST_DEFAULT_JITTER = 60  # seconds
-SHORTEST_EXPIRY = 60  # seconds; a worker may be busy that long
-# Seconds. A crontab names a time of day: hours later its load may be what was to be avoided.
+MAX_NAME_LENGTH = 200  # characters
+STARTS_PER_SECOND = 10  # that the default jitter aims at, so that few schedules need none
+MAX_DEFAULT_JITTER = 60  # seconds
+MIN_EXPIRY = 60  # seconds; a worker may be busy that long
+# Seconds. A crontab picks a time of day, perhaps to avoid the load hours later.
 CRONTAB_EXPIRY = 3600
 MINUTE = timedelta(minutes=1)
-NEUTRAL = {
+DEFAULTS = {
     "solar_id": None,
     "clocked_id": None,
     "one_off": False,
@@ -51,13 +52,13 @@ NEUTRAL = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WantedTask:
+class DesiredTask:
     """A periodic task as it should be.
 
     Attributes:
-        fields: its columns, but for name and interval.
-        interval: number and unit of its interval, None if it has none.
-        starts_after: the time that it counts from when it is new or switched on again.
+        fields: its columns, except name and interval.
+        interval: number and unit of its interval, None for a crontab or an invalid schedule.
+        starts_after: when its first interval begins, if it is new or enabled again.
     """
 
     fields: dict[str, Any]
@@ -65,22 +66,22 @@ class WantedTask:
     starts_after: datetime
 
 
-def wanted_tasks() -> dict[str, WantedTask]:
-    """The periodic tasks that there should be, by name: of each schedule, and of `matviews.maintain`."""
+def desired_tasks() -> dict[str, DesiredTask]:
+    """The periodic tasks that should exist, by name: one per schedule, and the maintenance task."""
     schedules = list(RefreshSchedule.objects.select_related("view", "crontab").order_by("pk"))
     now, spread = engine.now(), _default_jitter(len(schedules))
     return {MAINTENANCE: _maintenance(now)} | {
-        name_of(each): _wanted(each, now, spread) for each in schedules
+        name_of(each): _desired(each, now, spread) for each in schedules
     }
 
 
 def name_of(schedule: RefreshSchedule) -> str:
     """The name of a schedule's periodic task."""
-    return f"{PREFIX}schedule {schedule.pk} of {schedule.view.label}"[:LONGEST_NAME]
+    return f"{PREFIX}schedule {schedule.pk} of {schedule.view.label}"[:MAX_NAME_LENGTH]
 
 
-def why_not(schedule: RefreshSchedule) -> str:
-    """Why a schedule asks for nothing at present, "" if it does ask."""
+def disabled_reason(schedule: RefreshSchedule) -> str:
+    """Why a schedule requests no refreshes at present, "" if it does."""
     return next(_reasons(schedule), "")
 
 
@@ -98,7 +99,7 @@ def _reasons(schedule: RefreshSchedule) -> Iterator[str]:
         yield "the view is paused"
     yield from schedule.faults().values()
     if schedule.crontab and crontab_after(schedule.crontab, engine.now()) is None:
-        yield "its crontab names no time that ever comes"
+        yield "its crontab never matches a time"
 
 
 def crontab_after(crontab: Any, last: datetime) -> datetime | None:
@@ -106,19 +107,19 @@ def crontab_after(crontab: Any, last: datetime) -> datetime | None:
     try:
         aware = timezone.make_aware(last) if timezone.is_naive(last) else last
         remaining: timedelta = crontab.schedule.remaining_estimate(aware)
-    except Exception:  # noqa: BLE001 - an impossible crontab has many errors; beat would die of them
+    except Exception:  # noqa: BLE001 - an impossible crontab raises anything, and would kill beat
         return None
     return timezone.now() + remaining
 
 
-def _wanted(schedule: RefreshSchedule, now: datetime, spread: int) -> WantedTask:
-    reason, faulty = why_not(schedule), bool(schedule.faults())
+def _desired(schedule: RefreshSchedule, now: datetime, spread: int) -> DesiredTask:
+    reason, faulty = disabled_reason(schedule), bool(schedule.faults())
     label, by_crontab = schedule.view.label, schedule.crontab_id is not None
     description = f"Written from refresh schedule {schedule.pk} of {label}: change it there."
-    off = f" Off: {reason}."
-    return WantedTask(
+    disabled = f" Disabled: {reason}."
+    return DesiredTask(
         fields={
-            **NEUTRAL,
+            **DEFAULTS,
             "task": "matviews.refresh",
             "args": json.dumps([label]),
             "kwargs": "{}" if faulty else _kwargs(schedule, spread),
@@ -126,17 +127,17 @@ def _wanted(schedule: RefreshSchedule, now: datetime, spread: int) -> WantedTask
             "queue": get_settings().CELERY_QUEUE,
             "headers": headers_for(_expiry(None if faulty else schedule.interval)),
             "enabled": not reason,
-            "description": description + (reason and off),
+            "description": description + (reason and disabled),
         },
         interval=None if faulty or by_crontab else (schedule.every or 0, schedule.period),
         starts_after=now if reason or by_crontab else _last_success(schedule, now),
     )
 
 
-def _maintenance(now: datetime) -> WantedTask:
-    return WantedTask(
+def _maintenance(now: datetime) -> DesiredTask:
+    return DesiredTask(
         fields={
-            **NEUTRAL,
+            **DEFAULTS,
             "task": "matviews.maintain",
             "args": "[]",
             "kwargs": "{}",
@@ -144,7 +145,7 @@ def _maintenance(now: datetime) -> WantedTask:
             "queue": get_settings().CELERY_QUEUE,
             "headers": headers_for(_expiry(MINUTE)),
             "enabled": True,
-            "description": "Sends lost messages of matviews again. It is always on.",
+            "description": "Re-sends lost messages of matviews. It is always enabled.",
         },
         interval=(1, Period.MINUTES.value),
         starts_after=now - MINUTE,
@@ -168,20 +169,20 @@ def _jitter(schedule: RefreshSchedule, spread: int) -> int:
 
 
 def _default_jitter(schedules: int) -> int:
-    """Seconds, in steps of two: one more schedule is not to change the rows of all the others."""
+    """Seconds, a power of two, so that a new schedule rarely changes the rows of others."""
     seconds = schedules // STARTS_PER_SECOND
     step = 1 << (seconds - 1).bit_length() if seconds else 0
-    return min(step, LONGEST_DEFAULT_JITTER)
+    return min(step, MAX_DEFAULT_JITTER)
 
 
 def _expiry(interval: timedelta | None) -> int:
     if interval is None:
         return CRONTAB_EXPIRY
-    return max(2 * int(interval.total_seconds()), SHORTEST_EXPIRY)
+    return max(2 * int(interval.total_seconds()), MIN_EXPIRY)
 
 
 def _last_success(schedule: RefreshSchedule, now: datetime) -> datetime:
-    """When its phases last succeeded, but at most an interval ago: so it is due at once or then."""
+    """When its phases last succeeded, at most one interval ago; if overdue, it is due at once."""
     overdue = now - (schedule.interval or timedelta())
     phases = schedule.phases or schedule.view.options.phases
     times = [getattr(schedule.view, Phase(phase).success_field) for phase in phases]
@@ -189,7 +190,7 @@ def _last_success(schedule: RefreshSchedule, now: datetime) -> datetime:
 
 
 def our_tasks() -> Any:
-    """The rows under our prefix, whatever of it the database's collation takes for equal."""
+    """The rows with our prefix, in upper or lower case as some collations ignore that."""
     tasks = PeriodicTask.objects.using(alias()).filter(name__istartswith=PREFIX)
     return tasks.order_by("pk")
 
@@ -201,10 +202,10 @@ def alias() -> str:
 
 
 def to_beat(when: datetime) -> datetime:
-    """A time as beat keeps it: without USE_TZ, beat takes what has no zone for UTC."""
+    """A time as beat stores it: without USE_TZ, beat reads naive times as UTC."""
     return when if timezone.is_aware(when) else timezone.make_naive(timezone.make_aware(when), UTC)
 
 
 def from_beat(when: datetime) -> datetime:
-    """The inverse of `to_beat`."""
+    """A time that beat has stored: the inverse of `to_beat`."""
     return when if timezone.is_aware(when) else timezone.make_naive(when.replace(tzinfo=UTC))

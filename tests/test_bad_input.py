@@ -116,7 +116,7 @@ class TestRequests:
             engine.request(Limited, batch_size=size)
 
         assert str(error.value) == (
-            f"A batch size must be a whole number from 1 to 2147483647, not {size!r}."
+            f"A batch size must be a whole number of rows from 1 to 2,147,483,647, not {size!r}."
         )
 
     def test_a_disabled_view(self) -> None:
@@ -252,7 +252,7 @@ class TestMessages:
 
         assert list(ViewShard.objects.values()) == before
         errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-        assert ["message is nonsense" in record.getMessage() for record in errors] == [True, True]
+        assert ["message is invalid" in record.getMessage() for record in errors] == [True, True]
         assert repr(nonsense) in caplog.text
 
     @pytest.mark.parametrize("arguments", [(), (1,), (1, 2, 3)])
@@ -642,7 +642,7 @@ class TestBrokerDown:
             asked = Limited.refresh()
 
         assert (
-            "message not sent, recorded: matviews.maintain sends it when the broker is back"
+            "message not sent; matviews.maintain will send it when the broker is back"
             in caplog.text
         )
         self.assert_maintain_sends(asked)

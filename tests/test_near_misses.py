@@ -259,7 +259,7 @@ def test_a_class_with_fields_or_a_source_that_is_no_model_is_named() -> None:
         do_insert: Any = classmethod(nothing_done)
 
     assert len(half()) == 3
-    assert any("Total is no model, so it is no view" in sentence for sentence in half())
+    assert any("Total is not a model, so it is not a view" in sentence for sentence in half())
     (hint, *_others) = [problem.hint or "" for problem in early_checks.check_half_views()]
     assert "(MaterializedView, models.Model)" in hint
     del Total, Sum, Count
@@ -310,7 +310,7 @@ def test_the_projects_own_classes_are_no_half_views() -> None:
 
 @pytest.mark.parametrize("name", ["Item", "item", "sample.Item", "SAMPLE.ITEM"])
 def test_a_model_that_is_no_view_is_called_so(name: str) -> None:
-    with pytest.raises(UnknownView, match=r"sample\.Item is a model, but no view\. Views are"):
+    with pytest.raises(UnknownView, match=r"sample\.Item is a model, but not a view\. Views are"):
         matviews.refresh(name)
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..engine import Extent, RunProgress, extent_of, progress_of
+from ..engine import Progress, RunProgress, progress_of
 from ..models import Refresh, ViewControl
 from ..phases import Phase
+from ..presentation import format_progress, format_rate, pluralize
 from ..states import RefreshState, RunState
-from ..words import counted
 
 __all__ = ["refresh_progress", "view_progress"]
 
@@ -55,22 +55,22 @@ def _is_current(shards: Sequence[RunProgress]) -> bool:
 
 
 def _in_words(shards: Sequence[RunProgress]) -> str:
-    """One phase, its shards taken together."""
-    extent = _extent(shards)
+    """How far one phase is, its shards taken together."""
+    progress = _progress(shards)
     worst = RunState.worst(each.run.state for each in shards)
     if worst and not any(each.run.active for each in shards):
         ended = "done" if worst == RunState.SUCCEEDED else worst.label.lower()
-        return f"{counted(extent.rows, 'row')}, {ended}"
-    if not _is_current(shards) and not extent.done:
-        return "to come"
-    rate = extent.rate
-    return f"{extent.words}, {rate:,.0f} {extent.unit}s per second" if rate else extent.words
+        return f"{pluralize(progress.rows, 'row')}, {ended}"
+    if not _is_current(shards) and not progress.done:
+        return "pending"
+    rate = f", {format_rate(progress.rate, progress.unit)}" if progress.rate else ""
+    return f"{format_progress(progress)}{rate}"
 
 
-def _extent(shards: Sequence[RunProgress]) -> Extent:
-    return extent_of(each.run for each in shards)
+def _progress(shards: Sequence[RunProgress]) -> Progress:
+    return Progress.of(each.run for each in shards)
 
 
 def _done(shards: Sequence[RunProgress]) -> float | None:
-    share = _extent(shards).share
+    share = _progress(shards).share
     return None if share is None else round(share, 3)

@@ -16,8 +16,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from ..models import PhaseRun
+from ..presentation import pluralize, rows_in_batches
 from ..states import RunState
-from ..words import counted
 from .plots import (
     FAILED,
     FEWEST_SLOTS,
@@ -89,7 +89,7 @@ def pace_picture(run: PhaseRun, *, target: float | None = None) -> SafeString:
     return _picture(
         f"pace-{run.pk}",
         title=f"Pace of {run.phase}: seconds and rows per batch",
-        desc=f"{counted(run.batches, 'batch')}. Seconds per batch: {SECONDS.summary(seconds)}"
+        desc=f"{pluralize(run.batches, 'batch')}. Seconds per batch: {SECONDS.summary(seconds)}"
         f"{aim and ', '}{aim}. Rows per batch: {ROWS.summary(rows)}.",
         height=below.bottom,
         parts=[
@@ -118,7 +118,7 @@ class Bar:
 
     def __str__(self) -> str:
         when = f", {_moment(self.ended)}" if self.ended else ""
-        did = f"{ROWS.words(self.rows)} in {counted(self.batches, 'batch')}, {SECONDS.words(self.seconds)}"
+        did = f"{rows_in_batches(round(self.rows), self.batches)}, {SECONDS.words(self.seconds)}"
         return f"Refresh {self.refresh}{when}: {did}, {self.outcome}"
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from math import ceil, floor, log10
 from statistics import median
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from .words import length
+from ..presentation import format_duration, pluralize
 
 __all__ = [
     "FAILED", "FEWEST_SLOTS", "ROWS", "SECONDS", "STOPPED", "SUCCEEDED", "WIDTH", "Mark", "Plot",
@@ -51,8 +50,8 @@ class Quantity:
     def words(self, value: float) -> str:
         """A value for a person."""
         if self is ROWS:
-            return "1 row" if value == 1 else f"{value:,.0f} rows"
-        return length(timedelta(seconds=value))
+            return pluralize(round(value), "row")
+        return format_duration(value)
 
     def short(self, value: float) -> str:
         """A value where there is little room."""

@@ -20,12 +20,12 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from ..models import PhaseRun, Refresh
-from ..words import counted
+from ..presentation import pluralize
 from .badges import badge
 from .live import refresh_progress
+from .presentation import time_ago
 from .refresh_page import refresh_context, took
 from .steering import Steering
-from .words import moment
 
 __all__ = ["RefreshAdmin"]
 
@@ -123,7 +123,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display(description="Asked")
     def asked(self, refresh: Any) -> SafeString:
         """What asked, who, and when."""
-        when = moment(refresh.requested_at)
+        when = time_ago(refresh.requested_at)
         return format_html('{}<br><span class="matviews-quiet">{}</span>', refresh.asked_by, when)
 
     @admin.display(description="Took")
@@ -139,7 +139,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return format_html(
             '{}<br><span class="matviews-quiet">in {}</span>',
             f"{refresh.rows_written or 0:,}",
-            counted(refresh.batches_done or 0, "batch"),
+            pluralize(refresh.batches_done or 0, "batch"),
         )
 
     # The page of one

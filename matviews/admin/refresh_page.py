@@ -3,19 +3,18 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import groupby
 from typing import Any
 
 from django.utils.safestring import SafeString
 
-from ..engine import RunProgress, count_requests, progress_of
+from ..engine import Progress, RunProgress, count_requests, progress_of
 from ..models import PhaseRun, Refresh
+from ..presentation import format_duration, format_work
 from ..states import RefreshState, RunState
 from .badges import badge
 from .live import refresh_progress
 from .pictures import pace_picture
-from .words import length, written
 
 __all__ = ["refresh_context", "took"]
 
@@ -52,19 +51,19 @@ class ShardShown:
     @property
     def wrote(self) -> str:
         """Rows, batches, and rows per second."""
-        return written([self.progress.run])
+        return format_work(Progress.of([self.progress.run]))
 
     @property
     def worked(self) -> str:
         """How long the hooks worked."""
-        return length(timedelta(seconds=self.progress.run.seconds))
+        return format_duration(self.progress.run.seconds)
 
 
 def took(refresh: Refresh) -> str:
     """From its first batch to its end."""
     if not refresh.started_at or not refresh.finished_at:
         return "-"
-    return length(refresh.finished_at - refresh.started_at)
+    return format_duration(refresh.finished_at - refresh.started_at)
 
 
 def refresh_context(refresh: Refresh) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 from ..models import RefreshSchedule, ViewControl
 from ..tasks import schedules
 from .forms import ScheduleForm
-from .words import plan
+from .presentation import schedule_lines
 
 __all__ = ["ScheduleInline", "remarks"]
 
@@ -45,7 +45,7 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
         if not hasattr(self, "_timetable"):  # of the view's schedules: this shows no others
             self._timetable = schedules.timetable([schedule.view.label])
         own = [each for each in self._timetable if each.schedule.pk == schedule.pk]
-        return plan(own, named=False)
+        return schedule_lines(own, named=False)
 
     @admin.display(description="Phases")
     def which_phases(self, schedule: RefreshSchedule) -> str:

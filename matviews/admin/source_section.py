@@ -12,10 +12,10 @@ from .. import engine
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..models import ViewControl
+from ..presentation import pluralize
 from ..queryset import plan_of
-from ..words import counted
 from .badges import badge
-from .words import moment
+from .presentation import time_ago
 
 __all__ = ["source_context"]
 
@@ -40,14 +40,14 @@ class VerificationShown:
     @property
     def when(self) -> SafeString:
         """How long ago it was."""
-        return moment(datetime.fromisoformat(self.found["at"]))
+        return time_ago(datetime.fromisoformat(self.found["at"]))
 
     @property
     def compared(self) -> str:
         """How much of the view."""
         sample = self.found["sample"]
-        extent = f"a sample of about {counted(sample, 'key')}" if sample else "all"
-        return f"{counted(self.found['rows_compared'], 'row')}, {extent}"
+        extent = f"a sample of about {pluralize(sample, 'key')}" if sample else "all"
+        return f"{pluralize(self.found['rows_compared'], 'row')}, {extent}"
 
     @property
     def differences(self) -> str:
@@ -61,7 +61,7 @@ class VerificationShown:
     def repaired(self) -> str:
         """What was written to mend them; "" if that was not asked for."""
         written = self.found["repaired"]
-        return "" if written is None else f"{counted(written, 'row')} written"
+        return "" if written is None else f"{pluralize(written, 'row')} written"
 
 
 def source_context(control: ViewControl, definition: ViewDefinition | None) -> dict[str, Any]:

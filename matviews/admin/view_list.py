@@ -15,10 +15,11 @@ from django.utils.safestring import SafeString
 
 from .. import engine
 from ..engine import ViewStatus
+from ..presentation import format_duration
 from ..states import ViewState
 from ..tasks import schedules
 from .badges import badge
-from .words import length, plan, rows_in_words, state_in_words, successes_in_words
+from .presentation import last_successes, row_count, schedule_lines, state_text
 
 __all__ = ["COLUMNS", "StateFilter", "ViewList", "without_rows"]
 
@@ -38,20 +39,20 @@ def name(control: Any) -> SafeString:
 def state(control: Any) -> SafeString:
     """The state as a badge, how far a refresh is, and what went wrong."""
     status = control.status
-    context = {"status": status, "badge": badge(status.state, state_in_words(status))}
+    context = {"status": status, "badge": badge(status.state, state_text(status))}
     return render_to_string("matviews/view_state.html", context)
 
 
 @admin.display(description="Rows")
 def rows(control: Any) -> str:
     """How many rows the view has."""
-    return rows_in_words(control.status.rows)
+    return row_count(control.status.rows)
 
 
 @admin.display(description="Last success")
 def last_success(control: Any) -> SafeString:
     """When each phase last succeeded."""
-    return successes_in_words(control.status.successes)
+    return last_successes(control.status.successes)
 
 
 @admin.display(description="Age")
@@ -60,18 +61,18 @@ def age(control: Any) -> SafeString | str:
     status = control.status
     if status.age is None:
         return DASH
-    more = [f"target {length(status.target)}"] if status.target else []
+    more = [f"target {format_duration(status.target)}"] if status.target else []
     if status.change_lag is not None:
-        more.append(f"change lag {length(status.change_lag)}")
+        more.append(f"change lag {format_duration(status.change_lag)}")
     return format_html(
-        '{} <span class="matviews-quiet">{}</span>', length(status.age), "; ".join(more)
+        '{} <span class="matviews-quiet">{}</span>', format_duration(status.age), "; ".join(more)
     )
 
 
 @admin.display(description="Schedule")
 def schedule(control: Any) -> SafeString | str:
     """How often the view is asked for, and when next."""
-    return plan(control.planned) or DASH
+    return schedule_lines(control.planned) or DASH
 
 
 COLUMNS = (name, state, rows, last_success, age, schedule)

@@ -18,19 +18,18 @@ from .derived import (
     own_tables_missing,
     sweep_stages,
 )
-from .extent import Extent, extent_of
 from .freshness import is_fresh
 from .history import trim_history
 from .hooks import raised_by_hook
 from .marking import mark_dirty
 from .messages import BatchReport, Message, Outcome
-from .progress import RunProgress, progress_of
+from .progress import Claim, Progress, RunProgress, progress_of
 from .queues import collapse_long_queues, move_log
 from .requests import check_phases, count_requests, request, request_stop
 from .rescue import clear_resends, rescue, unclaimed_views
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount
-from .status import Claim, ViewStatus, view_statuses
+from .status import ViewStatus, view_statuses
 from .transactions import (
     alias,
     check_no_transaction,
@@ -45,11 +44,11 @@ from .verification import Verification, verify
 __all__ = [
     "BatchReport",
     "Claim",
-    "Extent",
     "Message",
     "MissingRight",
     "NextStep",
     "Outcome",
+    "Progress",
     "RowCount",
     "RunProgress",
     "Verification",
@@ -65,7 +64,6 @@ __all__ = [
     "count_requests",
     "denied_for",
     "drop_orphaned_stages",
-    "extent_of",
     "find_cycle",
     "finish_triggers",
     "in_order",
