@@ -51,7 +51,7 @@ def sign_in(page: Page) -> None:
     page.get_by_label("Username").fill("operator")
     page.get_by_label("Password").fill("secret")
     page.get_by_role("button", name="Log in").click()
-    expect(page.get_by_role("link", name="Views", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="Materialized views", exact=True)).to_be_visible()
 
 
 def open_view(page: Page) -> None:
@@ -74,7 +74,7 @@ def test_an_operator_refreshes_a_view_and_watches_it_work(page: Page, workers: W
     with fault(Limited, "do_insert", "sleep", seconds=SLOW):
         page.get_by_role("button", name="Refresh now").focus()
         page.keyboard.press("Enter")
-        expect(page.get_by_text(re.compile("recorded"))).to_be_visible()
+        expect(page.get_by_text(re.compile("queued"))).to_be_visible()
         # then the bar moves, without the page being loaded again
         page.evaluate("window.same = true")
         bar = page.get_by_role("progressbar", name=re.compile("Refresh"))

@@ -1,19 +1,22 @@
-"""How far the work on a view is, in the few values that its page asks for every other second."""
+"""The progress of a view's open refresh: the few values that its page polls."""
 
 from collections.abc import Sequence
 from typing import Any
+
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from ..engine import Extent, RunProgress, extent_of, progress_of
 from ..models import Refresh, ViewControl
 from ..phases import Phase
 from ..states import RefreshState, RunState
-from ..words import counted
+from .phrases import count_keys, count_rows, number, rate
 
 __all__ = ["refresh_progress", "view_progress"]
 
 
 def view_progress(control: ViewControl) -> dict[str, Any]:
-    """How far the oldest open refresh of a view is, as `refresh_progress` has it."""
+    """The `refresh_progress` of a view's oldest open refresh."""
     refreshes = Refresh.objects.filter(view=control, state=RefreshState.OPEN)
     return refresh_progress(refreshes.select_related("view").order_by("pk").first())
 
@@ -21,16 +24,16 @@ def view_progress(control: ViewControl) -> dict[str, Any]:
 def refresh_progress(
     refresh: Refresh | None, progress: Sequence[RunProgress] | None = None
 ) -> dict[str, Any]:
-    """How far a refresh is, as values for JSON.
+    """The progress of a refresh, as values for JSON.
 
     Args:
         refresh: the refresh.
-        progress: its `progress_of`, where that has been read already.
+        progress: its `progress_of`, if the caller has read that already.
 
     Returns:
         refresh: its primary key, None if it is not open; works: whether anything may change soon;
-        phases: by name, how each stands in words; words: the phase that has its turn, in words;
-        done: how much of that phase is done, from 0 to 1, None if unknown.
+        phases: the progress of each as text, by name; words: that of the current phase; done: how
+        much of the current phase is done, from 0 to 1, None if unknown.
     """
     if refresh is None or refresh.finished_at:
         return {"refresh": None, "works": False, "done": None, "phases": {}, "words": ""}
@@ -55,16 +58,34 @@ def _is_current(shards: Sequence[RunProgress]) -> bool:
 
 
 def _in_words(shards: Sequence[RunProgress]) -> str:
-    """One phase, its shards taken together."""
+    """The progress of one phase, its shards taken together."""
     extent = _extent(shards)
     worst = RunState.worst(each.run.state for each in shards)
     if worst and not any(each.run.active for each in shards):
-        ended = "done" if worst == RunState.SUCCEEDED else worst.label.lower()
-        return f"{counted(extent.rows, 'row')}, {ended}"
+        ended = _("done") if worst == RunState.SUCCEEDED else str(worst.label)
+        return f"{count_rows(extent.rows)}, {ended}"
     if not _is_current(shards) and not extent.done:
-        return "to come"
-    rate = extent.rate
-    return f"{extent.words}, {rate:,.0f} {extent.unit}s per second" if rate else extent.words
+        return str(RunState.PENDING.label)
+    if not extent.rate:
+        return _extent_in_words(extent)
+    return f"{_extent_in_words(extent)}, {rate(extent.rate, keys=extent.unit == 'key')}"
+
+
+def _extent_in_words(extent: Extent) -> str:
+    if extent.unit == "row":
+        if not extent.total:
+            return count_rows(extent.done)
+        return ngettext(
+            "%(done)s of about %(total)s row", "%(done)s of about %(total)s rows", extent.total
+        ) % {"done": number(extent.done), "total": number(extent.total)}
+    written = _("%(rows)s written") % {"rows": count_rows(extent.rows)}
+    if not extent.total:
+        checked = _("%(keys)s checked") % {"keys": count_keys(extent.done)}
+    else:
+        checked = ngettext(
+            "%(done)s of about %(total)s key", "%(done)s of about %(total)s keys", extent.total
+        ) % {"done": number(extent.done), "total": number(extent.total)}
+    return f"{checked}, {written}"
 
 
 def _extent(shards: Sequence[RunProgress]) -> Extent:

@@ -314,7 +314,7 @@ def _state(control: Any, target: timedelta | None, faults: Mapping[ViewState, bo
         ViewState.REFRESHING: refreshing and _in_good_hands(control),
         ViewState.WAITING: refreshing,
         **faults,
-        ViewState.FRESH: target is not None,
+        ViewState.ON_TIME: target is not None,
     }
     return next((state for state, applies in by_priority.items() if applies), ViewState.NO_TARGET)
 
