@@ -16,7 +16,6 @@ from django.db import DatabaseError, transaction
 
 from .exceptions import ViewNotReady
 from .phases import Phase
-from .words import NOT_MIGRATED
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
     from .engine import Verification
     from .models import Refresh
 
-__all__ = ["is_fresh", "mark_dirty", "refresh", "untracked", "verify"]
+__all__ = ["NOT_MIGRATED", "is_fresh", "mark_dirty", "refresh", "untracked", "verify"]
+
+NOT_MIGRATED = "Tables of matviews are missing or out of date: run `manage.py migrate`."
 
 
 @contextmanager

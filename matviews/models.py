@@ -14,7 +14,8 @@ from django.utils.translation import override
 from .conf import get_settings
 from .databases import dialect_of
 from .databases.clock import UtcNow
-from .definition import LONGEST_INTERVAL, ViewDefinition, ViewOptions
+from .definition import ViewDefinition, ViewOptions
+from .limits import REFRESH_INTERVAL
 from .phases import Phase
 from .registry import registry
 from .states import RefreshState, RunState, check_transition
@@ -322,8 +323,8 @@ class RefreshSchedule(models.Model):
             yield "crontab", _("Leave either the interval or the crontab empty.")
         elif self.every is not None and self.every < 1:
             yield "every", _("An interval is at least 1.")
-        elif self.every and period and self.every > LONGEST_INTERVAL // period:
-            longest = {"days": LONGEST_INTERVAL.days}
+        elif self.every and period and self.every > REFRESH_INTERVAL.high // period:
+            longest = {"days": f"{REFRESH_INTERVAL.high.days:,}"}
             yield "every", _("An interval is at most %(days)s days.") % longest
         elif self.every and period and (self.jitter or 0) > self.every * period.total_seconds():
             yield "jitter", _("The jitter is at most the interval, or messages would pile up.")
@@ -560,11 +561,6 @@ class PhaseRun(Bookkeeping):
     def done(self) -> int:
         """What `estimate` estimates: keys checked for a derived phase, else rows written."""
         return self.keys_scanned if self.fingerprint else self.rows
-
-    @property
-    def rate(self) -> float | None:
-        """Rows per second of work; None before any work."""
-        return self.rows / self.seconds if self.seconds else None
 
     def move_to(self, state: RunState) -> None:
         """Change the state if `TRANSITIONS` allows it.

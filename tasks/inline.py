@@ -9,7 +9,7 @@ from ..models import Refresh
 
 __all__ = ["drain", "run_to_end"]
 
-SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.5  # seconds between looks at a view that others work on
+MIN_WAIT, MAX_WAIT = 0.02, 0.5  # seconds between looks at a view that others work on
 
 
 def drain(shard_ids: Iterable[int]) -> None:
@@ -60,7 +60,7 @@ def run_to_end(
     """
     if refresh.finished_at:  # nothing had changed
         return refresh
-    wait = SHORTEST_WAIT
+    wait = MIN_WAIT
     while not stop():
         settled = engine.settle_view(refresh.view_id)
         if ours := [closed for each in settled for closed in each.closed if closed == refresh]:
@@ -70,14 +70,14 @@ def run_to_end(
             on_report(report)
             recorded = recorded or report.outcome.recorded
         if recorded:
-            wait = SHORTEST_WAIT
+            wait = MIN_WAIT
             continue
         now = Refresh.objects.select_related("view").get(pk=refresh.pk)
         if now.finished_at or now.view.held:
             return now
         on_wait()
         time.sleep(wait)
-        wait = min(2 * wait, LONGEST_WAIT)
+        wait = min(2 * wait, MAX_WAIT)
     engine.settle_view(refresh.view_id)  # the last batch may have been the last of all
     return Refresh.objects.select_related("view").get(pk=refresh.pk)
 

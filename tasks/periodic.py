@@ -19,25 +19,25 @@ from .expiry import headers_for
 __all__ = [
     "MAINTENANCE",
     "PREFIX",
-    "WantedTask",
+    "DesiredTask",
     "alias",
     "crontab_after",
+    "desired_tasks",
+    "disabled_reason",
     "name_of",
     "our_tasks",
-    "wanted_tasks",
-    "why_not",
 ]  # fmt: skip
 
 PREFIX = "matviews: "
 MAINTENANCE = f"{PREFIX}maintenance"
-LONGEST_NAME = 200
+MAX_NAME_LENGTH = 200
 STARTS_PER_SECOND = 10  # that the default jitter aims at; few schedules need none
-LONGEST_DEFAULT_JITTER = 60  # seconds
-SHORTEST_EXPIRY = 60  # seconds; a worker may be busy that long
+MAX_DEFAULT_JITTER = 60  # seconds
+MIN_EXPIRY = 60  # seconds; a worker may be busy that long
 # Seconds. A crontab names a time of day: hours later its load may be what was to be avoided.
 CRONTAB_EXPIRY = 3600
 MINUTE = timedelta(minutes=1)
-NEUTRAL = {
+DEFAULTS = {
     "solar_id": None,
     "clocked_id": None,
     "one_off": False,
@@ -51,7 +51,7 @@ NEUTRAL = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WantedTask:
+class DesiredTask:
     """A periodic task as it should be.
 
     Attributes:
@@ -65,21 +65,21 @@ class WantedTask:
     starts_after: datetime
 
 
-def wanted_tasks() -> dict[str, WantedTask]:
+def desired_tasks() -> dict[str, DesiredTask]:
     """The periodic tasks that there should be, by name: of each schedule, and of `matviews.maintain`."""
     schedules = list(RefreshSchedule.objects.select_related("view", "crontab").order_by("pk"))
     now, spread = engine.now(), _default_jitter(len(schedules))
     return {MAINTENANCE: _maintenance(now)} | {
-        name_of(each): _wanted(each, now, spread) for each in schedules
+        name_of(each): _desired(each, now, spread) for each in schedules
     }
 
 
 def name_of(schedule: RefreshSchedule) -> str:
     """The name of a schedule's periodic task."""
-    return f"{PREFIX}schedule {schedule.pk} of {schedule.view.label}"[:LONGEST_NAME]
+    return f"{PREFIX}schedule {schedule.pk} of {schedule.view.label}"[:MAX_NAME_LENGTH]
 
 
-def why_not(schedule: RefreshSchedule) -> str:
+def disabled_reason(schedule: RefreshSchedule) -> str:
     """Why a schedule asks for nothing at present, "" if it does ask."""
     return next(_reasons(schedule), "")
 
@@ -111,14 +111,14 @@ def crontab_after(crontab: Any, last: datetime) -> datetime | None:
     return timezone.now() + remaining
 
 
-def _wanted(schedule: RefreshSchedule, now: datetime, spread: int) -> WantedTask:
-    reason, faulty = why_not(schedule), bool(schedule.faults())
+def _desired(schedule: RefreshSchedule, now: datetime, spread: int) -> DesiredTask:
+    reason, faulty = disabled_reason(schedule), bool(schedule.faults())
     label, by_crontab = schedule.view.label, schedule.crontab_id is not None
     description = f"Written from refresh schedule {schedule.pk} of {label}: change it there."
-    off = f" Off: {reason}."
-    return WantedTask(
+    disabled = f" Disabled: {reason}."
+    return DesiredTask(
         fields={
-            **NEUTRAL,
+            **DEFAULTS,
             "task": "matviews.refresh",
             "args": json.dumps([label]),
             "kwargs": "{}" if faulty else _kwargs(schedule, spread),
@@ -126,17 +126,17 @@ def _wanted(schedule: RefreshSchedule, now: datetime, spread: int) -> WantedTask
             "queue": get_settings().CELERY_QUEUE,
             "headers": headers_for(_expiry(None if faulty else schedule.interval)),
             "enabled": not reason,
-            "description": description + (reason and off),
+            "description": description + (reason and disabled),
         },
         interval=None if faulty or by_crontab else (schedule.every or 0, schedule.period),
         starts_after=now if reason or by_crontab else _last_success(schedule, now),
     )
 
 
-def _maintenance(now: datetime) -> WantedTask:
-    return WantedTask(
+def _maintenance(now: datetime) -> DesiredTask:
+    return DesiredTask(
         fields={
-            **NEUTRAL,
+            **DEFAULTS,
             "task": "matviews.maintain",
             "args": "[]",
             "kwargs": "{}",
@@ -171,13 +171,13 @@ def _default_jitter(schedules: int) -> int:
     """Seconds, in steps of two: one more schedule is not to change the rows of all the others."""
     seconds = schedules // STARTS_PER_SECOND
     step = 1 << (seconds - 1).bit_length() if seconds else 0
-    return min(step, LONGEST_DEFAULT_JITTER)
+    return min(step, MAX_DEFAULT_JITTER)
 
 
 def _expiry(interval: timedelta | None) -> int:
     if interval is None:
         return CRONTAB_EXPIRY
-    return max(2 * int(interval.total_seconds()), SHORTEST_EXPIRY)
+    return max(2 * int(interval.total_seconds()), MIN_EXPIRY)
 
 
 def _last_success(schedule: RefreshSchedule, now: datetime) -> datetime:

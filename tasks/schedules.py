@@ -11,11 +11,11 @@ from django.db.models.deletion import Collector
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from .. import engine
-from .periodic import WantedTask, alias, our_tasks, to_beat, wanted_tasks
-from .timetable import Planned, maintenance_problem, timetable
+from .periodic import DesiredTask, alias, desired_tasks, our_tasks, to_beat
+from .timetable import ScheduleStatus, maintenance_problem, timetable
 
 __all__ = [
-    "Planned",
+    "ScheduleStatus",
     "delete_all",
     "maintenance_problem",
     "reconcile",
@@ -101,35 +101,35 @@ class _Changes:
 def _find_changes() -> _Changes:
     changes, intervals = _Changes(), _intervals()
     present = {task.name: task for task in our_tasks()}
-    for name, wanted in wanted_tasks().items():
+    for name, desired in desired_tasks().items():
         task = present.pop(name, None)
         if task is None:
             task = PeriodicTask(name=name, enabled=False)
             changes.created.append(task)
-            _bring_to(wanted, task, intervals)
-        elif columns := _bring_to(wanted, task, intervals):
+            _apply(desired, task, intervals)
+        elif columns := _apply(desired, task, intervals):
             changes.updated[columns].append(task)
     changes.stray += [task for task in present.values() if task.task.startswith(OURS)]
     return changes
 
 
-def _bring_to(
-    wanted: WantedTask, task: Any, intervals: dict[tuple[int, str], int]
+def _apply(
+    desired: DesiredTask, task: Any, intervals: dict[tuple[int, str], int]
 ) -> frozenset[str]:
     """Give a task the values that it should have; the columns that had others."""
-    values = dict(wanted.fields)
-    values["interval_id"] = intervals.get(wanted.interval, MISSING) if wanted.interval else None
-    if wanted.fields["enabled"] and _starts(wanted, task):
-        values |= {"last_run_at": to_beat(wanted.starts_after), "total_run_count": 0}
+    values = dict(desired.fields)
+    values["interval_id"] = intervals.get(desired.interval, MISSING) if desired.interval else None
+    if desired.fields["enabled"] and _starts(desired, task):
+        values |= {"last_run_at": to_beat(desired.starts_after), "total_run_count": 0}
     different = {name: value for name, value in values.items() if getattr(task, name) != value}
     for name, value in different.items():
         setattr(task, name, value)
     return frozenset(different)
 
 
-def _starts(wanted: WantedTask, task: Any) -> bool:
+def _starts(desired: DesiredTask, task: Any) -> bool:
     """Whether a task counts from anew: beat would add a whole interval, or a crontab that is past."""
-    other_crontab = wanted.fields["crontab_id"] not in (None, task.crontab_id)
+    other_crontab = desired.fields["crontab_id"] not in (None, task.crontab_id)
     return other_crontab or not task.enabled or task.last_run_at is None
 
 
@@ -140,8 +140,8 @@ def _intervals() -> dict[tuple[int, str], int]:
 
 
 def _make_intervals() -> None:
-    wanted = {task.interval for task in wanted_tasks().values() if task.interval}
-    missing = sorted(wanted - _intervals().keys())
+    desired = {task.interval for task in desired_tasks().values() if task.interval}
+    missing = sorted(desired - _intervals().keys())
     IntervalSchedule.objects.using(alias()).bulk_create(
         IntervalSchedule(every=every, period=period) for every, period in missing
     )

@@ -7,26 +7,24 @@ from typing import Any
 
 from .. import engine
 from ..models import Heartbeat, RefreshSchedule
-from .periodic import MAINTENANCE, crontab_after, from_beat, name_of, our_tasks, why_not
+from .periodic import MAINTENANCE, crontab_after, disabled_reason, from_beat, name_of, our_tasks
 from .queues import queues_in_words
 
-__all__ = ["Planned", "maintenance_problem", "timetable"]
+__all__ = ["ScheduleStatus", "maintenance_problem", "timetable"]
 
-SILENCE = timedelta(minutes=5)
-SENT_IN_SILENCE = 5  # that often beat sends `matviews.maintain` in that time
-NOT_WRITTEN = (
-    "its periodic task is missing or off: `matviews.maintain` or `manage.py migrate` mends it"
-)
+MAX_SILENCE = timedelta(minutes=5)
+MAX_SENT = 5  # that often beat sends `matviews.maintain` in that time
+NOT_WRITTEN = "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` restores it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Planned:
+class ScheduleStatus:
     """What comes of a schedule.
 
     Attributes:
         schedule: the schedule, its view loaded.
         runs: whether it asks for refreshes at present.
-        why_not: why it does not, "" if it does.
+        disabled_reason: why it does not, "" if it does.
         last_sent: when beat last sent its request since it was switched on; beat writes that down
             every three minutes. None if it did not.
         next_due: when beat is to send the next, None if it is off. The refresh starts within the
@@ -35,12 +33,12 @@ class Planned:
 
     schedule: RefreshSchedule
     runs: bool
-    why_not: str
+    disabled_reason: str
     last_sent: datetime | None
     next_due: datetime | None
 
 
-def timetable(labels: Iterable[str] | None = None) -> list[Planned]:
+def timetable(labels: Iterable[str] | None = None) -> list[ScheduleStatus]:
     """What runs when, by view. It asks the database only, in a constant number of statements.
 
     Args:
@@ -58,14 +56,14 @@ def timetable(labels: Iterable[str] | None = None) -> list[Planned]:
     ]
 
 
-def _planned(schedule: RefreshSchedule, task: Any) -> Planned:
+def _planned(schedule: RefreshSchedule, task: Any) -> ScheduleStatus:
     written = task is not None and task.enabled
-    reason = why_not(schedule) or ("" if written else NOT_WRITTEN)
+    reason = disabled_reason(schedule) or ("" if written else NOT_WRITTEN)
     sent = task is not None and task.total_run_count > 0
-    return Planned(
+    return ScheduleStatus(
         schedule=schedule,
         runs=not reason,
-        why_not=reason,
+        disabled_reason=reason,
         last_sent=from_beat(task.last_run_at) if sent else None,
         next_due=None if reason else _next_due(schedule, task),
     )
@@ -104,9 +102,9 @@ def maintenance_problem() -> str:
 
 
 def _silent(task: Any, heartbeat: Heartbeat | None) -> bool:
-    long_ago = engine.now() - SILENCE
+    long_ago = engine.now() - MAX_SILENCE
     if heartbeat:
         return heartbeat.ran_at < long_ago
     # Beat changes the row each time that it writes down what it has sent.
     sent: int = task.total_run_count
-    return bool(task.date_changed < long_ago) or sent >= SENT_IN_SILENCE
+    return bool(task.date_changed < long_ago) or sent >= MAX_SENT

@@ -17,7 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from matviews import engine, tasks
-from matviews.admin.words import moment
+from matviews.admin.presentation import time_ago
 from matviews.models import Heartbeat, Refresh, RefreshSchedule, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.registry import registry
@@ -217,7 +217,7 @@ class TestList:
 
         assert "every 7 hours (insert)" in shown
         assert "every 9 days" in shown
-        assert "off: the schedule is disabled" in shown
+        assert "disabled: the schedule is disabled" in shown
 
 
 class TestViewPage:
@@ -375,7 +375,7 @@ class TestViewPage:
     def test_a_time_is_told_in_projects_without_time_zones(self, settings: Any) -> None:
         settings.USE_TZ = False
 
-        assert "1 d ago</time>" in moment(timezone.now() - timedelta(days=1))
+        assert "1 d ago</time>" in time_ago(timezone.now() - timedelta(days=1))
 
     def test_a_view_whose_code_is_gone_has_a_page(self, admin_client: Client) -> None:
         ViewControl.objects.create(label="shop.Gone")

@@ -189,7 +189,7 @@ def test_a_derived_phase_tells_of_keys_and_rows(admin_client: Client) -> None:
     # when the page asks how far it is
     live = admin_client.get(page(LABEL, "progress")).json()
     # then
-    words = r"10 of about \d+ keys, 1 row written, [\d,]+ keys per second"
+    words = r"10 of about \d+ keys, 1 row written, [\d,]+ keys/s"
     assert re.fullmatch(words, live["phases"]["insert"])
     assert 0 < live["done"] < 1
 

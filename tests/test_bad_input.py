@@ -116,7 +116,7 @@ class TestRequests:
             engine.request(Limited, batch_size=size)
 
         assert str(error.value) == (
-            f"A batch size must be a whole number from 1 to 2147483647, not {size!r}."
+            f"A batch size must be a whole number of rows from 1 to 2,147,483,647, not {size!r}."
         )
 
     def test_a_disabled_view(self) -> None:

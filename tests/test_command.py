@@ -407,7 +407,7 @@ def test_check_tells_by_its_status_whether_all_is_on_time() -> None:
     add_items(1)  # which no target says anything of
     ran = command("--check", "--models", "Limited,Sharded")
     assert (ran.status, ran.err) == (0, "")
-    pattern = r"(sample\.\w+: on time \(last success \d+\.\d s ago, no target\)\n){2}"
+    pattern = r"(sample\.\w+: on time \(last success \d[\d.]* m?s ago, no target\)\n){2}"
     assert re.fullmatch(pattern, ran.out)
 
     ViewControl.objects.filter(label="sample.Limited").update(

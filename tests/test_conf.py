@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
-from matviews import checks, definition, early_checks, signals
+from matviews import checks, definition, early_checks, hooks, options, signals
 from matviews.conf import Settings, get_settings
 from matviews.definition import ViewOptions
 from matviews.exceptions import InvalidSetting
@@ -98,7 +98,7 @@ class TestSettings:
             get_settings()
 
         assert str(error.value) == (
-            "MATVIEWS['LEASE'] must be a number of seconds from 0.001 to 2147483, not 'long'."
+            "MATVIEWS['LEASE'] must be a number of seconds from 0.001 to 2,147,483, not 'long'."
         )
 
     @pytest.mark.parametrize("name", ["BATCH_TARGETS", "batch_target", 5, None])
@@ -176,15 +176,15 @@ class TestReference:
         text = section("Hooks")
 
         assert all(f"`{name}`" in text for p in Phase for name in (p.needs_hook, p.do_hook))
-        declared = definition.DO_MAY_DECLARE | definition.NEEDS_MAY_DECLARE
+        declared = hooks.DO_MAY_DECLARE | hooks.NEEDS_MAY_DECLARE
         assert documented("Hooks") >= declared
 
     def test_checks(self) -> None:
         modules = [
             Path(module.__file__ or "")
-            for module in (checks, early_checks, celery_checks, definition)
+            for module in (checks, early_checks, celery_checks, definition, hooks, options)
         ]
-        modules += (ROOT / "matviews" / "queryset").glob("*.py")
+        modules += (ROOT / "matviews" / "queryset").rglob("*.py")
         sources = "".join(path.read_text() for path in modules)
 
         assert documented("Checks") == {

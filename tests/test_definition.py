@@ -13,7 +13,7 @@ from django.db import migrations, models
 from django.db.migrations.state import ProjectState
 from django.test import override_settings
 
-from matviews import Batch, MaterializedView, Phase, checks
+from matviews import Batch, MaterializedView, Phase, checks, databases
 from matviews.definition import HookKind, ViewOptions, define
 from matviews.exceptions import UnknownView
 from matviews.registry import registry
@@ -290,7 +290,10 @@ class TestSignatures:
     ) -> None:
         error = only(defined(**six_hooks(**{name: classmethod(hook)})).problems, "W105")
 
-        assert error.msg == f"sample.Made.{name} wants {wanted}, which nobody gives it."
+        noun = "parameters" if "," in wanted else "parameter"
+        assert error.msg == (
+            f"sample.Made.{name} has the {noun} {wanted}, which the engine does not pass."
+        )
         assert "shard" in (error.hint or "")
         assert "by name" in (error.hint or "")
 
@@ -439,7 +442,7 @@ class TestOptions:
             {"a.B": ["c", "c"]},
             {int: "c"},
         ],
-        "freshness_target": [300, timedelta(), timedelta(-1), "5m"],
+        "freshness_target": [300, timedelta(), timedelta(-1), timedelta(days=3651), "5m"],
         "refresh_every": [
             300,
             True,
@@ -476,7 +479,7 @@ class TestOptions:
 
         error = only(view.problems, "W113")
         assert error.msg == (
-            "sample.Made: MatviewMeta.refresh_every names update, which MatviewMeta.phases lacks."
+            "sample.Made: MatviewMeta.refresh_every names update, but MatviewMeta.phases does not."
         )
 
     @pytest.mark.parametrize(
@@ -540,9 +543,12 @@ class TestChecksOfTheProject:
     def test_e010_a_database_that_cannot_lock_without_waiting(
         self, vendor: str, locks: bool, right: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        features = SimpleNamespace(has_select_for_update_skip_locked=locks)
+        features = SimpleNamespace(
+            has_select_for_update=vendor != "sqlite", has_select_for_update_skip_locked=locks
+        )
         database = SimpleNamespace(vendor=vendor, display_name="Some Base", features=features)
-        monkeypatch.setattr(checks, "connections", {"default": database})
+        for module in (checks, databases):
+            monkeypatch.setattr(module, "connections", {"default": database})
 
         problems = checks.check_database(databases=["default"])
 
@@ -558,7 +564,7 @@ class TestChecksOfTheProject:
 
         warning = only(define(view).problems, "W004")
 
-        assert "the class MatViewMeta in it is not read" in warning.msg
+        assert "its inner class MatViewMeta is ignored" in warning.msg
         assert warning.hint == "Did you mean MatviewMeta?"
 
 

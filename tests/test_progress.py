@@ -11,19 +11,18 @@ from rich.console import Console
 from matviews.engine import (
     BatchReport,
     Claim,
-    Extent,
     Message,
     Outcome,
+    Progress,
     RunProgress,
-    extent_of,
 )
 from matviews.management.bars import Bars, bar
 from matviews.management.progress import Meter, so_far
 from matviews.management.reporters import Lines
 from matviews.models import PhaseRun
 from matviews.phases import Phase
+from matviews.presentation import format_duration
 from matviews.states import RunState
-from matviews.words import duration
 
 LABEL = "warehouse_reporting.CustomerLifetimeValueByRegion"
 
@@ -125,14 +124,14 @@ def test_without_an_estimate_there_is_no_total_and_no_time_left(meter: Meter, cl
     text = after(meter, clock, (0, under_way(0, 0)), (1, under_way(700, 1)))
 
     assert text == "700 rows, 700 rows/s"
-    assert (meter.extent.total, meter.left) == (None, None)
+    assert (meter.progress.total, meter.left) == (None, None)
 
 
 def test_an_estimate_that_is_overrun_says_so(meter: Meter, clock: Clock) -> None:
     text = after(meter, clock, (0, under_way(0, 0)), (1, under_way(700, 1, 600)))
 
     assert text == "700 rows, 700 rows/s, more than the 600 estimated"
-    assert (meter.extent.total, meter.left) == (None, None)
+    assert (meter.progress.total, meter.left) == (None, None)
 
 
 def test_batches_that_write_nothing_are_told(meter: Meter, clock: Clock) -> None:
@@ -156,7 +155,7 @@ def test_a_derived_phase_tells_of_the_keys_that_it_has_looked_through(
     text = after(meter, clock, (0, looking(18_000, 340, estimate=36_000, batches=2)))
     # then
     assert text == "18,000 of about 36,000 keys, 340 rows written, 9,000 keys/s, 2.0 s left"
-    assert meter.extent.share == 0.5
+    assert meter.progress.share == 0.5
 
 
 def test_a_derived_phase_that_writes_nothing_has_a_rate_and_an_end(
@@ -188,17 +187,23 @@ def test_the_bar_of_a_derived_phase_goes_by_its_keys(
     assert (drawn.completed, drawn.total, drawn.pulse) == (share, 1, False)
 
 
-def test_extents_are_added_and_unknown_where_one_is() -> None:
-    derived = PhaseRun(fingerprint="f", keys_scanned=30, rows=2, estimate=90, seconds=3.0)
+def test_progress_adds_up_and_is_unknown_if_one_part_is() -> None:
+    derived = PhaseRun(
+        fingerprint="f", keys_scanned=30, rows=2, batches=3, estimate=90, seconds=3.0
+    )
     done = PhaseRun(fingerprint="f", keys_scanned=10, rows=1, state=RunState.SUCCEEDED)
     hooks = PhaseRun(rows=20, estimate=40)
     overrun = PhaseRun(rows=20, estimate=19)
 
-    assert extent_of([derived, done]) == Extent(unit="key", done=40, total=100, rows=3, rate=10.0)
-    assert extent_of([hooks]) == Extent(unit="row", done=20, total=40, rows=20, rate=0.0)
-    assert extent_of([hooks, overrun]).total is None
-    assert extent_of([hooks, PhaseRun(rows=20)]).total is None
-    assert (extent_of([hooks]).share, extent_of([]).share) == (0.5, None)
+    assert Progress.of([derived, done]) == Progress(
+        unit="key", done=40, total=100, rows=3, batches=3, rate=10.0
+    )
+    assert Progress.of([hooks]) == Progress(
+        unit="row", done=20, total=40, rows=20, batches=0, rate=0.0
+    )
+    assert Progress.of([hooks, overrun]).total is None
+    assert Progress.of([hooks, PhaseRun(rows=20)]).total is None
+    assert (Progress.of([hooks]).share, Progress.of([]).share) == (0.5, None)
 
 
 def test_a_worker_is_named_once_it_is_worth_telling(meter: Meter, clock: Clock) -> None:
@@ -215,7 +220,7 @@ def test_a_worker_is_named_once_it_is_worth_telling(meter: Meter, clock: Clock) 
 @pytest.mark.parametrize(
     ("seen", "text"),
     [
-        (progress(Phase.DELETE, current=False), "to come"),
+        (progress(Phase.DELETE, current=False), "pending"),
         (ended(0, 0), "nothing to do"),
         (ended(0, 1), "1 batch, 1.5 s"),
         (ended(12_000, 13), "12,000 rows in 13 batches, 1.5 s"),
@@ -223,7 +228,7 @@ def test_a_worker_is_named_once_it_is_worth_telling(meter: Meter, clock: Clock) 
         (ended(5, 1, state=RunState.FAILED, error="ValueError: one\ntwo"), "failed"),
         (under_way(5, 1, other=7, ahead=True), "refresh 7 comes first: 5 rows"),
         (under_way(5, 1, other=7), "5 rows (shared with refresh 7)"),
-        (under_way(5, 1, lost=True), "5 rows, the end of the last batch could not be recorded; it is tried again"),
+        (under_way(5, 1, lost=True), "5 rows, the end of the last batch could not be recorded; trying again"),
         (
             progress(run={"rows": 5, "failures": 1, "error": "OperationalError: deadlock\nDETAIL"}),
             "5 rows, trying again after OperationalError: deadlock",
@@ -238,18 +243,18 @@ def test_each_state_has_its_words(seen: RunProgress, text: str, meter: Meter) ->
 
 def test_what_is_left_behind_is_told() -> None:
     assert so_far(under_way(5000, 3, shard=1)) == "insert shard 1 5,000 rows in 3 batches"
-    assert so_far(progress(current=False)) == "insert not begun"
+    assert so_far(progress(current=False)) == "insert not started"
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.7, "1 min 00 s"), (75, "1 min 15 s"),
-        (3725, "1 h 02 min"), (100_000, "1 d 03 h"),
+        (-1, "0 ms"), (0.04, "40 ms"), (9.94, "9.9 s"), (9.96, "10 s"), (59.7, "1 min"), (75, "1 min 15 s"),
+        (timedelta(seconds=3725), "1 h 02 min"), (86_400, "1 d"), (100_000, "1 d 03 h"),
     ],
 )  # fmt: skip
-def test_durations_are_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+def test_durations_are_words(seconds: timedelta | float, words: str) -> None:
+    assert format_duration(seconds) == words
 
 
 @pytest.fixture
@@ -295,7 +300,7 @@ def test_batches_are_lines_where_that_is_wanted(lines: list[str]) -> None:
     reporter.batch(done)
     reporter.batch(busy)
 
-    assert lines == ["a.B insert: batch of 5 rows of at most 9, 0.0 s"]
+    assert lines == ["a.B insert: batch of 5 rows of at most 9, 0 ms"]
 
 
 def screen(width: int, phases: list[RunProgress], *, height: int = 24, closed: bool = True) -> str:

@@ -221,7 +221,7 @@ class TestOff:
     def assert_off(self, made: RefreshSchedule, because: str) -> None:
         task = task_of(made)
         assert not task.enabled
-        assert task.description.endswith(f": change it there. Off: {because}.")
+        assert task.description.endswith(f": change it there. Disabled: {because}.")
 
     def test_the_schedule_is_disabled(self) -> None:
         self.assert_off(schedule(enabled=False), "the schedule is disabled")
@@ -268,7 +268,7 @@ class TestOff:
 
             task = task_of(made)
             assert not task.enabled
-            assert "Off: sample.Made has no phase delete; it has insert." in task.description
+            assert "Disabled: sample.Made has no phase delete; it has insert." in task.description
 
     @pytest.mark.parametrize(
         "fields", [{"phases": "insert"}, {"every": 2**31 - 1, "period": "days"}]

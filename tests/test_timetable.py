@@ -20,7 +20,7 @@ from matviews.management.commands.update_materialized_views import Command
 from matviews.models import Heartbeat, Period, RefreshSchedule, ViewControl
 from matviews.tasks.checks import check_maintenance
 from matviews.tasks.queues import queues_in_words
-from matviews.tasks.schedules import Planned, maintenance_problem, reconcile, timetable
+from matviews.tasks.schedules import ScheduleStatus, maintenance_problem, reconcile, timetable
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
 
@@ -55,7 +55,7 @@ def sent(ago: timedelta, times: int = 1) -> datetime:
     return last
 
 
-def only() -> Planned:
+def only() -> ScheduleStatus:
     (planned,) = timetable()
     return planned
 
@@ -69,7 +69,7 @@ class TestTimetable:
 
         planned = only()
 
-        assert (planned.schedule, planned.runs, planned.why_not) == (made, True, "")
+        assert (planned.schedule, planned.runs, planned.disabled_reason) == (made, True, "")
         assert planned.last_sent is None
         assert planned.next_due is not None
         assert abs(planned.next_due - timezone.now()) < MINUTE
@@ -108,11 +108,11 @@ class TestTimetable:
             (lambda: set_view(enabled=False), "the view is disabled"),
             (
                 lambda: PeriodicTask.objects.filter(task="matviews.refresh").delete(),
-                "its periodic task is missing or off: `matviews.maintain` or `manage.py migrate` mends it",
+                "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` restores it",
             ),
             (
                 lambda: PeriodicTask.objects.update(enabled=False),
-                "its periodic task is missing or off: `matviews.maintain` or `manage.py migrate` mends it",
+                "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` restores it",
             ),
         ],
     )
@@ -124,7 +124,7 @@ class TestTimetable:
 
         planned = only()
 
-        assert (planned.runs, planned.why_not, planned.next_due) == (False, because, None)
+        assert (planned.runs, planned.disabled_reason, planned.next_due) == (False, because, None)
 
     def test_when_a_schedule_was_last_sent_is_shown_while_it_is_off(self) -> None:
         schedule()
@@ -273,7 +273,7 @@ class TestCommand:
 
         moment, due = (f"{each:%Y-%m-%d %H:%M:%S}" for each in (last, last + HOUR))
         assert headings.split() == [
-            "view", "schedule", "phases", "next", "last", "sent", "off", "because",
+            "view", "schedule", "phases", "next", "last", "sent", "disabled", "because",
         ]  # fmt: skip
         assert limited.split() == [
             LIMITED,
@@ -318,7 +318,7 @@ class TestCommand:
                     "how_often": "every hour",
                     "phases": ["insert"],
                     "runs": True,
-                    "why_not": "",
+                    "disabled_reason": "",
                     "last_sent": last.isoformat(),
                     "next_due": (last + HOUR).isoformat(),
                 }

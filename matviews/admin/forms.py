@@ -8,15 +8,8 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from ..conf import (
-    LARGEST_SIZE,
-    LONGEST_TIME,
-    SHORTEST_TIME,
-    get_settings,
-    is_count,
-    is_seconds,
-)  # fmt: skip
-from ..definition import LONGEST_INTERVAL
+from ..conf import get_settings
+from ..limits import BATCH_SECONDS, BATCH_SIZE, FRESHNESS_TARGET
 from ..models import RefreshSchedule, ViewControl
 from ..phases import Phase
 
@@ -71,26 +64,22 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_batch_size(self) -> int | None:
         """A size that a batch can have."""
         size: int | None = self.cleaned_data["batch_size"]
-        if size is not None and not is_count(size):
-            raise ValidationError(f"Give a whole number from 1 to {LARGEST_SIZE}, or nothing.")
+        if size is not None and (fault := BATCH_SIZE.fault(size)):
+            raise ValidationError(f"Give {fault}, or nothing.")
         return size
 
     def clean_batch_target(self) -> float | None:
         """A time that a batch can take."""
         seconds: float | None = self.cleaned_data["batch_target"]
-        if seconds is not None and not is_seconds(seconds):
-            raise ValidationError(
-                f"Give a number of seconds from {SHORTEST_TIME} to {LONGEST_TIME}, or nothing."
-            )
+        if seconds is not None and (fault := BATCH_SECONDS.fault(seconds)):
+            raise ValidationError(f"Give {fault}, or nothing.")
         return seconds
 
     def clean_freshness_target(self) -> timedelta | None:
         """A length of time."""
         target: timedelta | None = self.cleaned_data["freshness_target"]
-        if target is not None and not timedelta() < target <= LONGEST_INTERVAL:
-            raise ValidationError(
-                f"Give a length of time up to {LONGEST_INTERVAL.days} days, as in 00:10:00, or nothing."
-            )
+        if target is not None and (fault := FRESHNESS_TARGET.fault(target, noun="duration")):
+            raise ValidationError(f"Give {fault}, as in 00:10:00, or nothing.")
         return target
 
 

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
 
-from ..engine import Extent, RunProgress, extent_of, progress_of
+from ..engine import Progress, RunProgress, progress_of
 from ..models import Refresh, ViewControl
 from ..phases import Phase
 from ..states import RefreshState, RunState
-from .phrases import count_keys, count_rows, number, rate
+from .phrases import count_rows, progress_text
 
 __all__ = ["refresh_progress", "view_progress"]
 
@@ -59,39 +58,20 @@ def _is_current(shards: Sequence[RunProgress]) -> bool:
 
 def _in_words(shards: Sequence[RunProgress]) -> str:
     """The progress of one phase, its shards taken together."""
-    extent = _extent(shards)
+    progress = _progress(shards)
     worst = RunState.worst(each.run.state for each in shards)
     if worst and not any(each.run.active for each in shards):
         ended = _("done") if worst == RunState.SUCCEEDED else str(worst.label)
-        return f"{count_rows(extent.rows)}, {ended}"
-    if not _is_current(shards) and not extent.done:
+        return f"{count_rows(progress.rows)}, {ended}"
+    if not _is_current(shards) and not progress.done:
         return str(RunState.PENDING.label)
-    if not extent.rate:
-        return _extent_in_words(extent)
-    return f"{_extent_in_words(extent)}, {rate(extent.rate, keys=extent.unit == 'key')}"
+    return progress_text(progress)
 
 
-def _extent_in_words(extent: Extent) -> str:
-    if extent.unit == "row":
-        if not extent.total:
-            return count_rows(extent.done)
-        return ngettext(
-            "%(done)s of about %(total)s row", "%(done)s of about %(total)s rows", extent.total
-        ) % {"done": number(extent.done), "total": number(extent.total)}
-    written = _("%(rows)s written") % {"rows": count_rows(extent.rows)}
-    if not extent.total:
-        checked = _("%(keys)s checked") % {"keys": count_keys(extent.done)}
-    else:
-        checked = ngettext(
-            "%(done)s of about %(total)s key", "%(done)s of about %(total)s keys", extent.total
-        ) % {"done": number(extent.done), "total": number(extent.total)}
-    return f"{checked}, {written}"
-
-
-def _extent(shards: Sequence[RunProgress]) -> Extent:
-    return extent_of(each.run for each in shards)
+def _progress(shards: Sequence[RunProgress]) -> Progress:
+    return Progress.of(each.run for each in shards)
 
 
 def _done(shards: Sequence[RunProgress]) -> float | None:
-    share = _extent(shards).share
+    share = _progress(shards).share
     return None if share is None else round(share, 3)

@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 
 from ..models import PhaseRun
 from ..states import RunState
-from .phrases import count_batches, count_runs, number
+from .phrases import count_batches, count_runs, number, rows_in_batches
 from .plots import (
     FAILED,
     MIN_SLOTS,
@@ -135,10 +135,7 @@ class Bar:
     def __str__(self) -> str:
         name = _("Refresh %(refresh)s") % {"refresh": self.refresh}
         when = f", {_moment(self.ended)}" if self.ended else ""
-        did = _("%(rows)s in %(batches)s") % {
-            "rows": ROWS.words(self.rows),
-            "batches": count_batches(self.batches),
-        }
+        did = rows_in_batches(self.rows, self.batches)
         return f"{name}{when}: {did}, {SECONDS.words(self.seconds)}, {OUTCOME_LABELS[self.outcome]}"
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from math import ceil, floor, log10
 from statistics import median
 from typing import Any, NamedTuple
@@ -11,8 +10,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from .phrases import count_rows, localized
-from .words import length
+from .phrases import count_rows, duration, localized
 
 __all__ = [
     "FAILED", "MIN_SLOTS", "ROWS", "SECONDS", "STOPPED", "SUCCEEDED", "WIDTH", "Mark", "Plot",
@@ -52,7 +50,7 @@ class Quantity:
 
     def words(self, value: float) -> str:
         """The value with its unit written out."""
-        return count_rows(value) if self is ROWS else length(timedelta(seconds=value))
+        return count_rows(value) if self is ROWS else duration(value)
 
     def short(self, value: float) -> str:
         """The value with three digits."""

@@ -26,8 +26,8 @@ from .actions import OperatorActions
 from .badges import badge
 from .live import refresh_progress
 from .phrases import count_batches, number, requesters
+from .presentation import time_ago
 from .refresh_page import refresh_context, took
-from .words import moment
 
 __all__ = ["RefreshAdmin"]
 
@@ -125,7 +125,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     @admin.display(description=gettext_lazy("Requested"))
     def requested(self, refresh: Any) -> SafeString:
         """By what, by whom, and when."""
-        when = moment(refresh.requested_at)
+        when = time_ago(refresh.requested_at)
         return format_html(
             '{}<br><span class="matviews-quiet">{}</span>', requesters(refresh), when
         )

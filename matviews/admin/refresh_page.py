@@ -3,21 +3,19 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import groupby
 from typing import Any
 
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
-from ..engine import RunProgress, count_requests, progress_of
+from ..engine import Progress, RunProgress, count_requests, progress_of
 from ..models import PhaseRun, Refresh
 from ..states import RefreshState, RunState
 from .badges import badge
 from .live import refresh_progress
-from .phrases import requesters
+from .phrases import duration, requesters, work_done
 from .pictures import pace_picture
-from .words import length, written
 
 __all__ = ["refresh_context", "took"]
 
@@ -54,19 +52,19 @@ class ShardShown:
     @property
     def wrote(self) -> str:
         """Rows, batches and rate."""
-        return written([self.progress.run])
+        return work_done(Progress.of([self.progress.run]))
 
     @property
     def worked(self) -> str:
         """The time that its batches took, without the pauses between them."""
-        return length(timedelta(seconds=self.progress.run.seconds))
+        return duration(self.progress.run.seconds)
 
 
 def took(refresh: Refresh) -> str:
     """The time from the first batch to the end."""
     if not refresh.started_at or not refresh.finished_at:
         return "-"
-    return length(refresh.finished_at - refresh.started_at)
+    return duration(refresh.finished_at - refresh.started_at)
 
 
 def refresh_context(refresh: Refresh) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..models import RefreshSchedule, ViewControl
 from ..tasks import schedules
 from .forms import ScheduleForm
 from .phrases import frequency
-from .words import plan
+from .presentation import schedule_lines
 
 __all__ = ["ScheduleInline", "remarks"]
 
@@ -47,7 +47,7 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
         if not hasattr(self, "_timetable"):  # of the view's schedules: this shows no others
             self._timetable = schedules.timetable([schedule.view.label])
         own = [each for each in self._timetable if each.schedule.pk == schedule.pk]
-        return plan(own, named=False)
+        return schedule_lines(own, named=False)
 
     @admin.display(description=gettext_lazy("Phases"))
     def which_phases(self, schedule: RefreshSchedule) -> str:

@@ -17,7 +17,7 @@ from ..models import ViewControl
 from ..queryset import plan_of
 from .badges import badge
 from .phrases import count_rows, number
-from .words import moment
+from .presentation import time_ago
 
 __all__ = ["source_context"]
 
@@ -42,7 +42,7 @@ class VerificationShown:
     @property
     def when(self) -> SafeString:
         """The time since then."""
-        return moment(datetime.fromisoformat(self.found["at"]))
+        return time_ago(datetime.fromisoformat(self.found["at"]))
 
     @property
     def compared(self) -> str:

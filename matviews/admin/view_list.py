@@ -20,7 +20,8 @@ from ..engine import ViewStatus
 from ..states import ViewState
 from ..tasks import schedules
 from .badges import badge
-from .words import length, plan, rows_in_words, state_in_words, successes_in_words
+from .phrases import duration
+from .presentation import last_successes, row_count, schedule_lines, state_text
 
 __all__ = ["COLUMNS", "StateFilter", "ViewList", "without_rows"]
 
@@ -40,20 +41,20 @@ def name(control: Any) -> SafeString:
 def state(control: Any) -> SafeString:
     """The state as a badge, with progress and errors."""
     status = control.status
-    context = {"status": status, "badge": badge(status.state, state_in_words(status))}
+    context = {"status": status, "badge": badge(status.state, state_text(status))}
     return render_to_string("matviews/view_state.html", context)
 
 
 @admin.display(description=gettext_lazy("Rows"))
 def rows(control: Any) -> str:
     """The number of rows in the view's table."""
-    return rows_in_words(control.status.rows)
+    return row_count(control.status.rows)
 
 
 @admin.display(description=gettext_lazy("Last success"))
 def last_success(control: Any) -> SafeString:
     """When each phase last succeeded."""
-    return successes_in_words(control.status.successes)
+    return last_successes(control.status.successes)
 
 
 @admin.display(description=gettext_lazy("Age"))
@@ -62,18 +63,18 @@ def age(control: Any) -> SafeString | str:
     status = control.status
     if status.age is None:
         return DASH
-    more = [_("target %(time)s") % {"time": length(status.target)}] if status.target else []
+    more = [_("target %(time)s") % {"time": duration(status.target)}] if status.target else []
     if status.change_lag is not None:
-        more.append(_("change lag %(time)s") % {"time": length(status.change_lag)})
+        more.append(_("change lag %(time)s") % {"time": duration(status.change_lag)})
     return format_html(
-        '{} <span class="matviews-quiet">{}</span>', length(status.age), "; ".join(more)
+        '{} <span class="matviews-quiet">{}</span>', duration(status.age), "; ".join(more)
     )
 
 
 @admin.display(description=gettext_lazy("Schedule"))
 def schedule(control: Any) -> SafeString | str:
     """How often a refresh is requested, and when next."""
-    return plan(control.planned) or DASH
+    return schedule_lines(control.planned) or DASH
 
 
 COLUMNS = (name, state, rows, last_success, age, schedule)

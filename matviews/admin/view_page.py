@@ -10,16 +10,17 @@ from django.db.models.functions import Coalesce
 from django.utils.safestring import SafeString
 
 from .. import engine
+from ..engine import Progress
 from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
 from ..states import RefreshState, RunState, ViewState
 from ..tasks import schedules
 from .badges import badge
 from .live import view_progress
-from .phrases import requesters
+from .phrases import duration, requesters, work_done
 from .pictures import MAX_BARS, durations_picture, rows_picture
+from .presentation import row_count, state_text, time_ago
 from .source_section import source_context
-from .words import length, moment, rows_in_words, state_in_words, written
 
 __all__ = ["page_context"]
 
@@ -35,12 +36,12 @@ def page_context(control: ViewControl) -> dict[str, Any]:
     newest = Refresh.objects.filter(view=control).order_by("-pk")
     return {
         "status": status,
-        "badge": badge(status.state, state_in_words(status)),
+        "badge": badge(status.state, state_text(status)),
         "verbose_name": definition.model._meta.verbose_name if definition else "",
-        "rows": rows_in_words(status.rows),
-        "age": "" if status.age is None else length(status.age),
-        "change_lag": "" if status.change_lag is None else length(status.change_lag),
-        "target": length(status.target) if status.target else "",
+        "rows": row_count(status.rows),
+        "age": "" if status.age is None else duration(status.age),
+        "change_lag": "" if status.change_lag is None else duration(status.change_lag),
+        "target": duration(status.target) if status.target else "",
         "phases": phases,
         "may_request": control.enabled and definition is not None and not definition.errors,
         "summaries": [_summary(control, phase, phase in status.changed) for phase in phases],
@@ -96,18 +97,18 @@ class PhaseSummary:
     @property
     def ended(self) -> SafeString | None:
         """How long ago the last of them ended; None while one is running."""
-        return moment(self._end) if self._end else None
+        return time_ago(self._end) if self._end else None
 
     @property
     def took(self) -> str:
         """The time from the start of the first to the end of the last."""
         started = [run.started_at for run in self.last_runs if run.started_at]
-        return length(self._end - min(started)) if self._end and started else "-"
+        return duration(self._end - min(started)) if self._end and started else "-"
 
     @property
     def wrote(self) -> str:
         """Rows, batches and rate, all shards together."""
-        return written(self.last_runs)
+        return work_done(Progress.of(self.last_runs))
 
     @property
     def failed(self) -> list[PhaseRun]:
@@ -128,7 +129,7 @@ def _summary(control: ViewControl, phase: Phase, changed: bool) -> PhaseSummary:
     by_refresh = [tuple(group) for _pk, group in groupby(found, lambda run: run.refresh_id)]
     return PhaseSummary(
         phase=phase,
-        last_success=moment(getattr(control, phase.success_field)),
+        last_success=time_ago(getattr(control, phase.success_field)),
         changed=changed,
         last_runs=by_refresh[-1] if by_refresh else (),
         durations=durations_picture(found),

@@ -17,20 +17,19 @@ from .derived import (
     not_migrated,
     sweep_stages,
 )
-from .extent import Extent, extent_of
 from .freshness import is_fresh
 from .history import trim_history
 from .hooks import raised_by_hook
 from .marking import mark_dirty
 from .messages import BatchReport, Message, Outcome
-from .progress import RunProgress, progress_of
+from .progress import Claim, Progress, RunProgress, progress_of
 from .queues import collapse_long_queues, move_log
 from .requests import check_phases, count_requests, request, request_stop
 from .rescue import forget_resends, rescue, untaken
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount
 from .settle import Settlement, settle, settle_view
-from .status import Claim, ViewStatus, view_statuses
+from .status import ViewStatus, view_statuses
 from .transactions import (
     alias,
     check_no_transaction,
@@ -45,10 +44,10 @@ from .verification import Verification, verify
 __all__ = [
     "BatchReport",
     "Claim",
-    "Extent",
     "Message",
     "MissingRight",
     "Outcome",
+    "Progress",
     "RowCount",
     "RunProgress",
     "Settlement",
@@ -62,7 +61,6 @@ __all__ = [
     "count_requests",
     "denied_for",
     "drop_forgotten_stages",
-    "extent_of",
     "find_circle",
     "finish_triggers",
     "forget_resends",

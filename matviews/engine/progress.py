@@ -1,7 +1,9 @@
-"""How far a refresh is, phase by phase, whoever works on it."""
+"""How far work is: in numbers, and phase by phase of a refresh, whoever works on it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import NamedTuple
 
 from django.db.models import QuerySet
 
@@ -10,27 +12,83 @@ from ..models import PhaseRun, Refresh, ViewShard
 from ..phases import Phase
 from ..states import RefreshState, RunState
 from .claim import worker_name
-from .status import Claim
 from .transactions import alias
 
-__all__ = ["RunProgress", "progress_of"]
+__all__ = ["Claim", "Progress", "RunProgress", "progress_of"]
 
 ACTIVE = [state for state in RunState if state.active]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far one or more phase runs are.
+
+    Attributes:
+        unit: what is counted: "row", or "key" for phases derived from `source()`, which check many
+            keys and write few rows.
+        done: rows written or keys checked.
+        total: how many there will be in the end; None without an estimate, or if it was too low.
+        rows: rows written.
+        batches: batches committed.
+        rate: rows written or keys checked per second of work, by the runs that are still active or, if
+            none is, by all; 0.0 before the first batch.
+    """
+
+    unit: str
+    done: int
+    total: int | None
+    rows: int
+    batches: int
+    rate: float
+
+    @classmethod
+    def of(cls, runs: Iterable[PhaseRun]) -> "Progress":
+        """The progress of some runs together, each the one that does the work."""
+        runs = list(runs)
+        totals = [_total(run) for run in runs]
+        known = [total for total in totals if total is not None]
+        working = [run for run in runs if run.active] or runs
+        return cls(
+            unit="key" if any(run.fingerprint for run in runs) else "row",
+            done=sum(run.done for run in runs),
+            total=sum(known) if len(known) == len(totals) else None,
+            rows=sum(run.rows for run in runs),
+            batches=sum(run.batches for run in runs),
+            rate=sum(run.done / run.seconds for run in working if run.seconds),
+        )
+
+    @property
+    def share(self) -> float | None:
+        """How much is done, from 0 to 1; None if that is unknown."""
+        return self.done / self.total if self.total else None
+
+
+def _total(run: PhaseRun) -> int | None:
+    if not run.active:
+        return run.done
+    return None if run.estimate is None or run.estimate < run.done else run.estimate
+
+
+class Claim(NamedTuple):
+    """Which worker runs a batch in a shard, as `host:pid`, and since when."""
+
+    worker: str
+    since: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunProgress:
-    """How one phase of a refresh stands in one shard.
+    """How far one phase of a refresh is in one shard, and what it waits for.
 
     Attributes:
         phase: the phase.
         shard: number of the shard; None if the view has only one.
-        run: the run that does the work: the refresh's own, the one that this is merged into, or
-            one of an older refresh that must end before the refresh's own begins.
-        other: primary key of the refresh that `run` belongs to, None if it is the refresh's own.
+        run: the run that does the work: the refresh's own, the one that it was merged into, or one of
+            an older refresh that must end before the refresh's own begins.
+        other: primary key of the refresh that `run` belongs to; None if it is the refresh's own.
         ahead: whether the refresh's own work begins only after `run`.
-        current: whether `run` is under way, or has its turn next.
-        claim: the other process that is at work in the shard; told of one phase only.
+        current: whether `run` is running or next.
+        claim: the other process that works in the shard; set for one phase only.
         lost: whether this process could not record how its last batch ended.
     """
 
@@ -45,7 +103,7 @@ class RunProgress:
 
 
 def progress_of(refresh: Refresh) -> list[RunProgress]:
-    """How each phase of a refresh stands in each shard, by phase and shard."""
+    """How far each phase of a refresh is in each shard, ordered by phase and shard."""
     runs = {(run.shard_id, run.phase): run for run in refresh.runs.select_related("merged_into")}
     if refresh.merged_into and not runs:
         return [
@@ -85,7 +143,7 @@ def _of_run(
 
 
 def _with_turn(phases: list[RunProgress], shard: ViewShard) -> Iterator[RunProgress]:
-    """Mark the phase whose turn it is, and who is at work on it."""
+    """Mark the phase whose turn it is, and the worker that it waits for."""
     turn = next((each for each in phases if each.run.active), None)
     mine = shard.worker == worker_name()
     claimed_at = (

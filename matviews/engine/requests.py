@@ -9,9 +9,9 @@ from django.db.models import Exists, OuterRef, QuerySet, Subquery, Sum
 
 from .. import signals
 from ..changes import ChangeStatus
-from ..conf import LARGEST_SIZE, is_count
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, InvalidView, ViewDisabled
+from ..limits import BATCH_SIZE
 from ..models import Origin, PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..redact import bounded, brief
@@ -64,10 +64,8 @@ def request(
     """
     definition = registry.usable(view)
     wanted = check_phases(definition, phases)
-    if batch_size is not None and not is_count(batch_size):
-        raise InvalidRequest(
-            f"A batch size must be a whole number from 1 to {LARGEST_SIZE}, not {brief(batch_size)}."
-        )
+    if batch_size is not None and batch_size not in BATCH_SIZE:
+        raise InvalidRequest(f"A batch size must be {BATCH_SIZE}, not {brief(batch_size)}.")
     refresh = Refresh(
         phases=[phase.value for phase in wanted],
         state=RefreshState.OPEN,

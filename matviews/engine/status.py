@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db import DatabaseError
 from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
@@ -20,22 +20,15 @@ from ..queryset import fault_of, plan_of
 from ..registry import registry
 from ..states import RefreshState, ViewState
 from .derived import changed_phases
-from .extent import extent_of
 from .pending import oldest_drained, utc
+from .progress import Claim, Progress
 from .rows import RowCount, count_rows
 from .transactions import alias, now
 
-__all__ = ["Claim", "ViewStatus", "view_statuses"]
+__all__ = ["ViewStatus", "view_statuses"]
 
 MOST_LISTED = 20  # open refreshes of a view
 INTERVALS_MISSED = 2  # of its schedule, after which a view without a target of its own is behind
-
-
-class Claim(NamedTuple):
-    """Who is at work in a shard, as `host:pid`, and since when."""
-
-    worker: str
-    since: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,7 +332,7 @@ def _progress(control: Any) -> float | None:
     leaders = [run.merged_into or run for run in refresh.runs.all()]
     if len(leaders) < len(refresh.phases) * len(control.shards.all()):
         return None
-    return extent_of(leaders).share
+    return Progress.of(leaders).share
 
 
 def _running(control: Any) -> tuple[Claim, ...]:

@@ -119,5 +119,5 @@ def bar(progress: RunProgress, meter: Meter, width: int) -> ProgressBar:
         return ProgressBar(total=1, completed=1, width=width, finished_style=style)
     if not progress.current:
         return ProgressBar(total=1, completed=0, width=width)
-    share = meter.extent.share
+    share = meter.progress.share
     return ProgressBar(total=1, completed=share or 0, width=width, pulse=share is None)

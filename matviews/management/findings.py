@@ -7,8 +7,8 @@ from typing import Any
 
 from matviews.conf import get_settings
 from matviews.engine import Verification
+from matviews.presentation import pluralize
 from matviews.queryset import Difference, ExplainedIndex, Explanation, Kind
-from matviews.words import counted
 
 __all__ = [
     "explanation_as_dict", "explanation_in_lines", "tracking_in_lines", "verification_as_dict",
@@ -20,16 +20,16 @@ WIDEST_VALUE = 60  # letters of a value that are shown to a person
 
 def verification_in_lines(found: Verification) -> Iterator[str]:
     """The outcome in one line, and the first differences of each kind in one each."""
-    sample = f", a sample of about {counted(found.sample, 'key')}" if found.sample else ""
-    outcome = f"{counted(found.rows_compared, 'row')} compared{sample}"
+    sample = f", a sample of about {pluralize(found.sample, 'key')}" if found.sample else ""
+    outcome = f"{pluralize(found.rows_compared, 'row')} compared{sample}"
     if found.null_keys:
-        outcome += f"; {counted(found.null_keys, 'row')} left out, their key is NULL"
+        outcome += f"; {pluralize(found.null_keys, 'row')} left out, their key is NULL"
     if found.equal:
         yield f"{found.label}: equals its source ({outcome})"
         return
     counts = f"{found.missing:,} missing, {found.differing:,} differing, {found.surplus:,} surplus"
     mended = (
-        "" if found.repaired is None else f"; repaired, {counted(found.repaired, 'row')} written"
+        "" if found.repaired is None else f"; repaired, {pluralize(found.repaired, 'row')} written"
     )
     yield f"{found.label}: {counts} ({outcome}){mended}"
     yield from map(_difference_in_line, _examples(found))
@@ -117,7 +117,7 @@ def explanation_in_lines(explanation: Explanation) -> Iterator[str]:
     if rows is not None:
         yield f"  rows: about {rows:,}, as the database estimates"
     if explanation.null_keys:
-        yield f"  left out: {counted(explanation.null_keys, 'row')} of source() whose key is NULL"
+        yield f"  left out: {pluralize(explanation.null_keys, 'row')} of source() whose key is NULL"
     for index in explanation.indexes:
         yield f"  index of {index.model} ({', '.join(index.fields)}): {_index_in_words(index)}"
     if explanation.staging:

@@ -7,8 +7,8 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from matviews.conf import LARGEST_SIZE
 from matviews.exceptions import UnknownView
+from matviews.limits import BATCH_SIZE, SAMPLE_SIZE, Range
 from matviews.phases import Phase
 from matviews.registry import registry
 
@@ -139,10 +139,10 @@ def understand(options: Mapping[str, Any]) -> Asked:
         action=actions[0] if actions else "refresh",
         labels=_labels(options["models"]),
         phases=_phases(options["phases"]),
-        batch_size=_number(options["batch_size"], "batch-size", "rows"),
+        batch_size=_number(options["batch_size"], "batch-size", BATCH_SIZE),
         pending=options["pending"],
         repair=options["repair"],
-        sample=_number(options["sample"], "sample", "keys"),
+        sample=_number(options["sample"], "sample", SAMPLE_SIZE),
         sql=not options["no_sql"],
         triggers=options["triggers"],
     )
@@ -182,15 +182,14 @@ def _names(given: str | Iterable[str] | None, option: str) -> list[str] | None:
     return names
 
 
-def _number(given: str | int | None, option: str, things: str) -> int | None:
+def _number(given: str | int | None, option: str, limits: Range) -> int | None:
     if given is None:
         return None
     text = str(given).strip()
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= LARGEST_SIZE):
-        raise refusal(
-            f"--{option} must be a whole number of {things} from 1 to {LARGEST_SIZE:,}, not {text!r}."
-        )
-    return int(text)
+    number = int(text) if text.isascii() and text.isdecimal() else None
+    if number is None or number not in limits:
+        raise refusal(f"--{option} must be {limits}, not {text!r}.")
+    return number
 
 
 def refusal(sentence: str) -> CommandError:

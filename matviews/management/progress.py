@@ -1,118 +1,120 @@
-"""How far a phase is, in words: rows or keys, rate and, where an estimate holds, time left."""
+"""How far a phase is, as a line: rows or keys, rate and, where an estimate allows it, time left."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from matviews import engine
-from matviews.engine import Claim, Extent, RunProgress, extent_of
+from matviews.engine import Claim, Progress, RunProgress
 from matviews.models import PhaseRun
+from matviews.presentation import (
+    format_duration,
+    format_progress,
+    format_rate,
+    pluralize,
+    rows_in_batches,
+)
 from matviews.states import RunState
-from matviews.words import counted, duration
 
 __all__ = ["Meter", "first_line", "so_far", "title"]
 
-WINDOW = 30.0  # seconds over which the rate is measured
-QUIET = 5.0  # seconds that a batch may take before that is said
-WORTH_TELLING = 1.0  # seconds that a worker is waited for before that is said
+RATE_WINDOW = 30.0  # seconds over which the rate is measured
+MAX_SILENT_BATCH = 5.0  # seconds after which a running batch is mentioned
+MAX_SILENT_WAIT = 1.0  # seconds after which a worker that is waited for is mentioned
 
 
 class Meter:
-    """Follows one phase in one shard, and tells how far it is.
+    """Follows one phase in one shard and says how far it is.
 
-    The rate is that of the clock on the wall, over the last half minute: what is spent on other
-    phases or on waiting for workers is part of it, or the time left would be too short.
+    The rate counts wall-clock time over the last half minute, including time spent on other phases or
+    on waiting for workers; otherwise the time left would be too short.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._progress: RunProgress | None = None
-        self._seen: deque[tuple[float, int]] = deque()
+        self._seen: RunProgress | None = None
+        self._samples: deque[tuple[float, int]] = deque()
 
-    def note(self, progress: RunProgress) -> None:
-        """Take note of how the phase stands now."""
-        before, self._progress = self._progress, progress
-        if before is None or not _goes_on(before, progress):
-            self._seen.clear()
-        elif before.run.batches == progress.run.batches:
+    def note(self, seen: RunProgress) -> None:
+        """Record how far the phase is now."""
+        before, self._seen = self._seen, seen
+        if before is None or not _continues(before, seen):
+            self._samples.clear()
+        elif before.run.batches == seen.run.batches:
             return
         now = self._clock()
-        self._seen.append((now, progress.run.done))
-        while len(self._seen) > 2 and self._seen[1][0] < now - WINDOW:
-            self._seen.popleft()
+        self._samples.append((now, seen.run.done))
+        while len(self._samples) > 2 and self._samples[1][0] < now - RATE_WINDOW:
+            self._samples.popleft()
 
     @property
-    def extent(self) -> Extent:
+    def progress(self) -> Progress:
         """How far the phase is, in numbers."""
-        return extent_of([self._progress.run] if self._progress else [])
+        return Progress.of([self._seen.run] if self._seen else [])
 
     @property
     def rate(self) -> float | None:
-        """Rows or keys per second, None as long as nothing can be said."""
-        if not self.extent.done:
+        """Rows or keys per second; None while it is unknown."""
+        if not self.progress.done:
             return None
-        (since, before), (until, now) = self._seen[0], self._seen[-1]
-        return (now - before) / (until - since) if until > since else self.extent.rate or None
+        (since, before), (until, now) = self._samples[0], self._samples[-1]
+        return (now - before) / (until - since) if until > since else self.progress.rate or None
 
     @property
     def left(self) -> float | None:
-        """Seconds to the end, None where nothing honest can be said."""
-        extent, rate = self.extent, self.rate
-        if not extent.total or not rate:
+        """Seconds to the end; None if nobody can say."""
+        progress, rate = self.progress, self.rate
+        if not progress.total or not rate:
             return None
-        left = (extent.total - extent.done) / rate - self._quiet
+        left = (progress.total - progress.done) / rate - self._batch_seconds
         return left if left > 0 else None
 
     @property
     def text(self) -> str:
-        """How far the phase is."""
-        progress = self._progress
-        if progress is None or not (progress.current or not progress.run.active):
-            return "to come"
-        if not progress.run.active:
-            return _ended(progress.run) + _of_other(
-                progress
-            )  # why is told once, at the end of the refresh
-        parts = [*self._how_far(progress.run), *self._circumstances(progress)]
-        return _first_other(progress) + ", ".join(parts) + _of_other(progress)
+        """How far the phase is, in words."""
+        seen = self._seen
+        if seen is None or (seen.run.active and not seen.current):
+            return "pending"
+        if not seen.run.active:  # the end of the refresh says why it failed
+            return _outcome(seen.run) + _shared(seen)
+        parts = [*self._how_far(seen.run), *self._circumstances(seen)]
+        return _blocked_by(seen) + ", ".join(parts) + _shared(seen)
 
     @property
     def waits_for(self) -> str:
-        """The worker that is waited for, `host:pid`, "" if that is not worth telling."""
-        claim = self._progress and self._progress.claim
-        return claim.worker if claim and _waited(claim) >= WORTH_TELLING else ""
+        """The worker that is waited for, as `host:pid`; "" if the wait is too short to mention."""
+        claim = self._seen and self._seen.claim
+        return claim.worker if claim and _waited(claim) >= MAX_SILENT_WAIT else ""
 
     @property
-    def _quiet(self) -> float:
-        return self._clock() - self._seen[-1][0] if self._seen else 0.0
+    def _batch_seconds(self) -> float:
+        """How long the running batch has taken so far."""
+        return self._clock() - self._samples[-1][0] if self._samples else 0.0
 
     def _how_far(self, run: PhaseRun) -> Iterator[str]:
-        extent, rate, left = self.extent, self.rate, self.left
-        if run.batches and not extent.done and extent.unit == "row":
-            yield f"0 rows in {counted(run.batches, 'batch')}"
-        else:
-            yield extent.words
+        progress, rate, left = self.progress, self.rate, self.left
+        yield format_progress(progress)
         if rate:
-            yield f"{rate:,.0f} {extent.unit}s/s" if rate >= 10 else f"{rate:.1f} {extent.unit}s/s"
-        if run.estimate and extent.total is None:
+            yield format_rate(rate, progress.unit)
+        if run.estimate and progress.total is None:
             yield f"more than the {run.estimate:,} estimated"
         if left is not None:
-            yield f"{duration(left)} left"
+            yield f"{format_duration(left)} left"
 
-    def _circumstances(self, progress: RunProgress) -> Iterator[str]:
-        if progress.run.failures:
-            yield f"trying again after {first_line(progress.run.error)}"
-        if progress.lost:
-            yield "the end of the last batch could not be recorded; it is tried again"
-        elif progress.claim:
+    def _circumstances(self, seen: RunProgress) -> Iterator[str]:
+        if seen.run.failures:
+            yield f"trying again after {first_line(seen.run.error)}"
+        if seen.lost:
+            yield "the end of the last batch could not be recorded; trying again"
+        elif seen.claim:
             if self.waits_for:
-                waited = duration(_waited(progress.claim))
+                waited = format_duration(_waited(seen.claim))
                 yield f"waiting for the worker {self.waits_for} ({waited} so far)"
-        elif self._quiet >= QUIET:
-            yield f"this batch has taken {duration(self._quiet)} so far"
+        elif self._batch_seconds >= MAX_SILENT_BATCH:
+            yield f"this batch has taken {format_duration(self._batch_seconds)} so far"
 
 
-def _goes_on(before: RunProgress, now: RunProgress) -> bool:
+def _continues(before: RunProgress, now: RunProgress) -> bool:
     restarted = now.run.done < before.run.done
     return before.current and before.run.pk in (None, now.run.pk) and not restarted
 
@@ -121,48 +123,44 @@ def _waited(claim: Claim) -> float:
     return (engine.now() - claim.since).total_seconds()
 
 
-def _first_other(progress: RunProgress) -> str:
-    return f"refresh {progress.other} comes first: " if progress.ahead else ""
+def _blocked_by(seen: RunProgress) -> str:
+    return f"refresh {seen.other} comes first: " if seen.ahead else ""
 
 
-def _of_other(progress: RunProgress) -> str:
-    merged = progress.other is not None and not progress.ahead
-    return f" (shared with refresh {progress.other})" if merged else ""
+def _shared(seen: RunProgress) -> str:
+    merged = seen.other is not None and not seen.ahead
+    return f" (shared with refresh {seen.other})" if merged else ""
 
 
-def title(progress: RunProgress) -> str:
-    """Phase, and shard where there is more than one."""
-    shard = "" if progress.shard is None else f" shard {progress.shard}"
-    return f"{progress.phase}{shard}"
+def title(seen: RunProgress) -> str:
+    """The phase, and the shard if there is more than one."""
+    shard = "" if seen.shard is None else f" shard {seen.shard}"
+    return f"{seen.phase}{shard}"
 
 
-def so_far(progress: RunProgress) -> str:
-    """How far a phase came, for when it is left."""
-    run = progress.run
+def so_far(seen: RunProgress) -> str:
+    """How far a phase was when the command stopped."""
+    run = seen.run
     if run.active:
-        extent = (
-            f"{counted(run.rows, 'row')} in {counted(run.batches, 'batch')}"
-            if run.batches
-            else "not begun"
-        )
-        return f"{title(progress)} {_first_other(progress)}{extent}"
+        done = rows_in_batches(run.rows, run.batches) if run.batches else "not started"
+        return f"{title(seen)} {_blocked_by(seen)}{done}"
     error = f": {first_line(run.error)}" if run.error else ""
-    return f"{title(progress)} {_ended(run)}{error}"
+    return f"{title(seen)} {_outcome(run)}{error}"
 
 
-def _ended(run: PhaseRun) -> str:
+def _outcome(run: PhaseRun) -> str:
     if run.state == RunState.NOT_CONVERGING:
         return "not converging"
     if run.state == RunState.FAILED:
         return "failed"
     if not run.batches:
         return "nothing to do"
-    # A whole-phase hook may not have counted its rows, so no rows are not claimed to be none.
-    counts = run.rows or run.fingerprint
-    rows = f"{counted(run.rows, 'row')} in " if counts else ""
-    return f"{rows}{counted(run.batches, 'batch')}, {duration(run.seconds)}"
+    # A whole-phase hook may not count its rows, so "0 rows" could be wrong.
+    counts_rows = run.rows or run.fingerprint
+    did = rows_in_batches(run.rows, run.batches) if counts_rows else pluralize(run.batches, "batch")
+    return f"{did}, {format_duration(run.seconds)}"
 
 
 def first_line(error: str) -> str:
-    """The first line of an error, for a place where only one fits."""
+    """The first line of an error, for where only one fits."""
     return error.strip().partition("\n")[0]

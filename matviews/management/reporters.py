@@ -6,7 +6,7 @@ from typing import Protocol
 
 from matviews.engine import BatchReport, RunProgress, progress_of
 from matviews.models import Refresh
-from matviews.words import duration
+from matviews.presentation import format_duration, pluralize
 
 from .progress import Meter, title
 
@@ -71,8 +71,8 @@ def batch_in_words(report: BatchReport) -> str:
     again = any(run.active for run in report.runs)
     error = f": {report.error}" if report.error and again else ", failed" * bool(report.error)
     return (
-        f"{report.label} {report.message.phase}: batch of {report.rows:,} rows{allowed}, "
-        f"{duration(report.seconds)}{error}"
+        f"{report.label} {report.message.phase}: batch of {pluralize(report.rows, 'row')}{allowed}, "
+        f"{format_duration(report.seconds)}{error}"
     )
 
 

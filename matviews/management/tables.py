@@ -1,10 +1,9 @@
 """The command's results as tables for a person and as plain values for JSON."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from django.utils import timezone
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -13,11 +12,11 @@ from rich.text import Text
 from matviews import engine
 from matviews.engine import ViewStatus, count_requests
 from matviews.models import Heartbeat, PhaseRun, Refresh
+from matviews.presentation import format_duration, format_row_count, format_time
 from matviews.registry import registry
 from matviews.states import ViewState
 from matviews.tasks.queues import BATCHES, queues_in_words
-from matviews.tasks.timetable import Planned
-from matviews.words import duration
+from matviews.tasks.timetable import ScheduleStatus
 
 __all__ = [
     "not_logged_in_words",
@@ -32,7 +31,7 @@ __all__ = [
 ]
 
 STATUS_HEADINGS = ("view", "state", "enabled", "rows", "last success", "age", "change lag")
-PLAN_HEADINGS = ("view", "schedule", "phases", "next", "last sent", "off because")
+PLAN_HEADINGS = ("view", "schedule", "phases", "next", "last sent", "disabled because")
 DATES = ("last success", "next", "last sent")
 UNCUT = 10_000  # columns of a file: no table is wider
 
@@ -44,14 +43,14 @@ def print_statuses(statuses: Sequence[ViewStatus], console: Console) -> None:
         console.print(note, soft_wrap=True)
 
 
-def print_plans(planned: Sequence[Planned], console: Console) -> None:
+def print_plans(planned: Sequence[ScheduleStatus], console: Console) -> None:
     """What beat asks for and when, a line for each schedule; a paragraph as above."""
     _print(PLAN_HEADINGS, [_plan_cells(each) for each in planned], console)
 
 
 def print_maintenance(heartbeat: Heartbeat | None, problem: str, console: Console) -> None:
     """When `matviews.maintain` last ran, and what keeps it from running."""
-    ran = f"ran at {_moment(heartbeat.ran_at)}" if heartbeat else "has not run yet"
+    ran = f"ran at {format_time(heartbeat.ran_at)}" if heartbeat else "has not run yet"
     console.print(Text(f"maintenance {ran}"), soft_wrap=True)
     if problem:
         console.print(Text(problem, style="red"), soft_wrap=True)
@@ -89,15 +88,15 @@ def _paragraph(headings: Sequence[str], row: tuple[str, ...]) -> Text:
     return Text.assemble((row[0], "bold"), f"\n  {row[1]}, {details}")
 
 
-def _plan_cells(planned: Planned) -> tuple[str, ...]:
+def _plan_cells(planned: ScheduleStatus) -> tuple[str, ...]:
     schedule = planned.schedule
     return (
         schedule.view.label,
         schedule.how_often,
         ", ".join(schedule.phases) or "all",
-        _moment(planned.next_due) if planned.next_due else "",
-        _moment(planned.last_sent) if planned.last_sent else "never",
-        planned.why_not,
+        format_time(planned.next_due) if planned.next_due else "",
+        format_time(planned.last_sent) if planned.last_sent else "never",
+        planned.disabled_reason,
     )
 
 
@@ -106,21 +105,15 @@ def _cells(status: ViewStatus) -> tuple[str, ...]:
         status.label,
         status.state,
         _enabled(status),
-        _rows(status),
-        _moment(status.last_success) if status.last_success else "never",
+        "?" if status.rows is None else format_row_count(status.rows),
+        format_time(status.last_success) if status.last_success else "never",
         _length(status.age),
         _length(status.change_lag),
     )
 
 
 def _length(time: timedelta | None) -> str:
-    return "" if time is None else duration(time.total_seconds())
-
-
-def _rows(status: ViewStatus) -> str:
-    if status.rows is None:
-        return "?"
-    return f"{'' if status.rows.exact else '~'}{status.rows.rows:,}"
+    return "" if time is None else format_duration(time)
 
 
 def _enabled(status: ViewStatus) -> str:
@@ -134,7 +127,7 @@ def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
     now = engine.now()
     for status in statuses:
         for worker, since in status.running:
-            at_it = duration(max(0.0, (now - since).total_seconds()))
+            at_it = format_duration(now - since)
             yield Text(f"{status.label}: running at {worker}, its batch for {at_it}")
         if status.state == ViewState.WAITING:
             yield Text(f"{status.label}: {waiting_in_words()}", style="yellow")
@@ -159,11 +152,6 @@ def not_logged_in_words(status: ViewStatus) -> str:
         f"changes of {', '.join(status.not_logged)} are not logged, so every refresh is a full one: run "
         f"`manage.py update_materialized_views --triggers install`"
     )
-
-
-def _moment(moment: datetime) -> str:
-    local = timezone.localtime(moment) if timezone.is_aware(moment) else moment
-    return f"{local:%Y-%m-%d %H:%M:%S}"
 
 
 def status_as_dict(status: ViewStatus) -> dict[str, Any]:
@@ -246,7 +234,7 @@ def _seconds(time: timedelta | None) -> float | None:
     return None if time is None else time.total_seconds()
 
 
-def plan_as_dict(planned: Planned) -> dict[str, Any]:
+def plan_as_dict(planned: ScheduleStatus) -> dict[str, Any]:
     """What comes of a schedule; times in ISO 8601."""
     schedule = planned.schedule
     return {
@@ -255,7 +243,7 @@ def plan_as_dict(planned: Planned) -> dict[str, Any]:
         "how_often": schedule.how_often,
         "phases": schedule.phases,
         "runs": planned.runs,
-        "why_not": planned.why_not,
+        "disabled_reason": planned.disabled_reason,
         "last_sent": planned.last_sent and planned.last_sent.isoformat(),
         "next_due": planned.next_due and planned.next_due.isoformat(),
     }

@@ -5,8 +5,8 @@ from django.db import DatabaseError, connections
 from django.db.transaction import TransactionManagementError
 
 from matviews import changes, engine
+from matviews.presentation import pluralize
 from matviews.redact import error_words
-from matviews.words import counted
 
 from .options import refusal
 from .requests import Requests
@@ -55,7 +55,7 @@ def _remove(requests: Requests) -> None:
     removed = changes.remove(engine.alias())
     requests.output.entries.append({"removed": removed})
     requests.output.say(
-        f"{counted(len(removed), 'trigger')} removed. Each refresh is a full pass until they are back."
+        f"{pluralize(len(removed), 'trigger')} removed. Each refresh is a full pass until they are back."
     )
 
 

@@ -8,13 +8,13 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 
 from matviews import engine
+from matviews.api import NOT_MIGRATED
 from matviews.exceptions import MatviewsError
 from matviews.management import actions, checking, options, runs, sources, triggers
 from matviews.management.output import Output
 from matviews.management.requests import Requests
 from matviews.queryset import is_missing
 from matviews.redact import error_text
-from matviews.words import NOT_MIGRATED
 
 __all__ = ["Command"]
 
