@@ -85,7 +85,7 @@ class ControlManager(PrimaryManager["ViewControl"]):
 
 
 class Origin(models.TextChoices):
-    """What asked for a refresh."""
+    """What requested a refresh."""
 
     SCHEDULE = "schedule", _("schedule")
     ADMIN = "admin", _("admin")

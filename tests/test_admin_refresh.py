@@ -109,9 +109,9 @@ def test_the_list_has_the_newest_first_and_tells_of_each(admin_client: Client) -
 
     assert listed(admin_client) == [waiting.pk, bad.pk, first.pk]
     text = shown(admin_client, LIST)
-    assert "sample.Walked insert open API" in text
-    assert f"failed API: {ALERT}" in text
-    assert "sample.Limited insert, update, delete succeeded API: anna" in text
+    assert "sample.Walked insert open Requested: API" in text
+    assert f"failed Requested: API: {ALERT}" in text
+    assert "sample.Limited insert, update, delete succeeded Requested: API: anna" in text
     assert " 30 in 2 batches" in text
 
 

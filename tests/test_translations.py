@@ -22,7 +22,7 @@ from django.db import models
 from django.test import Client
 from django.utils import translation
 from django_celery_beat.models import PeriodicTask
-from pytest_django import DjangoCaptureOnCommitCallbacks, Settings
+from pytest_django import DjangoCaptureOnCommitCallbacks
 
 from matviews.models import Refresh, RefreshSchedule, ViewControl
 from matviews.states import ViewState
@@ -116,9 +116,8 @@ def test_no_text_is_translated_otherwise_by_django_or_celery_beat() -> None:
 
 
 @pytest.fixture
-def german(settings: Settings, admin_client: Client) -> Iterator[Client]:
+def german(admin_client: Client) -> Iterator[Client]:
     """A browser that asks for German."""
-    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.middleware.locale.LocaleMiddleware"]
     admin_client.defaults["HTTP_ACCEPT_LANGUAGE"] = "de"
     with translation.override("en"):  # the middleware leaves its language behind
         yield admin_client

@@ -16,9 +16,14 @@ from ..states import ViewState
 from ..tasks.schedules import ScheduleStatus
 from .phrases import duration, frequency, number
 
-__all__ = ["last_successes", "row_count", "schedule_lines", "state_text", "time_ago"]
+__all__ = ["labelled", "last_successes", "row_count", "schedule_lines", "state_text", "time_ago"]
 
 DUE_NOW = timedelta(seconds=1)  # before its time, a schedule counts as due
+
+
+def labelled(label: str, value: str) -> SafeString:
+    """A cell of a list. Its label is shown on narrow screens, which have no column headings."""
+    return format_html('<span class="matviews-label">{}: </span>{}', label, value)
 
 
 def time_ago(when: datetime | None) -> SafeString:

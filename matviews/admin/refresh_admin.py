@@ -26,7 +26,7 @@ from .actions import OperatorActions
 from .badges import badge
 from .live import refresh_progress
 from .phrases import count_batches, number, requesters
-from .presentation import time_ago
+from .presentation import labelled, time_ago
 from .refresh_page import refresh_context, took
 
 __all__ = ["RefreshAdmin"]
@@ -126,26 +126,30 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def requested(self, refresh: Any) -> SafeString:
         """By what, by whom, and when."""
         when = time_ago(refresh.requested_at)
-        return format_html(
+        by_and_when = format_html(
             '{}<br><span class="matviews-quiet">{}</span>', requesters(refresh), when
         )
+        return labelled(_("Requested"), by_and_when)
 
     @admin.display(description=gettext_lazy("Took"))
     def took(self, refresh: Any) -> SafeString:
         """From the first batch to the end."""
-        return format_html('<span class="matviews-nowrap">{}</span>', took(refresh))
+        time = format_html('<span class="matviews-nowrap">{}</span>', took(refresh))
+        return labelled(_("Took"), time)
 
     @admin.display(description=gettext_lazy("Rows written"))
     def rows(self, refresh: Any) -> SafeString:
         """With the number of batches; or which refresh did the work."""
         if refresh.merged_into_id:
-            return format_html(_("merged into refresh {}"), refresh.merged_into_id)
+            leader = format_html(_("merged into refresh {}"), refresh.merged_into_id)
+            return labelled(_("Rows written"), leader)
         in_batches = _("in %(batches)s") % {"batches": count_batches(refresh.batches_done or 0)}
-        return format_html(
+        written = format_html(
             '{}<br><span class="matviews-quiet">{}</span>',
             number(refresh.rows_written or 0),
             in_batches,
         )
+        return labelled(_("Rows written"), written)
 
     # The page of one
 

@@ -21,7 +21,7 @@ from ..states import ViewState
 from ..tasks import schedules
 from .badges import badge
 from .phrases import duration
-from .presentation import last_successes, row_count, schedule_lines, state_text
+from .presentation import labelled, last_successes, row_count, schedule_lines, state_text
 
 __all__ = ["COLUMNS", "StateFilter", "ViewList", "without_rows"]
 
@@ -46,35 +46,34 @@ def state(control: Any) -> SafeString:
 
 
 @admin.display(description=gettext_lazy("Rows"))
-def rows(control: Any) -> str:
+def rows(control: Any) -> SafeString:
     """The number of rows in the view's table."""
-    return row_count(control.status.rows)
+    return labelled(_("Rows"), row_count(control.status.rows))
 
 
 @admin.display(description=gettext_lazy("Last success"))
 def last_success(control: Any) -> SafeString:
     """When each phase last succeeded."""
-    return last_successes(control.status.successes)
+    return labelled(_("Last success"), last_successes(control.status.successes))
 
 
 @admin.display(description=gettext_lazy("Age"))
-def age(control: Any) -> SafeString | str:
+def age(control: Any) -> SafeString:
     """The age of the oldest success, the target, and the age of the oldest pending change."""
     status = control.status
     if status.age is None:
-        return DASH
+        return labelled(_("Age"), DASH)
     more = [_("target %(time)s") % {"time": duration(status.target)}] if status.target else []
     if status.change_lag is not None:
         more.append(_("change lag %(time)s") % {"time": duration(status.change_lag)})
-    return format_html(
-        '{} <span class="matviews-quiet">{}</span>', duration(status.age), "; ".join(more)
-    )
+    details = format_html('<span class="matviews-quiet">{}</span>', "; ".join(more))
+    return labelled(_("Age"), format_html("{} {}", duration(status.age), details))
 
 
 @admin.display(description=gettext_lazy("Schedule"))
-def schedule(control: Any) -> SafeString | str:
+def schedule(control: Any) -> SafeString:
     """How often a refresh is requested, and when next."""
-    return schedule_lines(control.planned) or DASH
+    return labelled(_("Schedule"), schedule_lines(control.planned) or DASH)
 
 
 COLUMNS = (name, state, rows, last_success, age, schedule)
