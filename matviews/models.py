@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, router
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import override
+from django.utils.translation import ngettext_lazy, override
 
 from .conf import get_settings
 from .databases import dialect_of
@@ -200,6 +200,13 @@ class Period(models.TextChoices):
         return timedelta(**{self.value: 1})
 
 
+_EVERY = {
+    Period.SECONDS: ngettext_lazy("every second", "every %(count)d seconds", "count"),
+    Period.MINUTES: ngettext_lazy("every minute", "every %(count)d minutes", "count"),
+    Period.HOURS: ngettext_lazy("every hour", "every %(count)d hours", "count"),
+    Period.DAYS: ngettext_lazy("every day", "every %(count)d days", "count"),
+}
+
 LONGEST_JITTER = 1800  # seconds; Redis delivers a delayed message again after an hour
 
 
@@ -282,7 +289,7 @@ class RefreshSchedule(models.Model):
 
     def __str__(self) -> str:
         phases = ", ".join(self.phases)
-        return f"{self.view}{phases and f' ({phases})'}: {self.how_often}"
+        return f"{self.view}{phases and f' ({phases})'}: {self.frequency}"
 
     def natural_key(self) -> tuple[str, list[str], int | None, str, int | None]:
         """What it requests and when: there are no two such schedules of a view."""
@@ -361,12 +368,17 @@ class RefreshSchedule(models.Model):
         return self.every * Period(self.period).length if self.every else None
 
     @property
-    def how_often(self) -> str:
-        """In English, as in "every 5 minutes", or the crontab."""
+    def frequency(self) -> str:
+        """The interval, as in "every 5 minutes", or the crontab; in the active language."""
         if self.every is None:
             return str(self.crontab)
-        period = Period(self.period).value
-        return f"every {period[:-1]}" if self.every == 1 else f"every {self.every} {period}"
+        return str(_EVERY[Period(self.period)] % {"count": self.every})
+
+    @property
+    def how_often(self) -> str:
+        """`frequency` in English, whatever language is active."""
+        with override(None):
+            return self.frequency
 
 
 class Heartbeat(Bookkeeping):
@@ -479,7 +491,7 @@ class Refresh(Bookkeeping):
         )
 
     def __str__(self) -> str:
-        return f"refresh {self.pk} of {self.view}"
+        return str(_("refresh %(refresh)s of %(view)s") % {"refresh": self.pk, "view": self.view})
 
     @property
     def pinned_size(self) -> int | None:

@@ -1,27 +1,20 @@
-"""Counts, durations, progress and intervals, as text in the active language."""
+"""Counts, durations and progress, as text in the active language."""
 
 from datetime import timedelta
 
 from django.utils.formats import get_format, number_format
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext, ngettext_lazy
+from django.utils.translation import ngettext
 
 from ..engine import Progress
-from ..models import Period, Refresh, RefreshSchedule
+from ..models import Refresh
 from ..presentation import MIN_WHOLE_RATE, format_duration
 
 __all__ = [
     "count_batches", "count_keys", "count_rows", "count_runs", "count_views", "duration",
-    "frequency", "localized", "number", "progress_text", "requesters", "rows_in_batches",
+    "localized", "number", "progress_text", "requesters", "rows_in_batches",
     "work_done",
 ]  # fmt: skip
-
-_EVERY = {
-    Period.SECONDS: ngettext_lazy("every second", "every %(count)d seconds", "count"),
-    Period.MINUTES: ngettext_lazy("every minute", "every %(count)d minutes", "count"),
-    Period.HOURS: ngettext_lazy("every hour", "every %(count)d hours", "count"),
-    Period.DAYS: ngettext_lazy("every day", "every %(count)d days", "count"),
-}
 
 
 def number(value: float) -> str:
@@ -121,10 +114,3 @@ def requesters(refresh: Refresh) -> str:
     return ngettext(
         "%(first)s, and %(count)s more request", "%(first)s, and %(count)s more requests", joined
     ) % {"first": first, "count": number(joined)}
-
-
-def frequency(schedule: RefreshSchedule) -> str:
-    """As `RefreshSchedule.how_often`, which is English for the command and JSON."""
-    if schedule.every is None:
-        return str(schedule.crontab)
-    return str(_EVERY[Period(schedule.period)] % {"count": schedule.every})

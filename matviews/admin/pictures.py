@@ -67,7 +67,7 @@ def rows_picture(runs: Iterable[PhaseRun]) -> SafeString:
         runs: as for `durations_picture`; the rows of a refresh's shards are added up.
     """
     bars = _bars(runs)
-    return _bars_picture("rows", _("Rows written"), ROWS, bars, [bar.rows for bar in bars])
+    return _bars_picture("rows", _("Rows"), ROWS, bars, [bar.rows for bar in bars])
 
 
 def pace_picture(run: PhaseRun, *, target: float | None = None) -> SafeString:

@@ -14,7 +14,7 @@ from ..engine import RowCount, ViewStatus
 from ..phases import Phase
 from ..states import ViewState
 from ..tasks.schedules import ScheduleStatus
-from .phrases import duration, frequency, number
+from .phrases import duration, number
 
 __all__ = ["labelled", "last_successes", "row_count", "schedule_lines", "state_text", "time_ago"]
 
@@ -80,7 +80,7 @@ def schedule_lines(statuses: Iterable[ScheduleStatus], *, named: bool = True) ->
 def _schedule_line(status: ScheduleStatus, named: bool) -> SafeString:
     schedule = status.schedule
     phases = f" ({', '.join(schedule.phases)})" if schedule.phases else ""
-    name = f"{frequency(schedule)}{phases}"
+    name = f"{schedule.frequency}{phases}"
     last = format_html(_("last {}"), time_ago(status.last_sent))
     if status.disabled_reason:
         reason = _("disabled: %(reason)s") % {"reason": status.disabled_reason}

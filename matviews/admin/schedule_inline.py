@@ -14,7 +14,6 @@ from django.utils.translation import gettext_lazy
 from ..models import RefreshSchedule, ViewControl
 from ..tasks import schedules
 from .forms import ScheduleForm
-from .phrases import frequency
 from .presentation import schedule_lines
 
 __all__ = ["ScheduleInline", "remarks"]
@@ -30,8 +29,8 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
     extra = 0
     max_num = 50  # or Django would build as many forms as a POST asks for
     fields = ("enabled", "phases", ("every", "period"), "crontab", "jitter", "planned")
-    fields_to_see = ("enabled", "which_phases", "how_often", "planned")
-    readonly_fields = ("planned", "which_phases", "how_often")
+    fields_to_see = ("enabled", "which_phases", "frequency", "planned")
+    readonly_fields = ("planned", "which_phases", "frequency")
 
     def get_formset(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> Any:
         """With a form that offers only the phases of the view."""
@@ -55,9 +54,9 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
         return ", ".join(schedule.phases) or _("all")
 
     @admin.display(description=gettext_lazy("How often"))
-    def how_often(self, schedule: RefreshSchedule) -> str:
-        """In the active language; the model's own is English."""
-        return frequency(schedule)
+    def frequency(self, schedule: RefreshSchedule) -> str:
+        """Here for its heading."""
+        return schedule.frequency
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         """With checkboxes for the phases only for users who may change them."""
@@ -91,15 +90,15 @@ def remarks(control: ViewControl) -> Iterator[str]:
             ) % {
                 "view": control.label,
                 "phases": ", ".join(shared),
-                "one": frequency(one),
-                "other": frequency(other),
+                "one": one.frequency,
+                "other": other.frequency,
             }
     for schedule in enabled:
         if schedule.interval and schedule.interval < SHORT:
             yield _(
                 "A schedule requests %(view)s %(frequency)s. Requests that arrive while a refresh "
                 "is running are merged, so nothing piles up, but the history keeps each of them."
-            ) % {"view": control.label, "frequency": frequency(schedule)}
+            ) % {"view": control.label, "frequency": schedule.frequency}
 
 
 def _shared(one: RefreshSchedule, other: RefreshSchedule, offered: Sequence[str]) -> list[str]:
