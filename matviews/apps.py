@@ -82,7 +82,7 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
         return
     engine.rename_controls(_renames(plan))
     engine.sync_controls()
-    engine.note_migrated({migration.app_label for migration, _backwards in plan})
+    engine.mark_migrated_views_dirty({migration.app_label for migration, _backwards in plan})
     schedules.reconcile_if_possible()
     if problem := engine.prepare_staging():
         print(problem, file=stdout)

@@ -15,6 +15,7 @@ from .conf import get_settings
 from .databases import dialect_of
 from .databases.clock import UtcNow
 from .definition import ViewDefinition, ViewOptions
+from .json_fields import CheckpointField, CheckpointsField, DrainsField
 from .limits import REFRESH_INTERVAL
 from .phases import Phase
 from .registry import registry
@@ -419,11 +420,11 @@ class ViewShard(Bookkeeping):
     #: Phases whose checkpoint is below this drain need a full refresh, for `full_refresh_reason`.
     full_refresh_after = models.BigIntegerField(default=0)
     full_refresh_reason = models.CharField(max_length=255, blank=True)
-    #: `[[drain, time], ...]`: the oldest change in each drain that some phase has yet to process.
-    pending = models.JSONField(default=list)
-    #: By phase `[drain, exact fingerprint]`: its rows reflect the drains up to this one, for that
-    #: source. Without a fingerprint, the next run is a full refresh.
-    checkpoints = models.JSONField(default=dict)
+    #: The drains that some phase has yet to process.
+    pending = DrainsField(default=list)
+    #: By phase, which drains its rows reflect, and for which source. Without a fingerprint, the next
+    #: run is a full refresh.
+    checkpoints = CheckpointsField(default=dict)
 
     objects = PrimaryManager["ViewShard"]()
 
@@ -544,7 +545,7 @@ class PhaseRun(Bookkeeping):
     #: The name of the staging table.
     stage = models.CharField(max_length=255, blank=True)
     #: What the shard's `checkpoints` will have for the phase when the run has succeeded.
-    checkpoint = models.JSONField(null=True)
+    checkpoint = CheckpointField(null=True)
     #: Only keys that got dirty after this drain are processed; None for a full refresh, whose
     #: reason is in `full_refresh_reason`.
     dirty_after = models.BigIntegerField(null=True)

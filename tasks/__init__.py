@@ -16,7 +16,7 @@ from django.db import transaction
 
 from .. import engine
 from ..conf import get_settings
-from ..engine import Message, Settlement
+from ..engine import Message, NextStep
 from ..exceptions import MatviewsError, ViewDisabled
 from ..models import LONGEST_JITTER, Heartbeat, Origin
 from ..phases import Phase
@@ -179,7 +179,7 @@ def _run_batch(phase: Phase, shard_id: Any, token: Any) -> None:
         return
     report = engine.run_batch(Message(phase, shard_id, token))
     if report.outcome.recorded:  # else others look after the shard, or `maintain` will
-        _send_due([engine.settle(shard_id)])
+        _send_due([engine.close_finished(shard_id)])
 
 
 def _is_number(value: Any) -> bool:
@@ -197,7 +197,7 @@ def dispatch_on_commit(view_id: int) -> None:
 
 def dispatch(view_id: int) -> bool:
     """Send what is due in a view's shards; True unless the broker would not take it."""
-    return _send_due(engine.settle_view(view_id))
+    return _send_due(engine.close_finished_in_view(view_id))
 
 
 def dispatch_all(view_ids: Iterable[int]) -> bool:
@@ -209,7 +209,7 @@ def dispatch_all(view_ids: Iterable[int]) -> bool:
     return all(map(dispatch, view_ids))
 
 
-def _send_due(settled: Iterable[Settlement]) -> bool:
+def _send_due(settled: Iterable[NextStep]) -> bool:
     return send(message for each in settled for message in each.messages)
 
 

@@ -25,7 +25,7 @@ def drain(shard_ids: Iterable[int]) -> None:
 def _drain(shard_id: int) -> Iterator[int]:
     """Drain a shard; the others in which something is due after that."""
     while True:
-        settled = engine.settle(shard_id)
+        settled = engine.close_finished(shard_id)
         yield from (message.shard_id for message in settled.others)
         if settled.message is None:
             return
@@ -62,7 +62,7 @@ def run_to_end(
         return refresh
     wait = MIN_WAIT
     while not stop():
-        settled = engine.settle_view(refresh.view_id)
+        settled = engine.close_finished_in_view(refresh.view_id)
         if ours := [closed for each in settled for closed in each.closed if closed == refresh]:
             return ours[0]
         recorded = False
@@ -78,7 +78,7 @@ def run_to_end(
         on_wait()
         time.sleep(wait)
         wait = min(2 * wait, MAX_WAIT)
-    engine.settle_view(refresh.view_id)  # the last batch may have been the last of all
+    engine.close_finished_in_view(refresh.view_id)  # the last batch may have been the last of all
     return Refresh.objects.select_related("view").get(pk=refresh.pk)
 
 

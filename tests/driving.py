@@ -51,7 +51,7 @@ def begun_together(view: type[Any], count: int, **options: Any) -> list[Refresh]
 
 
 def due(view: type[Any]) -> Message:
-    message = engine.settle(shard_of(view).pk).message
+    message = engine.close_finished(shard_of(view).pk).message
     assert message is not None
     return message
 

@@ -144,7 +144,7 @@ class TestList:
             engine.request(label)
             engine.request(label)
             shard = ViewShard.objects.get(view__label=label)
-            message = engine.settle(shard.pk).message
+            message = engine.close_finished(shard.pk).message
             assert message
             engine.run_batch(message)
 

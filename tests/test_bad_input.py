@@ -227,7 +227,7 @@ class TestMessages:
         report = engine.run_batch(Message(Phase.INSERT, 10**6, 1))
 
         assert report.outcome is Outcome.UNKNOWN
-        assert engine.settle(10**6) == engine.Settlement()
+        assert engine.close_finished(10**6) == engine.NextStep()
 
     @pytest.mark.parametrize("number", [-1, 0, 2**31, 2**63, 2**200, -(2**200)])
     def test_with_numbers_that_cannot_be_touches_nothing(self, number: int) -> None:
@@ -268,7 +268,7 @@ class TestMessages:
         report = engine.run_batch(Message(Phase.DELETE, shard.pk, shard.token))
 
         assert report.outcome is Outcome.DONE
-        message = engine.settle(shard.pk).message
+        message = engine.close_finished(shard.pk).message
         assert message == Message(Phase.INSERT, shard.pk, shard.token + 1)
 
     def test_when_nobody_has_asked_does_nothing(self) -> None:
@@ -288,12 +288,12 @@ class TestViewsThatChange:
         Item.objects.create(value=1)
         asked = engine.request(Limited)
         shard = shard_of(Limited)
-        message = engine.settle(shard.pk).message
+        message = engine.close_finished(shard.pk).message
         assert message is not None
 
         registry.unregister("sample.Limited")
         report = engine.run_batch(message)
-        engine.settle(shard.pk)
+        engine.close_finished(shard.pk)
 
         asked.refresh_from_db()
         assert report.outcome is Outcome.DONE

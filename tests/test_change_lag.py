@@ -24,6 +24,7 @@ from matviews.changes import change_log
 from matviews.databases import triggers_of
 from matviews.engine import checkpoints, dirty_keys, pending
 from matviews.engine.pending import add_drain
+from matviews.json_fields import Drain
 from matviews.models import Change, PhaseRun, Refresh, ViewChange, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.queryset.sql.windows import Walker
@@ -228,7 +229,7 @@ class ChangeLag(MailboxMachine):
     def ask(self, phases: list[Phase], batch_size: int, kill: int | None) -> None:
         with self.mortal(kill):
             engine.request(self.view, phases=phases, batch_size=batch_size)
-            for each in engine.settle_view(self.control.pk):
+            for each in engine.close_finished_in_view(self.control.pk):
                 self.send(each.message)
 
     @precondition(lambda self: self.mailbox)
@@ -253,7 +254,7 @@ class ChangeLag(MailboxMachine):
     @rule()
     def stop(self) -> None:
         engine.request_stop(Refresh.objects.filter(state=RefreshState.OPEN).earliest("pk").pk)
-        for each in engine.settle_view(self.control.pk):
+        for each in engine.close_finished_in_view(self.control.pk):
             self.send(each.message)
 
     def work_on(self, position: int, *, again: bool, kill: int | None) -> None:
@@ -378,7 +379,7 @@ def one_mark_for_all(shard: ViewShard, logged_at: datetime, runs: Any) -> None:
     """As it once was: the time of the first change stays as long as later ones are pending."""
     add_drain(shard, logged_at, runs)
     first = min(moment for _number, moment in shard.pending)
-    shard.pending = [[shard.drain_number, first]]
+    shard.pending = [Drain(shard.drain_number, first)]
 
 
 def now_is_when(enqueue: Callable[..., None]) -> Callable[..., None]:
@@ -396,7 +397,7 @@ def test_the_machine_finds_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) 
             pending,
             "processed",
             lambda shard, _phases: max(
-                (n for n, _moment in shard.checkpoints.values()), default=-1
+                (n for n, _fingerprint in shard.checkpoints.values()), default=-1
             ),
         )
     with pytest.raises(FOUND):

@@ -709,7 +709,7 @@ def test_a_refresh_that_joins_another_tells_of_that_ones_work() -> None:
     # given a refresh that somebody else began
     add_items(25)
     first = engine.request(Limited, batch_size=10)
-    message = engine.settle(ViewShard.objects.get(view=first.view_id).pk).message
+    message = engine.close_finished(ViewShard.objects.get(view=first.view_id).pk).message
     assert message is not None
     engine.run_batch(message)
     # when the command asks for the same

@@ -117,7 +117,7 @@ class Meeting:
                         break
 
     def _settle(self, view: type[Any]) -> engine.Message | None:
-        settled = engine.settle(shard_of(view).pk)
+        settled = engine.close_finished(shard_of(view).pk)
         succeeded = [each for each in settled.closed if each.state == RefreshState.SUCCEEDED]
         self.refreshed += [view] * len(succeeded)
         return settled.message

@@ -155,7 +155,7 @@ class TestAnotherDefinition:
             if refresh.state != RefreshState.OPEN:
                 break
             step(CustomerTotal)
-            engine.settle(shard_of(CustomerTotal).pk)
+            engine.close_finished(shard_of(CustomerTotal).pk)
 
         assert refresh.state == RefreshState.FAILED
         assert "the same query in every process" in refresh.error
@@ -216,7 +216,7 @@ class TestStages:
         refresh = engine.request(QuantityTotal, batch_size=2)
         step(QuantityTotal)
         assert engine.request_stop(refresh.pk)
-        engine.settle(shard_of(QuantityTotal).pk)
+        engine.close_finished(shard_of(QuantityTotal).pk)
         assert stages("default") == {}
 
     def test_are_made_anew_after_a_batch_that_was_rolled_back(self) -> None:
@@ -446,7 +446,7 @@ def test_a_run_that_takes_over_from_a_stopped_one_covers_only_what_it_can(view: 
     last = engine.request(view, phases=[Phase.UPDATE])
     # When the failing one is stopped
     assert engine.request_stop(first.pk)
-    engine.settle(shard_of(view).pk)
+    engine.close_finished(shard_of(view).pk)
     work_off(view)
     # Then the last one has not been covered by a run that may leave out what was inserted
     last.refresh_from_db()

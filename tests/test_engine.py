@@ -165,7 +165,7 @@ class TestWatch:
         engine.request(Ledger)
         ViewControl.objects.filter(label="sample.Ledger").update(enabled=False)
         assert engine.rescue() == []
-        assert engine.settle(shard_of(Ledger).pk).message is None
+        assert engine.close_finished(shard_of(Ledger).pk).message is None
         ViewControl.objects.filter(label="sample.Ledger").update(enabled=True)
         assert len(engine.rescue()) == 1
 
@@ -207,7 +207,7 @@ class TestKilledWorkers:
                 assert engine.run_batch(message).outcome is Outcome.BUSY
                 let_time_pass()
             report = engine.run_batch(message)
-            engine.settle(message.shard_id)
+            engine.close_finished(message.shard_id)
         run = refresh.runs.get()
         assert (report.rows, run.state, Ledger.objects.count()) == (0, RunState.FAILED, 0)
         assert "took its worker down 5 times, the last time with 10 rows" in run.error
@@ -286,7 +286,7 @@ class TestRequestsMerge:
         items(3)
         engine.request(Limited, phases=["insert"], batch_size=1)
         turns: list[str] = []
-        while (message := engine.settle(shard_of(Limited).pk).message) and len(turns) < 6:
+        while (message := engine.close_finished(shard_of(Limited).pk).message) and len(turns) < 6:
             turns.append(str(message.phase))
             engine.run_batch(message)
         assert turns == ["update", "insert", "update", "insert", "update", "insert"]
@@ -296,7 +296,7 @@ class TestRequestsMerge:
         inline.run_to_end(engine.request(Walked))
         engine.request(Walked, batch_size=2)
         turns = []
-        while message := engine.settle(shard_of(Walked).pk).message:
+        while message := engine.close_finished(shard_of(Walked).pk).message:
             turns.append(str(message.phase))
             engine.run_batch(message)
         assert turns == sorted(turns, key=lambda phase: Phase(phase).order)

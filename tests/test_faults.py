@@ -49,7 +49,7 @@ class Killed(BaseException):
 
 
 def next_message(message: Message) -> Message | None:
-    return engine.settle(message.shard_id).message
+    return engine.close_finished(message.shard_id).message
 
 
 def work_off_with_kills(message: Message | None, most: int = 40) -> None:
@@ -205,7 +205,7 @@ class TestSizes:
         # When
         with CaptureQueriesContext(connection) as queries:
             engine.run_batch(message)
-            engine.settle(message.shard_id)
+            engine.close_finished(message.shard_id)
         # Then
         assert Refresh.objects.filter(state=RefreshState.SUCCEEDED).count() == 300
         assert len(queries) < 50
@@ -241,7 +241,7 @@ class TestTurns:
         refresh = engine.request(Limited)
         # When
         for _ in range(30):
-            if message := engine.settle(shard_of(Limited).pk).message:
+            if message := engine.close_finished(shard_of(Limited).pk).message:
                 engine.run_batch(message)
         # Then
         assert refresh.runs.get(phase="update").state == RunState.SUCCEEDED
@@ -294,7 +294,7 @@ class TestShards:
         monkeypatch.setattr(Fault, "commit", meet)
 
         def work(shard: int) -> None:
-            message = engine.settle(shard).message
+            message = engine.close_finished(shard).message
             assert message is not None
             engine.run_batch(message)
 
@@ -304,7 +304,7 @@ class TestShards:
             thread.join()
         # Then
         for pk in shards:
-            engine.settle(pk)
+            engine.close_finished(pk)
         refresh.refresh_from_db()
         if made_by_hand:
             assert "has 2 shards, but its hooks declare none" in refresh.error
@@ -319,14 +319,14 @@ class TestShards:
         refresh = engine.request(Sharded, phases=["insert"], batch_size=2)
         controls = ViewControl.objects.filter(label="sample.Sharded")
         shards = shards_of(refresh.view_id)
-        messages = [engine.settle(pk).message for pk in shards]
+        messages = [engine.close_finished(pk).message for pk in shards]
         controls.update(enabled=False)
         # When
         outcomes = [engine.run_batch(message).outcome for message in messages if message]
         let_time_pass()
         # Then they do nothing, and nothing is due any more
         assert outcomes == [Outcome.DONE, Outcome.DONE]
-        assert [engine.settle(pk).message for pk in shards] == [None, None]
+        assert [engine.close_finished(pk).message for pk in shards] == [None, None]
         assert engine.rescue() == []
         assert Sharded.objects.count() == 0
         # And when the view is enabled again, it goes on

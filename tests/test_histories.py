@@ -100,7 +100,7 @@ class History(MailboxMachine):
             refresh = engine.request(self.view, phases=wanted, batch_size=batch_size)
             self.requests.append((refresh.pk, self.changes))
             for shard_id in shards_of(self.control.pk) if sent else ():
-                self.send(engine.settle(shard_id).message)
+                self.send(engine.close_finished(shard_id).message)
 
     @rule(apart=st.booleans(), sent=st.booleans(), kill=KILLS)
     def ask_alike(self, apart: bool, sent: bool, kill: int | None) -> None:
@@ -111,7 +111,7 @@ class History(MailboxMachine):
             with transaction.atomic() if apart else nullcontext():
                 refresh = engine.request(self.view, batch_size=1)
             self.requests.append((refresh.pk, self.changes))
-            for settled in engine.settle_view(self.control.pk) if sent else ():
+            for settled in engine.close_finished_in_view(self.control.pk) if sent else ():
                 for message in settled.messages:
                     self.send(message)
 
@@ -125,7 +125,7 @@ class History(MailboxMachine):
         refresh, _changes = self.requests[-1 - position % len(self.requests)]
         with self.mortal(kill):
             engine.request_stop(refresh)
-            for each in engine.settle_view(self.control.pk) if settled else ():
+            for each in engine.close_finished_in_view(self.control.pk) if settled else ():
                 self.send(each.message)
 
     # What brokers do.

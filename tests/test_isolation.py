@@ -104,7 +104,7 @@ class TestLevelsOfPostgres:
 
         def work(shard: int) -> None:
             try:
-                while message := engine.settle(shard).message:
+                while message := engine.close_finished(shard).message:
                     outcomes.append(engine.run_batch(message).outcome)
             except Exception as error:  # noqa: BLE001 - any is a failure
                 raised.append(error)
@@ -186,7 +186,7 @@ class TestLostConnections:
         with connection.execute_wrapper(end_at):
             engine.run_batch(message)
             with suppress(DatabaseError, InterfaceError):
-                engine.settle(message.shard_id)
+                engine.close_finished(message.shard_id)
         connection.close()
         # Then maintenance brings it to its end, and nothing is done twice
         for _ in range(5):

@@ -17,7 +17,7 @@ from django.utils import timezone
 from matviews import engine, tasks
 from matviews.admin.phrases import requesters
 from matviews.engine import requests
-from matviews.engine.work import MOST_BEGUN, MOST_READ
+from matviews.engine.work import MAX_REFRESHES_BEGUN, MAX_REFRESHES_READ
 from matviews.models import Origin, PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.signals import refresh_finished, refresh_requested
@@ -227,7 +227,7 @@ def joins_whatever_is_open(refresh: Refresh) -> Any:
 
 
 def _settle(refresh: Refresh) -> None:
-    engine.settle_view(refresh.view_id)
+    engine.close_finished_in_view(refresh.view_id)
 
 
 class TestMerging:
@@ -235,7 +235,7 @@ class TestMerging:
         items(3)
         first, *others = [request_apart(Limited) for _ in range(5)]
 
-        engine.settle_view(first.view_id)
+        engine.close_finished_in_view(first.view_id)
 
         states = dict(Refresh.objects.values_list("pk", "state"))
         assert states == {
@@ -254,7 +254,7 @@ class TestMerging:
         request_apart(Limited, phases=["insert"])
         last = request_apart(Limited, phases=["insert"])
 
-        engine.settle_view(last.view_id)
+        engine.close_finished_in_view(last.view_id)
 
         assert [each.pk for each in Refresh.objects.filter(state=RefreshState.MERGED)] == [last.pk]
 
@@ -264,7 +264,7 @@ class TestMerging:
         engine.run_batch(due(Walked))
         second, third = request_apart(Walked, batch_size=1), request_apart(Walked, batch_size=1)
 
-        engine.settle_view(first.view_id)
+        engine.close_finished_in_view(first.view_id)
 
         merged = dict(Refresh.objects.values_list("pk", "merged_into"))
         assert merged == {first.pk: None, second.pk: None, third.pk: second.pk}
@@ -303,9 +303,9 @@ class TestMerging:
         first = request_apart(Limited, phases=["insert"])
         states: list[str] = []
 
-        def settle() -> None:
+        def close_finished() -> None:
             others = [request_apart(Limited, phases=["insert"]) for _ in range(2)]
-            engine.settle_view(first.view_id)
+            engine.close_finished_in_view(first.view_id)
             states.extend(
                 Refresh.objects.filter(pk__in=[each.pk for each in others]).values_list(
                     "state", flat=True
@@ -314,7 +314,7 @@ class TestMerging:
 
         def meanwhile(_view: type[Any], hook: str) -> None:
             if hook == "do_insert" and not states:
-                in_another_connection(settle).join()
+                in_another_connection(close_finished).join()
 
         monkeypatch.setattr(Fault, "commit", meanwhile)
         engine.run_batch(due(Limited))
@@ -329,7 +329,7 @@ class TestMerging:
             engine.run_batch(due(Walked))
 
         begun = Refresh.objects.filter(state=RefreshState.OPEN, runs__isnull=False).distinct()
-        assert begun.count() == MOST_BEGUN
+        assert begun.count() == MAX_REFRESHES_BEGUN
         waiting = Refresh.objects.filter(state=RefreshState.OPEN, runs=None)
         assert waiting.count() <= 1
         inline.drain([shard_of(Walked).pk])
@@ -338,11 +338,11 @@ class TestMerging:
     def test_what_waits_in_one_shard_is_begun_when_another_has_closed_a_refresh(self) -> None:
         # given more requests than begin at a time, all done in the first shard
         items(8)
-        sizes = range(1, MOST_BEGUN + 3)
+        sizes = range(1, MAX_REFRESHES_BEGUN + 3)
         last = [engine.request(Sharded, batch_size=size) for size in sizes][-1]
         first, second = ViewShard.objects.filter(view=last.view_id).values_list("pk", flat=True)
         inline.drain([first])
-        assert engine.settle(first).message is None
+        assert engine.close_finished(first).message is None
         # when the second closes them
         inline.drain([second])
         # then nothing is left to be found by maintenance
@@ -354,10 +354,10 @@ class TestStopping:
         engine.request(Limited)
         first = engine.request(Limited)
         merged = request_apart(Limited)
-        engine.settle_view(first.view_id)
+        engine.close_finished_in_view(first.view_id)
 
         assert engine.request_stop(first.pk)
-        assert [each.message for each in engine.settle_view(first.view_id)] == [None]
+        assert [each.message for each in engine.close_finished_in_view(first.view_id)] == [None]
 
         assert set(Refresh.objects.values_list("pk", "state")) == {
             (first.pk, RefreshState.STOPPED), (merged.pk, RefreshState.STOPPED)
@@ -367,7 +367,7 @@ class TestStopping:
     def test_one_that_was_merged_is_stopped_alone(self) -> None:
         items(2)
         first, second = request_apart(Limited), request_apart(Limited)
-        engine.settle_view(first.view_id)
+        engine.close_finished_in_view(first.view_id)
 
         assert engine.request_stop(second.pk)
         assert not engine.request_stop(second.pk)
@@ -423,7 +423,7 @@ class TestCost:
                 lambda: request_apart(Limited),
                 engine.view_statuses,
                 *(partial(admin.get, page) for page in pages),
-                lambda: engine.settle_view(control.pk),
+                lambda: engine.close_finished_in_view(control.pk),
                 engine.rescue,
             ]
             found = []
@@ -442,7 +442,7 @@ class TestCost:
 
         assert [each.statements for each in many] == [each.statements for each in few]
         more = [each.rows - before.rows for each, before in zip(many, few, strict=True)]
-        assert max(more) <= 2 * MOST_READ
+        assert max(more) <= 2 * MAX_REFRESHES_READ
         # In all: a request that joins no other, for its row is locked at that moment, reads a row less.
         in_all = [sum(each.rows for each in found) for found in (settled, many)]
         assert in_all[0] < in_all[1], (many, settled)

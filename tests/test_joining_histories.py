@@ -29,7 +29,7 @@ from tests.sample.models import Item, Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
-settling = sys.modules["matviews.engine.settle"]  # the package has a function of that name
+settling = sys.modules["matviews.engine.close_finished"]  # the package has a function of that name
 VIEWS: list[type[Any]] = [Walked, Limited, Sharded]
 KEYS = range(1, 4)
 # At one of a batch's statements, of which MariaDB and MySQL take twice as many.
@@ -74,7 +74,7 @@ class Meeting(MailboxMachine):
             source = dict(Item.objects.values_list("pk", "value"))
             self.promises.append((refresh.pk, source))
             for shard_id in shards_of(self.control.pk) if sent else ():
-                for message in engine.settle(shard_id).messages:
+                for message in engine.close_finished(shard_id).messages:
                     self.send(message)
 
     @precondition(lambda self: self.promises)

@@ -205,7 +205,7 @@ def test_a_stopped_worker_holds_sqlite_until_it_goes_on(workers: Workers) -> Non
         until = time.monotonic() + 1.5 * LEASE
         workers.wait_for(lambda: time.monotonic() > until)
         (shard,) = shards_of(refresh.view_id)
-        message = engine.settle(shard).message
+        message = engine.close_finished(shard).message
         assert message is not None
         tasks.send([message])
         (other,) = (worker for worker in workers.all if worker is not stopped)

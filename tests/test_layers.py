@@ -7,6 +7,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ LAYERS = [
         "registry",
     },
     {"databases"},
-    {"models", "migrations"},
+    {"json_fields", "models", "migrations"},
     {"queryset"},
     {"changes"},
     {"engine"},
@@ -144,6 +145,18 @@ def test_imports_go_down_only() -> None:
     wrong = [str(found) for found in imports() if is_ours(found.imported) and not is_allowed(found)]
 
     assert not wrong
+
+
+def test_no_imports_form_a_circle() -> None:
+    """Neither those within functions nor those for types."""
+    graph: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                found = {target for target in targets(module, path, node) if target in MODULES}
+                graph.setdefault(module, set()).update(found)
+
+    TopologicalSorter(graph).prepare()
 
 
 def queryset_level(module: str) -> int:

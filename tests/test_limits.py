@@ -177,7 +177,7 @@ def test_refreshes_side_by_side_do_not_fail_each_other_in_serializable_sessions(
         outcomes: list[Outcome] = []
 
         def work(shard: int) -> None:
-            while message := engine.settle(shard).message:
+            while message := engine.close_finished(shard).message:
                 outcomes.append(engine.run_batch(message).outcome)
 
         shards = shards_of(sharded.view_id)

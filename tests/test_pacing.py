@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matviews.engine.pacing import FAST_STEPS, GROWTH, REMEMBERED, Pace, halved, halvings
+from matviews.engine.pacing import FAST_STEPS, GROWTH, HISTORY_LENGTH, Pace, halved, halvings
 from matviews.registry import registry
 from tests.defining import INSERT_ONLY, make_view, only_run, ready, run
 
@@ -255,7 +255,7 @@ def test_whatever_the_batches_the_size_moves_within_its_bounds(
         )
 
         assert floor <= pace.size <= ceiling
-        assert len(pace.history) <= REMEMBERED
+        assert len(pace.history) <= HISTORY_LENGTH
         assert pace.size >= before.size // 2
         if not pace.flat and len(before.history) >= FAST_STEPS:
             assert pace.size <= max(before.size + 1, round(before.size * GROWTH))

@@ -50,7 +50,7 @@ def test_nothing_is_due_until_the_view_is_released(hold: dict[str, bool]) -> Non
     switch(Ledger, **hold)
     let_time_pass()
     # then nothing is due, and maintenance does not even look
-    assert engine.settle_view(refresh.view_id)[0].message is None
+    assert engine.close_finished_in_view(refresh.view_id)[0].message is None
     with statements() as found:
         assert engine.rescue() == []
     assert len(found) == 1
@@ -73,7 +73,7 @@ def test_a_message_that_was_under_way_does_no_batch(hold: dict[str, bool]) -> No
 
     assert (report.outcome, report.rows, report.runs) == (Outcome.DONE, 0, ())
     assert Ledger.objects.count() == 0
-    assert [each.message for each in engine.settle_view(refresh.view_id)] == [None]
+    assert [each.message for each in engine.close_finished_in_view(refresh.view_id)] == [None]
     assert refresh.runs.get().state == RunState.PENDING
 
 
@@ -89,7 +89,7 @@ def test_a_batch_at_work_commits_and_none_follows(
     report = engine.run_batch(message)
 
     assert (report.rows, Ledger.objects.count()) == (2, 2)
-    assert engine.settle(message.shard_id).message is None
+    assert engine.close_finished(message.shard_id).message is None
 
 
 def test_whoever_releases_while_a_batch_finds_the_view_held_is_heard() -> None:
@@ -140,7 +140,7 @@ def test_another_view_goes_on() -> None:
 def test_every_shard_is_held() -> None:
     items(8)
     refresh = engine.request(Sharded, batch_size=2)
-    messages = [engine.settle(pk).message for pk in shards_of(refresh.view_id)]
+    messages = [engine.close_finished(pk).message for pk in shards_of(refresh.view_id)]
     switch(Sharded, paused=True)
 
     reports = [engine.run_batch(message) for message in messages if message]

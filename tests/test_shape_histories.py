@@ -217,7 +217,7 @@ class History(MailboxMachine):
         with self.mortal(kill):
             engine.request(self.view, phases=phases, batch_size=batch_size)
             for shard_id in shards_of(self.control.pk):
-                self.send(engine.settle(shard_id).message)
+                self.send(engine.close_finished(shard_id).message)
 
     @precondition(lambda self: self.mailbox)
     @rule(position=st.integers(0, 100), again=st.booleans(), kill=KILLS)

@@ -48,7 +48,7 @@ def control(label: str = LIMITED) -> Any:
 
 def due(view: type[Any]) -> engine.Message:
     shard = ViewShard.objects.get(view__label=view._meta.label, number=0)
-    message = engine.settle(shard.pk).message
+    message = engine.close_finished(shard.pk).message
     assert message is not None
     return message
 
@@ -163,7 +163,7 @@ def test_a_failed_view_shows_its_error_until_it_succeeds() -> None:
     # a refresh that is stopped before it has tried says nothing of that
     refresh = engine.request(Limited)
     engine.request_stop(refresh.pk)
-    engine.settle_view(refresh.view_id)
+    engine.close_finished_in_view(refresh.view_id)
     assert status().state == "failed"
 
     run(Limited)

@@ -44,7 +44,7 @@ def ask(view: type[Any], *phases: str) -> Refresh:
 def stop(refresh: Refresh) -> list[Message]:
     """Ask for the stop and settle, as `dispatch` does; the messages that are due after it."""
     assert engine.request_stop(refresh.pk)
-    return [each.message for each in engine.settle_view(refresh.view_id) if each.message]
+    return [each.message for each in engine.close_finished_in_view(refresh.view_id) if each.message]
 
 
 def now(refresh: Refresh) -> RefreshState:
@@ -134,7 +134,7 @@ class TestWhoeverIsAtWork:
         monkeypatch.setattr(Fault, "commit", ask_to_stop)
         # when
         report = engine.run_batch(message)
-        settled = engine.settle(message.shard_id)
+        settled = engine.close_finished(message.shard_id)
         # then
         assert (asked, report.rows) == ([True], 2)
         assert (settled.message, settled.closed) == (None, (refresh,))
@@ -242,7 +242,7 @@ class TestWhateverTheViewIsLike:
         assert engine.request_stop(refresh.pk)
         let_time_pass()
         messages = (
-            [each.message for each in engine.settle_view(refresh.view_id)]
+            [each.message for each in engine.close_finished_in_view(refresh.view_id)]
             if settles
             else engine.rescue()
         )
@@ -274,7 +274,7 @@ class TestWhateverTheViewIsLike:
         items(8)
         refresh = ask(Sharded)
         first, second = shards_of(refresh.view_id)
-        while message := engine.settle(first).message:
+        while message := engine.close_finished(first).message:
             engine.run_batch(message)
 
         stop(refresh)
@@ -293,7 +293,7 @@ class TestWhateverTheViewIsLike:
             stop(refresh)
             assert now(refresh) == RefreshState.OPEN
             assert set(refresh.runs.values_list("shard", "state")) == {(second, "stopped")}
-        engine.settle(first)
+        engine.close_finished(first)
         assert now(refresh) == RefreshState.STOPPED
 
 

@@ -372,7 +372,7 @@ class TestTransactionsBetweenTransactions:
                 order(2)
                 asked.append(engine.request(CustomerTotal))
                 if settled:
-                    engine.settle_view(refresh.view_id)
+                    engine.close_finished_in_view(refresh.view_id)
 
         before_the_batch = (lambda: None) if settled else move_and_write
         monkeypatch.setattr("matviews.engine.batch.move_log", before_the_batch)
@@ -423,11 +423,11 @@ class TestTransactionsBetweenTransactions:
         Order.objects.update(price=4)
         refresh = engine.request(CustomerTotal, batch_size=1)
         shard = shard_of(CustomerTotal)
-        message = engine.settle(shard.pk).message
+        message = engine.close_finished(shard.pk).message
         for _number in range(3):
             assert message is not None
             engine.run_batch(message)
-            message = engine.settle(shard.pk).message
+            message = engine.close_finished(shard.pk).message
         Order.objects.update(price=50)
         Order.objects.filter(customer=1).delete()
         inline.drain([shard.pk])
@@ -590,7 +590,7 @@ class TestWhatForcesAFullPass:
         at_rest(CustomerTotal)
         CustomerTotal.query = Query(money=1)
         engine.request(CustomerTotal, batch_size=1, phases=[Phase.UPDATE])
-        engine.run_batch(engine.settle(shard_of(CustomerTotal).pk).message)  # type: ignore[arg-type]
+        engine.run_batch(engine.close_finished(shard_of(CustomerTotal).pk).message)  # type: ignore[arg-type]
         CustomerTotal.query = Query()
 
         inline.drain([shard_of(CustomerTotal).pk])
@@ -804,7 +804,7 @@ class TestKeys:
         closed: tuple[Refresh, ...] = ()
         while first not in closed:
             engine.run_batch(due(CustomerTotal))
-            closed = engine.settle(shard_of(CustomerTotal).pk).closed
+            closed = engine.close_finished(shard_of(CustomerTotal).pk).closed
 
         # then the first succeeds with all of its keys done
         refresh = closed[closed.index(first)]
@@ -837,12 +837,12 @@ class TestKeys:
         order(4 - Order.objects.filter(customer=1).delete()[0])
         shard = shard_of(CustomerTotal)
         engine.request(CustomerTotal)
-        message = engine.settle(shard.pk).message
+        message = engine.close_finished(shard.pk).message
         assert message is not None
 
         assert engine.run_batch(message).rows == 2
 
-        settled = engine.settle(shard.pk)
+        settled = engine.close_finished(shard.pk)
         assert (settled.message, len(settled.closed)) == (None, 1)
         assert not DirtyKeys.objects.exists()
         assert differences(CustomerTotal) == []
@@ -981,7 +981,7 @@ class TestKeys:
         Order.objects.update(price=4)
         engine.request(CustomerTotal, batch_size=2, phases=[Phase.UPDATE])
         shard = shard_of(CustomerTotal)
-        report = engine.run_batch(engine.settle(shard.pk).message)  # type: ignore[arg-type]
+        report = engine.run_batch(engine.close_finished(shard.pk).message)  # type: ignore[arg-type]
         assert report.rows == 2
 
         inline.drain([shard.pk])

@@ -92,7 +92,7 @@ def test_followers_outlive_the_refresh_that_did_their_work() -> None:
     leader = engine.request(Limited, phases=["insert"])
     follower = engine.request(Limited)
     engine.run_batch(due(Limited))
-    engine.settle_view(leader.view_id)
+    engine.close_finished_in_view(leader.view_id)
     Refresh.objects.filter(pk=leader.pk).update(finished_at=timezone.now() - timedelta(days=9))
     assert PhaseRun.objects.get(refresh=follower, phase="insert").merged_into is not None
     ended(Limited, "succeeded", 1)

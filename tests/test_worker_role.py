@@ -154,7 +154,7 @@ def test_stages_of_other_projects_in_the_schema_are_left_alone(shop: Shop) -> No
 def half_way(shop: Shop) -> Refresh:
     """A refresh of which one batch has staged the source and inserted three rows."""
     refresh = engine.request(shop.staged, batch_size=3)
-    (settled,) = engine.settle_view(refresh.view_id)
+    (settled,) = engine.close_finished_in_view(refresh.view_id)
     assert settled.message is not None
     assert engine.run_batch(settled.message).rows == 3
     return refresh

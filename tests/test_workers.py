@@ -101,7 +101,7 @@ def test_a_message_that_comes_twenty_times_does_one_batch(workers: Workers) -> N
     add_items(40)
     refresh = engine.request(Ledger)
     (shard,) = shards_of(refresh.view_id)
-    message = engine.settle(shard).message
+    message = engine.close_finished(shard).message
     assert message is not None
     tasks.send([message] * 20)
     # when three workers take them

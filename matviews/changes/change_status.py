@@ -11,6 +11,7 @@ from django.db.models import Min, QuerySet
 from ..databases import triggers_of
 from ..databases.clock import UtcNow
 from ..databases.trigger_spec import TriggerSpec
+from ..json_fields import Checkpoint
 from ..models import Change, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
 from ..states import RefreshState
 from .tracking_spec import Tracking
@@ -36,7 +37,7 @@ class ChangeStatus(NamedTuple):
     refreshing: bool
     claims: int
     drain_number: int
-    checkpoints: dict[str, list[Any]]
+    checkpoints: dict[str, Checkpoint]
 
 
 def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | None:
@@ -76,7 +77,7 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
         refreshing=bool(refreshing),
         claims=claims,
         drain_number=drain_number,
-        checkpoints=json.loads(checkpoints),
+        checkpoints={phase: Checkpoint(*each) for phase, each in json.loads(checkpoints).items()},
     )
 
 

@@ -1,10 +1,11 @@
 """The batch engine: everything between a request and its end. It knows Django, not Celery."""
 
 from .batch import run_batch
+from .closing import NextStep, close_finished, close_finished_in_view
 from .controls import (
     find_circle,
     in_order,
-    note_migrated,
+    mark_migrated_views_dirty,
     rename_controls,
     sync_controls,
     sync_shards,
@@ -28,7 +29,6 @@ from .requests import check_phases, count_requests, request, request_stop
 from .rescue import forget_resends, rescue, untaken
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount
-from .settle import Settlement, settle, settle_view
 from .status import ViewStatus, view_statuses
 from .transactions import (
     alias,
@@ -46,17 +46,19 @@ __all__ = [
     "Claim",
     "Message",
     "MissingRight",
+    "NextStep",
     "Outcome",
     "Progress",
     "RowCount",
     "RunProgress",
-    "Settlement",
     "Verification",
     "ViewStatus",
     "alias",
     "changed_phases",
     "check_no_transaction",
     "check_phases",
+    "close_finished",
+    "close_finished_in_view",
     "collapse_long_queues",
     "count_requests",
     "denied_for",
@@ -69,13 +71,13 @@ __all__ = [
     "is_fresh",
     "lacks_own_tables",
     "mark_dirty",
+    "mark_migrated_views_dirty",
     "mark_missing_triggers",
     "mark_mistyped_views",
     "mark_untrackable",
     "missing_rights",
     "move_log",
     "not_migrated",
-    "note_migrated",
     "now",
     "prepare_staging",
     "progress_of",
@@ -85,8 +87,6 @@ __all__ = [
     "request_stop",
     "rescue",
     "run_batch",
-    "settle",
-    "settle_view",
     "short_transaction",
     "staging_rights",
     "sweep_stages",

@@ -19,8 +19,8 @@ from .transactions import alias, short_transaction
 
 __all__ = [
     "find_circle",
+    "mark_migrated_views_dirty",
     "not_ready",
-    "note_migrated",
     "rename_controls",
     "sync_controls",
     "sync_shards",
@@ -91,7 +91,7 @@ def _make_way(label: str, control: ViewControl) -> None:
             other.delete()
 
 
-def note_migrated(app_labels: Collection[str]) -> None:
+def mark_migrated_views_dirty(app_labels: Collection[str]) -> None:
     """Have the views of apps looked at as a whole: their tables may be new ones, and empty."""
     labels = [
         each.label for each in registry if each.derived and each.model._meta.app_label in app_labels

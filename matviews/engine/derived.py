@@ -40,13 +40,13 @@ __all__ = [
     "drop_stages",
     "explained",
     "not_migrated",
-    "note_fingerprints",
+    "save_fingerprints",
     "sweep_stages",
 ]
 
 logger = logging.getLogger(__name__)
 
-MOST_RESTARTS = 5  # times that a definition may change in one run
+MAX_RESTARTS = 5  # times that a definition may change in one run
 
 
 def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
@@ -114,9 +114,9 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
     if run.fingerprint not in ("", plan.fingerprint) and run.batches:
         run.restarts += 1
         run.dirty_after = None
-        run.checkpoint = run.checkpoint and [run.checkpoint[0], None]
+        run.checkpoint = run.checkpoint and run.checkpoint._replace(fingerprint=None)
         logger.info("definition changed view=%s phase=%s", work.shard.view.label, run.phase)
-    if run.restarts > MOST_RESTARTS:
+    if run.restarts > MAX_RESTARTS:
         raise InvalidView(
             f"{work.shard.view.label}.source() was another one {run.restarts} times during this "
             f"refresh. If two versions of the code are at work, refresh again when one is gone; "
@@ -251,7 +251,7 @@ def changed_phases(definition: ViewDefinition, control: ViewControl) -> list[Pha
     return [phase for phase, before in known.items() if before and now and before != now]
 
 
-def note_fingerprints(control: ViewControl, runs: Iterable[PhaseRun]) -> None:
+def save_fingerprints(control: ViewControl, runs: Iterable[PhaseRun]) -> None:
     """Keep the definition that each derived phase has succeeded with; in a transaction."""
     worked = [(run, (run.merged_into or run).fingerprint) for run in runs]
     unfinished = {run.phase for run, _fingerprint in worked if run.state != RunState.SUCCEEDED}

@@ -97,7 +97,9 @@ def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
     assert run.checkpoint is not None
     assert run.dirty_after is not None
     return [
-        each for each in all_dirty(work) if run.dirty_after < each.drain_number <= run.checkpoint[0]
+        each
+        for each in all_dirty(work)
+        if run.dirty_after < each.drain_number <= run.checkpoint.drain_number
     ]
 
 
@@ -145,7 +147,7 @@ def processed_by_all(work: Work) -> int:
     At most the least that a run of an open refresh covers. A phase that has never succeeded covers only what
     the phases before it in its refresh do, and needs the keys of every later change.
     """
-    covers: list[int] = [run.checkpoint[0] for run in work.runs if run.checkpoint]
+    covers: list[int] = [run.checkpoint.drain_number for run in work.runs if run.checkpoint]
     return min([processed(work.shard, work.shard.checkpoints), *covers])
 
 

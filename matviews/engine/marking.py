@@ -22,7 +22,7 @@ PART = 1_000  # keys in a row of `DirtyKeys`
 
 
 def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]:
-    """Have the next refresh of a view change_status_of at keys, or at all of them, whatever is known of its tables.
+    """Have the next refresh of a view look at keys, or at all of them, whatever is known of its tables.
 
     Returns:
         The keys, as they were given, that neither the view nor its source has at this moment.

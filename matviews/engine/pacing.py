@@ -7,32 +7,40 @@ which the latter was seen is kept, until batches cost less.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 __all__ = ["Pace", "halved", "halvings"]
 
-REMEMBERED = 8  # batches whose measurements are kept
+HISTORY_LENGTH = 8  # batches
 SMOOTHING = 0.5  # weight of the newest batch in the smoothed efficiency
 FAST_STEPS = 3  # first batches of a view, which may grow faster
 FAST_GROWTH, GROWTH, SHRINK = 4.0, 1.2, 0.5
-DEAD_BAND = 0.1  # efficiencies this near to 1 leave the size alone
-ALIKE = 0.8, 1.6  # shares of a batch's time between which a smaller one's is about as long
+TOLERATED_ERROR = 0.1  # efficiencies this near to 1 leave the size alone
+FLAT_RANGE = 0.8, 1.6  # shares of a batch's time between which a smaller one's is about as long
 
 History = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The size of the next batch, and the batches that it was learnt from.
+    """The size of the next batch, and the batches that it was learnt from."""
 
-    Attributes:
-        size: rows that the next batch may write.
-        history: `(size, seconds)` of the last full batches, oldest first.
-        flat: whether the cost was seen not to fall with the size: a missing index, most likely.
-    """
-
+    #: Rows that the next batch may write.
     size: int
+    #: `(size, seconds)` of the last full batches, oldest first.
     history: History = ()
+    #: Whether the cost did not fall with the size: most likely an index is missing.
     flat: bool = False
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], size: int) -> "Pace":
+        """The pace that `to_json` has written, at a size that may have changed since."""
+        history = tuple((rows, seconds) for rows, seconds in value.get("history", ()))
+        return cls(size, history, value.get("flat", False))
+
+    def to_json(self) -> dict[str, Any]:
+        """As `PhaseRun.pace` holds it."""
+        return {"size": self.size, "history": self.history, "flat": self.flat}
 
     def after(
         self, *, rows: int, limit: int, seconds: float, target: float, floor: int, ceiling: int
@@ -52,7 +60,7 @@ class Pace:
     def _remember(self, size: int, seconds: float) -> History:
         """The last batches; while the cost is flat, also the small one that has shown it."""
         batches = (*self.history, (size, seconds))
-        last = batches[-REMEMBERED:]
+        last = batches[-HISTORY_LENGTH:]
         return (min(batches), *last[1:]) if self.flat and min(batches) not in last else last
 
 
@@ -63,7 +71,7 @@ def halved(size: int, times: int, floor: int) -> int:
 
 def _step(history: History, target: float) -> float:
     efficiency = _smoothed(history, target)
-    if abs(efficiency - 1) <= DEAD_BAND:
+    if abs(efficiency - 1) <= TOLERATED_ERROR:
         return 1.0
     growth = FAST_GROWTH if len(history) <= FAST_STEPS else GROWTH
     return max(SHRINK, min(growth, 1 / max(efficiency, 1e-6)))
@@ -83,7 +91,7 @@ def _size_where_cost_is_flat(history: History) -> int:
 
     A quarter, because noise alone can make a batch of half the size take as long.
     """
-    low, high = ALIKE
+    low, high = FLAT_RANGE
     return max(
         (
             size

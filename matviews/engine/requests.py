@@ -42,11 +42,11 @@ def request(
 
     A refresh for the same phases that no batch has begun is joined: it counts the request and is returned.
     Not within a transaction of the caller's, whose changes it might miss; such requests are merged when
-    `engine.settle` comes across them. Where it is known that nothing has changed since the phases last
+    `engine.close_finished` comes across them. Where it is known that nothing has changed since the phases last
     succeeded, the refresh is recorded as one that has succeeded already: without a phase run, and at the
     cost of three statements (five on MariaDB and MySQL, where two set limits and set them back).
 
-    Whoever asks must send messages *after* the commit (`engine.settle` makes them): a worker
+    Whoever asks must send messages *after* the commit (`engine.close_finished` makes them): a worker
     that read the requests before the commit does not know of this one.
 
     Args:

@@ -11,9 +11,9 @@ from ..databases.clock import UtcNow
 from ..models import Refresh, ViewShard
 from ..redact import traceback_text
 from ..states import RefreshState
+from .closing import close_finished
 from .locking import update_if_current
 from .messages import Message
-from .settle import settle
 from .transactions import drop_broken_connection
 
 __all__ = ["forget_resends", "rescue", "untaken"]
@@ -48,7 +48,7 @@ def forget_resends(messages: Iterable[Message]) -> None:
 
 def _resend_if_quiet(shard_id: int, resends: int) -> Message | None:
     try:
-        message = settle(shard_id).message
+        message = close_finished(shard_id).message
         if message is None or not _takes(message, resends + 1):
             return None
     except Exception as error:  # noqa: BLE001 - one shard's trouble must not keep the others waiting

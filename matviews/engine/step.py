@@ -24,7 +24,7 @@ __all__ = ["MAX_FAILURES", "Step"]
 
 logger = logging.getLogger(__name__)
 
-MOST_SAMPLES = 60  # batches of a run whose pace is kept for its picture
+MAX_SAMPLES = 60  # batches of a run whose pace is kept for its picture
 # Keys in the first window for a row in the first batch of hooks. On PostgreSQL windows of 1,000 keys
 # cost half as much again as those of 5,000.
 FIRST_WINDOW = 5
@@ -233,9 +233,7 @@ class Step:
     def _pace(self, batch: Batch, limit: int, seconds: float) -> None:
         if self._pinned:
             return
-        settings, pace = get_settings(), self.run.pace
-        history = tuple((size, taken) for size, taken in pace.get("history", ()))
-        known = Pace(limit, history, pace.get("flat", False))
+        settings, known = get_settings(), Pace.from_json(self.run.pace, limit)
         # A cursor's batch has looked through its whole window, however few rows it wrote.
         rows = batch.rows if batch.cursor is None else limit
         learnt = known.after(
@@ -249,7 +247,7 @@ class Step:
                 self.definition.label, self.phase, learnt.size, seconds,
             )  # fmt: skip
         self.run.batch_size = learnt.size
-        self.run.pace = {"size": learnt.size, "history": learnt.history, "flat": learnt.flat}
+        self.run.pace = learnt.to_json()
 
     def _finish(self, state: RunState) -> None:
         if state.active:
@@ -273,4 +271,4 @@ class Step:
 
 def _thinned(samples: list[list[float | None]]) -> list[list[float | None]]:
     """Every second sample, once there are too many; the newest stays."""
-    return samples if len(samples) <= MOST_SAMPLES else samples[::-2][::-1]
+    return samples if len(samples) <= MAX_SAMPLES else samples[::-2][::-1]

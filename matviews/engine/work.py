@@ -30,6 +30,7 @@ from ..contract import Shard
 from ..databases.compiled import GIVEN, LARGEST, CompiledSelect
 from ..databases.keys import Key
 from ..definition import HookKind, ViewDefinition
+from ..json_fields import Checkpoint
 from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..queryset import Plan, Walker, plan_of
@@ -39,8 +40,10 @@ from .transactions import alias, now
 
 __all__ = ["Dirty", "Work", "load_work", "load_works"]
 
-MOST_READ = 100  # open refreshes of a view, the oldest; the others wait until these have ended
-MOST_BEGUN = (
+MAX_REFRESHES_READ = (
+    100  # open refreshes of a view, the oldest; the others wait until these have ended
+)
+MAX_REFRESHES_BEGUN = (
     4  # open refreshes for the same phases that have begun; those after them wait, and are merged
 )
 
@@ -69,7 +72,7 @@ class Work:
         shard: the shard, with its view's control.
         hook_shard: what its hooks are given.
         definition: the view in the code, None when it is no longer there.
-        refreshes: the open refreshes of the view, at most `MOST_READ`.
+        refreshes: the open refreshes of the view, at most `MAX_REFRESHES_READ`.
         truncated: whether there may be more than were read.
         works_for_others: primary keys of those into which others were merged before they began.
         claims: how often batches of the view have been claimed.
@@ -93,7 +96,7 @@ class Work:
     runs: list[PhaseRun] = field(default_factory=list)
     touched: list[PhaseRun] = field(default_factory=list)
     logged: int = 0
-    checkpoint: tuple[list[Any] | None, str] | None = None
+    checkpoint: tuple[Checkpoint | None, str] | None = None
     dirty: list[Dirty] | None = None
     shard_changed: bool = False
 
@@ -142,7 +145,7 @@ class Work:
         before = Counter[tuple[str, ...]]()
         for refresh in self.refreshes:
             phases = tuple(refresh.phases)
-            if before[phases] >= MOST_BEGUN:
+            if before[phases] >= MAX_REFRESHES_BEGUN:
                 beyond.add(refresh.pk)
             before[phases] += 1
         return beyond
@@ -341,7 +344,7 @@ def _work_query(using: str, by: str) -> CompiledSelect:
     totals = ViewShard.objects.filter(view=OuterRef("view")).order_by().values("view")
     newest = Change.objects.using(using).order_by("-pk").values("pk")[:1]
     open_ones = Refresh.objects.using(using).filter(**{by: GIVEN}, state=RefreshState.OPEN)
-    end = open_ones.order_by("pk").values("pk")[MOST_READ : MOST_READ + 1]
+    end = open_ones.order_by("pk").values("pk")[MAX_REFRESHES_READ : MAX_REFRESHES_READ + 1]
     merged = Refresh.objects.using(using).filter(
         merged_into=OuterRef("pk"), state=RefreshState.MERGED
     )
@@ -418,7 +421,7 @@ def _build(rows: list[list[Any]]) -> Work:
         hook_shard=Shard(shard.number, total),
         definition=control.definition,
         refreshes=list(refreshes.values()),
-        truncated=len(refreshes) >= MOST_READ,
+        truncated=len(refreshes) >= MAX_REFRESHES_READ,
         works_for_others=frozenset(works_for_others),
         claims=claims,
         runs=list(runs.values()),

@@ -15,21 +15,21 @@ from ..models import PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..redact import bounded, in_one_line
 from ..states import RefreshState, RunState, check_transition
-from .derived import drop_stages, note_fingerprints
+from .derived import drop_stages, save_fingerprints
 from .locking import lock_available, update_if_current, update_unlocked
 from .messages import Message
 from .transactions import now, short_transaction
 from .work import Work, load_work, load_works
 
-__all__ = ["Settlement", "settle", "settle_view"]
+__all__ = ["NextStep", "close_finished", "close_finished_in_view"]
 
-LONGEST_ERROR = 100_000  # characters; those of all phases in all shards
+MAX_ERROR_LENGTH = 100_000  # characters; those of all phases in all shards
 
 logger = logging.getLogger(__name__)
 
 
-class Settlement(NamedTuple):
-    """What `settle` found.
+class NextStep(NamedTuple):
+    """What `close_finished` found.
 
     Attributes:
         message: the batch that is due in the shard, if any.
@@ -47,7 +47,7 @@ class Settlement(NamedTuple):
         return [*filter(None, [self.message]), *self.others]
 
 
-def settle(shard_id: int) -> Settlement:
+def close_finished(shard_id: int) -> NextStep:
     """Close what is done in a shard and tell which batch is due.
 
     To be called after a commit, by whoever asked for a refresh or worked on one: between the two,
@@ -63,12 +63,12 @@ def settle(shard_id: int) -> Settlement:
         if new and work.truncated:
             continue
         others = _due_elsewhere(work) if closed and work.hook_shard.count > 1 else ()
-        return Settlement(_due(work), tuple(closed), others)
-    return Settlement(closed=tuple(closed))
+        return NextStep(_due(work), tuple(closed), others)
+    return NextStep(closed=tuple(closed))
 
 
-def settle_view(view_id: int) -> list[Settlement]:
-    """`settle` for each shard of a view, having read them all in one query."""
+def close_finished_in_view(view_id: int) -> list[NextStep]:
+    """`close_finished` for each shard of a view, having read them all in one query."""
     closed: list[Refresh] = []
     while works := load_works(view_id):
         stopped = [work.to_stop and _stop(work.shard) for work in works]
@@ -79,7 +79,7 @@ def settle_view(view_id: int) -> list[Settlement]:
         if not new or (len(works) == 1 and not works[0].truncated):
             break
     messages = [_due(work) for work in works] or [None]
-    return [Settlement(messages[0], tuple(closed)), *map(Settlement, messages[1:])]
+    return [NextStep(messages[0], tuple(closed)), *map(NextStep, messages[1:])]
 
 
 def _close_ended(work: Work) -> list[Refresh]:
@@ -175,7 +175,7 @@ def _fill_in(refresh: Refresh, runs: list[PhaseRun]) -> None:
     state = RefreshState.FAILED if failed else state
     check_transition(RefreshState(refresh.state), state)
     refresh.state = state
-    refresh.error = bounded(_error(failed), LONGEST_ERROR)
+    refresh.error = bounded(_error(failed), MAX_ERROR_LENGTH)
     refresh.started_at = min((run.started_at for run in runs if run.started_at), default=None)
     refresh.finished_at = now()
     leaders = {run.merged_into.refresh_id if run.merged_into else None for run in runs}
@@ -208,7 +208,7 @@ def _save_closed(refresh: Refresh, runs: list[PhaseRun], *, for_others: bool) ->
             merged.update(**{name: getattr(refresh, name) for name in shared})
         if success_times:
             ViewControl.objects.filter(pk=refresh.view_id).update(**success_times)
-        note_fingerprints(refresh.view, runs)
+        save_fingerprints(refresh.view, runs)
     return True
 
 

@@ -1,0 +1,80 @@
+"""JSON columns with a type: what is read from them are named tuples, not lists."""
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db.models import JSONField
+
+__all__ = ["Checkpoint", "CheckpointField", "CheckpointsField", "Drain", "DrainsField"]
+
+
+class Checkpoint(NamedTuple):
+    """How far the rows of a phase reflect the changes that were drained from the view's queue."""
+
+    #: The last drain that they reflect; -1 where changes were not tracked.
+    drain_number: int
+    #: The exact fingerprint of the `source()` that they were computed from; None if that was not one alone.
+    fingerprint: str | None
+
+
+class Drain(NamedTuple):
+    """A drain of the view's queue that some phase has yet to process."""
+
+    number: int
+    #: When the oldest change in it was logged.
+    logged_at: datetime
+
+
+class _TypedField(JSONField):
+    """Recorded as a plain JSONField in migrations, for the column is one."""
+
+    def typed(self, value: Any) -> Any:
+        """A value of the column, as JSON has it, in its type."""
+        raise NotImplementedError
+
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
+        return self.to_python(super().from_db_value(value, expression, connection))
+
+    def to_python(self, value: Any) -> Any:
+        return None if value is None else self.typed(value)
+
+    def deconstruct(self) -> Any:
+        name, _path, args, kwargs = super().deconstruct()
+        return name, "django.db.models.JSONField", args, kwargs
+
+
+class CheckpointField(_TypedField):
+    """A `Checkpoint`, or NULL."""
+
+    def typed(self, value: Any) -> Checkpoint:
+        return Checkpoint(*value)
+
+
+class CheckpointsField(_TypedField):
+    """A `Checkpoint` for each phase that has succeeded."""
+
+    def typed(self, value: Any) -> dict[str, Checkpoint]:
+        return {phase: Checkpoint(*each) for phase, each in value.items()}
+
+
+class DrainsField(_TypedField):
+    """Each `Drain` that some phase has yet to process, by number."""
+
+    def typed(self, value: Any) -> list[Drain]:
+        return [Drain(number, _time(logged_at)) for number, logged_at in value]
+
+    def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
+        return super().get_db_prep_value(_plain(value), connection, prepared)
+
+    def value_to_string(self, obj: Any) -> Any:
+        return _plain(self.value_from_object(obj))
+
+
+def _time(value: str | datetime) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)
+
+
+def _plain(drains: Any) -> Any:
+    if not isinstance(drains, list):  # an expression
+        return drains
+    return [[number, logged_at.isoformat()] for number, logged_at in drains]
