@@ -9,6 +9,7 @@ from django.core.management import CommandError
 from django.db import DatabaseError, connections
 from django.db.migrations.operations import RenameModel
 from django.db.models.signals import post_migrate, pre_migrate
+from django.utils.translation import gettext_lazy as _
 
 from .exceptions import NotPermitted, TablesLocked
 
@@ -19,7 +20,7 @@ class MatviewsConfig(AppConfig):
     """Registers the checks and receivers; makes rows of new views, and triggers, after `migrate`."""
 
     name = "matviews"
-    verbose_name = "Materialized views"
+    verbose_name = _("Materialized views")
     default_auto_field = "django.db.models.BigAutoField"
 
     def import_models(self) -> None:

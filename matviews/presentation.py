@@ -1,4 +1,7 @@
-"""Counts, rates, durations, times and progress as people read them."""
+"""Counts, rates, durations, times and progress as people read them, in English.
+
+For the command and messages; `admin.phrases` has them in the language of the person.
+"""
 
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -6,8 +9,8 @@ from typing import Protocol
 from django.utils import timezone
 
 __all__ = [
-    "format_duration", "format_progress", "format_rate", "format_row_count", "format_time", "format_work",
-    "pluralize", "rows_in_batches", "time_ago",
+    "format_duration", "format_progress", "format_rate", "format_row_count", "format_time",
+    "pluralize", "rows_in_batches",
 ]  # fmt: skip
 
 MIN_WHOLE_RATE = 10  # rows or keys per second from which a decimal place says nothing
@@ -79,13 +82,6 @@ def format_time(when: datetime) -> str:
     return f"{local:%Y-%m-%d %H:%M:%S}"
 
 
-def time_ago(when: datetime, *, now: datetime) -> str:
-    """How long ago, or in how long, a time is."""
-    if when <= now:
-        return f"{format_duration(now - when)} ago"
-    return f"in {format_duration(when - now)}"
-
-
 def format_progress(progress: Counts) -> str:
     """How much of the work is done, and how many rows it wrote."""
     by_keys = progress.unit == "key"
@@ -95,11 +91,3 @@ def format_progress(progress: Counts) -> str:
     if progress.total:
         return f"{progress.done:,} of about {progress.total:,} {progress.unit}s{written}"
     return f"{pluralize(progress.done, progress.unit)}{' checked' if by_keys else ''}{written}"
-
-
-def format_work(progress: Counts) -> str:
-    """What finished runs did: rows and batches, with the keys checked or else the rate."""
-    wrote = rows_in_batches(progress.rows, progress.batches)
-    if progress.unit == "key" and progress.done:
-        return f"{wrote}, {pluralize(progress.done, 'key')} checked"
-    return f"{wrote}, {format_rate(progress.rate, 'row')}" if progress.rate else wrote

@@ -1,8 +1,13 @@
-"""The states of a refresh and of a phase run, and every change between them that is allowed."""
+"""The states of views, refreshes and phase runs, and the allowed changes between them.
+
+Values are English: JSON and the database have them. Labels and meanings are translated.
+"""
 
 from collections.abc import Iterable
 
 from django.db.models import TextChoices
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from .exceptions import IllegalTransition
 
@@ -10,33 +15,33 @@ __all__ = ["TRANSITIONS", "RefreshState", "RunState", "ViewState", "check_transi
 
 
 class RefreshState(TextChoices):
-    """How a refresh stands. A merged one ends with the open one that it was merged into before that began."""
+    """The state of a refresh. A merged one ends with the refresh that it was merged into."""
 
-    OPEN = "open"
-    MERGED = "merged"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    STOPPED = "stopped"
+    OPEN = "open", pgettext_lazy("state", "open")
+    MERGED = "merged", pgettext_lazy("state", "merged")
+    SUCCEEDED = "succeeded", pgettext_lazy("state", "succeeded")
+    FAILED = "failed", pgettext_lazy("state", "failed")
+    STOPPED = "stopped", pgettext_lazy("state", "stopped")
 
 
 class RunState(TextChoices):
-    """How one phase of one refresh stands in one shard."""
+    """The state of one phase of one refresh in one shard."""
 
-    PENDING = "pending"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    NOT_CONVERGING = "not_converging", "not converging"
-    STOPPED = "stopped"
+    PENDING = "pending", pgettext_lazy("state", "pending")
+    RUNNING = "running", pgettext_lazy("state", "running")
+    SUCCEEDED = "succeeded", pgettext_lazy("state", "succeeded")
+    FAILED = "failed", pgettext_lazy("state", "failed")
+    NOT_CONVERGING = "not_converging", pgettext_lazy("state", "not converging")
+    STOPPED = "stopped", pgettext_lazy("state", "stopped")
 
     @property
     def active(self) -> bool:
-        """Whether batches are still to come."""
+        """Whether more batches may follow."""
         return self in (RunState.PENDING, RunState.RUNNING)
 
     @staticmethod
     def worst(states: Iterable[str]) -> "RunState | None":
-        """Of the states of several runs that which says most; None of none."""
+        """The state that needs attention most, None if there are no states."""
         return max(map(RunState, states), key=_FROM_GOOD_TO_BAD.index, default=None)
 
 
@@ -47,51 +52,59 @@ _FROM_GOOD_TO_BAD = (
 
 
 class ViewState(TextChoices):
-    """How a view stands; what needs a person first comes first."""
+    """The state of a view, in order of urgency: what needs a person comes first."""
 
-    INVALID = "invalid"
-    FAILED = "failed"
-    NOT_LOGGED = "changes not logged"
-    WAITING = "waiting"
-    CHANGED = "definition changed"
-    BEHIND = "behind"
-    NOT_MIGRATED = "not migrated"
-    REMOVED = "removed from the code"
-    NEVER_BUILT = "never built"
-    PAUSED = "paused"
-    DISABLED = "disabled"
-    REFRESHING = "refreshing"
-    FRESH = "on time"
-    NO_TARGET = "ok, no target"
+    INVALID = "invalid", pgettext_lazy("state", "invalid")
+    FAILED = "failed", pgettext_lazy("state", "failed")
+    NOT_LOGGED = "changes not logged", pgettext_lazy("state", "changes not logged")
+    WAITING = "waiting", pgettext_lazy("state", "waiting")
+    CHANGED = "definition changed", pgettext_lazy("state", "definition changed")
+    BEHIND = "behind", pgettext_lazy("state", "behind")
+    NOT_MIGRATED = "not migrated", pgettext_lazy("state", "not migrated")
+    REMOVED = "removed from the code", pgettext_lazy("state", "removed from the code")
+    NEVER_BUILT = "never built", pgettext_lazy("state", "never built")
+    PAUSED = "paused", pgettext_lazy("state", "paused")
+    DISABLED = "disabled", pgettext_lazy("state", "disabled")
+    REFRESHING = "refreshing", pgettext_lazy("state", "refreshing")
+    ON_TIME = "on time", pgettext_lazy("state", "on time")
+    NO_TARGET = "ok, no target", pgettext_lazy("state", "ok, no target")
 
     @property
     def meaning(self) -> str:
-        """The state in a sentence."""
-        return _MEANINGS[self]
+        """What the state means, and what to do about it, in the active language."""
+        return str(_MEANINGS[self])
 
     @property
     def urgency(self) -> int:
-        """Place among the states, from 0 for what needs a person first."""
+        """The place among the states, from 0 for the most urgent."""
         return list(ViewState).index(self)
 
 
 _MEANINGS = {
-    ViewState.INVALID: "Its definition is wrong: see manage.py check.",
-    ViewState.FAILED: "Its last refresh, not counting stopped ones, failed.",
-    ViewState.NOT_LOGGED: "Triggers on its source tables are missing, disabled or replaced, so changes are not "
-    "logged, and every refresh is a full one.",
-    ViewState.WAITING: "A refresh is open, but no worker is at it: see that one runs, and listens to the "
-    "queue of its tasks.",
-    ViewState.CHANGED: "Its source() is another one than that of its rows: the next refresh rebuilds it.",
-    ViewState.BEHIND: "Its rows are older than its target allows.",
-    ViewState.NOT_MIGRATED: "Its table or its bookkeeping is missing: run makemigrations and migrate.",
-    ViewState.REMOVED: "The code no longer defines it; its history is kept.",
-    ViewState.NEVER_BUILT: "A phase of it has never succeeded.",
-    ViewState.PAUSED: "Its work is held; requests wait.",
-    ViewState.DISABLED: "It is not refreshed; requests are refused.",
-    ViewState.REFRESHING: "A refresh is under way.",
-    ViewState.FRESH: "Its rows are as recent as its target requires.",
-    ViewState.NO_TARGET: "Its last refresh succeeded; it has no target to be measured by.",
+    ViewState.INVALID: _("Its definition has errors: see manage.py check."),
+    ViewState.FAILED: _("Its last refresh failed; stopped ones are not counted."),
+    ViewState.NOT_LOGGED: _(
+        "Triggers on its source tables are missing, disabled or replaced, so changes are not "
+        "logged, and every refresh is full."
+    ),
+    ViewState.WAITING: _(
+        "A refresh is waiting, and no worker has picked it up. Check that a worker is running and "
+        "listens to the queue of its tasks."
+    ),
+    ViewState.CHANGED: _(
+        "source() has changed since its rows were built; the next refresh updates them."
+    ),
+    ViewState.BEHIND: _("Its rows are older than its target allows."),
+    ViewState.NOT_MIGRATED: _(
+        "Its table or its bookkeeping is missing: run makemigrations and migrate."
+    ),
+    ViewState.REMOVED: _("The code no longer defines it; its history is kept."),
+    ViewState.NEVER_BUILT: _("At least one of its phases has never succeeded."),
+    ViewState.PAUSED: _("None of its batches starts; requests wait."),
+    ViewState.DISABLED: _("It is not refreshed; requests are refused."),
+    ViewState.REFRESHING: _("A refresh is running."),
+    ViewState.ON_TIME: _("Its rows are as recent as its target requires."),
+    ViewState.NO_TARGET: _("Its last refresh succeeded; it has no target to be measured by."),
 }
 
 State = RefreshState | RunState
@@ -120,7 +133,7 @@ TRANSITIONS: dict[tuple[State, State], str] = {
 
 
 def check_transition(old: State, new: State) -> None:
-    """Refuse a change of state that is not in `TRANSITIONS`; staying put is allowed.
+    """Refuse a change of state that is not in `TRANSITIONS`. Keeping the state is allowed.
 
     Raises:
         IllegalTransition: the change is not in the table.

@@ -408,9 +408,7 @@ class TestActions:
             ("sample.Walked", "admin", "admin", list(Phase.values)),
         ]
         assert [message.phase for message in sent] == [Phase.INSERT, Phase.INSERT]
-        assert messages == [
-            "Refresh of sample.Limited, sample.Walked recorded; the workers have been told."
-        ]
+        assert messages == ["Refresh of sample.Limited, sample.Walked queued."]
         assert sorted(label for label, _what in noted()) == ["sample.Limited", "sample.Walked"]
 
     def test_what_is_refused_is_named_and_the_others_go_on(
@@ -452,7 +450,7 @@ class TestActions:
         act(admin_client, "pause", "sample.Limited", "sample.Walked")
         messages = act(admin_client, "refresh_now", "sample.Limited")
         assert control().paused
-        assert messages[1:] == ["Refresh of sample.Limited recorded; it waits until resumed."]
+        assert messages[1:] == ["Refresh of sample.Limited queued; it waits until resumed."]
         assert sent == []
 
         act(admin_client, "resume", "sample.Limited", "sample.Walked")
@@ -463,7 +461,7 @@ class TestActions:
             "Resumed.",
             "Paused.",
         ]
-        assert "so already" in act(admin_client, "resume", "sample.Limited")[-1]
+        assert "Nothing changed." in act(admin_client, "resume", "sample.Limited")[-1]
 
     def test_the_page_has_buttons_for_both(
         self, admin_client: Client, sent: list[engine.Message]
@@ -490,9 +488,11 @@ class TestActions:
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.STOPPED
         assert "has been stopped" in told(stopped)[0]
-        assert "has ended already" in told(again)[-1]
+        assert "has already ended" in told(again)[-1]
         assert stopped.headers["Location"] == page()
-        assert f"Asked refresh {refresh.pk} to stop." in html(admin_client, page(action="history"))
+        assert f"Requested that refresh {refresh.pk} stops." in html(
+            admin_client, page(action="history")
+        )
 
     def test_the_workers_are_told_after_the_commit(
         self, admin_client: Client, monkeypatch: pytest.MonkeyPatch
@@ -510,7 +510,7 @@ class TestActions:
 
         assert within == [False]
         assert messages == [
-            "Refresh of sample.Limited recorded; the workers are told when it is committed."
+            "Refresh of sample.Limited queued. The workers are notified after the commit."
         ]
 
     @pytest.mark.parametrize("action", ["refresh_now", "resume"])
@@ -533,7 +533,7 @@ class TestActions:
         messages = act(admin_client, action, *labels)
 
         assert len(tries) == 1
-        assert "sent by matviews.maintain when the broker is back (no broker)" in messages[0]
+        assert "The broker is unreachable (no broker); matviews.maintain notifies" in messages[0]
         assert Refresh.objects.filter(state=RefreshState.OPEN).count() == len(labels)
 
     @pytest.mark.django_db(transaction=True)
@@ -550,7 +550,7 @@ class TestActions:
         messages = act(admin_client, action, *labels)
 
         assert connections_to(hanging_broker) == 1
-        assert "sent by matviews.maintain when the broker is back" in messages[0]
+        assert "matviews.maintain notifies the workers when it is back." in messages[0]
 
     def test_every_post_needs_its_csrf_token(self, admin_user: Any) -> None:
         client = Client(enforce_csrf_checks=True)

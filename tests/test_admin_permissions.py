@@ -110,14 +110,14 @@ def test_anonymous_users_are_sent_to_the_login(addresses: dict[str, str], method
 def test_users_who_are_no_staff_are_sent_to_the_login(
     addresses: dict[str, str], method: str
 ) -> None:
-    client = user_with("view_viewcontrol", "refresh_viewcontrol", is_staff=False)
+    client = user_with("view_viewcontrol", "operate_viewcontrol", is_staff=False)
     for url in addresses.values():
         answer = getattr(client, method)(url)
         assert (answer.status_code, answer.url.partition("?")[0]) == (302, LOGIN)
 
 
 @pytest.mark.parametrize("method", ["get", "post"])
-@pytest.mark.parametrize("permissions", [(), ("refresh_viewcontrol",)])
+@pytest.mark.parametrize("permissions", [(), ("operate_viewcontrol",)])
 def test_staff_without_permission_to_view_is_refused_everything(
     addresses: dict[str, str], method: str, permissions: tuple[str, ...]
 ) -> None:
@@ -146,7 +146,7 @@ def test_staff_who_may_view_sees_all_and_changes_nothing(addresses: dict[str, st
 
 
 def test_no_page_leads_where_its_reader_may_not_go(addresses: dict[str, str]) -> None:
-    client = user_with("view_viewcontrol", "refresh_viewcontrol")
+    client = user_with("view_viewcontrol", "operate_viewcontrol")
 
     page = client.get(addresses["admin/matviews/viewcontrol/<path:object_id>/change/"])
 
@@ -166,7 +166,7 @@ def test_the_list_does_nothing_for_staff_who_may_only_view(addresses: dict[str, 
 
 
 def test_staff_who_may_refresh_steers_but_sets_nothing(addresses: dict[str, str]) -> None:
-    client = user_with("view_viewcontrol", "view_refresh", "refresh_viewcontrol")
+    client = user_with("view_viewcontrol", "view_refresh", "operate_viewcontrol")
 
     seen = statuses(client, addresses, "get")
     done = statuses(client, addresses, "post")

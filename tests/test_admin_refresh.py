@@ -109,9 +109,9 @@ def test_the_list_has_the_newest_first_and_tells_of_each(admin_client: Client) -
 
     assert listed(admin_client) == [waiting.pk, bad.pk, first.pk]
     text = shown(admin_client, LIST)
-    assert "sample.Walked insert open api" in text
-    assert f"failed api: {ALERT}" in text
-    assert "sample.Limited insert, update, delete succeeded api: anna" in text
+    assert "sample.Walked insert open Requested: API" in text
+    assert f"failed Requested: API: {ALERT}" in text
+    assert "sample.Limited insert, update, delete succeeded Requested: API: anna" in text
     assert " 30 in 2 batches" in text
 
 
@@ -121,7 +121,7 @@ def test_a_refresh_that_others_did_is_listed_as_theirs(admin_client: Client) -> 
 
     second.refresh_from_db()
     assert second.merged_into_id == first.pk
-    assert f"as refresh {first.pk}" in shown(admin_client, LIST)
+    assert f"merged into refresh {first.pk}" in shown(admin_client, LIST)
 
 
 def test_the_list_is_searched_by_label_and_filtered(admin_client: Client) -> None:
@@ -153,7 +153,7 @@ def test_a_longer_list_needs_no_more_queries(admin_client: Client) -> None:
 def test_a_long_history_is_never_counted_whole(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refresh_admin, "MOST_COUNTED", 3)
+    monkeypatch.setattr(refresh_admin, "MAX_COUNTED", 3)
     monkeypatch.setattr(refresh_admin.RefreshAdmin, "list_per_page", 2)
     for _again in range(5):
         run(Limited)
@@ -215,7 +215,7 @@ def test_merged_refreshes_link_to_each_other(admin_client: Client) -> None:
     follower = answered(admin_client.get(page_of(second)))
 
     assert f'<a href="{page_of(second)}">refresh {second.pk}</a>' in leader
-    assert f'With <a href="{page_of(first)}">refresh {first.pk}</a>' in follower
+    assert f'Merged into <a href="{page_of(first)}">refresh {first.pk}</a>.' in follower
 
 
 def test_a_phase_that_waits_for_another_refresh_says_so(admin_client: Client) -> None:
@@ -226,7 +226,7 @@ def test_a_phase_that_waits_for_another_refresh_says_so(admin_client: Client) ->
 
     text = shown(admin_client, page_of(second))
 
-    assert f"Waits for refresh {first.pk}, which is at this phase." in text
+    assert f"Waits for refresh {first.pk}, which is running this phase." in text
     assert "pending" in text
 
 
@@ -239,7 +239,7 @@ def test_a_failed_batch_that_is_tried_again_is_told(admin_client: Client) -> Non
     text = shown(admin_client, page_of(waiting))
 
     assert "insert: OperationalError: deadlock" in text
-    assert "Failures 1; it is tried again" in text
+    assert "Failures 1; it will be retried" in text
 
 
 def test_a_refresh_of_a_view_that_left_the_code_is_still_shown(admin_client: Client) -> None:
@@ -287,8 +287,8 @@ def test_a_refresh_that_is_worked_on_stops_after_its_batch(admin_client: Client)
     with held_by_another_worker(shard_of(Limited)):
         answer = admin_client.post(stop_of(working), follow=True)
 
-    assert "stops after the batch that is at work" in messages_of(answer)[0]
-    assert "It stops after the batch that is at work." in shown(admin_client, page_of(working))
+    assert "stops after the running batch." in messages_of(answer)[0]
+    assert "It stops after the running batch." in shown(admin_client, page_of(working))
     assert "Stop this refresh" not in shown(admin_client, page_of(working))
 
 
@@ -297,7 +297,7 @@ def test_stopping_what_has_ended_says_so(admin_client: Client) -> None:
 
     answer = admin_client.post(stop_of(done), follow=True)
 
-    assert messages_of(answer) == [f"Refresh {done.pk} has ended already."]
+    assert messages_of(answer) == [f"Refresh {done.pk} has already ended."]
     assert not LogEntry.objects.exists()
 
 

@@ -201,4 +201,4 @@ def test_a_page_tells_how_many_keys_the_last_run_looked_through(admin_client: Cl
 
     shown = text(section(admin_client, "phases"))
 
-    assert re.search(r"Wrote 40 rows in \d batches, \d\d keys checked", shown)
+    assert re.search(r"Rows written 40 rows in \d batches, \d\d keys checked", shown)

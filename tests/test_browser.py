@@ -51,7 +51,9 @@ def sign_in(page: Page) -> None:
     page.get_by_label("Username").fill("operator")
     page.get_by_label("Password").fill("secret")
     page.get_by_role("button", name="Log in").click()
-    expect(page.get_by_role("link", name="Views", exact=True)).to_be_visible()
+    expect(
+        page.locator("#matviews-viewcontrol").get_by_role("link", name="Materialized views")
+    ).to_be_visible()
 
 
 def open_view(page: Page) -> None:
@@ -74,7 +76,7 @@ def test_an_operator_refreshes_a_view_and_watches_it_work(page: Page, workers: W
     with fault(Limited, "do_insert", "sleep", seconds=SLOW):
         page.get_by_role("button", name="Refresh now").focus()
         page.keyboard.press("Enter")
-        expect(page.get_by_text(re.compile("recorded"))).to_be_visible()
+        expect(page.get_by_text(re.compile("queued"))).to_be_visible()
         # then the bar moves, without the page being loaded again
         page.evaluate("window.same = true")
         bar = page.get_by_role("progressbar", name=re.compile("Refresh"))
@@ -224,7 +226,7 @@ def test_a_failed_view_comes_first_and_shows_its_traceback(
     page.goto(reverse("admin:matviews_viewcontrol_changelist"))
     rows = page.locator("#result_list tbody tr").filter(has_not_text="shapes.JsonKey")
     expect(rows.first).to_contain_text(LABEL)
-    # and nothing is cut off in the dark, nor in a narrow window
+    # and nothing is cut off in the dark, nor in a narrow window, nor in long German words
     cookies = page.context.cookies()
     for name, options in WINDOWS.items():
         with browsing.window(browser, base_url=live_server.url, **options) as other:
@@ -244,6 +246,7 @@ def test_a_failed_view_comes_first_and_shows_its_traceback(
 WINDOWS: dict[str, dict[str, Any]] = {
     "dark": {"color_scheme": "dark"},
     "narrow": {"width": 400},
+    "german": {"width": 400, "locale": "de-DE"},
 }
 
 

@@ -747,7 +747,9 @@ def test_hundreds_of_batches_end_right() -> None:
 
 
 def test_an_age_of_nothing_is_a_number_in_json() -> None:
-    status = ViewStatus(label="a.B", state=ViewState.FRESH, age=timedelta(), change_lag=timedelta())
+    status = ViewStatus(
+        label="a.B", state=ViewState.ON_TIME, age=timedelta(), change_lag=timedelta()
+    )
 
     told = json.loads(json.dumps(status_as_dict(status)))
 

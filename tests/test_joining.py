@@ -15,6 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from matviews import engine, tasks
+from matviews.admin.phrases import requesters
 from matviews.engine import requests
 from matviews.engine.work import MAX_REFRESHES_BEGUN
 from matviews.engine.work_loader import MAX_REFRESHES_READ
@@ -112,7 +113,7 @@ class TestJoining:
 
         refresh = Refresh.objects.get()
         assert {each.pk for each in asked} == {refresh.pk}
-        assert (refresh.requests, refresh.asked_by) == (3, "api: 0, and 2 more requests")
+        assert (refresh.requests, requesters(refresh)) == (3, "API: 0, and 2 more requests")
         assert Limited.objects.count() == 3
         requested = [("requested", refresh.pk, number) for number in (1, 2, 3)]
         assert told == [*requested, ("finished", refresh.pk, 3)]
@@ -388,7 +389,7 @@ class TestStopping:
         for _ in range(3):
             refresh = engine.request(Limited)
         page = admin_client.get(reverse("admin:matviews_viewcontrol_change", args=[control.pk]))
-        assert "Includes 3 requests: this stops them all." in page.content.decode()
+        assert "This stops all 3 requests." in page.content.decode()
         page = admin_client.get(reverse("admin:matviews_refresh_change", args=[refresh.pk]))
         assert "This stops all 3 requests." in page.content.decode()
 
@@ -396,7 +397,7 @@ class TestStopping:
             reverse("admin:matviews_refresh_stop", args=[refresh.pk]), follow=True
         )
 
-        said = f"Refresh {refresh.pk}, with the 3 requests that it includes, has been stopped."
+        said = f"Refresh {refresh.pk}, which includes 3 requests, has been stopped."
         assert said in stopped.content.decode()
 
 

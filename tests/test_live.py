@@ -253,13 +253,15 @@ class TestAVisitor:
             page.get_by_label("Username").fill("demo")
             page.get_by_label("Password").fill("demo")
             page.get_by_role("button", name="Log in").click()
-            page.get_by_role("link", name="Views", exact=True).click()
+            page.locator("#matviews-viewcontrol").get_by_role(
+                "link", name="Materialized views"
+            ).click()
             # then the list has all of them
             expect(page.locator("#result_list tbody tr")).to_have_count(3)
             page.locator("#content").screenshot(path=pictures / "admin.png")
             # and the page of one has its schedules and pictures
             page.get_by_role("link", name="flights.CarrierDay").click()
-            expect(page.get_by_role("img", name=re.compile("Duration")).first).to_be_visible()
+            expect(page.get_by_role("img", name=re.compile("Time working")).first).to_be_visible()
             expect(page.get_by_role("spinbutton", name="Every:").first).to_be_visible()
             page.locator("#matviews-page").screenshot(path=pictures / "admin-view.png")
 

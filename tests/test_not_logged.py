@@ -90,7 +90,7 @@ class TestIsToldEverywhere:
     @pytest.mark.parametrize("lose", LOSSES)
     def test_as_a_state_of_the_view(self, lose: Callable[[], None]) -> None:
         assert (status().state, status().not_logged, status().on_time) == (
-            ViewState.FRESH,
+            ViewState.ON_TIME,
             (),
             True,
         )
@@ -109,10 +109,10 @@ class TestIsToldEverywhere:
 
         changes.install(engine.alias())
 
-        assert (status().state, status().not_logged) == (ViewState.FRESH, ())
+        assert (status().state, status().not_logged) == (ViewState.ON_TIME, ())
         assert status().change_lag is not None  # all keys are to be compared once more
         run(LABEL)
-        assert (status().state, status().change_lag) == (ViewState.FRESH, None)
+        assert (status().state, status().change_lag) == (ViewState.ON_TIME, None)
 
     def test_also_where_another_state_comes_first(self) -> None:
         drop()
@@ -237,7 +237,7 @@ class TestIsNoAlarm:
             dialect, "untrackable_tables", lambda _self, tables: dict.fromkeys(tables, "")
         )
         drop()
-        assert (status().state, status().not_logged) == (ViewState.FRESH, ())
+        assert (status().state, status().not_logged) == (ViewState.ON_TIME, ())
 
         two_hours_ago()
 
@@ -256,11 +256,11 @@ class TestIsOnTime:
         two_hours_ago()
 
         now = status()
-        assert (now.state, now.staleness, now.on_time) == (ViewState.FRESH, timedelta(), True)
+        assert (now.state, now.staleness, now.on_time) == (ViewState.ON_TIME, timedelta(), True)
 
     def test_until_a_change_has_waited_for_too_long(self, view: type[Any]) -> None:
         add_items(1)
-        assert status().state == ViewState.FRESH
+        assert status().state == ViewState.ON_TIME
 
         ViewControl.objects.update(freshness_target=timedelta(microseconds=1))
 
@@ -268,7 +268,7 @@ class TestIsOnTime:
         assert (now.state, now.on_time) == (ViewState.BEHIND, False)
         assert now.staleness == now.change_lag
         run(view)
-        assert status().state == ViewState.FRESH
+        assert status().state == ViewState.ON_TIME
 
     def test_by_the_last_success_where_the_source_depends_on_the_time(self) -> None:
         def source() -> Any:
@@ -279,7 +279,7 @@ class TestIsOnTime:
         changes.install(engine.alias())
         try:
             run(view)
-            assert status().state == ViewState.FRESH
+            assert status().state == ViewState.ON_TIME
             two_hours_ago()
             assert (status().state, status().change_lag) == (ViewState.BEHIND, None)
         finally:
@@ -295,7 +295,7 @@ class TestIsOnTime:
         try:
             run(view)
             two_hours_ago()
-            assert status().state == ViewState.FRESH
+            assert status().state == ViewState.ON_TIME
         finally:
             changes.remove(engine.alias())
 

@@ -92,11 +92,13 @@ def test_the_wheel_holds_every_module_of_the_tree(wheel: Path) -> None:
     assert {name for name in names_in(wheel) if name.endswith(".py")} == sources
 
 
-def test_the_wheel_holds_every_template_and_static_file_of_the_tree(wheel: Path) -> None:
-    folders = [ROOT / "matviews" / name for name in ("templates", "static")]
+def test_the_wheel_holds_every_template_static_file_and_translation_of_the_tree(
+    wheel: Path,
+) -> None:
+    folders = [ROOT / "matviews" / name for name in ("templates", "static", "locale")]
     files = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
 
-    assert files
+    assert {path.suffix for path in files} == {".html", ".css", ".js", ".po", ".mo"}
     assert {str(path.relative_to(ROOT)) for path in files} <= names_in(wheel)
 
 

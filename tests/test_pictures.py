@@ -11,7 +11,7 @@ from django.utils.safestring import SafeString
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matviews.admin.pictures import MOST_BARS, durations_picture, pace_picture, rows_picture
+from matviews.admin.pictures import MAX_BARS, durations_picture, pace_picture, rows_picture
 from matviews.models import PhaseRun
 from matviews.states import RunState
 
@@ -116,10 +116,10 @@ def test_one_run_has_one_bar_and_one_date() -> None:
 
 
 def test_only_the_last_runs_are_drawn_the_oldest_at_the_left() -> None:
-    picture = durations_picture(runs([float(number) for number in range(MOST_BARS + 5)]))
+    picture = durations_picture(runs([float(number) for number in range(MAX_BARS + 5)]))
 
     heights = bars(picture)
-    assert len(heights) == MOST_BARS
+    assert len(heights) == MAX_BARS
     assert heights == sorted(heights)
     assert described(picture) == "30 runs: median 20 s, longest 34 s."
 
@@ -225,7 +225,7 @@ def test_any_runs_make_sound_pictures(values: list[tuple[float, int, RunState]])
     ]
 
     for picture in pictures(found):
-        assert len(bars(picture)) == min(len(values), MOST_BARS)
+        assert len(bars(picture)) == min(len(values), MAX_BARS)
         assert 2 <= len(axis(picture)) <= 4
 
 

@@ -927,7 +927,7 @@ class TestValidation:
 
     def test_an_interval_and_a_crontab(self) -> None:
         assert self.refused(every=5, crontab=crontab()) == {
-            "crontab": ["Leave the interval or the crontab empty: a schedule follows one."]
+            "crontab": ["Leave either the interval or the crontab empty."]
         }
 
     @pytest.mark.parametrize(

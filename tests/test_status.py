@@ -267,7 +267,7 @@ def test_a_view_without_a_target_is_behind_when_it_has_missed_two_intervals() ->
     schedules.create(every=1, period="minutes")
     schedules.create(every=1, period="days", enabled=False)
     now = status()
-    assert (now.state, now.target) == (ViewState.FRESH, timedelta(minutes=2))
+    assert (now.state, now.target) == (ViewState.ON_TIME, timedelta(minutes=2))
 
     control().update(last_update=timezone.now() - timedelta(minutes=3))
     assert status().state == ViewState.BEHIND
@@ -275,7 +275,7 @@ def test_a_view_without_a_target_is_behind_when_it_has_missed_two_intervals() ->
     # a target of its own comes first
     control().update(freshness_target=timedelta(hours=1))
     now = status()
-    assert (now.state, now.target) == (ViewState.FRESH, timedelta(hours=1))
+    assert (now.state, now.target) == (ViewState.ON_TIME, timedelta(hours=1))
 
 
 def test_a_crontab_says_nothing_of_how_old_a_view_may_be() -> None:

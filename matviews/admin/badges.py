@@ -1,14 +1,15 @@
-"""The badges that say how views, refreshes and runs stand."""
+"""Badges for the states of views, refreshes and runs, and for the results of verifications."""
 
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
 
 from ..states import RefreshState, RunState, ViewState
 
 __all__ = ["badge"]
 
-# What a badge looks like: `admin.css` has a class for each. By value: a state that views, refreshes
-# and runs share looks the same for each.
+# `admin.css` has a class for each tone. The keys are values: states that views, refreshes and runs
+# share look the same.
 _TONES: dict[str, str] = {
     ViewState.INVALID: "bad",
     ViewState.FAILED: "bad",
@@ -22,7 +23,7 @@ _TONES: dict[str, str] = {
     ViewState.PAUSED: "quiet",
     ViewState.DISABLED: "quiet",
     ViewState.REFRESHING: "busy",
-    ViewState.FRESH: "good",
+    ViewState.ON_TIME: "good",
     ViewState.NO_TARGET: "good",
     RefreshState.OPEN: "busy",
     RefreshState.MERGED: "quiet",
@@ -36,17 +37,24 @@ _TONES: dict[str, str] = {
     "repaired": "good",
 }
 
+_LABELS = {
+    **dict(ViewState.choices),
+    **dict(RefreshState.choices),
+    **dict(RunState.choices),
+    "equal": _("equal"),
+    "differs": _("differs"),
+    "repaired": _("repaired"),
+}
 
-def badge(state: str, words: str = "") -> SafeString:
-    """A state as a badge, whose words say what its colour does.
+
+def badge(state: str, text: str = "") -> SafeString:
+    """A state as a badge. Its text says what its colour does.
 
     Args:
-        state: of a view, a refresh or a run, as the database or the enum has it; or what a
-            verification came to: "equal", "differs" or "repaired".
-        words: what the badge says; the state by default.
+        state: the value of a state, or the result of a verification: "equal", "differs" or
+            "repaired".
+        text: instead of the state's label.
     """
     return format_html(
-        '<span class="matviews-badge matviews-{}">{}</span>',
-        _TONES[state],
-        words or state.replace("_", " "),
+        '<span class="matviews-badge matviews-{}">{}</span>', _TONES[state], text or _LABELS[state]
     )

@@ -1,10 +1,12 @@
-"""The forms of the view page: what an operator sets about a view, and its schedules."""
+"""The forms on a view's page: its settings, and its schedules."""
 
 from datetime import timedelta
 from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from ..conf import get_settings
 from ..limits import BATCH_SECONDS, BATCH_SIZE, FRESHNESS_TARGET
@@ -15,7 +17,7 @@ __all__ = ["ControlForm", "ScheduleForm"]
 
 
 class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
-    """What an operator may set about a view. Pausing is not among it: that is an action."""
+    """The settings of a view. Pausing is not one of them: it is an action."""
 
     class Meta:
         model = ViewControl
@@ -24,17 +26,21 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
             "batch_target",
         )  # fmt: skip
         help_texts = {
-            "freshness_target": "How old the last success may be, in hours:minutes:seconds. "
-            "Empty: as the code says.",
-            "shard_count": "Shares of the keys that are worked on side by side. Takes effect as soon "
-            "as no refresh is open.",
+            "freshness_target": gettext_lazy(
+                "How old the rows may be, in hours:minutes:seconds. Leave empty to use the default "
+                "from the code."
+            ),
+            "shard_count": gettext_lazy(
+                "How many shards of the keys are processed in parallel. Takes effect as soon as no "
+                "refresh is open."
+            ),
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """With what holds where a field is left empty."""
+        """With the defaults from the code as placeholders."""
         super().__init__(*args, **kwargs)
         for field in self.fields.values():
-            # So that what counts as changed is what the person has changed, not another since.
+            # Changed means changed by this person, not by another since the form was loaded.
             field.show_hidden_initial = True
         options = self.instance.options
         in_code = {
@@ -46,11 +52,13 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
             self.fields[name].widget.attrs["placeholder"] = str(in_code[name] or "")
 
     def clean_shard_count(self) -> int:
-        """One, for a view whose hooks would each do all the work."""
+        """At most one shard if the hooks do not know shards: each would do all the work."""
         count: int = self.cleaned_data["shard_count"]
         definition = self.instance.definition
         if count > 1 and definition and not definition.is_shard_aware:
-            raise ValidationError("Its hooks do not declare shard, so it can have only one.")
+            raise ValidationError(
+                _("Its hooks do not declare a parameter shard, so it can have only one shard.")
+            )
         return count
 
     def clean_batch_size(self) -> int | None:
@@ -76,15 +84,16 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
 
 
 class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
-    """One schedule. All phases ticked stands for all that the view has, now and later."""
+    """One schedule. All phases ticked means all that the view has, now and in future."""
 
     phases = forms.MultipleChoiceField(
+        label=gettext_lazy("Phases"),
         choices=Phase.choices,
         widget=forms.CheckboxSelectMultiple,
-        error_messages={"required": "Tick at least one phase."},
+        error_messages={"required": gettext_lazy("Tick at least one phase.")},
     )
 
-    # Those of the view; a subclass for each is made by the inline.
+    # The phases of the view; the inline makes a subclass with them.
     offered: tuple[Phase, ...] = tuple(Phase)
 
     class Meta:
@@ -93,23 +102,23 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if "phases" not in self.fields:  # for whoever may only look
+        if "phases" not in self.fields:  # for users who may only view
             return
-        # One that the view has no more stays to be seen, and to be unticked.
+        # A phase that the view no longer has is still shown, to be unticked.
         stored = [phase for phase in Phase if phase in self.instance.phases]
         names = [phase for phase in Phase if phase in self.offered or phase in stored]
-        self.fields["phases"].choices = [(name.value, name.label.lower()) for name in names]  # type: ignore[attr-defined]
+        self.fields["phases"].choices = [(name.value, name.value) for name in names]  # type: ignore[attr-defined]
         self.initial["phases"] = self.instance.phases or [phase.value for phase in self.offered]
 
     def add_error(self, field: str | None, error: Any) -> None:
-        """One fault of each field; what else the model says of it follows from that."""
+        """Keep the first fault of each field: the others follow from it."""
         if by_field := getattr(error, "error_dict", None):
             error = ValidationError(
-                {name: told[:1] for name, told in by_field.items() if name not in self.errors}
+                {name: faults[:1] for name, faults in by_field.items() if name not in self.errors}
             )
         super().add_error(field, error)
 
     def clean_phases(self) -> list[str]:
-        """The phases ticked, [] if these are all."""
+        """The ticked phases; [] if these are all."""
         ticked: list[str] = self.cleaned_data["phases"]
         return [] if set(ticked) == set(self.offered) else ticked

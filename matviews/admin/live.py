@@ -1,19 +1,21 @@
-"""How far the work on a view is, in the few values that its page asks for every other second."""
+"""The progress of a view's open refresh: the few values that its page polls."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from django.utils.translation import gettext as _
+
 from ..engine import Progress, RunProgress, progress_of
 from ..models import Refresh, ViewControl
 from ..phases import Phase
-from ..presentation import format_progress, format_rate, pluralize
 from ..states import RefreshState, RunState
+from .phrases import count_rows, progress_text
 
 __all__ = ["refresh_progress", "view_progress"]
 
 
 def view_progress(control: ViewControl) -> dict[str, Any]:
-    """How far the oldest open refresh of a view is, as `refresh_progress` has it."""
+    """The `refresh_progress` of a view's oldest open refresh."""
     refreshes = Refresh.objects.filter(view=control, state=RefreshState.OPEN)
     return refresh_progress(refreshes.select_related("view").order_by("pk").first())
 
@@ -21,16 +23,16 @@ def view_progress(control: ViewControl) -> dict[str, Any]:
 def refresh_progress(
     refresh: Refresh | None, progress: Sequence[RunProgress] | None = None
 ) -> dict[str, Any]:
-    """How far a refresh is, as values for JSON.
+    """The progress of a refresh, as values for JSON.
 
     Args:
         refresh: the refresh.
-        progress: its `progress_of`, where that has been read already.
+        progress: its `progress_of`, if the caller has read that already.
 
     Returns:
         refresh: its primary key, None if it is not open; works: whether anything may change soon;
-        phases: by name, how each stands in words; words: the phase that has its turn, in words;
-        done: how much of that phase is done, from 0 to 1, None if unknown.
+        phases: the progress of each as text, by name; words: that of the current phase; done: how
+        much of the current phase is done, from 0 to 1, None if unknown.
     """
     if refresh is None or refresh.finished_at:
         return {"refresh": None, "works": False, "done": None, "phases": {}, "words": ""}
@@ -55,16 +57,15 @@ def _is_current(shards: Sequence[RunProgress]) -> bool:
 
 
 def _in_words(shards: Sequence[RunProgress]) -> str:
-    """How far one phase is, its shards taken together."""
+    """The progress of one phase, its shards taken together."""
     progress = _progress(shards)
     worst = RunState.worst(each.run.state for each in shards)
     if worst and not any(each.run.active for each in shards):
-        ended = "done" if worst == RunState.SUCCEEDED else worst.label.lower()
-        return f"{pluralize(progress.rows, 'row')}, {ended}"
+        ended = _("done") if worst == RunState.SUCCEEDED else str(worst.label)
+        return f"{count_rows(progress.rows)}, {ended}"
     if not _is_current(shards) and not progress.done:
-        return "pending"
-    rate = f", {format_rate(progress.rate, progress.unit)}" if progress.rate else ""
-    return f"{format_progress(progress)}{rate}"
+        return str(RunState.PENDING.label)
+    return progress_text(progress)
 
 
 def _progress(shards: Sequence[RunProgress]) -> Progress:

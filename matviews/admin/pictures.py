@@ -1,7 +1,7 @@
-"""Pictures of what refreshes did, as SVG that needs no script and no style of its own.
+"""Charts of what refreshes did, as SVG without scripts or styles.
 
-`static/matviews/pictures.css` says how they look, in the colours of the admin's theme. What is no
-number is drawn as 0, what is absurdly large as the largest that fits.
+`static/matviews/pictures.css` styles them in the colours of the admin's theme. A value that is no
+number is drawn as 0, an absurdly large one as the largest that fits.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,13 +14,14 @@ from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
 
 from ..models import PhaseRun
-from ..presentation import pluralize, rows_in_batches
 from ..states import RunState
+from .phrases import count_batches, count_runs, number, rows_in_batches
 from .plots import (
     FAILED,
-    FEWEST_SLOTS,
+    MIN_SLOTS,
     ROWS,
     SECONDS,
     STOPPED,
@@ -31,9 +32,9 @@ from .plots import (
     Quantity,
 )
 
-__all__ = ["MOST_BARS", "durations_picture", "pace_picture", "rows_picture"]
+__all__ = ["MAX_BARS", "durations_picture", "pace_picture", "rows_picture"]
 
-MOST_BARS = 30
+MAX_BARS = 30
 
 OUTCOMES = {
     RunState.FAILED: FAILED,
@@ -41,17 +42,22 @@ OUTCOMES = {
     RunState.STOPPED: STOPPED,
     RunState.SUCCEEDED: SUCCEEDED,
 }
+OUTCOME_LABELS = {
+    SUCCEEDED: RunState.SUCCEEDED.label,
+    STOPPED: RunState.STOPPED.label,
+    FAILED: RunState.FAILED.label,
+}
 
 
 def durations_picture(runs: Iterable[PhaseRun]) -> SafeString:
-    """How long the hooks of one phase worked in each of the last refreshes, as bars.
+    """How long the batches of one phase took in each of the last refreshes, as bars.
 
     Args:
-        runs: those of one phase of a view, oldest refresh first. The shards of a refresh work side
-            by side and make one bar, as long as the longest. Runs under way are left out.
+        runs: those of one phase of a view, oldest refresh first. The shards of a refresh run in
+            parallel and make one bar, as long as the longest. Unfinished runs are left out.
     """
     bars = _bars(runs)
-    return _bars_picture("Duration", SECONDS, bars, [bar.seconds for bar in bars])
+    return _bars_picture("seconds", _("Time working"), SECONDS, bars, [bar.seconds for bar in bars])
 
 
 def rows_picture(runs: Iterable[PhaseRun]) -> SafeString:
@@ -61,7 +67,7 @@ def rows_picture(runs: Iterable[PhaseRun]) -> SafeString:
         runs: as for `durations_picture`; the rows of a refresh's shards are added up.
     """
     bars = _bars(runs)
-    return _bars_picture("Rows", ROWS, bars, [bar.rows for bar in bars])
+    return _bars_picture("rows", _("Rows"), ROWS, bars, [bar.rows for bar in bars])
 
 
 def pace_picture(run: PhaseRun, *, target: float | None = None) -> SafeString:
@@ -72,36 +78,46 @@ def pace_picture(run: PhaseRun, *, target: float | None = None) -> SafeString:
         target: seconds that a batch should take.
     """
     if not run.samples:
-        return _nothing("No batch has ended yet.")
-    numbers = [number for number, _limit, _rows, _seconds in run.samples]
-    limits = [None if each[1] is None else ROWS.number(each[1]) for each in run.samples]
-    rows = [ROWS.number(each[2]) for each in run.samples]
-    seconds = [SECONDS.number(each[3]) for each in run.samples]
+        return _nothing(_("No batch has ended yet."))
+    numbers = [int(sample[0]) for sample in run.samples]
+    limits = [None if sample[1] is None else ROWS.number(sample[1]) for sample in run.samples]
+    rows = [ROWS.number(sample[2]) for sample in run.samples]
+    seconds = [SECONDS.number(sample[3]) for sample in run.samples]
     goals = [None if target is None else SECONDS.number(target)] * len(numbers)
     tooltips = [
-        f"Batch {number:,}: {ROWS.words(wrote)}, {SECONDS.words(took)}"
-        for number, wrote, took in zip(numbers, rows, seconds, strict=True)
+        _("Batch %(number)s: %(rows)s, %(time)s")
+        % {"number": number(batch), "rows": ROWS.words(wrote), "time": SECONDS.words(took)}
+        for batch, wrote, took in zip(numbers, rows, seconds, strict=True)
     ]
-    aim = "" if target is None else f"target {SECONDS.words(SECONDS.number(target))}"
+    aim = target and _("target %(time)s") % {"time": SECONDS.words(SECONDS.number(target))}
     limited = limits != rows and any(limits)
     above = Plot(SECONDS, [*seconds, *filter(None, goals)])
     below = Plot(ROWS, [*rows, *filter(None, limits)], offset=above.bottom)
+    times = SECONDS.summary(seconds)
     return _picture(
         f"pace-{run.pk}",
-        title=f"Pace of {run.phase}: seconds and rows per batch",
-        desc=f"{pluralize(run.batches, 'batch')}. Seconds per batch: {SECONDS.summary(seconds)}"
-        f"{aim and ', '}{aim}. Rows per batch: {ROWS.summary(rows)}.",
+        title=_("Pace of %(phase)s: seconds and rows per batch") % {"phase": run.phase},
+        desc=_("%(batches)s. Seconds per batch: %(seconds)s. Rows per batch: %(rows)s.")
+        % {
+            "batches": count_batches(run.batches),
+            "seconds": f"{times}, {aim}" if aim else times,
+            "rows": ROWS.summary(rows),
+        },
         height=below.bottom,
         parts=[
-            above.frame("Seconds per batch", **({"reference": aim} if aim else {})),
+            above.frame(_("Seconds per batch"), **({"reference": aim} if aim else {})),
             above.line(numbers, [*map(Mark, seconds, tooltips)], goals),
-            below.frame("Rows per batch", **({"reference": "limit"} if limited else {})),
+            below.frame(_("Rows per batch"), **({"reference": _("limit")} if limited else {})),
             below.line(numbers, [*map(Mark, rows, tooltips)], limits),
             below.ends(
-                f"batch {numbers[0]:,}", f"batch {numbers[-1]:,}" if len(numbers) > 1 else ""
+                _batch_number(numbers[0]), _batch_number(numbers[-1]) if len(numbers) > 1 else ""
             ),
         ],
     )
+
+
+def _batch_number(batch: int) -> str:
+    return _("batch %(number)s") % {"number": number(batch)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,15 +133,16 @@ class Bar:
     batches: int
 
     def __str__(self) -> str:
+        name = _("Refresh %(refresh)s") % {"refresh": self.refresh}
         when = f", {_moment(self.ended)}" if self.ended else ""
-        did = f"{rows_in_batches(round(self.rows), self.batches)}, {SECONDS.words(self.seconds)}"
-        return f"Refresh {self.refresh}{when}: {did}, {self.outcome}"
+        did = rows_in_batches(self.rows, self.batches)
+        return f"{name}{when}: {did}, {SECONDS.words(self.seconds)}, {OUTCOME_LABELS[self.outcome]}"
 
 
 def _bars(runs: Iterable[PhaseRun]) -> list[Bar]:
     ended = (run for run in runs if not run.active)
     refreshes = groupby(ended, lambda run: run.refresh_id)
-    return [_bar(list(shards)) for _refresh, shards in refreshes][-MOST_BARS:]
+    return [_bar(list(shards)) for _refresh, shards in refreshes][-MAX_BARS:]
 
 
 def _bar(shards: Sequence[PhaseRun]) -> Bar:
@@ -143,28 +160,29 @@ def _bar(shards: Sequence[PhaseRun]) -> Bar:
 
 
 def _bars_picture(
-    name: str, quantity: Quantity, bars: Sequence[Bar], values: Sequence[float]
+    name: str, heading: str, quantity: Quantity, bars: Sequence[Bar], values: Sequence[float]
 ) -> SafeString:
     if not bars:
-        return _nothing("No run has ended yet.")
+        return _nothing(_("No run has ended yet."))
     outcomes = [bar.outcome for bar in bars]
     legend = {
-        outcome: f"{outcomes.count(outcome)} {outcome}"
+        outcome: f"{number(outcomes.count(outcome))} {OUTCOME_LABELS[outcome]}"
         for outcome in (FAILED, STOPPED)
         if outcome in outcomes
     }
-    runs = "1 run" if len(bars) == 1 else f"{len(bars)} runs"
+    runs = count_runs(len(bars))
     oldest, newest = (_moment(bar.ended) if bar.ended else "" for bar in (bars[0], bars[-1]))
     plot = Plot(quantity, values)
+    middle = _("median %(value)s") % {"value": quantity.short(median(values))}
     return _picture(
-        f"{name.lower()}-{bars[0].key}",
-        title=f"{name}, {runs}",
+        f"{name}-{bars[0].key}",
+        title=f"{heading}, {runs}",
         desc=", ".join([f"{runs}: {quantity.summary(values)}", *legend.values()]) + ".",
         height=plot.bottom,
         parts=[
-            plot.frame(name, f"median {quantity.short(median(values))}", **legend),
+            plot.frame(heading, middle, **legend),
             plot.bars([*map(Mark, values, map(str, bars), outcomes)]),
-            plot.ends(oldest if len(bars) >= FEWEST_SLOTS else "", newest),
+            plot.ends(oldest if len(bars) >= MIN_SLOTS else "", newest),
         ],
     )
 

@@ -1,4 +1,4 @@
-"""Fields with an axis of round numbers, in which a picture draws bars or lines, as SVG."""
+"""Plots with an axis of round numbers, with bars or lines, as SVG."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,21 +8,22 @@ from typing import Any, NamedTuple
 
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
 
-from ..presentation import format_duration, pluralize
+from .phrases import count_rows, duration, localized
 
 __all__ = [
-    "FAILED", "FEWEST_SLOTS", "ROWS", "SECONDS", "STOPPED", "SUCCEEDED", "WIDTH", "Mark", "Plot",
+    "FAILED", "MIN_SLOTS", "ROWS", "SECONDS", "STOPPED", "SUCCEEDED", "WIDTH", "Mark", "Plot",
     "Quantity",
 ]  # fmt: skip
 
-# In units of the picture, which are about pixels where three pictures are side by side.
+# In units of the picture: about a pixel each if three pictures are side by side.
 WIDTH, LEFT, RIGHT = 300, 50, 298
-HEIGHT, ABOVE, BELOW = 72, 32, 18  # of the field; room for the heading, and for what is below
-FEWEST_SLOTS = 12  # or the bars of a short history would be blocks
+HEIGHT, ABOVE, BELOW = 72, 32, 18  # of the plot, its heading, and the labels below it
+MIN_SLOTS = 12  # or the bars of a short history would be too wide
 
 SUCCEEDED, STOPPED, FAILED = "succeeded", "stopped", "failed"
-# What marks a bar, drawn around a point, and what stands for it and for a line in the legend.
+# The marks of bars, drawn around a point, and the signs for them and for a line in the legend.
 SHAPES = {SUCCEEDED: "", STOPPED: "m-2.5-2.5h5v5h-5z", FAILED: "m-3-3 6 6m0-6-6 6"}
 SIGNS = {STOPPED: "\u25a1", FAILED: "\u00d7", "reference": "- - -"}
 
@@ -34,57 +35,55 @@ class Quantity:
     Attributes:
         units: their sizes and names, the largest first.
         least: the smallest value worth an axis.
-        largest: what any larger value is drawn as.
-        extreme: what the largest of some values is called.
+        largest: larger values are drawn as this one.
+        summarized: median and largest value as a phrase.
     """
 
     units: tuple[tuple[float, str], ...]
     least: float
     largest: float
-    extreme: str
+    summarized: Any
 
     def number(self, value: Any) -> float:
-        """A value that can be drawn."""
+        """The value, between 0 and `largest`."""
         return min(value, self.largest) if value > 0 else 0.0
 
     def words(self, value: float) -> str:
-        """A value for a person."""
-        if self is ROWS:
-            return pluralize(round(value), "row")
-        return format_duration(value)
+        """The value with its unit written out."""
+        return count_rows(value) if self is ROWS else duration(value)
 
     def short(self, value: float) -> str:
-        """A value where there is little room."""
+        """The value with three digits."""
         size, name = self.unit(value)
         number = value / size
-        return f"{number:.3g}{name}" if number < 1000 else f"{number:,.0f}{name}"
+        return localized(f"{number:.3g}" if number < 1000 else f"{number:,.0f}") + name
 
     def unit(self, most: float) -> tuple[float, str]:
         """The size and name of the unit for values up to `most`."""
         return next((each for each in self.units if most >= each[0]), self.units[-1])
 
     def summary(self, values: Sequence[float]) -> str:
-        """Some values for a person."""
-        middle, most = self.words(median(values)), self.words(max(values))
-        return f"median {middle}, {self.extreme} {most}"
+        """The median and the largest of some values."""
+        ends = {"median": self.words(median(values)), "most": self.words(max(values))}
+        return str(self.summarized % ends)
 
 
 SECONDS = Quantity(
     units=((86_400, " d"), (3600, " h"), (60, " min"), (1, " s"), (0.001, " ms")),
     least=0.001,
     largest=1e10,
-    extreme="longest",
+    summarized=_("median %(median)s, longest %(most)s"),
 )
 ROWS = Quantity(
     units=((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")),
     least=1,
     largest=1e19,
-    extreme="most",
+    summarized=_("median %(median)s, most %(most)s"),
 )
 
 
 class Mark(NamedTuple):
-    """A value to draw, and what is said of it where the pointer is on it."""
+    """A value to draw, and its tooltip."""
 
     value: float
     tooltip: str
@@ -92,7 +91,7 @@ class Mark(NamedTuple):
 
 
 class Plot:
-    """A field and its axis, below a heading.
+    """A plot with its axis, below a heading.
 
     Args:
         quantity: what the axis measures.
@@ -111,7 +110,7 @@ class Plot:
         self.bottom = self._floor + BELOW
 
     def frame(self, name: str, note: str = "", **legend: str) -> SafeString:
-        """Heading, gridlines and their numbers; `legend` explains the shapes that are in use."""
+        """The heading, and gridlines with numbers; `legend` explains the shapes that occur."""
         ticks = [(self._y(tick * self._step * self._unit), tick) for tick in range(self._steps + 1)]
         return format_html(
             '<text y="{0}"><tspan class="heading">{1}</tspan> <tspan dx="4">{2}</tspan></text>'
@@ -131,19 +130,22 @@ class Plot:
                 (
                     (LEFT, _c(y), RIGHT, "grid" if tick else "floor", LEFT - 6, _c(y + 3.5), label)
                     for y, tick in ticks
-                    for label in [f"{tick * self._step:,.10g}{self._name}" if tick else "0"]
+                    for label in [self._label(tick * self._step) if tick else "0"]
                 ),
             ),
         )
 
+    def _label(self, value: float) -> str:
+        return localized(f"{value:,.10g}") + self._name
+
     def bars(self, marks: Sequence[Mark]) -> SafeString:
-        """A bar for each value, the last at the right end; shapes mark runs that did not succeed."""
-        slots = max(len(marks), FEWEST_SLOTS)
+        """A bar for each value, the last at the right end. Runs that did not succeed are marked."""
+        slots = max(len(marks), MIN_SLOTS)
         pitch = (RIGHT - LEFT) / slots
         drawn = []
         for place, (value, tooltip, outcome) in enumerate(marks, start=slots - len(marks)):
             middle = LEFT + pitch * (place + 0.5)
-            top = min(self._y(value), self._floor - 1)  # to be seen where it is 0, too
+            top = min(self._y(value), self._floor - 1)  # visible even if it is 0
             bar = (_c(middle - pitch * 0.35), _c(top), _c(pitch * 0.7), _c(self._floor - top))
             hit = (_c(middle - pitch / 2), _c(self._top), _c(pitch), HEIGHT)
             shape = f"M{_c(middle)} {_c(top - 6)}{SHAPES[outcome]}" if SHAPES[outcome] else ""
@@ -162,7 +164,7 @@ class Plot:
         marks: Sequence[Mark],
         references: Sequence[float | None],
     ) -> SafeString:
-        """The values joined by a line, each at the place of its number; the references dashed."""
+        """The values as a line, each at its number; the references as a dashed line."""
         per_number = (RIGHT - LEFT) / (numbers[-1] - numbers[0] or 1)
         xs = [LEFT + per_number * (number - numbers[0]) for number in numbers]
         compared = [
@@ -189,7 +191,7 @@ class Plot:
         return " ".join(f"{_c(x)},{_c(self._y(value))}" for x, value in places)
 
     def ends(self, left: str, right: str) -> SafeString:
-        """Below: what the first and the last place are, "" for none."""
+        """The labels below the first and the last place; "" for none."""
         return format_html(
             '<text x="{0}" y="{2}">{3}</text><text x="{1}" y="{2}" text-anchor="end">{4}</text>',
             LEFT,

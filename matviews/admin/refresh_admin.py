@@ -1,4 +1,4 @@
-"""The refreshes in the admin: what was asked for, what came of it, and a button that stops one."""
+"""Refreshes in the admin: what was requested, what happened, and a button that stops one."""
 
 from typing import Any
 
@@ -18,41 +18,43 @@ from django.urls import URLPattern, path, reverse
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from ..models import PhaseRun, Refresh
-from ..presentation import pluralize
+from .actions import OperatorActions
 from .badges import badge
 from .live import refresh_progress
-from .presentation import time_ago
+from .phrases import count_batches, number, requesters
+from .presentation import labelled, time_ago
 from .refresh_page import refresh_context, took
-from .steering import Steering
 
 __all__ = ["RefreshAdmin"]
 
-MOST_COUNTED = 10_000  # refreshes that can be turned to page by page; a long history has millions
+MAX_COUNTED = 10_000  # refreshes that can be paged through; a long history has millions
 
 
 class NewestPages(Paginator):  # type: ignore[type-arg]
-    """Counts no further than anybody turns pages."""
+    """Stops counting where nobody pages to."""
 
     @cached_property
     def count(self) -> int:
-        """How many there are, or can be turned to."""
+        """The number of refreshes, at most `MAX_COUNTED`."""
         refreshes: Any = self.object_list
-        counted: int = refreshes.order_by().values("pk")[:MOST_COUNTED].count()
+        counted: int = refreshes.order_by().values("pk")[:MAX_COUNTED].count()
         return counted
 
 
 @admin.register(Refresh)
 class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Looking needs Django's view permission, stopping one `refresh_viewcontrol` too."""
+    """Viewing needs Django's view permission; stopping one needs `operate_viewcontrol` too."""
 
-    list_display = ("number", "wanted", "condition", "asked", "took", "rows")
+    list_display = ("primary_key", "view_and_phases", "condition", "requested", "took", "rows")
     list_filter = ("state", "origin", "requested_at", "view")
     list_select_related = ("view",)
     list_per_page = 50
     search_fields = ("view__label",)
-    search_help_text = "A view's label, or a part of it."
+    search_help_text = gettext_lazy("A view's label, or a part of it.")
     ordering = ("-pk",)
     sortable_by = ()
     paginator = NewestPages
@@ -67,32 +69,32 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     # Permissions
 
     def has_add_permission(self, *_args: Any) -> bool:
-        """Nobody: a refresh is asked for, not typed in."""
+        """Nobody: refreshes are requested with a button."""
         return False
 
     def has_change_permission(self, *_args: Any, **_kwargs: Any) -> bool:
-        """Nobody: it is a record."""
+        """Nobody: a refresh is a record."""
         return False
 
     def has_delete_permission(self, *_args: Any, **_kwargs: Any) -> bool:
-        """Nobody: it goes with its view, or when it is old."""
+        """Nobody: maintenance deletes old ones, and a view takes its refreshes along."""
         return False
 
     def has_stop_permission(self, request: HttpRequest) -> bool:
         """Whether the user may stop refreshes."""
-        may_steer = request.user.has_perm("matviews.refresh_viewcontrol")
-        return may_steer and self.has_view_permission(request)
+        may_operate = request.user.has_perm("matviews.operate_viewcontrol")
+        return may_operate and self.has_view_permission(request)
 
     # The list
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """The list: there is nothing to select for."""
-        return super().changelist_view(request, {"title": "Refreshes", **(extra_context or {})})
+        """Titled "Refreshes" instead of "Select refresh to view"."""
+        return super().changelist_view(request, {"title": _("Refreshes"), **(extra_context or {})})
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """With the sums over the phase runs."""
+        """Annotated with sums over the phase runs."""
         runs = PhaseRun.objects.filter(refresh=OuterRef("pk")).order_by().values("refresh")
         sums: dict[str, Any] = {
             "rows_written": Subquery(runs.values(total=Sum("rows"))),
@@ -101,56 +103,63 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         refreshes: QuerySet[Any] = super().get_queryset(request).annotate(**sums)
         return refreshes
 
-    @admin.display(description="Refresh")
-    def number(self, refresh: Any) -> str:
-        """Its number."""
+    @admin.display(description=gettext_lazy("Refresh"))
+    def primary_key(self, refresh: Any) -> str:
+        """Without separators: it is also in the page's address."""
         return str(refresh.pk)
 
-    @admin.display(description="View")
-    def wanted(self, refresh: Any) -> SafeString:
-        """Of which view, and which phases."""
+    @admin.display(description=pgettext_lazy("materialized view", "View"))
+    def view_and_phases(self, refresh: Any) -> SafeString:
+        """The phases below the view."""
         return format_html(
             '{}<br><span class="matviews-quiet">{}</span>',
             refresh.view,
             ", ".join(refresh.phases),
         )
 
-    @admin.display(description="State")
+    @admin.display(description=gettext_lazy("State"))
     def condition(self, refresh: Any) -> SafeString:
-        """The state as a badge."""
+        """Not named `state`: the column would show the field."""
         return badge(refresh.state)
 
-    @admin.display(description="Asked")
-    def asked(self, refresh: Any) -> SafeString:
-        """What asked, who, and when."""
+    @admin.display(description=gettext_lazy("Requested"))
+    def requested(self, refresh: Any) -> SafeString:
+        """By what, by whom, and when."""
         when = time_ago(refresh.requested_at)
-        return format_html('{}<br><span class="matviews-quiet">{}</span>', refresh.asked_by, when)
-
-    @admin.display(description="Took")
-    def took(self, refresh: Any) -> SafeString:
-        """How long it worked."""
-        return format_html('<span class="matviews-nowrap">{}</span>', took(refresh))
-
-    @admin.display(description="Rows")
-    def rows(self, refresh: Any) -> SafeString:
-        """How many it wrote, in how many batches, or which one did its work."""
-        if refresh.merged_into_id:
-            return format_html("as refresh {}", refresh.merged_into_id)
-        return format_html(
-            '{}<br><span class="matviews-quiet">in {}</span>',
-            f"{refresh.rows_written or 0:,}",
-            pluralize(refresh.batches_done or 0, "batch"),
+        by_and_when = format_html(
+            '{}<br><span class="matviews-quiet">{}</span>', requesters(refresh), when
         )
+        return labelled(_("Requested"), by_and_when)
+
+    @admin.display(description=gettext_lazy("Took"))
+    def took(self, refresh: Any) -> SafeString:
+        """From the first batch to the end."""
+        time = format_html('<span class="matviews-nowrap">{}</span>', took(refresh))
+        return labelled(_("Took"), time)
+
+    @admin.display(description=gettext_lazy("Rows written"))
+    def rows(self, refresh: Any) -> SafeString:
+        """With the number of batches; or which refresh did the work."""
+        if refresh.merged_into_id:
+            leader = format_html(_("merged into refresh {}"), refresh.merged_into_id)
+            return labelled(_("Rows written"), leader)
+        in_batches = _("in %(batches)s") % {"batches": count_batches(refresh.batches_done or 0)}
+        written = format_html(
+            '{}<br><span class="matviews-quiet">{}</span>',
+            number(refresh.rows_written or 0),
+            in_batches,
+        )
+        return labelled(_("Rows written"), written)
 
     # The page of one
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        """Not a form, but what the refresh did."""
+        """What the refresh did, instead of a form."""
         refresh = context["original"]
         ours = {
-            "title": f"Refresh {refresh.pk}",
+            "title": _("Refresh %(refresh)s") % {"refresh": refresh.pk},
             "subtitle": str(refresh.view),
             "may_stop": self.has_stop_permission(request),
             "may_view_view": request.user.has_perm("matviews.view_viewcontrol"),
@@ -159,7 +168,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return super().render_change_form(request, {**context, **ours}, *args, **kwargs)
 
     def get_urls(self) -> list[URLPattern]:
-        """Ours first, because Django's last one takes every path."""
+        """Ours come first, because Django's last pattern matches every path."""
         wrapped = self.admin_site.admin_view
         own = [
             path(
@@ -170,20 +179,20 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return own + super().get_urls()
 
     def progress_view(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """How far a refresh is, as JSON."""
+        """The progress of a refresh, as JSON."""
         if not self.has_view_permission(request):
             raise PermissionDenied
         refresh = get_object_or_404(Refresh.objects.select_related("view"), pk=pk)
         return JsonResponse(refresh_progress(refresh))
 
     def stop_view(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """Stop a refresh between two batches, and go back to the page of the button."""
+        """Stop a refresh between two batches, and return to the page with the button."""
         if not self.has_stop_permission(request):
             raise PermissionDenied
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
         refresh = get_object_or_404(Refresh.objects.select_related("view"), pk=pk)
-        Steering(self, request).stop(refresh)
+        OperatorActions(self, request).stop(refresh)
         of_view = request.POST.get("back") == "view"
         page = "admin:matviews_viewcontrol_change" if of_view else "admin:matviews_refresh_change"
         key = refresh.view_id if of_view else refresh.pk

@@ -1,4 +1,4 @@
-"""What the list and the page of refreshes say about one."""
+"""What the list and the page of refreshes show of one."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,18 +7,19 @@ from itertools import groupby
 from typing import Any
 
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
 
 from ..engine import Progress, RunProgress, count_requests, progress_of
 from ..models import PhaseRun, Refresh
-from ..presentation import format_duration, format_work
 from ..states import RefreshState, RunState
 from .badges import badge
 from .live import refresh_progress
+from .phrases import duration, requesters, work_done
 from .pictures import pace_picture
 
 __all__ = ["refresh_context", "took"]
 
-MOST_NAMED = 20  # of the refreshes that were merged into one
+MAX_NAMED = 20  # of the refreshes that were merged into one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,9 +35,9 @@ class ShardShown:
     """One phase of a refresh in one shard.
 
     Attributes:
-        progress: how it stands, and whose run does the work.
-        merged: the refreshes that this one works for, too.
-        pace: a picture of its batches, "" where one would tell nothing.
+        progress: its progress, and whose run does the work.
+        merged: the refreshes whose work this run does too.
+        pace: a picture of its batches, "" if there are too few.
     """
 
     progress: RunProgress
@@ -45,29 +46,29 @@ class ShardShown:
 
     @property
     def badge(self) -> SafeString:
-        """Its state; it has not begun where another refresh comes first."""
+        """Its state: pending while another refresh comes first."""
         return badge(RunState.PENDING if self.progress.ahead else self.progress.run.state)
 
     @property
     def wrote(self) -> str:
-        """Rows, batches, and rows per second."""
-        return format_work(Progress.of([self.progress.run]))
+        """Rows, batches and rate."""
+        return work_done(Progress.of([self.progress.run]))
 
     @property
     def worked(self) -> str:
-        """How long the hooks worked."""
-        return format_duration(self.progress.run.seconds)
+        """The time that its batches took, without the pauses between them."""
+        return duration(self.progress.run.seconds)
 
 
 def took(refresh: Refresh) -> str:
-    """From its first batch to its end."""
+    """The time from the first batch to the end."""
     if not refresh.started_at or not refresh.finished_at:
         return "-"
-    return format_duration(refresh.finished_at - refresh.started_at)
+    return duration(refresh.finished_at - refresh.started_at)
 
 
 def refresh_context(refresh: Refresh) -> dict[str, Any]:
-    """How a refresh stands and what it did, for its template."""
+    """The state of a refresh and what it did, for its template."""
     is_open = refresh.finished_at is None
     progress = [each for each in progress_of(refresh) if is_open or each.run.pk]
     merged = _merged(refresh)
@@ -85,17 +86,18 @@ def refresh_context(refresh: Refresh) -> dict[str, Any]:
         "badge": badge(refresh.state),
         "took": took(refresh),
         "requests": count_requests(refresh),
+        "requesters": requesters(refresh),
         "live": refresh_progress(refresh, progress),
-        "no_phases": "Nothing had changed since these phases last succeeded."
+        "no_phases": _("Nothing had changed since these phases last succeeded.")
         if refresh.state == RefreshState.SUCCEEDED
-        else "It ended before its first batch.",
+        else _("It ended before its first batch."),
         "phases": [(phase, list(shards)) for phase, shards in by_phase],
         "failures": [each for each in shown if each.progress.run.error and not each.progress.ahead],
     }
 
 
 def _merged(refresh: Refresh) -> defaultdict[int | None, list[int]]:
-    """The refreshes that each run of this one works for, by the run."""
+    """The refreshes that were merged into each run of this one, by run."""
     runs = PhaseRun.objects.filter(merged_into__refresh=refresh).order_by("refresh")
     found = defaultdict(list)
     for run, other in runs.values_list("merged_into", "refresh"):
@@ -104,7 +106,7 @@ def _merged(refresh: Refresh) -> defaultdict[int | None, list[int]]:
 
 
 def _others(keys: Sequence[int]) -> Others:
-    return Others(named=keys[:MOST_NAMED], more=len(keys[MOST_NAMED:]))
+    return Others(named=keys[:MAX_NAMED], more=len(keys[MAX_NAMED:]))
 
 
 def _pace(refresh: Refresh, run: PhaseRun) -> SafeString | str:
@@ -112,7 +114,7 @@ def _pace(refresh: Refresh, run: PhaseRun) -> SafeString | str:
 
 
 def _target(refresh: Refresh, run: PhaseRun) -> float | None:
-    """The seconds that a batch is steered toward today, None if its size is not free."""
+    """The seconds that a batch should take today; None if its size does not adapt."""
     if refresh.pinned_size or not any(sample[1] for sample in run.samples):
         return None
     return refresh.view.seconds_per_batch

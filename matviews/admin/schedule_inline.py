@@ -8,6 +8,8 @@ from typing import Any
 from django.contrib import admin
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from ..models import RefreshSchedule, ViewControl
 from ..tasks import schedules
@@ -16,48 +18,52 @@ from .presentation import schedule_lines
 
 __all__ = ["ScheduleInline", "remarks"]
 
-SHORT = timedelta(seconds=2)  # an interval below it is worth a remark
+SHORT = timedelta(seconds=2)  # an interval below this is worth a remark
 
 
 class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
-    """How often which phases are asked for, and whether and when that happens next."""
+    """Which phases are requested, how often, and when next or why not."""
 
     model = RefreshSchedule
     form = ScheduleForm
     extra = 0
-    max_num = 50  # more than anybody needs; Django would build as many forms as a POST asks for
-    verbose_name = "schedule"
+    max_num = 50  # or Django would build as many forms as a POST asks for
     fields = ("enabled", "phases", ("every", "period"), "crontab", "jitter", "planned")
-    fields_to_see = ("enabled", "which_phases", "how_often", "planned")
-    readonly_fields = ("planned", "which_phases", "how_often")
+    fields_to_see = ("enabled", "which_phases", "frequency", "planned")
+    readonly_fields = ("planned", "which_phases", "frequency")
 
     def get_formset(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> Any:
-        """With the phases that the view has, and what is planned for it."""
+        """With a form that offers only the phases of the view."""
         offered = obj.options.phases if obj else ScheduleForm.offered
         form = type("ScheduleForm", (ScheduleForm,), {"offered": offered})
         return super().get_formset(request, obj, form=form, **kwargs)
 
-    @admin.display(description="Next and last")
+    @admin.display(description=gettext_lazy("Next and last"))
     def planned(self, schedule: RefreshSchedule) -> SafeString | str:
-        """When it is sent next, was sent last, or why not."""
+        """When it is sent next and was sent last, or why it is not sent."""
         if schedule.pk is None:
-            return "It is planned once it is saved."
+            return _("It is planned once it is saved.")
         if not hasattr(self, "_timetable"):  # of the view's schedules: this shows no others
             self._timetable = schedules.timetable([schedule.view.label])
         own = [each for each in self._timetable if each.schedule.pk == schedule.pk]
         return schedule_lines(own, named=False)
 
-    @admin.display(description="Phases")
+    @admin.display(description=gettext_lazy("Phases"))
     def which_phases(self, schedule: RefreshSchedule) -> str:
-        """The phases in words, for whoever may only look."""
-        return ", ".join(schedule.phases) or "all"
+        """The phases as text, for users who may only view."""
+        return ", ".join(schedule.phases) or _("all")
+
+    @admin.display(description=gettext_lazy("How often"))
+    def frequency(self, schedule: RefreshSchedule) -> str:
+        """Here for its heading."""
+        return schedule.frequency
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        """The phases as boxes to tick only for whoever may."""
+        """With checkboxes for the phases only for users who may change them."""
         return self.fields if self._may_change(request) else self.fields_to_see
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Whoever may change a view may change its schedules, and so for the two below."""
+        """Users who may change a view may add, change and delete its schedules."""
         return self._may_change(request)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -67,28 +73,32 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
         return self._may_change(request)
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return True  # the page has been allowed
+        return True  # the view's page has checked that
 
     def _may_change(self, request: HttpRequest) -> bool:
         return request.user.has_perm("matviews.change_viewcontrol")
 
 
 def remarks(control: ViewControl) -> Iterator[str]:
-    """What is allowed in a view's schedules but worth a sentence."""
+    """Warnings about schedules of a view that are valid but perhaps not intended."""
     enabled = [schedule for schedule in control.schedules.all() if schedule.enabled]
     for one, other in combinations(enabled, 2):
         if shared := _shared(one, other, control.options.phases):
-            yield (
-                f"Two schedules of {control.label} ask for {', '.join(shared)}: {one.how_often} "
-                f"and {other.how_often}. Requests that meet are merged into one."
-            )
+            yield _(
+                "Two schedules of %(view)s request %(phases)s: %(one)s and %(other)s. Requests that "
+                "coincide are merged."
+            ) % {
+                "view": control.label,
+                "phases": ", ".join(shared),
+                "one": one.frequency,
+                "other": other.frequency,
+            }
     for schedule in enabled:
         if schedule.interval and schedule.interval < SHORT:
-            yield (
-                f"A schedule asks for {control.label} {schedule.how_often}. Requests that come "
-                f"while one is at work are merged, so nothing piles up; but each is kept in the "
-                f"history."
-            )
+            yield _(
+                "A schedule requests %(view)s %(frequency)s. Requests that arrive while a refresh "
+                "is running are merged, so nothing piles up, but the history keeps each of them."
+            ) % {"view": control.label, "frequency": schedule.frequency}
 
 
 def _shared(one: RefreshSchedule, other: RefreshSchedule, offered: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a view's page tells of its `source()`: the way through it, and the last verification."""
+"""What a view's page shows of its `source()`: the strategy, and the last verification."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,14 +7,16 @@ from typing import Any
 
 from django.db import DatabaseError
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from .. import engine
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..models import ViewControl
-from ..presentation import pluralize
 from ..queryset import plan_of
 from .badges import badge
+from .phrases import count_rows, number
 from .presentation import time_ago
 
 __all__ = ["source_context"]
@@ -25,54 +27,59 @@ class VerificationShown:
     """The last verification of a view, as its page shows it.
 
     Attributes:
-        found: what `ViewControl` keeps of it.
+        found: `ViewControl.verification`.
     """
 
     found: Mapping[str, Any]
 
     @property
     def badge(self) -> SafeString:
-        """What it came to."""
+        """The result."""
         if not any(self.found[kind] for kind in ("missing", "differing", "surplus")):
             return badge("equal")
         return badge("differs" if self.found["repaired"] is None else "repaired")
 
     @property
     def when(self) -> SafeString:
-        """How long ago it was."""
+        """The time since then."""
         return time_ago(datetime.fromisoformat(self.found["at"]))
 
     @property
     def compared(self) -> str:
-        """How much of the view."""
-        sample = self.found["sample"]
-        extent = f"a sample of about {pluralize(sample, 'key')}" if sample else "all"
-        return f"{pluralize(self.found['rows_compared'], 'row')}, {extent}"
+        """The number of rows, and whether they were a sample."""
+        sample, rows = self.found["sample"], count_rows(self.found["rows_compared"])
+        if not sample:
+            return _("%(rows)s, all") % {"rows": rows}
+        return ngettext(
+            "%(rows)s, a sample of about %(count)s key",
+            "%(rows)s, a sample of about %(count)s keys",
+            sample,
+        ) % {"rows": rows, "count": number(sample)}
 
     @property
     def differences(self) -> str:
         """How many keys differed, by kind."""
-        missing, differing, surplus = (
-            self.found[kind] for kind in ("missing", "differing", "surplus")
-        )
-        return f"{missing:,} missing, {differing:,} differing, {surplus:,} surplus"
+        kinds = ("missing", "differing", "surplus")
+        return _("%(missing)s missing, %(differing)s differing, %(surplus)s surplus") % {
+            kind: number(self.found[kind]) for kind in kinds
+        }
 
     @property
     def repaired(self) -> str:
-        """What was written to mend them; "" if that was not asked for."""
-        written = self.found["repaired"]
-        return "" if written is None else f"{pluralize(written, 'row')} written"
+        """The number of rows that the repair wrote; "" if there was no repair."""
+        repaired = self.found["repaired"]
+        return "" if repaired is None else _("%(rows)s written") % {"rows": count_rows(repaired)}
 
 
 def source_context(control: ViewControl, definition: ViewDefinition | None) -> dict[str, Any]:
-    """The path of a view's source and the last verification, for the template; {} without one."""
+    """The strategy for a view's source, and its last verification; {} if it has no source."""
     if definition is None or not definition.has_source:
         return {}
     found = control.verification
-    return {**_path(definition), "verification": VerificationShown(found) if found else None}
+    return {**_strategy(definition), "verification": VerificationShown(found) if found else None}
 
 
-def _path(definition: ViewDefinition) -> dict[str, str]:
+def _strategy(definition: ViewDefinition) -> dict[str, str]:
     try:
         strategy = plan_of(definition, engine.alias()).strategy
     except (InvalidView, DatabaseError) as error:

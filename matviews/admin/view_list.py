@@ -1,4 +1,4 @@
-"""The list of views: its columns, its filter, and its order, in which what needs a person is first."""
+"""The list of views: its columns, its filter, and its order, the most urgent state first."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -12,14 +12,16 @@ from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, pgettext_lazy
 
 from .. import engine
 from ..engine import ViewStatus
-from ..presentation import format_duration
 from ..states import ViewState
 from ..tasks import schedules
 from .badges import badge
-from .presentation import last_successes, row_count, schedule_lines, state_text
+from .phrases import duration
+from .presentation import labelled, last_successes, row_count, schedule_lines, state_text
 
 __all__ = ["COLUMNS", "StateFilter", "ViewList", "without_rows"]
 
@@ -27,75 +29,74 @@ DASH = "-"
 _CACHED = "_matviews_statuses"
 
 
-@admin.display(description="View")
+@admin.display(description=pgettext_lazy("materialized view", "View"))
 def name(control: Any) -> SafeString:
-    """The label, and what the class calls itself."""
+    """The label and the model's verbose name."""
     definition = control.definition
     verbose = definition.model._meta.verbose_name if definition else ""
     return format_html('{} <span class="matviews-quiet">{}</span>', control.label, verbose)
 
 
-@admin.display(description="State")
+@admin.display(description=gettext_lazy("State"))
 def state(control: Any) -> SafeString:
-    """The state as a badge, how far a refresh is, and what went wrong."""
+    """The state as a badge, with progress and errors."""
     status = control.status
     context = {"status": status, "badge": badge(status.state, state_text(status))}
     return render_to_string("matviews/view_state.html", context)
 
 
-@admin.display(description="Rows")
-def rows(control: Any) -> str:
-    """How many rows the view has."""
-    return row_count(control.status.rows)
+@admin.display(description=gettext_lazy("Rows"))
+def rows(control: Any) -> SafeString:
+    """The number of rows in the view's table."""
+    return labelled(_("Rows"), row_count(control.status.rows))
 
 
-@admin.display(description="Last success")
+@admin.display(description=gettext_lazy("Last success"))
 def last_success(control: Any) -> SafeString:
     """When each phase last succeeded."""
-    return last_successes(control.status.successes)
+    return labelled(_("Last success"), last_successes(control.status.successes))
 
 
-@admin.display(description="Age")
-def age(control: Any) -> SafeString | str:
-    """How long ago the oldest of these is, how long it may be, and since when a change waits."""
+@admin.display(description=gettext_lazy("Age"))
+def age(control: Any) -> SafeString:
+    """The age of the oldest success, the target, and the age of the oldest pending change."""
     status = control.status
     if status.age is None:
-        return DASH
-    more = [f"target {format_duration(status.target)}"] if status.target else []
+        return labelled(_("Age"), DASH)
+    more = [_("target %(time)s") % {"time": duration(status.target)}] if status.target else []
     if status.change_lag is not None:
-        more.append(f"change lag {format_duration(status.change_lag)}")
-    return format_html(
-        '{} <span class="matviews-quiet">{}</span>', format_duration(status.age), "; ".join(more)
-    )
+        more.append(_("change lag %(time)s") % {"time": duration(status.change_lag)})
+    details = format_html('<span class="matviews-quiet">{}</span>', "; ".join(more))
+    return labelled(_("Age"), format_html("{} {}", duration(status.age), details))
 
 
-@admin.display(description="Schedule")
-def schedule(control: Any) -> SafeString | str:
-    """How often the view is asked for, and when next."""
-    return schedule_lines(control.planned) or DASH
+@admin.display(description=gettext_lazy("Schedule"))
+def schedule(control: Any) -> SafeString:
+    """How often a refresh is requested, and when next."""
+    return labelled(_("Schedule"), schedule_lines(control.planned) or DASH)
 
 
 COLUMNS = (name, state, rows, last_success, age, schedule)
 
 
 class StateFilter(admin.SimpleListFilter):
-    """The views in one state; only states that some view is in are offered."""
+    """Filters by state; offers only states that occur."""
 
-    title = "state"
+    title = gettext_lazy("state")
     parameter_name = "state"
     template = "matviews/view_state_filter.html"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """The states there are, with how many views are in each."""
+        """The states that occur, with the number of views in each."""
         counts = Counter(status.state for status in _statuses(request).values())
         return [
-            (state.value, f"{state.value} ({counts[state]})")
+            (state.value, f"{state.label} ({counts[state]})")
             for state in ViewState
             if counts[state]
         ]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """The views in the state chosen."""
+        """The views in the chosen state."""
         if not self.value():
             return queryset
         statuses = _statuses(request).values()
@@ -105,13 +106,10 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class ViewList(ChangeList):
-    """Puts the views in order by their state, which no column holds, and attaches it to each.
-
-    Each row has `status` and `planned`.
-    """
+    """Orders the views by state, which is no column; each row gets `status` and `planned`."""
 
     def get_results(self, request: HttpRequest) -> None:
-        """As Django's, but over a list in our order."""
+        """Sorts in Python, then pages as Django does."""
         statuses = _statuses(request)
         found: Any = sorted(
             _with_status(self.queryset, statuses),
@@ -133,7 +131,7 @@ class ViewList(ChangeList):
 
 
 def _with_status(controls: Any, statuses: dict[str, ViewStatus]) -> list[Any]:
-    """The controls that have a status: one made a moment ago has none yet."""
+    """The controls that have a status; one created a moment ago has none yet."""
     found = [control for control in controls if control.label in statuses]
     for control in found:
         control.status = statuses[control.label]
@@ -149,13 +147,13 @@ def _attach(controls: list[Any]) -> None:
 
 
 def without_rows(request: HttpRequest) -> list[str]:
-    """Labels of the views that have no row to be listed by, because `migrate` has not run."""
+    """Labels of the views that are not listed, because `migrate` has not created their rows."""
     statuses = _statuses(request).values()
     return [status.label for status in statuses if not status.successes]
 
 
 def _statuses(request: HttpRequest) -> dict[str, ViewStatus]:
-    """The status of every view, by label; asked for once in a request."""
+    """The status of every view, by label; read once per request."""
     if not hasattr(request, _CACHED):
         setattr(request, _CACHED, {each.label: each for each in engine.view_statuses()})
     found: dict[str, ViewStatus] = getattr(request, _CACHED)

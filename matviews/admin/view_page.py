@@ -1,4 +1,4 @@
-"""What the page of one view shows above its form."""
+"""What a view's page shows above its form."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,23 +13,23 @@ from .. import engine
 from ..engine import Progress
 from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
-from ..presentation import format_duration, format_work
 from ..states import RefreshState, RunState, ViewState
 from ..tasks import schedules
 from .badges import badge
 from .live import view_progress
-from .pictures import MOST_BARS, durations_picture, rows_picture
+from .phrases import duration, requesters, work_done
+from .pictures import MAX_BARS, durations_picture, rows_picture
 from .presentation import row_count, state_text, time_ago
 from .source_section import source_context
 
 __all__ = ["page_context"]
 
-LISTED = 20  # of the refreshes of a view
+MAX_LISTED = 20  # of the refreshes of a view
 
 
 def page_context(control: ViewControl) -> dict[str, Any]:
-    """How a view stands and what it did, for its template."""
-    # First: if a refresh ends while the rest is read, the page asks again, and is put right.
+    """The state of a view and what it did, for its template."""
+    # Read first: if a refresh ends while the rest is read, the page polls once more and is corrected.
     live = view_progress(control)
     (status,) = engine.view_statuses([control.label])
     phases, definition = control.options.phases, control.definition
@@ -39,29 +39,31 @@ def page_context(control: ViewControl) -> dict[str, Any]:
         "badge": badge(status.state, state_text(status)),
         "verbose_name": definition.model._meta.verbose_name if definition else "",
         "rows": row_count(status.rows),
-        "age": "" if status.age is None else format_duration(status.age),
-        "change_lag": "" if status.change_lag is None else format_duration(status.change_lag),
-        "target": format_duration(status.target) if status.target else "",
+        "age": "" if status.age is None else duration(status.age),
+        "change_lag": "" if status.change_lag is None else duration(status.change_lag),
+        "target": duration(status.target) if status.target else "",
         "phases": phases,
-        "may_ask": control.enabled and definition is not None and not definition.errors,
+        "may_request": control.enabled and definition is not None and not definition.errors,
         "summaries": [
             _summary(control, phase, phase in status.definition_changed) for phase in phases
         ],
         "source": source_context(control, definition),
         "changed_badge": badge(ViewState.CHANGED),
         "live": live,
-        "open_refreshes": _open_refreshes(newest),
-        "refreshes": [(refresh, badge(refresh.state)) for refresh in newest[:LISTED]],
+        "open_refreshes": [(refresh, requesters(refresh)) for refresh in _open_refreshes(newest)],
+        "refreshes": [
+            (refresh, badge(refresh.state), requesters(refresh)) for refresh in newest[:MAX_LISTED]
+        ],
         "maintenance_problem": schedules.maintenance_problem(),
     }
 
 
 def _open_refreshes(newest: QuerySet[Refresh]) -> list[Any]:
-    """The open ones of some refreshes, oldest first, with how many requests each includes."""
+    """The open refreshes, oldest first, each with the number of requests that it includes."""
     merged = Refresh.objects.filter(merged_into=OuterRef("pk")).order_by().values("merged_into")
     more = Coalesce(Subquery(merged.values(total=Sum("requests"))), 0)
     still_open = newest.filter(state=RefreshState.OPEN).annotate(includes=F("requests") + more)
-    return list(still_open[:LISTED])[::-1]
+    return list(still_open[:MAX_LISTED])[::-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +72,10 @@ class PhaseSummary:
 
     Attributes:
         phase: the phase.
-        last_success: when it last succeeded, in words.
-        changed: whether its rows are those of another definition than the code's.
-        last_runs: its runs in the last refresh in which it had work of its own, one per shard.
-        durations, rows_written: pictures of these and the runs before.
+        last_success: how long ago it last succeeded.
+        changed: whether its definition has changed since its rows were built.
+        last_runs: its runs in the last refresh in which it did the work itself, one per shard.
+        durations, rows_written: pictures of these and earlier runs.
     """
 
     phase: Phase
@@ -85,7 +87,7 @@ class PhaseSummary:
 
     @property
     def badge(self) -> SafeString | str:
-        """The worst state of the last runs; "" if there was none."""
+        """The worst state of the last runs; "" if there were none."""
         worst = RunState.worst(run.state for run in self.last_runs)
         return badge(worst) if worst else ""
 
@@ -96,23 +98,23 @@ class PhaseSummary:
 
     @property
     def ended(self) -> SafeString | None:
-        """When the last of them ended, None while one is under way."""
+        """How long ago the last of them ended; None while one is running."""
         return time_ago(self._end) if self._end else None
 
     @property
     def took(self) -> str:
-        """From the start of the first to the end of the last."""
+        """The time from the start of the first to the end of the last."""
         started = [run.started_at for run in self.last_runs if run.started_at]
-        return format_duration(self._end - min(started)) if self._end and started else "-"
+        return duration(self._end - min(started)) if self._end and started else "-"
 
     @property
     def wrote(self) -> str:
-        """Rows, batches and rows per second, of all shards together."""
-        return format_work(Progress.of(self.last_runs))
+        """Rows, batches and rate, all shards together."""
+        return work_done(Progress.of(self.last_runs))
 
     @property
     def failed(self) -> list[PhaseRun]:
-        """Those that have an error to show."""
+        """The runs that have an error."""
         return [run for run in self.last_runs if run.error]
 
     @property
@@ -124,7 +126,7 @@ class PhaseSummary:
 def _summary(control: ViewControl, phase: Phase, changed: bool) -> PhaseSummary:
     shards = max(1, control.shard_count)
     runs = PhaseRun.objects.filter(shard__view=control, phase=phase, merged_into=None)
-    newest = runs.select_related("shard").defer("samples").order_by("-pk")[: MOST_BARS * shards]
+    newest = runs.select_related("shard").defer("samples").order_by("-pk")[: MAX_BARS * shards]
     found = sorted(newest, key=lambda run: (run.refresh_id, run.shard.number))
     by_refresh = [tuple(group) for _pk, group in groupby(found, lambda run: run.refresh_id)]
     return PhaseSummary(

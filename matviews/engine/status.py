@@ -311,7 +311,7 @@ def _state(control: Any, target: timedelta | None, faults: Mapping[ViewState, bo
         ViewState.REFRESHING: refreshing and _is_handled(control),
         ViewState.WAITING: refreshing,
         **faults,
-        ViewState.FRESH: target is not None,
+        ViewState.ON_TIME: target is not None,
     }
     return next((state for state, applies in by_priority.items() if applies), ViewState.NO_TARGET)
 

@@ -1,24 +1,25 @@
-// Shows how far the work on a view is while it goes on, and what has become of it when it ends.
+// Shows the progress of a view's refresh while it runs, and its outcome when it ends.
 "use strict";
 (() => {
   const page = document.getElementById("matviews-page");
   if (!page) return;
 
-  const SOON = 1500; // milliseconds between two looks
-  const LATEST = 30000; // between two tries while the server does not answer
-  const PATIENCE = 10000; // for one answer
-  const RENEWAL = 15000; // between two times that what only the server can word is asked for
+  const SOON = 1500; // milliseconds between two polls
+  const LATEST = 30000; // between two attempts while the server does not answer
+  const TIMEOUT = 10000; // for one answer
+  const RENEWAL = 15000; // between two renewals of what only the server renders
   const PARTS = ["matviews-status", "matviews-phases", "matviews-history"];
   const find = (id) => document.getElementById(id);
+  const text = (name, value) => page.dataset[name].replace("{}", value);
   const works = () => find("matviews-status").dataset.works === "yes";
 
   let timer = null;
   let pause = SOON;
-  let looking = false;
+  let polling = false;
   let told = "";
   let renewed = Date.now();
 
-  // Once for each phase and quarter of the work: a screen reader is not to talk all the time.
+  // Once per phase and quarter of the work, so that a screen reader does not talk all the time.
   const say = (words) => {
     if (words === told) return;
     told = words;
@@ -43,10 +44,10 @@
     find("matviews-percent").textContent = percent === null ? "" : `${percent} %`;
     find("matviews-words").textContent = live.words;
     const phase = live.words.split(":")[0];
-    say(percent === null ? phase : `${phase}, ${Math.floor(percent / 25) * 25} % done`);
+    say(percent === null ? phase : `${phase}, ${text("textDone", Math.floor(percent / 25) * 25)}`);
   };
 
-  // The parts that no script fills, as the server writes them; a form being edited stays as it is.
+  // Replaces parts of the page with what the server renders now; a form being edited is not one.
   const renew = async (parts) => {
     const answer = await ask(location.href);
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -63,7 +64,7 @@
   };
 
   const ask = async (url) => {
-    const answer = await fetch(url, { signal: AbortSignal.timeout(PATIENCE), cache: "no-store" });
+    const answer = await fetch(url, { signal: AbortSignal.timeout(TIMEOUT), cache: "no-store" });
     if (answer.redirected || answer.status === 403) throw new Refused();
     if (!answer.ok) throw new Error(answer.statusText);
     return answer;
@@ -71,16 +72,16 @@
 
   class Refused extends Error {}
 
-  const look = async () => {
+  const poll = async () => {
     timer = null;
-    if (document.hidden || looking) return;
-    looking = true;
+    if (document.hidden || polling) return;
+    polling = true;
     try {
       const live = await (await ask(page.dataset.progress)).json();
       show(live);
       const shown = find("matviews-status").dataset.refresh;
       if (!live.works || String(live.refresh) !== shown) await renew(PARTS);
-      // Neither a button that somebody presses nor a traceback that somebody reads is replaced.
+      // This part has neither buttons nor tracebacks, which somebody may be using.
       else if (find("matviews-standing") && Date.now() - renewed > RENEWAL) {
         await renew(["matviews-standing"]);
       }
@@ -88,19 +89,19 @@
       trouble("");
     } catch (error) {
       if (error instanceof Refused) {
-        trouble("You are signed out, or may not look any more: load the page again.");
+        trouble(text("textRefused"));
         return;
       }
       pause = Math.min(pause * 2, LATEST);
-      trouble(`The server does not answer; tried again in ${Math.round(pause / 1000)} s.`);
+      trouble(text("textSilent", Math.round(pause / 1000)));
     } finally {
-      looking = false;
+      polling = false;
     }
-    if (works()) timer = setTimeout(look, pause);
+    if (works()) timer = setTimeout(poll, pause);
   };
 
   document.addEventListener("visibilitychange", () => {
-    if (!document.hidden && !timer && works()) look();
+    if (!document.hidden && !timer && works()) poll();
   });
-  if (works()) look();
+  if (works()) poll();
 })();
