@@ -20,7 +20,9 @@ ROOT = Path(__file__).parent.parent
 DATABASES = ("sqlite", "postgres", "mariadb")
 # SQLite runs every test, the servers those that may differ between databases.
 ON_DATABASE = {"sqlite": [], "postgres": ["-m", "database"], "mariadb": ["-m", "database"]}
-PAIRS = (("3.11", "5.2"), ("3.12", "5.2"), ("3.12", "6.0"), ("3.13", "6.0"))
+PAIRS = (
+    ("3.11", "5.2"), ("3.12", "5.2"), ("3.12", "6.0"), ("3.13", "6.0"), ("3.13", "6.1"), ("3.14", "6.1"),
+)  # fmt: skip
 # Of each of three runs at once: tests that wait for a process or a lock leave their core to others.
 WORKERS = max(2, (os.cpu_count() or 2) // 2)
 PYTEST_OPTIONS = (
