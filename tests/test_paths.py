@@ -764,7 +764,7 @@ def test_a_refused_view_fails_with_the_reason_and_the_others_do_not(shop: Shop) 
         refresh = defining.run(view)
 
     assert refresh.state == RefreshState.FAILED
-    assert "Take .select_for_update() out" in refresh.error
+    assert "Remove .select_for_update()" in refresh.error
 
 
 def test_the_page_has_the_examples_and_no_other() -> None:

@@ -143,7 +143,7 @@ class TestKey:
     def test_w117_a_name_that_is_no_field(self) -> None:
         found = problem(lambda cls: Order.objects.values(ref=F("pk")), key=["reference"], ref=key())
 
-        assert "names reference, which is no field" in found.msg
+        assert "names reference, but the view has no such field" in found.msg
         assert found.id == "matviews.W117"
 
     def test_w117_a_key_that_source_lacks(self) -> None:

@@ -1468,7 +1468,7 @@ def test_the_columns_that_count(rows: QuerySet[Any, Any], expected: dict[str, An
         (
             lambda: Order.objects.values("quantity", key=F("pk")), {},
             {"needs_delete": classmethod(lambda cls: False), "do_delete": classmethod(lambda cls: 0)},
-            "the phase delete has hooks of the view's own, which may read anything",
+            "the phase delete has hooks, which may read anything",
         ),
         (
             lambda: Order.objects.filter(placed_at__lt=Now()).values("quantity", key=F("pk")), {}, {},
