@@ -259,7 +259,7 @@ def test_the_second_signal_interrupts_the_batch_and_leaves_nothing_wedged(column
         process.signal(signal.SIGINT)
         # then it ends at once, and says so
         assert process.status(AT_ONCE) == 130
-    assert "(sample.Ledger: insert not begun). What was committed stays" in process.words
+    assert "(sample.Ledger: insert not started). What was committed stays" in process.words
     assert "Traceback" not in process.words
     assert (Ledger.objects.count(), Refresh.objects.get().state) == (0, RefreshState.OPEN)
     # and the next run need not wait for the lease
