@@ -12,6 +12,7 @@ __all__ = [
     "Batch", "MaterializedView", "Phase", "Shard", "is_fresh", "mark_dirty", "refresh",
     "untracked", "verify",
 ]  # fmt: skip
+__version__ = "0.1.0"
 
 # Silent unless the project configures logging, as is the custom of libraries.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -1,7 +1,7 @@
-"""The functions that a project calls: ask for a refresh, ask whether a view is fresh.
+"""The functions that a project calls.
 
-This is the one module that reaches upward, when called: views are defined before Django's apps are
-loaded, and the engine can only be imported after.
+They import the engine when they are called, because views are defined before Django's apps are
+loaded, and the engine can be imported only after that.
 """
 
 import warnings
@@ -30,11 +30,11 @@ NOT_MIGRATED = "Tables of matviews are missing or out of date: run `manage.py mi
 
 @contextmanager
 def _installed() -> Iterator[None]:
-    """Say what to do where the app, or a table of its own, is missing.
+    """Explain what to do if the app is not installed or not migrated.
 
     Raises:
-        ImproperlyConfigured: the app is.
-        ViewNotReady: a table or a column is.
+        ImproperlyConfigured: it is not installed.
+        ViewNotReady: one of its own tables or columns is missing.
     """
     if not apps.is_installed("matviews"):
         raise ImproperlyConfigured(
@@ -45,7 +45,7 @@ def _installed() -> Iterator[None]:
     except DatabaseError as error:
         from . import engine
 
-        if engine.lacks_own_tables(error):
+        if engine.own_tables_missing(error):
             raise ViewNotReady(NOT_MIGRATED) from error
         raise
 
@@ -57,43 +57,43 @@ def refresh(
     phases: Iterable[Phase | str] | None = None,
     requested_by: str = "",
 ) -> "Refresh":
-    """Ask for a refresh of a view; workers do it in the background.
+    """Request a refresh of a view, which workers run in the background.
 
-    The request is recorded in the database and its messages are sent after the current transaction
-    commits. It never waits for a running batch, and a broker that is down delays the work but
-    does not lose it.
+    The request is recorded in the database, and its messages are sent after the current transaction
+    commits. This never waits for a running batch. A broker that is down delays the work, but no
+    work is lost.
+
+    If changes of the view are tracked and none has been logged since its last success, the view is
+    up to date: the request is recorded as a refresh that has succeeded, and nothing else happens.
 
     Args:
         view: the view's class or label.
         phases: which phases to run; all that the view has by default.
-        requested_by: who asked, for the record.
-
-    A view whose changes are tracked, and for which none has been logged since it succeeded, is up to date:
-    then the request is recorded as a refresh that has succeeded, and that is all.
+        requested_by: who asks, for the record.
 
     Returns:
-        The recorded request. Call its `refresh_from_db()` to see how it went.
+        The recorded request. Call its `refresh_from_db()` to see its outcome.
 
     Raises:
         UnknownView, InvalidView, ViewDisabled, ViewNotReady, InvalidRequest: nothing was recorded.
     """
     from . import engine, tasks
 
-    asked = engine.request(view, phases=phases, requested_by=requested_by)
-    if asked.finished_at is None:
-        tasks.dispatch_on_commit(asked.view_id)
-        _warn_in_test(asked)
-    return asked
+    requested = engine.request(view, phases=phases, requested_by=requested_by)
+    if requested.finished_at is None:
+        tasks.dispatch_on_commit(requested.view_id)
+        _warn_in_test(requested)
+    return requested
 
 
-def _warn_in_test(asked: "Refresh") -> None:
-    """A test's transaction never commits. Django's test runners make `mail.outbox`."""
+def _warn_in_test(requested: "Refresh") -> None:
+    """Warn in a test's transaction, which never commits. Test runners create `mail.outbox`."""
     from . import engine
 
     if hasattr(mail, "outbox") and transaction.get_connection(engine.alias()).in_atomic_block:
         warnings.warn(
-            f"refresh of {asked.view.label} recorded, to be done after the commit: if this transaction is "
-            f"that of a test, which never commits, call matviews.testing.refresh_views",
+            f"refresh of {requested.view.label} recorded, it starts after the commit. If this transaction "
+            f"belongs to a test, which never commits, call matviews.testing.refresh_views",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -101,14 +101,14 @@ def _warn_in_test(asked: "Refresh") -> None:
 
 @_installed()
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
-    """Tell whether no phase of a view has work waiting, by calling its `needs_*` hooks.
+    """Whether no phase of a view has pending work, according to its `needs_*` hooks.
 
-    A view whose changes are tracked, and for which none has been logged since it succeeded, is known to
-    be fresh: then nothing of its source is read.
+    If changes of the view are tracked and none has been logged since its last success, it is fresh,
+    and its source is not read.
 
     Args:
         view: the view's class or label.
-        phases: which phases to ask about; all that the view has by default.
+        phases: which phases to check; all that the view has by default.
 
     Raises:
         UnknownView, InvalidView, InvalidRequest, HookError.
@@ -120,24 +120,27 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
 
 @_installed()
 def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]:
-    """Have the next refresh of a view look at rows again: something changed that no trigger logs.
+    """Have the next refresh of a view compare rows again, because of a change that no trigger logs.
 
-    As in the current transaction: a rollback takes it back. It asks for no refresh.
+    This is part of the current transaction, and a rollback undoes it. It does not request a
+    refresh.
 
     Args:
         view: the view's class or label.
-        keys: the keys of the rows, as values or, of several fields, as tuples; a queryset of
-            `values_list` will do. All rows by default. Each is converted once, by the view's field, as
-            in `filter(field=key)`. A date that Python cannot hold is given as the database's text.
+        keys: the keys of the rows, as values, or as tuples if the key has several fields; a
+            `values_list` queryset will do. All rows by default. Each key is converted once by the
+            view's field, as in `filter(field=key)`. Pass a date that Python cannot hold as the
+            database's text.
 
     Returns:
-        Those of the keys that neither the view nor its source has at this moment, as they were given: it
-        may be that a field spells them otherwise than the database does. They are marked all the same, as
-        their rows may still be on the way. Empty where the next refresh looks at all keys anyway.
+        Those of the keys that neither the view nor its source has at this moment, as they were
+        given: perhaps a field spells them differently from the database. They are marked all the
+        same, because their rows may still be uncommitted. Empty if the next refresh compares all
+        keys anyway.
 
     Raises:
         UnknownView, InvalidView, ViewNotReady.
-        InvalidRequest: something is not a key, or the view has no `source()`.
+        InvalidRequest: a value is not a key, or the view has no `source()`.
     """
     from . import engine
 
@@ -146,17 +149,18 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]
 
 @contextmanager
 def untracked(*models: "type[Model] | str") -> Iterator[None]:
-    """A transaction for a bulk load: it logs no row of some models, and is followed by full passes.
+    """A transaction for a bulk load: it logs no changes of some models, and full refreshes follow.
 
-    What triggers would cost is saved; when it commits, each view that reads one of the models has to
-    look at all of its keys. Nothing else of the transaction goes unlogged.
+    This saves the cost of the triggers. After the commit, the next refresh of every view that reads
+    one of the models is full. Changes of all other models are logged as usual.
 
     Args:
-        models: the models that are written to, or their labels; tables of their parents included.
+        models: the models that are written to, or their labels. This includes the tables of their
+            parents.
 
     Raises:
-        LookupError: there is no such model.
-        TypeError: none is named.
+        LookupError: a model does not exist.
+        TypeError: no model is named.
     """
     if not models:
         raise TypeError("Name the models that are written to.")
@@ -173,27 +177,27 @@ def untracked(*models: "type[Model] | str") -> Iterator[None]:
 
 @_installed()
 def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> "Verification":
-    """Compare a view that has a `source()` with what that yields now.
+    """Compare a view with what its `source()` returns now.
 
-    Each range of a few thousand keys is compared by one statement, so in one snapshot. What has
-    changed in the source since the last refresh differs, of course.
+    One statement, and so one snapshot, compares each range of a few thousand keys. Changes of the
+    source since the last refresh show up as differences, of course.
 
     Args:
         view: the view's class or label.
-        repair: write what differs, and only that; batches of the view wait meanwhile.
-        sample: compare about so many keys, in ranges at random; None for all of them.
+        repair: write the rows that differ, and only those; the view's batches wait meanwhile.
+        sample: compare about this many keys, in random ranges; None for all.
 
     Returns:
-        How many keys were compared, how many are missing, differing and surplus, and the first of
-        each with both values.
+        How many rows were compared, how many are missing, differing and surplus, and the first of
+        each kind with both values.
 
     Raises:
-        UnknownView, InvalidView, InvalidRequest: there is nothing to compare, or no sample of it.
-        ViewBusy: a batch kept the view from being mended for 30 seconds.
+        UnknownView, InvalidView, InvalidRequest: the view has no `source()`, or cannot be sampled.
+        ViewBusy: a batch blocked the repair for 30 seconds.
     """
     from . import engine, tasks
 
     found = engine.verify(view, repair=repair, sample=sample)
     if found.repaired is not None:
-        tasks.dispatch_on_commit(found.view_id)  # a batch may have been turned away
+        tasks.dispatch_on_commit(found.view_id)  # a batch may have been refused meanwhile
     return found

@@ -11,7 +11,7 @@ from django.db.migrations.operations import RenameModel
 from django.db.models.signals import post_migrate, pre_migrate
 from django.utils.translation import gettext_lazy as _
 
-from .exceptions import NotPermitted, TablesHeld
+from .exceptions import NotPermitted, TablesLocked
 
 __all__ = ["MatviewsConfig"]
 
@@ -66,8 +66,8 @@ def _take_down_triggers(*, using: str, plan: Any = (), apps: Any = None, **_kwar
         models = apps.get_models(include_auto_created=True) if apps else ()
         tables = {each._meta.db_table for each in models if each._meta.app_label in migrated}
     try:
-        changes.take_down(using, tables)
-    except TablesHeld as error:
+        changes.drop_before_migrate(using, tables)
+    except TablesLocked as error:
         raise CommandError(str(error)) from error
 
 
@@ -88,7 +88,7 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
         print(problem, file=stdout)
     try:
         faults = changes.install(using)
-        left = sorted(table for table, fault in faults.items() if fault == changes.HELD)
+        left = sorted(table for table, fault in faults.items() if fault == changes.LOCKED)
         if left:
             print(
                 f"Triggers are still to be made: {', '.join(left)}. Another transaction has written to "

@@ -1,8 +1,8 @@
-"""System checks: what can be known to be wrong before anything runs.
+"""System checks: what is known to be wrong before anything runs.
 
-Faults of a single view are found when its class is defined (`definition.py`); here they are shown,
-together with the faults that need settings or databases to be seen. What is wrong with one view is a
-warning at most: Django runs the checks in `migrate` and `makemigrations`, and an error stops both.
+Problems of a single view are found when its class is defined (`definition.py`). They are reported
+here, with those that only settings or databases show. A problem of one view is a warning at most:
+Django runs the checks in `migrate` and `makemigrations`, and an error would stop both.
 """
 
 from collections.abc import Iterator
@@ -29,15 +29,15 @@ __all__ = [
 
 @register(Tags.models)
 def check_views(**_kwargs: Any) -> list[CheckMessage]:
-    """What is wrong with the classes of views: W101 to W108, W113, W121; W001 and W004."""
+    """Problems in the classes of views: W101 to W108, W113, W121; W001 and W004."""
     return [problem for definition in registry for problem in definition.all_problems]
 
 
 @register(Tags.models)
 def check_sources(**_kwargs: Any) -> list[CheckMessage]:
-    """W115 to W120, W006 to W010, W012, W036 and W037, of views with `source()`; W009 of every view.
+    """W115 to W120, W006 to W010, W012, W036 and W037, for `source()`; W009 for every view.
 
-    What needs a database that is not there, or tables that are not migrated, is left out.
+    Skips what needs a database that is not reachable, or tables that are not migrated.
     """
     problems: list[CheckMessage] = []
     for definition in registry:
@@ -52,11 +52,11 @@ def check_sources(**_kwargs: Any) -> list[CheckMessage]:
 
 def _circles() -> Iterator[CheckMessage]:
     with suppress(DatabaseFailure):
-        if circle := engine.find_circle():
+        if circle := engine.find_cycle():
             yield Warning(
-                f"Views read each other in a circle, {', '.join(circle)}: no order of refreshes brings them "
-                f"up to date.",
-                hint="Let one of them read what the others are computed from.",
+                f"Views read each other in a circle, {', '.join(circle)}: no order of refreshes brings all "
+                f"of them up to date.",
+                hint="Change one of them to read the tables that the others are computed from.",
                 obj=registry.find(circle[0]).model,
                 id="matviews.W036",
             )
@@ -64,7 +64,7 @@ def _circles() -> Iterator[CheckMessage]:
 
 @register()
 def check_settings(**_kwargs: Any) -> list[CheckMessage]:
-    """E009: the `MATVIEWS` setting has a key or a value that cannot be."""
+    """E009: the `MATVIEWS` setting has an unknown key or an invalid value."""
     try:
         get_settings()
     except InvalidSetting as error:
@@ -74,7 +74,7 @@ def check_settings(**_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_database(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """E010: the database of the bookkeeping cannot lock a row without waiting."""
+    """E010: the database of the bookkeeping is not supported, or cannot skip locked rows."""
     alias = router.db_for_write(ViewControl)
     if alias not in (databases or ()):
         return []
@@ -85,7 +85,7 @@ def check_database(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            f"matviews cannot work in {connection.display_name} as it is here: it needs "
+            f"matviews does not support this version of {connection.display_name}: it needs "
             f"SELECT ... FOR UPDATE SKIP LOCKED.",
             hint="Use PostgreSQL, MariaDB 10.6 or later, MySQL 8.0.1 or later, or SQLite.",
             id="matviews.E010",
@@ -95,16 +95,16 @@ def check_database(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_grants(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """W034: a role may make no staging tables. W035: it lacks a right on a table.
+    """W034: a role may not create staging tables. W035: it has no right on a table that it needs.
 
-    On PostgreSQL of every role that may write to the bookkeeping, elsewhere of this connection's.
+    Checks every role that may write to the bookkeeping on PostgreSQL, elsewhere this connection's.
     """
     if router.db_for_write(ViewControl) not in (databases or ()):
         return []
-    with suppress(DatabaseFailure):  # not migrated, or not there
+    with suppress(DatabaseFailure):  # not migrated, or not reachable
         hint = (
-            "{} Or name a schema in MATVIEWS['STAGING_SCHEMA'] and run `manage.py migrate`. Until then each "
-            "phase of a staged view is one statement."
+            "{} Or name a schema in MATVIEWS['STAGING_SCHEMA'] and run `manage.py migrate`. Until then, each "
+            "phase of a staged view runs as one statement."
         )
         staging = [
             Warning(str(each), hint=hint.format(each.grant), id="matviews.W034")
@@ -120,17 +120,17 @@ def check_grants(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_columns(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """W018: a column of a key, or that leads to one, has another type or collation than its model says."""
+    """W018: a column of a key or link has another type or collation than its model says."""
     alias = router.db_for_write(TrackedTable)
     if alias not in (databases or ()):
         return []
-    with suppress(DatabaseFailure):  # not there
+    with suppress(DatabaseFailure):  # not reachable
         return [
             Warning(
-                f"{label}: {fault}. Keys that are equal to one may not be to the other, so each refresh "
-                f"is a full one, by way of a staging table.",
-                hint="Bring the column and its model to the same type and collation, in a migration, and "
-                "run `migrate`.",
+                f"{label}: {fault}. Keys that are equal for one may differ for the other, so every refresh "
+                f"is full and staged.",
+                hint="Give the column and its model the same type and collation in a migration, and run "
+                "`migrate`.",
                 obj=registry.find(label).model,
                 id="matviews.W018",
             )
@@ -141,17 +141,17 @@ def check_columns(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_triggers(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """W011: triggers that log the changes of a table are missing, stale or left over."""
+    """W011: triggers that log changes are missing, out of date or left over."""
     alias = router.db_for_write(TrackedTable)
     if alias not in (databases or ()):
         return []
-    with suppress(DatabaseFailure):  # not migrated, or not there
+    with suppress(DatabaseFailure):  # not migrated, or not reachable
         return [
             Warning(
                 problem,
-                hint="`manage.py migrate` and `manage.py update_materialized_views --triggers install` make "
-                "triggers; `--triggers sql` shows the SQL for a person who may create them. A refresh of a view of "
-                "which changes are not logged is a full pass.",
+                hint="Run `manage.py migrate` or `manage.py update_materialized_views --triggers install`, or "
+                "have somebody with the rights run the SQL that `--triggers sql` prints. Until then, every refresh "
+                "of these views is full.",
                 id="matviews.W011",
             )
             for problem in changes.find_problems(alias, migrated=False)
@@ -161,15 +161,15 @@ def check_triggers(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_rights(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """W013: any role may call the functions of the triggers, or read their secret; W014: a trigger's owner is gone."""
+    """W013: PUBLIC may call trigger functions or read the secret. W014: an owner is gone."""
     alias = router.db_for_write(TrackedTable)
     if alias not in (databases or ()):
         return []
-    with suppress(DatabaseFailure):  # not migrated, or not there
+    with suppress(DatabaseFailure):  # not migrated, or not reachable
         ownerless: list[CheckMessage] = [
             Warning(
                 problem,
-                hint="Run `manage.py migrate`, which makes them anew, or make that account again.",
+                hint="Run `manage.py migrate`, which recreates them, or recreate that account.",
                 id="matviews.W014",
             )
             for problem in changes.find_ownerless(alias)
@@ -177,8 +177,8 @@ def check_rights(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
         return ownerless + [
             Warning(
                 problem,
-                hint="Run `manage.py migrate`, which takes the functions' away, as their owner; of a "
-                'table, REVOKE ALL ... FROM PUBLIC. See "Roles and rights" in the documentation.',
+                hint="Run `manage.py migrate` as the owner of the functions, which revokes it; for a table, "
+                'REVOKE ALL ... FROM PUBLIC. See "Roles and rights" in the documentation.',
                 id="matviews.W013",
             )
             for problem in changes.find_exposed(alias)

@@ -37,24 +37,27 @@ class Settings:
 
     Attributes:
         BATCH_TARGET: seconds that one batch should take; the pacer adjusts batch sizes toward it.
-        BATCH_SIZE_INITIAL: rows in the first batch of a phase that has never run. Queryset views start
-            with five times as many keys.
+        BATCH_SIZE_INITIAL: rows in the first batch of a phase that has never run. Queryset views
+            start with five times as many keys.
         BATCH_SIZE_MIN: rows that the pacer and halving never go below.
         BATCH_SIZE_MAX: rows that the pacer never exceeds. Hooks that filter by `pk__in=[...]` are
             limited by the number of variables in a statement, 32,766 in SQLite. For queryset views,
-            keys: PostgreSQL can just group 20,000 keys of ten source rows within the default work_mem.
+            keys: PostgreSQL can just group 20,000 keys of ten source rows within the default
+            work_mem.
         STATEMENT_TIMEOUT: seconds after which the database cancels a statement of a matviews
-            transaction, or closes the connection of a batch that is idle inside its transaction. Short
-            transactions may be idle, or wait for a lock, for at most 10 seconds. (PostgreSQL, MariaDB;
-            MySQL limits only reading statements; SQLite has no such limit.)
-        LEASE: seconds of silence after which `matviews.maintain` considers a message or worker lost.
-        MAX_RESEND_INTERVAL: seconds; `matviews.maintain` doubles the interval after every message that
-            no worker picks up, up to this.
+            transaction, or closes the connection of a batch that is idle inside its transaction.
+            Short transactions may be idle, or wait for a lock, for at most 10 seconds. (PostgreSQL,
+            MariaDB; MySQL limits only reading statements; SQLite has no such limit.)
+        LEASE: seconds of silence after which `matviews.maintain` considers a message or worker
+            lost.
+        MAX_RESEND_INTERVAL: seconds; `matviews.maintain` doubles the interval after every message
+            that no worker picks up, up to this.
         KEEP_SUCCEEDED: how long a succeeded refresh stays in the history.
         KEEP_FAILED: how long a failed or stopped one stays. The last of each view always stays.
-        CELERY_QUEUE: Celery queue of the tasks; None leaves it to `task_routes` and the default queue.
-        STAGING_SCHEMA: the schema of staging tables on PostgreSQL, their database on MariaDB and MySQL;
-            None for that of our own tables. Workers need the right to create tables there.
+        CELERY_QUEUE: Celery queue of the tasks; None leaves it to `task_routes` and the default
+            queue.
+        STAGING_SCHEMA: the schema of staging tables on PostgreSQL, their database on MariaDB and
+            MySQL; None for that of our own tables. Workers need the right to create tables there.
         VALUES_IN_ERRORS: which values of rows stored, logged and shown errors may contain: "all",
             "keys" or "none". Errors that hooks raise are stored as they are.
     """

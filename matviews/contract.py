@@ -1,4 +1,4 @@
-"""What a view's class is recognized by, and the values that its hooks are given and give back."""
+"""What identifies a view's class, and the values that hooks take and return."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +7,15 @@ __all__ = ["Batch", "Shard", "ViewMarker"]
 
 
 class ViewMarker:
-    """What `MaterializedView` inherits from, so that a view is known without importing the mixin."""
+    """Base of `MaterializedView`: identifies views without importing the mixin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The share of the view's keys that a hook declaring `shard` is to work on.
+    """The part of the view's keys that a hook processes if it declares `shard`.
 
-    With `count` 4, the shard of a key may be `key % 4 == number`: any rule that gives each key to
-    exactly one number will do.
+    With `count` 4, a hook may take the keys for which `key % 4 == number`. Any rule will do that
+    assigns every key to exactly one number.
     """
 
     number: int
@@ -27,8 +27,8 @@ class Batch:
     """What a hook that declares `cursor` returns.
 
     Attributes:
-        rows: rows written by this batch.
-        cursor: where the next batch goes on, any JSON value; None when the phase is done.
+        rows: how many rows this batch wrote.
+        cursor: where the next batch continues, any JSON value; None if the phase is done.
     """
 
     rows: int

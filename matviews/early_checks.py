@@ -1,4 +1,4 @@
-"""System checks that must speak where the app is not installed, or a class is no view at all."""
+"""System checks that must run even if the app is not installed, or a class is not a view."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ __all__ = ["check_half_views", "check_installed"]
 
 @register(Tags.models)
 def check_installed(**_kwargs: Any) -> list[CheckMessage]:
-    """E023: there are views, but the app is not installed."""
+    """E023: views are defined, but the app is not installed."""
     labels = [definition.label for definition in registry]
     if not labels or apps.is_installed("matviews"):
         return []
@@ -28,12 +28,12 @@ def check_installed(**_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.models)
 def check_half_views(**_kwargs: Any) -> list[CheckMessage]:
-    """W029: a class with the mixin has fields, `source()` or hooks, but is no model."""
+    """W029: a class with the mixin has fields, `source()` or hooks, but is not a model."""
     return [
         Warning(
-            f"{cls.__module__}.{cls.__qualname__} is no model, so it is no view.",
-            hint=f"Write class {cls.__name__}(MaterializedView, models.Model). A class that others are to "
-            f"inherit from has no fields, and Mixin in its name.",
+            f"{cls.__module__}.{cls.__qualname__} is not a model, so it is not a view.",
+            hint=f"Write class {cls.__name__}(MaterializedView, models.Model). If it is meant to be "
+            f"inherited from, give it no fields, and a name with Mixin in it.",
             id="matviews.W029",
         )
         for cls in half_views()

@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose; the base class is `MatviewsError`."""
+"""Every error that this package raises on purpose, all derived from `MatviewsError`."""
 
 __all__ = [
     "HookError",
@@ -10,7 +10,7 @@ __all__ = [
     "NotAdvancing",
     "NotPermitted",
     "RefreshFailed",
-    "TablesHeld",
+    "TablesLocked",
     "UnknownView",
     "ViewBusy",
     "ViewDisabled",
@@ -19,11 +19,11 @@ __all__ = [
 
 
 class MatviewsError(Exception):
-    """Base of every error of this package."""
+    """Base class of every error of this package."""
 
 
 class InvalidSetting(MatviewsError):
-    """An entry of the `MATVIEWS` setting is unknown or has a value that cannot work."""
+    """An entry of the `MATVIEWS` setting is unknown or has an invalid value."""
 
 
 class UnknownView(MatviewsError):
@@ -31,44 +31,44 @@ class UnknownView(MatviewsError):
 
 
 class InvalidView(MatviewsError):
-    """The view's definition has faults that the system checks name."""
+    """The view's definition has faults, which the system checks name."""
 
 
 class ViewBusy(MatviewsError):
-    """A view could not be mended because its batches kept running."""
+    """A view could not be repaired because its batches kept running."""
 
 
 class ViewDisabled(MatviewsError):
-    """An operator has switched the view off."""
+    """An operator has disabled the view."""
 
 
 class ViewNotReady(MatviewsError):
-    """The view has no table, no column of it, or no bookkeeping rows yet: `migrate` makes them."""
+    """The view's table, a column of it, or its bookkeeping is missing: `migrate` creates them."""
 
 
 class InvalidRequest(MatviewsError):
-    """A refresh was asked for with phases or sizes that cannot be."""
+    """A refresh was requested with invalid phases or sizes."""
 
 
 class NotAdvancing(MatviewsError):
-    """A walk through the keys of a view would come to the same ones again, or pass some over."""
+    """Paging through the keys of a view would repeat keys or skip some."""
 
 
 class NotPermitted(MatviewsError):
-    """The database user lacks a right that this needs."""
+    """The database role has no right to do this."""
 
 
-class TablesHeld(MatviewsError):
-    """Somebody writes to tables whose triggers are to be removed."""
+class TablesLocked(MatviewsError):
+    """Open transactions have written to tables whose triggers are to be dropped."""
 
 
 class HookError(MatviewsError):
-    """A hook returned something else than its contract says."""
+    """A hook returned something that its contract does not allow."""
 
 
 class RefreshFailed(MatviewsError):
-    """A refresh that a test waited for did not succeed; says why."""
+    """A refresh that a test waited for did not succeed; the message says why."""
 
 
 class IllegalTransition(MatviewsError):
-    """A refresh or a phase run was about to change into a state it cannot reach."""
+    """A refresh or phase run was about to change to a state that it cannot reach."""

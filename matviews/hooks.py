@@ -1,9 +1,11 @@
 """The hooks of a view's class, read once: which it has, and what each declares."""
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from django.core.checks import CheckMessage, Warning
 from django.db.models import Model
@@ -13,6 +15,14 @@ from .faults import ViewFault, fault_in
 from .near_misses import SOURCE
 from .options import META, ViewOptions
 from .phases import Phase
+
+if sys.version_info >= (3, 14):
+    from annotationlib import Format
+
+    # Elsewhere annotations of names that only type checkers import are strings.
+    _signature = partial(inspect.signature, annotation_format=Format.FORWARDREF)
+else:
+    _signature = inspect.signature
 
 __all__ = ["DO_MAY_DECLARE", "NEEDS_MAY_DECLARE", "HookKind", "Hooks", "has_source", "read_hooks"]
 
@@ -160,7 +170,7 @@ def _read_hook(
     elif inspect.iscoroutinefunction(static.__func__):
         problem = ("W105", "is a coroutine", "Define it with def: batches are synchronous.")
     else:
-        parameters = inspect.signature(getattr(model, name)).parameters.values()
+        parameters = _signature(getattr(model, name)).parameters.values()
         required = [str(p) for p in parameters if not _can_be_omitted(p, may_declare)]
         if not required:
             return may_declare & {p.name for p in parameters if p.kind in PASSED_BY_NAME}

@@ -1,4 +1,4 @@
-"""JSON columns with a type: what is read from them are named tuples, not lists."""
+"""JSON columns that are read as named tuples."""
 
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ class Checkpoint(NamedTuple):
 
     #: The last drain that they reflect; -1 where changes were not tracked.
     drain_number: int
-    #: The exact fingerprint of the `source()` that they were computed from; None if that was not one alone.
+    #: The exact fingerprint of the `source()` that they were computed from; None if not all had the same.
     fingerprint: str | None
 
 
@@ -26,10 +26,10 @@ class Drain(NamedTuple):
 
 
 class _TypedField(JSONField):
-    """Recorded as a plain JSONField in migrations, for the column is one."""
+    """A JSON column whose values have a type. Migrations record it as the plain JSONField that it is."""
 
     def typed(self, value: Any) -> Any:
-        """A value of the column, as JSON has it, in its type."""
+        """Convert a value of the column from its JSON form."""
         raise NotImplementedError
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
@@ -54,11 +54,11 @@ class CheckpointsField(_TypedField):
     """A `Checkpoint` for each phase that has succeeded."""
 
     def typed(self, value: Any) -> dict[str, Checkpoint]:
-        return {phase: Checkpoint(*each) for phase, each in value.items()}
+        return {phase: Checkpoint(*checkpoint) for phase, checkpoint in value.items()}
 
 
 class DrainsField(_TypedField):
-    """Each `Drain` that some phase has yet to process, by number."""
+    """The drains that some phase has yet to process, ordered by number."""
 
     def typed(self, value: Any) -> list[Drain]:
         return [Drain(number, _time(logged_at)) for number, logged_at in value]
@@ -75,6 +75,6 @@ def _time(value: str | datetime) -> datetime:
 
 
 def _plain(drains: Any) -> Any:
-    if not isinstance(drains, list):  # an expression
+    if not isinstance(drains, list):  # an expression, in a query
         return drains
     return [[number, logged_at.isoformat()] for number, logged_at in drains]

@@ -1,4 +1,4 @@
-"""The values that settings, options, forms and the command accept: each range is written here once."""
+"""The ranges of values that settings, options, forms and the command accept."""
 
 from dataclasses import dataclass
 from datetime import timedelta

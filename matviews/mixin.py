@@ -15,42 +15,44 @@ __all__ = ["MaterializedView"]
 
 
 class MaterializedView(ViewMarker):
-    """Mixin that makes a concrete Django model a view, in either order of the bases.
+    """Mixin that makes a concrete Django model a view. The bases may stand in either order.
 
-    The model defines the class method `source`, which returns a queryset of columns that name fields
-    of the view (`.values(...).annotate(...)`); all that follows is derived from it then, but for
-    hooks that the model defines itself. Or it defines, as class methods, the hooks `needs_insert`, `do_insert`, `needs_update`,
-    `do_update`, `needs_delete` and `do_delete`, or those of the phases in `MatviewMeta.phases`.
+    Either the model defines the class method `source`, which returns a queryset whose columns are
+    named like fields of the view (`.values(...).annotate(...)`). All hooks that the model does not
+    define are derived from it.
 
-    `needs_*` may declare `shard`. It returns whether work is waiting, as a bool, or as an int that
-    estimates the rows and feeds progress.
+    Or the model defines the hooks `needs_insert`, `do_insert`, `needs_update`, `do_update`,
+    `needs_delete` and `do_delete` as class methods, or those of the phases in `MatviewMeta.phases`.
 
-    `do_*` writes at most one batch and returns the rows written. It may declare any of
+    `needs_*` returns whether there is work: a bool, or an int that estimates the rows, for
+    progress. It may declare `shard`.
 
-    * `limit`: at most this many rows; the hook is called until `needs_*` is false;
-    * `cursor`: the cursor of the `Batch` that the last call returned, None at the start; the hook
+    `do_*` writes at most one batch and returns the number of rows written. It may declare
+
+    * `limit`: the largest number of rows to write; the hook is called until `needs_*` is false;
+    * `cursor`: the cursor of the `Batch` that the last call returned, None at first; the hook
       returns a `Batch` and is called until its cursor is None;
-    * `shard`: the `Shard` of the keys to work on.
+    * `shard`: the `Shard` whose keys it processes.
 
-    One that declares neither `limit` nor `cursor` does the whole phase and is called once.
+    A hook that declares neither `limit` nor `cursor` does the whole phase and is called once.
     """
 
     @classmethod
     def refresh(cls, phases: Iterable[Phase | str] | None = None) -> "Refresh":
-        """Ask for a refresh, as `matviews.refresh` does for a label."""
+        """Request a refresh: `matviews.refresh` for this view."""
         return api.refresh(cls, phases=phases)
 
     @classmethod
     def is_fresh(cls, phases: Iterable[Phase | str] | None = None) -> bool:
-        """Tell whether no phase has work, as `matviews.is_fresh` does for a label."""
+        """Whether no phase has pending work: `matviews.is_fresh` for this view."""
         return api.is_fresh(cls, phases=phases)
 
     @classmethod
     def mark_dirty(cls, keys: Iterable[Any] | None = None) -> list[Any]:
-        """Have the next refresh look at rows again, as `matviews.mark_dirty` does for a label."""
+        """Have the next refresh compare rows again: `matviews.mark_dirty` for this view."""
         return api.mark_dirty(cls, keys)
 
     @classmethod
     def verify(cls, *, repair: bool = False, sample: int | None = None) -> "Verification":
-        """Hold the view against its `source()`, as `matviews.verify` does for a label."""
+        """Compare the view with its `source()`: `matviews.verify` for this view."""
         return api.verify(cls, repair=repair, sample=sample)

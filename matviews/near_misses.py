@@ -1,4 +1,4 @@
-"""Names in a view's class that are nearly those that are read, and classes that are nearly views."""
+"""Probable typos: names in a view that are nearly right, classes that are nearly views."""
 
 import inspect
 from collections.abc import Iterator
@@ -10,17 +10,21 @@ from django.db.models import Field, Model
 from .contract import ViewMarker
 from .phases import Phase
 
-__all__ = ["half_views", "like_hook", "like_source", "unread_classes"]
+__all__ = ["SOURCE", "half_views", "like_hook", "like_source", "unread_classes"]
 
 SOURCE = "source"
 ALSO_SOURCE = {"queryset", "get_queryset", "query", "get_query"}
 HOOKS = [name for phase in Phase for name in (phase.needs_hook, phase.do_hook)]
-NEAR, VERY_NEAR = 0.75, 0.9
-HELPERS = ("mixin", "base", "abstract")  # what a class that is for others to inherit from is called
+NEAR, VERY_NEAR = 0.75, 0.9  # cutoffs of difflib
+HELPERS = (
+    "mixin",
+    "base",
+    "abstract",
+)  # words in the names of classes that are meant to be inherited from
 
 
 def like_source(model: type) -> str:
-    """The method that is perhaps meant to be `source`; "" if none is."""
+    """The method that was probably meant to be `source`; "" if none was."""
     names = [name for name in _methods(model) if name != SOURCE and name not in HOOKS]
     lowered = {name.lower().strip("_"): name for name in reversed(names)}
     with_it = [name for low, name in lowered.items() if SOURCE in low]
@@ -30,19 +34,22 @@ def like_source(model: type) -> str:
 
 
 def like_hook(model: type, hook: str, *, very: bool = False) -> str:
-    """The method that is perhaps meant to be a hook, which the class lacks; "" if none is.
+    """The method that was probably meant to be a missing hook; "" if none was.
 
-    `very`: nothing else says that it was meant, as its hook can be done without.
+    Args:
+        model: the view.
+        hook: the name of the hook.
+        very: whether to accept only very similar names, because the hook is optional.
     """
     lowered = {name.lower(): name for name in _methods(model) if name not in HOOKS}
     cutoff = VERY_NEAR if very else NEAR
     near = get_close_matches(hook, lowered, n=1, cutoff=cutoff)
-    # update and insert are unlike enough, but do_ and needs_ of one phase are each other's namesakes.
+    # do_update and needs_update are similar, but cannot be meant for each other.
     return next((lowered[low] for low in near if low[:2] == hook[:2]), "")
 
 
 def unread_classes(model: type, name: str) -> list[str]:
-    """Classes within a view's class that are named nearly as the one that is read."""
+    """Inner classes whose names are nearly that of the one that is read."""
     members: dict[str, object] = {}
     for cls in _own(model):
         members |= vars(cls)
@@ -51,9 +58,9 @@ def unread_classes(model: type, name: str) -> list[str]:
 
 
 def half_views() -> Iterator[type]:
-    """Classes that look like views, but are no models, and that no model inherits from.
+    """Classes that look like views but are not models, and that nothing inherits from.
 
-    A class without fields that is for others to inherit from is none of them.
+    Classes without fields that are meant to be inherited from do not count.
     """
     for cls in _subclasses(ViewMarker):
         if cls.__subclasses__() or issubclass(cls, Model):
@@ -80,7 +87,7 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 
 def _own(model: type) -> Iterator[type]:
-    """The classes that a view consists of, without Django's and ours."""
+    """The base classes of a view, without Django's and ours."""
     for cls in model.__mro__:
         if cls not in (object, Model) and not _is_mixin(cls):
             yield cls

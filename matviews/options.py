@@ -32,18 +32,19 @@ class ViewOptions:
         batch_size: rows per batch; None lets the pacer choose.
         batch_target: seconds per batch that the pacer aims at; None takes the setting.
         statement_timeout: seconds per statement of a batch; None takes the setting.
-        shards: into how many shards the keys are split, to be processed in parallel; the initial value
+        shards: into how many shards the keys are split, to be processed in parallel; the initial
+            value of the control.
+        include_in_refresh_all: whether a refresh of all views includes this one; the initial value
             of the control.
-        include_in_refresh_all: whether a refresh of all views includes this one; the initial value of
-            the control.
         freshness_target: how old the last success may be before the view counts as behind.
-        refresh_every: one interval, or one per phase; the initial value of the view's schedules, which
-            operators own from then on.
-        tracking: whether triggers log the changes of the tables that `source()` reads, where that is
-            possible; otherwise every refresh is a full one.
-        depends_on: dependencies that cannot be derived, by model or label: the names of those fields
-            whose values are the key; or a callable from a queryset of changed rows to keys; or None if a
-            change may affect any key. Required, if only as {}, for sources with raw SQL.
+        refresh_every: one interval, or one per phase; the initial value of the view's schedules,
+            which operators own from then on.
+        tracking: whether triggers log the changes of the tables that `source()` reads, where that
+            is possible; otherwise every refresh is a full one.
+        depends_on: dependencies that cannot be derived, by model or label: the names of those
+            fields whose values are the key; or a callable from a queryset of changed rows to keys;
+            or None if a change may affect any key. Required, if only as {}, for sources with raw
+            SQL.
     """
 
     phases: tuple[Phase, ...] = tuple(Phase)

@@ -1,4 +1,4 @@
-"""The three phases of a refresh, and whatever differs between them."""
+"""The three phases of a refresh, and the names that belong to each."""
 
 from django.db.models import TextChoices
 
@@ -6,7 +6,7 @@ __all__ = ["Phase"]
 
 
 class Phase(TextChoices):
-    """One of the three kinds of work that bring a view up to date, in the order they run."""
+    """The three kinds of work that bring a view up to date, in the order in which they run."""
 
     INSERT = "insert"
     UPDATE = "update"
@@ -14,7 +14,7 @@ class Phase(TextChoices):
 
     @property
     def needs_hook(self) -> str:
-        """Name of the hook that tells whether this phase has work."""
+        """Name of the hook that says whether this phase has work."""
         return f"needs_{self.value}"
 
     @property
@@ -29,5 +29,5 @@ class Phase(TextChoices):
 
     @property
     def order(self) -> int:
-        """Place of this phase within a refresh, from 0."""
+        """Position of this phase within a refresh, from 0."""
         return list(Phase).index(self)

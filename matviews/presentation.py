@@ -4,12 +4,9 @@ For the command and messages; `admin.phrases` has them in the language of the pe
 """
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from django.utils import timezone
-
-if TYPE_CHECKING:
-    from .engine import Progress, RowCount
 
 __all__ = [
     "format_duration", "format_progress", "format_rate", "format_row_count", "format_time",
@@ -18,6 +15,23 @@ __all__ = [
 
 MIN_WHOLE_RATE = 10  # rows or keys per second from which a decimal place says nothing
 MIN_WHOLE_SECONDS = 9.95  # the same for seconds
+
+
+class Counts(Protocol):
+    """What is shown of `engine.Progress`, which this layer must not import."""
+
+    @property
+    def unit(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int | None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def batches(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -31,9 +45,9 @@ def rows_in_batches(rows: int, batches: int) -> str:
     return f"{pluralize(rows, 'row')} in {pluralize(batches, 'batch')}"
 
 
-def format_row_count(count: "RowCount") -> str:
+def format_row_count(rows: int, *, exact: bool) -> str:
     """The rows of a table, marked with ~ if the database only estimates them."""
-    return f"{'' if count.exact else '~'}{count.rows:,}"
+    return f"{'' if exact else '~'}{rows:,}"
 
 
 def format_rate(rate: float, unit: str) -> str:
@@ -68,7 +82,7 @@ def format_time(when: datetime) -> str:
     return f"{local:%Y-%m-%d %H:%M:%S}"
 
 
-def format_progress(progress: "Progress") -> str:
+def format_progress(progress: Counts) -> str:
     """How much of the work is done, and how many rows it wrote."""
     by_keys = progress.unit == "key"
     written = f", {pluralize(progress.rows, 'row')} written" if by_keys else ""

@@ -1,4 +1,4 @@
-"""The project's time zone and language, for whatever decides about the rows of a view."""
+"""The project's time zone and language, for everything that decides about a view's rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ __all__ = ["project_locale"]
 
 @contextmanager
 def project_locale() -> Iterator[None]:
-    """Work in the project's time zone and language, not in those that a request has activated.
+    """Use the project's time zone and language, not those that a request activated.
 
-    Else two processes could compute different rows, or SQL, from one definition. Messages for a person
-    are made outside.
+    Otherwise two processes could compute different rows, or SQL, from one definition. Messages for
+    people are created outside.
     """
     with timezone.override(None), translation.override(settings.LANGUAGE_CODE):
         yield

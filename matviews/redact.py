@@ -1,8 +1,8 @@
 """Turning errors and values into text that may be stored, logged and shown.
 
-Databases put values of rows into their errors. What `MATVIEWS["VALUES_IN_ERRORS"]` does not allow is left
-out by building the text anew, of what is known to hold no value: never by cutting values out of the
-database's own words. Every text is bounded, whatever it was made of.
+Databases put values of rows into their errors. What `MATVIEWS["VALUES_IN_ERRORS"]` does not allow
+is left out by building a new text from parts known to hold no values, never by cutting values out
+of the database's text. The length of every text is bounded.
 """
 
 import re
@@ -27,13 +27,13 @@ __all__ = [
     "traceback_text",
 ]
 
-LONGEST_TEXT = 20_000  # characters of an error or a traceback
-LONGEST_LINE = 1_000  # characters of an error in a line of the log
-LONGEST_VALUE = 100  # characters of a value
-LONGEST_CHAIN = 20  # exceptions of which each came of the next
+MAX_TEXT_LENGTH = 20_000  # of an error or a traceback
+MAX_LINE_LENGTH = 1_000  # of an error in a log line
+MAX_VALUE_LENGTH = 100
+MAX_CHAIN_LENGTH = 20  # of exceptions, each the cause of the next
 OMITTED = "values left out, see MATVIEWS['VALUES_IN_ERRORS']"
 
-# What these say is of code, not of rows.
+# Their messages are about code, not about rows.
 OF_CODE = (
     AttributeError, FieldDoesNotExist, FieldError, ImportError, MemoryError, NameError, NotImplementedError,
     RecursionError,
@@ -58,7 +58,7 @@ MYSQL_KINDS = {
     1062: "duplicate entry", 1064: "syntax error", 1292: "incorrect value", 1366: "incorrect value",
     1411: "incorrect value", 1525: "incorrect value", 1690: "value out of range",
 }  # fmt: skip
-# The value comes before the name, so what stands at the end is the name.
+# The value precedes the name, so the text ends with the name.
 MYSQL_NAMES = (
     re.compile(r" for key '(?P<constraint>[\w$.-]+)'\Z"),
     re.compile(r" for column [`']?(?P<column>[\w$.`-]+?)[`']? at row \d+\Z"),
@@ -76,13 +76,13 @@ DUPLICATE = re.compile(r"Key \((?P<columns>[\w, \"]+)\)=\(.*\) already exists\."
 def error_text(
     error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
 ) -> str:
-    """The class of an error and what it says, as far as that may be stored.
+    """The class and message of an error, as far as they may be stored.
 
     Args:
         error: the error.
-        trusted: its words are those of the project or of this package; else only the
-            database's and our own are known to be without values.
-        key: the columns of the view's key, whose values may be told where keys may.
+        trusted: whether the message comes from the project or this package. If not, only the
+            database's own messages and ours are known to hold no values.
+        key: the columns of the view's key, whose values may be shown if keys may.
     """
     words = error_words(error, trusted=trusted, key=key)
     return bounded(f"{type(error).__name__}: {words}".strip())
@@ -91,28 +91,28 @@ def error_text(
 def traceback_text(
     error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
 ) -> str:
-    """The traceback as Python prints it, with the errors as `error_text` has them."""
+    """The traceback as Python prints it, with each error as in `error_text`."""
     return bounded("".join(_formatted(error, trusted, key)))
 
 
 def in_one_line(text: str) -> str:
-    """A text as a part of a line in a log."""
-    return " ".join(bounded(text, LONGEST_LINE).split())
+    """A text as part of a log line."""
+    return " ".join(bounded(text, MAX_LINE_LENGTH).split())
 
 
-def bounded(text: str, most: int = LONGEST_TEXT) -> str:
-    """A text that every database takes: no NUL, no half characters, at most so many characters or a few more."""
-    if len(text) > most:
-        text = f"{text[: most // 2]}\n...\n{text[-most // 2 :]}"
+def bounded(text: str, limit: int = MAX_TEXT_LENGTH) -> str:
+    """A text that every database accepts: no NUL, no lone surrogates, about `limit` characters."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}\n...\n{text[-limit // 2 :]}"
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
 
 
 class _Brief(reprlib.Repr):
-    """A `repr` that looks at no more of a value than it shows."""
+    """A `repr` that reads no more of a value than it shows."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxstring = self.maxother = self.maxlong = LONGEST_VALUE
+        self.maxstring = self.maxother = self.maxlong = MAX_VALUE_LENGTH
         self.maxlevel = 3
 
     def repr_bytes(self, value: bytes, _level: int) -> str:
@@ -126,31 +126,31 @@ class _Brief(reprlib.Repr):
 
 
 def brief(value: object) -> str:
-    """A value of any type and size in a few characters of one line; for what a message or a caller gave."""
+    """A value of any type and size in one short line, for what a message or a caller passed."""
     try:
         text = _Brief().repr(value)
     except Exception:  # noqa: BLE001 - whatever a class does in __repr__
         text = f"<{type(value).__name__}>"
-    return in_one_line(text)[: 4 * LONGEST_VALUE]
+    return in_one_line(text)[: 4 * MAX_VALUE_LENGTH]
 
 
 def error_words(
     error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
 ) -> str:
-    """What an error says, without its class; as `error_text`."""
+    """The message of an error, without its class; otherwise as `error_text`."""
     driver = _driver_error(error)
     allowed = get_settings().VALUES_IN_ERRORS
     harmless = trusted or isinstance(error, (MatviewsError, Error, *OF_CODE))
     key = key if allowed == "keys" else frozenset()
     if allowed == "all" or (driver is None and harmless):
-        return f"{_message(error)} {_said_before(error, key)}".strip()
+        return f"{_message(error)} {_reworded_values(error, key)}".strip()
     if driver is None:
         return f"({OMITTED})"
     return " ".join((_database_words(driver, key), *getattr(error, "__notes__", ())))
 
 
-def _said_before(error: BaseException, key: frozenset[str]) -> str:
-    """What is allowed of the values in the words of the database that were put into others."""
+def _reworded_values(error: BaseException, key: frozenset[str]) -> str:
+    """The allowed values from a database message that was reworded."""
     cause: Any = error.__cause__
     if not (isinstance(error, Error) and _is_of_driver(cause)) or error.args == cause.args:
         return ""
@@ -166,7 +166,7 @@ def _message(error: BaseException) -> str:
 
 
 def _driver_error(error: BaseException) -> Any:
-    """The driver's error if the words of this one are the database's, and not those of who raised it anew."""
+    """The driver's error, if the message is the database's and was not reworded."""
     if _is_of_driver(error):
         return error
     cause = error.__cause__
@@ -188,7 +188,7 @@ def _database_words(error: Any, key: frozenset[str]) -> str:
 
 def _postgres_words(error: Any, key: frozenset[str]) -> str:
     state = error.diag.sqlstate
-    if state is None:  # the client's own: a connection that is lost, a value that it cannot convert
+    if state is None:  # raised by the client: a lost connection, a value it cannot convert
         of_connection = type(error).__name__ in ("OperationalError", "InterfaceError")
         return _message(error) if of_connection else f"({OMITTED})"
     by_routine = raised_by_routine(error)
@@ -197,12 +197,12 @@ def _postgres_words(error: Any, key: frozenset[str]) -> str:
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
     named = {} if by_routine else POSTGRES_NAMES
     names = {what: getattr(error.diag, attribute) for what, attribute in named.items()}
-    text = _composed(f"{kind} (SQLSTATE {state})", names)
-    return f"{text}: {told}" if (told := _duplicate_key(error, key)) else f"{text} ({OMITTED})"
+    text = _with_names(f"{kind} (SQLSTATE {state})", names)
+    return f"{text}: {detail}" if (detail := _duplicate_key(error, key)) else f"{text} ({OMITTED})"
 
 
 def _duplicate_key(error: Any, key: frozenset[str]) -> str:
-    """What PostgreSQL says of a duplicate key, if that is of the columns of `key` alone."""
+    """PostgreSQL's detail about a duplicate key, if it is about columns of `key` only."""
     state = error.diag.sqlstate if hasattr(error, "diag") else None
     if state != "23505" or raised_by_routine(error):
         return ""
@@ -212,7 +212,7 @@ def _duplicate_key(error: Any, key: frozenset[str]) -> str:
 
 
 def raised_by_routine(error: Any) -> bool:
-    """Whether a routine of the project raised it on PostgreSQL, and so filled in what it likes."""
+    """Whether a routine of the project raised it on PostgreSQL, with a message of its own."""
     return (error.diag.source_file or "").startswith("pl")
 
 
@@ -225,7 +225,7 @@ def _mysql_words(error: Any) -> str:
         return f"({number}) {message}"
     found = [match.groupdict() for pattern in MYSQL_NAMES if (match := pattern.search(message))]
     kind = f"{MYSQL_KINDS.get(number, 'error')} ({number})"
-    return f"{_composed(kind, found[0] if found else {})} ({OMITTED})"
+    return f"{_with_names(kind, found[0] if found else {})} ({OMITTED})"
 
 
 def _sqlite_words(error: Any) -> str:
@@ -234,28 +234,28 @@ def _sqlite_words(error: Any) -> str:
     return message if safe or SQLITE_NAMES.fullmatch(message) else f"({OMITTED})"
 
 
-def _composed(text: str, names: dict[str, str | None]) -> str:
+def _with_names(text: str, names: dict[str, str | None]) -> str:
     return ", ".join((text, *(f"{what} {name}" for what, name in names.items() if name)))
 
 
 def _formatted(error: BaseException, trusted: bool, key: frozenset[str]) -> Iterator[str]:
-    """The lines of a traceback, of the exception that came first and those that came of it."""
+    """The lines of a traceback, the first exception first."""
     for place, each in enumerate(reversed(list(_chain(error)))):
         if place:
-            yield "\nDuring its handling, or because of it:\n\n"
+            yield "\nDuring the handling of this exception, or because of it:\n\n"
         if each.__traceback__:
-            yield "Traceback (most recent call last):\n"
+            yield "Traceback (limit recent call last):\n"
             yield from traceback.format_tb(each.__traceback__)
         yield f"{error_text(each, trusted=trusted, key=key)}\n"
         if isinstance(each, BaseExceptionGroup):
-            for member in each.exceptions[:LONGEST_CHAIN]:
+            for member in each.exceptions[:MAX_CHAIN_LENGTH]:
                 yield f"{error_text(member, trusted=trusted, key=key)}\n"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and so on."""
+    """An exception, its cause, the cause's cause and so on."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen and len(seen) < LONGEST_CHAIN:
+    while error is not None and id(error) not in seen and len(seen) < MAX_CHAIN_LENGTH:
         seen.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -1,4 +1,4 @@
-"""The registry of views: label to definition. Defining a model fills it."""
+"""The registry of views, from label to definition. Defining a model registers it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +17,11 @@ from .redact import brief
 __all__ = ["Registry", "registry"]
 
 
-LONGEST_LABEL = 255  # characters
+MAX_LABEL_LENGTH = 255  # characters
 
 
 class Registry:
-    """The views that the code defines, by label, in the order of their definition."""
+    """The views that the code defines, by label, in order of definition."""
 
     def __init__(self) -> None:
         self._views: dict[str, ViewDefinition] = {}
@@ -35,7 +35,8 @@ class Registry:
     def register(self, model: type[Model]) -> ViewDefinition:
         """Add a view. Models are added when they are defined; tests may add others.
 
-        A class defined again under its label, as on a reload, replaces the earlier one.
+        A class that is defined again under the same label, as on a reload, replaces the earlier
+        one.
 
         Raises:
             InvalidView: the class is abstract or not a model with the mixin.
@@ -46,13 +47,13 @@ class Registry:
             raise InvalidView(f"{model._meta.label} is abstract: only concrete models are views.")
         try:
             definition = define(model)
-        except Exception as error:  # noqa: BLE001 - a class may be of any make, and its module is imported
+        except Exception as error:  # noqa: BLE001 - inspecting a class may raise anything, and must not break its import
             definition = unreadable(model, error)
         self._views[model._meta.label] = definition
         return definition
 
     def unregister(self, label: str) -> None:
-        """Take a view out again.
+        """Remove a view.
 
         Raises:
             UnknownView: no view has this label.
@@ -61,7 +62,7 @@ class Registry:
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """A context after which the registry is as it was before, for tests."""
+        """Restore the registry at the end of the context, for tests."""
         views = dict(self._views)
         try:
             yield
@@ -69,16 +70,16 @@ class Registry:
             self._views = views
 
     def find(self, view: str | type) -> ViewDefinition:
-        """The definition of a view, by class, label, or bare model name where that is unique.
+        """The definition of a view, by class, label, or model name if that is unique.
 
         Raises:
-            UnknownView: there is none, or more than one; near matches are named.
+            UnknownView: there is none, or more than one. The error names similar labels.
         """
         if isinstance(view, type):
             return self._find_class(view)
         if isinstance(view, str) and view in self._views:
             return self._views[view]
-        lowered = view[:LONGEST_LABEL].lower() if isinstance(view, str) else ""
+        lowered = view[:MAX_LABEL_LENGTH].lower() if isinstance(view, str) else ""
         matches = [
             label
             for label in self._views
@@ -88,18 +89,18 @@ class Registry:
             return self._views[matches[0]]
         if matches:
             raise UnknownView(
-                f"{brief(view)} is the name of more than one view: say which of {', '.join(matches)}."
+                f"{brief(view)} is the name of more than one view: use one of {', '.join(matches)}."
             )
         if isinstance(view, str) and (model := _model_named(lowered)):
-            raise UnknownView(f"{model._meta.label} is a model, but no view. {self._listed()}")
+            raise UnknownView(f"{model._meta.label} is a model, but not a view. {self._listed()}")
         near = self._near(lowered)
         raise UnknownView(f"There is no view {brief(view)}. {near}")
 
     def usable(self, view: str | type) -> ViewDefinition:
-        """The definition of a view that can be refreshed.
+        """The definition of a view, if it can be refreshed.
 
         Raises:
-            UnknownView: as `find`.
+            UnknownView: as in `find`.
             InvalidView: the definition has errors.
         """
         definition = self.find(view)
@@ -115,7 +116,7 @@ class Registry:
         concrete = getattr(meta, "concrete_model", None)
         if concrete is not None and concrete is not model and concrete._meta.label in self._views:
             raise UnknownView(
-                f"{model.__name__} is a proxy of the view {concrete._meta.label}: refresh that."
+                f"{model.__name__} is a proxy of the view {concrete._meta.label}: refresh that view instead."
             )
         raise UnknownView(f"{model.__name__} is not a view.")
 
@@ -135,7 +136,7 @@ registry = Registry()
 
 
 def _model_named(lowered: str) -> type[Model] | None:
-    """The model that a name or label means, in whatever case; None if there is not just one."""
+    """The only model with a name or label, ignoring case; None if there are none or several."""
     found = [
         model
         for model in apps.get_models()
@@ -145,7 +146,7 @@ def _model_named(lowered: str) -> type[Model] | None:
 
 
 def _register_prepared(sender: type[Model], **_kwargs: Any) -> None:
-    """Register concrete views of the running project; models of migrations are not views."""
+    """Register the project's concrete views. Models of migrations are not views."""
     if not issubclass(sender, ViewMarker) or sender._meta.apps is not apps:
         return
     concrete = sender._meta.concrete_model

@@ -1,21 +1,21 @@
-"""Signals, each sent after the commit that it tells of.
+"""Signals, each sent after the commit that it reports.
 
 A process that is killed between the commit and the signal never sends it: use signals for metrics
 and wake-ups, and the bookkeeping tables for what must not be missed.
 
 refresh_requested
     A refresh was requested. `sender`: the view's class. `refresh`: the `Refresh`; if `requests` is
-    more than 1, the request has joined one that had not begun. Sent inside the caller's transaction
-    when there is one.
+    more than 1, the request has joined a refresh that had not begun. Sent inside the caller's
+    transaction if there is one.
 batch_finished
-    A batch committed, or failed and was rolled back. `sender`: the view's class, None when the code
-    no longer has it. `report`: the `matviews.engine.BatchReport`.
+    A batch committed, or failed and was rolled back. `sender`: the view's class, None if the code
+    no longer defines it. `report`: the `matviews.engine.BatchReport`.
 refresh_finished
     A refresh ended. `sender`: as above. `refresh`: the `Refresh`, with state and error. Sent once for
-    all requests that joined it, and for the refreshes that were merged into it before it began
-    (`refresh.merged`), which end with it.
+    all requests that joined it. The refreshes that were merged into it before it began
+    (`refresh.merged`) end with it and send no signal of their own.
 message_refused
-    A batch message was a duplicate, came too late or met a running batch; nothing was touched.
+    A batch message was a duplicate, came too late or met a running batch; it changed nothing.
     `sender`: None. `message`: the `matviews.engine.Message`. `outcome`: the
     `matviews.engine.Outcome`.
 """

@@ -1,7 +1,7 @@
-"""For a project's own tests: views are brought up to date at once, without worker, broker or commit.
+"""For a project's own tests: refreshing views at once, without worker, broker or commit.
 
-A `TestCase`, and pytest-django's `django_db`, never commit, so what `View.refresh()` does after the commit
-does not happen there.
+`TestCase` and pytest-django's `django_db` never commit, so what `View.refresh()` does after the
+commit never happens there.
 """
 
 from collections.abc import Sequence
@@ -17,25 +17,26 @@ __all__ = ["refresh_views"]
 
 
 def refresh_views(*views: str | type) -> list[Refresh]:
-    """Bring views up to date here and now, a view after those that it reads.
+    """Refresh views here and now, each after those that it reads.
 
-    Inside the transaction of a test it sees what that has written, and is rolled back with it.
+    Inside the transaction of a test, this sees what the test has written and is rolled back with
+    it.
 
     Args:
-        views: classes or labels; without any, every view that a refresh of all includes.
+        views: classes or labels; by default, every view that a refresh of all includes.
 
     Returns:
-        Their refreshes, in the order in which they were done.
+        Their refreshes, in the order in which they ran.
 
     Raises:
-        RefreshFailed: one failed, or is paused; those after it were not begun.
+        RefreshFailed: one failed or is paused; those after it were not started.
         UnknownView, InvalidView, ViewDisabled: nothing was done.
         InvalidRequest: called within `transaction.atomic()` that is not the test case's own.
     """
     named = [registry.usable(view).label for view in views]
     engine.check_no_transaction("refresh_views()")
-    engine.sync_controls()  # a test that flushed the tables has flushed these
-    engine.drop_forgotten_stages()
+    engine.sync_controls()  # a test that flushed the tables has deleted the controls
+    engine.drop_orphaned_stages()
     labels = engine.in_order(named) if named else engine.views_to_refresh()
     return [_refreshed(label) for label in labels]
 

@@ -47,7 +47,8 @@ def largest_cycle(graph: dict[str, set[str]]) -> int:
     """The number of modules in the largest group that import each other, directly or not."""
 
     def reached(start: str) -> set[str]:
-        seen, waiting = set(), [start]
+        seen: set[str] = set()
+        waiting = [start]
         while waiting:
             for following in graph[waiting.pop()] - seen:
                 seen.add(following)

@@ -1,8 +1,8 @@
-"""The Celery tasks, imported as `matviews.tasks`. This is the only room that knows Celery.
+"""The Celery tasks, imported as `matviews.tasks`. Only this package knows Celery.
 
-A message is only a hint: losing it costs time (`matviews.maintain` sends it again), and receiving it twice costs
-nothing (the token lets one through). So the tasks keep Celery's default of early acknowledgement and
-use no retry and no result, and no `eta` but to spread the starts of schedules.
+A message is only a hint: a lost one costs time (`matviews.maintain` re-sends it), a duplicate costs
+nothing (the token admits one). So the tasks keep Celery's default of early acknowledgement, use
+neither retries nor results, and `eta` only to spread the starts of schedules.
 """
 
 import logging
@@ -41,12 +41,12 @@ logger = logging.getLogger(__name__)
 
 
 def _not_after_a_timeout(error: Exception, _wait: float) -> None:
-    """Kept from a second try: a broker that hangs would keep a person waiting for that too."""
-    if type(error).__name__ == "TimeoutError":  # Python's, redis-py's
+    """Prevent the second try if the broker hangs: a person may be waiting."""
+    if type(error).__name__ == "TimeoutError":  # Python's or redis-py's
         raise error
 
 
-# One quick second try: a connection from the pool may be stale.
+# One immediate second try, because a pooled connection may be stale.
 RETRY_POLICY = {
     "max_retries": 1,
     "interval_start": 0,
@@ -58,13 +58,13 @@ RETRY_POLICY = {
 
 @shared_task(name="matviews.refresh", ignore_result=True, serializer="json")
 def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> None:
-    """Ask for a refresh of a view on a schedule.
+    """Request a refresh of a view on a schedule.
 
     Args:
         view: its label.
         phases: all by default.
-        jitter: seconds over which the starts of views are spread. Each has its fixed place in
-            them, so the time between two starts of one view stays as long as its interval.
+        jitter: seconds over which the starts of views are spread. Each view has a fixed place in
+            them, so its interval stays the same.
     """
     if expiry.is_expired(refresh.request):
         return
@@ -73,9 +73,9 @@ def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> No
         if _sent_later(view, phases, jitter):
             return
         asked = engine.request(view, phases=phases, origin=Origin.SCHEDULE)
-    except ViewDisabled as error:  # as the operator wants it, however often the schedule asks
+    except ViewDisabled as error:  # an operator decided this
         logger.info("refresh refused view=%s reason=%s", brief(view), error)
-    except MatviewsError as error:  # an old message, or the code has changed: reconcile ends it
+    except MatviewsError as error:  # an old message, or the code has changed; reconcile will fix it
         logger.warning(
             "refresh refused view=%s phases=%s reason=%s",
             brief(view), brief(phases), in_one_line(str(error)),
@@ -86,14 +86,15 @@ def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> No
 
 
 def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
-    """Send the task to itself with a time by the database's clock, if it is to wait.
+    """Send the task again with an `eta` by the database's clock, if it has to wait.
 
-    A worker keeps such a message in its memory, unacknowledged: if it dies, the broker may deliver
-    the message again, late, or never. Neither harms: requests merge, and the next tick asks again.
+    A worker keeps such a message in memory, unacknowledged. If it dies, the broker may deliver the
+    message again, late or never. That is harmless: requests merge, and the next tick requests
+    again.
     """
     number = isinstance(jitter, (int, float)) and not isinstance(jitter, bool)
     if not (number and 0 <= jitter <= LONGEST_JITTER):
-        logger.error("jitter is nonsense view=%s jitter=%s", view, brief(jitter))
+        logger.error("jitter is invalid view=%s jitter=%s", view, brief(jitter))
         return False
     if jitter == 0 or current_app.conf.task_always_eager:
         return False
@@ -105,7 +106,7 @@ def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
             queue=get_settings().CELERY_QUEUE,
             retry_policy=RETRY_POLICY,
         )
-    except Exception:  # each broker has errors of its own
+    except Exception:  # every broker raises its own errors
         logger.warning("refresh not spread view=%s", view, exc_info=True)
         return False
     return True
@@ -113,33 +114,33 @@ def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
 
 @shared_task(name="matviews.insert_batch", ignore_result=True, serializer="json")
 def insert_batch(shard_id: int, token: int) -> None:
-    """Do one batch of the insert phase in a shard, if `token` is still its token."""
+    """Run a batch of the insert phase in a shard, if `token` is still its token."""
     _run_batch(Phase.INSERT, shard_id, token)
 
 
 @shared_task(name="matviews.update_batch", ignore_result=True, serializer="json")
 def update_batch(shard_id: int, token: int) -> None:
-    """Do one batch of the update phase in a shard, if `token` is still its token."""
+    """Run a batch of the update phase in a shard, if `token` is still its token."""
     _run_batch(Phase.UPDATE, shard_id, token)
 
 
 @shared_task(name="matviews.delete_batch", ignore_result=True, serializer="json")
 def delete_batch(shard_id: int, token: int) -> None:
-    """Do one batch of the delete phase in a shard, if `token` is still its token."""
+    """Run a batch of the delete phase in a shard, if `token` is still its token."""
     _run_batch(Phase.DELETE, shard_id, token)
 
 
 @shared_task(name="matviews.maintain", ignore_result=True, serializer="json")
 def maintain() -> None:
-    """Send again what was lost, and keep house: schedules, shards, stages, history, logs. To be run every minute."""
+    """Re-send lost messages, then do the housekeeping. Runs every minute."""
     if expiry.is_expired(maintain.request):
         return
     messages = engine.rescue()
     if not send(messages):
-        engine.forget_resends(messages)
-    elif messages and (views := engine.untaken(messages)):
+        engine.clear_resends(messages)
+    elif messages and (views := engine.unclaimed_views(messages)):
         logger.warning(
-            "no worker has taken a message that was sent again: see that one runs, and listens to %s views=%s",
+            "no worker has taken a re-sent message: check that one runs and listens to %s views=%s",
             queues_in_words(*BATCHES), ",".join(views),
         )  # fmt: skip
     chores = (
@@ -151,7 +152,7 @@ def maintain() -> None:
         _attempt(work)
     now = engine.now()
     with engine.short_transaction():
-        # Not update_or_create: on SQLite a transaction that begins with a read cannot always write.
+        # Not update_or_create: on SQLite a transaction that has read cannot always write.
         if not Heartbeat.objects.update(ran_at=now):
             Heartbeat.objects.bulk_create([Heartbeat(pk=1, ran_at=now)], ignore_conflicts=True)
 
@@ -161,7 +162,7 @@ def _attempt(work: Callable[[], object]) -> None:
         work()
     except Exception as error:  # noqa: BLE001 - the next run tries again
         trace = traceback_text(error, trusted=False)
-        logger.error("maintenance could not %s\n%s", work.__name__, trace)  # noqa: TRY400 - it may hold values of rows
+        logger.error("maintenance could not %s\n%s", work.__name__, trace)  # noqa: TRY400 - a traceback may hold values of rows
 
 
 _BATCH_TASKS = {
@@ -174,11 +175,11 @@ _BATCH_TASKS = {
 def _run_batch(phase: Phase, shard_id: Any, token: Any) -> None:
     if not (_is_number(shard_id) and _is_number(token)):
         logger.error(
-            "message is nonsense shard=%s token=%s phase=%s", brief(shard_id), brief(token), phase
+            "message is invalid shard=%s token=%s phase=%s", brief(shard_id), brief(token), phase
         )
         return
     report = engine.run_batch(Message(phase, shard_id, token))
-    if report.outcome.recorded:  # else others look after the shard, or `maintain` will
+    if report.outcome.recorded:  # otherwise others take care of the shard, or `maintain` will
         _send_due([engine.close_finished(shard_id)])
 
 
@@ -189,22 +190,22 @@ def _is_number(value: Any) -> bool:
 def dispatch_on_commit(view_id: int) -> None:
     """`dispatch` after the current transaction commits, at once if there is none."""
 
-    def send_due() -> None:  # Django logs a callback that fails by its name, which a partial lacks
+    def send_due() -> None:  # Django logs a failing callback by its name; a partial has none
         dispatch(view_id)
 
     transaction.on_commit(send_due, using=engine.alias(), robust=True)
 
 
 def dispatch(view_id: int) -> bool:
-    """Send what is due in a view's shards; True unless the broker would not take it."""
+    """Send the messages that are due in a view's shards; False if the broker refused one."""
     return _send_due(engine.close_finished_in_view(view_id))
 
 
 def dispatch_all(view_ids: Iterable[int]) -> bool:
-    """`dispatch` for several views, up to the first message that the broker would not take.
+    """`dispatch` for several views, up to the first message that the broker refuses.
 
     Returns:
-        True unless the broker would not take a message; `matviews.maintain` sends the rest.
+        False if it refused one; `matviews.maintain` sends the rest.
     """
     return all(map(dispatch, view_ids))
 
@@ -214,12 +215,13 @@ def _send_due(settled: Iterable[NextStep]) -> bool:
 
 
 def send(messages: Iterable[Message]) -> bool:
-    """Send batch messages; with eager tasks, work them off here and now.
+    """Send batch messages; if tasks are eager, run their batches here and now.
 
-    A broker that is down is no error: the work is recorded, and `matviews.maintain` sends it later.
+    A broker that is down is not an error: the work is recorded, and `matviews.maintain` sends it
+    later.
 
     Returns:
-        True unless the broker would not take a message.
+        False if the broker refused a message.
     """
     messages = list(messages)
     if current_app.conf.task_always_eager:
@@ -232,10 +234,10 @@ def send(messages: Iterable[Message]) -> bool:
                 queue=get_settings().CELERY_QUEUE,
                 retry_policy=RETRY_POLICY,
             )
-        except Exception as error:  # each broker has errors of its own
+        except Exception as error:  # every broker raises its own errors
             broker_errors.note(error)
             logger.warning(
-                "message not sent, recorded: matviews.maintain sends it when the broker is back "
+                "message not sent; matviews.maintain will send it when the broker is back "
                 "shard=%s token=%s phase=%s",
                 message.shard_id, message.token, message.phase, exc_info=True,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a broker, or what looks for one, has said, for a person."""
+"""Errors of the broker, or of connecting to it, in a form that a person may see."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """The errors of whatever is sent within, in words: to send is no error where it fails."""
+    """Collect the errors of messages that cannot be sent in this context: sending never raises."""
     errors: list[str] = []
     token = _heard.set(errors)
     try:
@@ -24,14 +24,14 @@ def heard() -> Iterator[list[str]]:
 
 
 def note(error: Exception) -> None:
-    """Keep an error for whoever is listening."""
+    """Add an error to the list of the current `heard()`, if there is one."""
     errors = _heard.get()
     if errors is not None:
         errors.append(in_words(error))
 
 
 def in_words(error: Exception) -> str:
-    """An error in a line, without the password that a URL in it may have."""
+    """An error in one line, without the password of a URL in it."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     line = re.sub(r"//\S*@", "//***@", text.strip().partition("\n")[0])[:MAX_LENGTH]
     return line.rstrip(".") or type(error).__name__

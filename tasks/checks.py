@@ -1,4 +1,4 @@
-"""System checks of the Celery app that would run the tasks, and of what beat sends."""
+"""System checks of the Celery app, its broker and the maintenance task."""
 
 from typing import Any
 
@@ -29,13 +29,13 @@ TIMEOUTS = ("socket_timeout", "socket_connect_timeout")
 
 @register()
 def check_accepts_json(**_kwargs: Any) -> list[CheckMessage]:
-    """E011: workers would refuse the messages of this package, which are JSON."""
+    """E011: workers would reject our messages, which are JSON."""
     accepted = {str(name) for name in current_app.conf.accept_content or ()}
     if accepted & JSON_NAMES:
         return []
     return [
         Error(
-            f"Celery's accept_content is {sorted(accepted)}: workers would refuse the messages of "
+            f"Celery's accept_content is {sorted(accepted)}: workers would reject the messages of "
             f"matviews, which are JSON.",
             hint="Add 'json' to accept_content (CELERY_ACCEPT_CONTENT).",
             id="matviews.E011",
@@ -45,13 +45,13 @@ def check_accepts_json(**_kwargs: Any) -> list[CheckMessage]:
 
 @register(deploy=True)
 def check_not_eager(**_kwargs: Any) -> list[CheckMessage]:
-    """E012: tasks would run inside the request that asked for them."""
+    """E012: tasks would run inside the web request that sends them."""
     if not current_app.conf.task_always_eager:
         return []
     return [
         Error(
-            "Celery's task_always_eager is on: a refresh would run to its end inside the web "
-            "request that asks for it.",
+            "Celery's task_always_eager is on: a refresh would run inside the web request "
+            "that asks for it, until it is done.",
             hint="Turn task_always_eager off in production and start a worker.",
             id="matviews.E012",
         )
@@ -60,14 +60,14 @@ def check_not_eager(**_kwargs: Any) -> list[CheckMessage]:
 
 @register()
 def check_one_database(**_kwargs: Any) -> list[CheckMessage]:
-    """E014: the tables of django-celery-beat are in another database than the schedules."""
+    """E014: django-celery-beat and the schedules are in different databases."""
     ours, theirs = engine.alias(), router.db_for_write(PeriodicTask)
     if ours == theirs:
         return []
     return [
         Error(
             f"django_celery_beat is in the database {theirs!r}, the schedules of matviews in "
-            f"{ours!r}: they point at its crontabs, and are written to it in one transaction.",
+            f"{ours!r}: they refer to its crontabs, and are copied to it in one transaction.",
             hint=f"Route the app django_celery_beat to {ours!r}, or matviews to {theirs!r}.",
             id="matviews.E014",
         )
@@ -76,7 +76,7 @@ def check_one_database(**_kwargs: Any) -> list[CheckMessage]:
 
 @register(deploy=True)
 def check_beat_scheduler(**_kwargs: Any) -> list[CheckMessage]:
-    """W005: beat would not read the schedules, unless it is told to on its command line."""
+    """W005: beat would not read the schedules, unless its command line names the scheduler."""
     scheduler = str(current_app.conf.beat_scheduler)
     if "DatabaseScheduler" in scheduler:
         return []
@@ -93,7 +93,7 @@ def check_beat_scheduler(**_kwargs: Any) -> list[CheckMessage]:
 
 @register()
 def check_broker_timeouts(**_kwargs: Any) -> list[CheckMessage]:
-    """W002: a Redis that accepts connections but never answers would block whoever publishes."""
+    """W002: a Redis that accepts connections but never answers would block publishers."""
     urls = current_app.conf.broker_write_url or current_app.conf.broker_url or ""
     url = urls if isinstance(urls, str) else next(iter(urls), "")
     options = current_app.conf.broker_transport_options or {}
@@ -102,8 +102,8 @@ def check_broker_timeouts(**_kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Warning(
-            f"Celery's broker_transport_options lack {' and '.join(missing)}: a Redis that hangs "
-            f"would block every request that asks for a refresh for a minute.",
+            f"Celery's broker_transport_options do not set {' and '.join(missing)}: if Redis hangs, every "
+            f"web request that asks for a refresh blocks for a minute.",
             hint="Set both to 2 (seconds) in CELERY_BROKER_TRANSPORT_OPTIONS.",
             id="matviews.W002",
         )
@@ -112,7 +112,7 @@ def check_broker_timeouts(**_kwargs: Any) -> list[CheckMessage]:
 
 @register()
 def check_celery_app(**_kwargs: Any) -> list[CheckMessage]:
-    """W028: this process has no Celery app of the project's, or one without a broker."""
+    """W028: this process does not use the project's Celery app, or the app has no broker."""
     if current_app.conf.task_always_eager or _broker_urls():
         return []
     if (
@@ -139,12 +139,12 @@ def check_celery_app(**_kwargs: Any) -> list[CheckMessage]:
 
 @register()
 def check_broker_urls(**_kwargs: Any) -> list[CheckMessage]:
-    """E024: a broker's URL that Celery can make nothing of."""
+    """E024: a broker URL that Celery cannot read."""
     if current_app.conf.task_always_eager:
         return []
     return [
         Error(
-            f"Celery can make nothing of its broker's URL: {fault}.",
+            f"Celery cannot read its broker URL: {fault}.",
             hint="Correct CELERY_BROKER_URL; it looks like redis://127.0.0.1:6379/0.",
             id="matviews.E024",
         )
@@ -160,7 +160,7 @@ def _broker_urls() -> list[str]:
 
 
 def _fault_of_url(url: str) -> str:
-    """Why no connection can be made of a URL, without what may be secret in it; "" if one can."""
+    """Why Celery cannot read a URL, without the secrets in it; "" if it can."""
     if "://" not in url and not current_app.conf.broker_transport:
         return "it does not begin with the name of a transport and ://"
     try:
@@ -172,12 +172,14 @@ def _fault_of_url(url: str) -> str:
 
 @register(Tags.database)
 def check_maintenance(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """W003: `matviews.maintain` does not run, so nobody sends lost messages again."""
+    """W003: the maintenance task does not run, so lost messages are not re-sent."""
     if engine.alias() not in (databases or ()):
         return []
     try:
-        with transaction.atomic(using=engine.alias()):  # a failure must not break one around it
+        with transaction.atomic(
+            using=engine.alias()
+        ):  # a failure must not break an outer transaction
             problem = timetable.maintenance_problem()
-    except DatabaseError:  # the check runs before `migrate` has made or changed the tables, too
+    except DatabaseError:  # not migrated yet
         return []
     return [Warning(problem, id="matviews.W003")] if problem else []

@@ -1,7 +1,8 @@
-"""When a message of beat is too old to be followed.
+"""When a message of beat is too old to be obeyed.
 
-Celery's own `expires` compares the clock of beat with that of the worker: one that is ahead would revoke
-each message. So beat's messages say how long they are good for, and when they were sent by the database's clock.
+Celery's own `expires` compares the clock of beat with that of the worker; a worker whose clock is
+ahead would revoke every message. So the messages carry how long they are valid, and the database's
+time of sending.
 """
 
 import json
@@ -20,12 +21,12 @@ GOOD_FOR, SENT_AT = "matviews_good_for", "matviews_sent_at"  # seconds, and seco
 
 
 def headers_for(seconds: int) -> str:
-    """The headers of a periodic task whose messages are good for so long."""
+    """The headers of a periodic task whose messages are valid for so many seconds."""
     return json.dumps({GOOD_FOR: seconds})
 
 
 def connect() -> None:
-    """Have the messages that this process sends say when."""
+    """Add the database's time to messages that this process sends."""
     signals.before_task_publish.connect(_note_time, dispatch_uid="matviews.expiry")
 
 
@@ -34,12 +35,12 @@ def _note_time(*, headers: Any = None, **_kwargs: Any) -> None:
         return
     try:
         headers[SENT_AT] = engine.timestamp()
-    except Exception:  # the message is good for ever then
+    except Exception:  # then the message never expires
         logger.warning("the database's clock cannot be read", exc_info=True)
 
 
 def is_expired(request: Any) -> bool:
-    """Whether the message of a task is too old, by the database's clock. One that does not say is not."""
+    """Whether a message is too old by the database's clock; never without the headers."""
     good_for, sent_at = request.get(GOOD_FOR), request.get(SENT_AT)
     known = all(type(each) in (int, float) for each in (good_for, sent_at))
     if not known or engine.timestamp() <= sent_at + good_for:

@@ -1,4 +1,4 @@
-"""The same batches, run to the end in this process: for eager tasks and for the command."""
+"""Running batches in this process to the end: for eager tasks, the command and tests."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,13 +9,13 @@ from ..models import Refresh
 
 __all__ = ["drain", "run_to_end"]
 
-MIN_WAIT, MAX_WAIT = 0.02, 0.5  # seconds between looks at a view that others work on
+MIN_WAIT, MAX_WAIT = 0.02, 0.5  # seconds between checks of a view that others work on
 
 
 def drain(shard_ids: Iterable[int]) -> None:
-    """Run batch after batch until nothing is due in the shards, or somebody else is at work.
+    """Run batches until nothing is due in the shards, or another process works in them.
 
-    A loop and not a task that sends the next: with eager tasks that would be a recursion.
+    This is a loop because an eager task that sends the next one would be a recursion.
     """
     waiting = list(shard_ids)
     while waiting:
@@ -23,10 +23,10 @@ def drain(shard_ids: Iterable[int]) -> None:
 
 
 def _drain(shard_id: int) -> Iterator[int]:
-    """Drain a shard; the others in which something is due after that."""
+    """Run the batches of one shard; yield the other shards in which that made work due."""
     while True:
         settled = engine.close_finished(shard_id)
-        yield from (message.shard_id for message in settled.others)
+        yield from (message.shard_id for message in settled.other_shards)
         if settled.message is None:
             return
         if engine.run_batch(settled.message).outcome in _ENDS:
@@ -51,14 +51,14 @@ def run_to_end(
     Args:
         refresh: the refresh.
         on_report: called after each batch.
-        on_wait: called again and again while others are at work.
-        stop: asked before each batch; when true, the refresh is left open for whoever goes on.
+        on_wait: called repeatedly while other processes work.
+        stop: called before each batch; if true, the refresh is left open for others to continue.
 
     Returns:
         The refresh as the database has it now: closed, or open because of `stop` or because an
         operator has paused or disabled the view.
     """
-    if refresh.finished_at:  # nothing had changed
+    if refresh.finished_at:  # nothing has changed
         return refresh
     wait = MIN_WAIT
     while not stop():
@@ -78,7 +78,7 @@ def run_to_end(
         on_wait()
         time.sleep(wait)
         wait = min(2 * wait, MAX_WAIT)
-    engine.close_finished_in_view(refresh.view_id)  # the last batch may have been the last of all
+    engine.close_finished_in_view(refresh.view_id)  # the last batch may have finished the refresh
     return Refresh.objects.select_related("view").get(pk=refresh.pk)
 
 

@@ -1,6 +1,7 @@
-"""What follows when rows are loaded from a dump: by `loaddata`, as fixtures of tests, or otherwise deserialized.
+"""Loading controls and schedules from a dump: `loaddata`, fixtures and other deserialized rows.
 
-Bookkeeping is not loaded (`models.Bookkeeping`); what an operator has chosen is, by the names of views.
+Bookkeeping is never loaded (`models.Bookkeeping`). Operators' settings are, matched by the names of
+views.
 """
 
 from typing import Any
@@ -22,7 +23,7 @@ OF_THIS_DATABASE = ("last_insert", "last_update", "last_delete", "fingerprints",
 
 
 def connect() -> None:
-    """Follow what is loaded from now on."""
+    """Connect the signal."""
     pre_save.connect(_saving, dispatch_uid="matviews.loading")
 
 
@@ -44,20 +45,20 @@ def _concerns_views(model: type[Model]) -> bool:
 
 
 def _keep_name(task: Any, using: str) -> None:
-    """Have a periodic task of ours take the place of the one of its name; `reconcile` does the rest."""
+    """Let one of our periodic tasks replace the row of the same name; `reconcile` does the rest."""
     if task.name.startswith(periodic.PREFIX):
         same = PeriodicTask.objects.using(using).filter(name=task.name)
         task.pk = same.values_list("pk", flat=True).first()
 
 
 class _Load:
-    """What one transaction loads, and what follows after its commit.
+    """What one transaction loads; called after its commit.
 
     Attributes:
-        controls: primary keys of controls, by those that the dump has.
+        controls: primary keys of controls here, by their primary keys in the dump.
         views: primary keys of the controls that are loaded.
-        replaced: those whose schedules are the dump's by now.
-        done: whether it has ended.
+        replaced: those whose schedules have been replaced by the dump's.
+        done: whether it has been called.
     """
 
     def __init__(self) -> None:
@@ -65,10 +66,10 @@ class _Load:
         self.views: set[int] = set()
         self.replaced: set[int] = set()
         self.done = False
-        self.__qualname__ = type(self).__qualname__  # by which Django logs a callback that fails
+        self.__qualname__ = type(self).__qualname__  # Django logs a failing callback by this name
 
     def control(self, loaded: ViewControl) -> None:
-        """Have a control take the place of the one of its label, and keep what that knows of this database."""
+        """Let a control replace the one with its label, except what describes this database."""
         own, created = ViewControl.objects.get_or_create(label=loaded.label)
         if loaded.pk is not None and not isinstance(loaded.pk, NamedKey):
             self.controls[loaded.pk] = own.pk
@@ -78,19 +79,19 @@ class _Load:
             setattr(loaded, name, getattr(own, name))
         loaded.default_scheduled |= own.default_scheduled
         if created:
-            _tell({own.pk})
+            _mark_dirty({own.pk})
 
     def schedule(self, loaded: RefreshSchedule) -> None:
-        """Add a schedule to those of its view; those that the loaded views had before make way.
+        """Add a schedule to its view; the earlier schedules of loaded views are deleted.
 
         Raises:
-            ValueError: nobody can tell which view it is of.
+            ValueError: its view is unknown.
         """
         if not isinstance(loaded.view_id, NamedKey):
             if loaded.view_id not in self.controls:
                 raise ValueError(
-                    "its view is given by the primary key of a ViewControl that is not loaded with it: "
-                    "load both, in one transaction, or dump with --natural-foreign."
+                    "its view is the primary key of a ViewControl that is not loaded with it. Load both in one "
+                    "transaction, or dump with --natural-foreign."
                 )
             loaded.view_id = self.controls[loaded.view_id]
         old = (self.views | {int(loaded.view_id)}) - self.replaced
@@ -99,7 +100,7 @@ class _Load:
         loaded.pk = None
 
     def __call__(self) -> None:
-        """Bring about what the loaded rows want."""
+        """Create missing controls and write the periodic tasks."""
         self.done = True
         if self.views or self.replaced:
             engine.sync_controls()
@@ -107,7 +108,7 @@ class _Load:
 
 
 def _load_of(using: str) -> _Load | None:
-    """The load that is under way; at its beginning all views are told. None before our tables are there."""
+    """The load of this transaction, which marks every view dirty; None before our tables exist."""
     connection: Any = connections[using]
     within = set(connection.savepoint_ids) - {None}
     for savepoints, each, _robust in connection.run_on_commit:
@@ -116,10 +117,10 @@ def _load_of(using: str) -> _Load | None:
     if ViewChange._meta.db_table not in connection.introspection.table_names():
         return None
     load = _Load()
-    _tell(set(ViewControl.objects.values_list("pk", flat=True)))
+    _mark_dirty(set(ViewControl.objects.values_list("pk", flat=True)))
     transaction.on_commit(load, using=using, robust=True)
     return load
 
 
-def _tell(views: set[int]) -> None:
+def _mark_dirty(views: set[int]) -> None:
     changes.enqueue(views, "rows were loaded from a dump")

@@ -1,4 +1,4 @@
-"""The rows of django-celery-beat: those that are ours, and as the schedules want them."""
+"""The rows of django-celery-beat: those that are ours, and how the schedules define them."""
 
 import json
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from .expiry import headers_for
 
 __all__ = [
     "MAINTENANCE",
+    "MINUTE",
     "PREFIX",
     "DesiredTask",
     "alias",
@@ -30,11 +31,11 @@ __all__ = [
 
 PREFIX = "matviews: "
 MAINTENANCE = f"{PREFIX}maintenance"
-MAX_NAME_LENGTH = 200
-STARTS_PER_SECOND = 10  # that the default jitter aims at; few schedules need none
+MAX_NAME_LENGTH = 200  # characters
+STARTS_PER_SECOND = 10  # that the default jitter aims at, so that few schedules need none
 MAX_DEFAULT_JITTER = 60  # seconds
 MIN_EXPIRY = 60  # seconds; a worker may be busy that long
-# Seconds. A crontab names a time of day: hours later its load may be what was to be avoided.
+# Seconds. A crontab picks a time of day, perhaps to avoid the load hours later.
 CRONTAB_EXPIRY = 3600
 MINUTE = timedelta(minutes=1)
 DEFAULTS = {
@@ -55,9 +56,9 @@ class DesiredTask:
     """A periodic task as it should be.
 
     Attributes:
-        fields: its columns, but for name and interval.
-        interval: number and unit of its interval, None if it has none.
-        starts_after: the time that it counts from when it is new or switched on again.
+        fields: its columns, except name and interval.
+        interval: number and unit of its interval, None for a crontab or an invalid schedule.
+        starts_after: when its first interval begins, if it is new or enabled again.
     """
 
     fields: dict[str, Any]
@@ -66,7 +67,7 @@ class DesiredTask:
 
 
 def desired_tasks() -> dict[str, DesiredTask]:
-    """The periodic tasks that there should be, by name: of each schedule, and of `matviews.maintain`."""
+    """The periodic tasks that should exist, by name: one per schedule, and the maintenance task."""
     schedules = list(RefreshSchedule.objects.select_related("view", "crontab").order_by("pk"))
     now, spread = engine.now(), _default_jitter(len(schedules))
     return {MAINTENANCE: _maintenance(now)} | {
@@ -80,7 +81,7 @@ def name_of(schedule: RefreshSchedule) -> str:
 
 
 def disabled_reason(schedule: RefreshSchedule) -> str:
-    """Why a schedule asks for nothing at present, "" if it does ask."""
+    """Why a schedule requests no refreshes at present, "" if it does."""
     return next(_reasons(schedule), "")
 
 
@@ -98,7 +99,7 @@ def _reasons(schedule: RefreshSchedule) -> Iterator[str]:
         yield "the view is paused"
     yield from schedule.faults().values()
     if schedule.crontab and crontab_after(schedule.crontab, engine.now()) is None:
-        yield "its crontab names no time that ever comes"
+        yield "its crontab never matches a time"
 
 
 def crontab_after(crontab: Any, last: datetime) -> datetime | None:
@@ -106,7 +107,7 @@ def crontab_after(crontab: Any, last: datetime) -> datetime | None:
     try:
         aware = timezone.make_aware(last) if timezone.is_naive(last) else last
         remaining: timedelta = crontab.schedule.remaining_estimate(aware)
-    except Exception:  # noqa: BLE001 - an impossible crontab has many errors; beat would die of them
+    except Exception:  # noqa: BLE001 - an impossible crontab raises anything, and would kill beat
         return None
     return timezone.now() + remaining
 
@@ -144,7 +145,7 @@ def _maintenance(now: datetime) -> DesiredTask:
             "queue": get_settings().CELERY_QUEUE,
             "headers": headers_for(_expiry(MINUTE)),
             "enabled": True,
-            "description": "Sends lost messages of matviews again. It is always on.",
+            "description": "Re-sends lost messages of matviews. It is always enabled.",
         },
         interval=(1, Period.MINUTES.value),
         starts_after=now - MINUTE,
@@ -168,7 +169,7 @@ def _jitter(schedule: RefreshSchedule, spread: int) -> int:
 
 
 def _default_jitter(schedules: int) -> int:
-    """Seconds, in steps of two: one more schedule is not to change the rows of all the others."""
+    """Seconds, a power of two, so that a new schedule rarely changes the rows of others."""
     seconds = schedules // STARTS_PER_SECOND
     step = 1 << (seconds - 1).bit_length() if seconds else 0
     return min(step, MAX_DEFAULT_JITTER)
@@ -181,7 +182,7 @@ def _expiry(interval: timedelta | None) -> int:
 
 
 def _last_success(schedule: RefreshSchedule, now: datetime) -> datetime:
-    """When its phases last succeeded, but at most an interval ago: so it is due at once or then."""
+    """When its phases last succeeded, at most one interval ago; if overdue, it is due at once."""
     overdue = now - (schedule.interval or timedelta())
     phases = schedule.phases or schedule.view.options.phases
     times = [getattr(schedule.view, Phase(phase).success_field) for phase in phases]
@@ -189,7 +190,7 @@ def _last_success(schedule: RefreshSchedule, now: datetime) -> datetime:
 
 
 def our_tasks() -> Any:
-    """The rows under our prefix, whatever of it the database's collation takes for equal."""
+    """The rows with our prefix, in upper or lower case as some collations ignore that."""
     tasks = PeriodicTask.objects.using(alias()).filter(name__istartswith=PREFIX)
     return tasks.order_by("pk")
 
@@ -201,10 +202,10 @@ def alias() -> str:
 
 
 def to_beat(when: datetime) -> datetime:
-    """A time as beat keeps it: without USE_TZ, beat takes what has no zone for UTC."""
+    """A time as beat stores it: without USE_TZ, beat reads naive times as UTC."""
     return when if timezone.is_aware(when) else timezone.make_naive(timezone.make_aware(when), UTC)
 
 
 def from_beat(when: datetime) -> datetime:
-    """The inverse of `to_beat`."""
+    """A time that beat has stored: the inverse of `to_beat`."""
     return when if timezone.is_aware(when) else timezone.make_naive(when.replace(tzinfo=UTC))

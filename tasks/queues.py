@@ -1,4 +1,4 @@
-"""The queues that the tasks go to, for telling a person which of them a worker has to listen to."""
+"""The queues of the tasks, to tell a person which ones a worker has to listen to."""
 
 from celery import current_app
 
@@ -10,10 +10,10 @@ BATCHES = ("matviews.insert_batch", "matviews.update_batch", "matviews.delete_ba
 
 
 def queues_in_words(*tasks: str) -> str:
-    """ "the queue 'celery'", or several: where messages for some tasks go from this process."""
+    """The queues to which this process sends some tasks, as in "the queue 'celery'"."""
     try:
         names = {_queue_of(task) for task in tasks}
-    except Exception:  # noqa: BLE001 - routes are the project's, and may be functions
+    except Exception:  # noqa: BLE001 - the project's routes may be functions that raise anything
         return "the queue of its tasks"
     listed = " and ".join(repr(name) for name in sorted(names))
     return f"the queue{'s' if len(names) > 1 else ''} {listed}"

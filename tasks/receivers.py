@@ -1,4 +1,4 @@
-"""What follows when schedules and controls are saved or deleted, in the admin or elsewhere."""
+"""Reacting when schedules and controls are saved or deleted, in the admin or elsewhere."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ __all__ = ["connect"]
 
 
 def connect() -> None:
-    """Follow the saves from now on."""
+    """Connect the signals."""
     for model in (RefreshSchedule, ViewControl):
         post_save.connect(_saved, sender=model, dispatch_uid="matviews.saved")
         post_delete.connect(_deleted, sender=model, dispatch_uid="matviews.deleted")
@@ -26,7 +26,7 @@ def connect() -> None:
 def _saved(
     *, instance: RefreshSchedule | ViewControl, created: bool, raw: bool, **_kwargs: Any
 ) -> None:
-    if raw:  # `loading` follows when all is there
+    if raw:  # `loading` reacts when everything is loaded
         return
     if isinstance(instance, RefreshSchedule):
         _follow([])
@@ -39,33 +39,33 @@ def _deleted(**_kwargs: Any) -> None:
 
 
 class _AfterCommit:
-    """What follows all the saves of a transaction."""
+    """The reaction to all the saves of one transaction."""
 
     def __init__(self) -> None:
         self.view_ids: set[int] = set()
         self.done = False
-        self.__qualname__ = type(self).__qualname__  # by which Django logs a callback that fails
+        self.__qualname__ = type(self).__qualname__  # Django logs a failing callback by this name
 
     def __call__(self) -> None:
         self.done = True
         engine.sync_shards()
         reconcile_if_possible()
-        dispatch_all(_that_go_on(self.view_ids))
+        dispatch_all(_runnable(self.view_ids))
 
 
 def _follow(view_ids: list[int]) -> None:
     connection = transaction.get_connection(engine.alias())
     registered = [each for _savepoints, each, _robust in connection.run_on_commit]
     ours = [each for each in registered if isinstance(each, _AfterCommit)]
-    # In a test case they stay registered when `captureOnCommitCallbacks` has run them.
+    # In a test case they stay registered after `captureOnCommitCallbacks` has run them.
     after = next((each for each in ours if not each.done), _AfterCommit())
     after.view_ids.update(view_ids)
     if after not in ours:
         transaction.on_commit(after, using=engine.alias(), robust=True)
 
 
-def _that_go_on(view_ids: set[int]) -> list[int]:
-    """Those of these views that nobody holds any more, and that have work."""
+def _runnable(view_ids: set[int]) -> list[int]:
+    """Those of the views that have work and are neither paused nor disabled."""
     work = Refresh.objects.filter(view=OuterRef("pk"), state=RefreshState.OPEN)
     free = ViewControl.objects.filter(Exists(work), pk__in=view_ids, enabled=True, paused=False)
     return list(free.order_by("pk").values_list("pk", flat=True))

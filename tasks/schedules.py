@@ -26,15 +26,15 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MISSING = 0  # no row has this primary key
-OURS = "matviews."  # what the names of our tasks begin with
+OURS = "matviews."  # prefix of our Celery tasks
 
 
 def reconcile() -> int:
-    """Write the periodic tasks as the schedules want them; mend what was edited or deleted.
+    """Write the periodic tasks as the schedules define them; restore what was edited or deleted.
 
-    The number of statements depends neither on the number of schedules nor, but for what a database
-    takes in one statement, on how many rows differ. Where nothing differs it only reads. Two at once
-    do no harm.
+    The number of statements depends neither on the number of schedules nor on how many rows differ,
+    apart from the size limits of one statement. If nothing differs, it only reads. Two calls at
+    once do no harm.
 
     Returns:
         How many periodic tasks were created, changed or deleted.
@@ -44,8 +44,8 @@ def reconcile() -> int:
     changed = PeriodicTasks.objects.using(alias())
     changed.get_or_create(ident=1, defaults={"last_update": engine.now()})
     with engine.short_transaction(durable=False):
-        # Held until the commit: others who write periodic tasks, and tell beat of it, wait. First,
-        # because SQLite does not let a transaction that has read become one that writes.
+        # The row lock makes others that write periodic tasks wait until the commit. It comes first,
+        # because on SQLite a transaction that has read cannot always write.
         changed.filter(ident=1).update(last_update=F("last_update"))
         _make_intervals()
         changes = _find_changes()
@@ -56,7 +56,7 @@ def reconcile() -> int:
 
 
 def reconcile_if_possible() -> None:
-    """`reconcile`, for callers that it must not fail: django-celery-beat's tables may be missing."""
+    """`reconcile` for callers that must not fail, even without django-celery-beat's tables."""
     try:
         reconcile()
     except Exception:  # whatever a database raises
@@ -64,33 +64,33 @@ def reconcile_if_possible() -> None:
 
 
 def delete_all() -> None:
-    """Delete our periodic tasks, where django-celery-beat has its tables: ours are gone."""
+    """Delete our periodic tasks, if django-celery-beat has its tables; ours no longer exist."""
     if PeriodicTask._meta.db_table in connections[alias()].introspection.table_names():
         our_tasks().filter(task__startswith=OURS).delete()
 
 
 @dataclass
 class _Changes:
-    """The periodic tasks that are not as they should be.
+    """The periodic tasks that have to be written.
 
     Attributes:
-        created: those that were missing.
-        updated: those that differ, by the columns that do.
-        stray: those that belong to no schedule.
+        created: those that are missing.
+        updated: those that differ, by their columns that do.
+        orphans: those that belong to no schedule.
     """
 
     created: list[Any] = field(default_factory=list)
     updated: dict[frozenset[str], list[Any]] = field(default_factory=lambda: defaultdict(list))
-    stray: list[Any] = field(default_factory=list)
+    orphans: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.created) + sum(map(len, self.updated.values())) + len(self.stray)
+        return len(self.created) + sum(map(len, self.updated.values())) + len(self.orphans)
 
     def write(self) -> None:
         collector = Collector(using=alias())
-        for task in self.stray:
-            task.no_changes = True  # else each would tell beat
-        collector.collect(self.stray)
+        for task in self.orphans:
+            task.no_changes = True  # or each would notify beat
+        collector.collect(self.orphans)
         collector.delete()
         tasks = PeriodicTask.objects.using(alias())
         tasks.bulk_create(self.created)
@@ -109,14 +109,14 @@ def _find_changes() -> _Changes:
             _apply(desired, task, intervals)
         elif columns := _apply(desired, task, intervals):
             changes.updated[columns].append(task)
-    changes.stray += [task for task in present.values() if task.task.startswith(OURS)]
+    changes.orphans += [task for task in present.values() if task.task.startswith(OURS)]
     return changes
 
 
 def _apply(
     desired: DesiredTask, task: Any, intervals: dict[tuple[int, str], int]
 ) -> frozenset[str]:
-    """Give a task the values that it should have; the columns that had others."""
+    """Set the values that a task should have; return the columns that had others."""
     values = dict(desired.fields)
     values["interval_id"] = intervals.get(desired.interval, MISSING) if desired.interval else None
     if desired.fields["enabled"] and _starts(desired, task):
@@ -128,13 +128,13 @@ def _apply(
 
 
 def _starts(desired: DesiredTask, task: Any) -> bool:
-    """Whether a task counts from anew: beat would add a whole interval, or a crontab that is past."""
+    """Whether its first interval begins now: beat would add another, or run a past crontab."""
     other_crontab = desired.fields["crontab_id"] not in (None, task.crontab_id)
     return other_crontab or not task.enabled or task.last_run_at is None
 
 
 def _intervals() -> dict[tuple[int, str], int]:
-    """The interval to use for a number and unit. Rows are shared, and not unique."""
+    """The row to use for each number and unit. Rows are shared, and not unique."""
     rows = IntervalSchedule.objects.using(alias()).order_by("-pk")
     return {(every, period): pk for pk, every, period in rows.values_list("pk", "every", "period")}
 

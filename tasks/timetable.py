@@ -1,4 +1,4 @@
-"""What runs when, and whether `matviews.maintain` does."""
+"""When each schedule runs, and whether the maintenance task does."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,28 +7,37 @@ from typing import Any
 
 from .. import engine
 from ..models import Heartbeat, RefreshSchedule
-from .periodic import MAINTENANCE, crontab_after, disabled_reason, from_beat, name_of, our_tasks
+from ..presentation import format_duration
+from .periodic import (
+    MAINTENANCE,
+    MINUTE,
+    crontab_after,
+    disabled_reason,
+    from_beat,
+    name_of,
+    our_tasks,
+)
 from .queues import queues_in_words
 
 __all__ = ["ScheduleStatus", "maintenance_problem", "timetable"]
 
-MAX_SILENCE = timedelta(minutes=5)
-MAX_SENT = 5  # that often beat sends `matviews.maintain` in that time
+MAX_SILENCE = timedelta(minutes=5)  # of the maintenance task
+MAX_SENT_IN_VAIN = 5  # messages that beat sends in that time
 NOT_WRITTEN = "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` restores it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleStatus:
-    """What comes of a schedule.
+    """Whether and when a schedule runs.
 
     Attributes:
-        schedule: the schedule, its view loaded.
-        runs: whether it asks for refreshes at present.
+        schedule: the schedule, with its view loaded.
+        runs: whether it requests refreshes at present.
         disabled_reason: why it does not, "" if it does.
-        last_sent: when beat last sent its request since it was switched on; beat writes that down
-            every three minutes. None if it did not.
-        next_due: when beat is to send the next, None if it is off. The refresh starts within the
-            jitter after that.
+        last_sent: when beat last sent its request since it was enabled, None if it did not. Beat
+            saves this every three minutes.
+        next_due: when beat will send the next one, None if it is disabled. The refresh starts
+            within the jitter after that.
     """
 
     schedule: RefreshSchedule
@@ -39,10 +48,10 @@ class ScheduleStatus:
 
 
 def timetable(labels: Iterable[str] | None = None) -> list[ScheduleStatus]:
-    """What runs when, by view. It asks the database only, in a constant number of statements.
+    """The status of every schedule, by view, in a constant number of statements.
 
     Args:
-        labels: the views to tell of; all by default.
+        labels: the views to include; all by default.
     """
     schedules = RefreshSchedule.objects.select_related("view", "crontab")
     tasks = our_tasks()
@@ -51,12 +60,12 @@ def timetable(labels: Iterable[str] | None = None) -> list[ScheduleStatus]:
         tasks = tasks.filter(name__in=[name_of(schedule) for schedule in schedules])
     by_name = {task.name: task for task in tasks}
     return [
-        _planned(schedule, by_name.get(name_of(schedule)))
+        _status(schedule, by_name.get(name_of(schedule)))
         for schedule in sorted(schedules, key=lambda each: (each.view.label, each.pk))
     ]
 
 
-def _planned(schedule: RefreshSchedule, task: Any) -> ScheduleStatus:
+def _status(schedule: RefreshSchedule, task: Any) -> ScheduleStatus:
     written = task is not None and task.enabled
     reason = disabled_reason(schedule) or ("" if written else NOT_WRITTEN)
     sent = task is not None and task.total_run_count > 0
@@ -77,27 +86,27 @@ def _next_due(schedule: RefreshSchedule, task: Any) -> datetime | None:
 
 
 def maintenance_problem() -> str:
-    """What keeps `matviews.maintain` from running, in a sentence with the way out; "" if nothing does."""
+    """What keeps the maintenance task from running, and what to do about it; "" if it runs."""
     task = our_tasks().filter(name=MAINTENANCE).first()
     if task is None:
         return (
-            f"The periodic task {MAINTENANCE!r} is missing, so nobody sends lost messages again: run "
-            f"`manage.py migrate`, which makes it."
+            f"The periodic task {MAINTENANCE!r} is missing, so lost messages are not re-sent. Run "
+            f"`manage.py migrate`, which creates it."
         )
     if not task.enabled:
         return (
-            f"The periodic task {MAINTENANCE!r} is disabled, so nobody sends lost messages again: run "
+            f"The periodic task {MAINTENANCE!r} is disabled, so lost messages are not re-sent. Run "
             f"`manage.py migrate`, which enables it."
         )
     heartbeat = Heartbeat.objects.first()
     if not _silent(task, heartbeat):
         return ""
-    seconds = (engine.now() - heartbeat.ran_at).total_seconds() if heartbeat else 0
-    since = f"for {seconds / 60:.0f} minutes" if heartbeat else "yet"
+    minutes = round((engine.now() - heartbeat.ran_at) / MINUTE) if heartbeat else 0
+    since = f"for {format_duration(minutes * MINUTE)}" if heartbeat else "yet"
     return (
-        f"matviews.maintain has not run {since}, so nobody sends lost messages again: see that "
-        f"`celery beat`, with django-celery-beat's DatabaseScheduler, is running, and a worker that listens "
-        f"to {queues_in_words('matviews.maintain')}."
+        f"The maintenance task has not run {since}, so lost messages are not re-sent. Check that celery "
+        f"beat (with the DatabaseScheduler of django-celery-beat) is running, and a worker that listens to "
+        f"{queues_in_words('matviews.maintain')}."
     )
 
 
@@ -105,6 +114,6 @@ def _silent(task: Any, heartbeat: Heartbeat | None) -> bool:
     long_ago = engine.now() - MAX_SILENCE
     if heartbeat:
         return heartbeat.ran_at < long_ago
-    # Beat changes the row each time that it writes down what it has sent.
+    # Beat updates the row whenever it saves what it has sent.
     sent: int = task.total_run_count
-    return bool(task.date_changed < long_ago) or sent >= MAX_SENT
+    return bool(task.date_changed < long_ago) or sent >= MAX_SENT_IN_VAIN

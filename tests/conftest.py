@@ -1,12 +1,12 @@
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hypothesis
 import pytest
 
-from tests import processes, services
+from tests import processes, quick, services
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -38,6 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--long", action="store_true", help="long forms of the random tests, and tests marked long"
     )
     parser.addoption(
+        "--quick", action="store_true", help="only tests that start no process and commit nothing"
+    )
+    parser.addoption(
         "--pictures", metavar="FOLDER", help="where the browser tests leave their screenshots"
     )
 
@@ -49,7 +52,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     _skip_without_database(items)
     if not config.getoption("long"):
-        _deselect_long(config, items)
+        _deselect(config, items, lambda item: item.get_closest_marker("long") is not None)
+    if config.getoption("quick"):
+        _deselect(config, items, lambda item: not quick.is_quick(item))
+        quick.forbid_processes()
     items.sort(key=_place)
 
 
@@ -68,11 +74,12 @@ def _skip_without_database(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.skip(reason=problem))
 
 
-def _deselect_long(config: pytest.Config, items: list[pytest.Item]) -> None:
-    long = [item for item in items if item.get_closest_marker("long")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+def _deselect(
+    config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[pytest.Item], bool]
+) -> None:
+    deselected = {item for item in items if unwanted(item)}
+    config.hook.pytest_deselected(items=list(deselected))
+    items[:] = [item for item in items if item not in deselected]
 
 
 def _without(problem: str) -> NoReturn:
@@ -102,10 +109,25 @@ def django_db_setup(
 ) -> None:
     """Without the triggers that migrate has made: most tests are about full passes."""
     from matviews import changes, engine
+    from tests import flushing, triggers
 
     with django_db_blocker.unblock():
+        _commit_without_waiting_for_the_disk()
         changes.remove(engine.alias())
+        flushing.remember(engine.alias())
+        triggers.remember(engine.alias())
     request.session.stash[HAS_DATABASE] = True
+
+
+def _commit_without_waiting_for_the_disk() -> None:
+    """No test takes the power from the server, and each process of the run has the same database."""
+    from django.db import connection
+
+    if connection.vendor == "postgresql":
+        name = connection.ops.quote_name(connection.settings_dict["NAME"])
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+            cursor.execute("SET synchronous_commit = off")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,8 +148,9 @@ def _nothing_left(request: pytest.FixtureRequest, django_db_blocker: Any) -> Ite
 def tracked(transactional_db: None) -> Iterator[None]:
     """Triggers on the tables that the views read that are defined by now."""
     from matviews import changes, engine
+    from tests import triggers
 
-    changes.install(engine.alias())
+    triggers.install(engine.alias())
     yield
     changes.remove(engine.alias())
 

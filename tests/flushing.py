@@ -1,23 +1,44 @@
 """Emptying the database after a test that committed.
 
 Django's flush truncates every table and then makes content types and permissions again: a third of
-a second for the tables of these tests, where a test fills a few of them.
+a second for the tables of these tests, where a test fills a few of them. The package's own rows, of
+the project's views, are not made again but written back as `migrate` had made them.
 """
+
+from collections.abc import Iterator
+from typing import Any
 
 from django.contrib.auth.models import Permission
 from django.contrib.contenttypes.models import ContentType
-from django.db import connections, transaction
+from django.db import connections, models, transaction
+from django.db.models.sql import InsertQuery
 from django.test import TransactionTestCase
 
-from matviews import engine
+from matviews.models import RefreshSchedule, ViewControl, ViewShard
 from matviews.tasks import schedules
 
 # Django itself makes their rows, of the models alone; no test changes them.
 KEPT = frozenset({ContentType._meta.db_table, Permission._meta.db_table, "django_migrations"})
+WRITTEN_BACK: tuple[type[models.Model], ...] = (ViewControl, ViewShard, RefreshSchedule)
+
+_inserts: dict[str, list[tuple[str, Any]]] = {}
+
+
+def remember(alias: str) -> None:
+    """Keep the package's rows as they are now, for every flush from now on."""
+    _inserts[alias] = list(_insert_statements(alias))
+
+
+def _insert_statements(alias: str) -> Iterator[tuple[str, Any]]:
+    for model in WRITTEN_BACK:
+        for row in model._base_manager.using(alias).order_by("pk"):
+            query = InsertQuery(model)
+            query.insert_values(model._meta.concrete_fields, [row], raw=True)
+            yield from query.get_compiler(using=alias).as_sql()
 
 
 def flush(alias: str) -> None:
-    """Delete the rows of every table, and have the package make its own as migrate does.
+    """Delete the rows of every table, and write back those of the package that `remember` has kept.
 
     But for triggers: a test that wants them has the fixture `tracked`.
     """
@@ -30,7 +51,8 @@ def flush(alias: str) -> None:
         with connection.constraint_checks_disabled(), transaction.atomic(using=alias):
             for q in filled:
                 cursor.execute(f"DELETE FROM {q}")
-    engine.sync_controls()
+            for statement, parameters in _inserts[alias]:
+                cursor.execute(statement, parameters)
     schedules.reconcile_if_possible()
 
 

@@ -136,7 +136,7 @@ class TestRequests:
             Limited.refresh()
 
         assert str(error.value) == (
-            "sample.Limited has no bookkeeping rows yet: run `manage.py migrate`. It makes them after the "
+            "sample.Limited has no bookkeeping rows yet: run `manage.py migrate`. It creates them after the "
             "last migration, so a migration cannot refresh a new view."
         )
         call_command("migrate", verbosity=0)
@@ -252,7 +252,7 @@ class TestMessages:
 
         assert list(ViewShard.objects.values()) == before
         errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-        assert ["message is nonsense" in record.getMessage() for record in errors] == [True, True]
+        assert ["message is invalid" in record.getMessage() for record in errors] == [True, True]
         assert repr(nonsense) in caplog.text
 
     @pytest.mark.parametrize("arguments", [(), (1,), (1, 2, 3)])
@@ -565,7 +565,7 @@ class TestPhasesThatDoNotEnd:
         assert stuck.state == RunState.NOT_CONVERGING
         assert stuck.error == (
             "Not converging: sample.Made.do_insert wrote no row (or returned None instead of their "
-            "number), yet needs_insert still says that work is waiting."
+            "number), yet needs_insert still says that work is pending."
         )
         assert ended.state == RefreshState.FAILED
         assert ended.error == f"insert: {stuck.error}"
@@ -642,7 +642,7 @@ class TestBrokerDown:
             asked = Limited.refresh()
 
         assert (
-            "message not sent, recorded: matviews.maintain sends it when the broker is back"
+            "message not sent; matviews.maintain will send it when the broker is back"
             in caplog.text
         )
         self.assert_maintain_sends(asked)

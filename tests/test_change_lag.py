@@ -27,7 +27,7 @@ from matviews.engine.pending import add_drain
 from matviews.json_fields import Drain
 from matviews.models import Change, PhaseRun, Refresh, ViewChange, ViewControl, ViewShard
 from matviews.phases import Phase
-from matviews.queryset.sql.windows import Walker
+from matviews.queryset.sql.windows import BatchRunner
 from matviews.registry import registry
 from matviews.states import RefreshState, RunState
 from tests.machines import FOUND, MailboxMachine
@@ -195,7 +195,7 @@ class ChangeLag(MailboxMachine):
     @rule()
     def move_a_long_log(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(change_log, "MOVE_BATCH", 1)
+            patch.setattr(change_log, "MAX_MOVED_ENTRIES", 1)
             patch.setattr(change_log, "MAX_DISTINCT_CHANGES", 1)
             engine.move_log()
         self._ignore_moved()
@@ -203,14 +203,14 @@ class ChangeLag(MailboxMachine):
     @rule()
     def shorten_the_queue(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(change_log, "MAX_QUEUE", 1)
+            patch.setattr(change_log, "MAX_QUEUED_CHANGES", 1)
             engine.collapse_long_queues()
         self._ignore_moved()
 
     @precondition(lambda self: not self.lost)
     @rule()
     def lose_the_triggers(self) -> None:
-        names = triggers_of(engine.alias()).present()[TABLE]
+        names = triggers_of(engine.alias()).installed_triggers()[TABLE]
         dialect = triggers_of(engine.alias())
         for statement in dialect.drop(TABLE, names):
             self._execute(statement)
@@ -266,8 +266,8 @@ class ChangeLag(MailboxMachine):
     @contextmanager
     def mortal(self, kill: int | None) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch, super().mortal(kill):
-            for name in ("step", "step_keys"):
-                patch.setattr(Walker, name, self._misbehaving(getattr(Walker, name)))
+            for name in ("run_window", "run_keys"):
+                patch.setattr(BatchRunner, name, self._misbehaving(getattr(BatchRunner, name)))
             yield
 
     def _misbehaving(self, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -361,7 +361,7 @@ def run(examples: int, **options: Any) -> None:
 def examples(request: pytest.FixtureRequest) -> int:
     if request.config.getoption("--long"):
         return 2000
-    return {"sqlite": 20, "postgresql": 12}.get(connection.vendor, 6)
+    return {"sqlite": 10, "postgresql": 6}.get(connection.vendor, 4)
 
 
 @pytest.fixture(autouse=True)

@@ -162,8 +162,8 @@ def test_it_says_so_when_there_is_nothing_to_do() -> None:
     ViewControl.objects.update(enabled=False)
 
     assert command().out == (
-        "Nothing to do: every view is disabled, paused or left out of a refresh of all. "
-        "Name one with --models.\n"
+        f"Nothing to refresh: of {len(list(registry))} views, {len(list(registry))} disabled. "
+        "Name views with --models.\n"
     )
     assert command("--format", "json").document == {"views": [], "error": ""}
 
@@ -224,7 +224,7 @@ def test_where_no_view_has_the_phase_it_says_so_and_fails() -> None:
 
     assert (ran.status, ran.err) == (
         2,
-        "CommandError: Nothing to do: no view has the phase delete.\n",
+        "CommandError: Nothing to refresh: no view has the phase delete.\n",
     )
 
 
@@ -289,7 +289,7 @@ def test_a_view_that_is_disabled_under_way_is_left_open_and_told() -> None:
         batch_finished.disconnect(disable)
 
     assert ran.status == 1
-    assert "sample.Limited: is disabled; it goes on when it is enabled" in ran.err
+    assert "sample.Limited: is disabled; the refresh continues when it is enabled" in ran.err
     assert Limited.objects.count() == 10
 
 
@@ -380,7 +380,7 @@ def test_the_list_as_json_has_values() -> None:
     assert 0 <= limited.pop("age") < 60
     assert datetime.fromisoformat(limited.pop("last_success")).tzinfo is not None
     assert limited == {
-        "view": "sample.Limited", "state": "ok, no target", "changed": [], "enabled": True, "paused": False,
+        "view": "sample.Limited", "state": "ok, no target", "definition_changed": [], "enabled": True, "paused": False,
         "include_in_refresh_all": True, "rows": 3, "rows_exact": True, "change_lag": None, "running": [],
         "target": None, "not_logged": [], "on_time": True, "error": "",
     }  # fmt: skip
@@ -531,7 +531,7 @@ def test_check_pending_goes_on_after_a_hook_that_fails() -> None:
 
     assert ran.status == 1
     assert "sample.Limited: insert: RuntimeError: needs_insert was told to fail" in ran.err
-    assert "1 of 2 views is not able to tell: sample.Limited." in ran.err
+    assert "1 of 2 views is not known to be up to date: sample.Limited." in ran.err
     limited, sharded = ran.document["views"]
     assert (limited["fresh"], limited["pending"]) == (None, [])
     assert limited["error"] == "insert: RuntimeError: needs_insert was told to fail"
@@ -569,7 +569,7 @@ def test_check_tells_of_a_changed_definition_without_asking_hooks(
     assert f"1 of 1 views is out of date: {SOURCED}." in text.err
     assert entry == {
         "view": SOURCED, "pending": ["insert", "delete"], "fresh": False, "phases": {"insert": False, "delete": False},
-        "changed": ["insert", "delete"], "error": "",
+        "definition_changed": ["insert", "delete"], "error": "",
     }  # fmt: skip
 
 
@@ -585,7 +585,10 @@ def test_the_list_tells_of_a_changed_definition(changed: type[Any]) -> None:
 
     assert re.search(rf"{SOURCED} +definition changed +yes +3 ", text)
     assert f"{SOURCED}: definition changed (insert, delete)\n" in text
-    assert (entry["state"], entry["changed"]) == ("definition changed", ["insert", "delete"])
+    assert (entry["state"], entry["definition_changed"]) == (
+        "definition changed",
+        ["insert", "delete"],
+    )
     # and after a refresh no more
     command("--models", "Sourced")
     assert "changed" not in command("--list", "--models", "Sourced").out

@@ -23,7 +23,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from matviews import engine
-from matviews.management.interrupts import interruptible
+from matviews.management.interrupts import stop_on_signal
 from matviews.models import PhaseRun, Refresh, ViewShard
 from matviews.states import RefreshState
 from tests import services
@@ -290,7 +290,7 @@ def test_the_second_signal_ends_the_statement_on_the_server_too() -> None:
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with interruptible(print) as wish:
+        with stop_on_signal(print) as wish:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
         assert (wish(), wish.returncode) == (True, 143)
@@ -303,7 +303,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     seen: list[bool] = []
 
     def work() -> None:
-        with interruptible(print) as wish:
+        with stop_on_signal(print) as wish:
             seen.append(wish())
 
     thread = threading.Thread(target=work)

@@ -69,7 +69,7 @@ def write(chance: random.Random) -> None:
 
 
 class Meeting:
-    """Writers and workers at the same rows until a time, or longer: until each view has been refreshed.
+    """Writers and workers at the same rows until a time, or longer: until each writer has written and each view was refreshed.
 
     Attributes:
         written: the numbers of the writers, for each of their transactions.
@@ -92,7 +92,8 @@ class Meeting:
 
     @property
     def goes_on(self) -> bool:
-        longer = 0 if set(self.refreshed) == set(VIEWS) else DEADLINE
+        all_met = set(self.refreshed) == set(VIEWS) and set(self.written) == set(range(WRITERS))
+        longer = 0 if all_met else DEADLINE
         return time.monotonic() < self.ends_at + longer
 
     def write(self, number: int) -> None:

@@ -1,4 +1,5 @@
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from datetime import timedelta
@@ -134,7 +135,9 @@ class TestWhatIsAView:
         assert "sample.Stand" not in registry
         with pytest.raises(UnknownView) as error:
             Stand.refresh()
-        assert str(error.value) == "Stand is a proxy of the view sample.Base: refresh that."
+        assert str(error.value) == (
+            "Stand is a proxy of the view sample.Base: refresh that view instead."
+        )
 
     def test_a_proxy_of_another_model_cannot_be_one(self) -> None:
         class Plain(models.Model):
@@ -273,6 +276,17 @@ class TestSignatures:
 
         assert view.problems == ()
         assert view.hooks[Phase.INSERT].kind is HookKind.LIMIT
+
+    def test_annotated_with_what_only_type_checkers_import(self) -> None:
+        # given annotations that nobody evaluates, before Python 3.14 because they are strings
+        lazily = "" if sys.version_info >= (3, 14) else "from __future__ import annotations\n"
+        names: dict[str, Any] = {}
+        exec(f"{lazily}def hook(cls, limit: Unknown, cursor: Unknown.Part) -> Unknown: ...", names)
+
+        view = defined(**six_hooks(do_insert=classmethod(names["hook"])))
+
+        assert view.problems == ()
+        assert view.hooks[Phase.INSERT].kind is HookKind.CURSOR
 
     @pytest.mark.parametrize(
         ("name", "hook", "wanted"),
@@ -655,7 +669,7 @@ class TestChecksOfCelery:
 
         assert ids(problems) == (["matviews.W002"] if missing else [])
         assert all(
-            f"lack {missing}:" in p.msg and "2 (seconds)" in (p.hint or "") for p in problems
+            f"do not set {missing}:" in p.msg and "2 (seconds)" in (p.hint or "") for p in problems
         )
 
 

@@ -222,7 +222,7 @@ class TestStages:
     def test_are_made_anew_after_a_batch_that_was_rolled_back(self) -> None:
         fill()
         refresh = engine.request(QuantityTotal)
-        with mock.patch("matviews.queryset.Plan.walker", side_effect=MemoryError):
+        with mock.patch("matviews.queryset.Plan.batch_runner", side_effect=MemoryError):
             step(QuantityTotal)
         let_time_pass()
         work_off(QuantityTotal)
@@ -333,7 +333,7 @@ class TestVerify:
         CustomerTotal.objects.bulk_create(
             CustomerTotal(customer_id=number, orders=1) for number in (-5, -4, -3, 90, 91, 92)
         )
-        with mock.patch("matviews.engine.verification.WINDOW", 2):
+        with mock.patch("matviews.engine.verification.KEYS_PER_RANGE", 2):
             found = CustomerTotal.verify()
         assert (found.missing, found.surplus, found.rows_compared) == (6, 6, 6)
 
@@ -366,7 +366,7 @@ class TestVerify:
         try:
             assert held.wait(10)
             with (
-                mock.patch("matviews.engine.verification.PATIENCE", 0.2),
+                mock.patch("matviews.engine.verification.REPAIR_TIMEOUT", 0.2),
                 pytest.raises(ViewBusy, match="pause it, or try again"),
             ):
                 CustomerTotal.verify(repair=True)

@@ -31,7 +31,7 @@ def test_a_time_limit_calls_for_a_smaller_batch(name: str) -> None:
 def test_a_table_that_somebody_holds_is_waited_for(name: str) -> None:
     held = error(OperationalError, name, "55P03")
     assert isinstance(held, OperationalError)
-    assert triggers_of(engine.alias()).is_held(held)
+    assert triggers_of(engine.alias()).is_locked(held)
 
 
 def test_a_missing_table_is_known(name: str) -> None:

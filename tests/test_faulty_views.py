@@ -131,7 +131,7 @@ def test_a_view_in_another_database_is_not_refreshed(settings: Any) -> None:
     (fault,) = checks.check_views()
 
     assert fault.id == "matviews.W108"
-    with pytest.raises(InvalidView, match="a batch could not commit both at once"):
+    with pytest.raises(InvalidView, match="a batch could not commit to both at once"):
         registry.usable("shapes.Hooked")
 
 

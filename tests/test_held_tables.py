@@ -29,12 +29,12 @@ pytestmark = [
 
 NAMES = ("Ones", "Twos", "Threes")
 TABLES = ["made_ones", "made_threes", "made_twos"]
-HELD = {"made_twos": changes.HELD}
+LOCKED = {"made_twos": changes.LOCKED}
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("matviews.changes.holding.PAUSE", 0.05)
+    monkeypatch.setattr("matviews.changes.table_locks.PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def held(rows: type[Any]) -> AbstractContextManager[None]:
 
 def tracked() -> list[str]:
     """The tables that have triggers."""
-    return sorted(triggers_of(engine.alias()).present())
+    return sorted(triggers_of(engine.alias()).installed_triggers())
 
 
 def migrated(signal: Any, label: str = "shapes") -> str:
@@ -78,7 +78,7 @@ def migrated(signal: Any, label: str = "shapes") -> str:
     return out.getvalue()
 
 
-def test_installing_leaves_what_is_held_and_does_the_others(rows: dict[str, type[Any]]) -> None:
+def test_installing_leaves_what_is_locked_and_does_the_others(rows: dict[str, type[Any]]) -> None:
     with held(rows["Twos"]):
         told = migrated(post_migrate)
 
@@ -110,7 +110,7 @@ def test_the_maintenance_task_names_the_command_where_it_may_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with held(rows["Twos"]):
-        assert changes.install(engine.alias()) == HELD
+        assert changes.install(engine.alias()) == LOCKED
     monkeypatch.setattr(
         "matviews.databases.base.triggers.Triggers.create", lambda *_given: ["DROP nonsense"]
     )
@@ -128,7 +128,9 @@ def test_removing_stops_migrate_and_takes_no_tables_triggers(
 ) -> None:
     changes.install(engine.alias())
     with held(rows["Twos"]):
-        with pytest.raises(CommandError, match="The triggers of made_twos could not be removed"):
+        with pytest.raises(
+            CommandError, match="The triggers of made_twos must be dropped before it is altered"
+        ):
             migrated(pre_migrate, label)
         assert tracked() == TABLES
     for each in rows.values():
@@ -140,12 +142,12 @@ def test_removing_stops_migrate_and_takes_no_tables_triggers(
     assert list(changes.find_problems(engine.alias())) == []
 
 
-@pytest.mark.parametrize("work", ["install", "take_down"])
+@pytest.mark.parametrize("work", ["install", "drop_before_migrate"])
 def test_no_writer_waits_longer_than_a_second(
     rows: dict[str, type[Any]], work: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a limit of its own a second longer, for what the machine adds."""
-    if work == "take_down":
+    if work == "drop_before_migrate":
         changes.install(engine.alias())
     waited: list[float] = []
     done = threading.Event()
@@ -164,7 +166,7 @@ def test_no_writer_waits_longer_than_a_second(
         thread = in_another_connection(write)
         _until(lambda: bool(waited))
         if work == "install":
-            assert changes.install(engine.alias()) == HELD
+            assert changes.install(engine.alias()) == LOCKED
         else:
             with pytest.raises(CommandError):
                 migrated(pre_migrate)

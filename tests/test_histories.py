@@ -283,7 +283,7 @@ def run(examples: int, **options: Any) -> None:
 def examples(request: pytest.FixtureRequest) -> int:
     if request.config.getoption("--long"):
         return 3000
-    return {"sqlite": 80, "postgresql": 40}.get(connection.vendor, 15)
+    return {"sqlite": 25, "postgresql": 15}.get(connection.vendor, 8)
 
 
 def test_any_history_ends_with_the_right_table(examples: int) -> None:

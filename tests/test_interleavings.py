@@ -269,7 +269,7 @@ class TestSeededFaults:
 
     def test_the_source_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nobody would name the region that an order had, with the order's slot."""
-        monkeypatch.setattr("matviews.queryset.strategy.links._in_view", lambda *_arguments: set())
+        monkeypatch.setattr("matviews.queryset.sql.lookups._in_view", lambda *_arguments: set())
 
         with pytest.raises(AssertionError):
             hold(FEW_SLOTS, SPREAD["two links of a key"], SlotRegion)

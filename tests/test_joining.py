@@ -17,7 +17,8 @@ from django.utils import timezone
 from matviews import engine, tasks
 from matviews.admin.phrases import requesters
 from matviews.engine import requests
-from matviews.engine.work import MAX_REFRESHES_BEGUN, MAX_REFRESHES_READ
+from matviews.engine.work import MAX_REFRESHES_BEGUN
+from matviews.engine.work_loader import MAX_REFRESHES_READ
 from matviews.models import Origin, PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.signals import refresh_finished, refresh_requested

@@ -147,7 +147,7 @@ def meeting(monkeypatch: pytest.MonkeyPatch) -> Meeting:
 
 
 def test_any_history_keeps_what_each_request_was_promised(request: pytest.FixtureRequest) -> None:
-    few = {"sqlite": 30, "postgresql": 15}.get(connection.vendor, 5)
+    few = {"sqlite": 15, "postgresql": 8}.get(connection.vendor, 5)
     run_state_machine_as_test(
         Meeting,
         settings=settings(

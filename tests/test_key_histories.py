@@ -21,7 +21,7 @@ from tests.test_keys import ColorField, LowerEmail, Phone, UpperText
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
 FEWEST = 10  # histories in an ordinary run, of as many sorts
-BUDGET = 15.0  # seconds of histories in an ordinary run
+BUDGET = 5.0  # seconds of histories in an ordinary run
 VENDOR = connection.vendor
 
 

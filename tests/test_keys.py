@@ -206,7 +206,7 @@ def test_a_walk_that_does_not_get_on_ends_as_not_converging(
 
         run = defining.only_run(refresh)
         assert (run.state, run.batches < 4) == (RunState.NOT_CONVERGING, True)
-        assert "Not converging: the database gives the key B" in run.error
+        assert "Not converging: the database returns the key B" in run.error
         assert kept.rows == {"a": 1, "Bb": 2, "c": 3}
 
 
@@ -319,7 +319,7 @@ def test_a_mark_by_what_the_database_takes_for_no_key_leaves_the_transaction_alo
     kept = Kept(models.BigIntegerField)
     with kept.tracked():
         if connection.vendor == "postgresql":
-            with pytest.raises(InvalidRequest, match=r"takes one of the keys for none"):
+            with pytest.raises(InvalidRequest, match=r"rejects one of the keys of"):
                 kept.View.mark_dirty([10**30])
         assert kept.View.mark_dirty([5]) == [5]
         kept.insert((5, 1))

@@ -12,7 +12,7 @@ from django.db import connection, transaction
 from django_celery_beat.models import PeriodicTask
 
 from matviews import engine, tasks
-from matviews.changes.tracking_spec import together, tracked_tables
+from matviews.changes.tracking_spec import tracked_tables, union
 from matviews.databases import Sessions, triggers_of
 from matviews.engine import Outcome, claim, locking, requests, transactions
 from matviews.models import Change, PhaseRun, Refresh, TrackedTable, ViewShard
@@ -134,7 +134,7 @@ def test_each_transaction_has_its_level_and_limits(shop: None) -> None:
                 patch.setattr(Fault, "commit", lambda *_arguments: 1 / 0)
                 run(Limited)
             # also where the triggers of a table are gone
-            gone = dialect.present()[Region._meta.db_table]
+            gone = dialect.installed_triggers()[Region._meta.db_table]
             dialect.execute(dialect.drop(Region._meta.db_table, gone))
             tasks.maintain()
             # and a staging table that takes two batches, and a repair
@@ -302,10 +302,10 @@ def test_nor_where_triggers_of_theirs_are(
     shop: None, state: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     dialect, table = triggers_of(engine.alias()), Order._meta.db_table
-    dialect.execute(dialect.drop(table, dialect.present()[table]))
+    dialect.execute(dialect.drop(table, dialect.installed_triggers()[table]))
     records = TrackedTable.objects.order_by("pk")
     if state == "to be made":
-        spec = together(tracked_tables(engine.alias())[table].values())
+        spec = union(tracked_tables(engine.alias())[table].values())
         records.filter(table=table).update(triggers=[], pending=dialect.version(table, spec))
     order(1)
     with locked(records):
@@ -313,12 +313,14 @@ def test_nor_where_triggers_of_theirs_are(
             tasks.maintain()
             assert run(CustomerTotal).state == RefreshState.SUCCEEDED
         assert differences(CustomerTotal) == []
-        assert table not in dialect.present()
+        assert table not in dialect.installed_triggers()
     assert "could not" not in caplog.text
     tasks.maintain()
 
     record = records.get(table=table)
-    assert bool(record.triggers) is (table in dialect.present()) is (state == "to be made")
+    assert (
+        bool(record.triggers) is (table in dialect.installed_triggers()) is (state == "to be made")
+    )
 
 
 def test_no_refresh_succeeds_while_changes_are_held_that_it_must_see(shop: None) -> None:

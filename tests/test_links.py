@@ -51,9 +51,9 @@ def links_of(rows: QuerySet[Any, Any], **fields: Any) -> dict[str, Any]:
     return {
         names.get(table, table.removeprefix("shapes_")): [
             (
-                *([] if link.part is None else [f"{plan.source.key[link.part].name}:"]),
+                *([] if link.key_part is None else [f"{plan.source.key[link.key_part].name}:"]),
                 *link.columns,
-                *(f"-> {step.table.removeprefix('shapes_')}" for step in link.way),
+                *(f"-> {step.table.removeprefix('shapes_')}" for step in link.steps),
             )
             for link in found
         ]

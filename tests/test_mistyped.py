@@ -42,7 +42,7 @@ CASES = {
     "char": Case(
         vendor="postgresql",
         statements=("ALTER TABLE ROWS ALTER k TYPE char(8)",),
-        reason="k is character(8) in the database, and varchar(8) in its model",
+        reason="k is character(8) in the database, but varchar(8) in its model",
     ),
     "citext": Case(
         vendor="postgresql",
@@ -50,7 +50,7 @@ CASES = {
             "CREATE EXTENSION IF NOT EXISTS citext",
             "ALTER TABLE ROWS ALTER k TYPE citext",
         ),
-        reason="k is citext in the database, and varchar(8) in its model",
+        reason="k is citext in the database, but varchar(8) in its model",
     ),
     "citext in the view": Case(
         vendor="postgresql",
@@ -58,17 +58,17 @@ CASES = {
             "CREATE EXTENSION IF NOT EXISTS citext",
             "ALTER TABLE VIEW ALTER ref TYPE citext",
         ),
-        reason="ref is citext in the database, and varchar(8) in its model",
+        reason="ref is citext in the database, but varchar(8) in its model",
     ),
     "char in the view": Case(
         vendor="postgresql",
         statements=("ALTER TABLE VIEW ALTER ref TYPE char(8)",),
-        reason="ref is character(8) in the database, and varchar(8) in its model",
+        reason="ref is character(8) in the database, but varchar(8) in its model",
     ),
     "collation": Case(
         vendor="postgresql",
         statements=('ALTER TABLE ROWS ALTER k TYPE varchar(8) COLLATE "POSIX"',),
-        reason="k has the collation POSIX in the database, and the default in its model",
+        reason="k has the collation POSIX in the database, but the default in its model",
     ),
     "old collation": Case(
         vendor="mysql",
@@ -83,7 +83,7 @@ CASES = {
     "bytes": Case(
         vendor="mysql",
         statements=("ALTER TABLE ROWS MODIFY k varbinary(8) NOT NULL",),
-        reason="k is varbinary(8) in the database, and varchar(8) in its model",
+        reason="k is varbinary(8) in the database, but varchar(8) in its model",
     ),
     "affinity": Case(
         vendor="sqlite",
@@ -91,7 +91,7 @@ CASES = {
             "DROP TABLE ROWS",
             "CREATE TABLE ROWS (id integer PRIMARY KEY, k varbinary, n integer)",
         ),
-        reason="k is varbinary in the database, and varchar(8) in its model",
+        reason="k is varbinary in the database, but varchar(8) in its model",
     ),
     "nocase": Case(
         vendor="sqlite",
@@ -99,7 +99,7 @@ CASES = {
             "DROP TABLE ROWS",
             "CREATE TABLE ROWS (id integer PRIMARY KEY, k varchar(8) COLLATE NOCASE, n integer)",
         ),
-        reason="k has the collation NOCASE in the database, and the default in its model",
+        reason="k has the collation NOCASE in the database, but the default in its model",
     ),
 }
 HERE = [
@@ -163,7 +163,7 @@ def test_a_key_of_the_view_that_is_another_number_in_the_database(kind: str) -> 
 
         assert kept.refresh(batch_size=1) == {reason}
 
-        assert "in the database, and bigint in its model" in reason
+        assert "in the database, but bigint in its model" in reason
         assert sorted(map(float, kept.rows)) == [2, 3, 7, 10]
 
 
@@ -190,7 +190,7 @@ def test_columns_of_a_table_that_is_named_with_its_schema() -> None:
     finally:
         execute("DROP SCHEMA mistyped CASCADE")
 
-    assert "k is character(8) in the database, and varchar(8) in its model" in fault
+    assert "k is character(8) in the database, but varchar(8) in its model" in fault
 
 
 @pytest.mark.parametrize("case", HERE)

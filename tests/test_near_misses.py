@@ -146,7 +146,7 @@ def test_a_misspelt_matview_meta_of_an_abstract_base_is_found_too() -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (lambda: None, "not None: is its return missing?"),
+        (lambda: None, "not None. Is the return statement missing?"),
         (list, "not list."),
         (Item.objects.all, "not one of model instances."),
         (lambda: Item.objects.values_list("value"), "not values_list()."),
@@ -200,7 +200,7 @@ def test_a_chain_of_views_is_no_circle(copies: Callable[..., Any]) -> None:
     copies("Second", "First")
     copies("Third", "First")
 
-    assert engine.find_circle() == []
+    assert engine.find_cycle() == []
 
 
 @pytest.mark.django_db
@@ -223,6 +223,14 @@ def test_a_circle_or_a_view_of_itself_leaves_the_order_of_the_others(
 
 
 # Classes that are no models
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    """What was there before is not looked through after each test."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +259,7 @@ def test_a_class_with_fields_or_a_source_that_is_no_model_is_named() -> None:
         do_insert: Any = classmethod(nothing_done)
 
     assert len(half()) == 3
-    assert any("Total is no model, so it is no view" in sentence for sentence in half())
+    assert any("Total is not a model, so it is not a view" in sentence for sentence in half())
     (hint, *_others) = [problem.hint or "" for problem in early_checks.check_half_views()]
     assert "(MaterializedView, models.Model)" in hint
     del Total, Sum, Count
@@ -302,7 +310,7 @@ def test_the_projects_own_classes_are_no_half_views() -> None:
 
 @pytest.mark.parametrize("name", ["Item", "item", "sample.Item", "SAMPLE.ITEM"])
 def test_a_model_that_is_no_view_is_called_so(name: str) -> None:
-    with pytest.raises(UnknownView, match=r"sample\.Item is a model, but no view\. Views are"):
+    with pytest.raises(UnknownView, match=r"sample\.Item is a model, but not a view\. Views are"):
         matviews.refresh(name)
 
 

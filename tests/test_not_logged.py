@@ -58,11 +58,11 @@ def status() -> ViewStatus:
 
 def drop() -> None:
     dialect = triggers_of(engine.alias())
-    dialect.execute(dialect.drop(TABLE, dialect.present()[TABLE]))
+    dialect.execute(dialect.drop(TABLE, dialect.installed_triggers()[TABLE]))
 
 
 def drop_one() -> None:
-    name = min(triggers_of(engine.alias()).present()[TABLE])
+    name = min(triggers_of(engine.alias()).installed_triggers()[TABLE])
     execute(f"DROP TRIGGER {name}{f' ON {TABLE}' if connection.vendor == 'postgresql' else ''}")
 
 
@@ -74,7 +74,7 @@ def make_again() -> None:
     script = tracking_spec.tracked_tables(engine.alias())[TABLE]
     dialect = triggers_of(engine.alias())
     drop()
-    dialect.execute(dialect.create(TABLE, tracking_spec.together(script.values())))
+    dialect.execute(dialect.create(TABLE, tracking_spec.union(script.values())))
 
 
 def forget_record() -> None:
@@ -165,7 +165,7 @@ class TestTheMaintenanceTask:
             tasks.maintain()
 
         [message] = [each.getMessage() for each in caplog.records]
-        assert message.startswith("changes are not logged, for triggers are missing or disabled")
+        assert message.startswith("triggers are missing or disabled, so changes are not logged")
         assert "--triggers install" in message
         assert message.endswith(f"table={TABLE} views={LABEL}")
         assert {each.full_refresh_reason for each in run(view).runs.all()} == {
@@ -177,7 +177,9 @@ class TestTheMaintenanceTask:
     ) -> None:
         if connection.vendor == "sqlite":  # which knows a trigger by its name alone
             TrackedTable.objects.update(
-                triggers=[f"{name}:1" for name in triggers_of(engine.alias()).present()[TABLE]]
+                triggers=[
+                    f"{name}:1" for name in triggers_of(engine.alias()).installed_triggers()[TABLE]
+                ]
             )
         make_again()
         if connection.vendor != "sqlite":
@@ -187,11 +189,11 @@ class TestTheMaintenanceTask:
             tasks.maintain()
 
         [message] = [each.getMessage() for each in caplog.records]
-        assert message.startswith("triggers were disabled or made anew")
+        assert message.startswith("triggers were disabled or re-created")
         assert status().not_logged == ()
         refresh = run(view)
         reasons = {each.full_refresh_reason for each in refresh.runs.all()}
-        assert reasons == {f"changes of {TABLE} were not logged before, or otherwise"}
+        assert reasons == {f"the triggers of {TABLE} were installed or replaced"}
 
     def test_leaves_alone_what_is_as_it_should_be(
         self, view: type[Any], caplog: pytest.LogCaptureFixture
@@ -207,14 +209,14 @@ class TestTheMaintenanceTask:
     ) -> None:
         """It has seen the triggers of before, and somebody has others by now."""
         dialect = type(triggers_of(engine.alias()))
-        present = dialect.present
+        present = dialect.installed_triggers
 
         def present_before_others_were_made(self: Any) -> dict[str, dict[str, str]]:
-            monkeypatch.setattr(dialect, "present", present)
+            monkeypatch.setattr(dialect, "installed_triggers", present)
             TrackedTable.objects.update(triggers=["others"])
             return {}
 
-        monkeypatch.setattr(dialect, "present", present_before_others_were_made)
+        monkeypatch.setattr(dialect, "installed_triggers", present_before_others_were_made)
         engine.mark_missing_triggers()
 
         assert TrackedTable.objects.get().triggers == ["others"]
@@ -231,7 +233,9 @@ class TestIsNoAlarm:
     ) -> None:
         """Each refresh is a full one: the target is compared with the last success."""
         dialect = type(triggers_of(engine.alias()))
-        monkeypatch.setattr(dialect, "untrackable", lambda _self, tables: dict.fromkeys(tables, ""))
+        monkeypatch.setattr(
+            dialect, "untrackable_tables", lambda _self, tables: dict.fromkeys(tables, "")
+        )
         drop()
         assert (status().state, status().not_logged) == (ViewState.ON_TIME, ())
 

@@ -70,19 +70,19 @@ def told(rows: Any, field: Any) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("rows", "why"),
     [
-        (by_slot(n=Sum("price", filter=Q(paid=True))), "Sum of no row that its filter takes"),
-        (by_customer(n=Sum("order__price")), "there may be no row of shapes_order"),
-        (by_customer(n=Max("order__price") + 1), "there may be no row of shapes_order"),
+        (by_slot(n=Sum("price", filter=Q(paid=True))), "Sum is NULL if its filter matches no row"),
+        (by_customer(n=Sum("order__price")), "shapes_order may have no matching row"),
+        (by_customer(n=Max("order__price") + 1), "shapes_order may have no matching row"),
         (by_customer(n=Subquery(LAST)), "the subquery may have no row"),
         (by_slot(n=Sum(Cast("weight", DECIMAL))), "shapes.Order.weight may be NULL"),
         (by_slot(n=Coalesce(Sum("price", filter=Q(paid=True)), Max("quantity"), output_field=DECIMAL)),
          "shapes.Order.quantity may be NULL"),
         (by_slot(n=StdDev("price", sample=True, output_field=DECIMAL)), "a sample of one row"),
         (of_order(n=Cast("quantity", DECIMAL)), "shapes.Order.quantity may be NULL"),
-        (of_order(n=F("product__price")), "there may be no row of"),
+        (of_order(n=F("product__price")), "may have no matching row"),
         (of_order(n=Case(When(paid=True, then=F("price")))), "Case has no default"),
         (of_order(n=Case(When(paid=True, then=F("product__price")), default=Value(0, DECIMAL))),
-         "there may be no row of"),
+         "may have no matching row"),
         (of_order(n=NullIf("price", Value(0, DECIMAL))), "NullIf is NULL"),
         (of_order(n=Window(Lag("price"), order_by="pk")), "Lag without a default"),
         (of_order(n=Value(None, DECIMAL)), "its value is None"),
@@ -96,7 +96,7 @@ def test_w021_names_the_column_why_it_can_be_null_and_the_way_out(rows: Any, why
     ((number, message),) = told(rows, models.DecimalField(max_digits=12, decimal_places=3))
 
     assert number == "W021"
-    assert message.startswith("shapes.Made: the column n can be NULL (")
+    assert message.startswith("shapes.Made: column 'n' can be NULL (")
     assert why in message
     assert "the field n cannot" in message
 
@@ -149,7 +149,7 @@ def test_w022_a_number_with_a_fraction_in_a_field_of_whole_numbers(n: Any) -> No
     found = told(by_slot(n=n), models.IntegerField(null=True))
 
     assert [number for number, _message in found] == ["W022"]
-    assert "the column n is a number with a fraction" in found[0][1]
+    assert "column 'n' has a fractional part" in found[0][1]
 
 
 @pytest.mark.parametrize(

@@ -474,7 +474,7 @@ def _(cls: Any) -> Any:
     return Order.objects.values(ref=F("slot")).annotate(n=Count("pk"))
 
 
-@example("a key that cannot be shown to be unique in the source", STAGED, says="cannot be shown",
+@example("a key that cannot be shown to be unique in the source", STAGED, says="cannot be proved",
          n=text())  # fmt: skip
 def _(cls: Any) -> Any:
     latest = Order.objects.order_by().values("customer").annotate(latest=Max("pk")).values("latest")
@@ -586,12 +586,12 @@ def _(cls: Any) -> Any:
     return Order.objects.values(ref=F("pk")).defer("note")
 
 
-@example("`.select_for_update()`", REFUSED, says="Take .select_for_update() out")
+@example("`.select_for_update()`", REFUSED, says="Remove .select_for_update()")
 def _(cls: Any) -> Any:
     return Order.objects.select_for_update().values(ref=F("pk"))
 
 
-@example('`.using("other")`', REFUSED, says="Take .using() out")
+@example('`.using("other")`', REFUSED, says="Remove .using()")
 def _(cls: Any) -> Any:
     return Order.objects.using("other").values(ref=F("pk"))
 
@@ -629,7 +629,7 @@ def _(cls: Any) -> Any:
     return Order.objects.values(ref=F("pk"), n=F("price") * F("weight"))
 
 
-@example("a key that may be NULL in the view", REFUSED, says="may be NULL",
+@example("a key that may be NULL in the view", REFUSED, says="is nullable",
          ref=number(unique=True))  # fmt: skip
 def _(cls: Any) -> Any:
     return Order.objects.values(ref=F("slot"))
@@ -641,7 +641,7 @@ def _(cls: Any) -> Any:
     return Order.objects.values(ref=F("extra"))
 
 
-@example("a key without a unique constraint", REFUSED, says="no unique constraint holds its key",
+@example("a key without a unique constraint", REFUSED, says="no unique constraint covers its key",
          ref=models.IntegerField())  # fmt: skip
 def _(cls: Any) -> Any:
     return Order.objects.values(ref=F("pk"))
@@ -724,7 +724,7 @@ def test_a_view_of_each_construct_equals_its_source(construct: str, shop: Shop) 
         if each.given in FILLS:
             FILLS[each.given](view.given)
         path = plan_of(registry.find(view), "default").strategy
-        assert (path.word, each.says in path.reason) == (each.here, True), path.reason
+        assert (path.name, each.says in path.reason) == (each.here, True), path.reason
         names = [f.attname for f in view._meta.concrete_fields if f.attname != "id"]
         for _ in range(2):
             # When it is refreshed, in many small batches, then it has the rows of its source

@@ -18,7 +18,7 @@ from matviews.engine import (
 )
 from matviews.management.bars import Bars, bar
 from matviews.management.progress import Meter, so_far
-from matviews.management.reporters import Lines
+from matviews.management.reporting import Lines
 from matviews.models import PhaseRun
 from matviews.phases import Phase
 from matviews.presentation import format_duration

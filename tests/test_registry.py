@@ -42,7 +42,7 @@ class TestFinding:
             views.find("total")
 
         assert str(error.value) == (
-            "'total' is the name of more than one view: say which of shop.Total, bank.Total."
+            "'total' is the name of more than one view: use one of shop.Total, bank.Total."
         )
         assert views.find("bank.total").label == "bank.Total"
 

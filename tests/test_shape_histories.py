@@ -55,7 +55,7 @@ VIEWS: list[type[Any]] = [
     and (each.model is not JsonKey or connection.vendor != "sqlite")
 ]
 BATCH_SIZES = st.sampled_from([1, 2, 3, 50])
-BUDGET = 30.0  # seconds of histories in an ordinary run
+BUDGET = 10.0  # seconds of histories in an ordinary run
 FEWEST = 5  # examples that a budget must be enough for
 KILLS = st.none() | st.integers(1, 25)
 PHASES = st.lists(st.sampled_from(list(Phase)), min_size=1, unique=True)

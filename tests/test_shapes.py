@@ -45,7 +45,7 @@ STAGED: dict[type[Any], str] = {
     **({rows.ProductByBytes: "collation"} if on_mariadb else {}),
 }
 REFUSED: dict[type[Any], str] = (
-    {rows.JsonKey: "SQLite does not give the column kind as JSON"} if on_sqlite else {}
+    {rows.JsonKey: "SQLite does not return column 'kind' as JSON"} if on_sqlite else {}
 )
 VIEWS: list[type[Any]] = [
     each.model for each in registry if issubclass(each.model, Shape) and each.model not in REFUSED

@@ -177,7 +177,10 @@ def test_a_view_whose_definition_changed_tells_which_phases_are_of_the_old_one()
         sourced(options={"tracking": False})
         add_items(3)
         run(SOURCED)
-        assert (status(SOURCED).state, status(SOURCED).changed) == (ViewState.NO_TARGET, ())
+        assert (status(SOURCED).state, status(SOURCED).definition_changed) == (
+            ViewState.NO_TARGET,
+            (),
+        )
         # when two phases last succeeded with another source
         fingerprints = control(SOURCED).get().fingerprints
         older = {**fingerprints, "insert": "an older one", "update": "an older one"}
@@ -185,16 +188,22 @@ def test_a_view_whose_definition_changed_tells_which_phases_are_of_the_old_one()
         # then it says so
         changed = status(SOURCED)
         assert changed.state == "definition changed"
-        assert changed.changed == ("insert", "update")
+        assert changed.definition_changed == ("insert", "update")
         # also of a view of which something else comes first
         control(SOURCED).update(paused=True)
-        assert (status(SOURCED).state, len(status(SOURCED).changed)) == (ViewState.PAUSED, 2)
+        assert (status(SOURCED).state, len(status(SOURCED).definition_changed)) == (
+            ViewState.PAUSED,
+            2,
+        )
         control(SOURCED).update(paused=False)
         # and no more once each has succeeded again
         run(SOURCED, phases=["insert"])
-        assert status(SOURCED).changed == ("update",)
+        assert status(SOURCED).definition_changed == ("update",)
         run(SOURCED)
-        assert (status(SOURCED).state, status(SOURCED).changed) == (ViewState.NO_TARGET, ())
+        assert (status(SOURCED).state, status(SOURCED).definition_changed) == (
+            ViewState.NO_TARGET,
+            (),
+        )
 
 
 def test_the_progress_of_a_derived_phase_is_that_of_the_keys_it_has_looked_through() -> None:
@@ -355,7 +364,7 @@ def test_a_large_table_is_taken_at_the_databases_estimate(monkeypatch: pytest.Mo
     vendor, table = connection.vendor, Limited._meta.db_table
     with connection.cursor() as cursor:
         cursor.execute(f"ANALYZE {'TABLE ' if vendor == 'mysql' else ''}{table}")
-    monkeypatch.setattr(rows, "WORTH_COUNTING", 100)
+    monkeypatch.setattr(rows, "MAX_ROWS_COUNTED", 100)
 
     counted = status().rows
 

@@ -61,8 +61,7 @@ def test_functions_of_a_table_that_was_dropped_are_told_of_and_go(way: str) -> N
         execute("DROP TABLE made_rows")
 
         assert list(changes.find_problems(engine.alias()))[1:] == [
-            f"The function {name} is left over: no trigger that is switched on calls it."
-            for name in left
+            f"The function {name} is left over: no enabled trigger calls it." for name in left
         ]
         WAYS[way]()
 

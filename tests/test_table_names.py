@@ -134,7 +134,7 @@ class TestSchemas:
             faults = changes.install(engine.alias())
             assert faults in ({}, {name: NOT_THERE})
             assert list(changes.find_problems(engine.alias())) == [
-                f"Changes of {each}, which shapes.One reads, cannot be logged: {why}."
+                f"Changes to {each} (read by shapes.One) cannot be logged: {why}."
                 for each, why in faults.items()
             ]
             assert engine.missing_rights() == []
@@ -175,7 +175,7 @@ def test_a_table_of_another_database_is_a_full_refresh_that_says_so() -> None:
         faults = changes.install(engine.alias())
 
         assert faults == {
-            name: "its name names a database, and triggers are made in the connection's own alone"
+            name: "its name includes a database, and triggers work in the connection's database only"
         }
         for number in (1, 2):
             execute(f"INSERT INTO {database}.item VALUES ({number}, 1)")

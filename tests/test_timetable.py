@@ -174,8 +174,8 @@ class TestWatch:
         PeriodicTask.objects.all().delete()
 
         assert maintenance_problem() == (
-            "The periodic task 'matviews: maintenance' is missing, so nobody sends lost messages again: "
-            "run `manage.py migrate`, which makes it."
+            "The periodic task 'matviews: maintenance' is missing, so lost messages are not re-sent. "
+            "Run `manage.py migrate`, which creates it."
         )
 
     def test_its_row_is_disabled(self) -> None:
@@ -183,16 +183,16 @@ class TestWatch:
         self.maintain(enabled=False)
 
         assert maintenance_problem() == (
-            "The periodic task 'matviews: maintenance' is disabled, so nobody sends lost messages again: "
-            "run `manage.py migrate`, which enables it."
+            "The periodic task 'matviews: maintenance' is disabled, so lost messages are not re-sent. "
+            "Run `manage.py migrate`, which enables it."
         )
 
     def test_it_has_not_run_for_a_while(self) -> None:
         self.ran(12 * MINUTE)
 
         assert maintenance_problem() == (
-            "matviews.maintain has not run for 12 minutes, so nobody sends lost messages again: see "
-            "that `celery beat`, with django-celery-beat's DatabaseScheduler, is running, and a worker "
+            "The maintenance task has not run for 12 min, so lost messages are not re-sent. Check "
+            "that celery beat (with the DatabaseScheduler of django-celery-beat) is running, and a worker "
             f"that listens to {queues_in_words('matviews.maintain')}."
         )
 
@@ -201,7 +201,7 @@ class TestWatch:
         past = {name: timezone.now() - HOUR for name, value in never.items() if value == HOUR}
         self.maintain(**{**never, **past})
 
-        assert maintenance_problem().startswith("matviews.maintain has not run yet, so nobody")
+        assert maintenance_problem().startswith("The maintenance task has not run yet, so lost")
 
     @pytest.mark.parametrize(
         "problem", [{"enabled": False}, {"total_run_count": 5}], ids=["disabled", "never"]
@@ -287,7 +287,7 @@ class TestCommand:
             WHOLE, "every", "5", "minutes", "all", *moment.split(), "the", "view", "is", "paused",
         ]  # fmt: skip
         assert maintain == f"maintenance ran at {moment}"
-        assert problem.startswith("matviews.maintain has not run for 30 minutes")
+        assert problem.startswith("The maintenance task has not run for 30 min")
 
     def test_nothing_is_scheduled(self) -> None:
         assert self.printed().splitlines() == [

@@ -47,7 +47,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning"),
 ]
 
-BUDGET = 75.0  # seconds of histories in an ordinary run: two minutes with those of links and shapes
+BUDGET = 20.0  # seconds of histories in an ordinary run
 FEWEST = 5
 CHOICES = st.integers(0, 4)
 SPREAD: list[type[Any]] = [RegionDay, SlotRegion, DayRegion, TagRegion, ReferredSlot]
@@ -225,9 +225,7 @@ def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(changes, "drain_queue", lambda view: taken(view)[1:])
     elif fault == "way":
         views = [RegionTotal, TagRegion]  # of orders that are steps away from the key
-        monkeypatch.setattr(
-            "matviews.queryset.strategy.links._looked_up", lambda *_arguments: set()
-        )
+        monkeypatch.setattr("matviews.queryset.sql.lookups._looked_up", lambda *_arguments: set())
     else:
         taken = changes.drain_queue
         monkeypatch.setattr(changes, "drain_queue", lambda view: newest_only(taken(view)))

@@ -297,7 +297,7 @@ class TestAttack:
             changes.mark_missing_triggers(engine.alias())
             run("INSERT INTO made_rows VALUES (1, 1)")
 
-            assert problems[0] == "made_rows, which shapes.Made reads, has no triggers."
+            assert problems[0] == "The triggers on made_rows (read by shapes.Made) are missing."
             assert not view.is_fresh()
             refreshed(view)
             assert view.objects.count() == 1
@@ -323,7 +323,7 @@ class TestAttack:
             )
             execute(f"SET ROLE {migrator}")
             try:
-                found = triggers_of(engine.alias()).strays()
+                found = triggers_of(engine.alias()).orphans()
                 exposed = triggers_of(engine.alias()).exposed()
             finally:
                 execute("RESET ROLE")
@@ -652,7 +652,7 @@ def test_installing_replaces_a_trigger_of_our_name_that_does_something_else() ->
         _replace(run, trigger_named("insert"))
         run("INSERT INTO made_rows VALUES (2, 2)")
         assert logged() == []
-        problem = "made_rows, which shapes.Made reads, has other triggers than it should."
+        problem = "The triggers on made_rows (read by shapes.Made) are out of date."
         assert list(changes.find_problems(engine.alias())) == [problem]
         assert "CREATE TRIGGER" in changes.script(engine.alias())
         # when whoever migrates installs the triggers
@@ -692,7 +692,10 @@ def test_migrate_replaces_the_triggers_of_the_first_version_that_anybody_could_m
         # given triggers as that version has made them
         refreshed(view)
         record = TrackedTable.objects.get()
-        digest, current = record.triggers[0].split("_")[1], triggers_of(engine.alias()).present()
+        digest, current = (
+            record.triggers[0].split("_")[1],
+            triggers_of(engine.alias()).installed_triggers(),
+        )
         changes.remove(engine.alias())
         old = f"matviews_{digest}_00000001_insert"
         execute(OLD_TRIGGER.format(name=old, digest=digest))
@@ -706,7 +709,8 @@ def test_migrate_replaces_the_triggers_of_the_first_version_that_anybody_could_m
         post_migrate.send(sender, app_config=sender, using=engine.alias(), plan=[])
         # then what was missed is found, and such a mute is none any more
         assert (
-            triggers_of(engine.alias()).present()["made_rows"].keys() == current["made_rows"].keys()
+            triggers_of(engine.alias()).installed_triggers()["made_rows"].keys()
+            == current["made_rows"].keys()
         )
         refreshed(view)
         assert view.objects.count() == 2
@@ -725,7 +729,7 @@ def test_what_ours_do_is_shown_as_it_was_made(name: str) -> None:
             maintain = TriggerSpec(frozenset({"id", name}), frozenset(links))
             dialect.execute(dialect.create(name, maintain))
 
-            assert dialect.present()[name].keys() == dialect.names(name, maintain)
+            assert dialect.installed_triggers()[name].keys() == dialect.names(name, maintain)
             assert dialect.replaced(name, maintain) == set()
             dialect.execute(dialect.drop(name, dialect.names(name, maintain)))
 
@@ -745,7 +749,7 @@ def test_triggers_whose_definer_was_dropped_are_named_and_made_anew() -> None:
             changes.install(engine.alias())
         with pytest.raises(DatabaseError, match="definer"):
             execute("INSERT INTO made_rows VALUES (1, 1)")
-        assert f"runs as {role}@%, and there is no such account" in warnings("W014")[0]
+        assert f"runs as {role}@%, an account that does not exist" in warnings("W014")[0]
 
         changes.install(engine.alias())
 

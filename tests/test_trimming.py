@@ -131,8 +131,8 @@ def test_the_next_refresh_knows_nothing_of_it() -> None:
 def test_a_long_history_goes_in_small_transactions_and_not_all_in_one_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(history, "AT_ONCE", 3)
-    monkeypatch.setattr(history, "MOST", 8)
+    monkeypatch.setattr(history, "BATCH_SIZE", 3)
+    monkeypatch.setattr(history, "MAX_DELETED", 8)
     for _ in range(21):
         ended(Limited, "succeeded", 10)
 

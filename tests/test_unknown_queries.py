@@ -158,9 +158,9 @@ class TestWhatCannotBeLookedInto:
         (warning,) = checks.check_sources()
 
         assert warning.id == "matviews.W020"
-        assert warning.msg.startswith("shapes.Made: source() cannot be looked into (")
+        assert warning.msg.startswith("shapes.Made: source() cannot be analysed (")
         assert why in warning.msg
-        assert warning.msg.endswith("so each refresh of it is full and staged.")
+        assert warning.msg.endswith("so every refresh is full and staged.")
 
     def test_concerns_no_other_view(self, rows: Any, why: str) -> None:
         view_of(rows)
@@ -224,13 +224,13 @@ def test_a_column_that_cannot_be_read_makes_the_view_invalid_and_nothing_else(
 
 # What reads no queryset, or is where reading ends.
 NO_INSPECTION = {
-    "looking", "inspect", "_opaque", "find_source", "read_source", "_called", "plain_name",
+    "looking", "inspect", "_not_inspected", "find_source", "read_source", "_called", "plain_name",
     "read_query", "source_fault", "_unreadable", "key_columns", "check_source", "check_table", "_warning", "_label", "problems_of_query",
-    "fingerprint", "moment", "_digest", "tables_named", "project_locale", "_shown", "_is_summed",
+    "fingerprint", "exact_fingerprint", "_digest", "tables_named", "project_locale", "_shown", "_is_float_aggregate",
     "is_values",
 }  # fmt: skip
 MODULES: list[ModuleType] = [
-    import_module("matviews.queryset.analysis.declared"),  # there is a function of this name, too
+    import_module("matviews.queryset.analysis.dependencies"),
     source_query, tables, expressions, choose, lineage, links, fields, indexes, inspection, source, reading,
     source_checks, queryset_checks, sql_text,
 ]  # fmt: skip

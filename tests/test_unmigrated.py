@@ -188,7 +188,7 @@ def test_migrate_makes_no_table_of_an_unmanaged_model() -> None:
 
 def test_the_sql_of_triggers_says_which_table_is_missing() -> None:
     missing = (
-        "-- Changes of shapes_rows, which shapes.Made reads, cannot be logged: there is no such table: "
+        "-- Changes to shapes_rows (read by shapes.Made) cannot be logged: there is no such table: "
         f"{WAY_OUT}"
     )
     _Rows, view = copied()
@@ -249,7 +249,7 @@ def test_nothing_is_said_of_what_a_view_reads_that_pending_migrations_may_make()
 def test_what_is_there_lacks_its_triggers_whatever_is_pending() -> None:
     Rows, view = copied()
     with tables.made(Rows, view):
-        assert checked() == ["shapes_rows, which shapes.Made reads, has no triggers."]
+        assert checked() == ["The triggers on shapes_rows (read by shapes.Made) are missing."]
 
 
 @pytest.mark.usefixtures("_to_be_migrated")
@@ -262,7 +262,7 @@ def test_what_one_view_reads_lacks_triggers_though_another_view_is_still_to_be_m
         other=models.IntegerField(),
     )
     with tables.made(Rows, view):
-        assert checked() == ["shapes_rows, which shapes.Made reads, has no triggers."]
+        assert checked() == ["The triggers on shapes_rows (read by shapes.Made) are missing."]
         changes.install(engine.alias())
         assert checked() == []
         changes.remove(engine.alias())
@@ -271,7 +271,7 @@ def test_what_one_view_reads_lacks_triggers_though_another_view_is_still_to_be_m
 def test_without_a_migration_a_missing_table_is_named_with_the_way_out() -> None:
     copied()
     (said,) = checked()
-    assert said.startswith("Changes of shapes_rows, which shapes.Made reads, cannot be logged: ")
+    assert said.startswith("Changes to shapes_rows (read by shapes.Made) cannot be logged: ")
     assert said.endswith(WAY_OUT)
 
 

@@ -23,12 +23,10 @@ pytestmark = [
 
 ORDINARY = "it is not an ordinary table"
 FAMILY = "it is partitioned, or inherits from another table"
-UNLOGGED = "it is unlogged: a crash empties it, and tells nobody"
-ENGINE = (
-    "its engine is not InnoDB, so what is rolled back of it and of the log need not be the same"
-)
-PARTITIONED = "it is partitioned, and partitions that are truncated or dropped fire no trigger here"
-ACTION = "a foreign key of it has ON DELETE or ON UPDATE, which fires no trigger here"
+UNLOGGED = "it is unlogged: a crash empties it without firing a trigger"
+ENGINE = "its engine is not InnoDB, so a rollback undoes the log entry but not the change"
+PARTITIONED = "it is partitioned, and truncating or dropping a partition fires no trigger here"
+ACTION = "it has a foreign key with ON DELETE or ON UPDATE, which fires no trigger here"
 
 on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
 on_mysql = pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
@@ -42,7 +40,7 @@ def contents(view: type[Any]) -> dict[int, int | None]:
     (reason,) = {each.full_refresh_reason for each in refresh.runs.all()}
     assert reason in (
         f"no triggers log all changes of {view.source().model._meta.db_table}",
-        "made_rows.id is without a type in the database, and bigint in its model",  # if virtual
+        "made_rows.id is without a type in the database, but bigint in its model",  # if virtual
     )
     return dict(view.objects.values_list("ref", "n"))
 
@@ -223,7 +221,7 @@ def test_it_is_named_and_each_refresh_looks_at_all_keys(case: Case) -> None:
         # given that the check names it with the reason, and no trigger is believed
         messages = run_checks(tags=[Tags.database], databases=["default"])
         assert [each.msg for each in messages if each.id == "matviews.W011"] == [
-            f"Changes of {case.table}, which shapes.Made reads, cannot be logged: {case.why}."
+            f"Changes to {case.table} (read by shapes.Made) cannot be logged: {case.why}."
         ]
         assert not TrackedTable.objects.filter(table=case.table).exists()
         assert not view.is_fresh()
@@ -291,7 +289,7 @@ def test_a_table_that_becomes_so_is_noticed_by_maintenance(
 def test_a_table_that_is_not_there() -> None:
     with tracked_view_of("made_rows"):
         assert list(changes.find_problems(engine.alias())) == [
-            "Changes of made_rows, which shapes.Made reads, cannot be logged: there is no such table: run `manage.py makemigrations` and `manage.py migrate`."
+            "Changes to made_rows (read by shapes.Made) cannot be logged: there is no such table: run `manage.py makemigrations` and `manage.py migrate`."
         ]
 
 

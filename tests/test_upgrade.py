@@ -86,7 +86,7 @@ def test_functions_of_the_first_version_are_replaced_by_migrate() -> None:
         execute("INSERT INTO made_rows VALUES (2, 2)")
         messages = run_checks(tags=[Tags.database], databases=["default"])
         assert [each.msg for each in messages if each.id == "matviews.W013"] == [
-            f"Any role may use the function {name}, which is for the roles of matviews alone."
+            f"Any role may use the function {name}; only the roles of matviews should."
             for name in (first, second)
         ]
 

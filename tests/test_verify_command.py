@@ -15,7 +15,7 @@ from django.db.models import F
 
 from matviews import api, tasks
 from matviews.engine import Verification
-from matviews.management import findings
+from matviews.management import formatting
 from matviews.management.commands.update_materialized_views import Command
 from matviews.models import Refresh, ViewControl
 from matviews.phases import Phase
@@ -273,7 +273,7 @@ def test_explain_tells_the_path_the_indexes_and_the_sql_of_each_phase() -> None:
     assert ran.out.startswith(
         f"{LABEL}: windowed (the key is sample.Item (id), which an index serves)\n  key: key\n"
     )
-    assert "  index of sample.Item (id): there\n" in ran.out
+    assert "  index of sample.Item (id): exists\n" in ran.out
     statements = dict(
         re.findall(r"^  (\w+), for one window of keys:\n(.*?;)$", ran.out, re.M | re.S)
     )
@@ -331,7 +331,7 @@ def test_a_value_in_the_sql_cannot_write_on_a_terminal() -> None:
         staging="", statements={Phase.DELETE: "DELETE\nWHERE day > '\x1b[2J'"}, indexes=(),
     )  # fmt: skip
 
-    *_others, last = findings.explanation_in_lines(explanation)
+    *_others, last = formatting.explanation_in_lines(explanation)
 
     assert last.endswith("\nDELETE\nWHERE day > '\\x1b[2J';")
 
@@ -356,7 +356,7 @@ def test_an_index_that_lacks_comes_with_the_way_out(
         staging="", statements={}, indexes=(index,),
     )  # fmt: skip
 
-    assert list(findings.explanation_in_lines(explanation))[2:] == [
+    assert list(formatting.explanation_in_lines(explanation))[2:] == [
         "  rows: about 1,234, as the database estimates",
         f"  index of shop.Order (day, kind): {words}",
     ]
@@ -397,15 +397,15 @@ def found(**values: Any) -> Verification:
 def test_every_kind_of_value_goes_into_json_and_into_a_line(value: Any, plain: Any) -> None:
     verification = found(value=value)
 
-    (example,) = json.loads(json.dumps(findings.verification_as_dict(verification)))["examples"]
-    _outcome, line = findings.verification_in_lines(verification)
+    (example,) = json.loads(json.dumps(formatting.verification_as_dict(verification)))["examples"]
+    _outcome, line = formatting.verification_in_lines(verification)
 
     assert example["in_view"]["value"] == plain
     assert line.endswith(f"value is {plain!r}, in the source None")
 
 
 def test_a_value_cannot_write_on_a_terminal_nor_fill_it() -> None:
-    _outcome, line = findings.verification_in_lines(found(text="\x1b[2J\n" + "long " * 100))
+    _outcome, line = formatting.verification_in_lines(found(text="\x1b[2J\n" + "long " * 100))
 
     assert line.isprintable()
     assert len(line) < 200
@@ -415,4 +415,4 @@ def test_rows_that_look_alike_are_shown_all_the_same() -> None:
     row = {"key": 1, "value": 0.1}
     alike = Difference(kind=Kind.DIFFERING, key={"key": 1}, in_view=row, in_source=row)
 
-    assert findings._difference_in_line(alike).endswith("value is 0.1, in the source 0.1")
+    assert formatting._difference_in_line(alike).endswith("value is 0.1, in the source 0.1")

@@ -217,7 +217,7 @@ def test_a_source_that_may_not_be_read_is_named(shop: Shop) -> None:
         ended = defining.run(shop.windowed)
 
     assert ended.state == RefreshState.FAILED
-    assert "lacks SELECT on" in ended.error
+    assert "needs SELECT on" in ended.error
     assert "shapes_sale" in ended.error
     assert len(warnings("W035", shop.worker)) == 1
 
@@ -231,7 +231,7 @@ def test_temporary_tables_that_may_not_be_made_are_named(shop: Shop) -> None:
         ended = defining.run(shop.windowed)
 
     assert ended.state == RefreshState.FAILED
-    assert "lacks CREATE, DROP, SELECT, INSERT, CREATE TEMPORARY TABLES on" in ended.error
+    assert "needs CREATE, DROP, SELECT, INSERT, CREATE TEMPORARY TABLES on" in ended.error
     assert "CREATE TEMPORARY TABLES" in "".join(warnings("W034", shop.worker))
 
 
@@ -249,8 +249,8 @@ def test_advice_on_triggers_is_given_for_triggers_alone(shop: Shop) -> None:
             f"REVOKE SELECT ON {connection.ops.quote_name(table)} FROM {roles.quoted(shop.worker)}"
         )
     said = commanded(shop.worker, "--triggers", "install")
-    assert "lacks SELECT on" in said
+    assert "needs SELECT on" in said
     assert "matviews_trackedtable" in said
     assert "--triggers sql" not in said
-    assert "lacks SELECT on" in commanded(shop.worker)
+    assert "needs SELECT on" in commanded(shop.worker)
     assert "--triggers sql" not in commanded("matviews_nobody", "--triggers", "install")

@@ -84,4 +84,4 @@ def _strategy(definition: ViewDefinition) -> dict[str, str]:
         strategy = plan_of(definition, engine.alias()).strategy
     except (InvalidView, DatabaseError) as error:
         return {"problem": str(error)}
-    return {"strategy": strategy.word, "reason": strategy.reason}
+    return {"strategy": strategy.name, "reason": strategy.reason}

@@ -72,13 +72,12 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Ours is ordered by state."""
         return ViewList
 
-    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
         """Without "delete selected": deleting is possible one by one, if at all."""
-        return {
-            name: action
-            for name, action in super().get_actions(request).items()
-            if name != "delete_selected"
-        }
+        # Django passes the location since 6.1.
+        location = {"action_location": action_location} if action_location else {}
+        actions: dict[str, Any] = super().get_actions(request, **location)
+        return {name: action for name, action in actions.items() if name != "delete_selected"}
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None

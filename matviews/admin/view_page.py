@@ -44,7 +44,9 @@ def page_context(control: ViewControl) -> dict[str, Any]:
         "target": duration(status.target) if status.target else "",
         "phases": phases,
         "may_request": control.enabled and definition is not None and not definition.errors,
-        "summaries": [_summary(control, phase, phase in status.changed) for phase in phases],
+        "summaries": [
+            _summary(control, phase, phase in status.definition_changed) for phase in phases
+        ],
         "source": source_context(control, definition),
         "changed_badge": badge(ViewState.CHANGED),
         "live": live,

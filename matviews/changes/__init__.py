@@ -14,27 +14,20 @@ from .change_log import (
     untracked,
 )
 from .change_status import ChangeStatus, change_status, oldest_waiting, unlogged_tables
-from .holding import HELD
+from .table_locks import LOCKED
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
-from .triggers import (
-    find_exposed,
-    find_ownerless,
-    find_problems,
-    find_untrackable,
-    finish,
-    install,
+from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
+from .triggers import drop_before_migrate, finish, install, remove, script
+from .trust import (
     mark_missing_triggers,
     mark_untrackable,
-    remove,
-    script,
-    take_down,
     untrackable_tables,
     untracked_tables,
     untrust,
 )
 
 __all__ = [
-    "HELD",
+    "LOCKED",
     "ChangeStatus",
     "ChangesLogged",
     "QueuedChange",
@@ -43,6 +36,7 @@ __all__ = [
     "collapse_queue",
     "delete_rows",
     "drain_queue",
+    "drop_before_migrate",
     "enqueue",
     "find_exposed",
     "find_ownerless",
@@ -60,7 +54,6 @@ __all__ = [
     "overlong_queues",
     "remove",
     "script",
-    "take_down",
     "tracking_of",
     "unlogged_tables",
     "unmoved",

@@ -1,7 +1,7 @@
-"""From the log of the triggers to the queues of the views.
+"""Moving the log that triggers write to the queues of the views, and draining these.
 
-A queue is only ever added to and taken from, as a whole: "insert it unless it is there" would lose a
-change to somebody who is just taking what is there, and has computed already.
+Queues are append-only, and drained as a whole. "Insert unless present" would lose a change to a
+batch that is draining the present entry and has already computed its rows.
 """
 
 import json
@@ -16,7 +16,7 @@ from django.db.models import Case, Func, JSONField, Model, Sum, TextField, When,
 
 from ..databases import dialect_of, triggers_of
 from ..databases.base.triggers import MAX_DISTINCT_CHANGES
-from ..databases.compiled import GIVEN, CompiledSelect
+from ..databases.compiled import PK_PLACEHOLDER, CompiledSelect
 from ..databases.keys import Keys
 from ..models import Change, TrackedTable, ViewChange
 from .secret import log_secret
@@ -35,16 +35,14 @@ __all__ = [
     "untracked",
 ]
 
-MOVE_BATCH = 5_000  # entries that are moved in one transaction
-MAX_QUEUE = 100_000  # changes in a view's queue, beyond which all keys are taken to be dirty
+MAX_MOVED_ENTRIES = 5_000  # in one transaction
+MAX_QUEUED_CHANGES = 100_000  # of a view; beyond that, its next refresh is full
 
 
 class ChangesLogged(Exception):
-    """The log is to be moved first, in a transaction of its own.
+    """The log has entries that must be moved first, in a transaction of their own.
 
-    Attributes:
-        tables: the tables whose changes count.
-        newest: the primary key of the newest entry.
+    `tables` are the tables whose changes count, `newest` is the primary key of the newest entry.
     """
 
     def __init__(self, tables: Collection[str], newest: int) -> None:
@@ -55,9 +53,9 @@ class ChangesLogged(Exception):
 def enqueue(
     view_ids: Collection[int], dirty: list[list[str]] | str, logged_at: datetime | None = None
 ) -> None:
-    """Note in the queues of views that keys are dirty; all of them, if a reason is given instead.
+    """Mark keys dirty in the queues of views; all keys, if a reason is given instead.
 
-    `logged_at` is when the oldest of the changes was logged for which this stands; now, by default.
+    `logged_at` is the time of the oldest change that this stands for, by default now.
     """
     count = 1 if isinstance(dirty, str) else len(dirty)
     since = {"logged_at": logged_at} if logged_at else {}
@@ -70,23 +68,20 @@ def enqueue(
 
 
 class QueuedChange(NamedTuple):
-    """An entry of a queue, as in `ViewChange`.
+    """An entry of a view's queue, as in `ViewChange`."""
 
-    Attributes:
-        table: the table; "" if somebody has marked keys.
-        columns: the columns whose values are known.
-        links: their values, in lists; or keys; None for any, or a text that says why.
-        logged_at: when the oldest of the changes was logged.
-    """
-
+    #: "" if the keys were marked by `mark_dirty`.
     table: str
+    #: The columns that were logged.
     columns: list[str]
+    #: Lists of their values, or keys; None for any row, or the reason why any may have changed.
     links: list[list[Any]] | str | None
+    #: The time of the oldest change.
     logged_at: datetime
 
 
 def drain_queue(view_id: int) -> list[QueuedChange]:
-    """Empty the queue of a view. In the transaction that computes, before it does."""
+    """Empty a view's queue, in the transaction that computes and before it does."""
     using = router.db_for_write(ViewChange)
     entries = _queue(using, MAX_DISTINCT_CHANGES).run(view_id)
     delete_rows(ViewChange, [pk for pk, *_entry in entries])
@@ -97,11 +92,11 @@ def drain_queue(view_id: int) -> list[QueuedChange]:
         ]
     if dialect_of(using).json_may_be_bytes:
         entries = [[pk, table, _from_hex(links), *others] for pk, table, links, *others in entries]
-    return [_taken(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
+    return [_as_change(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
 
 
 def _from_hex(links: str) -> Any:
-    """The links of an entry; None where they are no text: SQLite keeps any bytes, and Python reads UTF-8 alone."""
+    """The links of an entry. None if they are not UTF-8: SQLite stores any bytes."""
     try:
         return json.loads(bytes.fromhex(links)) if links else None
     except ValueError:
@@ -109,17 +104,17 @@ def _from_hex(links: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _queue(using: str, most: int) -> CompiledSelect:
-    """The entries of a view's queue and how many changes they are; without links if these are too many."""
-    queue = ViewChange.objects.using(using).filter(view=GIVEN).order_by()
+def _queue(using: str, limit: int) -> CompiledSelect:
+    """A view's queue and how many changes it stands for; without links if there are too many."""
+    queue = ViewChange.objects.using(using).filter(view=PK_PLACEHOLDER).order_by()
     counted = queue.annotate(changes=Window(Sum("count")))
-    few: Any = Case(When(changes__lte=most, then="links"), output_field=JSONField())
+    links: Any = Case(When(changes__lte=limit, then="links"), output_field=JSONField())
     if dialect_of(using).json_may_be_bytes:
-        few = Func(few, function="HEX", output_field=TextField())
-    return CompiledSelect(counted.values_list("pk", "table", few, "logged_at", "changes"))
+        links = Func(links, function="HEX", output_field=TextField())
+    return CompiledSelect(counted.values_list("pk", "table", links, "logged_at", "changes"))
 
 
-def _taken(table: str, links: Any, logged_at: datetime) -> QueuedChange:
+def _as_change(table: str, links: Any, logged_at: datetime) -> QueuedChange:
     if table and isinstance(links, list):
         columns, *values = links
         return QueuedChange(table, columns, values, logged_at)
@@ -135,7 +130,7 @@ class _Entry(NamedTuple):
 
 
 def is_logged() -> bool:
-    """Whether the log has an entry, whoever may be moving it."""
+    """Whether the log has an entry, even one that another process is moving."""
     return bool(_any(router.db_for_write(Change)).run())
 
 
@@ -145,25 +140,26 @@ def _any(using: str) -> CompiledSelect:
 
 
 def unmoved(tables: Collection[str], newest: int) -> list[str]:
-    """Those of the tables that have an entry in the log up to the one with the key `newest`."""
+    """Which of the tables have an entry in the log up to the primary key `newest`."""
     entries = Change.objects.filter(pk__lte=newest, table__in=tables)
     return sorted(entries.order_by().values_list("table", flat=True).distinct())
 
 
 def move_log() -> bool:
-    """Move entries from the log to the queues; whether more may be waiting. In a short transaction.
+    """Move entries from the log to the queues, in a short transaction; whether more may be waiting.
 
-    To be its first statements: on SQLite a transaction that begins with a read cannot always write.
-    What another process is moving is left to that one: until it commits, it is in the log to everybody else.
+    Call it first in the transaction: on SQLite, one that begins with a read cannot always write.
+    Entries that another process is moving are skipped; everyone else sees them in the log until it
+    commits.
     """
     using = router.db_for_write(Change)
     if not connections[using].features.has_select_for_update:
         Change.objects.filter(pk=0).update(table="")
-    keys = [pk for (pk,) in _free(MOVE_BATCH, "pk")]
+    keys = [pk for (pk,) in _free(MAX_MOVED_ENTRIES, "pk")]
     if not keys:
         return False
-    more = len(keys) == MOVE_BATCH
-    # As after a bulk load: a full pass is cheaper than to tell them apart.
+    more = len(keys) == MAX_MOVED_ENTRIES
+    # As after a bulk load: a full refresh is cheaper than telling the rows apart.
     if (
         more
         and Change.objects.order_by("pk")[MAX_DISTINCT_CHANGES : MAX_DISTINCT_CHANGES + 1].exists()
@@ -178,7 +174,7 @@ def move_log() -> bool:
 
 
 def _collapse(found: Sequence[_Entry]) -> None:
-    """Tell the views that read the tables of many entries that any key may be dirty."""
+    """Mark all keys dirty in the views that read the tables of these entries."""
     oldest: dict[str, datetime] = {}
     for _pk, table, logged_at in found:
         oldest[table] = min(logged_at, oldest.get(table, logged_at))
@@ -187,25 +183,25 @@ def _collapse(found: Sequence[_Entry]) -> None:
         enqueue(readers, f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting", oldest[table])
 
 
-def _free(most: int, *fields: str) -> list[Any]:
-    """Lock the oldest entries that nobody else has locked; those fields of them."""
-    return _oldest_free(router.db_for_write(Change), most, fields).run()
+def _free(limit: int, *fields: str) -> list[Any]:
+    """Lock the oldest entries that nobody has locked, and return these fields."""
+    return _oldest_free(router.db_for_write(Change), limit, fields).run()
 
 
 @lru_cache(maxsize=8)
-def _oldest_free(using: str, most: int, fields: tuple[str, ...]) -> CompiledSelect:
-    entries = Change.objects.using(using).order_by("pk").values_list(*fields)[:most]
+def _oldest_free(using: str, limit: int, fields: tuple[str, ...]) -> CompiledSelect:
+    entries = Change.objects.using(using).order_by("pk").values_list(*fields)[:limit]
     if not connections[using].features.has_select_for_update:
         return CompiledSelect(entries)
-    with transaction.atomic(using=using):  # or Django would not compile what locks
+    with transaction.atomic(using=using):  # Django compiles a locking query only here
         return CompiledSelect(entries.select_for_update(skip_locked=True))
 
 
 def _copy(found: Sequence[int]) -> None:
     """Copy changes to the queues of the views that read their tables.
 
-    The views are read after the changes were found, or in the same snapshot. A view that is added later is
-    told afterwards that anything may have changed, and then finds these changes in its source.
+    The views are read after the changes were found, or in the same snapshot. A view that starts to
+    read a table later gets a full refresh queued, which finds these changes in its source.
     """
     using = router.db_for_write(Change)
     connection: Any = connections[using]
@@ -231,9 +227,9 @@ def _copy(found: Sequence[int]) -> None:
 
 
 def delete_rows(model: type[Model], keys: Sequence[int]) -> None:
-    """Delete rows by their primary keys, without a look at any other: it may not be committed."""
-    for at in range(0, len(keys), MOVE_BATCH):
-        _delete_some(model, keys[at : at + MOVE_BATCH])
+    """Delete rows by primary key, reading no other row: it might be locked."""
+    for at in range(0, len(keys), MAX_MOVED_ENTRIES):
+        _delete_some(model, keys[at : at + MAX_MOVED_ENTRIES])
 
 
 def _delete_some(model: type[Model], keys: Sequence[int]) -> None:
@@ -246,7 +242,7 @@ def _delete_some(model: type[Model], keys: Sequence[int]) -> None:
 
 @contextmanager
 def untracked(using: str, tables: Collection[str]) -> Iterator[None]:
-    """A transaction in which of some tables no change is logged but that any row may have changed."""
+    """A transaction that logs one entry per table, instead of one per change."""
     with transaction.atomic(using=using):
         with triggers_of(using).suppressed(tables, lambda: log_secret(using)):
             yield
@@ -255,13 +251,13 @@ def untracked(using: str, tables: Collection[str]) -> Iterator[None]:
 
 
 def overlong_queues() -> list[int]:
-    """The views whose queues are too long: nobody refreshes them."""
+    """The views whose queues are too long, because nobody refreshes them."""
     counted = ViewChange.objects.order_by().values("view").annotate(changes=Sum("count"))
-    return list(counted.filter(changes__gt=MAX_QUEUE).values_list("view", flat=True))
+    return list(counted.filter(changes__gt=MAX_QUEUED_CHANGES).values_list("view", flat=True))
 
 
 def collapse_queue(view_id: int) -> None:
-    """Make the queue of a view one entry, for all keys. In a short transaction."""
-    if taken := drain_queue(view_id):
-        oldest = min(each.logged_at for each in taken)
-        enqueue({view_id}, f"more than {MAX_QUEUE:,} changes were waiting", oldest)
+    """Replace a view's queue by one entry for all keys, in a short transaction."""
+    if changes := drain_queue(view_id):
+        oldest = min(change.logged_at for change in changes)
+        enqueue({view_id}, f"more than {MAX_QUEUED_CHANGES:,} changes were waiting", oldest)

@@ -1,4 +1,4 @@
-"""How the changes of views stand, in a few statements, whatever the size of their tables."""
+"""What is pending for each view, in a few statements whatever the size of its tables."""
 
 import json
 from collections.abc import Mapping
@@ -15,35 +15,33 @@ from ..json_fields import Checkpoint
 from ..models import Change, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
 from ..states import RefreshState
 from .tracking_spec import Tracking
-from .triggers import is_tracked, read_record, record_of
+from .trust import is_tracked, row_to_tracked, select_tracked
 
 __all__ = ["ChangeStatus", "change_status", "oldest_waiting", "unlogged_tables"]
 
 
 class ChangeStatus(NamedTuple):
-    """What is known of a view's changes.
+    """A view's pending changes and checkpoints."""
 
-    Attributes:
-        view_id: primary key of its control.
-        enabled: as the control has it.
-        complete: whether all changes that count are logged, and none waits to be taken.
-        refreshing: whether a refresh of it is open.
-        claims, drain_number, checkpoints: as its shard has them.
-    """
-
+    #: The primary key of the view's control.
     view_id: int
+    #: Whether the view is enabled.
     enabled: bool
+    #: Whether every change is logged and none is waiting.
     complete: bool
+    #: Whether the view has an open refresh.
     refreshing: bool
+    #: The next three are those of the view's shard.
     claims: int
     drain_number: int
     checkpoints: dict[str, Checkpoint]
 
 
 def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | None:
-    """Read it: the log, the queue, the triggers and the checkpoints; None if nothing is known.
+    """The log, queue, triggers and checkpoints of a view; None if it has no records.
 
-    At one moment, for a change is in the log, then in the queue, then counted by the shard.
+    One statement, because a change is first in the log, then in the queue, then counted by the
+    shard.
     """
     connection: Any = connections[using]
     dialect = triggers_of(using)
@@ -58,9 +56,9 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
             f"EXISTS (SELECT 1 FROM {log} WHERE {table} IN ({marks})) "
             f"OR EXISTS (SELECT 1 FROM {queue} WHERE view_id = control.id), "
             f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), shard.claims, "
-            f"{record_of('tracked', dialect)} FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
+            f"{select_tracked('tracked', dialect)} FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
             f"JOIN {tracked} tracked ON tracked.{table} IN ({marks}) WHERE control.label = %s",
-            [*tables, RefreshState.OPEN.value, *dialect.ours, *tables, label],
+            [*tables, RefreshState.OPEN.value, *dialect.NAME_PATTERN, *tables, label],
         )
         rows = cursor.fetchall()
     if len(rows) != len(tables) or not rows:
@@ -68,7 +66,7 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
     view_id, enabled, drain_number, checkpoints, waiting, refreshing, claims, *_record = rows[0]
     logged = all(
         is_tracked(record, view_id, tracking.tables[record.table], present)
-        for record, present in (read_record(row[7:]) for row in rows)
+        for record, present in (row_to_tracked(row[7:]) for row in rows)
     )
     return ChangeStatus(
         view_id=view_id,
@@ -82,39 +80,39 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
 
 
 def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, set[str]]:
-    """The tables whose changes should be logged for a view and are not: triggers are missing, switched off,
-    made by somebody else, or of another version.
+    """The tables whose changes are not logged for each view.
 
-    Two statements, however many views and tables.
+    A trigger is missing, disabled, foreign or outdated. Two statements, however many views and
+    tables.
 
     Args:
-        trackings: on what the views depend, by primary keys of their controls.
+        trackings: what the views depend on, by primary keys of their controls.
         using: alias of the database.
     """
-    records = {each.table: each for each in TrackedTable.objects.order_by("pk")}
-    present = triggers_of(using).present() if trackings else {}
+    records = {record.table: record for record in TrackedTable.objects.order_by("pk")}
+    present = triggers_of(using).installed_triggers() if trackings else {}
 
     def logged(view: int, table: str, spec: TriggerSpec) -> bool:
         record, found = records.get(table), present.get(table, {}).values()
         return record is not None and is_tracked(record, view, spec, found)
 
     return {
-        view: {table for table, spec in each.tables.items() if not logged(view, table, spec)}
-        for view, each in trackings.items()
+        view: {table for table, spec in tracking.tables.items() if not logged(view, table, spec)}
+        for view, tracking in trackings.items()
     }
 
 
 def oldest_waiting() -> dict[int, timedelta]:
-    """How long ago the oldest change was logged that waits in the log or in a view's queue.
+    """The age of the oldest change in the log or in a view's queue, by the view's control.
 
-    By primary key of the view's control. The number of statements does not depend on that of the views.
+    The number of statements does not depend on the number of views.
     """
     ages: dict[int, timedelta] = {}
 
     def note(view: int, age: timedelta) -> None:
         ages[view] = max(age, ages.get(view, timedelta()))
 
-    # The log first: what is moved meanwhile is in the queue by then.
+    # The log first: an entry that is moved meanwhile is found in the queue.
     logged = dict(_ages(Change.objects.all(), "table"))
     for record in TrackedTable.objects.filter(table__in=logged):
         for view in record.views:
@@ -125,5 +123,5 @@ def oldest_waiting() -> dict[int, timedelta]:
 
 
 def _ages(rows: QuerySet[Any], by: str) -> QuerySet[Any, tuple[Any, timedelta]]:
-    """How long ago the oldest of rows was logged, by what they belong to."""
+    """The age of the oldest row of each group."""
     return rows.order_by().values(by).values_list(by, UtcNow() - Min("logged_at"))

@@ -9,7 +9,7 @@ __all__ = ["log_secret"]
 
 
 def log_secret(using: str) -> str:
-    """What the triggers compare with; created where it is missing, as after a flush.
+    """The secret that triggers compare with; created if it is missing, as after a flush.
 
     Raises:
         NotPermitted: this role may not read it.
@@ -23,7 +23,7 @@ def log_secret(using: str) -> str:
     except DatabaseError as error:
         raise NotPermitted(
             f"untracked() needs the right to read {LogSecret._meta.db_table}: "
-            f"{str(error).strip()}. Grant it to the roles of web and workers alone, and run "
-            f"`manage.py migrate` if the table is not there."
+            f"{str(error).strip()}. Grant it to the roles of web and workers only, and run "
+            f"`manage.py migrate` if the table does not exist."
         ) from error
     return found.value

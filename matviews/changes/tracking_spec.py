@@ -1,4 +1,4 @@
-"""What has to be tracked for a view: the tables that its source reads, and the columns that count."""
+"""What is tracked for a view: the tables that its source reads, and the columns that count."""
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -18,37 +18,34 @@ __all__ = [
     "Tracking",
     "known_tracking",
     "mistyped",
-    "together",
     "tracked_tables",
     "tracking_of",
+    "union",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Tracking:
-    """On which changes a view depends.
+    """Which changes a view depends on."""
 
-    Attributes:
-        tables: what is to be tracked, by name of the table.
-        reason: why that cannot be told, for a person; "" if it can.
-        is_dated: whether it depends on the time as well, by dates among the parameters of `source()`.
-    """
-
+    #: What the triggers of each table have to log.
     tables: dict[str, TriggerSpec] = field(default_factory=dict)
+    #: Why the view is not tracked; "" if it is.
     reason: str = ""
-    is_dated: bool = False
+    #: Whether the parameters of `source()` include dates, so that time alone may change its rows.
+    has_dates: bool = False
 
 
 @lru_cache(maxsize=64)
 def tracking_of(plan: Plan) -> Tracking:
-    """On which changes a view depends, as far as its queryset tells."""
+    """Which changes a view depends on, as far as its queryset tells."""
     if reason := next(_obstacles(plan), ""):
         return Tracking(reason=reason)
     tables = {}
     for table, columns in plan.inspection.columns.items():
         links = {column for link in plan.links.get(table, ()) for column in link.columns}
         tables[table] = TriggerSpec(columns, frozenset(links))
-    return Tracking(tables, is_dated=plan.is_dated)
+    return Tracking(tables, has_dates=plan.has_dates)
 
 
 def _obstacles(plan: Plan) -> Iterator[str]:
@@ -58,15 +55,15 @@ def _obstacles(plan: Plan) -> Iterator[str]:
     for phase in definition.options.phases:
         hooks = definition.hooks[phase]
         if not (hooks.needs_derived and hooks.do_derived):
-            yield f"the phase {phase} has hooks of the view's own, which may read anything"
+            yield f"the phase {phase} has hooks, which may read anything"
     if plan.inspection.untrackable:
         yield plan.inspection.untrackable
 
 
 def known_tracking(definition: ViewDefinition, using: str) -> Tracking:
-    """As `tracking_of`, of the definition as this process first saw it.
+    """The `tracking_of` a view's definition as this process first saw it.
 
-    For showing many views at once: compiling a queryset takes milliseconds.
+    For pages that show many views: compiling a queryset takes milliseconds.
     """
     known = _KNOWN.get((definition.model, using))
     if known is None and definition.has_source and not definition.errors:
@@ -82,40 +79,40 @@ _KNOWN: dict[tuple[type[Model], str], Tracking] = {}
 
 
 def tracked_tables(using: str) -> dict[str, dict[str, TriggerSpec]]:
-    """What the views of the code want tracked: by table, and by label of the view."""
+    """What the triggers of each table have to log, by table and by label of the view."""
     tables: dict[str, dict[str, TriggerSpec]] = {}
     for definition in registry:
-        for table, spec in _wanted(definition, using).items():
+        for table, spec in _required(definition, using).items():
             tables.setdefault(table, {})[definition.label] = spec
     return tables
 
 
-def _wanted(definition: ViewDefinition, using: str) -> dict[str, TriggerSpec]:
+def _required(definition: ViewDefinition, using: str) -> dict[str, TriggerSpec]:
     if not definition.has_source or definition.errors or not definition.options.tracking:
         return {}
     try:
         return tracking_of(plan_of(definition, using)).tables
-    except (InvalidView, DatabaseError):  # the checks tell of it, and each refresh fails
+    except (InvalidView, DatabaseError):  # a check reports it, and every refresh fails
         return {}
 
 
 def mistyped(using: str) -> dict[str, str]:
-    """The views whose columns in the database are not what the models say, by label, and where.
+    """Why the database's columns contradict the models, by label of the view.
 
-    What triggers log of such a view cannot be believed to lead to its keys.
+    The links that triggers log for such a view may lead to the wrong keys.
     """
     plans = []
     for definition in registry:
         if definition.has_source and not definition.errors:
-            with suppress(Exception):  # the checks tell of it
+            with suppress(Exception):  # a check reports it
                 plan = plan_of(definition, using)
-                assert plan.compared_columns is not None  # looked into here, where it may fail
+                assert plan.compared_columns is not None  # computed here, where it may fail
                 plans.append(plan)
     return find_mismatches(plans, using)
 
 
-def together(wanted: Collection[TriggerSpec]) -> TriggerSpec:
-    """What several views want of a table."""
-    several = [each.columns for each in wanted if each.columns is not None]
-    columns = frozenset[str]().union(*several) if len(several) == len(wanted) else None
-    return TriggerSpec(columns, frozenset[str]().union(*(each.links for each in wanted)))
+def union(specs: Collection[TriggerSpec]) -> TriggerSpec:
+    """One spec that covers those of several views."""
+    named = [spec.columns for spec in specs if spec.columns is not None]
+    columns = frozenset[str]().union(*named) if len(named) == len(specs) else None
+    return TriggerSpec(columns, frozenset[str]().union(*(spec.links for spec in specs)))

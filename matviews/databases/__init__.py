@@ -1,7 +1,7 @@
-"""What differs between PostgreSQL, MariaDB/MySQL and SQLite: a folder for each, the same files in each.
+"""What differs between PostgreSQL, MariaDB/MySQL and SQLite: a folder for each database.
 
-A fourth database is one more folder and one more line in `_ENGINES`. Nothing outside this package asks which
-database it is.
+The folders have the same files, one for each subject. A fourth database is one more folder and one
+more line in `_ENGINES`. Nothing outside this package asks which database it is.
 """
 
 from typing import NamedTuple
@@ -59,7 +59,7 @@ _ENGINES = {
 
 
 def is_supported(using: str) -> bool:
-    """Whether matviews knows the database with this alias."""
+    """Whether there is a folder for the database with this alias."""
     return connections[using].vendor in _ENGINES
 
 
@@ -78,7 +78,7 @@ def dialect_of(using: str) -> Dialect:
 
 
 def errors_of(using: str) -> Errors:
-    """What the errors of the database with this alias mean."""
+    """How errors of the database with this alias are classified."""
     return _engine_of(using).errors()
 
 

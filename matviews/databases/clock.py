@@ -1,4 +1,4 @@
-"""The database's clock, which all processes share: no process's own is to be trusted."""
+"""The database's clock, which all processes share; their own clocks may differ."""
 
 import time
 from datetime import UTC, datetime
@@ -12,52 +12,51 @@ from . import catalog_of
 
 __all__ = ["UtcNow", "now", "stored", "timestamp"]
 
-KEPT = 60.0  # seconds that a reading is carried on by the time that has gone by
-_READINGS: dict[
-    str, tuple[float, float]
-] = {}  # by database, its clock and how long this machine was up
+READING_SECONDS = 60.0  # how long a reading is extrapolated by this machine's uptime
+#: By database, the reading of its clock and the uptime of this machine then.
+_READINGS: dict[str, tuple[float, float]] = {}
 
 
 class UtcNow(Now):
     """The time in UTC: on MariaDB and MySQL `Now` is in the server's time zone."""
 
     def as_mysql(self, compiler: Any, connection: Any, **_context: Any) -> Any:
-        """As `Now` does it, but for the zone."""
+        """The same as `Now`, except for the time zone."""
         return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)")
 
 
 def now(using: str) -> datetime:
-    """The time by the database's clock, as Django's `timezone.now()` gives that of this process."""
-    return _as_django_has_it(datetime.fromtimestamp(timestamp(using), UTC), using)
+    """The time by the database's clock, in the form of Django's `timezone.now()`."""
+    return _in_django_form(datetime.fromtimestamp(timestamp(using), UTC), using)
 
 
-def stored(moment: datetime, using: str) -> datetime:
-    """A time that `UtcNow` has stored, and that was read from its column, as `now` would give it.
+def stored(value: datetime, using: str) -> datetime:
+    """A time that `UtcNow` stored and that was read from its column, in the form of `now`.
 
-    A column without time zones holds UTC, whatever zone Django takes its values to be in.
+    A column without a time zone holds UTC, whatever time zone Django assumes for it.
     """
     if connections[using].features.supports_timezones:
-        return moment
-    return _as_django_has_it(moment.replace(tzinfo=UTC), using)
+        return value
+    return _in_django_form(value.replace(tzinfo=UTC), using)
 
 
-def _as_django_has_it(moment: datetime, using: str) -> datetime:
+def _in_django_form(value: datetime, using: str) -> datetime:
     if connections[using].timezone is not None:
-        return moment
-    return timezone.make_naive(moment, timezone.get_default_timezone())
+        return value
+    return timezone.make_naive(value, timezone.get_default_timezone())
 
 
 def timestamp(using: str) -> float:
-    """Seconds since 1970 by the database's clock. It is read once a minute."""
-    read_at, up = _READINGS.get(using, (0.0, -KEPT))
+    """Seconds since 1970 by the database's clock, which is read once a minute."""
+    read_at, up = _READINGS.get(using, (0.0, -READING_SECONDS))
     passed = _uptime() - up
-    if not 0 <= passed < KEPT:
+    if not 0 <= passed < READING_SECONDS:
         read_at, passed = catalog_of(using).timestamp(), 0.0
         _READINGS[using] = read_at, _uptime()
     return read_at + passed
 
 
 def _uptime() -> float:
-    """Seconds that nobody can set, and that go on while the machine sleeps where it can tell."""
+    """Seconds that nobody can set and that, where possible, count while the machine sleeps."""
     boot_time = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)

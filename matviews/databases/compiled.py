@@ -1,7 +1,8 @@
 """Queries that every batch runs, compiled once.
 
-Building such a query takes Django several times as long as running it takes the database. In what
-is compiled, `GIVEN` stands for the primary key that is given each time, and `TOKEN` for the token.
+Django takes several times longer to build such a query than the database takes to run it. In a
+compiled query `PK_PLACEHOLDER` stands for the primary key, and `TOKEN_PLACEHOLDER` for the token,
+of each run.
 """
 
 from contextlib import suppress
@@ -11,17 +12,17 @@ from django.db import connections, transaction
 from django.db.models import QuerySet
 from django.db.models.sql import UpdateQuery
 
-__all__ = ["GIVEN", "LARGEST", "TOKEN", "CompiledSelect", "CompiledUpdate"]
+__all__ = ["MAX_BIGINT", "PK_PLACEHOLDER", "TOKEN_PLACEHOLDER", "CompiledSelect", "CompiledUpdate"]
 
-# Values that fit the columns and that no row has.
-GIVEN, TOKEN = -(2**62) - 1, -(2**62) - 2
-LARGEST = 2**63 - 1  # what the columns can hold; a message may say more
+# Values that fit the columns but that no row has.
+PK_PLACEHOLDER, TOKEN_PLACEHOLDER = -(2**62) - 1, -(2**62) - 2
+MAX_BIGINT = 2**63 - 1  # a message may claim a higher key
 
 
 class CompiledUpdate:
     """`QuerySet.update`, compiled.
 
-    What stands `around` the statement may begin and end a transaction, on PostgreSQL with psycopg 3.
+    The SQL `around` the statement may begin and end a transaction, on PostgreSQL with psycopg 3.
     """
 
     def __init__(
@@ -36,10 +37,10 @@ class CompiledUpdate:
         query.add_update_values(changes)
         sql, self._params = query.get_compiler(self._using).as_sql()
         before, after = around or ("", "")
-        self._sql, self._several = f"{before}{sql}{after}", bool(after)
+        self._sql, self._has_commands_around = f"{before}{sql}{after}", bool(after)
 
     def run(self, key: int, token: int = 0) -> int:
-        """Run it; the number of rows that it found."""
+        """Run it; the number of rows it matched."""
         if not _can_be_stored(key, token):
             return 0
         given = _given(self._params, key, token)
@@ -47,18 +48,18 @@ class CompiledUpdate:
             transaction.mark_for_rollback_on_error(using=self._using),
             connections[self._using].cursor() as cursor,
         ):
-            if self._several:
-                self._run_several(cursor, given)
+            if self._has_commands_around:
+                self._run_middle_command(cursor, given)
             else:
                 cursor.execute(self._sql, given)
             return int(cursor.rowcount)
 
-    def _run_several(self, cursor: Any, given: list[Any]) -> None:
-        """Run it where it is the second of three commands."""
+    def _run_middle_command(self, cursor: Any, given: list[Any]) -> None:
+        """Run it as the second of three commands."""
         try:
             cursor.execute(self._sql, given)
         except BaseException:
-            with suppress(Exception):  # a connection that is lost has rolled back
+            with suppress(Exception):  # a lost connection has rolled back
                 connections[self._using].connection.rollback()
             raise
         cursor.nextset()
@@ -75,7 +76,7 @@ class CompiledSelect:
         self._converters: dict[bool, Any] = {}
 
     def run(self, key: int = 0, token: int = 0) -> list[list[Any]]:
-        """Run it; the rows, their values as the models' fields have them."""
+        """Run it; the rows, with values converted as by the models' fields."""
         if not _can_be_stored(key, token):
             return []
         with connections[self._using].cursor() as cursor:
@@ -89,7 +90,7 @@ class CompiledSelect:
         return rows
 
     def _conversions(self, connection: Any) -> Any:
-        """What makes a column's values those of its field; on MariaDB and MySQL that depends on USE_TZ."""
+        """The converters of each column, which depend on USE_TZ on MariaDB and MySQL."""
         aware = connection.timezone is not None
         if aware not in self._converters:
             compiler = self._query.get_compiler(self._using)
@@ -98,14 +99,14 @@ class CompiledSelect:
 
 
 def _can_be_stored(key: int, token: int) -> bool:
-    return max(abs(key), abs(token)) <= LARGEST
+    return max(abs(key), abs(token)) <= MAX_BIGINT
 
 
 def _given(params: tuple[Any, ...], key: int, token: int) -> list[Any]:
-    values = {GIVEN: key, TOKEN: token}
+    values = {PK_PLACEHOLDER: key, TOKEN_PLACEHOLDER: token}
     # psycopg's integers have types of their own.
-    return [type(each)(values[each]) if _stands_in(each) else each for each in params]
+    return [type(param)(values[param]) if _is_placeholder(param) else param for param in params]
 
 
-def _stands_in(param: Any) -> bool:
-    return isinstance(param, int) and param in (GIVEN, TOKEN)
+def _is_placeholder(param: Any) -> bool:
+    return isinstance(param, int) and param in (PK_PLACEHOLDER, TOKEN_PLACEHOLDER)

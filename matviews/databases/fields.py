@@ -1,4 +1,4 @@
-"""What the fields of a view and the columns of its source say of their values."""
+"""What kinds of values the fields of a view and the columns of its source hold."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from django.db.models.expressions import Col
 
 __all__ = [
     "DATE",
+    "DATETIME",
     "FAMILIES",
-    "MOMENT",
     "NUMBER",
     "TEXT",
     "WHOLE",
@@ -34,7 +34,7 @@ WHOLE = "whole number"
 NUMBER = "number"
 TEXT = "text"
 DATE = "date"
-MOMENT = "date and time"
+DATETIME = "date and time"
 FAMILIES = {
     **dict.fromkeys(
         (
@@ -48,42 +48,42 @@ FAMILIES = {
     **dict.fromkeys(("CharField", "TextField", "FileField", "FilePathField", "SlugField"), TEXT),
     "BooleanField": "boolean",
     "DateField": DATE,
-    "DateTimeField": MOMENT,
+    "DateTimeField": DATETIME,
     "TimeField": "time",
     "DurationField": "duration",
     "UUIDField": "UUID",
     "JSONField": "JSON",
     "BinaryField": "binary",
 }  # fmt: skip
-BTREE = {"idx", "btree"}  # suffixes of the classes of indexes that keep an order
+BTREE = {"idx", "btree"}  # suffixes of the ordered index classes
 
 
 def value_field(field: AnyField) -> AnyField:
-    """The field whose values a field holds: for a foreign key, the one that it points at."""
+    """The field whose values a field holds: of a foreign key, the field it points at."""
     while field.remote_field is not None and hasattr(field, "target_field"):
         field = field.target_field
     return field
 
 
 def family(field: AnyField) -> str:
-    """What kind of values a field holds, as a word for a person."""
+    """The kind of values that a field holds, as a word for a person."""
     name = value_field(field).get_internal_type()
     return FAMILIES.get(name, name)
 
 
 def is_automatic(field: AnyField) -> bool:
-    """Whether the database numbers it."""
+    """Whether the database numbers the field."""
     return field.get_internal_type() in ("AutoField", "BigAutoField", "SmallAutoField")
 
 
 def is_filled_by_database(field: AnyField) -> bool:
-    """Whether a row may be inserted without it."""
+    """Whether a row may be inserted without the field."""
     generated = getattr(field, "generated", False)
     return field.null or is_automatic(field) or field.has_db_default() or generated
 
 
 def unique_fields(model: type[Model]) -> list[tuple[AnyField, ...]]:
-    """The fields of each unconditional unique constraint of a model, its primary key among them."""
+    """The fields of each unconditional unique constraint of a model, including its primary key."""
     meta: Any = model._meta
     found = [tuple(meta.pk_fields)]
     found += [(field,) for field in meta.local_concrete_fields if field.unique]
@@ -100,7 +100,7 @@ def unique_fields(model: type[Model]) -> list[tuple[AnyField, ...]]:
 
 
 def indexed_columns(model: type[Model]) -> Iterator[tuple[str | None, ...]]:
-    """The columns, in their order, of each declared index that keeps an order."""
+    """The columns, in order, of each declared index that is ordered."""
     meta: Any = model._meta
     for fields in unique_fields(model):
         yield tuple(field.column for field in fields)
@@ -120,19 +120,16 @@ def _keeps_order(index: Index) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the source, and the field of the view that holds it.
+    """A column of the source, and the field of the view that stores it."""
 
-    Attributes:
-        name: its name in the queryset.
-        field: the field of the view.
-        expression: what computes it.
-        summed: whether its last digits depend on the order in which rows were added up.
-    """
-
+    #: The name in the queryset.
     name: str
+    #: The field of the view.
     field: AnyField
+    #: The expression that computes it.
     expression: Expression
-    summed: bool
+    #: Whether its last digits depend on the order in which rows are summed.
+    is_float_aggregate: bool
 
 
 def column_of(expression: Any) -> tuple[str, AnyField] | None:
@@ -141,18 +138,18 @@ def column_of(expression: Any) -> tuple[str, AnyField] | None:
 
 
 def model_of_table(table: str) -> type[Model] | None:
-    """The model that has a table, None if there is none."""
+    """The model of a table, None if there is none."""
     having = [
         model
         for model in apps.get_models(include_auto_created=True)
         if model._meta.db_table == table and not model._meta.proxy
     ]
-    # What an unmanaged twin says of the table, the database need not hold.
-    return next((each for each in having if each._meta.managed), next(iter(having), None))
+    # An unmanaged model of the same table need not match the database.
+    return next((model for model in having if model._meta.managed), next(iter(having), None))
 
 
 def field_of_column(table: str, column: str) -> "AnyField | None":
-    """The field that has a column of a table, None if no model has it."""
+    """The field of a table's column, None if no model has it."""
     model = model_of_table(table)
     fields = model._meta.local_concrete_fields if model else ()
     return next((field for field in fields if field.column == column), None)

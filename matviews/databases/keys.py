@@ -1,17 +1,17 @@
-"""Keys of a view: as the database has them, and as JSON can hold them.
+"""Keys of a view, in the database and in JSON.
 
-A part of a key is *exact*: a text, or a whole number, from which the database's own input of the column's type
-gives back the very value. The database makes it (`Dialect.exact`), orders and compares it; to Python it is
-opaque, and never goes through a field. What a trigger logs, or a caller gives, is brought into the same form
-(`Dialect.as_exact`). Two texts may stand for what the database takes for one key: then it is looked at twice,
-which is right.
+A part of a key is *exact*: a text or an integer that the database turns back into the very same
+value. The database makes it (`Dialect.exact`), orders it and compares it; Python never interprets
+it or passes it through a field. What triggers log and callers give is brought into the same form
+(`Dialect.as_exact`). If two texts stand for what the database takes for one key, it is processed
+twice, which is harmless.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Key", "Keys", "Range", "Within", "from_json", "shown", "to_json"]
+__all__ = ["Key", "KeySelection", "Keys", "Range", "from_json", "shown", "to_json"]
 
 Key = tuple[Any, ...]
 Range = tuple[Key | None, Key | None]
@@ -19,21 +19,22 @@ Range = tuple[Key | None, Key | None]
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Some keys, instead of a range of them."""
+    """Some keys, instead of a range of keys."""
 
     keys: tuple[Key, ...]
 
 
-Within = Range | Keys
+#: Which keys a statement is about.
+KeySelection = Range | Keys
 
 
 def to_json(key: Iterable[Any]) -> list[Any]:
-    """A key as JSON holds it. SQLite keeps what it is given: there a part may be of another type."""
+    """A key as JSON holds it. SQLite may store a part as another type."""
     return [_TO_JSON[type(part)](part) if type(part) in _TO_JSON else part for part in key]
 
 
 def from_json(key: Iterable[Any]) -> Key:
-    """A key as `to_json` has made it."""
+    """The key that `to_json` was given."""
     return tuple(_from_json(part) for part in key)
 
 
@@ -50,5 +51,5 @@ def _from_json(part: Any) -> Any:
 
 
 def shown(key: Iterable[Any]) -> str:
-    """A key for a person."""
+    """A key for a person to read."""
     return ", ".join(map(str, key))

@@ -1,4 +1,4 @@
-"""Pieces of SQL with their parameters."""
+"""Fragments of SQL with their parameters."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -17,23 +17,23 @@ class SQL(NamedTuple):
 
 
 class Array(str):
-    """Values that are one parameter, as the database reads them in a text; told from other parameters."""
+    """Several values as one parameter, in the database's text form."""
 
     __slots__ = ()
 
 
 def joined(separator: str, parts: Iterable[SQL]) -> SQL:
-    """The parts that are not empty, one after the other."""
+    """The fragments that are not empty, joined by a separator."""
     kept: Sequence[SQL] = [part for part in parts if part]
     text = separator.join(part.text for part in kept)
     return SQL(text, tuple(param for part in kept for param in part.params))
 
 
 def qualified(table: str, columns: Iterable[str]) -> list[str]:
-    """Columns with their table; both are quoted already."""
+    """Columns qualified with their table; both are quoted already."""
     return [f"{table}.{column}" for column in columns]
 
 
 def equal(left: Iterable[str], right: Iterable[str]) -> str:
-    """A condition: each value is the one at its place on the other side."""
+    """Whether each value equals the one in the same place on the other side."""
     return " AND ".join(f"{one} = {other}" for one, other in zip(left, right, strict=True))

@@ -1,4 +1,4 @@
-"""What triggers are to do with a table."""
+"""What the triggers of a table log."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,12 @@ __all__ = ["TriggerSpec"]
 
 @dataclass(frozen=True, slots=True)
 class TriggerSpec:
-    """What triggers are to do with one table.
+    """What the triggers of one table log."""
 
-    Attributes:
-        columns: those of which a change counts; None for any. Rows that come or go always count.
-        links: those of which the values before and after a change are logged; none if a change leads to
-            no key in particular, but concerns the whole view.
-    """
-
+    #: Those of which a change counts; None for any. Rows that come or go always count.
     columns: frozenset[str] | None = None
+    #: Those of which the values before and after a change are logged; none if a change leads to no
+    #: key in particular, but concerns the whole view.
     links: frozenset[str] = frozenset()
 
     def covers(self, other: "TriggerSpec") -> bool:

@@ -1,9 +1,9 @@
-"""The batch engine: everything between a request and its end. It knows Django, not Celery."""
+"""The batch engine: everything between a request and the end of its refresh. It depends on Django, not Celery."""
 
 from .batch import run_batch
 from .closing import NextStep, close_finished, close_finished_in_view
 from .controls import (
-    find_circle,
+    find_cycle,
     in_order,
     mark_migrated_views_dirty,
     rename_controls,
@@ -13,9 +13,9 @@ from .controls import (
 )
 from .derived import (
     changed_phases,
-    drop_forgotten_stages,
-    lacks_own_tables,
+    drop_orphaned_stages,
     not_migrated,
+    own_tables_missing,
     sweep_stages,
 )
 from .freshness import is_fresh
@@ -26,7 +26,7 @@ from .messages import BatchReport, Message, Outcome
 from .progress import Claim, Progress, RunProgress, progress_of
 from .queues import collapse_long_queues, move_log
 from .requests import check_phases, count_requests, request, request_stop
-from .rescue import forget_resends, rescue, untaken
+from .rescue import clear_resends, rescue, unclaimed_views
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount
 from .status import ViewStatus, view_statuses
@@ -57,19 +57,18 @@ __all__ = [
     "changed_phases",
     "check_no_transaction",
     "check_phases",
+    "clear_resends",
     "close_finished",
     "close_finished_in_view",
     "collapse_long_queues",
     "count_requests",
     "denied_for",
-    "drop_forgotten_stages",
-    "find_circle",
+    "drop_orphaned_stages",
+    "find_cycle",
     "finish_triggers",
-    "forget_resends",
     "in_order",
     "in_transaction",
     "is_fresh",
-    "lacks_own_tables",
     "mark_dirty",
     "mark_migrated_views_dirty",
     "mark_missing_triggers",
@@ -79,6 +78,7 @@ __all__ = [
     "move_log",
     "not_migrated",
     "now",
+    "own_tables_missing",
     "prepare_staging",
     "progress_of",
     "raised_by_hook",
@@ -94,7 +94,7 @@ __all__ = [
     "sync_shards",
     "timestamp",
     "trim_history",
-    "untaken",
+    "unclaimed_views",
     "verify",
     "view_statuses",
     "views_to_refresh",

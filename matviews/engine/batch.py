@@ -1,8 +1,7 @@
 """The path of one batch: claim it, advance the token, run the hooks, record it, commit.
 
-Whatever a batch writes, the view's rows and the bookkeeping, commits together or not at all, and
-the token lets only one batch commit per message. Nothing is held outside a transaction, so
-a worker that is killed leaves nothing behind but a claim.
+The view's rows and the bookkeeping commit together or not at all, and the token lets only one batch
+commit per message. Nothing is held outside a transaction, so a killed worker leaves only a claim behind.
 """
 
 import logging
@@ -24,7 +23,7 @@ from ..registry import registry
 from ..states import RunState
 from .checkpoints import save_changes
 from .claim import advance_token, claim, is_claimed, withdraw
-from .dirty_keys import distrust_dirty
+from .dirty_keys import require_full_refresh
 from .hooks import raised_by_hook
 from .messages import BatchReport, Message, Outcome
 from .queues import await_changes, move_log
@@ -37,22 +36,23 @@ from .transactions import (
     limit_statements,
     short_transaction,
 )
-from .work import Work, load_work
+from .work import Work
+from .work_loader import load_work
 
 __all__ = ["run_batch"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds. MariaDB and MySQL lock a row before they look at its token: for a moment it is held by whoever
-# turns a duplicate away.
+# Seconds. MariaDB and MySQL lock a row before they compare its token, so a worker that refuses a duplicate
+# holds the row briefly.
 BUSY_RETRY_DELAYS = (0.01, 0.04, 0.1)
 
 
 def run_batch(message: Message) -> BatchReport:
-    """Run the batch that a message asks for, if it is still due and nobody else is running it.
+    """Run the batch that a message asks for, if it is still due and no other worker runs it.
 
-    Never raises for what a hook, the database or the message did: the report and the bookkeeping
-    tell. Call `close_finished` afterwards.
+    Errors of hooks, of the database and of the message are not raised: the report and the bookkeeping
+    show them. Call `close_finished` afterwards.
     """
     try:
         report = _claim_and_run(message)
@@ -64,7 +64,7 @@ def run_batch(message: Message) -> BatchReport:
     except (DatabaseError, InterfaceError) as error:
         drop_broken_connection()
         logger.error(  # noqa: TRY400 - the exception itself may hold values of rows
-            "batch lost, to be sent again by matviews.maintain shard=%s token=%s\n%s",
+            "batch lost, matviews.maintain will re-send it shard=%s token=%s\n%s",
             message.shard_id, message.token, traceback_text(error),
         )  # fmt: skip
         report = BatchReport(message=message, outcome=Outcome.LOST, error=error_text(error))
@@ -73,7 +73,7 @@ def run_batch(message: Message) -> BatchReport:
 
 
 def _claim_and_run(message: Message) -> BatchReport:
-    """Claim the batch, so that a worker that dies is counted; run it, or withdraw the claim."""
+    """Claim the batch, so that a killed worker is counted, and run it; withdraw the claim if it did not run."""
     if not claim(message):
         return _refuse(message)
     try:
@@ -88,17 +88,17 @@ def _claim_and_run(message: Message) -> BatchReport:
         withdraw(message)
         raise
     except KeyboardInterrupt:
-        # Not for SystemExit: a hook that always exits must be counted as one that kills.
+        # Not for SystemExit: a hook that always exits must count as one that kills its worker.
         withdraw(message)
         raise
 
 
 def _run_claimed(attempt: "_Attempt") -> BatchReport:
-    """Run the batch until it commits, or fails by itself.
+    """Run the batch until it commits or fails.
 
-    Whoever requests a refresh wants what was logged until then. A batch that finds both a request and a log
-    is rolled back; the log is moved, in transactions of its own, and the batch runs again for the requests
-    that it has seen. Shards in `_LOGGED` save that first attempt.
+    A refresh must include every change that was logged before its request. A batch that finds entries in the
+    log is rolled back; the log is moved in transactions of its own, and the batch runs again for the requests
+    that it has seen. Shards in `_LOGGED` skip that first attempt.
     """
     shard_id = attempt.message.shard_id
     if shard_id in _LOGGED:
@@ -110,18 +110,18 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
             raise
         except ChangesLogged as logged:
             _LOGGED.add(shard_id)
-            if left := await_changes(logged):
-                return attempt.after_move().put_off(left)
+            if unmoved_tables := await_changes(logged):
+                return attempt.after_move().postpone(unmoved_tables)
             attempt = attempt.after_move()
         except Exception as error:  # noqa: BLE001 - a hook may raise anything
             drop_broken_connection()
             if not attempt.is_ambiguous(error):
                 return attempt.record_failure(error)
-            attempt.alone = True
+            attempt.one_phase_only = True
 
 
-# Shards whose batches have met a log in this process. It only grows, by one number per view with triggers: a
-# shard that is in it for nothing costs one statement per batch, which finds the log empty.
+# Shards whose batches have found entries in the log in this process. It only grows, by one number per view
+# with triggers: a shard that no longer belongs here costs one statement per batch, which finds the log empty.
 _LOGGED: set[int] = set()
 
 
@@ -139,17 +139,7 @@ class _Refused(Exception):
 
 
 class _Attempt:
-    """One try of one batch, and what must be remembered of it to record a failure.
-
-    Attributes:
-        message: the message.
-        moved: whether all changes that the known refreshes are to see have been moved to the queues.
-        started: monotonic time of the beginning, in seconds.
-        known: primary keys of the refreshes that the batch has seen.
-        tried: refresh and phase whose hooks were called last; at the COMMIT, those that wrote last.
-        done_together: at the COMMIT, how many phases have written. It fails for a deferred constraint, say.
-        alone: whether the batch is to do one phase only, after such a COMMIT has failed.
-    """
+    """One attempt at a batch, with the state that is required to record its failure."""
 
     def __init__(
         self,
@@ -158,13 +148,22 @@ class _Attempt:
         known: set[int] | None = None,
         tried: tuple[int, str] | None = None,
     ) -> None:
-        self.message, self.known, self.moved = message, known, known is not None
+        self.message = message
+        #: Primary keys of the refreshes that the batch has seen.
+        self.known = known
+        #: Whether all changes that the known refreshes must include have been moved to the queues.
+        self.moved = known is not None
+        #: Monotonic time of the start, in seconds.
         self.started = time.monotonic()
+        #: Refresh and phase whose hooks were called last; at the COMMIT, those that wrote last.
         self.tried = tried
-        self.done_together, self.alone = 0, False
+        #: How many phases had written at the COMMIT, which a deferred constraint can make fail.
+        self.done_together = 0
+        #: Whether to run only one phase, because the COMMIT of several has failed.
+        self.one_phase_only = False
 
     def run(self) -> BatchReport:
-        """Do the batch and commit it together with its bookkeeping."""
+        """Run the batch and commit it together with its bookkeeping."""
         seconds = get_settings().STATEMENT_TIMEOUT
         self.done_together, done = 0, list[tuple[int, str]]()
         with batch_transaction(seconds):
@@ -178,15 +177,15 @@ class _Attempt:
         return self._report(work, Outcome.DONE, rows=rows, limit=limit)
 
     def after_move(self) -> "_Attempt":
-        """The next try, once the log has been moved: for the same refreshes, whatever is logged meanwhile."""
+        """The next attempt, after the log was moved: for the same refreshes, whatever is logged meanwhile."""
         return _Attempt(self.message, known=self.known, tried=self.tried)
 
     def is_ambiguous(self, error: Exception) -> bool:
-        """Whether the COMMIT of several phases has failed, so that nothing tells which of them failed."""
+        """Whether the COMMIT of several phases failed, so that the failing phase is unknown."""
         return self.done_together > 1 and isinstance(error, DatabaseError)
 
     def record_failure(self, error: Exception) -> BatchReport:
-        """Write down why the batch was rolled back, behind the same fence as the batch itself."""
+        """Record why the batch was rolled back, guarded by the same token as the batch itself."""
         with short_transaction():
             work = self._advance_token()
             if work:
@@ -198,33 +197,28 @@ class _Attempt:
                 work.save()
         return self._report(work, Outcome.FAILED, error=_texts(error, work)[0])
 
-    def put_off(self, tables: list[str]) -> BatchReport:
-        """Leave the work to a message that `matviews.maintain` sends: others are moving changes that it must see."""
+    def postpone(self, tables: list[str]) -> BatchReport:
+        """Leave the work to a message from `matviews.maintain`: another process still holds required changes."""
         names = ", ".join(tables)
-        error = (
-            f"Changes of {names} are not moved yet: another process holds them. It is tried again."
-        )
+        error = f"Changes of {names} are not moved yet: another process holds them. The batch will be retried."
         with short_transaction():
             work = self._advance_token(resend_after=None)
             if work:
                 work.stop()
                 if run := self._failed_run(work):
-                    Step(work, run).put_off(error)
+                    Step(work, run).postpone(error)
                 work.save()
         return self._report(work, Outcome.WAITING, error=error)
 
     def _failed_run(self, work: Work) -> PhaseRun | None:
-        """The run whose hooks were called last: those before it in the batch are innocent.
-
-        None if that was stopped meanwhile.
-        """
+        """The run whose hooks were called last, as earlier ones in the batch had succeeded; None if it was stopped."""
         if self.tried is None:
             return work.next_run(self.message.phase)
         leaders = {(run.refresh_id, run.phase): run for run in work.leaders()}
         return leaders.get(self.tried)
 
     def _advance_token(self, **changes: Any) -> Work | None:
-        """Take the shard for this transaction; what it has to do, None if nothing.
+        """Advance the token and load the shard's work; None if it has none.
 
         Raises:
             _Refused: the token has moved on since the claim.
@@ -236,25 +230,25 @@ class _Attempt:
             work.logged = 0 if self.moved else work.logged
             if self.known is None:
                 self.known = {refresh.pk for refresh in work.refreshes if work.may_begin(refresh)}
-            # What was asked for since is not the failed batch's, and is tried afresh.
+            # Later requests are not part of a batch that failed: they get an attempt of their own.
             work.create_runs(self.known)
         return work
 
     def _run_due_phases(self, work: Work, done: list[tuple[int, str]]) -> tuple[int, int | None]:
-        """End the phases that need nothing, up to the one that does; do a batch of that, and add it to `done`.
+        """End the phases without work, run one batch of the first that has some, and append it to `done`.
 
-        Only if it is the phase that the message names: another is left to a message of its own, and
-        so is what comes after runs that were stopped: the kills that this token counts are theirs.
-        Where few keys are all that the phases have to look at, they are done together: three messages would
-        take longer than the work, and a row that moves from one key to another is seen to do so at once.
+        Returns the rows written and the first limit. A phase that the message does not name is left to a
+        message of its own, and so is work that follows stopped runs: the kills that this token counts are
+        theirs. Phases that need to process only a few dirty keys share a batch: three messages would take
+        longer than the work, and a row that moves from one key to another does so in one commit.
         """
         if work.stop() or work.shard.view.held:
             return 0, None
         if definition := work.definition:
-            _limit_own(definition)
-        # After a kill, one run at a time is settled and committed, or its hook could kill again
-        # and again and never be the one that is blamed.
-        one = self.alone or work.shard.attempts > 1
+            _apply_statement_timeout(definition)
+        # After a kill, runs end and commit one at a time. Otherwise the kills of one hook could be
+        # attributed to another run.
+        one_run_only = self.one_phase_only or work.shard.attempts > 1
         run = work.next_run(self.message.phase)
         rows, limit = 0, None
         while run is not None:
@@ -273,17 +267,17 @@ class _Attempt:
                 done.append(self.tried)
                 if not together:
                     break
-            run = None if one else work.next_run()
+            run = None if one_run_only else work.next_run()
         return rows, limit
 
     def _fail(self, step: Step, error: Exception) -> None:
         if isinstance(error, DataError):
-            distrust_dirty(step.work, step.run)
-        fault = errors_of(alias()).failure(error)
+            require_full_refresh(step.work, step.run)
+        failure = errors_of(alias()).failure(error)
         step.failed(
             *_texts(error, step.work),
-            again=fault is not Failure.FINAL,
-            smaller=fault is Failure.RETRY_SMALLER,
+            retry=failure is not Failure.FINAL,
+            smaller=failure is Failure.RETRY_SMALLER,
         )
 
     def _report(self, work: Work | None, outcome: Outcome, **values: Any) -> BatchReport:
@@ -297,24 +291,24 @@ class _Attempt:
         )
 
 
-def _limit_own(definition: ViewDefinition) -> None:
+def _apply_statement_timeout(definition: ViewDefinition) -> None:
     if seconds := definition.options.statement_timeout:
         limit_statements(seconds)
 
 
 def _texts(error: Exception, work: Work | None) -> tuple[str, str]:
-    """What is kept of an error: its words, and its traceback."""
+    """The text and the traceback of an error, as they are stored."""
     definition = work.definition if work else None
     key = key_columns(definition) if definition else frozenset[str]()
     trusted = raised_by_hook(error)
     text = error_text(error, trusted=trusted, key=key)
-    if definition and (lacking := denied_for(error, [definition])):
-        text = bounded(f"{text}\n{lacking}")
+    if definition and (missing := denied_for(error, [definition])):
+        text = bounded(f"{text}\n{missing}")
     return text, traceback_text(error, trusted=trusted, key=key)
 
 
 def _publish(report: BatchReport) -> None:
-    """Tell the log and the signals what became of a message."""
+    """Log what became of a message, and send its signal."""
     message, outcome = report.message, report.outcome
     if outcome.refused:
         logger.info(

@@ -1,7 +1,7 @@
 """Checkpoints: how far the rows of each phase reflect the changes that were logged.
 
-*Drain first, compute after*: the view's queue is drained before anything is computed from the source, in the
-same transaction. What commits later is in the queue the next time.
+*Drain first, compute after*: a batch drains the view's queue before it computes anything from the source, in
+the same transaction. The next drain finds whatever commits later.
 """
 
 from collections.abc import Collection, Iterable
@@ -20,8 +20,8 @@ from .dirty_keys import (
     dirty_keys,
     processed_by_all,
     save_dirty,
-    short,
     staged_runs,
+    truncate_reason,
 )
 from .pending import add_drain, drop_processed
 from .transactions import alias
@@ -43,7 +43,7 @@ _SAVED_FIELDS = (
 
 
 def claim_changes(work: Work, run: PhaseRun) -> bool:
-    """Drain the view's queue, once per batch, and fix which changes a run that begins will process.
+    """Drain the view's queue, once per batch, and fix which changes a starting run will process.
 
     Returns:
         Whether the run has work; if not, its checkpoint is saved.
@@ -65,51 +65,53 @@ def claim_changes(work: Work, run: PhaseRun) -> bool:
 
 
 def _drain(work: Work) -> tuple[Checkpoint | None, str]:
-    """The checkpoint of runs that begin in this batch, and why they must be full, if that is known.
+    """The checkpoint of runs that start in this batch, and why these must be full refreshes, if known.
 
-    No checkpoint where changes are not tracked at all.
+    The checkpoint is None where changes are not tracked.
     """
     tracking, shard = changes.tracking_of(work.plan), work.shard
     if tracking.reason:
-        changes.drain_queue(shard.view_id)  # every refresh is full, whatever somebody has marked
-        if shard.checkpoints or shard.pending:  # from a time when changes were tracked
+        changes.drain_queue(shard.view_id)  # marked keys: every refresh is full anyway
+        if shard.checkpoints or shard.pending:  # left from when changes were tracked
             shard.checkpoints, shard.pending, work.shard_changed = {}, [], True
-        return None, short(tracking.reason)
+        return None, truncate_reason(tracking.reason)
     if work.logged:
         raise ChangesLogged(tracking.tables.keys(), work.logged)
     if queued := changes.drain_queue(shard.view_id):
         all_dirty(work)
         shard.drain_number += 1
         work.shard_changed = True
-        add_drain(shard, min(each.logged_at for each in queued), work.runs)
+        add_drain(shard, min(change.logged_at for change in queued), work.runs)
         add_dirty(work, queued)
     if missing := changes.untracked_tables(shard.view_id, tracking, alias()):
         changes.mark_missing_triggers(alias())
         no_triggers = f"no triggers log all changes of {', '.join(sorted(missing))}"
-        return Checkpoint(shard.drain_number, None), short(work.plan.mismatch() or no_triggers)
-    return Checkpoint(shard.drain_number, work.plan.moment), ""
+        return Checkpoint(shard.drain_number, None), truncate_reason(
+            work.plan.mismatch() or no_triggers
+        )
+    return Checkpoint(shard.drain_number, work.plan.exact_fingerprint), ""
 
 
 def _reason_of_full_refresh(work: Work, run: PhaseRun) -> str:
-    """Why a run must be a full refresh, "" if the dirty keys are all that it has to process."""
+    """Why a run must be a full refresh, "" if it can be incremental."""
     shard = work.shard
     if run.phase not in shard.checkpoints:
-        return "it has not succeeded since changes are tracked"
+        return "it has not succeeded since tracking began"
     number, fingerprint = shard.checkpoints[run.phase]
     if number < shard.full_refresh_after:
         return shard.full_refresh_reason
-    if fingerprint != work.plan.moment or number < 0:
+    if fingerprint != work.plan.exact_fingerprint or number < 0:
         return "source() changed since the last success, or its dates did"
     return ""
 
 
 def save_changes(work: Work) -> None:
-    """Save, in the batch's transaction, what it has found out about changes; delete processed keys."""
+    """Save the batch's dirty keys and the change fields of its shard; delete the keys that are processed."""
     shard = work.shard
     done = processed_by_all(work)
-    delete_dirty(each for each in work.dirty or () if each.drain_number <= done)
+    delete_dirty(part for part in work.dirty or () if part.drain_number <= done)
     if work.dirty:
-        work.dirty = [each for each in work.dirty if each.drain_number > done]
+        work.dirty = [part for part in work.dirty if part.drain_number > done]
         save_dirty(work)
     if work.shard_changed:
         changed = {name: getattr(shard, name) for name in _SAVED_FIELDS}
@@ -117,52 +119,52 @@ def save_changes(work: Work) -> None:
 
 
 def fix_checkpoint(work: Work, run: PhaseRun) -> None:
-    """Fix the checkpoint of a starting run, and invalidate those that it is about to overwrite.
+    """Fix the checkpoint of a starting run, and invalidate the checkpoints of rows that it may overwrite.
 
-    A full refresh builds on what other runs of its refresh have found, and its checkpoint is no later than
+    A full refresh builds on what other runs of its refresh have read, so its checkpoint is no later than
     theirs.
     """
-    shard, fingerprint = work.shard, work.plan.moment
+    shard, fingerprint = work.shard, work.plan.exact_fingerprint
     if run.dirty_after is None and run.checkpoint:
         leaders = [
             other.merged_into or other for other in work.runs if other.refresh_id == run.refresh_id
         ]
         run.checkpoint = _earliest(
-            each.checkpoint
-            for each in leaders
-            if each is run or each.fingerprint == run.fingerprint
+            leader.checkpoint
+            for leader in leaders
+            if leader is run or leader.fingerprint == run.fingerprint
         )
-    # Rows of another definition may be overwritten by this run, even if it does not finish. The drain numbers
-    # stay: they say which changes each phase has processed, whatever definition it did that with.
-    kept = {
-        phase: each if each.fingerprint == fingerprint else each._replace(fingerprint=None)
-        for phase, each in shard.checkpoints.items()
+    # This run may overwrite rows of another definition, even if it does not finish. The drain numbers stay:
+    # they say which changes each phase has processed, whatever its definition was.
+    checkpoints = {
+        phase: old if old.fingerprint == fingerprint else old._replace(fingerprint=None)
+        for phase, old in shard.checkpoints.items()
     }
-    if kept != shard.checkpoints:
-        shard.checkpoints = kept
+    if checkpoints != shard.checkpoints:
+        shard.checkpoints = checkpoints
         work.shard_changed = True
 
 
-def _earliest(several: Iterable[Checkpoint | None]) -> Checkpoint:
-    """What all of some runs reflect."""
-    numbers, fingerprints = zip(*(each or UNTRACKED for each in several), strict=True)
+def _earliest(checkpoints: Iterable[Checkpoint | None]) -> Checkpoint:
+    """The checkpoint that the rows of all of these runs have reached."""
+    numbers, fingerprints = zip(*(each or UNTRACKED for each in checkpoints), strict=True)
     return Checkpoint(min(numbers), fingerprints[0] if len(set(fingerprints)) == 1 else None)
 
 
 def save_checkpoint(work: Work, run: PhaseRun) -> None:
-    """Record what the rows of a run that has succeeded reflect, in the transaction of its last batch.
+    """Record the checkpoint of a run that succeeded, in the transaction of its last batch.
 
-    Capped by any staging table still in use, which may hold older rows. Entries of phases that the view no
-    longer has are dropped: they would hold up the others for ever.
+    Capped by any staging table still in use, which may hold older rows. Checkpoints of phases that the view
+    no longer has are dropped: no drain would ever count as processed.
     """
     shard, definition = work.shard, work.definition
     if run.checkpoint is None or definition is None:
         return
-    all_dirty(work)  # loaded, so that what is processed is deleted
+    all_dirty(work)  # loads the keys, so that `save_changes` deletes those that are processed
     number, fingerprint = run.checkpoint
-    staged = [(each.checkpoint or UNTRACKED).drain_number for each in staged_runs(work)]
+    staged = [(other.checkpoint or UNTRACKED).drain_number for other in staged_runs(work)]
     reached = Checkpoint(
-        min([number, *staged]), fingerprint if fingerprint == work.plan.moment else None
+        min([number, *staged]), fingerprint if fingerprint == work.plan.exact_fingerprint else None
     )
     checkpoints = {**shard.checkpoints, run.phase: reached}
     phases = definition.options.phases
@@ -174,9 +176,9 @@ def save_checkpoint(work: Work, run: PhaseRun) -> None:
 def change_status_of(
     definition: ViewDefinition, phases: Collection[Phase]
 ) -> tuple[ChangeStatus | None, bool]:
-    """The status of a view's changes, None if unknown, and whether phases are known to have no work.
+    """The status of a view's changes, None if unknown, and whether the phases are known to have no work.
 
-    One statement, which does not read the source.
+    It takes one statement, which does not read the source.
 
     Raises:
         InvalidView: `source()` cannot be derived from.
@@ -188,7 +190,7 @@ def change_status_of(
     status = None if tracking.reason else changes.change_status(definition.label, tracking, alias())
     if status is None:
         return None, False
-    current = Checkpoint(status.drain_number, plan.moment)
+    current = Checkpoint(status.drain_number, plan.exact_fingerprint)
     return status, status.complete and all(
         status.checkpoints.get(phase) == current for phase in phases
     )

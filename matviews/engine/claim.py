@@ -1,4 +1,4 @@
-"""Claiming a batch: who works on a shard, and the token that lets one batch commit per message."""
+"""Claiming a batch: which worker runs it, and the token that lets one batch commit per message."""
 
 import os
 import socket
@@ -16,40 +16,38 @@ from ..models import ViewShard
 from ..redact import bounded
 from .locking import update_if_current
 from .messages import Message
-from .transactions import (
-    short_transaction,
-)
+from .transactions import short_transaction
 
 __all__ = ["advance_token", "claim", "is_claimed", "withdraw", "worker_name"]
 
 
-MAX_NAME_LENGTH = 200  # characters
+MAX_NAME_LENGTH = 200  # characters of a worker's name
 
 
 def is_claimed(message: Message) -> bool:
-    """Whether somebody has claimed the batch and not committed it."""
+    """Whether a worker has claimed the batch and not committed it yet."""
     shard = ViewShard.objects.filter(pk=message.shard_id, token=message.token)
     return shard.filter(claimed_token=message.token).exists()
 
 
 def claim(message: Message) -> bool:
-    """Record who is about to work, in a transaction of its own, so that a killed worker is counted.
+    """Record which worker is about to run the batch, in a transaction of its own, so that a kill is counted.
 
     Returns:
         False if the token has moved on, another worker has claimed the batch, or the row is locked.
     """
-    nobody, changes = _claim_changes(_lease())
+    unclaimed, changes = _claim_changes(_lease())
     return update_if_current(
-        message.shard_id, message.token, nobody, worker=worker_name(), **changes
+        message.shard_id, message.token, unclaimed, worker=worker_name(), **changes
     )
 
 
-# Hashing an expression takes longer than running the statement that was compiled from it.
+# Cached, because hashing an expression takes longer than running the statement compiled from it.
 @lru_cache(maxsize=4)
 def _claim_changes(lease: timedelta) -> tuple[Q, dict[str, Any]]:
-    nobody = ~Q(claimed_token=F("token")) | Q(claimed_at__lt=UtcNow() - lease)
+    unclaimed = ~Q(claimed_token=F("token")) | Q(claimed_at__lt=UtcNow() - lease)
     # MySQL assigns from left to right: the count must come before the columns that it reads.
-    return nobody, {
+    return unclaimed, {
         "attempts": Case(When(claimed_token=F("token"), then=F("attempts") + 1), default=1),
         "claimed_token": F("token"),
         "claimed_at": UtcNow(),
@@ -60,7 +58,7 @@ def _claim_changes(lease: timedelta) -> tuple[Q, dict[str, Any]]:
 
 
 def advance_token(message: Message, **changes: Any) -> bool:
-    """Take the shard for the current transaction; False if the token has moved on since the claim."""
+    """Lock the shard for the current transaction; False if the token has moved on since the claim."""
     changes = _next_token(_lease()) | changes
     return update_if_current(message.shard_id, message.token, **changes)
 
@@ -80,9 +78,9 @@ def _lease() -> timedelta:
 
 
 def withdraw(message: Message) -> None:
-    """Take our claim back: no worker died, and the batch may run again at once."""
-    ours = ViewShard.objects.filter(pk=message.shard_id, worker=worker_name())
+    """Withdraw this process's claim: no worker died, and the batch may run again at once."""
+    shard = ViewShard.objects.filter(pk=message.shard_id, worker=worker_name())
     with suppress(DatabaseError, InterfaceError), short_transaction():
-        ours.filter(token=message.token, claimed_token=message.token).update(
+        shard.filter(token=message.token, claimed_token=message.token).update(
             claimed_token=0, resend_after=None
         )

@@ -1,7 +1,7 @@
-"""What follows a commit: close the refreshes that are done, and tell which batch is due.
+"""What follows a commit: close the refreshes that are done, and find the next batch.
 
-Not within the batch: it would hold the view's rows while it waits for the rows of the refresh and of the control,
-which people write to as well, and on MariaDB its phase runs have locked the refresh for reading by then.
+This is not part of the batch, which would hold the view's rows while it waits for the rows of the refresh and of
+the control. Operators write to those too, and on MariaDB the batch's phase runs share-lock the refresh.
 """
 
 import logging
@@ -19,40 +19,37 @@ from .derived import drop_stages, save_fingerprints
 from .locking import lock_available, update_if_current, update_unlocked
 from .messages import Message
 from .transactions import now, short_transaction
-from .work import Work, load_work, load_works
+from .work import Work
+from .work_loader import load_work, load_works
 
 __all__ = ["NextStep", "close_finished", "close_finished_in_view"]
 
-MAX_ERROR_LENGTH = 100_000  # characters; those of all phases in all shards
+MAX_ERROR_LENGTH = 100_000  # characters, for the errors of all phases in all shards
 
 logger = logging.getLogger(__name__)
 
 
 class NextStep(NamedTuple):
-    """What `close_finished` found.
+    """What `close_finished` closed, and the batches that are due next."""
 
-    Attributes:
-        message: the batch that is due in the shard, if any.
-        closed: the refreshes that it closed.
-        others: the batches that are due in other shards of the view, where what waited there may begin now.
-    """
-
+    #: The batch that is due in the shard, if any.
     message: Message | None = None
+    #: The refreshes that were closed.
     closed: tuple[Refresh, ...] = ()
-    others: tuple[Message, ...] = ()
+    #: The batches that are due in other shards of the view, where waiting refreshes may begin now.
+    other_shards: tuple[Message, ...] = ()
 
     @property
     def messages(self) -> list[Message]:
         """All batches that are due."""
-        return [*filter(None, [self.message]), *self.others]
+        return [*filter(None, [self.message]), *self.other_shards]
 
 
 def close_finished(shard_id: int) -> NextStep:
-    """Close what is done in a shard and tell which batch is due.
+    """Close the finished refreshes of a shard, and find the batch that is due.
 
-    To be called after a commit, by whoever asked for a refresh or worked on one: between the two,
-    one sees what the other has committed. Calling it again does no harm; where it is not called,
-    `matviews.maintain` does it a lease later.
+    Requesters and workers call it after their commit, so that one of the two sees what the other has
+    committed. Calling it again does no harm. If nobody calls it, `matviews.maintain` does so a lease later.
     """
     closed: list[Refresh] = []
     while work := load_work(shard_id):
@@ -62,13 +59,13 @@ def close_finished(shard_id: int) -> NextStep:
         closed += new
         if new and work.truncated:
             continue
-        others = _due_elsewhere(work) if closed and work.hook_shard.count > 1 else ()
-        return NextStep(_due(work), tuple(closed), others)
+        other_shards = _due_elsewhere(work) if closed and work.hook_shard.count > 1 else ()
+        return NextStep(_due(work), tuple(closed), other_shards)
     return NextStep(closed=tuple(closed))
 
 
 def close_finished_in_view(view_id: int) -> list[NextStep]:
-    """`close_finished` for each shard of a view, having read them all in one query."""
+    """Like `close_finished`, for all shards of a view, which are read in one query."""
     closed: list[Refresh] = []
     while works := load_works(view_id):
         stopped = [work.to_stop and _stop(work.shard) for work in works]
@@ -95,47 +92,49 @@ def _due(work: Work) -> Message | None:
 
 def _due_elsewhere(work: Work) -> tuple[Message, ...]:
     due = map(_due, load_works(work.shard.view_id))
-    return tuple(each for each in due if each and each.shard_id != work.shard.pk)
+    return tuple(message for message in due if message and message.shard_id != work.shard.pk)
 
 
 def _merge(work: Work) -> bool:
-    """Merge the refreshes that ask for the same and that no batch has begun; whether there were any.
+    """Merge the refreshes that request the same and that no batch has begun; whether there were any.
 
-    A shard that is locked, or in which a batch is claimed, may be at beginning one: then whoever works there
-    merges them. A claimed batch may have settled already which changes count for those that it has read.
+    Nothing is merged while a shard is locked or a batch is claimed: that batch may be about to begin one of
+    them, and may already have fixed which changes those it has read must include. Its worker merges them later.
     """
     alike = work.mergeable()
     if not alike:
         return False
     with short_transaction():
         shards = lock_available(Q(view=work.shard.view_id))
-        if len(shards) < work.hook_shard.count or any(each.is_claimed for each in shards):
+        if len(shards) < work.hook_shard.count or any(shard.is_claimed for shard in shards):
             return False
         return sum(map(_merge_alike, alike)) > 0
 
 
 def _merge_alike(keys: list[int]) -> bool:
-    """Merge into one of some refreshes that ask for the same all that do, also those not read.
+    """Merge equal refreshes, including those that were not read, into one of those with these primary keys.
 
-    A refresh that others were merged into is never merged itself, for the others end with it. The one with
-    the lowest primary key need not have been committed first.
+    A refresh that others were merged into is never merged itself, because the others end with it. Primary
+    keys are no order of commits, so the lowest one has no precedence over such a refresh.
     """
     begun = Exists(PhaseRun.objects.filter(refresh=OuterRef("pk")))
-    others = Exists(Refresh.objects.filter(merged_into=OuterRef("pk"), state=RefreshState.MERGED))
+    leads_others = Exists(
+        Refresh.objects.filter(merged_into=OuterRef("pk"), state=RefreshState.MERGED)
+    )
     waiting = Refresh.objects.filter(~begun, state=RefreshState.OPEN, stop_requested=False)
-    known = waiting.filter(pk__in=keys).annotate(works_for_others=others)
+    known = waiting.filter(pk__in=keys).annotate(works_for_others=leads_others)
     known = known.order_by("-works_for_others", "pk").select_for_update(skip_locked=True)
     if not (first := known.first()):
         return False
     alike = waiting.filter(
-        ~others, view=first.view_id, phases=first.phases, batch_size=first.batch_size
+        ~leads_others, view=first.view_id, phases=first.phases, batch_size=first.batch_size
     )
     alike = alike.exclude(pk=first.pk)
     return update_unlocked(alike, state=RefreshState.MERGED, merged_into_id=first.pk)
 
 
 def _stop(shard: ViewShard) -> bool:
-    """End what is to be stopped; False if somebody is at work, who settles afterwards."""
+    """End the refreshes that are to stop; False if a batch is running, whose worker does it afterwards."""
     with short_transaction():
         free = update_if_current(shard.pk, shard.token, token=F("token") + 1)
         if free and (work := load_work(shard.pk)):
@@ -184,7 +183,7 @@ def _fill_in(refresh: Refresh, runs: list[PhaseRun]) -> None:
 
 
 def _error(failed: list[PhaseRun]) -> str:
-    """The error of each phase; one that several have is told once."""
+    """The error of each phase; phases with the same error share a line."""
     phases: dict[str, dict[str, None]] = {}
     for run in failed:
         phases.setdefault(run.error, {})[run.phase] = None
@@ -192,9 +191,9 @@ def _error(failed: list[PhaseRun]) -> str:
 
 
 def _save_closed(refresh: Refresh, runs: list[PhaseRun], *, for_others: bool) -> bool:
-    """Save the end of a refresh once, however many processes see it at the same moment.
+    """Save the end of a refresh once, however many processes see it at the same time.
 
-    With it end those that were merged into it before it began, in one statement.
+    The refreshes that were merged into it before it began end with it, in one statement.
     """
     success_times = _success_times(runs)
     fields = ("state", "error", "started_at", "finished_at", "merged_into_id")
@@ -213,7 +212,7 @@ def _save_closed(refresh: Refresh, runs: list[PhaseRun], *, for_others: bool) ->
 
 
 def _success_times(runs: list[PhaseRun]) -> dict[str, datetime]:
-    """When each phase that succeeded in every shard had done so, by field of the control."""
+    """When each phase that succeeded in every shard did so, by field of the control."""
     unfinished = {run.phase for run in runs if run.state != RunState.SUCCEEDED}
     times: dict[str, datetime] = {}
     for run in runs:

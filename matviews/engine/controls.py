@@ -1,4 +1,4 @@
-"""The control, shard and first schedule rows of the views that the code defines."""
+"""The control, shard and default schedule rows of the views that the code defines, and the order of views."""
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
@@ -18,7 +18,7 @@ from .locking import lock_available
 from .transactions import alias, short_transaction
 
 __all__ = [
-    "find_circle",
+    "find_cycle",
     "mark_migrated_views_dirty",
     "not_ready",
     "rename_controls",
@@ -28,34 +28,36 @@ __all__ = [
 ]
 
 
-LONGEST_KEPT = 100  # characters of each label in that of a control whose label another view took
+# Characters that are kept of a label, in the new label of a control whose own another view took.
+MAX_KEPT_LABEL_LENGTH = 100
 
 
 def not_ready(label: str) -> ViewNotReady:
-    """The error for a view of which the rows are not there yet."""
+    """The error for a view without bookkeeping rows."""
     return ViewNotReady(
-        f"{label} has no bookkeeping rows yet: run `manage.py migrate`. It makes them after the last "
+        f"{label} has no bookkeeping rows yet: run `manage.py migrate`. It creates them after the last "
         f"migration, so a migration cannot refresh a new view."
     )
 
 
 def sync_controls() -> None:
-    """Make the missing control and shard rows of every registered view. Runs after `migrate`.
+    """Create the missing control and shard rows of every registered view. Runs after `migrate`.
 
-    Rows of views that are gone stay: they hold the history, and what an operator has set.
+    Rows of removed views stay: they hold the history and the operators' settings.
     """
     known = set(ViewControl.objects.values_list("label", flat=True))
-    new = [each for each in registry if each.label not in known]
+    new = [definition for definition in registry if definition.label not in known]
     ViewControl.objects.bulk_create(
-        [ViewControl(label=each.label, **_first_values(each)) for each in new],
+        [ViewControl(label=view.label, **_first_values(view)) for view in new],
         ignore_conflicts=True,
     )
-    without = ViewControl.objects.filter(shards=None, label__in=[each.label for each in registry])
+    registered = [definition.label for definition in registry]
+    without_shards = ViewControl.objects.filter(shards=None, label__in=registered)
     ViewShard.objects.bulk_create(
         [
             ViewShard(view=control, number=number)
-            for control in without
-            for number in range(_shards_wanted(control))
+            for control in without_shards
+            for number in range(_required_shards(control))
         ],
         ignore_conflicts=True,
     )
@@ -66,48 +68,51 @@ def sync_controls() -> None:
 
 
 def rename_controls(renames: Iterable[tuple[str, str]]) -> None:
-    """Let the controls of views follow when their models were renamed: with pause, schedules and history.
+    """Rename the controls of views whose models were renamed; they keep settings, schedules and history.
 
     Args:
-        renames: old and new labels, in the order in which migrations have renamed.
+        renames: old and new labels, in the order of the migrations.
     """
-    labels = {each.label.lower(): each.label for each in registry}
+    labels = {definition.label.lower(): definition.label for definition in registry}
     with short_transaction():
         for old, new in renames:
             control = ViewControl.objects.filter(label__iexact=old).first()
             if control is not None:
-                _make_way(new, control)
+                _free_label(new, control)
                 renamed = ViewControl.objects.filter(pk=control.pk)
                 renamed.update(label=labels.get(new.lower(), new))
 
 
-def _make_way(label: str, control: ViewControl) -> None:
-    """Take a label from the control of a view that had it before; its history, if it has one, stays."""
+def _free_label(label: str, control: ViewControl) -> None:
+    """Free a label that the control of an earlier view has; a control with history keeps its row."""
     for other in ViewControl.objects.filter(label__iexact=label).exclude(pk=control.pk):
         if other.refreshes.exists():
-            kept = f"{other.label[:LONGEST_KEPT]} (until {control.label[:LONGEST_KEPT]} took its name, {other.pk})"
+            old, new = (each.label[:MAX_KEPT_LABEL_LENGTH] for each in (other, control))
+            kept = f"{old} (until {new} took its name, {other.pk})"
             ViewControl.objects.filter(pk=other.pk).update(label=kept)
         else:
             other.delete()
 
 
 def mark_migrated_views_dirty(app_labels: Collection[str]) -> None:
-    """Have the views of apps looked at as a whole: their tables may be new ones, and empty."""
+    """Queue a full refresh for the views of these apps: their tables may be new and empty."""
     labels = [
-        each.label for each in registry if each.derived and each.model._meta.app_label in app_labels
+        definition.label
+        for definition in registry
+        if definition.derived and definition.model._meta.app_label in app_labels
     ]
     views = ViewControl.objects.filter(label__in=labels).values_list("pk", flat=True)
     changes.enqueue(set(views), "migrations of its app have run")
 
 
 def sync_shards() -> None:
-    """Bring the shards of every view to the number that its control wants.
+    """Create and delete shards until every view has the number that its control requires.
 
-    A view with an open refresh has to wait: that was told how many shards share the keys.
+    A view with an open refresh has to wait, because its hooks were given the old number of shards.
     """
     counted = ViewControl.objects.annotate(present=Count("shards"))
     for control in counted.exclude(present=F("shard_count")):
-        if control.definition and control.present != _shards_wanted(control):
+        if control.definition and control.present != _required_shards(control):
             _sync_shards(control)
 
 
@@ -117,10 +122,10 @@ def _first_values(definition: ViewDefinition) -> dict[str, Any]:
 
 
 def _schedule(control: ViewControl, definition: ViewDefinition) -> None:
-    """Make the schedules that the code proposes: once, and not beside an operator's own."""
+    """Create the schedules that the code proposes, once, and only for a view that has none."""
     with short_transaction():
-        first = ViewControl.objects.filter(pk=control.pk, default_scheduled=False)
-        if first.update(default_scheduled=True) and not control.schedules.exists():
+        unscheduled = ViewControl.objects.filter(pk=control.pk, default_scheduled=False)
+        if unscheduled.update(default_scheduled=True) and not control.schedules.exists():
             RefreshSchedule.objects.bulk_create(
                 RefreshSchedule(view=control, phases=list(phases), every=every, period=period)
                 for phases, interval in definition.options.intervals.items()
@@ -129,88 +134,88 @@ def _schedule(control: ViewControl, definition: ViewDefinition) -> None:
 
 
 def _in_units(interval: timedelta) -> tuple[int, Period]:
-    """An interval in the largest unit that it is a whole number of."""
+    """An interval as a whole number of the largest unit that divides it."""
     period = next(period for period in reversed(Period) if not interval % period.length)
     return interval // period.length, period
 
 
-def _shards_wanted(control: ViewControl) -> int:
-    """One, for a view whose hooks do not declare `shard`: each of them would do all the work."""
-    knows = control.definition is not None and control.definition.is_shard_aware
-    return max(1, control.shard_count) if knows else 1
+def _required_shards(control: ViewControl) -> int:
+    """The number of shards that a view must have: 1 if its hooks do not declare `shard`."""
+    is_shard_aware = control.definition is not None and control.definition.is_shard_aware
+    return max(1, control.shard_count) if is_shard_aware else 1
 
 
 def _sync_shards(control: ViewControl) -> None:
     with short_transaction():
         free = {shard.number: shard.pk for shard in lock_available(Q(view=control))}
         present = set(control.shards.values_list("number", flat=True))
-        wanted = set(range(_shards_wanted(control)))
+        required = set(range(_required_shards(control)))
         busy = present - set(free) or control.refreshes.filter(state=RefreshState.OPEN).exists()
-        if present == wanted or (present and busy):
+        if present == required or (present and busy):
             return
-        control.shards.filter(pk__in=[free[number] for number in present - wanted]).delete()
+        control.shards.filter(pk__in=[free[number] for number in present - required]).delete()
         ViewShard.objects.bulk_create(
-            [ViewShard(view=control, number=number) for number in sorted(wanted - present)]
+            [ViewShard(view=control, number=number) for number in sorted(required - present)]
         )
 
 
 def views_to_refresh() -> list[str]:
     """Labels of the views that a refresh of all views includes; a view comes after those it reads.
 
-    A view without a control row is among them: asking for its refresh says what is missing.
+    They include views without a control row: the request for such a view says that it is missing.
     """
     excluded = ViewControl.objects.exclude(enabled=True, paused=False, include_in_refresh_all=True)
     labels = set(excluded.values_list("label", flat=True))
-    return [each.label for each in _in_order(registry) if each.label not in labels]
+    ordered = (definition.label for definition in _in_order(registry))
+    return [label for label in ordered if label not in labels]
 
 
 def in_order(labels: Iterable[str]) -> list[str]:
-    """Labels in the order in which the views are to be refreshed: each once, after those it reads.
+    """Labels in the order in which to refresh the views: each once, after the views that it reads.
 
-    Also by way of a view that is not among them. Those that do not read each other stay as they are.
+    A view may read another through views that are not named. Views that do not read each other keep their order.
     """
-    wanted = dict.fromkeys(labels)
-    if len(wanted) < 2:
-        return list(wanted)
-    named = [registry.find(label) for label in wanted]
-    others = [each for each in registry if each.label not in wanted]
-    return [each.label for each in _in_order([*named, *others]) if each.label in wanted]
+    requested = dict.fromkeys(labels)
+    if len(requested) < 2:
+        return list(requested)
+    named = [registry.find(label) for label in requested]
+    unnamed = [definition for definition in registry if definition.label not in requested]
+    ordered = (definition.label for definition in _in_order([*named, *unnamed]))
+    return [label for label in ordered if label in requested]
 
 
 def _in_order(definitions: Iterable[ViewDefinition]) -> list[ViewDefinition]:
-    by_label = {each.label: each for each in definitions}
-    after = _read_by(by_label)
-    while circle := _circle(after):  # whatever comes first of it, another refresh is needed
-        after[circle[1]].remove(circle[0])
-    return [by_label[label] for label in TopologicalSorter(after).static_order()]
+    by_label = {definition.label: definition for definition in definitions}
+    views_read = _views_read(by_label)
+    # No order lets one refresh of each bring all views of a cycle up to date, so any of their edges may go.
+    while cycle := _cycle(views_read):
+        views_read[cycle[1]].remove(cycle[0])
+    return [by_label[label] for label in TopologicalSorter(views_read).static_order()]
 
 
-def _circle(after: Mapping[str, Collection[str]]) -> list[str]:
-    """Some that come after each other, the first again at the end; empty if none do."""
+def _cycle(views_read: Mapping[str, Collection[str]]) -> list[str]:
+    """Labels of views that read each other in a cycle, the first again at the end; empty if none do."""
     try:
-        TopologicalSorter(after).prepare()
+        TopologicalSorter(views_read).prepare()
     except CycleError as error:
-        circle: list[str] = error.args[1]
-        return circle
+        cycle: list[str] = error.args[1]
+        return cycle
     return []
 
 
-def _read_by(by_label: Mapping[str, ViewDefinition]) -> dict[str, set[str]]:
-    """The views that each view reads, but for itself."""
-    tables = {label: _tables_read(each) for label, each in by_label.items()}
+def _views_read(by_label: Mapping[str, ViewDefinition]) -> dict[str, set[str]]:
+    """The labels of the other views that each view reads."""
+    own_tables = {label: view.model._meta.db_table for label, view in by_label.items()}
+    tables_of = {label: _tables_read(view) for label, view in by_label.items()}
     return {
-        label: {
-            other
-            for other, each in by_label.items()
-            if other != label and each.model._meta.db_table in read
-        }
-        for label, read in tables.items()
+        label: {other for other, table in own_tables.items() if other != label and table in tables}
+        for label, tables in tables_of.items()
     }
 
 
-def find_circle() -> list[str]:
-    """Labels of views that read each other in a circle, the first again at the end; empty if none do."""
-    return _circle(_read_by({each.label: each for each in registry}))
+def find_cycle() -> list[str]:
+    """Labels of views that read each other in a cycle, the first again at the end; empty if none do."""
+    return _cycle(_views_read({definition.label: definition for definition in registry}))
 
 
 def _tables_read(definition: ViewDefinition) -> set[str]:

@@ -1,4 +1,4 @@
-"""Phases that are derived from a view's `source()`: what the bookkeeping keeps for them."""
+"""Batches of phases that are derived from a view's `source()`, and the bookkeeping of these phases."""
 
 import logging
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
 from ..queryset import (
     Plan,
-    Walk,
+    WindowProgress,
     drop_stage,
     fill_stage,
     fingerprint_of,
@@ -29,32 +29,33 @@ from ..queryset import (
 from ..redact import in_one_line
 from ..states import RefreshState, RunState
 from .checkpoints import fix_checkpoint
-from .dirty_keys import count_keys, dirty_keys, load_keys, save_dirty, short
+from .dirty_keys import count_keys, dirty_keys, load_keys, save_dirty, truncate_reason
 from .transactions import alias, short_transaction
 from .work import Work
 
 __all__ = [
     "changed_phases",
     "do_derived",
-    "drop_forgotten_stages",
+    "drop_orphaned_stages",
     "drop_stages",
     "explained",
     "not_migrated",
+    "own_tables_missing",
     "save_fingerprints",
     "sweep_stages",
 ]
 
 logger = logging.getLogger(__name__)
 
-MAX_RESTARTS = 5  # times that a definition may change in one run
+MAX_RESTARTS = 5  # changes of the definition during one run
 
 
 def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
-    """Do one batch of a derived phase, of about `limit` keys, and note in the run where it stands.
+    """Run one batch of a derived phase, of about `limit` keys, and record its progress in the run.
 
     Raises:
-        InvalidView: `source()` cannot be derived from, or is another one again and again.
-        DatabaseError: what the database made of it.
+        InvalidView: `source()` cannot be derived from, or keeps changing.
+        DatabaseError: a statement failed.
     """
     plan = work.plan
     if run.fingerprint != plan.fingerprint or _lost_keys(work, run):
@@ -65,52 +66,59 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
         _stage(work, run, plan)
     phase = Phase(run.phase)
     inserted_ranges = tuple((low, high) for low, high in run.inserted_ranges)
-    walk = Walk(cursor=run.cursor, inserted_ranges=inserted_ranges)
+    walk = WindowProgress(cursor=run.cursor, inserted_ranges=inserted_ranges)
     if plan.strategy.staged and not run.stage:
-        walked = plan.walker().step_whole(phase, walk)
+        walked = plan.batch_runner().run_whole(phase, walk)
     else:
-        walked = plan.walker(run.stage).step(phase, walk, limit)
+        walked = plan.batch_runner(run.stage).run_window(phase, walk, limit)
     run.inserted_ranges = list(walked.inserted_ranges)
     run.keys_scanned += walked.keys_scanned
     return Batch(walked.rows, walked.cursor)
 
 
 def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
-    """Do one batch of dirty keys. The cursor is a row of them, and how many of its keys are done."""
+    """Run one batch of dirty keys.
+
+    The cursor is the primary key of a `DirtyKeys` row and how many of its keys are done.
+    """
     dirty = dirty_keys(work, run)
     if count_keys(dirty) > limit:
         save_dirty(work)
     row, done = run.cursor or (0, 0)
-    dirty = [each for each in dirty if not row or (each.pk or 0) >= row]
-    if dirty and dirty[0].pk != row:
+    pending = [part for part in dirty if not row or (part.pk or 0) >= row]
+    if pending and pending[0].pk != row:
         done = 0
-    taken, left = [], done + limit
-    while dirty and left > 0:
-        taken.append(dirty.pop(0))
-        left -= taken[-1].count
-    load_keys(taken)
-    keys = [key for each in taken for key in each.keys or ()][done : done + limit]
-    rows = work.walker.step_keys(Phase(run.phase), keys)
+    parts, room = [], done + limit
+    while pending and room > 0:
+        parts.append(pending.pop(0))
+        room -= parts[-1].count
+    load_keys(parts)
+    keys = [key for part in parts for key in part.keys or ()][done : done + limit]
+    rows = work.walker.run_keys(Phase(run.phase), keys)
     run.keys_scanned += len(keys)
-    if left < 0:
-        return Batch(rows, [taken[-1].pk, taken[-1].count + left])
-    return Batch(rows, [dirty[0].pk, 0] if dirty else None)
+    if room < 0:
+        return Batch(rows, [parts[-1].pk, parts[-1].count + room])
+    return Batch(rows, [pending[0].pk, 0] if pending else None)
 
 
 def _lost_keys(work: Work, run: PhaseRun) -> bool:
-    """Whether the dirty keys of a run were forgotten on its way: other changes concern all keys since."""
+    """Whether the run's dirty keys were deleted after it began, because a later change requires a full refresh."""
     return run.dirty_after is not None and run.dirty_after < work.shard.full_refresh_after
 
 
 def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
-    """Begin a run, or begin it again: its definition or its keys have changed on the way; by which plan."""
+    """Start a run, or restart it after its definition changed or its keys were deleted; the plan to follow."""
     if _lost_keys(work, run):
         run.dirty_after, run.full_refresh_reason, run.estimate = (
             None,
             work.shard.full_refresh_reason,
             None,
         )
-        logger.info("all keys are dirty view=%s phase=%s", work.shard.view.label, run.phase)
+        logger.info(
+            "incremental refresh became a full one view=%s phase=%s",
+            work.shard.view.label,
+            run.phase,
+        )
     if run.fingerprint not in ("", plan.fingerprint) and run.batches:
         run.restarts += 1
         run.dirty_after = None
@@ -118,15 +126,15 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
         logger.info("definition changed view=%s phase=%s", work.shard.view.label, run.phase)
     if run.restarts > MAX_RESTARTS:
         raise InvalidView(
-            f"{work.shard.view.label}.source() was another one {run.restarts} times during this "
-            f"refresh. If two versions of the code are at work, refresh again when one is gone; "
-            f"else make it give the same query in every process."
+            f"{work.shard.view.label}.source() changed {run.restarts} times during this refresh. Are "
+            f"workers of two versions running? Restart them and refresh again. Otherwise make source() "
+            f"return the same query in every process."
         )
-    left = _left_by_others(work, run, plan)
+    inserted_ranges, stage = _results_to_reuse(work, run, plan)
     run.fingerprint, run.cursor, run.keys_scanned = plan.fingerprint, None, 0
     fix_checkpoint(work, run)
     if run.dirty_after is None:
-        run.inserted_ranges, run.stage = left
+        run.inserted_ranges, run.stage = inserted_ranges, stage
         if not plan.strategy.staged and not run.stage:
             plan = _checked(run, plan)
     else:
@@ -135,15 +143,15 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
 
 
 def _checked(run: PhaseRun, plan: Plan) -> Plan:
-    """The plan, or one that is staged, where the database's columns are not what the models say."""
+    """The plan, or a staged one if columns in the database have other types than the models declare."""
     checked = plan.checked()
     if checked is not plan:
-        run.full_refresh_reason = short(checked.strategy.reason)
+        run.full_refresh_reason = truncate_reason(checked.strategy.reason)
     return checked
 
 
-def _left_by_others(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object], str]:
-    """What other runs of the refresh have filled, and their staging table if it is the refresh's."""
+def _results_to_reuse(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object], str]:
+    """The ranges that the insert phase of the refresh has inserted, and the refresh's staging table."""
     inserted_ranges: list[object] = []
     stage = ""
     for other in work.runs:
@@ -157,9 +165,10 @@ def _left_by_others(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object]
 
 
 def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
-    """Fill the staging table of a refresh; without the right to make one, the phase goes without."""
+    """Create and fill the staging table of a refresh; without the right to create it, the phase uses none."""
     run.stage = stage_name(run.refresh_id, alias())
-    for other in work.runs:  # with another definition, they would not know the table any more
+    # The table is replaced, so runs of another definition no longer have one.
+    for other in work.runs:
         if other.stage == run.stage and other.fingerprint != run.fingerprint:
             other.stage = ""
             work.touch(other)
@@ -168,7 +177,7 @@ def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
     except StagingRefused as error:
         run.stage = ""
         logger.warning(
-            "no staging table, so each phase is one statement view=%s reason=%s",
+            "no staging table, so each phase runs as one statement view=%s reason=%s",
             work.shard.view.label, in_one_line(str(error)),
         )  # fmt: skip
         return
@@ -178,7 +187,7 @@ def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
 
 
 def not_migrated(error: Exception, definition: ViewDefinition) -> Exception:
-    """The error of a statement, or what a view lacks in the database if that is why; after the rollback."""
+    """The error, or a `ViewNotReady` if a table or column of the view is missing. Call it after the rollback."""
     if not is_missing(error, alias()):
         return error
     sentence = ""
@@ -191,73 +200,77 @@ def not_migrated(error: Exception, definition: ViewDefinition) -> Exception:
     return explained
 
 
-def lacks_own_tables(error: Exception) -> bool:
-    """Whether a statement failed for a table or column of matviews itself that is not there."""
+def own_tables_missing(error: Exception) -> bool:
+    """Whether a statement failed because a table or column of matviews itself is missing."""
     return is_missing(error, alias()) and names_own_table(error)
 
 
 def explained(error: Exception, definition: ViewDefinition) -> Exception:
-    """The error of a batch or repair, in words if a row of `source()` broke a constraint; after the rollback."""
+    """The error, explained if a row of `source()` broke a constraint. Call it after the rollback."""
     if not isinstance(error, DatabaseError):
         return error
     try:
         with transaction.atomic(using=alias()):
             return refused(error, plan_of(definition, alias()).source, alias())
-    except (InvalidView, DatabaseError):  # source() is another one by now, or the database is gone
+    except (InvalidView, DatabaseError):  # source() has changed, or the database is unreachable
         return error
 
 
 def drop_stages(runs: Iterable[PhaseRun]) -> None:
-    """Drop the staging table of a refresh that has been closed."""
+    """Drop the staging tables of the runs of a closed refresh."""
     for name in {run.stage for run in runs if run.stage}:
         _drop_stage(name)
 
 
 def sweep_stages() -> None:
-    """Drop the staging tables of refreshes that are not open: a process was killed in between."""
-    left = stages(alias())
-    still_open = Refresh.objects.filter(pk__in=left, state=RefreshState.OPEN)
-    for refresh in left.keys() - set(still_open.values_list("pk", flat=True)):
-        logger.warning("staging table of a closed refresh swept stage=%s", left[refresh])
-        _drop_stage(left[refresh])
+    """Drop the staging tables of refreshes that are not open, which killed processes left behind."""
+    names = stages(alias())
+    still_open = Refresh.objects.filter(pk__in=names, state=RefreshState.OPEN)
+    for refresh in names.keys() - set(still_open.values_list("pk", flat=True)):
+        logger.warning("staging table of a closed refresh dropped stage=%s", names[refresh])
+        _drop_stage(names[refresh])
 
 
 def _drop_stage(name: str) -> None:
-    """Drop a staging table within limits: somebody may be reading it, as a dump does.
+    """Drop a staging table within a timeout, because a dump may be reading it.
 
-    MariaDB and MySQL drop it in a session of its own, which has its limit.
+    MariaDB and MySQL drop it in a session of its own, which sets the timeout.
     """
-    own = connections[alias()].features.can_rollback_ddl
-    with short_transaction() if own else nullcontext():
+    in_transaction = connections[alias()].features.can_rollback_ddl
+    with short_transaction() if in_transaction else nullcontext():
         drop_stage(name, alias())
 
 
-def drop_forgotten_stages() -> None:
-    """Drop the staging tables of refreshes that no row knows: MariaDB keeps those of tests that were rolled back."""
-    left = stages(alias())
-    known = set(Refresh.objects.filter(pk__in=left).values_list("pk", flat=True))
-    for refresh in left.keys() - known:
-        drop_stage(left[refresh], alias(), unread=True)
+def drop_orphaned_stages() -> None:
+    """Drop the staging tables of refreshes without a row: on MariaDB and MySQL they outlive a test's rollback."""
+    names = stages(alias())
+    known = set(Refresh.objects.filter(pk__in=names).values_list("pk", flat=True))
+    for refresh in names.keys() - known:
+        drop_stage(names[refresh], alias(), unread=True)
 
 
 def changed_phases(definition: ViewDefinition, control: ViewControl) -> list[Phase]:
-    """The phases that have last succeeded with another definition than that of the code."""
-    known = {
+    """The phases whose last success had another definition than the code has now."""
+    last = {
         phase: control.fingerprints.get(phase) for phase in Phase if phase in definition.derived
     }
-    if not any(known.values()):
+    if not any(last.values()):
         return []
-    now = fingerprint_of(definition, alias())
-    return [phase for phase, before in known.items() if before and now and before != now]
+    current = fingerprint_of(definition, alias())
+    return [phase for phase, text in last.items() if text and current and text != current]
 
 
 def save_fingerprints(control: ViewControl, runs: Iterable[PhaseRun]) -> None:
-    """Keep the definition that each derived phase has succeeded with; in a transaction."""
-    worked = [(run, (run.merged_into or run).fingerprint) for run in runs]
-    unfinished = {run.phase for run, _fingerprint in worked if run.state != RunState.SUCCEEDED}
-    new = {r.phase: text for r, text in worked if text and r.phase not in unfinished}
+    """Save the fingerprint with which each derived phase has succeeded. Call it in a transaction."""
+    leaders = [(run, run.merged_into or run) for run in runs]
+    unfinished = {run.phase for run, _leader in leaders if run.state != RunState.SUCCEEDED}
+    new = {
+        run.phase: leader.fingerprint
+        for run, leader in leaders
+        if leader.fingerprint and run.phase not in unfinished
+    }
     if new.items() - control.fingerprints.items():
-        fresh = ViewControl.objects.select_for_update().get(pk=control.pk)
-        fresh.fingerprints |= new
-        fresh.save(update_fields=["fingerprints"])
-        control.fingerprints = fresh.fingerprints
+        locked = ViewControl.objects.select_for_update().get(pk=control.pk)
+        locked.fingerprints |= new
+        locked.save(update_fields=["fingerprints"])
+        control.fingerprints = locked.fingerprints

@@ -1,4 +1,4 @@
-"""The keys that changes concern, kept until every phase has processed them."""
+"""Dirty keys: kept from the drain of a change until every phase has processed them."""
 
 from collections.abc import Collection, Iterable
 
@@ -8,7 +8,7 @@ from ..databases import catalog_of
 from ..databases.keys import from_json, to_json
 from ..models import DirtyKeys, PhaseRun, ViewShard
 from ..queryset import Plan
-from .marking import PART
+from .marking import KEYS_PER_ROW
 from .pending import processed
 from .resolve import resolve
 from .transactions import alias
@@ -23,54 +23,58 @@ __all__ = [
     "count_keys",
     "delete_dirty",
     "dirty_keys",
-    "distrust_dirty",
     "load_keys",
     "processed_by_all",
+    "require_full_refresh",
     "save_dirty",
-    "short",
     "staged_runs",
+    "truncate_reason",
 ]
 
 
-# On PostgreSQL, a tenth of 100,000 keys takes nearly as long as a full pass (`make bench`).
+# On PostgreSQL, a tenth of 100,000 keys takes nearly as long as a full refresh (`make bench`).
 FULL_REFRESH_FRACTION = 0.1
 
-FULL_REFRESH_MIN_KEYS = 1_000  # keys that are never too many
+# Up to so many dirty keys a refresh stays incremental, however small the view is.
+FULL_REFRESH_MIN_KEYS = 1_000
 
-MAX_REASON_LENGTH = 255  # characters
+MAX_REASON_LENGTH = 255  # characters of the reason for a full refresh
 
 
-def short(reason: str) -> str:
-    """A reason, at most as long as it may be."""
+def truncate_reason(reason: str) -> str:
+    """A reason for a full refresh, cut to the length of its column."""
     return reason if len(reason) <= MAX_REASON_LENGTH else f"{reason[: MAX_REASON_LENGTH - 3]}..."
 
 
-def add_dirty(work: Work, taken: Collection[QueuedChange]) -> None:
-    """Keep the keys that changes concern for the phases, unless they may be any, or are too many."""
-    shard, plan, kept = work.shard, work.plan, all_dirty(work)
-    waiting = count_keys(kept)
+def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
+    """Add the keys that changes affect, or require a full refresh if those are unknown or too many."""
+    shard, plan, dirty = work.shard, work.plan, all_dirty(work)
+    present = count_keys(dirty)
     stages = {run.stage for run in staged_runs(work) if run.fingerprint == plan.fingerprint}
-    keys, reason, many = resolve(plan, taken, FULL_REFRESH_MIN_KEYS - waiting, stages)
-    if many:
-        keys, reason, many = resolve(plan, taken, _most_dirty(plan) - waiting, stages)
+    keys, reason, too_many = resolve(plan, queued, FULL_REFRESH_MIN_KEYS - present, stages)
+    if too_many:
+        keys, reason, too_many = resolve(plan, queued, _max_dirty(plan) - present, stages)
     if keys is None:
-        shard.full_refresh_after, shard.full_refresh_reason = shard.drain_number, short(reason)
-        delete_dirty(kept)
+        shard.full_refresh_after, shard.full_refresh_reason = (
+            shard.drain_number,
+            truncate_reason(reason),
+        )
+        delete_dirty(dirty)
         work.dirty = []
         return
-    found = list(keys)
-    for at in range(0, len(found), PART):
-        part = found[at : at + PART]
-        kept.append(Dirty(drain_number=shard.drain_number, count=len(part), keys=part))
+    added = list(keys)
+    for start in range(0, len(added), KEYS_PER_ROW):
+        part = added[start : start + KEYS_PER_ROW]
+        dirty.append(Dirty(drain_number=shard.drain_number, count=len(part), keys=part))
 
 
 def staged_runs(work: Work) -> list[PhaseRun]:
-    """The runs of full passes under way whose rows are as old as their staging table."""
+    """The running full refreshes whose rows are as old as their staging table."""
     return [run for run in work.runs if run.stage]
 
 
-def _most_dirty(plan: Plan) -> int:
-    """The number of keys beyond which a full pass is cheaper."""
+def _max_dirty(plan: Plan) -> int:
+    """The number of dirty keys beyond which a full refresh is cheaper."""
     model = plan.source.model
     catalog = catalog_of(alias())
     rows = catalog.estimated_rows().get(model._meta.db_table, -1)
@@ -79,10 +83,10 @@ def _most_dirty(plan: Plan) -> int:
     return max(FULL_REFRESH_MIN_KEYS, int(FULL_REFRESH_FRACTION * rows))
 
 
-def distrust_dirty(work: Work, run: PhaseRun) -> None:
-    """After an error of data over dirty keys: the next run looks at all keys, or it would fail like this one.
+def require_full_refresh(work: Work, run: PhaseRun) -> None:
+    """Make the next run a full refresh after a data error, because an incremental one might fail again.
 
-    As where a column has got another type, which cannot have the logged values.
+    Logged values do not fit a column whose type has changed, for example.
     """
     if run.phase in work.shard.checkpoints:
         number = work.shard.drain_number + 1
@@ -93,24 +97,25 @@ def distrust_dirty(work: Work, run: PhaseRun) -> None:
 
 
 def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
-    """The dirty keys that a run has to do, in the order of their primary keys."""
+    """The dirty keys that a run has to process, ordered by primary key."""
     assert run.checkpoint is not None
     assert run.dirty_after is not None
     return [
-        each
-        for each in all_dirty(work)
-        if run.dirty_after < each.drain_number <= run.checkpoint.drain_number
+        part
+        for part in all_dirty(work)
+        if run.dirty_after < part.drain_number <= run.checkpoint.drain_number
     ]
 
 
 def count_keys(dirty: Iterable[Dirty]) -> int:
-    """How many keys some parts of the dirty ones are."""
-    return sum(each.count for each in dirty)
+    """The number of keys in these parts."""
+    return sum(part.count for part in dirty)
 
 
 def all_dirty(work: Work) -> list[Dirty]:
+    """The dirty keys of the shard, read once per batch; `load_keys` reads the keys themselves."""
     if work.dirty is None and processed_by_all(work) == work.shard.drain_number:
-        work.dirty = []  # each was forgotten with the last phase that had it to do
+        work.dirty = []  # the last phase that processed them has deleted them
     if work.dirty is None:
         rows = DirtyKeys.objects.filter(shard=work.shard).order_by("pk")
         names = ("pk", "drain_number", "count")
@@ -121,36 +126,37 @@ def all_dirty(work: Work) -> list[Dirty]:
 
 
 def load_keys(dirty: Iterable[Dirty]) -> None:
-    """Have the keys of some parts at hand."""
-    lacking = {each.pk: each for each in dirty if each.pk and each.keys is None}
-    if not lacking:
+    """Read the keys of these parts where they are not loaded yet."""
+    unloaded = {part.pk: part for part in dirty if part.pk and part.keys is None}
+    if not unloaded:
         return
-    rows = DirtyKeys.objects.filter(pk__in=lacking)
+    rows = DirtyKeys.objects.filter(pk__in=unloaded)
     for pk, keys in rows.values_list("pk", "keys"):
-        lacking[pk].keys = list(map(from_json, keys))
+        unloaded[pk].keys = list(map(from_json, keys))
 
 
 def save_dirty(work: Work) -> None:
-    """Save the dirty keys that are not yet."""
+    """Insert the dirty keys that have no row yet."""
     shard = work.shard
-    for each in work.dirty or ():
-        if each.pk is None:
-            keys = list(map(to_json, each.keys or ()))
-            each.pk = DirtyKeys.objects.create(
-                shard=shard, drain_number=each.drain_number, keys=keys, count=each.count
+    for part in work.dirty or ():
+        if part.pk is None:
+            keys = list(map(to_json, part.keys or ()))
+            part.pk = DirtyKeys.objects.create(
+                shard=shard, drain_number=part.drain_number, keys=keys, count=part.count
             ).pk
 
 
 def processed_by_all(work: Work) -> int:
-    """The number up to which each phase that has ever succeeded has done what it had to do.
+    """The number of the last drain whose keys no phase needs any more.
 
-    At most the least that a run of an open refresh covers. A phase that has never succeeded covers only what
-    the phases before it in its refresh do, and needs the keys of every later change.
+    Every phase that has ever succeeded has processed it, and every run of an open refresh includes it. Such a
+    run may be of a phase that has never succeeded: its checkpoint is capped by the earlier phases of its
+    refresh, and it needs the keys of every later drain.
     """
-    covers: list[int] = [run.checkpoint.drain_number for run in work.runs if run.checkpoint]
-    return min([processed(work.shard, work.shard.checkpoints), *covers])
+    reached: list[int] = [run.checkpoint.drain_number for run in work.runs if run.checkpoint]
+    return min([processed(work.shard, work.shard.checkpoints), *reached])
 
 
 def delete_dirty(dirty: Iterable[Dirty]) -> None:
-    """Delete dirty keys. A DELETE that looks for them would come across, and wait for, those of others."""
-    changes.delete_rows(DirtyKeys, [each.pk for each in dirty if each.pk is not None])
+    """Delete dirty keys by primary key: a DELETE that scans for them would wait for rows of other shards."""
+    changes.delete_rows(DirtyKeys, [part.pk for part in dirty if part.pk is not None])

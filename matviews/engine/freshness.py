@@ -1,4 +1,4 @@
-"""Is a view fresh: what its `needs_*` hooks say, without doing anything."""
+"""Whether a view is fresh, by its checkpoints or its `needs_*` hooks. It changes nothing."""
 
 from collections.abc import Iterable
 
@@ -15,18 +15,18 @@ __all__ = ["is_fresh"]
 
 
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
-    """Tell whether no phase of a view has work waiting in any shard.
+    """Whether no phase of a view has pending work in any shard.
 
     Raises:
         UnknownView, InvalidView, InvalidRequest, HookError.
     """
     definition = registry.usable(view)
-    wanted = check_phases(definition, phases)
-    _stands, fresh = change_status_of(definition, wanted)
+    requested = check_phases(definition, phases)
+    _status, fresh = change_status_of(definition, requested)
     if fresh:
         return True
     count = ViewShard.objects.filter(view__label=definition.label).count() or 1
-    return not any(_needs(definition, phase, count) for phase in wanted)
+    return not any(_needs(definition, phase, count) for phase in requested)
 
 
 def _needs(definition: ViewDefinition, phase: Phase, count: int) -> bool:

@@ -1,4 +1,4 @@
-"""Keeping the history of refreshes bounded."""
+"""Deleting old refreshes from the history."""
 
 from datetime import timedelta
 
@@ -11,12 +11,12 @@ from .transactions import now, short_transaction
 
 __all__ = ["trim_history"]
 
-AT_ONCE = 200  # refreshes in a transaction
-MOST = 2_000  # refreshes in a call, of each kind
+BATCH_SIZE = 200  # refreshes deleted in one transaction
+MAX_DELETED = 2_000  # refreshes deleted in one call, of each kind
 
 
 def trim_history() -> int:
-    """Delete refreshes that ended longer ago than the settings keep them, in small transactions.
+    """Delete refreshes that have outlived the settings' retention, in small transactions.
 
     The last ended refresh of a view stays, whatever its age.
 
@@ -39,11 +39,11 @@ def _outdated(states: list[RefreshState], kept: timedelta) -> QuerySet[Refresh]:
 
 
 def _delete(refreshes: QuerySet[Refresh]) -> int:
-    keys = list(refreshes.order_by().values_list("pk", flat=True)[:MOST])
-    for start in range(0, len(keys), AT_ONCE):
-        some = keys[start : start + AT_ONCE]
+    keys = list(refreshes.order_by().values_list("pk", flat=True)[:MAX_DELETED])
+    for start in range(0, len(keys), BATCH_SIZE):
+        batch = keys[start : start + BATCH_SIZE]
         with short_transaction():
-            # Before delete() reads: on SQLite a transaction that begins with a read cannot always write.
-            Refresh.objects.filter(merged_into__in=some).update(merged_into=None)
-            Refresh.objects.filter(pk__in=some).delete()
+            # A write before delete() reads: on SQLite a transaction that begins with a read cannot always write.
+            Refresh.objects.filter(merged_into__in=batch).update(merged_into=None)
+            Refresh.objects.filter(pk__in=batch).delete()
     return len(keys)

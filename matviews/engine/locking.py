@@ -1,4 +1,4 @@
-"""Locking and updating rows of the bookkeeping without waiting for whoever holds them."""
+"""Locking and updating bookkeeping rows without waiting for transactions that hold them."""
 
 from functools import lru_cache
 from typing import Any
@@ -7,7 +7,7 @@ from django.db import OperationalError, connections, transaction
 from django.db.models import F, Q, QuerySet
 
 from ..databases import Compiled, errors_of, sessions_of
-from ..databases.compiled import GIVEN, TOKEN
+from ..databases.compiled import PK_PLACEHOLDER, TOKEN_PLACEHOLDER
 from ..models import Refresh, ViewShard
 from ..states import RefreshState
 from .transactions import alias, short_transaction
@@ -16,12 +16,12 @@ __all__ = ["join_unlocked", "lock_available", "update_if_current", "update_unloc
 
 
 def lock_available(condition: Q) -> list[ViewShard]:
-    """Lock and return the shards that fit and that nobody holds, without waiting.
+    """Lock and return the matching shards that no transaction holds, without waiting.
 
-    To be the first statement of a transaction. SQLite has no row locks: there a write takes the
-    whole database, and a transaction that began with a read could not always go on to a write.
+    Must be the first statement of a transaction. SQLite has no row locks: a write locks the whole database,
+    and a transaction that begins with a read cannot always write later.
     """
-    # The default order would join the view's control, and lock it with the shard.
+    # The default order would join the view's control, and lock that too.
     shards = ViewShard.objects.filter(condition).order_by()
     if connections[alias()].features.has_select_for_update:
         return list(shards.select_for_update(skip_locked=True))
@@ -30,24 +30,24 @@ def lock_available(condition: Q) -> list[ViewShard]:
 
 
 def update_if_current(shard_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:
-    """Change a shard's row if its token is still `token`; never wait for who holds the row.
+    """Update a shard's row if its token is still `token`; False if it is not, or if the row is locked.
 
-    To be the first statement of a transaction, or outside of any: then it commits by itself, in READ
-    COMMITTED, and cannot be left half done by a process that is frozen.
+    Must be the first statement of a transaction, or outside of any. Outside, it commits by itself in READ
+    COMMITTED, so that a frozen process cannot keep the row locked.
     """
-    fits = Q(pk=GIVEN, token=TOKEN) & (fits or Q())
+    fits = Q(pk=PK_PLACEHOLDER, token=TOKEN_PLACEHOLDER) & (fits or Q())
     return _change_unlocked(ViewShard, fits, tuple(changes.items()), shard_id, token)
 
 
 def join_unlocked(refresh_id: int) -> bool:
-    """Count a request in with a refresh; False if that has ended or is to stop, or its row is locked.
+    """Count one more request for a refresh; False if it has ended, is to stop, or its row is locked.
 
-    To be called as `update_if_current` is.
+    Call it like `update_if_current`.
     """
     return _change_unlocked(Refresh, _JOINABLE, (("requests", F("requests") + 1),), refresh_id)
 
 
-_JOINABLE = Q(pk=GIVEN, state=RefreshState.OPEN, stop_requested=False)
+_JOINABLE = Q(pk=PK_PLACEHOLDER, state=RefreshState.OPEN, stop_requested=False)
 
 
 def _change_unlocked(
@@ -76,10 +76,10 @@ def _statements_for(
 ) -> Compiled:
     row = model.objects.using(using).filter(fits).order_by()
     locked = row.select_for_update(skip_locked=True).values_list("pk")
-    with transaction.atomic(using=using):  # or Django would not compile what locks
+    with transaction.atomic(using=using):  # Django compiles FOR UPDATE only inside a transaction
         return sessions_of(using).updates(row, dict(changes), locked, alone=alone)
 
 
 def update_unlocked(rows: QuerySet[Any], **changes: Any) -> bool:
-    """Update, in one statement, those of some rows that nobody holds; in a transaction. Whether there were any."""
+    """Update the unlocked ones of these rows in one statement, within a transaction; whether there were any."""
     return bool(sessions_of(alias()).update_unlocked(rows, changes))

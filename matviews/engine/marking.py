@@ -1,4 +1,4 @@
-"""Marking keys as dirty by hand: what changed where no trigger could see it."""
+"""Marking keys as dirty by hand, for changes that no trigger could see."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,40 +15,41 @@ from ..registry import registry
 from .controls import not_ready
 from .transactions import alias
 
-__all__ = ["PART", "mark_dirty"]
+__all__ = ["KEYS_PER_ROW", "mark_dirty"]
 
 
-PART = 1_000  # keys in a row of `DirtyKeys`
+KEYS_PER_ROW = 1_000  # keys in a row of `DirtyKeys` or of the change queue
 
 
 def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]:
-    """Have the next refresh of a view look at keys, or at all of them, whatever is known of its tables.
+    """Make the next refresh of a view process these keys, or all keys, even if no change of them was logged.
 
     Returns:
-        The keys, as they were given, that neither the view nor its source has at this moment.
+        The keys, as they were given, that neither the view nor its source has now.
 
     Raises:
         UnknownView, InvalidView, ViewNotReady.
-        InvalidRequest: something is not a key, or the view has no `source()`.
+        InvalidRequest: a key is invalid, or the view has no `source()`.
     """
     definition = registry.usable(view)
     control = ViewControl.objects.filter(label=definition.label).first()
     if control is None:
         raise not_ready(definition.label)
     if keys is None:
-        if definition.derived:  # hooks are asked at each refresh anyway
+        if definition.derived:  # every refresh calls hooks anyway
             changes.enqueue({control.pk}, "all keys were marked as dirty")
         return []
     if not definition.has_source:
-        raise InvalidRequest(f"{definition.label} has no source(), so nobody knows its key.")
+        raise InvalidRequest(f"{definition.label} has no source(), so its keys are unknown.")
     plan = plan_of(definition, alias())
     given = {}
-    for each in keys:
-        given[_exact_key(definition, plan, each)] = each
+    for key in keys:
+        given[_exact_key(definition, plan, key)] = key
     exact = list(given)
     unknown = _unknown(definition, plan, exact)
-    for at in range(0, len(exact), PART):
-        changes.enqueue({control.pk}, list(map(to_json, exact[at : at + PART])))
+    for start in range(0, len(exact), KEYS_PER_ROW):
+        part = exact[start : start + KEYS_PER_ROW]
+        changes.enqueue({control.pk}, list(map(to_json, part)))
     return [given[key] for key in unknown]
 
 
@@ -56,19 +57,18 @@ def _exact_key(definition: ViewDefinition, plan: Plan, key: Any) -> Key:
     try:
         return as_key(plan.key_fields, key, alias())
     except ValueError as error:
-        raise InvalidRequest(f"That is no key of {definition.label}: {error}") from error
+        raise InvalidRequest(f"{definition.label}: {error}") from error
 
 
 def _unknown(definition: ViewDefinition, plan: Plan, keys: Sequence[Key]) -> list[Key]:
-    """The keys that neither view nor source has; none is told where a refresh looks at all keys anyway."""
+    """The keys that neither view nor source has; none are named where every refresh is full anyway."""
     if plan.strategy.incremental_obstacle:
         return []
     try:
-        with transaction.atomic(
-            using=alias()
-        ):  # else PostgreSQL would do nothing more after an error
+        # A savepoint, or PostgreSQL would refuse every further statement of the caller's transaction.
+        with transaction.atomic(using=alias()):
             return plan.unknown_keys(keys)
     except DataError as error:
         raise InvalidRequest(
-            f"The database takes one of the keys for none of {definition.label}: {error}"
+            f"The database rejects one of the keys of {definition.label}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""The values that travel between the engine and whoever delivers its messages."""
+"""The values that pass between the engine and the code that delivers its messages."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -15,58 +15,52 @@ class Outcome(Enum):
     DONE = "the batch committed"
     FAILED = "the batch was rolled back, and the failure recorded"
     LOST = "the batch was rolled back, and the failure could not be recorded"
-    WAITING = "put off: another process has yet to move changes that the batch must see"
-    OVERTAKEN = "the token moved on meanwhile: done by another, or its commit's answer was lost"
+    WAITING = "postponed: another process has yet to move changes that the batch must include"
+    OVERTAKEN = (
+        "the token moved on meanwhile: another worker ran it, or the answer to its commit was lost"
+    )
     STALE = "the token has moved on: a duplicate, or too late"
-    BUSY = "another batch is at work in the shard"
+    BUSY = "another batch is running in the shard"
     UNKNOWN = "there is no such shard"
 
     @property
     def refused(self) -> bool:
-        """Whether the message was turned away, and nothing but a claim was written."""
+        """Whether the message was refused, so that at most a claim was written."""
         return self in (Outcome.OVERTAKEN, Outcome.STALE, Outcome.BUSY, Outcome.UNKNOWN)
 
     @property
     def recorded(self) -> bool:
-        """Whether the token has moved on since this worker claimed the batch: see what is due."""
+        """Whether the token has moved on since this worker claimed the batch, so that another may be due."""
         return self in (Outcome.DONE, Outcome.FAILED, Outcome.OVERTAKEN)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A hint that a shard has work: all that is sent through a broker.
+    """A hint that a shard has work: all that is sent through a broker."""
 
-    Attributes:
-        phase: the phase that is due; it chooses the Celery task.
-        shard_id: primary key of the shard.
-        token: the shard's token when the message was made.
-    """
-
+    #: The phase that is due; it chooses the Celery task.
     phase: Phase
+    #: Primary key of the shard.
     shard_id: int
+    #: The shard's token when the message was created.
     token: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchReport:
-    """What came of one batch message.
-
-    Attributes:
-        message: the message.
-        outcome: what became of it.
-        label: the view, "" when the message was refused.
-        rows: rows written.
-        limit: rows that the batch was allowed; None for a hook without `limit`.
-        seconds: how long the batch took, with its bookkeeping.
-        runs: the phase runs that this batch worked on or ended, as they were saved.
-        error: class and message of what failed, "" otherwise.
-    """
+    """The outcome of one batch message, with the figures of its batch."""
 
     message: Message
     outcome: Outcome
+    #: The view, "" if the message was refused or no refresh was open.
     label: str = ""
+    #: Rows written.
     rows: int = 0
+    #: Rows that the batch was allowed to write; None for a hook without `limit`.
     limit: int | None = None
+    #: How long the batch took, including its bookkeeping.
     seconds: float = 0.0
+    #: The phase runs that this batch worked on or ended, as they were saved.
     runs: tuple[PhaseRun, ...] = ()
+    #: Class and message of the error, "" if there was none.
     error: str = ""

@@ -1,7 +1,7 @@
-"""Since when changes are pending that were drained from a view's queue.
+"""The times of pending changes that were drained from a view's queue.
 
-A drain is processed once every phase of the view has passed it. Until then the shard keeps the time of the
-oldest change in it, in `ViewShard.pending`, by number.
+A drain is processed once every phase of the view has passed it. Until then `ViewShard.pending` keeps its number
+and the time of its oldest change.
 """
 
 from collections.abc import Collection, Iterable
@@ -15,9 +15,9 @@ from ..models import PhaseRun, ViewShard
 __all__ = ["add_drain", "drop_processed", "oldest_drained", "processed", "utc"]
 
 
-def utc(moment: datetime) -> datetime:
-    """A time of the database's clock with its zone, which it lacks without USE_TZ."""
-    return moment if timezone.is_aware(moment) else moment.replace(tzinfo=UTC)
+def utc(time: datetime) -> datetime:
+    """A time of the database's clock with its zone, which Django leaves out without USE_TZ."""
+    return time if timezone.is_aware(time) else time.replace(tzinfo=UTC)
 
 
 def processed(shard: ViewShard, phases: Iterable[str]) -> int:
@@ -32,30 +32,30 @@ def processed(shard: ViewShard, phases: Iterable[str]) -> int:
 
 
 def add_drain(shard: ViewShard, logged_at: datetime, runs: Iterable[PhaseRun]) -> None:
-    """Note the drain that has just taken the number `shard.drain_number`; its oldest change was logged at a time.
+    """Record the drain with the number `shard.drain_number`, whose oldest change was logged at `logged_at`.
 
-    Drains that can only be passed together are kept as one, so that the list stays short however long a
-    phase does not run. Phases stop at what they have passed, and at what one of the `runs` is to pass.
+    Drains that phases can only pass together are kept as one, so that the list stays short even if a phase
+    does not run for long. A phase can stop at a checkpoint of the shard or of one of the `runs`.
     """
-    stops = {each.drain_number for each in shard.checkpoints.values()}
     leaders = (run.merged_into or run for run in runs)
-    stops |= {run.checkpoint.drain_number for run in leaders if run.checkpoint} | {
+    checkpoints = [*shard.checkpoints.values(), *(leader.checkpoint for leader in leaders)]
+    stops = {checkpoint.drain_number for checkpoint in checkpoints if checkpoint} | {
         shard.drain_number
     }
-    kept: dict[int, datetime] = {}
-    for number, moment in [*shard.pending, Drain(shard.drain_number, utc(logged_at))]:
-        stop = min(each for each in stops if each >= number)
-        kept[stop] = min(moment, kept.get(stop, moment))
-    shard.pending = [Drain(*each) for each in sorted(kept.items())]
+    oldest: dict[int, datetime] = {}
+    for drain in [*shard.pending, Drain(shard.drain_number, utc(logged_at))]:
+        stop = min(number for number in stops if number >= drain.number)
+        oldest[stop] = min(drain.logged_at, oldest.get(stop, drain.logged_at))
+    shard.pending = [Drain(*item) for item in sorted(oldest.items())]
 
 
 def drop_processed(shard: ViewShard, phases: Collection[str]) -> None:
-    """Forget the drains that every phase of the view has passed."""
+    """Drop the drains that every phase of the view has passed."""
     done = processed(shard, phases)
-    shard.pending = [each for each in shard.pending if each.number > done]
+    shard.pending = [drain for drain in shard.pending if drain.number > done]
 
 
 def oldest_drained(shard: ViewShard, phases: Collection[str]) -> datetime | None:
-    """When the oldest change was logged that was drained, and that some phase has yet to pass."""
+    """When the oldest drained change was logged that some phase has yet to process; None if there is none."""
     done = processed(shard, phases)
-    return min((each.logged_at for each in shard.pending if each.number > done), default=None)
+    return min((drain.logged_at for drain in shard.pending if drain.number > done), default=None)

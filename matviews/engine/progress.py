@@ -30,8 +30,8 @@ class Progress:
         total: how many there will be in the end; None without an estimate, or if it was too low.
         rows: rows written.
         batches: batches committed.
-        rate: rows written or keys checked per second of work, by the runs that are still active or, if
-            none is, by all; 0.0 before the first batch.
+        rate: rows written or keys checked per second of work, by the runs that are still active or,
+            if none is, by all; 0.0 before the first batch.
     """
 
     unit: str
@@ -83,8 +83,8 @@ class RunProgress:
     Attributes:
         phase: the phase.
         shard: number of the shard; None if the view has only one.
-        run: the run that does the work: the refresh's own, the one that it was merged into, or one of
-            an older refresh that must end before the refresh's own begins.
+        run: the run that does the work: the refresh's own, the one that it was merged into, or one
+            of an older refresh that must end before the refresh's own begins.
         other: primary key of the refresh that `run` belongs to; None if it is the refresh's own.
         ahead: whether the refresh's own work begins only after `run`.
         current: whether `run` is running or next.

@@ -1,4 +1,4 @@
-"""The log of changes and the views' queues: moving entries from the one to the others."""
+"""Moving entries from the change log to the views' queues."""
 
 import time
 
@@ -6,16 +6,16 @@ from .. import changes
 from ..changes import ChangesLogged
 from .transactions import short_transaction
 
-__all__ = ["PAUSES", "await_changes", "collapse_long_queues", "move_log"]
+__all__ = ["MOVE_RETRY_DELAYS", "await_changes", "collapse_long_queues", "move_log"]
 
 
-# Seconds between looks at a log that another process is moving: that takes it milliseconds, unless it is
-# frozen, and then seconds.
-PAUSES = tuple(0.01 * 2**number for number in range(8))
+# Seconds between checks of a log that another process is moving. It takes milliseconds, or seconds if that
+# process is frozen.
+MOVE_RETRY_DELAYS = tuple(0.01 * 2**number for number in range(8))
 
 
 def move_log() -> None:
-    """Move what triggers have logged into the queues of the views, but for what others are moving."""
+    """Move the entries of the log to the views' queues, except those that another process is moving."""
     more = changes.is_logged()
     while more:
         with short_transaction():
@@ -23,23 +23,23 @@ def move_log() -> None:
 
 
 def await_changes(logged: ChangesLogged) -> list[str]:
-    """Have the entries of a log moved, here or by whoever is at it, for as long as PAUSES are.
+    """Wait until these entries of the log are moved, by this process or another, but at most the sum of the delays.
 
     Returns:
-        The tables of which some are still not.
+        The tables with entries that are still not moved.
     """
-    left: list[str] = []
-    for pause in PAUSES:
+    unmoved: list[str] = []
+    for delay in MOVE_RETRY_DELAYS:
         move_log()
-        left = changes.unmoved(logged.tables, logged.newest)
-        if not left:
+        unmoved = changes.unmoved(logged.tables, logged.newest)
+        if not unmoved:
             break
-        time.sleep(pause)
-    return left
+        time.sleep(delay)
+    return unmoved
 
 
 def collapse_long_queues() -> None:
-    """Keep the queues of views that nobody refreshes short."""
+    """Collapse the overlong queues of views that nobody refreshes into one entry that requires a full refresh."""
     for view_id in changes.overlong_queues():
         with short_transaction():
             changes.collapse_queue(view_id)

@@ -1,4 +1,4 @@
-"""Asking for a refresh, and what is due once somebody has asked."""
+"""Requesting refreshes and stops."""
 
 import logging
 from collections.abc import Iterable
@@ -24,8 +24,8 @@ from .transactions import alias, now, short_transaction
 
 __all__ = ["check_phases", "count_requests", "request", "request_stop"]
 
-LONGEST_NAME = 255  # characters of who asks
-MOST_NAMED = 5  # unknown phases
+MAX_NAME_LENGTH = 255  # characters of the requester, or of a phase in an error
+MAX_PHASES_NAMED = 5  # unknown phases in an error
 
 logger = logging.getLogger(__name__)
 
@@ -40,82 +40,91 @@ def request(
 ) -> Refresh:
     """Record a request to bring a view up to date. It waits for nothing and sends nothing.
 
-    A refresh for the same phases that no batch has begun is joined: it counts the request and is returned.
-    Not within a transaction of the caller's, whose changes it might miss; such requests are merged when
-    `engine.close_finished` comes across them. Where it is known that nothing has changed since the phases last
-    succeeded, the refresh is recorded as one that has succeeded already: without a phase run, and at the
-    cost of three statements (five on MariaDB and MySQL, where two set limits and set them back).
+    The request joins an open refresh for the same phases that no batch has begun: that refresh counts it and
+    is returned. Inside a transaction of the caller it joins none, because a running batch could miss the
+    caller's changes; `engine.close_finished` merges such requests later. If it is known that nothing
+    has changed since the phases last succeeded, the refresh is recorded as succeeded at once: without phase runs, in three
+    statements (five on MariaDB and MySQL, where two set and reset limits).
 
-    Whoever asks must send messages *after* the commit (`engine.close_finished` makes them): a worker
-    that read the requests before the commit does not know of this one.
+    The caller must call `engine.close_finished` and send its messages *after* the commit: a worker that read
+    the requests before the commit does not see this one.
 
     Args:
         view: the view's class or label.
-        phases: which phases; all that the view has by default.
-        origin: what asks.
-        requested_by: who asks, for the record.
+        phases: the phases; by default all that the view has.
+        origin: what requests the refresh.
+        requested_by: who requests it, for the history.
         batch_size: rows per batch of this refresh; None leaves it to the view.
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.
-        InvalidRequest: a phase that the view lacks, or a batch size that cannot be.
-        ViewDisabled: an operator has switched the view off.
+        InvalidRequest: the view does not have one of the phases, or the batch size is invalid.
+        ViewDisabled: an operator has disabled the view.
         ViewNotReady: the view has no bookkeeping rows.
     """
     definition = registry.usable(view)
-    wanted = check_phases(definition, phases)
-    if batch_size is not None and batch_size not in BATCH_SIZE:
-        raise InvalidRequest(f"A batch size must be {BATCH_SIZE}, not {brief(batch_size)}.")
+    requested = check_phases(definition, phases)
+    _check_batch_size(batch_size)
     refresh = Refresh(
-        phases=[phase.value for phase in wanted],
+        phases=[phase.value for phase in requested],
         state=RefreshState.OPEN,
         origin=origin,
-        requested_by=bounded(requested_by)[:LONGEST_NAME],
+        requested_by=bounded(requested_by)[:MAX_NAME_LENGTH],
         requested_at=now(),
         batch_size=batch_size,
     )
-    stands, fresh = _look(definition, wanted)
-    if stands and fresh:
-        _record_as_done(refresh, stands.view_id, wanted)
+    status, fresh = _known_status(definition, requested)
+    if status and fresh:
+        _record_as_done(refresh, status.view_id, requested)
     else:
-        refresh = _record(refresh, definition.label, stands)
+        refresh = _record(refresh, definition.label, status)
+    _publish(refresh, definition, finished=fresh)
+    return refresh
+
+
+def _check_batch_size(batch_size: object) -> None:
+    if batch_size is not None and batch_size not in BATCH_SIZE:
+        raise InvalidRequest(f"A batch size must be {BATCH_SIZE}, not {brief(batch_size)}.")
+
+
+def _publish(refresh: Refresh, definition: ViewDefinition, *, finished: bool) -> None:
+    """Log a request and send its signal; the same for the end of a refresh that had nothing to do."""
     logger.info(
         "refresh requested view=%s refresh=%s requests=%s",
         definition.label, refresh.pk, refresh.requests,
     )  # fmt: skip
     signals.refresh_requested.send_robust(sender=definition.model, refresh=refresh)
-    if fresh:
+    if finished:
         logger.info(
             "refresh finished, nothing had changed view=%s refresh=%s", definition.label, refresh.pk
         )
         signals.refresh_finished.send_robust(sender=definition.model, refresh=refresh)
-    return refresh
 
 
-def _look(
+def _known_status(
     definition: ViewDefinition, phases: tuple[Phase, ...]
 ) -> tuple[ChangeStatus | None, bool]:
-    """How the view stands, if it is enabled and that is known, and whether its phases have nothing to do.
+    """The status of the view's changes and whether its phases are known to have no work; (None, False) if unknown.
 
-    Not within a transaction: that may not see yet, or any more, what others have committed.
+    Always unknown inside a transaction, whose snapshot may be old, and for a disabled view.
     """
     if _in_transaction():
         return None, False
     try:
-        stands, fresh = change_status_of(definition, phases)
-    except (InvalidView, DatabaseError):  # the refresh fails, and tells why
+        status, fresh = change_status_of(definition, phases)
+    except (InvalidView, DatabaseError):  # the refresh will fail and report why
         return None, False
-    return (stands, fresh) if stands and stands.enabled else (None, False)
+    return (status, fresh) if status and status.enabled else (None, False)
 
 
 def _in_transaction() -> bool:
     return not connections[alias()].get_autocommit()
 
 
-def _record(refresh: Refresh, label: str, stands: ChangeStatus | None) -> Refresh:
-    """Save a request, or have it join a refresh; the one or the other."""
-    if stands and not stands.refreshing:
-        refresh.view_id, refresh.claims_seen = stands.view_id, stands.claims
+def _record(refresh: Refresh, label: str, status: ChangeStatus | None) -> Refresh:
+    """Join an open refresh if possible, otherwise save the new one; the refresh that counts the request."""
+    if status and not status.refreshing:
+        refresh.view_id, refresh.claims_seen = status.view_id, status.claims
     else:
         control = _enabled_control(label, refresh)
         refresh.view_id, refresh.claims_seen = control.pk, control.claims
@@ -135,17 +144,18 @@ def _record_as_done(refresh: Refresh, view_id: int, phases: tuple[Phase, ...]) -
 
 
 def request_stop(refresh_id: int) -> bool:
-    """Record that a refresh is to stop between two batches; what these have committed stays.
+    """Record that a refresh must stop before its next batch; committed batches stay.
 
-    With it stop all requests that joined it or were merged into it before it began. Whoever asks settles the
-    view afterwards: that stops it at once where nobody is at work. One that was merged itself ends here, alone.
+    All requests that joined it or were merged into it before it began stop with it. The caller calls
+    `close_finished_in_view` afterwards, which stops it at once if no batch is running. A refresh that was itself
+    merged into another ends here, alone.
 
     Returns:
-        False if it has ended already, or there is none.
+        False if it has ended already or does not exist.
     """
     refreshes = Refresh.objects.filter(pk=refresh_id)
     with short_transaction(durable=False):
-        # In this order: what is to stop is not merged any more.
+        # In this order, because a refresh that is to stop is no longer merged.
         if refreshes.filter(state=RefreshState.OPEN).update(stop_requested=True):
             return True
         merged = refreshes.filter(state=RefreshState.MERGED)
@@ -169,23 +179,23 @@ def check_phases(
     """
     if phases is None:
         return definition.options.phases
-    several = isinstance(phases, Iterable) and not isinstance(phases, str)
-    asked: list[object] = list(phases) if several else [phases]
-    if unknown := [name for name in asked if name not in definition.options.phases]:
-        names = ", ".join(sorted(map(_named, unknown[:MOST_NAMED])))
+    is_collection = isinstance(phases, Iterable) and not isinstance(phases, str)
+    requested: list[object] = list(phases) if is_collection else [phases]
+    if unknown := [name for name in requested if name not in definition.options.phases]:
+        names = ", ".join(sorted(map(_named, unknown[:MAX_PHASES_NAMED])))
         has = ", ".join(definition.options.phases)
         raise InvalidRequest(f"{definition.label} has no phase {names}; it has {has}.")
-    if not asked:
+    if not requested:
         raise InvalidRequest(f"Name at least one phase of {definition.label}.")
-    return tuple(phase for phase in Phase if phase in asked)
+    return tuple(phase for phase in Phase if phase in requested)
 
 
 def _named(phase: object) -> str:
-    return bounded(phase, LONGEST_NAME) if isinstance(phase, str) else brief(phase)
+    return bounded(phase, MAX_NAME_LENGTH) if isinstance(phase, str) else brief(phase)
 
 
 def _enabled_control(label: str, refresh: Refresh) -> Any:
-    """A view's control, the sum of its shards' `claims`, and the primary key of the refresh to be joined, if any.
+    """A view's control, annotated with the `claims` of its shards and the key of a refresh to join, `waiting`.
 
     Raises:
         ViewNotReady, ViewDisabled.
@@ -211,13 +221,13 @@ def _claims(view: str) -> QuerySet[Any, Any]:
 
 
 def _joinable(refresh: Refresh) -> QuerySet[Refresh]:
-    """The refreshes of a view that ask for the same and that no batch can have begun by now.
+    """The refreshes of a view that request the same and that no claimed batch may begin.
 
-    Whichever batch begins one is claimed after the moment of this query, and reads the source after that. So it sees
-    what was committed before the request; and that is true whenever the request is then counted in.
+    The batch that begins one is claimed after this query and reads the source after its claim. So it sees what was
+    committed before the request, however much later the request is counted.
     """
     begun = PhaseRun.objects.filter(refresh=OuterRef("pk"))
     return Refresh.objects.filter(
         ~Exists(begun), view=OuterRef("pk"), state=RefreshState.OPEN, stop_requested=False,
-        phases=refresh.phases, batch_size=refresh.batch_size, claims_seen=Subquery(_claims("view")),
+        phases=refresh.phases, batch_size=refresh.batch_size, claims_seen=Subquery(_claims("view")[:1]),
     ).order_by("pk")  # fmt: skip

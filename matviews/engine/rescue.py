@@ -1,4 +1,4 @@
-"""Finding what has gone quiet: messages that were lost, workers that died."""
+"""Rescuing quiet shards, whose messages were lost or whose workers died."""
 
 import logging
 from collections.abc import Iterable
@@ -16,32 +16,32 @@ from .locking import update_if_current
 from .messages import Message
 from .transactions import drop_broken_connection
 
-__all__ = ["forget_resends", "rescue", "untaken"]
+__all__ = ["clear_resends", "rescue", "unclaimed_views"]
 
 logger = logging.getLogger(__name__)
 
 
 def rescue() -> list[Message]:
-    """The messages to send again: of shards that have work, and that nobody seems to be at.
+    """The messages to re-send: those of shards that have work and in which no batch seems to be running.
 
-    A shard whose row is locked is at work. Each time that a message was sent again and no worker
-    has claimed a batch since, the shard is left alone twice as long, up to MAX_RESEND_INTERVAL: a day
-    without workers does not fill the broker. Also closes what a killed process left open.
+    A locked row means that a batch is running. After each message that no worker has claimed, the interval until
+    the next one doubles, up to MAX_RESEND_INTERVAL, so that a day without workers does not fill the broker.
+    Also closes finished refreshes that a killed process left open.
     """
     quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK)).order_by()
     messages = [_resend_if_quiet(*shard) for shard in quiet.values_list("pk", "resends")]
     return [message for message in messages if message]
 
 
-def untaken(messages: Iterable[Message]) -> list[str]:
-    """The views of which no worker has taken a message that was sent again before, of some sent once more."""
+def unclaimed_views(messages: Iterable[Message]) -> list[str]:
+    """Labels of the views of these messages that have been re-sent before without any worker claiming them."""
     shards = ViewShard.objects.filter(pk__in=[message.shard_id for message in messages])
     labels = shards.filter(resends__gt=1).values_list("view__label", flat=True)
     return sorted(set(labels))
 
 
-def forget_resends(messages: Iterable[Message]) -> None:
-    """Take back that these messages were sent again: the broker did not take them."""
+def clear_resends(messages: Iterable[Message]) -> None:
+    """Clear the record that these messages were re-sent, because the broker was unreachable."""
     shards = ViewShard.objects.filter(pk__in=[message.shard_id for message in messages])
     shards.update(resend_after=None, resends=0)
 
@@ -49,24 +49,24 @@ def forget_resends(messages: Iterable[Message]) -> None:
 def _resend_if_quiet(shard_id: int, resends: int) -> Message | None:
     try:
         message = close_finished(shard_id).message
-        if message is None or not _takes(message, resends + 1):
+        if message is None or not _record_resend(message, resends + 1):
             return None
-    except Exception as error:  # noqa: BLE001 - one shard's trouble must not keep the others waiting
+    except Exception as error:  # noqa: BLE001 - an error in one shard must not delay the others
         trace = traceback_text(error, trusted=False)
         logger.error("rescue failed shard=%s\n%s", shard_id, trace)  # noqa: TRY400 - it may hold values of rows
         drop_broken_connection()
         return None
     logger.warning(
-        "message sent again shard=%s token=%s phase=%s", shard_id, message.token, message.phase
+        "message re-sent shard=%s token=%s phase=%s", shard_id, message.token, message.phase
     )
     return message
 
 
-def _takes(message: Message, resends: int) -> bool:
-    """Note the message as sent, unless somebody is at work in the shard after all."""
-    patience = UtcNow() + _patience(resends)
+def _record_resend(message: Message, resends: int) -> bool:
+    """Record that the message is re-sent; False if the shard is not quiet after all."""
+    resend_after = UtcNow() + _resend_interval(resends)
     return update_if_current(
-        message.shard_id, message.token, _QUIET, resend_after=patience, resends=resends
+        message.shard_id, message.token, _QUIET, resend_after=resend_after, resends=resends
     )
 
 
@@ -78,7 +78,7 @@ _WORK = Refresh.objects.filter(
 )
 
 
-def _patience(resends: int) -> timedelta:
+def _resend_interval(resends: int) -> timedelta:
     settings = get_settings()
     doublings = min(resends, 32)
     return timedelta(seconds=min(settings.LEASE * 2**doublings, settings.MAX_RESEND_INTERVAL))

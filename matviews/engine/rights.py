@@ -1,7 +1,7 @@
-"""Which rights the database roles that run batches lack, so that a person is told which to grant.
+"""Rights that database roles need for batches and do not have, so that an operator knows what to grant.
 
-On PostgreSQL these are the roles that may log in and write to our tables, whoever asks; MariaDB and MySQL tell
-a user of its own rights alone.
+PostgreSQL shows every role that may log in and write to our tables; MariaDB and MySQL show only the rights of
+the user who asks.
 """
 
 from collections.abc import Iterable
@@ -32,31 +32,31 @@ BEAT = ("PeriodicTask", "PeriodicTasks", "IntervalSchedule", "CrontabSchedule")
 
 
 def is_denied(error: BaseException) -> bool:
-    """Whether the database has refused a statement because the role lacks a right."""
+    """Whether the database refused a statement because the role is missing a right."""
     return errors_of(alias()).is_denied(error)
 
 
 def denied_for(error: BaseException, definitions: Iterable[ViewDefinition] | None = None) -> str:
-    """Which rights this connection's role lacks, a sentence each, if that is why a statement was refused."""
+    """The missing rights of this connection's role, one sentence each; "" if the error has another cause."""
     if not is_denied(error):
         return ""
     try:
         with transaction.atomic(using=alias()):
             in_database = errors_of(alias()).is_denied_in_database(error)
-            lacking = staging_rights() if in_database else missing_rights(definitions, own=True)
+            missing = staging_rights() if in_database else missing_rights(definitions, own=True)
     except DatabaseError:
         return ""
-    return " ".join(f"{each} {each.grant}" for each in lacking)
+    return " ".join(f"{right} {right.grant}" for right in missing)
 
 
 def missing_rights(
     definitions: Iterable[ViewDefinition] | None = None, *, own: bool = False
 ) -> list[MissingRight]:
-    """The rights on tables that roles lack.
+    """The missing rights on tables.
 
     Args:
-        definitions: the views that are asked about; all by default.
-        own: of the role of this connection alone.
+        definitions: the views to check; all by default.
+        own: check only the role of this connection.
     """
     needs = _needs(registry if definitions is None else definitions)
     written = ViewShard._meta.db_table
@@ -67,18 +67,18 @@ def _needs(definitions: Iterable[ViewDefinition]) -> Needs:
     ours = [*apps.get_app_config("matviews").get_models()]
     ours += [apps.get_model("django_celery_beat", name) for name in BEAT]
     needs: dict[str, tuple[tuple[str, ...], str]] = {}
-    for each in definitions:
-        for table in tables_read(each, alias()) if each.has_source else ():
-            needs.setdefault(table, (("SELECT",), f"which {each.label} reads"))
-    for each in definitions:
-        if each.derived:
-            needs[each.model._meta.db_table] = (WRITE, f"the table of {each.label}")
+    for view in definitions:
+        for table in tables_read(view, alias()) if view.has_source else ():
+            needs.setdefault(table, (("SELECT",), f"which {view.label} reads"))
+    for view in definitions:
+        if view.derived:
+            needs[view.model._meta.db_table] = (WRITE, f"the table of {view.label}")
     return needs | {model._meta.db_table: (WRITE, "the bookkeeping of matviews") for model in ours}
 
 
 def staged_views() -> list[str]:
-    """The labels of the views that are evaluated into staging tables."""
-    return [each.label for each in registry if each.derived and _is_staged(each)]
+    """Labels of the staged views."""
+    return [view.label for view in registry if view.derived and _is_staged(view)]
 
 
 def _is_staged(definition: ViewDefinition) -> bool:
@@ -89,14 +89,18 @@ def _is_staged(definition: ViewDefinition) -> bool:
 
 
 def prepare_staging() -> str:
-    """Create the schema of staging tables, and let the roles that lack it create tables there; what is left to do."""
+    """Create the schema of staging tables and grant roles their rights there.
+
+    Returns:
+        What remains to be done by hand, "" if nothing does.
+    """
     problem = make_schema(alias(), ())
     if problem or not catalog_of(alias()).can_grant_schema():
         return problem
-    return make_schema(alias(), [each.role for each in staging_rights()])
+    return make_schema(alias(), [right.role for right in staging_rights()])
 
 
 def staging_rights() -> list[MissingRight]:
-    """The rights that roles lack to create staging tables, and temporary ones on MariaDB and MySQL."""
+    """The missing rights to create staging tables, and temporary ones on MariaDB and MySQL."""
     catalog, written = catalog_of(alias()), ViewShard._meta.db_table
     return catalog.staging_rights(staging_schema(alias()), staged_views(), written=written)

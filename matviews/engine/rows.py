@@ -1,4 +1,4 @@
-"""How many rows the tables of the views have, for all of them in a few statements."""
+"""Row counts of the views' tables, in a few statements for all of them."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -11,24 +11,24 @@ from .transactions import alias
 
 __all__ = ["RowCount", "count_rows"]
 
-WORTH_COUNTING = 100_000  # rows; larger tables are taken at their database's own estimate
-AT_ONCE = 500  # tables counted in one statement; PostgreSQL allows 1,664 columns
+MAX_ROWS_COUNTED = 100_000  # estimated rows; for larger tables the database's estimate has to do
+TABLES_PER_STATEMENT = 500  # PostgreSQL allows 1,664 columns
 
 
 class RowCount(NamedTuple):
-    """A number of rows, and whether it was counted or is the database's own estimate."""
+    """A number of rows, and whether it was counted or is the database's estimate."""
 
     rows: int
     exact: bool
 
 
 def count_rows(definitions: Iterable[ViewDefinition]) -> dict[str, RowCount]:
-    """The rows of each view's table, by label; views whose table is not there are left out."""
-    tables = {each.label: each.model._meta.db_table for each in definitions}
-    wanted = set(tables.values())
+    """The rows of each view's table, by label; views whose table is missing are left out."""
+    tables = {view.label: view.model._meta.db_table for view in definitions}
+    names = set(tables.values())
     estimates = catalog_of(alias()).estimated_rows().items()
-    counts = {name: RowCount(rows, False) for name, rows in estimates if name in wanted}
-    counts |= _counted(name for name, count in counts.items() if count.rows < WORTH_COUNTING)
+    counts = {name: RowCount(rows, False) for name, rows in estimates if name in names}
+    counts |= _counted(name for name, count in counts.items() if count.rows < MAX_ROWS_COUNTED)
     return {label: counts[name] for label, name in tables.items() if name in counts}
 
 
@@ -37,11 +37,11 @@ def _counted(tables: Iterable[str]) -> dict[str, RowCount]:
     names = sorted(tables)
     counts: dict[str, RowCount] = {}
     with connection.cursor() as cursor:
-        for start in range(0, len(names), AT_ONCE):
-            some = names[start : start + AT_ONCE]
-            quoted = map(connection.ops.quote_name, some)
+        for start in range(0, len(names), TABLES_PER_STATEMENT):
+            batch = names[start : start + TABLES_PER_STATEMENT]
+            quoted = map(connection.ops.quote_name, batch)
             cursor.execute(f"SELECT {', '.join(f'(SELECT count(*) FROM {q})' for q in quoted)}")
             counts |= {
-                n: RowCount(rows, True) for n, rows in zip(some, cursor.fetchone(), strict=True)
+                n: RowCount(rows, True) for n, rows in zip(batch, cursor.fetchone(), strict=True)
             }
     return counts

@@ -1,4 +1,4 @@
-"""The state of every view at a glance, for the command line and the admin."""
+"""The state of every view, for the command and the admin."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,45 +27,47 @@ from .transactions import alias, now
 
 __all__ = ["ViewStatus", "view_statuses"]
 
-MOST_LISTED = 20  # open refreshes of a view
-INTERVALS_MISSED = 2  # of its schedule, after which a view without a target of its own is behind
+MAX_OPEN_REFRESHES = 20  # of a view, that are listed
+TARGET_INTERVALS = 2  # of the schedule: the target of a view without one of its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewStatus:
-    """How a view stands.
+    """The state of a view, and what it follows from.
 
     Attributes:
         label: the view.
-        state: in a word; of what applies, the first in the order of `_state`.
-        changed: the phases whose rows are those of another definition than the code's.
+        state: the first in the order of `_state` that applies.
+        definition_changed: the phases whose rows were built by another definition than the current
+            one.
         enabled: whether it is refreshed at all.
-        paused: whether its work is held.
+        paused: whether its requests wait.
         include_in_refresh_all: whether a refresh of all views includes it.
-        rows: rows of its table, None if there is no table; large ones are estimated.
-        successes: when each of its phases last succeeded, None where one never did.
-        last_success: when the phase that is longest ago last succeeded, None if one never did.
-        age: time since then.
-        change_lag: how long ago the oldest change of its source was logged that some phase has yet
-            to process; None if there is none, or changes are not tracked, or not all of them are logged.
-        target: how old its rows may be: as the control or the code says, else twice the longest
-            interval of its schedules; None if nothing says it.
-        staleness: what the target is compared with: the age of the oldest change, or of the last success
-            where changes do not tell; None if it was never built.
-        not_logged: source tables whose changes should be logged, and are not, since triggers are missing,
-            switched off, made by somebody else, or of another version.
-        fault: why it is not on time, None if it is: of INVALID, FAILED, NOT_MIGRATED, NOT_LOGGED, CHANGED, NEVER_BUILT
-            and BEHIND the first that applies, whether or not a refresh is open or somebody holds the view;
-            REMOVED where there is nothing to be on time.
-        open_refreshes: primary keys of the refreshes under way, oldest first, at most `MOST_LISTED`.
+        rows: rows of its table, estimated if it is large; None if there is no table.
+        successes: when each of its phases last succeeded, None if one never did.
+        last_success: the oldest of these, None if one never did.
+        age: time since `last_success`.
+        change_lag: how long ago the oldest change was logged that some phase has yet to process;
+            None if there is none, changes are not tracked, or not all of them are logged.
+        target: how old its rows may be, from the control or the code, or else twice the longest
+            interval of its schedules; None without any of these.
+        staleness: what the target is compared with: the change lag or, if changes do not show how
+            old the rows are, the age; None if the view was never built.
+        not_logged: source tables whose changes should be logged but are not, because their triggers
+            are missing, disabled, replaced, or of another version.
+        fault: why it is not on time, None if it is: the first of REMOVED, INVALID, FAILED,
+            NOT_MIGRATED, NOT_LOGGED, CHANGED, NEVER_BUILT and BEHIND that applies, even if a
+            refresh is open or the view is paused or disabled.
+        open_refreshes: primary keys of its open refreshes, oldest first, at most
+            `MAX_OPEN_REFRESHES`.
         progress: how much of the oldest of these is done, from 0 to 1; None if that is unknown.
-        running: who is at work in it now.
-        error: what is wrong with its definition, else what the last refresh failed with.
+        running: the workers that run its batches now.
+        error: what is wrong with its definition, or else the error of its last refresh.
     """
 
     label: str
     state: ViewState
-    changed: tuple[Phase, ...] = ()
+    definition_changed: tuple[Phase, ...] = ()
     enabled: bool = True
     paused: bool = False
     include_in_refresh_all: bool = True
@@ -85,29 +87,29 @@ class ViewStatus:
 
     @property
     def on_time(self) -> bool:
-        """Whether it works, and its rows are no older than its target allows, if it has one."""
+        """Whether it works and its rows are no older than its target, if it has one."""
         return self.fault is None
 
     @property
     def held(self) -> bool:
-        """Whether an operator keeps it from being refreshed."""
+        """Whether an operator has paused or disabled it."""
         return self.paused or not self.enabled
 
     @property
     def failed(self) -> bool:
-        """Whether its class has errors or its last refresh failed, and nobody holds it."""
+        """Whether its definition is invalid or its last refresh failed, and it is not held."""
         return self.fault in (ViewState.INVALID, ViewState.FAILED) and not self.held
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Sources:
-    """What is known of the source tables of all views.
+    """What is known about the source tables of all views, by primary key of the control.
 
     Attributes:
-        waiting: how long the oldest change has waited to be drained, by primary key of the control.
-        trackings: on what the views depend, the same.
-        unlogged: the tables whose changes are not logged for a view, the same.
-        untrackable: those of them of which no trigger tells.
+        waiting: how long the oldest change has waited to be drained.
+        trackings: what the views depend on.
+        unlogged: the tables whose changes are not logged for a view.
+        untrackable: those of these tables that triggers cannot track.
     """
 
     waiting: Mapping[int, timedelta]
@@ -116,11 +118,11 @@ class _Sources:
     untrackable: Collection[str]
 
     def logs_all(self, control: ViewControl) -> bool:
-        """Whether each change that counts for a view is logged."""
+        """Whether every change that matters to a view is logged."""
         return control.pk in self.trackings and not self.unlogged[control.pk]
 
     def missing(self, control: ViewControl) -> tuple[str, ...]:
-        """The tables of which triggers could tell a view's changes, and do not."""
+        """The tables whose changes triggers could log for a view, but do not."""
         return tuple(sorted(self.unlogged.get(control.pk, set()) - set(self.untrackable)))
 
 
@@ -130,12 +132,14 @@ def view_statuses(labels: Iterable[str] | None = None) -> list[ViewStatus]:
     The number of statements does not depend on the number of views.
 
     Args:
-        labels: the views to tell of; all by default.
+        labels: the views to include; all by default.
     """
-    wanted = None if labels is None else set(labels)
-    waiting = changes.oldest_waiting()  # first: what is drained meanwhile, the controls tell
-    controls = {control.label: control for control in _controls(wanted)}
-    views = {each.label: each for each in registry if wanted is None or each.label in wanted}
+    requested = None if labels is None else set(labels)
+    waiting = (
+        changes.oldest_waiting()
+    )  # first: if changes are drained meanwhile, the controls show them
+    controls = {control.label: control for control in _controls(requested)}
+    views = {each.label: each for each in registry if requested is None or each.label in requested}
     rows, sources = count_rows(views.values()), _sources(views, controls, waiting)
     return [
         _status(label, views.get(label), controls.get(label), rows.get(label), sources)
@@ -156,7 +160,7 @@ def _sources(
     trackings = {view: each for view, each in trackings.items() if not each.reason}
     unlogged = changes.unlogged_tables(trackings, alias())
     tables = set[str]().union(*unlogged.values())
-    if tables:  # no triggers help a view whose columns are not what its models say
+    if tables:  # triggers are no help to a view whose columns differ from its models
         for label in changes.mistyped(alias()).keys() & controls.keys():
             trackings.pop(controls[label].pk, None)
             unlogged.pop(controls[label].pk, None)
@@ -169,8 +173,8 @@ def _sources(
 
 
 def _controls(labels: set[str] | None) -> QuerySet[Any]:
-    """The control rows, with what the status needs to know of their refreshes."""
-    # What was stopped says nothing of the view.
+    """The control rows, with what the status needs from their refreshes."""
+    # A stopped refresh says nothing about the view.
     ended = Refresh.objects.filter(state__in=(RefreshState.SUCCEEDED, RefreshState.FAILED))
     last = ended.filter(view=OuterRef("pk")).order_by("-pk")
     runs = PhaseRun.objects.select_related("merged_into")
@@ -184,7 +188,7 @@ def _controls(labels: set[str] | None) -> QuerySet[Any]:
         "schedules",
         Prefetch(
             "refreshes",
-            still_open.prefetch_related(Prefetch("runs", runs))[:MOST_LISTED],
+            still_open.prefetch_related(Prefetch("runs", runs))[:MAX_OPEN_REFRESHES],
             to_attr="open_refreshes",
         ),
     )
@@ -223,7 +227,7 @@ def _status(
     return ViewStatus(
         label=label,
         state=_state(control, target, faults),
-        changed=changed,
+        definition_changed=changed,
         enabled=control.enabled,
         paused=control.paused,
         include_in_refresh_all=control.include_in_refresh_all,
@@ -264,9 +268,9 @@ def _staleness(
     change_lag: timedelta | None,
     sources: _Sources,
 ) -> timedelta | None:
-    """How old the rows of a view are: as old as the oldest change that they lack.
+    """How old the rows of a view are: as old as the oldest change that they do not include.
 
-    Where changes do not tell, or time alone changes the source, as old as the last success.
+    If changes do not show that, or time alone changes the source, as old as the last success.
     """
     if age is None or not sources.logs_all(control) or definition is None:
         return age
@@ -275,11 +279,11 @@ def _staleness(
 
 
 def _is_past(definition: ViewDefinition, control: Any, sources: _Sources) -> bool:
-    """Whether the dates in `source()` are other ones than when its phases last succeeded."""
-    if not sources.trackings[control.pk].is_dated:
+    """Whether the dates in `source()` have changed since its phases last succeeded."""
+    if not sources.trackings[control.pk].has_dates:
         return False
     try:
-        now = plan_of(definition, alias()).moment
+        now = plan_of(definition, alias()).exact_fingerprint
     except (InvalidView, DatabaseError):
         return True
     covered = [
@@ -304,7 +308,7 @@ def _state(control: Any, target: timedelta | None, faults: Mapping[ViewState, bo
         ViewState.INVALID: faults[ViewState.INVALID],
         ViewState.DISABLED: not control.enabled,
         ViewState.PAUSED: control.paused,
-        ViewState.REFRESHING: refreshing and _in_good_hands(control),
+        ViewState.REFRESHING: refreshing and _is_handled(control),
         ViewState.WAITING: refreshing,
         **faults,
         ViewState.ON_TIME: target is not None,
@@ -321,11 +325,11 @@ def _target(definition: ViewDefinition | None, control: Any) -> timedelta | None
     intervals = [each.interval for each in control.schedules.all() if each.enabled]
     if not intervals or None in intervals:
         return None
-    return INTERVALS_MISSED * max(filter(None, intervals))
+    return TARGET_INTERVALS * max(filter(None, intervals))
 
 
 def _progress(control: Any) -> float | None:
-    """How much the runs of the oldest refresh have done; None until each has told how much it is."""
+    """How much of the oldest refresh is done; None until every run has an estimate."""
     if not control.open_refreshes:
         return None
     refresh = control.open_refreshes[0]
@@ -343,10 +347,10 @@ def _running(control: Any) -> tuple[Claim, ...]:
     )
 
 
-def _in_good_hands(control: Any) -> bool:
+def _is_handled(control: Any) -> bool:
     return any(
         shard.is_claimed
-        # What was sent again, nobody has taken so far.
+        # A message that had to be re-sent has not been taken by anybody so far.
         or (shard.resend_after and shard.resend_after > control.now and not shard.resends)
         for shard in control.shards.all()
     )

@@ -1,4 +1,4 @@
-"""One batch of one phase run: is it needed, how large may it be, what did it come to."""
+"""One batch of one phase run: whether it is needed, how large it may be, and its result."""
 
 import json
 import logging
@@ -24,44 +24,45 @@ __all__ = ["MAX_FAILURES", "Step"]
 
 logger = logging.getLogger(__name__)
 
-MAX_SAMPLES = 60  # batches of a run whose pace is kept for its picture
-# Keys in the first window for a row in the first batch of hooks. On PostgreSQL windows of 1,000 keys
+MAX_SAMPLES = 60  # batches of a run that the admin's plot shows
+# The first window of a derived phase, as a multiple of BATCH_SIZE_INITIAL. On PostgreSQL, windows of 1,000 keys
 # cost half as much again as those of 5,000.
-FIRST_WINDOW = 5
-FIRST_KEYS = 10  # the same for keys that are dirty: those of a tenth of 100,000 are done at once
-MAX_FAILURES = 3  # tries of a batch after the first, and kills of a batch that cannot get smaller
+INITIAL_WINDOW_FACTOR = 5
+# The same for a batch of dirty keys, so that one batch can process a tenth of 100,000 keys.
+INITIAL_DIRTY_FACTOR = 10
+MAX_FAILURES = 3  # retries of a batch, and kills of a batch that cannot get smaller
 
 
 @dataclass(frozen=True)
 class Step:
-    """A phase run whose turn it is, in the shard's work."""
+    """The batch of a phase run whose turn it is."""
 
     work: Work
     run: PhaseRun
 
     @property
     def phase(self) -> Phase:
-        """The phase of the run."""
+        """The run's phase, as the enum."""
         return Phase(self.run.phase)
 
     @property
     def definition(self) -> ViewDefinition:
-        """The view. Only once `fault` has found it there."""
+        """The view's definition. Use it only after `fault` has found that there is one."""
         assert self.work.definition is not None
         return self.work.definition
 
     @property
     def hooks(self) -> Hooks:
-        """What the hooks of the phase declare."""
+        """The hooks of the phase and the parameters that they declare."""
         return self.definition.hooks[self.phase]
 
     @property
     def paced(self) -> bool:
-        """Whether the batch has a size at all."""
+        """Whether the batch has a size, because its hook declares `limit`."""
         return "limit" in self.hooks.do
 
     def fault(self) -> str:
-        """Why this run cannot go on, "" if it can."""
+        """Why this run cannot continue, "" if it can."""
         label, definition = self.work.shard.view.label, self.work.definition
         if definition is None:
             return f"The code no longer defines the view {label}."
@@ -74,7 +75,7 @@ class Step:
         return self._fault_of_kills() if self._kills >= MAX_FAILURES else ""
 
     def _fault_of_kills(self) -> str:
-        """A batch is halved for every worker that it took down; at the floor it is given up."""
+        """Why the run fails: each kill halves the batch, and `MAX_FAILURES` kills at the floor end the run."""
         at_floor = self._kills - halvings(self._size(), self._floor) if self.paced else self._kills
         if at_floor < MAX_FAILURES:
             return ""
@@ -85,26 +86,29 @@ class Step:
         )
 
     def needed(self) -> bool:
-        """Ask `needs_*`, unless a hook with a cursor is on its way; keep the estimate."""
+        """Whether the run has work, by its dirty keys or by `needs_*`, whose estimate it keeps.
+
+        A hook with a cursor that has begun is not asked.
+        """
         if self.hooks.kind is HookKind.CURSOR and self.run.batches:
             return True
         if self.hooks.do_derived and self.hooks.needs_derived:
             return claim_changes(self.work, self.run)
         answer = call_needs(self.definition, self.phase, self.work.hook_shard)
-        # What a derived phase does is counted in keys, not in rows.
+        # Estimates of derived phases count keys, not rows.
         if not isinstance(answer, bool) and not self.hooks.do_derived:
             self.run.estimate = self.run.rows + answer
         return bool(answer)
 
     def ends_at_once(self) -> bool:
-        """Whether the run is over with its next batch, as all that it has to look at is few keys."""
+        """Whether the run ends with its next batch, because it has only a few dirty keys to process."""
         run = self.run
         if run.dirty_after is None or run.batches or run.failures:
             return False
         return count_keys(dirty_keys(self.work, run)) <= self.limit()
 
     def do(self) -> Batch:
-        """Do one batch and take it down in the run."""
+        """Run one batch and record it in the run."""
         run, limit, started = self.run, self.limit(), time.monotonic()
         run.started_at = run.started_at or now()
         if self.hooks.do_derived:
@@ -140,18 +144,18 @@ class Step:
         return batch
 
     def explained(self, error: Exception) -> Exception:
-        """The error of a batch that was rolled back, in words if a table, or a row of `source()`, is to blame."""
+        """The error of a rolled back batch, explained if a missing table or a row of `source()` is the cause."""
         if self.work.definition is None:
             return error
         error = not_migrated(error, self.definition)
         derived = self.phase in self.definition.derived
         return explained(error, self.definition) if derived else error
 
-    def failed(self, error: str, trace: str, *, again: bool, smaller: bool) -> None:
-        """Take down a batch that was rolled back: the run ends, or is tried again."""
+    def failed(self, error: str, trace: str, *, retry: bool, smaller: bool) -> None:
+        """Record that a batch was rolled back: the run ends, or its batch is retried."""
         run = self.run
         run.failures += 1
-        if not again or run.failures > MAX_FAILURES:
+        if not retry or run.failures > MAX_FAILURES:
             self.work.end(run, RunState.FAILED, error=error, trace=trace)
             return
         if smaller and self.paced:
@@ -161,16 +165,16 @@ class Step:
         run.started_at = run.started_at or run.ran_at
         self.work.touch(run)
 
-    def put_off(self, error: str) -> None:
-        """Take down why the run cannot go on at present."""
+    def postpone(self, error: str) -> None:
+        """Record why the run has to wait."""
         self.run.error, self.run.ran_at = error, now()
         self.work.touch(self.run)
 
     def limit(self) -> int:
-        """Rows that the batch may write: halved for each worker that it has taken down."""
+        """Rows that the batch may write, halved for each worker that it has taken down."""
         limit = halved(self._size(), self._kills, self._floor)
         return (
-            limit if self.run.dirty_after is None else min(limit, self.work.plan.dialect.most_keys)
+            limit if self.run.dirty_after is None else min(limit, self.work.plan.dialect.max_keys)
         )
 
     @property
@@ -182,26 +186,28 @@ class Step:
         return get_settings().BATCH_SIZE_MIN
 
     def _size(self) -> int:
-        """Rows that the run's next batch may write; at its start, what the runs before learnt."""
+        """Rows that the run's next batch may write; at its start, the size that earlier runs arrived at."""
         if self.run.batch_size is None:
             last = self._last_run() if self.run.dirty_after is None else None
             self.run.pace = last.pace if last else {}
             if last and last.keys_scanned and last.state == RunState.SUCCEEDED:
                 self.run.estimate = self.run.estimate or last.keys_scanned
-            self.run.batch_size = self._pinned or self._learnt_size
+            self.run.batch_size = self._pinned or self._initial_size
         return self.run.batch_size
 
     def _last_run(self) -> PhaseRun | None:
-        """The last one that says something of what a batch of so many rows or keys costs."""
+        """The last full run of the phase in the shard that has measured batches."""
         runs = PhaseRun.objects.filter(shard=self.run.shard_id, phase=self.phase, batches__gt=0)
         return runs.filter(dirty_after=None).order_by("-pk").first()
 
     @property
-    def _learnt_size(self) -> int:
+    def _initial_size(self) -> int:
         settings = get_settings()
-        start = settings.BATCH_SIZE_INITIAL * (FIRST_WINDOW if self.hooks.do_derived else 1)
+        start = settings.BATCH_SIZE_INITIAL * (
+            INITIAL_WINDOW_FACTOR if self.hooks.do_derived else 1
+        )
         if self.run.dirty_after is not None:
-            start = settings.BATCH_SIZE_INITIAL * FIRST_KEYS
+            start = settings.BATCH_SIZE_INITIAL * INITIAL_DIRTY_FACTOR
         size: int = self.run.pace.get("size", start)
         return max(settings.BATCH_SIZE_MIN, min(settings.BATCH_SIZE_MAX, size))
 
@@ -233,21 +239,21 @@ class Step:
     def _pace(self, batch: Batch, limit: int, seconds: float) -> None:
         if self._pinned:
             return
-        settings, known = get_settings(), Pace.from_json(self.run.pace, limit)
-        # A cursor's batch has looked through its whole window, however few rows it wrote.
+        settings, before = get_settings(), Pace.from_json(self.run.pace, limit)
+        # A batch with a cursor has read its whole window, however few rows it wrote.
         rows = batch.rows if batch.cursor is None else limit
-        learnt = known.after(
+        pace = before.after(
             rows=rows, limit=limit, seconds=seconds, target=self._target,
             floor=settings.BATCH_SIZE_MIN, ceiling=settings.BATCH_SIZE_MAX,
         )  # fmt: skip
-        if learnt.flat and not known.flat:
+        if pace.flat and not before.flat:
             logger.warning(
                 "smaller batches take as long, is an index missing? view=%s phase=%s size=%s "
                 "seconds=%.3f",
-                self.definition.label, self.phase, learnt.size, seconds,
+                self.definition.label, self.phase, pace.size, seconds,
             )  # fmt: skip
-        self.run.batch_size = learnt.size
-        self.run.pace = learnt.to_json()
+        self.run.batch_size = pace.size
+        self.run.pace = pace.to_json()
 
     def _finish(self, state: RunState) -> None:
         if state.active:
@@ -256,19 +262,19 @@ class Step:
             return
         if state is RunState.SUCCEEDED and self.run.checkpoint:
             save_checkpoint(self.work, self.run)
-        error = self._standstill() if state is RunState.NOT_CONVERGING else ""
+        error = self._not_converging() if state is RunState.NOT_CONVERGING else ""
         self.work.end(self.run, state, error=error)
 
-    def _standstill(self) -> str:
+    def _not_converging(self) -> str:
         name = f"{self.definition.label}.{self.phase.do_hook}"
         if self.hooks.kind is HookKind.CURSOR:
             return f"Not converging: {name} wrote no row and returned the cursor it was given."
         return (
             f"Not converging: {name} wrote no row (or returned None instead of their number), "
-            f"yet {self.phase.needs_hook} still says that work is waiting."
+            f"yet {self.phase.needs_hook} still says that work is pending."
         )
 
 
 def _thinned(samples: list[list[float | None]]) -> list[list[float | None]]:
-    """Every second sample, once there are too many; the newest stays."""
+    """Every second sample, including the newest, once there are too many."""
     return samples if len(samples) <= MAX_SAMPLES else samples[::-2][::-1]

@@ -1,4 +1,4 @@
-"""Transactions of the engine: their level, their limits, and the database that they are in."""
+"""The engine's transactions: their database, isolation level and timeouts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,32 +17,32 @@ __all__ = [
     "limit_statements", "now", "short_transaction", "timestamp",
 ]  # fmt: skip
 
-LONGEST_SHORT = 10.0  # seconds of silence, or of waiting for a lock, in a short transaction
+SHORT_TIMEOUT = 10.0  # seconds that a short transaction may wait for a lock, or be idle
 
 
 def alias() -> str:
-    """The database that holds the bookkeeping, and so the views."""
+    """The alias of the database that holds the bookkeeping and the views."""
     return router.db_for_write(ViewShard)
 
 
 def now() -> datetime:
-    """The time by the clock of that database, by which all times of the bookkeeping are."""
+    """The time by the clock of that database, which sets all times of the bookkeeping."""
     return clock.now(alias())
 
 
 def timestamp() -> float:
-    """The same, in seconds since 1970."""
+    """The time by the clock of that database, in seconds since 1970."""
     return clock.timestamp(alias())
 
 
 def drop_broken_connection() -> None:
-    """Close a connection that an error has left unusable, so that the next statement reopens it."""
+    """Close a connection that an error has made unusable, so that the next statement opens a new one."""
     if not connections[alias()].in_atomic_block:
         connections[alias()].close_if_unusable_or_obsolete()
 
 
 def in_transaction() -> bool:
-    """Whether the caller has begun a transaction; that of a test case does not count."""
+    """Whether the caller has begun a transaction; the one of a test case does not count."""
     if not connections[alias()].in_atomic_block:
         return False
     try:
@@ -53,10 +53,10 @@ def in_transaction() -> bool:
 
 
 def check_no_transaction(what: str) -> None:
-    """Refuse what commits batch by batch inside a transaction.
+    """Refuse `what`, which commits batch by batch, inside a transaction.
 
     Raises:
-        InvalidRequest: there is one.
+        InvalidRequest: a transaction is open.
     """
     if in_transaction():
         raise InvalidRequest(
@@ -68,25 +68,25 @@ def check_no_transaction(what: str) -> None:
 
 @contextmanager
 def short_transaction(*, durable: bool = True) -> Iterator[None]:
-    """A transaction in READ COMMITTED that commits by itself, with limits of its own.
+    """A transaction in READ COMMITTED that commits by itself, with timeouts of its own.
 
-    Under REPEATABLE READ, on MariaDB and MySQL an `INSERT ... SELECT` locks the rows that it reads,
-    and on PostgreSQL two processes that meet at one row fail instead of seeing each other's end.
-    One that is not `durable` may be part of a caller's transaction, which keeps its own level and limits.
+    Under REPEATABLE READ, an `INSERT ... SELECT` on MariaDB and MySQL locks the rows that it reads, and on
+    PostgreSQL concurrent updates of a row fail instead of seeing each other's result. One that is not
+    `durable` may be part of a caller's transaction, which keeps its own level and timeouts.
     """
-    most = get_settings().STATEMENT_TIMEOUT
-    least = min(most, LONGEST_SHORT)
-    limits = Limits(statement=most, lock=least, idle=least)
+    statement = get_settings().STATEMENT_TIMEOUT
+    short = min(statement, SHORT_TIMEOUT)
+    limits = Limits(statement=statement, lock=short, idle=short)
     with _transaction(limits, durable=durable):
         yield
 
 
 @contextmanager
 def batch_transaction(seconds: float) -> Iterator[None]:
-    """A transaction for a batch, whose statements end within `seconds`.
+    """A transaction for a batch, whose statements time out after `seconds`.
 
-    On MariaDB and MySQL it refuses values that do not fit, whatever the session's mode: truncated ones
-    would differ from their source for ever.
+    On MariaDB and MySQL it rejects values that do not fit, whatever the session's mode: truncated values would
+    always differ from their source.
     """
     _open_connection()
     with (
@@ -98,9 +98,10 @@ def batch_transaction(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _transaction(limits: Limits, *, strict: bool = False, durable: bool = True) -> Iterator[None]:
-    alone = _open_connection().get_autocommit()  # else a test case's transaction is around it
+    # False inside a transaction of the caller or of a test case.
+    alone = _open_connection().get_autocommit()
     sessions = sessions_of(alias())
-    own = alone or durable  # else it is part of a caller's, which keeps its limits
+    own = alone or durable  # otherwise it is part of the caller's, which keeps its timeouts
     limited = sessions.limited(limits, strict=strict, alone=alone) if own else nullcontext()
     with limited, transaction.atomic(using=alias(), durable=durable):
         if alone:
@@ -109,7 +110,7 @@ def _transaction(limits: Limits, *, strict: bool = False, durable: bool = True) 
 
 
 def _open_connection() -> Any:
-    """The connection, open: with CONN_HEALTH_CHECKS a statement may open another session than was there."""
+    """Open the connection now: with CONN_HEALTH_CHECKS, a later statement could replace the session and its limits."""
     database: Any = connections[alias()]
     database.close_if_health_check_failed()
     database.ensure_connection()
@@ -117,5 +118,5 @@ def _open_connection() -> Any:
 
 
 def limit_statements(seconds: float) -> None:
-    """Limit the statements that follow in this batch; SQLite has no such limit."""
+    """Set the timeout of the batch's following statements; SQLite has none."""
     sessions_of(alias()).limit(Limits(seconds, seconds, seconds))

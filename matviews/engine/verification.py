@@ -1,4 +1,4 @@
-"""Holding a view against its source, and mending what differs."""
+"""Comparing a view with its source, and repairing the differences."""
 
 import math
 import random
@@ -15,7 +15,7 @@ from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, ViewBusy
 from ..models import ViewControl, ViewShard
 from ..phases import Phase
-from ..queryset import Difference, Kind, Plan, compare, plan_of, ranges
+from ..queryset import Difference, Differences, Kind, Plan, compare, plan_of, ranges
 from ..registry import registry
 from .controls import not_ready
 from .derived import explained
@@ -24,42 +24,44 @@ from .transactions import alias, batch_transaction, check_no_transaction, now
 
 __all__ = ["Verification", "verify"]
 
-WINDOW = 5_000  # keys that are compared at once
-EXAMPLES = 5  # differences of each kind that are told with their values
-PATIENCE = 30.0  # seconds that mending waits for the batch of a worker to end
-PAUSE = 0.05  # seconds between two tries
-PHASES = {Kind.MISSING: Phase.INSERT, Kind.DIFFERING: Phase.UPDATE, Kind.SURPLUS: Phase.DELETE}
+KEYS_PER_RANGE = 5_000  # keys compared by one statement
+MAX_EXAMPLES = 5  # differences of each kind that are reported with their values
+REPAIR_TIMEOUT = 30.0  # seconds that a repair waits for running batches
+REPAIR_RETRY_DELAY = 0.05  # seconds between two attempts
+PHASE_OF_KIND = {
+    Kind.MISSING: Phase.INSERT,
+    Kind.DIFFERING: Phase.UPDATE,
+    Kind.SURPLUS: Phase.DELETE,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """What holding a view against its source has found.
-
-    Attributes:
-        label: the view.
-        view_id: the primary key of its control.
-        rows_compared: rows of the source that were compared.
-        missing, differing, surplus: keys that the view lacks, has with other values, has too much.
-        examples: the first differences of each kind, with both values.
-        repaired: rows written to mend them; None if that was not asked for.
-        sample: how many keys were to be compared at least; None for all.
-        null_keys: rows of the source that are left out because their key is NULL; None for a sample.
-    """
+    """The result of comparing a view with its source."""
 
     label: str
+    #: The primary key of the view's control.
     view_id: int
+    #: Rows of the source that were compared.
     rows_compared: int
+    #: Keys of the source that the view does not have.
     missing: int
+    #: Keys whose values differ between the source and the view.
     differing: int
+    #: Keys of the view that the source does not have.
     surplus: int
+    #: The first differences of each kind, with both values.
     examples: tuple[Difference, ...]
+    #: Rows written to repair them; None if no repair was requested.
     repaired: int | None
+    #: How many keys to compare were requested; None for all.
     sample: int | None
+    #: Rows of the source that are left out because their key is NULL; None for a sample.
     null_keys: int | None = None
 
     @property
     def differences(self) -> int:
-        """Keys that differ in any way."""
+        """Missing, differing and surplus keys together."""
         return self.missing + self.differing + self.surplus
 
     @property
@@ -69,21 +71,21 @@ class Verification:
 
 
 def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> Verification:
-    """Compare a view with what its `source()` yields now, range by range, and note the result.
+    """Compare a view with the current rows of its `source()`, range by range, and record the result.
 
-    Each range is compared by one statement, so in one snapshot. What has changed in the source since
-    the last refresh differs, of course. Phases that the view does not have are not looked at.
+    One statement compares a range, so it sees one snapshot. Changes of the source since the last refresh count
+    as differences. Differences that belong to a phase that the view does not have are ignored.
 
     Args:
         view: the view's class or label.
-        repair: write what differs, and only that, while no batch of the view runs.
-        sample: compare about so many keys, in ranges at random; None for all of them.
+        repair: write the rows that differ, and only those, while no batch of the view runs.
+        sample: compare about so many keys, in random ranges; None for all of them.
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.
-        InvalidRequest: it has no `source()`, cannot be sampled, or is to be mended within a transaction.
+        InvalidRequest: it has no `source()`, cannot be sampled, or a repair was requested inside a transaction.
         ViewNotReady: it has no bookkeeping rows.
-        ViewBusy: a batch kept the view from being mended for 30 seconds.
+        ViewBusy: batches of the view kept running for 30 seconds, so it was not repaired.
     """
     definition = registry.usable(view)
     control = ViewControl.objects.filter(label=definition.label).first()
@@ -91,43 +93,55 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
         raise not_ready(definition.label)
     if not definition.has_source:
         raise InvalidRequest(
-            f"{definition.label} has no source() to be held against: its hooks alone know."
+            f"{definition.label} has no source() to compare it with: only its hooks know its rows."
         )
     if sample is not None and sample < 1:
-        raise InvalidRequest(f"A sample has at least 1 key, not {sample!r}.")
-    counts = dict.fromkeys(Kind, 0)
-    rows_compared, repaired = 0, 0
-    examples: list[Difference] = []
+        raise InvalidRequest(f"A sample must have at least 1 key, not {sample!r}.")
+    total, repaired = _Total(definition), 0
     for within in _ranges(definition, sample):
-        found = compare(plan_of(definition, alias()).checked(), within, EXAMPLES)
-        rows_compared += found.rows_compared
-        for kind, phase in PHASES.items():
-            if phase in definition.options.phases:
-                room = EXAMPLES - sum(each.kind is kind for each in examples)
-                examples += [each for each in found.examples if each.kind is kind][:room]
-                counts[kind] += found.counts[kind]
-        if repair and any(found.counts.values()):
-            repaired += _mend(definition, within)
+        differences = compare(plan_of(definition, alias()).checked(), within, MAX_EXAMPLES)
+        total.add(differences)
+        if repair and any(differences.counts.values()):
+            repaired += _repair(definition, within)
     verification = Verification(
         label=definition.label,
         view_id=control.pk,
-        rows_compared=rows_compared,
-        missing=counts[Kind.MISSING],
-        differing=counts[Kind.DIFFERING],
-        surplus=counts[Kind.SURPLUS],
-        examples=tuple(examples),
+        rows_compared=total.rows_compared,
+        missing=total.counts[Kind.MISSING],
+        differing=total.counts[Kind.DIFFERING],
+        surplus=total.counts[Kind.SURPLUS],
+        examples=tuple(total.examples),
         repaired=repaired if repair else None,
         sample=sample,
         null_keys=None if sample else plan_of(definition, alias()).null_keys(),
     )
-    _note(verification)
+    _save(verification)
     return verification
+
+
+class _Total:
+    """The sum of the differences in all ranges, for the phases that the view has."""
+
+    def __init__(self, definition: ViewDefinition) -> None:
+        phases = definition.options.phases
+        self.kinds = [kind for kind, phase in PHASE_OF_KIND.items() if phase in phases]
+        self.counts = dict.fromkeys(Kind, 0)
+        self.rows_compared = 0
+        self.examples: list[Difference] = []
+
+    def add(self, differences: Differences) -> None:
+        """Add the differences of one range, with the first examples of each kind."""
+        self.rows_compared += differences.rows_compared
+        for kind in self.kinds:
+            room = MAX_EXAMPLES - sum(example.kind is kind for example in self.examples)
+            self.examples += [each for each in differences.examples if each.kind is kind][:room]
+            self.counts[kind] += differences.counts[kind]
 
 
 def _ranges(definition: ViewDefinition, sample: int | None) -> Iterator[Range]:
     plan = plan_of(definition, alias()).checked()
     if sample is None:
-        return ranges(plan, WINDOW)
+        return ranges(plan, KEYS_PER_RANGE)
     if plan.strategy.staged:
         raise InvalidRequest(
             f"{definition.label} cannot be sampled: {plan.strategy.reason}, so its source is computed "
@@ -137,20 +151,24 @@ def _ranges(definition: ViewDefinition, sample: int | None) -> Iterator[Range]:
 
 
 def _sampled(plan: Plan, sample: int) -> Iterator[Range]:
-    """Ranges of the view's own keys, that begin at random."""
-    size = min(sample, WINDOW)
+    """Ranges of keys that begin at random keys of the view."""
+    size = min(sample, KEYS_PER_RANGE)
     total = plan.source.model._base_manager.using(alias()).count()
     for _range in range(math.ceil(sample / size)):
         skipped = random.randint(0, max(0, total - size))
-        low = plan.statements().look_ahead(None, skipped).high if skipped else None
+        low = plan.statements().next_source_keys(None, skipped).high if skipped else None
         yield next(ranges(plan, size, low))
 
 
-def _mend(definition: ViewDefinition, within: Range) -> int:
-    """Write what differs in a range, in one transaction that no batch of the view shares."""
+def _repair(definition: ViewDefinition, within: Range) -> int:
+    """Write the rows of a range that differ, in one transaction, while no batch of the view runs.
+
+    It needs no token: it locks the rows of all shards, which a batch must update before anything else. It
+    advances no cursor or checkpoint, so later batches write the same rows again where changes are pending.
+    """
     check_no_transaction("verify(repair=True)")
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
+    deadline = time.monotonic() + REPAIR_TIMEOUT
+    while time.monotonic() < deadline:
         try:
             with batch_transaction(get_settings().STATEMENT_TIMEOUT):
                 of_view = Q(view__label=definition.label)
@@ -158,31 +176,31 @@ def _mend(definition: ViewDefinition, within: Range) -> int:
                     return _write(definition, within)
         except DatabaseError as error:
             raise explained(error, definition) from error.__cause__
-        time.sleep(PAUSE)
+        time.sleep(REPAIR_RETRY_DELAY)
     raise ViewBusy(
-        f"Batches of {definition.label} are running, and it was not mended: pause it, or try again."
+        f"{definition.label} was not repaired: its batches are running. Pause it, or try again."
     )
 
 
 def _write(definition: ViewDefinition, within: Range) -> int:
     statements = plan_of(definition, alias()).checked().statements()
-    # Deleting first makes room for rows that are unique in more than their key.
+    # Deletes come first, because a new row may need the value of another unique constraint that an old row has.
     phases = (Phase.DELETE, Phase.UPDATE, Phase.INSERT)
     return sum(
         statements.do(phase, within) for phase in phases if phase in definition.options.phases
     )
 
 
-def _note(found: Verification) -> None:
-    """Keep the result for the admin."""
-    ViewControl.objects.filter(pk=found.view_id).update(
+def _save(verification: Verification) -> None:
+    """Save the result for the admin."""
+    ViewControl.objects.filter(pk=verification.view_id).update(
         verification={
             "at": now().isoformat(),
-            "rows_compared": found.rows_compared,
-            "missing": found.missing,
-            "differing": found.differing,
-            "surplus": found.surplus,
-            "repaired": found.repaired,
-            "sample": found.sample,
+            "rows_compared": verification.rows_compared,
+            "missing": verification.missing,
+            "differing": verification.differing,
+            "surplus": verification.surplus,
+            "repaired": verification.repaired,
+            "sample": verification.sample,
         }
     )

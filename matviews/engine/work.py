@@ -1,66 +1,40 @@
-"""What there is to do in one shard: its open refreshes, their phase runs, and which is next.
-
-Everything is read in one query, inside the shard's batch (then it is exact) or outside (then it is
-a good guess, which the token holds against the truth).
-"""
+"""The pending work of one shard: its open refreshes, their phase runs, and which run is next."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
-from itertools import groupby, islice
+from functools import cached_property
 from typing import Any
 
 from django.db import connections
-from django.db.models import (
-    Count,
-    Exists,
-    F,
-    FilteredRelation,
-    Model,
-    OuterRef,
-    Q,
-    Subquery,
-    Sum,
-    Value,
-)
-from django.db.models.functions import Coalesce
 
 from ..contract import Shard
-from ..databases.compiled import GIVEN, LARGEST, CompiledSelect
 from ..databases.keys import Key
 from ..definition import HookKind, ViewDefinition
 from ..json_fields import Checkpoint
-from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
+from ..models import PhaseRun, Refresh, ViewShard
 from ..phases import Phase
-from ..queryset import Plan, Walker, plan_of
-from ..states import RefreshState, RunState
+from ..queryset import BatchRunner, Plan, plan_of
+from ..states import RunState
 from .messages import Message
 from .transactions import alias, now
 
-__all__ = ["Dirty", "Work", "load_work", "load_works"]
+__all__ = ["MAX_REFRESHES_BEGUN", "Dirty", "Work"]
 
-MAX_REFRESHES_READ = (
-    100  # open refreshes of a view, the oldest; the others wait until these have ended
-)
-MAX_REFRESHES_BEGUN = (
-    4  # open refreshes for the same phases that have begun; those after them wait, and are merged
-)
+# Open refreshes for the same phases that may have begun. Later ones wait, so that they can be merged.
+MAX_REFRESHES_BEGUN = 4
 
 
 @dataclass(kw_only=True, eq=False)
 class Dirty:
-    """A part of the keys that were dirty at one time, as in `DirtyKeys`.
-
-    Attributes:
-        drain_number, count: as there.
-        keys: the keys, where they are at hand.
-        pk: the primary key there, once they are saved.
-    """
+    """A part of the dirty keys of a drain: a row of `DirtyKeys`, or a row that is yet to be inserted."""
 
     drain_number: int
+    #: How many keys the part has.
     count: int
+    #: The keys; None if they are not loaded.
     keys: list[Key] | None = None
+    #: The primary key of the row; None before it is inserted.
     pk: int | None = None
 
 
@@ -68,63 +42,61 @@ class Dirty:
 class Work:
     """The open refreshes of a shard and their phase runs, oldest first.
 
-    Attributes:
-        shard: the shard, with its view's control.
-        hook_shard: what its hooks are given.
-        definition: the view in the code, None when it is no longer there.
-        refreshes: the open refreshes of the view, at most `MAX_REFRESHES_READ`.
-        truncated: whether there may be more than were read.
-        works_for_others: primary keys of those into which others were merged before they began.
-        claims: how often batches of the view have been claimed.
-        runs: their phase runs in this shard; those not yet saved have no primary key.
-        touched: the runs that this batch has changed.
-        logged: the primary key of the newest entry in the log of the triggers; 0 if there is none, or
-            what counts of it has been moved.
-        checkpoint: what a pass that begins in this batch covers, and why it covers nothing, once its queue
-            was taken.
-        dirty: the dirty keys of the shard, once they are known; those not yet saved have no primary key.
-        shard_changed: whether what the shard says of changes is to be saved.
+    A run *covers* a request if it will process every change that was committed before the request. Later runs
+    are merged into it and end with it.
     """
 
+    #: The shard, with its view's control.
     shard: ViewShard
+    #: The argument for hooks that declare `shard`.
     hook_shard: Shard
+    #: The view in the code; None if the code no longer defines it.
     definition: ViewDefinition | None
+    #: The open refreshes of the view, at most `MAX_REFRESHES_READ`.
     refreshes: list[Refresh]
+    #: Whether there may be more open refreshes than were read.
     truncated: bool = False
+    #: Primary keys of the refreshes into which others were merged before they began.
     works_for_others: frozenset[int] = frozenset()
+    #: How often batches of the view have been claimed.
     claims: int = 0
+    #: The phase runs of the refreshes in this shard; those not yet inserted have no primary key.
     runs: list[PhaseRun] = field(default_factory=list)
+    #: The runs that this batch has changed.
     touched: list[PhaseRun] = field(default_factory=list)
+    #: The primary key of the newest entry in the change log; 0 if there is none, or if all entries that this
+    #: batch must include have been moved.
     logged: int = 0
+    #: The checkpoint of runs that start in this batch, and why they must be full refreshes; None before the drain.
     checkpoint: tuple[Checkpoint | None, str] | None = None
+    #: The dirty keys of the shard; None before they are read.
     dirty: list[Dirty] | None = None
+    #: Whether the change fields of the shard have to be saved.
     shard_changed: bool = False
 
     @cached_property
     def plan(self) -> Plan:
-        """How the view is derived from its `source()`, as that is now.
+        """The plan by which the view is derived from its current `source()`.
 
         Raises:
-            InvalidView: it cannot be derived from.
+            InvalidView: `source()` cannot be derived from.
         """
         assert self.definition is not None
         return plan_of(self.definition, alias())
 
     @cached_property
-    def walker(self) -> Walker:
-        """What does batches of dirty keys."""
-        return self.plan.walker_of_keys()
+    def walker(self) -> BatchRunner:
+        """What runs batches of dirty keys."""
+        return self.plan.key_batch_runner()
 
     def create_runs(self, known: Collection[int] | None = None) -> None:
-        """Make the phase runs of refreshes that this shard has not seen yet, unsaved.
+        """Create, without saving, the phase runs of refreshes that have none in this shard yet.
 
-        Of those in `known` only, if that is given.
-
-        A run is merged into an active run of its phase where that one has not computed anything
-        yet, or asks `needs_*` again before it ends: either covers all that the request could see.
+        If `known` is given, only for the refreshes in it. A run is merged into an active run of its phase that
+        covers its refresh.
         """
         seen = {run.refresh_id for run in self.runs}
-        waiting = self._beyond_the_most_begun()
+        waiting = self._waiting_refreshes()
         covering = {
             phase: next((run for run in self.leaders(phase) if self._covers(run)), None)
             for phase in Phase
@@ -139,29 +111,29 @@ class Work:
                     covering[phase] = covering[phase] or run
                     self.runs.append(run)
 
-    def _beyond_the_most_begun(self) -> set[int]:
-        """The refreshes that wait until one of those before them has ended, whatever shard that is in."""
-        beyond: set[int] = set()
-        before = Counter[tuple[str, ...]]()
+    def _waiting_refreshes(self) -> set[int]:
+        """The refreshes that wait until an earlier one with the same phases has ended in all shards."""
+        waiting: set[int] = set()
+        earlier = Counter[tuple[str, ...]]()
         for refresh in self.refreshes:
             phases = tuple(refresh.phases)
-            if before[phases] >= MAX_REFRESHES_BEGUN:
-                beyond.add(refresh.pk)
-            before[phases] += 1
-        return beyond
+            if earlier[phases] >= MAX_REFRESHES_BEGUN:
+                waiting.add(refresh.pk)
+            earlier[phases] += 1
+        return waiting
 
     def may_begin(self, refresh: Refresh) -> bool:
-        """Whether the batch that is claimed may begin a refresh.
+        """Whether the claimed batch may begin a refresh.
 
-        Not if that was requested after the claim: until the next one, requests join it, and nobody may have
-        read the source for it meanwhile.
+        It may not begin one that was requested after the claim. Until the next claim, further requests join that
+        refresh, so its source must not be read yet.
         """
         return refresh.claims_seen != self.claims
 
     def mergeable(self) -> list[list[int]]:
-        """Primary keys of the refreshes that ask for the same, and have not begun in this shard.
+        """Groups of refreshes, by primary key, that request the same and have not begun in this shard.
 
-        Nothing to do where all of them work for others already: those are not merged any more.
+        A group is left out if others were merged into all of its refreshes, which are never merged themselves.
         """
         begun = {run.refresh_id for run in self.runs}
         alike: dict[Any, list[int]] = defaultdict(list)
@@ -175,18 +147,20 @@ class Work:
         ]
 
     def _covers(self, run: PhaseRun) -> bool:
+        """Whether a run covers a request that is made now.
+
+        It does if it has computed nothing yet, nor builds on what its refresh has read, or if it calls `needs_*`
+        again before it ends. A cursor may already have passed a key that has changed.
+        """
         if run.batches == 0:
             return not self._builds_on_others(run)
-        if run.cursor is not None:  # also when an older version of the code sees it
+        if run.cursor is not None:  # whatever kind of hook this version of the code has
             return False
         hooks = self.definition.hooks.get(Phase(run.phase)) if self.definition else None
         return hooks is not None and hooks.kind is HookKind.LIMIT
 
     def _builds_on_others(self, run: PhaseRun) -> bool:
-        """Whether it will leave out what other runs of its refresh have read of the source.
-
-        That may be older than the request that is to be covered.
-        """
+        """Whether a run skips work because other runs of its refresh have read the source, maybe before a request."""
         derived = self.definition is not None and run.phase in self.definition.derived
         return derived and any(
             (other.merged_into or other).batches
@@ -195,7 +169,7 @@ class Work:
         )
 
     def leaders(self, phase: Phase | None = None) -> Iterator[PhaseRun]:
-        """The active runs that do the work themselves."""
+        """The active runs that are not merged into another."""
         for run in self.runs:
             if run.active and run.merged_into is None and phase in (None, run.phase):
                 yield run
@@ -205,20 +179,20 @@ class Work:
         return (run for run in self.runs if run.active and run.merged_into is leader)
 
     def next_run(self, phase: Phase | None = None) -> PhaseRun | None:
-        """The run whose turn it is, of `phase` if one of that is ready.
+        """The run whose turn it is, of `phase` if a run of that phase is ready.
 
-        Within a refresh a phase waits for the one before it, until that has caught up with its
-        source; refreshes take turns batch by batch. Of the runs of one phase the oldest goes first.
+        Within a refresh, a phase waits until the one before it has caught up with its source. Refreshes take
+        turns batch by batch. Of the runs of one phase the oldest goes first.
         """
-        oldest = [next(self.leaders(each), None) for each in Phase]
+        oldest = [next(self.leaders(candidate), None) for candidate in Phase]
         by_refresh = self._active_by_refresh()
         ready = [
             run
             for run in oldest
             if run and any(_comes_next(each, by_refresh) for each in (run, *self.followers(run)))
         ]
-        mine = [run for run in ready if run.phase == phase]
-        return min(mine or ready, key=_turn, default=None)
+        preferred = [run for run in ready if run.phase == phase]
+        return min(preferred or ready, key=_turn, default=None)
 
     def _active_by_refresh(self) -> dict[int, list[PhaseRun]]:
         active: dict[int, list[PhaseRun]] = defaultdict(list)
@@ -228,51 +202,50 @@ class Work:
         return active
 
     def end(self, run: PhaseRun, state: RunState, *, error: str = "", trace: str = "") -> None:
-        """Give a run, and those merged into it, their last state."""
-        moment = now()
+        """Set the final state of a run and of the runs that are merged into it."""
+        finished_at = now()
         for ended in (*self.followers(run), run):
             ended.move_to(state)
-            ended.error, ended.traceback, ended.finished_at = error, trace, moment
-            ended.started_at = run.started_at or moment
+            ended.error, ended.traceback, ended.finished_at = error, trace, finished_at
+            ended.started_at = run.started_at or finished_at
         self.touch(run)
 
     @property
     def to_stop(self) -> bool:
-        """Whether a person wants a refresh stopped that has work here, or has not come here yet."""
+        """Whether a refresh is to stop that has work in this shard or has not begun here."""
         ended = self.ended_refreshes()
-        return any(each.stop_requested and each not in ended for each in self.refreshes)
+        return any(refresh.stop_requested and refresh not in ended for refresh in self.refreshes)
 
     def stop(self) -> bool:
-        """End the runs of the refreshes that are to be stopped; whether there were any.
+        """End the runs of the refreshes that are to stop; whether there were any.
 
-        To be called after `create_runs`. Others that were merged into one of these have a right to the
-        whole of it: the oldest goes on as a run of its own, from the start, and the rest are merged
-        into that if it covers them.
+        Call it after `create_runs`. Of the runs that were merged into a stopped one, the oldest continues as a run
+        of its own, from the start, and the rest are merged into that if it covers them.
         """
         stopped = [run for run in self.runs if run.active and run.refresh.stop_requested]
         for run in stopped:
             run.merged_into = None
         for run in stopped:
-            self._hand_over(run)
+            self._promote_follower(run)
             self.end(run, RunState.STOPPED)
         return bool(stopped)
 
-    def _hand_over(self, run: PhaseRun) -> None:
+    def _promote_follower(self, run: PhaseRun) -> None:
         followers = list(self.followers(run))
-        for each in followers:
-            each.merged_into = None
-        for each in followers:
-            if each is not followers[0] and self._covers(followers[0]):
-                each.merged_into = followers[0]
-            self.touch(each)
+        for follower in followers:
+            follower.merged_into = None
+        for follower in followers:
+            if follower is not followers[0] and self._covers(followers[0]):
+                follower.merged_into = followers[0]
+            self.touch(follower)
 
     def touch(self, run: PhaseRun) -> None:
-        """Note that a run has changed, for `save`."""
+        """Mark a run as changed, so that `save` writes it."""
         if not any(other is run for other in self.touched):
             self.touched.append(run)
 
     def save(self) -> None:
-        """Write the runs that are new, and those that a batch has changed."""
+        """Insert the new runs, and update those that the batch has changed."""
         new = [run for run in self.runs if run.pk is None]
         changed = [run for run in self.touched if run.pk is not None]
         _insert([run for run in new if run.merged_into is None])
@@ -285,21 +258,21 @@ class Work:
                 _end_followers(run)
 
     def next_message(self) -> Message | None:
-        """The message for the batch whose turn it is; None when nothing is due, or paused."""
+        """The message for the batch whose turn it is; None if none is due or the view is paused or disabled."""
         run = None if self.shard.view.held else self.next_run()
         if run is None:
             return None
         return Message(Phase(run.phase), self.shard.pk, self.shard.token)
 
     def ended_refreshes(self) -> list[Refresh]:
-        """The open refreshes with nothing left to do in this shard."""
+        """The open refreshes whose runs in this shard have all ended."""
         active = {run.refresh_id for run in self.runs if run.active}
         ended = {run.refresh_id for run in self.runs if run.pk is not None} - active
         return [refresh for refresh in self.refreshes if refresh.pk in ended]
 
 
 def _comes_next(run: PhaseRun, active: Mapping[int, list[PhaseRun]]) -> bool:
-    """Whether no earlier phase of the run's refresh is still in its way."""
+    """Whether all earlier phases of the run's refresh have ended or caught up."""
     order = Phase(run.phase).order
     return not any(
         Phase(other.phase).order < order and not (other.merged_into or other).caught_up
@@ -308,7 +281,7 @@ def _comes_next(run: PhaseRun, active: Mapping[int, list[PhaseRun]]) -> bool:
 
 
 def _insert(runs: list[PhaseRun]) -> None:
-    """Insert rows so that their primary keys are known, which MySQL does only one by one."""
+    """Insert runs and read their primary keys, which MySQL returns only for single rows."""
     if connections[alias()].features.can_return_rows_from_bulk_insert:
         PhaseRun.objects.bulk_create(runs)
         return
@@ -323,107 +296,5 @@ def _end_followers(leader: PhaseRun) -> None:
 
 
 def _turn(run: PhaseRun) -> tuple[Any, ...]:
-    """The one that has waited longest comes first."""
+    """The sort key of a run: the run that has waited longest comes first."""
     return run.ran_at or run.refresh.requested_at, Phase(run.phase).order, run.refresh_id
-
-
-def load_work(shard_id: int) -> Work | None:
-    """Read what a shard has to do, in one query; None when no refresh is open."""
-    return next(_works(_work_query(alias(), "view__shards").run(shard_id)), None)
-
-
-def load_works(view_id: int) -> list[Work]:
-    """Read what each shard of a view has to do, in one query; empty when no refresh is open."""
-    return list(_works(_work_query(alias(), "view").run(view_id)))
-
-
-@lru_cache(maxsize=16)
-def _work_query(using: str, by: str) -> CompiledSelect:
-    """What `load_work` and `load_works` read; `by` is what the given number is the key of."""
-    columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
-    totals = ViewShard.objects.filter(view=OuterRef("view")).order_by().values("view")
-    newest = Change.objects.using(using).order_by("-pk").values("pk")[:1]
-    open_ones = Refresh.objects.using(using).filter(**{by: GIVEN}, state=RefreshState.OPEN)
-    end = open_ones.order_by("pk").values("pk")[MAX_REFRESHES_READ : MAX_REFRESHES_READ + 1]
-    merged = Refresh.objects.using(using).filter(
-        merged_into=OuterRef("pk"), state=RefreshState.MERGED
-    )
-    rows = (
-        Refresh.objects.using(using)
-        .filter(
-            **{by: GIVEN},
-            view__shards__isnull=False,
-            state=RefreshState.OPEN,
-            pk__lt=Coalesce(Subquery(end), Value(LARGEST)),
-        )
-        .annotate(
-            here=FilteredRelation("runs", condition=Q(runs__shard=F("view__shards"))),
-            total=Subquery(totals.values(total=Count("pk"))),
-            claims_now=Subquery(totals.values(total=Sum("claims"))),
-            works_for_others=Exists(merged),
-            logged=Subquery(newest),
-        )
-        .order_by("view__shards__number", "pk", "here__pk")
-    )
-    return CompiledSelect(rows.values_list(*columns, *_FACTS))
-
-
-@cache
-def _fields(model: type[Model]) -> list[str]:
-    return [field.attname for field in model._meta.concrete_fields]
-
-
-_FACTS = ("total", "logged", "claims_now", "works_for_others")
-_PARTS: list[tuple[type[Model], str]] = [
-    (Refresh, ""),
-    (ViewControl, "view__"),
-    (ViewShard, "view__shards__"),
-    (PhaseRun, "here__"),
-]
-
-
-def _instances(row: Sequence[Any]) -> list[Any]:
-    """The four instances of a row, and the facts."""
-    values = iter(row)
-    instances: list[Any] = []
-    for model, _prefix in _PARTS:
-        names = _fields(model)
-        instances.append(model.from_db(alias(), names, list(islice(values, len(names)))))
-    return [*instances, *islice(values, len(_FACTS))]
-
-
-def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
-    """The work of each shard that the rows, in order of their shards, are about."""
-    parts = map(_instances, rows)
-    for _shard, of_shard in groupby(parts, key=lambda instances: instances[2].pk):
-        yield _build(list(of_shard))
-
-
-def _build(rows: list[list[Any]]) -> Work:
-    _refresh, control, shard, _run, total, logged, claims, _for_others = rows[0]
-    shard.view = control
-    refreshes: dict[int, Refresh] = {}
-    runs: dict[int, PhaseRun] = {}
-    works_for_others: set[int] = set()
-    for again, _control, _shard, run, *_facts, for_others in rows:
-        refresh = refreshes.setdefault(again.pk, again)
-        refresh.view = control
-        if for_others:
-            works_for_others.add(refresh.pk)
-        if run.pk is not None:
-            run.refresh, run.shard = refresh, shard
-            runs[run.pk] = run
-    for run in runs.values():
-        if run.merged_into_id in runs:
-            run.merged_into = runs[run.merged_into_id]
-    return Work(
-        shard=shard,
-        hook_shard=Shard(shard.number, total),
-        definition=control.definition,
-        refreshes=list(refreshes.values()),
-        truncated=len(refreshes) >= MAX_REFRESHES_READ,
-        works_for_others=frozenset(works_for_others),
-        claims=claims,
-        runs=list(runs.values()),
-        logged=logged or 0,
-    )

@@ -1,4 +1,4 @@
-"""What the command does instead of refreshing views itself."""
+"""`--list`, `--schedules` and `--enqueue`."""
 
 from django.core.management.base import CommandError
 
@@ -7,18 +7,19 @@ from matviews.models import Heartbeat, Refresh
 from matviews.tasks import broker_errors, schedules
 
 from . import tables
-from .requests import Requests
+from .targets import Targets
 
 __all__ = ["enqueue", "list_schedules", "list_views"]
 
 
-def list_views(requests: Requests) -> None:
-    """Show the state of every view, or of those that were named.
+def list_views(targets: Targets) -> None:
+    """Show the state of every view, or of the named ones.
 
     Raises:
-        CommandError: one has errors, or its last refresh failed, and nobody holds it.
+        CommandError: a view that is neither paused nor disabled is invalid, or its last refresh
+            failed.
     """
-    named, output = requests.asked.labels, requests.output
+    named, output = targets.options.labels, targets.output
     statuses = [each for each in engine.view_statuses() if not named or each.label in named]
     output.entries += map(tables.status_as_dict, statuses)
     if statuses and not output.as_json:
@@ -29,13 +30,13 @@ def list_views(requests: Requests) -> None:
         raise CommandError(f"{len(failed)} of {len(statuses)} views failed: {', '.join(failed)}.")
 
 
-def list_schedules(requests: Requests) -> None:
-    """Show what beat asks for and when, for every view or those that were named, and how the maintenance task is."""
-    output, heartbeat = requests.output, Heartbeat.objects.first()
-    planned = schedules.timetable(requests.asked.labels or None)
+def list_schedules(targets: Targets) -> None:
+    """Show when beat requests refreshes of the views, and whether the maintenance task runs."""
+    output, heartbeat = targets.output, Heartbeat.objects.first()
+    statuses = schedules.timetable(targets.options.labels or None)
     problem = schedules.maintenance_problem()
     output.subject = "schedules"
-    output.entries += map(tables.plan_as_dict, planned)
+    output.entries += map(tables.schedule_as_dict, statuses)
     output.maintenance = {
         "ran_at": heartbeat and heartbeat.ran_at.isoformat(),
         "problem": problem,
@@ -43,40 +44,40 @@ def list_schedules(requests: Requests) -> None:
     if output.as_json:
         return
     console = output.console()
-    if planned:
-        tables.print_plans(planned, console)
+    if statuses:
+        tables.print_schedules(statuses, console)
     else:
         console.print("No view has a schedule: give it one in the admin, or refresh_every in code.")
     tables.print_maintenance(heartbeat, problem, console)
 
 
-def _send(refresh: Refresh, requests: Requests) -> bool:
-    """Send what is due in a view, or have it sent once the caller's transaction has committed."""
+def _send(refresh: Refresh, targets: Targets) -> bool:
+    """Send the messages that are due in a view, now or after the caller's transaction commits."""
     if engine.in_transaction():
         tasks.dispatch_on_commit(refresh.view_id)
         return True
     with broker_errors.heard() as errors:
         sent = tasks.dispatch(refresh.view_id)
     if not sent:
-        requests.output.warn(
+        targets.output.warn(
             f"{refresh.view.label}: recorded, but the broker is unreachable ({'; '.join(errors)}); the "
             f"message will be sent when it is back"
         )
     return sent
 
 
-def enqueue(requests: Requests) -> None:
+def enqueue(targets: Targets) -> None:
     """Leave the refreshes to Celery workers.
 
     Raises:
         CommandError: one was refused.
     """
-    labels = requests.labels()
+    labels = targets.labels()
     for label in labels:
-        if refresh := requests.request(label):
+        if refresh := targets.request(label):
             done = refresh.finished_at is not None
-            sent = not done and _send(refresh, requests)
-            requests.output.entries.append(
+            sent = not done and _send(refresh, targets)
+            targets.output.entries.append(
                 {
                     "view": label,
                     "refresh": refresh.pk,
@@ -86,10 +87,10 @@ def enqueue(requests: Requests) -> None:
                     "error": "",
                 }
             )
-            asked = f"refresh {refresh.pk} requested"
+            answer = f"refresh {refresh.pk} requested"
             if refresh.requests > 1:
-                asked = f"joined refresh {refresh.pk}, which had not begun"
+                answer = f"joined refresh {refresh.pk}, which had not begun"
             elif done:
-                asked = "nothing has changed"
-            requests.output.say(f"{label}: {asked}")
-    requests.raise_failed(labels)
+                answer = "nothing has changed"
+            targets.output.say(f"{label}: {answer}")
+    targets.raise_failed(labels)

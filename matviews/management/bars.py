@@ -1,4 +1,4 @@
-"""Showing a refresh on a terminal while it works, as bars."""
+"""Showing a refresh on a terminal while it runs, as bars."""
 
 import sys
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from matviews.engine import BatchReport, RunProgress
 from matviews.states import RunState
 
 from .progress import Meter, title
-from .reporters import Meters, batch_in_words
+from .reporting import Meters, batch_line
 
 __all__ = ["Bars", "bar"]
 
-WIDTH_OF_TEXT = 54  # "12,345 of about 336,776 rows, 12,345 rows/s, 27 s left"
-NARROWEST_BAR, WIDEST_BAR = 8, 28
+TEXT_WIDTH = 54  # columns of "12,345 of about 336,776 rows, 12,345 rows/s, 27 s left"
+MIN_BAR_WIDTH, MAX_BAR_WIDTH = 8, 28  # columns
 Shown = list[tuple[RunProgress, Meter]]
 
 
 class Bars:
-    """A bar for each phase of a view, and shard; those of views that are done stay above."""
+    """One bar per phase and shard of a view; those of finished views stay above."""
 
     def __init__(self, console: Console, *, batches: bool = False) -> None:
         self._console, self._batches = console, batches
@@ -36,7 +36,7 @@ class Bars:
         self._live: Live | None = None
         self._meters = Meters()
         self._label = self._note = ""
-        self._lock = Lock()  # a thread of rich's draws the picture
+        self._lock = Lock()  # rich draws the picture in a thread of its own
 
     def show(self, label: str, phases: Sequence[RunProgress]) -> None:
         with self._lock:
@@ -46,20 +46,20 @@ class Bars:
             self._live = Live(
                 console=self._console,
                 get_renderable=self._picture,
-                redirect_stderr=sys.stderr.isatty(),  # else it goes elsewhere, and is to stay there
+                redirect_stderr=sys.stderr.isatty(),  # a stderr that goes elsewhere stays there
             )
             self._live.start(refresh=True)
 
     def batch(self, report: BatchReport) -> None:
         if self._batches and not report.outcome.refused:
-            self._console.print(batch_in_words(report), markup=False, highlight=False)
+            self._console.print(batch_line(report), markup=False, highlight=False)
 
     def note(self, text: str) -> None:
-        self._note = text  # the next picture has it; a signal handler must not print
+        self._note = text  # shown by the next picture; a signal handler must not print
 
     def close(self) -> None:
         if live := self._live:
-            self._live = None  # the last picture has all lines: it may scroll
+            self._live = None  # lets the last picture show all lines, and scroll
             live.stop()
         self._meters = Meters()
 
@@ -82,15 +82,15 @@ class Bars:
             grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
         titles = max((len(title(progress)) for progress, _meter in shown), default=0)
-        room = self._console.width - titles - WIDTH_OF_TEXT - 5
-        width = max(NARROWEST_BAR, min(WIDEST_BAR, room))
+        room = self._console.width - titles - TEXT_WIDTH - 5
+        width = max(MIN_BAR_WIDTH, min(MAX_BAR_WIDTH, room))
         for progress, meter in self._that_fit(shown):
             drawn = bar(progress, meter, width)
             grid.add_row(self._mark(progress), title(progress), drawn, Text(meter.text))
         return grid
 
     def _that_fit(self, shown: Shown) -> Shown:
-        """All, or first those whose turn it is where the terminal is too low for all."""
+        """All phases; if the terminal is too low, the current ones first."""
         room = self._console.height - 4
         if self._live is None or len(shown) <= room:
             return shown
@@ -112,7 +112,7 @@ def _idle(progress: RunProgress) -> bool:
 
 
 def bar(progress: RunProgress, meter: Meter, width: int) -> ProgressBar:
-    """The bar of one phase: full when it has ended, empty before its turn, moving if its end is unknown."""
+    """The bar of one phase: full at its end, empty before its turn, moving without an estimate."""
     if not progress.run.active:
         good = progress.run.state == RunState.SUCCEEDED
         style = "bar.finished" if good else "red"

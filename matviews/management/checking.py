@@ -1,4 +1,4 @@
-"""What `--check` tells: whether views are on time, or whether changes of their sources are pending."""
+"""`--check`: whether views are on time, or with `--pending` whether their sources have changed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,27 +15,27 @@ from matviews.registry import registry
 from matviews.states import ViewState
 
 from . import tables
-from .requests import Requests
+from .targets import Targets
 
 __all__ = ["check"]
 
 
-def check(requests: Requests) -> None:
-    """Tell which views are on time, or, if that was asked for, which are up to date.
+def check(targets: Targets) -> None:
+    """Report which views are on time or, with `--pending`, which are up to date.
 
     Raises:
-        CommandError: one is not, or could not say.
+        CommandError: a view is not, or it is unknown.
     """
-    if requests.asked.pending:
-        _check_pending(requests)
+    if targets.options.pending:
+        _check_pending(targets)
     else:
-        _check_on_time(requests)
+        _check_on_time(targets)
 
 
-def _check_on_time(requests: Requests) -> None:
-    """Of the views that were named, else of all that nobody holds. Asks no hook and no source."""
-    requests.refuse_without_views()
-    named, output = requests.asked.labels, requests.output
+def _check_on_time(targets: Targets) -> None:
+    """Check the named views, or all that are not held. Calls no hook and reads no source."""
+    targets.refuse_without_views()
+    named, output = targets.options.labels, targets.output
     found = engine.view_statuses(named or None)
     statuses = found if named else [each for each in found if _is_expected(each)]
     for status in statuses:
@@ -57,15 +57,15 @@ def _sentence(labels: Sequence[str], count: int, what: str) -> str:
     return f"{len(labels)} of {count} views {verb} {what}: {', '.join(labels)}."
 
 
-def _check_pending(requests: Requests) -> None:
-    labels = requests.labels()
+def _check_pending(targets: Targets) -> None:
+    labels = targets.labels()
     changed = _changed_phases(labels)
-    entries = [_pending(label, requests, changed.get(label, [])) for label in labels]
-    requests.output.entries += entries
+    entries = [_pending(label, targets, changed.get(label, [])) for label in labels]
+    targets.output.entries += entries
     behind = [entry["view"] for entry in entries if entry["pending"]]
     unknown = [entry["view"] for entry in entries if entry["error"] and not entry["pending"]]
     sentences = [_sentence(behind, len(labels), "out of date")] if behind else []
-    sentences += [_sentence(unknown, len(labels), "not able to tell")] if unknown else []
+    sentences += [_sentence(unknown, len(labels), "not known to be up to date")] if unknown else []
     if sentences:
         raise CommandError(" ".join(sentences))
 
@@ -79,38 +79,36 @@ def _changed_phases(labels: Sequence[str]) -> dict[str, list[Phase]]:
     }
 
 
-def _pending(label: str, requests: Requests, changed: Sequence[Phase]) -> dict[str, Any]:
-    """Which phases have work; hooks are not asked where another definition wrote the rows."""
+def _pending(label: str, targets: Targets, changed: Sequence[Phase]) -> dict[str, Any]:
+    """Which phases have pending work; hooks are not called if the definition has changed."""
     phases: dict[str, bool] = {}
     errors = []
     try:
-        wanted = engine.check_phases(registry.usable(label), requests.phases_of(label))
+        requested = engine.check_phases(registry.usable(label), targets.phases_of(label))
     except MatviewsError as error:
-        wanted, errors = (), [str(error)]
-    rebuilt = [phase for phase in wanted if phase in changed]
-    phases |= dict.fromkeys(rebuilt, False)
-    for phase in () if rebuilt else wanted:
+        requested, errors = (), [str(error)]
+    changed_definition = [phase for phase in requested if phase in changed]
+    phases |= dict.fromkeys(changed_definition, False)
+    for phase in () if changed_definition else requested:
         try:
             phases[phase] = engine.is_fresh(label, phases=[phase])
         except Exception as error:  # noqa: BLE001 - a hook may raise anything
             trusted = engine.raised_by_hook(error)
             errors.append(f"{phase}: {error_text(error, trusted=trusted)}")
     pending = [phase for phase, fresh in phases.items() if not fresh]
-    if rebuilt:
-        requests.output.say(f"{label}: definition changed ({', '.join(rebuilt)})")
+    if changed_definition:
+        targets.output.say(f"{label}: definition changed ({', '.join(changed_definition)})")
     elif pending:
-        requests.output.say(
-            f"{label}: source changed since the last refresh ({', '.join(pending)})"
-        )
+        targets.output.say(f"{label}: source changed since the last refresh ({', '.join(pending)})")
     elif not errors:
-        requests.output.say(f"{label}: nothing pending")
+        targets.output.say(f"{label}: nothing pending")
     for line in errors:
-        requests.fail(label, line)
+        targets.fail(label, line)
     return {
         "view": label,
         "pending": pending,
         "fresh": False if pending else None if errors else True,
         "phases": phases,
-        "changed": rebuilt,
+        "definition_changed": changed_definition,
         "error": "\n".join(errors),
     }

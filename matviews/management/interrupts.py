@@ -1,20 +1,20 @@
-"""Ctrl-C and SIGTERM: the first is a wish to stop between batches, the second interrupts."""
+"""Ctrl-C and SIGTERM: the first asks to stop between batches, the second interrupts the batch."""
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["Wish", "interruptible"]
+__all__ = ["StopRequest", "stop_on_signal"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Wish:
-    """Whether a person, or a supervisor, wishes to stop.
+class StopRequest:
+    """Whether a person or a supervisor has asked the command to stop; called, it says so.
 
     Attributes:
-        signal: number of the signal that said so, 0 if none did.
+        signal: number of the signal that asked, 0 if none did.
     """
 
     def __init__(self) -> None:
@@ -25,35 +25,38 @@ class Wish:
 
     @property
     def returncode(self) -> int:
-        """What a shell reports of a program that this signal ended."""
+        """The exit status by which a shell recognizes the signal."""
         return 128 + self.signal
 
 
 @contextmanager
-def interruptible(tell: Callable[[str], object]) -> Iterator[Wish]:
-    """Let the first Ctrl-C or SIGTERM be a wish; the second raises KeyboardInterrupt.
+def stop_on_signal(tell: Callable[[str], object]) -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; the second raises KeyboardInterrupt.
 
-    A signal that is ignored, as SIGINT is in a shell's background job, stays so.
+    A signal that is ignored, as SIGINT is in a shell's background job, stays ignored.
+
+    Args:
+        tell: shows the person that the request was understood.
     """
-    wish = Wish()
+    request = StopRequest()
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        if wish():
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if request():
             raise KeyboardInterrupt
-        wish.signal = number
-        with suppress(RuntimeError):  # the signal came while the same stream was written to
+        request.signal = number
+        with suppress(RuntimeError):  # the signal interrupted a write to the same stream
             tell("Stopping after this batch. Ctrl-C again interrupts it.")
 
     before = {}
     try:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread, where no signal arrives
-        yield wish
+                before[number] = signal.signal(number, handle)
+    except ValueError:  # not in the main thread, which alone receives signals
+        yield request
         return
     try:
-        yield wish
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""The command's options, held against each other before anything is done."""
+"""The command's options: one table says what each is for, and what it cannot be combined with."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,47 +12,133 @@ from matviews.limits import BATCH_SIZE, SAMPLE_SIZE, Range
 from matviews.phases import Phase
 from matviews.registry import registry
 
-__all__ = ["REFUSED", "Asked", "add_arguments", "refusal", "understand"]
+__all__ = ["REFUSED", "Options", "add_arguments", "parse_options", "refusal"]
 
-REFUSED = 2  # exit status when nothing was done because of what was asked
-ACTIONS = ("list", "schedules", "check", "verify", "explain", "triggers", "enqueue")
-PARTS = {
-    "repair": "verify",
-    "sample": "verify",
-    "pending": "check",
-    "no_sql": "explain",
-}  # options of one action
-TRIGGERS = ("install", "remove", "sql")
-SENSELESS = {
-    ("list", "phases"): "--list shows the state of views, whatever their phases",
-    ("list", "batch_size"): "--list runs no batches",
-    ("schedules", "phases"): "--schedules shows every schedule of a view",
-    ("schedules", "batch_size"): "--schedules runs no batches",
-    ("check", "batch_size"): "--check runs no batches",
-    ("verify", "phases"): "--verify compares whole rows",
-    ("verify", "batch_size"): "--verify runs no batches",
-    ("explain", "phases"): "--explain shows every phase",
-    ("explain", "batch_size"): "--explain runs no batches",
-    ("triggers", "models"): "--triggers is about the tables that any view reads",
-    ("triggers", "phases"): "--triggers is about tables",
-    ("triggers", "batch_size"): "--triggers runs no batches",
-}
+REFUSED = 2  # exit status if the options are invalid and nothing was done
+TRIGGER_ACTIONS = ("install", "remove", "sql")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """What the command is to do.
+class Option:
+    """An option of the command.
 
     Attributes:
-        action: one of `ACTIONS`, or "refresh".
+        name: without the dashes.
+        help: what it does.
+        settings: how argparse is to read it; a flag without any.
+        is_action: whether it replaces the refresh by something else.
+        action: the action that it belongs to, "" if it can stand alone.
+        conflicts: the actions that it cannot be combined with, each with the reason.
+    """
+
+    name: str
+    help: str
+    settings: Mapping[str, Any] = field(default_factory=lambda: {"action": "store_true"})
+    is_action: bool = False
+    action: str = ""
+    conflicts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Its name in `call_command`."""
+        return self.name.replace("-", "_")
+
+    def is_given(self, options: Mapping[str, Any]) -> bool:
+        """Whether the caller set it."""
+        return options[self.key] is not None and options[self.key] is not False
+
+
+SEVERAL: Mapping[str, Any] = {"nargs": "+", "action": "extend"}
+OPTIONS = (
+    Option(
+        name="models",
+        settings={**SEVERAL, "metavar": "VIEW"},
+        help="views to use, as app_label.ModelName, or ModelName if that is unique; separated by commas",
+        conflicts={"triggers": "--triggers is about the tables that any view reads"},
+    ),
+    Option(
+        name="phases",
+        settings={**SEVERAL, "metavar": "PHASE"},
+        help=f"phases to run, of {', '.join(Phase)}; separated by commas; all by default",
+        conflicts={
+            "list": "--list shows the state of views, whatever their phases",
+            "schedules": "--schedules shows every schedule of a view",
+            "verify": "--verify compares whole rows",
+            "explain": "--explain shows every phase",
+            "triggers": "--triggers is about tables",
+        },
+    ),
+    Option(
+        name="batch-size",
+        settings={"metavar": "N"},
+        help="rows per batch; by default, each view adjusts its own",
+        conflicts={
+            action: f"--{action} runs no batches"
+            for action in ("list", "schedules", "check", "verify", "explain", "triggers")
+        },
+    ),
+    Option(
+        name="format",
+        settings={"choices": ("text", "json"), "default": "text"},
+        help="json: one document on stdout; errors are in it and on stderr",
+    ),
+    Option(name="list", is_action=True, help="show the state of every view"),
+    Option(name="schedules", is_action=True, help="show which refreshes beat requests, and when"),
+    Option(
+        name="check",
+        is_action=True,
+        help="change nothing; exit status 1 if a view is not on time: it failed, or is older than its target",
+    ),
+    Option(
+        name="pending",
+        action="check",
+        help="with --check: exit status 1 if the source of a view has changed since its last refresh",
+    ),
+    Option(
+        name="verify",
+        is_action=True,
+        help="compare views with what their source() returns now; exit status 1 if one differs",
+    ),
+    Option(
+        name="repair", action="verify", help="with --verify: write the rows that differ, no others"
+    ),
+    Option(
+        name="sample",
+        settings={"metavar": "N"},
+        action="verify",
+        help="with --verify: compare about N keys, chosen at random",
+    ),
+    Option(
+        name="explain",
+        is_action=True,
+        help="show how views are derived from their source(): strategy, indexes, SQL",
+    ),
+    Option(name="no-sql", action="explain", help="with --explain: omit the SQL"),
+    Option(
+        name="triggers",
+        settings={"choices": TRIGGER_ACTIONS},
+        is_action=True,
+        help="install or remove the triggers that log changes; sql: show the SQL that creates them",
+    ),
+    Option(name="enqueue", is_action=True, help="leave the work to Celery workers"),
+)
+ACTIONS = tuple(option for option in OPTIONS if option.is_action)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What the command is asked to do.
+
+    Attributes:
+        action: the name of one of `ACTIONS`, or "refresh".
         labels: the views that were named, () if none were.
-        phases: the phases that were named, in their order, None for all.
-        batch_size: rows per batch, None to leave it to the views.
-        pending: whether a check is to ask for pending changes, not for the targets.
-        repair: whether to write what a verification finds different.
-        sample: keys that a verification compares, None for all.
-        sql: whether an explanation is to have the SQL.
-        triggers: what to do about triggers, one of `TRIGGERS`; None if that was not asked.
+        phases: the phases that were named, in their order; None for all.
+        batch_size: rows per batch; None leaves it to the views.
+        pending: whether `--check` asks for pending changes instead of targets.
+        repair: whether `--verify` writes what differs.
+        sample: how many keys `--verify` compares; None for all.
+        sql: whether `--explain` shows the SQL.
+        triggers: one of `TRIGGER_ACTIONS`; None for the other actions.
     """
 
     action: str
@@ -68,84 +154,47 @@ class Asked:
 
 def add_arguments(parser: CommandParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--models", nargs="+", action="extend", metavar="VIEW",
-        help="views as app_label.ModelName, or ModelName where that is unique, separated by commas",
-    )  # fmt: skip
-    parser.add_argument(
-        "--phases", nargs="+", action="extend", metavar="PHASE",
-        help=f"phases to run, of {', '.join(Phase)}, separated by commas; all by default",
-    )  # fmt: skip
-    parser.add_argument(
-        "--batch-size", metavar="N", help="rows per batch; by default each view paces itself"
-    )
-    parser.add_argument(
-        "--format", choices=("text", "json"), default="text",
-        help="json: one document on stdout, errors inside and on stderr",
-    )  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="show the state of every view")
-    parser.add_argument(
-        "--schedules", action="store_true", help="show what beat asks for, and when"
-    )
-    parser.add_argument(
-        "--check", action="store_true",
-        help="change nothing; exit status 1 if a view is not on time: failed, or older than its target allows",
-    )  # fmt: skip
-    parser.add_argument(
-        "--pending", action="store_true",
-        help="with --check: exit status 1 if the source of a view has changed since its last refresh",
-    )  # fmt: skip
-    parser.add_argument(
-        "--verify", action="store_true",
-        help="compare views with what their source() yields now; exit status 1 if one differs",
-    )  # fmt: skip
-    parser.add_argument(
-        "--repair", action="store_true", help="with --verify: write what differs, and only that"
-    )
-    parser.add_argument(
-        "--sample", metavar="N", help="with --verify: compare about so many keys, at random"
-    )
-    parser.add_argument(
-        "--explain", action="store_true",
-        help="show how views are derived from their source(): path, indexes, SQL",
-    )  # fmt: skip
-    parser.add_argument("--no-sql", action="store_true", help="with --explain: leave the SQL out")
-    parser.add_argument(
-        "--triggers", choices=TRIGGERS,
-        help="make, or remove, the triggers that log changes; sql: show the SQL that makes them",
-    )  # fmt: skip
-    parser.add_argument("--enqueue", action="store_true", help="leave the work to Celery workers")
+    for option in OPTIONS:
+        parser.add_argument(f"--{option.name}", help=option.help, **option.settings)
 
 
-def understand(options: Mapping[str, Any]) -> Asked:
-    """Read the options as given on the command line or to `call_command`.
+def parse_options(given: Mapping[str, Any]) -> Options:
+    """Read the options as they come from the command line or `call_command`.
 
     Raises:
-        CommandError: they name what is not there, or do not go together.
+        CommandError: a view or phase does not exist, a value is invalid, or options conflict.
     """
-    actions = [action for action in ACTIONS if options[action]]
+    action = _action(given)
+    for option in OPTIONS:
+        if option.is_given(given):
+            _check_combination(option, action, given)
+    return Options(
+        action=action,
+        labels=_labels(given["models"]),
+        phases=_phases(given["phases"]),
+        batch_size=_number(given["batch_size"], "batch-size", BATCH_SIZE),
+        pending=given["pending"],
+        repair=given["repair"],
+        sample=_number(given["sample"], "sample", SAMPLE_SIZE),
+        sql=not given["no_sql"],
+        triggers=given["triggers"],
+    )
+
+
+def _action(given: Mapping[str, Any]) -> str:
+    actions = [option.name for option in ACTIONS if option.is_given(given)]
     if len(actions) > 1:
         raise refusal(f"Choose one of {' and '.join(f'--{action}' for action in actions)}.")
-    for (action, other), reason in SENSELESS.items():
-        if actions == [action] and options[other] is not None:
-            raise refusal(f"{reason}: leave out --{other.replace('_', '-')}.")
-    for option, action in PARTS.items():
-        if actions != [action] and options[option] not in (None, False):
-            name = option.replace("_", "-")
-            raise refusal(f"--{name} is for --{action}: add that, or leave it out.")
-    if actions == ["check"] and options["phases"] is not None and not options["pending"]:
+    return actions[0] if actions else "refresh"
+
+
+def _check_combination(option: Option, action: str, given: Mapping[str, Any]) -> None:
+    if reason := option.conflicts.get(action):
+        raise refusal(f"{reason}: leave out --{option.name}.")
+    if option.action not in ("", action):
+        raise refusal(f"--{option.name} is for --{option.action}: add that, or leave it out.")
+    if (option.name, action) == ("phases", "check") and not given["pending"]:
         raise refusal("--check is about whole views: leave out --phases, or add --pending.")
-    return Asked(
-        action=actions[0] if actions else "refresh",
-        labels=_labels(options["models"]),
-        phases=_phases(options["phases"]),
-        batch_size=_number(options["batch_size"], "batch-size", BATCH_SIZE),
-        pending=options["pending"],
-        repair=options["repair"],
-        sample=_number(options["sample"], "sample", SAMPLE_SIZE),
-        sql=not options["no_sql"],
-        triggers=options["triggers"],
-    )
 
 
 def _labels(given: str | Iterable[str] | None) -> tuple[str, ...]:
@@ -164,12 +213,12 @@ def _phases(given: str | Iterable[str] | None) -> tuple[Phase, ...] | None:
     names = _names(given, "phases")
     if names is None:
         return None
-    asked = {name.lower() for name in names}
-    for name in sorted(asked - set(Phase)):
+    requested = {name.lower() for name in names}
+    for name in sorted(requested - set(Phase)):
         near = get_close_matches(name, list(Phase), n=1)
         hint = f"Did you mean {near[0]}?" if near else f"Phases are {', '.join(Phase)}."
         raise refusal(f"There is no phase {name!r}. {hint}")
-    return tuple(phase for phase in Phase if phase in asked)
+    return tuple(phase for phase in Phase if phase in requested)
 
 
 def _names(given: str | Iterable[str] | None, option: str) -> list[str] | None:
@@ -193,5 +242,5 @@ def _number(given: str | int | None, option: str, limits: Range) -> int | None:
 
 
 def refusal(sentence: str) -> CommandError:
-    """An error that ends the command before anything was done."""
+    """The error that ends the command before it has done anything."""
     return CommandError(sentence, returncode=REFUSED)

@@ -1,4 +1,4 @@
-"""Where the command prints: lines or one JSON document on stdout, errors on stderr."""
+"""What the command prints: lines or one JSON document on stdout, errors on stderr."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, OutputWrapper
 from rich.console import Console
 
 from .bars import Bars
-from .reporters import Lines, Reporter, Silence
+from .reporting import Lines, Reporter, Silence
 
 __all__ = ["Output"]
 
@@ -18,9 +18,9 @@ class Output:
     """The command's output, in the format and colours that were asked for.
 
     Attributes:
-        entries: what is told of each view in JSON, or of what `subject` says.
-        subject: what the entries are called there.
-        maintenance: what is told of the maintenance task in JSON, if anything.
+        entries: the objects of the JSON document, usually one per view.
+        subject: the key under which the document has them.
+        maintenance: the state of the maintenance task, if the document is to have it.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Output:
         self.maintenance: dict[str, Any] | None = None
 
     def say(self, line: str) -> None:
-        """A line for a person who has not asked for silence."""
+        """Print a line for people, unless verbosity is 0."""
         if self._verbosity and not self.as_json:
             self._stdout.write(line)
 
     def warn(self, line: str) -> None:
-        """A line on stderr."""
+        """Print a line on stderr."""
         self._stderr.write(line)
 
     def finish(self, *, error: str) -> None:
@@ -55,15 +55,15 @@ class Output:
             self._stdout.write(json.dumps(document, indent=2))
 
     def console(self) -> Console:
-        """Stdout for rich: a terminal only if it is one, whatever the environment forces."""
+        """Stdout for rich: a terminal only if it is one, whatever environment variables say."""
         return Console(
-            file=cast("IO[str]", _Unended(self._stdout)),
+            file=cast("IO[str]", _Unterminated(self._stdout)),
             force_terminal=self._stdout.isatty(),
             no_color=self._no_color,
         )
 
     def reporter(self) -> Reporter:
-        """Who tells of a refresh while it works."""
+        """What shows a refresh while it runs."""
         if self.as_json or not self._verbosity:
             return Silence(self.warn)
         console, batches = self.console(), self._verbosity > 1
@@ -72,8 +72,8 @@ class Output:
         return Lines(self._stdout.write, self.warn, batches=batches)
 
 
-class _Unended:
-    """Django's output as a plain file: it would end each piece that rich writes with a newline."""
+class _Unterminated:
+    """Django's output as a plain file: it does not add a newline to each write."""
 
     def __init__(self, output: OutputWrapper) -> None:
         self.write = partial(output.write, ending="")

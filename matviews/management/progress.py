@@ -26,8 +26,8 @@ MAX_SILENT_WAIT = 1.0  # seconds after which a worker that is waited for is ment
 class Meter:
     """Follows one phase in one shard and says how far it is.
 
-    The rate counts wall-clock time over the last half minute, including time spent on other phases or
-    on waiting for workers; otherwise the time left would be too short.
+    The rate counts wall-clock time over the last half minute, including time spent on other phases
+    or on waiting for workers; otherwise the time left would be too short.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

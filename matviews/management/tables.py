@@ -1,4 +1,4 @@
-"""The command's results as tables for a person and as plain values for JSON."""
+"""Views, schedules and refreshes, as tables for people and as values for JSON."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -20,36 +20,36 @@ from matviews.tasks.timetable import ScheduleStatus
 
 __all__ = [
     "not_logged_in_words",
-    "plan_as_dict",
     "print_maintenance",
-    "print_plans",
+    "print_schedules",
     "print_statuses",
     "refresh_as_dict",
+    "schedule_as_dict",
     "status_as_dict",
     "timeliness_as_dict",
     "timeliness_in_words",
 ]
 
 STATUS_HEADINGS = ("view", "state", "enabled", "rows", "last success", "age", "change lag")
-PLAN_HEADINGS = ("view", "schedule", "phases", "next", "last sent", "disabled because")
-DATES = ("last success", "next", "last sent")
-UNCUT = 10_000  # columns of a file: no table is wider
+SCHEDULE_HEADINGS = ("view", "schedule", "phases", "next", "last sent", "disabled because")
+DATE_HEADINGS = ("last success", "next", "last sent")
+UNLIMITED_WIDTH = 10_000  # columns, for files: no table is wider
 
 
 def print_statuses(statuses: Sequence[ViewStatus], console: Console) -> None:
-    """How the views stand, a line for each; a paragraph where the terminal is too narrow."""
+    """The state of views, one line per view, or a paragraph if the terminal is too narrow."""
     _print(STATUS_HEADINGS, [_cells(status) for status in statuses], console)
     for note in _notes(statuses):
         console.print(note, soft_wrap=True)
 
 
-def print_plans(planned: Sequence[ScheduleStatus], console: Console) -> None:
-    """What beat asks for and when, a line for each schedule; a paragraph as above."""
-    _print(PLAN_HEADINGS, [_plan_cells(each) for each in planned], console)
+def print_schedules(statuses: Sequence[ScheduleStatus], console: Console) -> None:
+    """What beat requests and when, one line or paragraph per schedule."""
+    _print(SCHEDULE_HEADINGS, [_schedule_cells(status) for status in statuses], console)
 
 
 def print_maintenance(heartbeat: Heartbeat | None, problem: str, console: Console) -> None:
-    """When `matviews.maintain` last ran, and what keeps it from running."""
+    """When the maintenance task last ran, and what keeps it from running."""
     ran = f"ran at {format_time(heartbeat.ran_at)}" if heartbeat else "has not run yet"
     console.print(Text(f"maintenance {ran}"), soft_wrap=True)
     if problem:
@@ -58,9 +58,9 @@ def print_maintenance(heartbeat: Heartbeat | None, problem: str, console: Consol
 
 def _print(headings: Sequence[str], rows: Sequence[tuple[str, ...]], console: Console) -> None:
     if not console.is_terminal:
-        console.width = UNCUT
+        console.width = UNLIMITED_WIDTH
     table = _table(headings, rows)
-    unbound = console.options.update(max_width=UNCUT)
+    unbound = console.options.update(max_width=UNLIMITED_WIDTH)
     if Measurement.get(console, unbound, table).minimum <= console.width:
         console.print(table)
     else:
@@ -74,7 +74,7 @@ def _table(headings: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
         table.add_column(
             heading,
             justify="right" if heading == "rows" else "left",
-            no_wrap=heading not in DATES,  # a date may go above its time
+            no_wrap=heading not in DATE_HEADINGS,  # a date may stand above its time
             min_width=len(heading),
         )
     for row in rows:
@@ -88,15 +88,15 @@ def _paragraph(headings: Sequence[str], row: tuple[str, ...]) -> Text:
     return Text.assemble((row[0], "bold"), f"\n  {row[1]}, {details}")
 
 
-def _plan_cells(planned: ScheduleStatus) -> tuple[str, ...]:
-    schedule = planned.schedule
+def _schedule_cells(status: ScheduleStatus) -> tuple[str, ...]:
+    schedule = status.schedule
     return (
         schedule.view.label,
         schedule.how_often,
         ", ".join(schedule.phases) or "all",
-        format_time(planned.next_due) if planned.next_due else "",
-        format_time(planned.last_sent) if planned.last_sent else "never",
-        planned.disabled_reason,
+        format_time(status.next_due) if status.next_due else "",
+        format_time(status.last_sent) if status.last_sent else "never",
+        status.disabled_reason,
     )
 
 
@@ -105,10 +105,16 @@ def _cells(status: ViewStatus) -> tuple[str, ...]:
         status.label,
         status.state,
         _enabled(status),
-        "?" if status.rows is None else format_row_count(status.rows),
+        _rows(status),
         format_time(status.last_success) if status.last_success else "never",
         _length(status.age),
         _length(status.change_lag),
+    )
+
+
+def _rows(status: ViewStatus) -> str:
+    return (
+        "?" if status.rows is None else format_row_count(status.rows.rows, exact=status.rows.exact)
     )
 
 
@@ -123,12 +129,12 @@ def _enabled(status: ViewStatus) -> str:
 
 
 def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
-    """What would make the table too wide: who is at work, what has changed, and the errors."""
+    """What would make the table too wide: running batches, changed definitions, errors."""
     now = engine.now()
     for status in statuses:
         for worker, since in status.running:
-            at_it = format_duration(now - since)
-            yield Text(f"{status.label}: running at {worker}, its batch for {at_it}")
+            elapsed = format_duration(now - since)
+            yield Text(f"{status.label}: running at {worker}, its batch for {elapsed}")
         if status.state == ViewState.WAITING:
             yield Text(f"{status.label}: {waiting_in_words()}", style="yellow")
         if status.not_logged:
@@ -138,8 +144,8 @@ def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
                 f"{status.label}: has no table: run manage.py makemigrations and migrate",
                 style="red",
             )
-        if status.changed:
-            phases = ", ".join(status.changed)
+        if status.definition_changed:
+            phases = ", ".join(status.definition_changed)
             yield Text(f"{status.label}: definition changed ({phases})")
         for line in status.error.splitlines():
             text = line.removeprefix(f"{status.label}: ")
@@ -147,19 +153,19 @@ def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
 
 
 def not_logged_in_words(status: ViewStatus) -> str:
-    """Which tables lack triggers, and the way out."""
+    """Which tables have no triggers, and what to do about it."""
     return (
-        f"changes of {', '.join(status.not_logged)} are not logged, so every refresh is a full one: run "
+        f"changes of {', '.join(status.not_logged)} are not logged, so every refresh is full: run "
         f"`manage.py update_materialized_views --triggers install`"
     )
 
 
 def status_as_dict(status: ViewStatus) -> dict[str, Any]:
-    """A view's state; times in ISO 8601, age and change lag in seconds."""
+    """The state of a view. Times are in ISO 8601, durations in seconds."""
     return {
         "view": status.label,
         "state": status.state,
-        "changed": list(status.changed),
+        "definition_changed": list(status.definition_changed),
         "enabled": status.enabled,
         "paused": status.paused,
         "include_in_refresh_all": status.include_in_refresh_all,
@@ -179,7 +185,7 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
 
 
 def timeliness_as_dict(status: ViewStatus) -> dict[str, Any]:
-    """Whether a view is on time, and by what numbers; in seconds."""
+    """Whether a view is on time, with the numbers that decide it, in seconds."""
     return {
         "view": status.label,
         "on_time": status.on_time,
@@ -194,14 +200,14 @@ def timeliness_as_dict(status: ViewStatus) -> dict[str, Any]:
 
 
 def timeliness_in_words(status: ViewStatus) -> str:
-    """The same, in a line."""
+    """The same in one line."""
     waits = f"; {waiting_in_words()}" if status.state == ViewState.WAITING else ""
     return f"{_timeliness(status)}{waits}"
 
 
 def waiting_in_words() -> str:
-    """Why nobody may be at a refresh that is open."""
-    return f"a refresh waits for a worker: see that one runs, and listens to {queues_in_words(*BATCHES)}"
+    """Why a refresh may be waiting."""
+    return f"a refresh is waiting for a worker: check that one runs and listens to {queues_in_words(*BATCHES)}"
 
 
 def _timeliness(status: ViewStatus) -> str:
@@ -214,7 +220,7 @@ def _timeliness(status: ViewStatus) -> str:
         return f"not on time: {not_logged_in_words(status)}"
     if status.fault == ViewState.NOT_MIGRATED:
         return (
-            "not on time: its table or its bookkeeping is missing: run makemigrations and migrate"
+            "not on time: its table or its bookkeeping is missing; run makemigrations and migrate"
         )
     why = status.error.partition("\n")[0].removeprefix(f"{status.label}: ")
     return f"not on time: {status.fault}{why and f': {why}'}"
@@ -234,23 +240,23 @@ def _seconds(time: timedelta | None) -> float | None:
     return None if time is None else time.total_seconds()
 
 
-def plan_as_dict(planned: ScheduleStatus) -> dict[str, Any]:
-    """What comes of a schedule; times in ISO 8601."""
-    schedule = planned.schedule
+def schedule_as_dict(status: ScheduleStatus) -> dict[str, Any]:
+    """A schedule and when it runs. Times are in ISO 8601."""
+    schedule = status.schedule
     return {
         "view": schedule.view.label,
         "schedule": schedule.pk,
         "how_often": schedule.how_often,
         "phases": schedule.phases,
-        "runs": planned.runs,
-        "disabled_reason": planned.disabled_reason,
-        "last_sent": planned.last_sent and planned.last_sent.isoformat(),
-        "next_due": planned.next_due and planned.next_due.isoformat(),
+        "runs": status.runs,
+        "disabled_reason": status.disabled_reason,
+        "last_sent": status.last_sent and status.last_sent.isoformat(),
+        "next_due": status.next_due and status.next_due.isoformat(),
     }
 
 
 def refresh_as_dict(label: str, refresh: Refresh) -> dict[str, Any]:
-    """What a refresh did; seconds are those that its hooks took."""
+    """What a refresh did. The seconds are those that its hooks worked."""
     worker = refresh.merged_into if refresh.merged_into and not refresh.runs.exists() else refresh
     runs = worker.runs.select_related("shard", "merged_into")
     return {

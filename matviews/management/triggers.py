@@ -1,4 +1,4 @@
-"""What the command does with the triggers that log changes."""
+"""`--triggers`: the triggers that log changes."""
 
 from django.core.management.base import CommandError
 from django.db import DatabaseError, connections
@@ -9,21 +9,21 @@ from matviews.presentation import pluralize
 from matviews.redact import error_words
 
 from .options import refusal
-from .requests import Requests
+from .targets import Targets
 
 __all__ = ["triggers"]
 
 
-def triggers(requests: Requests) -> None:
-    """Make the triggers, remove them, or show the SQL that makes them.
+def triggers(targets: Targets) -> None:
+    """Install the triggers, remove them, or show the SQL that creates them.
 
     Raises:
-        CommandError: the database refused, somebody held a table for too long, or the command is called in a
-            transaction that it would commit.
+        CommandError: the database refused, a table was locked for too long, or the caller is in a
+            transaction that this would commit.
     """
-    requests.output.subject = "triggers"
+    targets.output.subject = "triggers"
     try:
-        _ACTIONS[requests.asked.triggers or "sql"](requests)
+        _ACTIONS[targets.options.triggers or "sql"](targets)
     except TransactionManagementError as error:
         raise refusal(
             f"{error} Call update_materialized_views outside transaction.atomic()."
@@ -32,40 +32,42 @@ def triggers(requests: Requests) -> None:
         advice = engine.denied_for(error)
         if not advice and connections[engine.alias()].connection is not None:
             advice = (
-                "--triggers sql shows the SQL for a person who may create triggers; "
-                "--triggers install afterwards tells matviews that they are there."
+                "--triggers sql prints the SQL, for somebody who may create triggers. "
+                "Afterwards, --triggers install records that they exist."
             )
         raise CommandError(f"{error_words(error)} {advice}".strip()) from error
 
 
-def _install(requests: Requests) -> None:
-    output = requests.output
+def _install(targets: Targets) -> None:
+    output = targets.output
     faults = changes.install(engine.alias())
     problems = list(changes.find_problems(engine.alias()))
     output.entries.append({"untracked": faults, "problems": problems})
     for problem in problems:
         output.say(problem)
-    if changes.HELD in faults.values():
-        raise CommandError("Some tables have to wait for others that write to them: run it again.")
+    if changes.LOCKED in faults.values():
+        raise CommandError(
+            "Some tables are being written to and could not be locked: run this again."
+        )
     if not problems:
-        output.say("Every table that a tracked view reads has its triggers.")
+        output.say("All triggers are installed.")
 
 
-def _remove(requests: Requests) -> None:
+def _remove(targets: Targets) -> None:
     removed = changes.remove(engine.alias())
-    requests.output.entries.append({"removed": removed})
-    requests.output.say(
-        f"{pluralize(len(removed), 'trigger')} removed. Each refresh is a full pass until they are back."
+    targets.output.entries.append({"removed": removed})
+    targets.output.say(
+        f"{pluralize(len(removed), 'trigger')} removed. Every refresh is full until they are installed again."
     )
 
 
-def _sql(requests: Requests) -> None:
+def _sql(targets: Targets) -> None:
     sql = changes.script(engine.alias())
-    requests.output.entries.append({"sql": sql})
+    targets.output.entries.append({"sql": sql})
     find = changes.find_untrackable if sql else changes.find_problems
     comments = [f"-- {problem}" for problem in find(engine.alias())]
-    said = "\n".join(filter(None, [*comments, sql]))
-    requests.output.say(said or "-- Every table that a tracked view reads has its triggers.")
+    script = "\n".join(filter(None, [*comments, sql]))
+    targets.output.say(script or "-- All triggers are installed.")
 
 
 _ACTIONS = {"install": _install, "remove": _remove, "sql": _sql}

@@ -1,6 +1,6 @@
-"""Views of one queryset: the hooks derived from `source()`, as SQL. It knows no bookkeeping."""
+"""Views of one queryset: hooks derived from `source()`, as SQL. It knows nothing of refreshes."""
 
-from .analysis.declared import declared
+from .analysis.dependencies import declared_dependencies
 from .analysis.given_keys import as_key
 from .analysis.reading import key_columns
 from .checks import check_source, check_table
@@ -9,11 +9,12 @@ from .explain import ExplainedIndex, Explanation, explain
 from .plan import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
 from .sql.staging import drop_stage, fill_stage, prepare_staging, stage_name, stages, staging_schema
 from .sql.violations import refused
-from .sql.windows import Walk, Walker
+from .sql.windows import BatchRunner, WindowProgress
 from .strategy.links import Link
 from .unmigrated import apps_to_migrate, is_missing, names_own_table, unmigrated
 
 __all__ = [
+    "BatchRunner",
     "Difference",
     "Differences",
     "ExplainedIndex",
@@ -21,14 +22,13 @@ __all__ = [
     "Kind",
     "Link",
     "Plan",
-    "Walk",
-    "Walker",
+    "WindowProgress",
     "apps_to_migrate",
     "as_key",
     "check_source",
     "check_table",
     "compare",
-    "declared",
+    "declared_dependencies",
     "drop_stage",
     "explain",
     "fault_of",

@@ -1,4 +1,4 @@
-"""What can be known to go wrong with a view's `source()` before it is refreshed."""
+"""System checks of a view's `source()`: what would go wrong when it is refreshed."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -21,23 +21,23 @@ from ..databases.fields import (
 from ..definition import ViewDefinition
 from .analysis.boundary import NotUnderstood, looking
 from .analysis.columns import same_type
-from .analysis.declared import declared
+from .analysis.dependencies import declared_dependencies
 from .analysis.nulls import null_reason
 from .analysis.parameters import parameter_text
 from .analysis.reading import find_source
 from .analysis.source import Source
-from .strategy.choose import Strategy, obstacles_of_inexact
-from .strategy.indexes import wanted_indexes
+from .strategy.choose import Strategy, inexact_key_obstacles
+from .strategy.indexes import required_indexes
 from .strategy.inspection import Inspection, inspect
 
 __all__ = ["check_source", "check_table"]
 
 
 def check_source(definition: ViewDefinition, using: str) -> list[CheckMessage]:
-    """Every problem of a view's `source()`: W115 to W120; if there is none, the advice on it.
+    """Every fault of a view's `source()`, W115 to W120; if there is none, the warnings about it.
 
     Raises:
-        DatabaseError: `source()` or its query reads a database that is not there, or not migrated.
+        DatabaseError: `source()` or its query reads a database that is missing or not migrated.
     """
     source, problems = find_source(definition, using)
     if source is None:
@@ -52,14 +52,14 @@ def check_source(definition: ViewDefinition, using: str) -> list[CheckMessage]:
         return [
             _warning(
                 source.model, "W020",
-                f"source() cannot be looked into, and not all checks of it were made: {error}.",
-                _LOOKED_INTO,
+                f"source() cannot be analysed, so some checks were skipped: {error}.",
+                _NOT_ANALYSED,
             )
         ]  # fmt: skip
 
 
-_LOOKED_INTO = (
-    "Django's own expressions and joins can be. If that is meant, add 'matviews.W020' to "
+_NOT_ANALYSED = (
+    "Django's own expressions and joins can be analysed. If this is intended, add 'matviews.W020' to "
     "SILENCED_SYSTEM_CHECKS."
 )
 
@@ -71,9 +71,8 @@ def _advice(source: Source, again: Source) -> Iterator[CheckMessage]:
     if inspection.unknown:
         yield _warning(
             source.model, "W020",
-            f"source() cannot be looked into ({inspection.unknown}), so each refresh of it is full and "
-            f"staged.",
-            _LOOKED_INTO,
+            f"source() cannot be analysed ({inspection.unknown}), so every refresh is full and staged.",
+            _NOT_ANALYSED,
         )  # fmt: skip
         return
     yield from _nulls(source)
@@ -85,7 +84,7 @@ def _advice(source: Source, again: Source) -> Iterator[CheckMessage]:
 
 
 def check_table(definition: ViewDefinition) -> Iterator[CheckMessage]:
-    """W009: a foreign key of the view that the database enforces, for any view."""
+    """W009, for any view: a foreign key that the database enforces."""
     for field in definition.model._meta.local_concrete_fields:
         if field.remote_field is None or not getattr(field, "db_constraint", False):
             continue
@@ -93,7 +92,7 @@ def check_table(definition: ViewDefinition) -> Iterator[CheckMessage]:
             definition.model, "W009",
             f"the database enforces its foreign key {field.name} to {_label(field)}: a delete there "
             f"waits for a refresh, or fails while the view has the row.",
-            "Give it db_constraint=False and on_delete=models.DO_NOTHING.",
+            "Set db_constraint=False and on_delete=models.DO_NOTHING.",
         )  # fmt: skip
 
 
@@ -114,10 +113,10 @@ def _nulls(source: Source) -> Iterator[CheckMessage]:
         if reason := null_reason(column.expression, source.query):
             yield _warning(
                 source.model, "W021",
-                f"the column {column.name} can be NULL ({reason}), and the field {column.field.name} "
-                f"cannot: the refresh that meets such a row fails.",
-                "Give the aggregate default=0, wrap the expression in Coalesce(..., a value), or give "
-                "the field null=True.",
+                f"column '{column.name}' can be NULL ({reason}), but the field {column.field.name} "
+                f"cannot: a refresh fails at the first such row.",
+                "Set default=0 on the aggregate, wrap the expression in Coalesce(..., a value), or set "
+                "null=True on the field.",
             )  # fmt: skip
 
 
@@ -129,15 +128,15 @@ def _fractions(source: Source) -> Iterator[CheckMessage]:
         if averages or family(column.expression.output_field) == NUMBER:
             yield _warning(
                 source.model, "W022",
-                f"the column {column.name} is a number with a fraction, and the field "
-                f"{column.field.name} holds whole numbers: each database rounds it in its own way.",
-                "Make it a FloatField or a DecimalField, or round it in source(): Round, Floor or Ceil.",
+                f"column '{column.name}' has a fractional part, but the field {column.field.name} "
+                f"holds whole numbers: each database rounds in its own way.",
+                "Use a FloatField or a DecimalField, or round in source(), with Round, Floor or Ceil.",
             )  # fmt: skip
 
 
 def _moving(source: Source, again: Source) -> Iterator[CheckMessage]:
     if source.query.compile()[0] != again.query.compile()[0]:
-        yield _moves(source, "source()", "each call of it gives another query")
+        yield _moves(source, "source()", "each call returns another query")
         return
     parts = zip(source.query.parts, again.query.parts, strict=True)
     for (name, part), (_name, same_part) in parts:
@@ -154,9 +153,9 @@ def _moving(source: Source, again: Source) -> Iterator[CheckMessage]:
 def _moves(source: Source, what: str, why: str) -> CheckMessage:
     return _warning(
         source.model, "W006", f"{what} changes by itself ({why}).",
-        "Each refresh writes the rows whose value has moved since the last one, though no table "
-        "has changed, and no change of a table tells of it. If that is meant, add "
-        "'matviews.W006' to SILENCED_SYSTEM_CHECKS; else compute it when the view is read.",
+        "Rows change without a change to any table, so every refresh is full and writes the rows "
+        "whose values moved. If this is intended, add 'matviews.W006' to SILENCED_SYSTEM_CHECKS; "
+        "otherwise compute it when the view is read.",
     )  # fmt: skip
 
 
@@ -165,16 +164,16 @@ def _parameters(source: Source, part: Any) -> list[str]:
 
 
 def _without_index(source: Source, strategy: Strategy) -> Iterator[CheckMessage]:
-    for index in wanted_indexes(source, strategy):
+    for index in required_indexes(source, strategy):
         if index.declared:
             continue
-        cost = "the whole of source() is staged at each refresh" if strategy.staged else (
+        cost = "full refreshes stage the whole source" if strategy.staged else (
             "each batch reads the whole table"
         )  # fmt: skip
         label, names = index.model._meta.label, ", ".join(index.fields)
         yield _warning(
             source.model, "W007", f"no index of {label} begins with {names}, so {cost}.",
-            f"Add {index.way_out} to Meta.indexes of {label}.",
+            f"Add {index.declaration} to Meta.indexes of {label}.",
         )  # fmt: skip
 
 
@@ -187,38 +186,44 @@ def _other_unique(source: Source) -> Iterator[CheckMessage]:
         names = ", ".join(field.name for field in fields)
         yield _warning(
             source.model, "W008",
-            f"{names} must be unique, and it is not the key: values that two rows exchange, or that "
-            f"a row takes over from one that goes, break the constraint in between.",
-            "Drop the constraint, or make it an index: source() decides what is unique; or put its "
-            "fields into the key.",
+            f"{names} must be unique but is not the key: a refresh violates the constraint while two "
+            f"rows exchange values, or while one takes over the value of a row to be deleted.",
+            "Drop the constraint or make it a plain index, because source() decides what is unique; or "
+            "add its fields to the key.",
         )  # fmt: skip
 
 
 def _unique(model: type[Model]) -> Iterator[tuple[AnyField, ...]]:
-    """The fields of each unique constraint, conditional ones and those of expressions too.
+    """The fields of each unique constraint, including conditional ones and those on expressions.
 
-    Not a number of the database, and no constraint that waits for the end of a statement or transaction.
+    Without automatic keys, and without deferrable constraints.
     """
     meta = model._meta
-    constraints = [each for each in meta.constraints if isinstance(each, UniqueConstraint)]
-    waiting = {frozenset(each.fields) for each in constraints if each.deferrable is not None}
+    constraints = [
+        constraint for constraint in meta.constraints if isinstance(constraint, UniqueConstraint)
+    ]
+    deferrable = {
+        frozenset(constraint.fields)
+        for constraint in constraints
+        if constraint.deferrable is not None
+    }
     for fields in unique_fields(model):
         numbered = len(fields) == 1 and is_automatic(fields[0])
-        if not numbered and {field.name for field in fields} not in waiting:
+        if not numbered and {field.name for field in fields} not in deferrable:
             yield fields
-    for each in constraints:
-        if each.condition is not None or each.expressions:
-            names = dict.fromkeys([*each.fields, *_named(each.expressions)])
+    for constraint in constraints:
+        if constraint.condition is not None or constraint.expressions:
+            names = dict.fromkeys([*constraint.fields, *_named(constraint.expressions)])
             yield tuple(meta.get_field(name) for name in names)  # type: ignore[misc]
 
 
 def _named(expressions: Iterable[Any]) -> Iterator[str]:
-    """The fields that expressions read."""
-    for each in expressions:
-        if isinstance(each, F):
-            yield cast("Any", each).name
-        elif isinstance(each, Expression):
-            yield from _named(each.get_source_expressions())
+    """The names of the fields that expressions read."""
+    for expression in expressions:
+        if isinstance(expression, F):
+            yield cast("Any", expression).name
+        elif isinstance(expression, Expression):
+            yield from _named(expression.get_source_expressions())
 
 
 def _collations(source: Source) -> Iterator[CheckMessage]:
@@ -229,35 +234,35 @@ def _collations(source: Source) -> Iterator[CheckMessage]:
         if not same_type(column.field, place[1], source.query.using):
             yield _warning(
                 source.model, "W010",
-                f"{column.name}, of the key, is compared by another collation in the view than in "
-                f"{place[1].model._meta.label}: what is one key there may be two here, or two one.",
-                "Give both fields the same db_collation.",
+                f"key field {column.name} has another collation in the view than in "
+                f"{place[1].model._meta.label}: one key there may be two here, or two may be one.",
+                "Set the same db_collation on both fields.",
             )  # fmt: skip
 
 
 def _inexact(source: Source) -> Iterator[CheckMessage]:
-    """W037: the database has no text of a part of the key that gives the same value back."""
-    for obstacle in obstacles_of_inexact(source):
+    """W037: a part of the key has no text form that the database turns back into the same value."""
+    for obstacle in inexact_key_obstacles(source):
         yield _warning(
-            source.model, "W037", f"{obstacle}, and each refresh is a full one.",
-            "Let the key be of whole numbers, texts, UUIDs or dates; Cast() in source() makes such a value.",
+            source.model, "W037", f"{obstacle}, and every refresh is full.",
+            "Use whole numbers, texts, UUIDs or dates as the key; Cast() in source() converts to one.",
         )  # fmt: skip
 
 
 def _whole_view(source: Source, inspection: Inspection) -> Iterator[CheckMessage]:
-    """W012, of a view that can be computed for some keys alone: else whatever changes concerns the whole."""
+    """W012, for views with incremental refreshes: others are always refreshed in full."""
     definition, query = source.definition, source.query
     tracked = definition.options.tracking and definition.derived >= set(definition.options.phases)
     if not inspection.strategy.is_incremental or not tracked or inspection.untrackable:
         return
-    known = inspection.links.keys() | declared(definition).keys()
+    known = inspection.links.keys() | declared_dependencies(definition).keys()
     for table in sorted(inspection.columns.keys() - known):
         model = model_of_table(table)
         label = model._meta.label if model else table
         yield _warning(
             source.model, "W012",
-            f"a change of {label}, which {query.part_with_table(table)} of source() reads, leads to no "
-            f"key in particular: the refresh after it looks at all keys.",
-            f"MatviewMeta.depends_on tells which keys it concerns, or by None that it may be any: "
+            f"changes to {label}, which {query.part_with_table(table)} of source() reads, cannot be mapped "
+            f"to keys, so every change triggers a full refresh.",
+            f"Declare in MatviewMeta.depends_on which keys they concern, or None for any: "
             f"depends_on = {{{label!r}: None}}.",
         )  # fmt: skip

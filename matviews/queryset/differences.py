@@ -1,4 +1,4 @@
-"""Where a view and its source differ, told by one statement, and so of one moment."""
+"""Compares a view with its source, in one statement and so at one point in time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 from django.db import connections
 
 from ..databases import ROWS
-from ..databases.fields import DATE, MOMENT, AnyField, Column, family
+from ..databases.fields import DATE, DATETIME, AnyField, Column, family
 from ..databases.keys import Key, Range
 from ..databases.sql import SQL, joined
 from .analysis.source_query import from_database
@@ -20,12 +20,12 @@ __all__ = ["Difference", "Differences", "Kind", "compare", "ranges"]
 
 PARSED: dict[str, Callable[[str], Any]] = {
     DATE: date.fromisoformat,
-    MOMENT: datetime.fromisoformat,
+    DATETIME: datetime.fromisoformat,
 }
 
 
 class Kind(Enum):
-    """How a key of the view and one of the source may differ."""
+    """How the view and its source can differ on a key."""
 
     MISSING = "missing"
     DIFFERING = "differing"
@@ -34,47 +34,42 @@ class Kind(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One key on which view and source differ; values by the names of the view's fields.
+    """One key on which view and source differ; values by the names of the view's fields."""
 
-    Attributes:
-        kind: how.
-        key: the key.
-        in_view: the values in the view; None where it lacks the key.
-        in_source: those in the source; None where that lacks the key.
-    """
-
+    #: How they differ.
     kind: Kind
+    #: The values of the key's fields.
     key: dict[str, Any]
+    #: The values in the view; None if the key is missing there.
     in_view: dict[str, Any] | None
+    #: The values in the source; None if the key is surplus.
     in_source: dict[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Differences:
-    """What a comparison has found.
+    """What a comparison found."""
 
-    Attributes:
-        rows_compared: rows of the source that were compared.
-        counts: how many keys differ, by kind.
-        examples: the first ones of each kind.
-    """
-
+    #: How many rows of the source were compared.
     rows_compared: int
+    #: How many keys differ, by kind.
     counts: dict[Kind, int]
+    #: The first few of each kind.
     examples: tuple[Difference, ...]
 
 
 def ranges(plan: Plan, size: int, low: Key | None = None) -> Iterator[Range]:
-    """Ranges of keys from `low` on, each with at most `size` keys of the view, and about as many of
-    the source. A staged source is compared as a whole.
+    """Ranges of keys above `low`, each with at most `size` keys of the view.
+
+    They have about as many keys of the source. A staged source is compared as a whole.
     """
     if plan.strategy.staged:
         yield None, None
         return
     statements = plan.statements()
     while True:
-        of_source = statements.look_ahead(low, size).high
-        high = statements.ahead_in_view(low, size, [(of_source, None)] if of_source else ()).high
+        of_source = statements.next_source_keys(low, size).high
+        high = statements.next_view_keys(low, size, [(of_source, None)] if of_source else ()).high
         high = high or of_source
         yield low, high
         if high is None:
@@ -83,12 +78,12 @@ def ranges(plan: Plan, size: int, low: Key | None = None) -> Iterator[Range]:
 
 
 def compare(plan: Plan, within: Range, examples: int) -> Differences:
-    """Hold a range of the view against its source.
+    """Compare a range of the view with its source.
 
     Args:
-        plan: the view.
+        plan: the plan of the view.
         within: the range.
-        examples: how many of each kind to return, at most.
+        examples: the maximum number of examples of each kind.
     """
     comparison = _Comparison(plan)
     statement = comparison.statement(within, examples)
@@ -102,10 +97,10 @@ def compare(plan: Plan, within: Range, examples: int) -> Differences:
 
 
 class _Comparison:
-    """The statement of a comparison and the meaning of its rows.
+    """The statement of a comparison, and how its rows are read.
 
-    A row is the kind ("" for the number of all), how many there are of it, and then for each column
-    the value in the view and the one in the source.
+    A row has the kind ("" for the number of all rows), the number of keys of that kind, and for
+    each column the value in the view and the value in the source.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -114,34 +109,34 @@ class _Comparison:
         self.names = plan.dialect.names([column.field for column in self.columns])
 
     def statement(self, within: Range, examples: int) -> SQL:
-        """One query for all of it, in which the source is computed once."""
+        """One query for everything, which computes the source once."""
         table, key = self.statements.table, self.statements.key
-        rows = self.plan.reading().rows(within)
-        same, lacks = self.statements.same, self.plan.dialect.is_null
+        rows = self.plan.reader().rows(within)
+        same, is_null = self.statements.same, self.plan.dialect.is_null
         of_view = joined(
-            " AND ", [*self.statements.of_view(within), SQL(lacks(f"{ROWS}.{key[0]}"))]
+            " AND ", [*self.statements.of_view(within), SQL(is_null(f"{ROWS}.{key[0]}"))]
         )
         parts = [
-            # The first one must be of both sides: it gives the columns their types.
+            # The first part reads both sides, so that it determines the types of the columns.
             self._part(
-                Kind.DIFFERING, f"{ROWS} JOIN {table} ON {same}", self.statements.differing()
+                Kind.DIFFERING, f"{ROWS} JOIN {table} ON {same}", self.statements.differs_sql()
             ),
             self._part(
                 Kind.MISSING,
                 f"{ROWS} LEFT JOIN {table} ON {same}",
-                SQL(lacks(f"{table}.{key[0]}")),
+                SQL(is_null(f"{table}.{key[0]}")),
             ),
             self._part(Kind.SURPLUS, f"{table} LEFT JOIN {ROWS} ON {same}", of_view),
         ]
         found = joined(" UNION ALL ", parts)
         nothing = ", ".join(["NULL"] * (2 * len(self.columns)))
         names = [f"c{place}" for place in range(2 * len(self.columns))]
-        width, told = ", ".join(names), ", ".join(map(self._told, 2 * self.columns, names))
+        width, selected = ", ".join(names), ", ".join(map(self._selected, 2 * self.columns, names))
         return SQL(
             f"WITH {ROWS} AS ({rows.text}), matviews_found AS ({found.text}), "
             f"matviews_counted AS (SELECT kind, COUNT(*) OVER (PARTITION BY kind) AS total, {width}, "
             f"ROW_NUMBER() OVER (PARTITION BY kind ORDER BY kind) AS place FROM matviews_found) "
-            f"SELECT kind, total, {told} FROM matviews_counted WHERE place <= %s "
+            f"SELECT kind, total, {selected} FROM matviews_counted WHERE place <= %s "
             f"UNION ALL SELECT '', COUNT(*), {nothing} FROM {ROWS}",
             (*rows.params, *found.params, examples),
         )
@@ -155,7 +150,7 @@ class _Comparison:
         )
 
     def difference(self, row: tuple[Any, ...]) -> Difference:
-        """What a row of the statement says."""
+        """The difference that a row of the statement is about."""
         kind, width = Kind(row[0]), len(self.columns)
         in_view, in_source = self._values(row[2 : 2 + width]), self._values(row[2 + width :])
         of_key = in_view if kind is Kind.SURPLUS else in_source
@@ -172,18 +167,18 @@ class _Comparison:
             for column, value in zip(self.columns, values, strict=True)
         }
 
-    def _told(self, column: Column, name: str) -> str:
-        """A value, as a text where no driver makes a Python value of each that the database may have."""
+    def _selected(self, column: Column, name: str) -> str:
+        """A value; dates as text, because drivers cannot return all that the database can store."""
         dialect = self.plan.dialect
-        if family(column.field) not in (DATE, MOMENT):
+        if family(column.field) not in (DATE, DATETIME):
             return name
         return dialect.exact(dialect.kind_of(column.field), name) or name
 
     def _value(self, field: AnyField, value: Any) -> Any:
-        """A value as Python has it, or else as the database."""
+        """A value as Python has it, or else as the database returned it."""
         try:
-            if family(field) in (DATE, MOMENT) and isinstance(value, str):
+            if family(field) in (DATE, DATETIME) and isinstance(value, str):
                 value = PARSED[family(field)](value)
             return from_database(field, value, self.plan.dialect.using)
-        except Exception:  # noqa: BLE001 - a field may raise anything at what it has not written
+        except Exception:  # noqa: BLE001 - a field may raise anything for a value it did not write
             return value

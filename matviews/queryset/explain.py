@@ -1,4 +1,4 @@
-"""How a view's `source()` is worked through, for a person: the strategy, its SQL and its indexes."""
+"""How a view's `source()` is read, for a person: strategy, reason, SQL and indexes."""
 
 import json
 import re
@@ -17,65 +17,59 @@ from .analysis.boundary import looking
 from .plan import Plan, plan_of
 from .sql.readers import whole
 from .sql.staging import SAMPLE_STAGE
-from .strategy.indexes import in_database, wanted_indexes
+from .strategy.indexes import in_database, required_indexes
 
 __all__ = ["ExplainedIndex", "Explanation", "explain"]
 
 SAMPLE_WINDOW = 5_000  # keys
-JSON_WRAPS = {"Json", "Jsonb"}  # psycopg's
+JSON_WRAPPERS = {"Json", "Jsonb"}  # psycopg's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExplainedIndex:
-    """An index that windows are found by.
+    """An index that finds windows."""
 
-    Attributes:
-        model: label of the model whose table it is of.
-        fields: names of the fields that it begins with.
-        declared: whether the model declares one.
-        in_database: whether the table has one.
-    """
-
+    #: The label of the model.
     model: str
+    #: The names of the fields that the index begins with.
     fields: tuple[str, ...]
+    #: Whether the model declares such an index.
     declared: bool
+    #: Whether the table has one.
     in_database: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """How a view's `source()` is worked through.
+    """How a view's `source()` is read."""
 
-    Attributes:
-        label: the view.
-        strategy: "windowed" or "staged".
-        reason: why.
-        key: names of the fields of the key, in order.
-        estimated_rows: what the database takes the view's rows to be, None if it has no idea.
-        null_keys: rows of the source that are left out because their key is NULL.
-        staging: SQL that is evaluated into the staging table; "" for a windowed view.
-        statements: SQL of each derived phase, for one window, to be read and not to be run: the
-            values are written into it. UPDATE is not there if the view has nothing but its key.
-        indexes: those on the way of the key.
-    """
-
+    #: The label of the view.
     label: str
+    #: "windowed" or "staged".
     strategy: str
+    #: Why this strategy was chosen.
     reason: str
+    #: The names of the key's fields, in order.
     key: tuple[str, ...]
+    #: The database's estimate of the view's rows, None if it has none.
     estimated_rows: int | None
+    #: How many rows of the source are left out because their key is NULL.
     null_keys: int
+    #: The query that fills the staging table; "" for a windowed view.
     staging: str
+    #: SQL of each derived phase, for one window, to be read and not to be run: the values are
+    #: written into it. UPDATE is not there if the view has nothing but its key.
     statements: dict[Phase, str]
+    #: The indexes that the strategy needs.
     indexes: tuple[ExplainedIndex, ...]
 
 
 def explain(definition: ViewDefinition, using: str) -> Explanation:
-    """Tell how a view's `source()` is worked through. Reads the keys of one window, writes nothing.
+    """Explain how a view's `source()` is read. It reads the keys of one window and writes nothing.
 
     Raises:
-        InvalidView: it cannot be derived from.
-        DatabaseError: the view's table, or that of its key, is not there.
+        InvalidView: nothing can be derived from `source()`.
+        DatabaseError: the view's table, or that of its key, is missing.
     """
     with looking():
         return _explained(definition, plan_of(definition, using).checked(), using)
@@ -89,11 +83,11 @@ def _explained(definition: ViewDefinition, plan: Plan, using: str) -> Explanatio
             declared=index.declared,
             in_database=in_database(index, using),
         )
-        for index in wanted_indexes(plan.source, plan.strategy)
+        for index in required_indexes(plan.source, plan.strategy)
     )
     return Explanation(
         label=definition.label,
-        strategy=plan.strategy.word,
+        strategy=plan.strategy.name,
         reason=plan.strategy.reason,
         key=tuple(column.field.name for column in plan.source.key),
         estimated_rows=_estimated_rows(definition, using),
@@ -116,18 +110,18 @@ def _statements(plan: Plan) -> dict[Phase, SQL]:
         Phase.INSERT: statements.insert(window, empty=False),
         Phase.DELETE: joined("; ", statements.delete(window)),
     }
-    if statements.written:
+    if statements.update_columns:
         written[Phase.UPDATE] = statements.update(window)
     derived = plan.source.definition.derived
     return {phase: written[phase] for phase in Phase if phase in derived and phase in written}
 
 
 def _sample_window(plan: Plan) -> Range:
-    """A window of the view's keys, or of those that will come; open at both ends if there are none."""
+    """A window of the view's keys, or else of the source's; open at both ends if there are none."""
     statements = plan.statements()
     if not statements.exact:
         return None, None
-    aheads = (statements.ahead_in_view, statements.look_ahead)
+    aheads = (statements.next_view_keys, statements.next_source_keys)
     for ahead in aheads[:1] if plan.strategy.staged else aheads:
         low = ahead(None, 1).high
         if low is not None:
@@ -136,7 +130,7 @@ def _sample_window(plan: Plan) -> Range:
 
 
 def _shown(sql: SQL, using: str) -> str:
-    """SQL with its parameters written into it."""
+    """SQL with its parameters filled in."""
     values = iter(sql.params)
 
     def written(mark: re.Match[str]) -> str:
@@ -161,7 +155,7 @@ def _literal(value: Any, using: str) -> str:
 
 
 def _unwrapped(value: Any) -> Any:
-    """A value without what psycopg wraps JSON and bytes in."""
-    if type(value).__name__ in JSON_WRAPS:
+    """A value without psycopg's wrappers around JSON and bytes."""
+    if type(value).__name__ in JSON_WRAPPERS:
         return json.dumps(value.obj)
     return getattr(value, "obj", value)

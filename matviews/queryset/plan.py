@@ -1,4 +1,4 @@
-"""A queryset view, ready to be worked on: its source, the way through it, its SQL."""
+"""The plan of a queryset view: its source, the strategy to read it, and its SQL."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +15,16 @@ from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..phases import Phase
 from ..registry import registry
-from .analysis.fingerprint import fingerprint, is_dated, moment
+from .analysis.fingerprint import exact_fingerprint, fingerprint, has_dates
 from .analysis.parameters import parameter_text
 from .analysis.reading import read_query, read_source
 from .analysis.source import Source
 from .analysis.source_query import SourceQuery
 from .analysis.sql_text import tables_named
-from .sql.lookups import declared_keys, linked_keys
-from .sql.readers import Keyed, Reading, Staged, Windowed
+from .sql.lookups import dependency_keys, linked_keys
+from .sql.readers import KeyReader, SourceReader, StageReader, WindowReader
 from .sql.statements import Statements
-from .sql.windows import Walker
+from .sql.windows import BatchRunner
 from .strategy.assumptions import Compared, compared_columns, find_mismatch, stored_columns
 from .strategy.choose import Strategy
 from .strategy.inspection import Inspection, inspect
@@ -32,58 +32,55 @@ from .strategy.links import Link
 
 __all__ = ["Plan", "fault_of", "find_mismatches", "fingerprint_of", "plan_of", "tables_read"]
 
-MOST_LOOKED_UP = 200  # keys, each of which is a column of one statement
+MAX_KEYS_PER_LOOKUP = 200  # each is a column of the statement
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a view's `source()` comes to at this moment.
+    """What a view's `source()` returns now, and how it is refreshed."""
 
-    Attributes:
-        source: the source.
-        inspection: what looking into it has told.
-        dialect: the SQL of its database.
-    """
-
+    #: The source that `source()` returned.
     source: Source
+    #: The result of analysing it.
     inspection: Inspection
+    #: The SQL dialect of its database.
     dialect: Dialect
 
     @property
     def strategy(self) -> Strategy:
-        """How the source is worked through."""
+        """How the source is read."""
         return self.inspection.strategy
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this definition of the view from another."""
+        """A digest that distinguishes this definition of the view from others."""
         return fingerprint(self.source)
 
     @cached_property
-    def moment(self) -> str:
-        """As the fingerprint, with the dates in it: `now() - 30 days` makes another each time."""
-        return moment(self.source)
+    def exact_fingerprint(self) -> str:
+        """The fingerprint with dates: with `now() - 30 days`, another one each time."""
+        return exact_fingerprint(self.source)
 
     @cached_property
-    def is_dated(self) -> bool:
-        """Whether the moment may be another one while the fingerprint stays."""
-        return is_dated(self.source)
+    def has_dates(self) -> bool:
+        """Whether the exact fingerprint may change while the fingerprint does not."""
+        return has_dates(self.source)
 
     @cached_property
     def compared_columns(self) -> list[tuple[Compared, ...]]:
-        """The columns that are taken to be what the models say."""
+        """The columns that the plan assumes to be as the models say."""
         links = (link for found in self.links.values() for link in found)
         return compared_columns(self.source, links)
 
     def mismatch(self) -> str:
-        """Where the database's columns are not what the models say; "" if they are. Looks into its catalog."""
+        """Where the catalog's columns contradict the models; "" if they do not."""
         if self.inspection.unknown:
             return ""
         groups = self.compared_columns
         return find_mismatch(groups, stored_columns(groups, self.dialect), self.dialect)
 
     def checked(self) -> "Plan":
-        """The same, by way of a staging table alone where the models cannot be believed."""
+        """The same plan; a staged one if the models contradict the database."""
         if not (reason := self.mismatch()):
             return self
         strategy = Strategy(True, reason, incremental_obstacle=reason)
@@ -91,70 +88,70 @@ class Plan:
 
     @property
     def links(self) -> Mapping[str, tuple[Link, ...]]:
-        """How changed rows of its tables lead to keys; of the tables that lead to none in particular, none."""
+        """How changed rows of each table lead to keys; without tables that may concern any key."""
         return self.inspection.links
 
     def linked_keys(
         self,
         link: Link,
         values: Collection[Sequence[Any]],
-        most: int,
+        limit: int,
         stages: Collection[str] = (),
     ) -> set[Key] | None:
-        """The keys that rows with some values in a link's columns lead to, at most `most`; None for any.
+        """The keys that logged values of a link lead to, at most `limit`; None for any key.
 
-        `stages` are staging tables whose rows the view may still get.
+        `stages` are staging tables whose rows may still be written to the view.
 
         Raises:
-            InvalidView: what the view itself gives as keys are none.
+            InvalidView: the view itself returned an invalid key.
         """
-        if link.declared:
-            return declared_keys(link.declared, values, self.source, most)
-        return linked_keys(link, values, self.source, self.dialect, most, stages)
+        if link.dependency:
+            return dependency_keys(link.dependency, values, self.source, limit)
+        return linked_keys(link, values, self.source, self.dialect, limit, stages)
 
     @property
     def key_fields(self) -> list[AnyField]:
         """The fields of the view's key."""
         return [column.field for column in self.source.key]
 
-    def reading(self, stage: str = "") -> Reading:
-        """How the source's rows are read; without a stage, a staged source is evaluated at once."""
+    def reader(self, stage: str = "") -> SourceReader:
+        """Reads the source's rows; without a stage, each statement evaluates a staged source."""
         if stage or self.strategy.staged:
-            return Staged(self.source, self.dialect, stage)
-        return Windowed(self.source, self.strategy, self.dialect)
+            return StageReader(self.source, self.dialect, stage)
+        return WindowReader(self.source, self.strategy, self.dialect)
 
-    def walker(self, stage: str = "") -> Walker:
-        """What does the batches; `stage` is the staging table of a staged source."""
-        return Walker(self.statements(stage) if stage else self._unstaged)
+    def batch_runner(self, stage: str = "") -> BatchRunner:
+        """Runs batches of windows; `stage` is the staging table of a staged source."""
+        return BatchRunner(self.statements(stage) if stage else self._unstaged)
 
     @cached_property
     def _unstaged(self) -> Statements:
         return self.statements()
 
-    def walker_of_keys(self) -> Walker:
-        """What does the batches of dirty keys; only where the strategy is keyed."""
-        return Walker(self._of_keys)
+    def key_batch_runner(self) -> BatchRunner:
+        """Runs batches of dirty keys; only for incremental strategies."""
+        return BatchRunner(self._of_keys)
 
     @cached_property
     def _of_keys(self) -> Statements:
         if not self.strategy.staged:
             return self._unstaged
-        return Statements(self.source, Keyed(self.source, self.dialect), self.dialect)
+        return Statements(self.source, KeyReader(self.source, self.dialect), self.dialect)
 
     def unknown_keys(self, keys: Sequence[Key]) -> list[Key]:
-        """Those of some keys that neither the view nor the source has; only where the strategy is keyed."""
+        """The keys that neither the view nor the source has; only for incremental strategies."""
         unknown: list[Key] = []
-        for at in range(0, len(keys), MOST_LOOKED_UP):
-            unknown += self._of_keys.unknown(keys[at : at + MOST_LOOKED_UP])
+        for at in range(0, len(keys), MAX_KEYS_PER_LOOKUP):
+            unknown += self._of_keys.unknown(keys[at : at + MAX_KEYS_PER_LOOKUP])
         return unknown
 
     def statements(self, stage: str = "") -> Statements:
-        """The SQL of the phases; with a staging table, by the types that the view's key has in the database."""
+        """The statements of the phases. With a staging table, the key has the database's types."""
         kinds = self._kinds_in_view() if stage else []
-        return Statements(self.source, self.reading(stage), self.dialect, kinds)
+        return Statements(self.source, self.reader(stage), self.dialect, kinds)
 
     def _kinds_in_view(self) -> list[str]:
-        """The kinds of the columns of the view's key, as the database has them."""
+        """The kinds of the view's key columns in the database."""
         table = self.source.model._meta.db_table
         stored = self.dialect.columns([table])
         of_models = {field.column: self.dialect.kind_of(field) for field in self.key_fields}
@@ -186,24 +183,24 @@ class Plan:
         return place is None or place[1].null or place[0] not in never_outer
 
     def needs(self, phase: Phase) -> bool:
-        """Whether a phase has any work; asks the database for all keys at once."""
+        """Whether a phase has work to do; checks all keys in one query."""
         statements = self.statements()
-        if phase is Phase.UPDATE and not statements.written:
+        if phase is Phase.UPDATE and not statements.update_columns:
             return False
-        return bool(statements.finds(statements.waiting(phase)))
+        return bool(statements.finds(statements.pending_sql(phase)))
 
 
 def plan_of(definition: ViewDefinition, using: str) -> Plan:
-    """Call a view's `source()`, in the project's time zone, and plan what is to be done.
+    """Call a view's `source()`, in the project's time zone, and plan its refresh.
 
     Raises:
-        InvalidView: it cannot be derived from; `manage.py check` says the same.
+        InvalidView: nothing can be derived from it; `manage.py check` reports the same.
     """
-    return _plan_of(_Asked(definition, read_query(definition, using)))
+    return _plan_of(_QueriedView(definition, read_query(definition, using)))
 
 
-class _Asked:
-    """A view and its query: the same as another if SQL and parameters are."""
+class _QueriedView:
+    """A view and its query; equal if SQL and parameters are equal."""
 
     def __init__(self, definition: ViewDefinition, query: SourceQuery) -> None:
         self.definition, self.query = definition, query
@@ -214,18 +211,18 @@ class _Asked:
         return hash(self._identity)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked) and self._identity == other._identity
+        return isinstance(other, _QueriedView) and self._identity == other._identity
 
 
 @lru_cache(maxsize=64)
-def _plan_of(asked: _Asked) -> Plan:
-    """Each batch asks, and what takes time is not the call of `source()` but to look into it."""
-    source = read_source(asked.definition, asked.query)
+def _plan_of(queried: _QueriedView) -> Plan:
+    """Cached: analysing the queryset is slow, calling source() is not."""
+    source = read_source(queried.definition, queried.query)
     return Plan(source, inspect(source), dialect_of(source.query.using))
 
 
 def find_mismatches(plans: Collection[Plan], using: str) -> dict[str, str]:
-    """The views whose columns in the database are not what the models say, by label, and where."""
+    """Where the database's columns contradict the models, by label of the view."""
     dialect = dialect_of(using)
     stored = stored_columns([group for plan in plans for group in plan.compared_columns], dialect)
     found = {
@@ -236,9 +233,9 @@ def find_mismatches(plans: Collection[Plan], using: str) -> dict[str, str]:
 
 
 def fingerprint_of(definition: ViewDefinition, using: str) -> str:
-    """The fingerprint of a view's definition as this process first saw it; "" if it is faulty.
+    """The fingerprint of a view's definition as this process first saw it; "" if it has faults.
 
-    For showing many views at once: compiling a queryset takes milliseconds.
+    For pages that show many views: compiling a queryset takes milliseconds.
     """
     try:
         return _fingerprint_of(definition.model, using)
@@ -247,14 +244,12 @@ def fingerprint_of(definition: ViewDefinition, using: str) -> str:
 
 
 def fault_of(definition: ViewDefinition, using: str) -> str:
-    """What keeps a view from being derived from its `source()`; "" if it once could be in this process."""
+    """Why nothing can be derived from a view's `source()`; "" if this process could once."""
     try:
         _fingerprint_of(definition.model, using)
     except InvalidView as error:
         return str(error)
-    except (
-        DatabaseError
-    ):  # source() reads a database that is not there: that is no fault of the view
+    except DatabaseError:  # a database that is missing is no fault of the view
         return ""
     return ""
 
@@ -265,7 +260,7 @@ def _fingerprint_of(model: type[Model], using: str) -> str:
 
 
 def tables_read(definition: ViewDefinition, using: str) -> set[str]:
-    """The tables that a view's source reads, as far as anything tells; none if it is faulty."""
+    """The tables that a view's source reads, as far as known; none if it has faults."""
     try:
         plan = plan_of(definition, using)
         return set(plan.inspection.columns) or tables_named(plan.source.query.compile()[0])

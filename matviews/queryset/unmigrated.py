@@ -1,4 +1,4 @@
-"""Whether the tables are as the models say: what a statement that met a missing one should have said."""
+"""Whether the tables are as the models say: explains a statement that met a missing one."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,41 +17,41 @@ __all__ = ["apps_to_migrate", "is_missing", "names_own_table", "unmigrated"]
 
 
 def is_missing(error: Exception, using: str) -> bool:
-    """Whether a statement failed for a table or column that is not there."""
+    """Whether a statement failed because a table or column is missing."""
     if not isinstance(error, DatabaseError):
         return False
     return errors_of(using).is_missing(error)
 
 
 def names_own_table(error: Exception) -> bool:
-    """Whether the text of a database's error names a table of matviews itself."""
+    """Whether a database error's text names a table of matviews itself."""
     models = apps.get_app_config("matviews").get_models()
     return any(model._meta.db_table in str(error) for model in models)
 
 
 def unmigrated(definition: ViewDefinition, using: str) -> str:
-    """What a view, or what it reads, lacks in the database, and the way out; "" if nothing.
+    """What a view, or its source, is missing in the database, and the fix; "" if nothing.
 
-    To be called after the rollback of the statement that failed.
+    Call it after the failed statement was rolled back.
     """
     missing = dict(_missing(definition, using))
     if not missing:
         return ""
-    return f"The database has no {' and no '.join(missing)}: {_way_out(set(missing.values()))}."
+    return f"The database has no {' and no '.join(missing)}: {_fix(set(missing.values()))}."
 
 
 def apps_to_migrate(using: str) -> set[str]:
-    """The labels of the apps of which migrations have yet to run; none where that cannot be told."""
+    """The labels of apps with pending migrations; none if that is unknown."""
     try:
         executor = MigrationExecutor(connections[using])
         plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
-    except Exception:  # noqa: BLE001 - it imports what the project has written, and migrate tells of it
+    except Exception:  # noqa: BLE001 - it imports the project's code; migrate reports its errors
         return set()
     return {migration.app_label for migration, _backwards in plan}
 
 
-def _way_out(managed: set[bool]) -> str:
-    """By whether Django manages the tables that are concerned."""
+def _fix(managed: set[bool]) -> str:
+    """What to do, by whether Django manages the tables concerned."""
     ways = ["run `manage.py makemigrations` and `manage.py migrate`"] if True in managed else []
     if False in managed:
         ways.append("migrate leaves models with managed = False alone, so create theirs with SQL")
@@ -70,9 +70,11 @@ def _missing(definition: ViewDefinition, using: str) -> Iterator[tuple[str, bool
                 continue
             if table not in names:
                 yield f"table {table} (of {model._meta.label})", model._meta.managed
-            elif lacking := _missing_columns(model, cursor, using):
-                columns = f"column {', '.join(lacking)} in {table} (of {model._meta.label})"
-                yield columns, model._meta.managed
+            elif columns := _missing_columns(model, cursor, using):
+                yield (
+                    f"column {', '.join(columns)} in {table} (of {model._meta.label})",
+                    model._meta.managed,
+                )
 
 
 def _missing_columns(model: type[Model], cursor: Any, using: str) -> list[str]:

@@ -26,7 +26,10 @@ def differences(view: type[Shape]) -> list[str]:
     between, and floats are compared as far as the order of a sum may change them.
     """
     fields = _by_column(view)
-    source = _by_key(view, (_named(row, fields) for row in view.source()))
+    rows = view.source()
+    if rows.query.combinator:
+        rows = rows.order_by()  # Meta.ordering may name columns that the union has not
+    source = _by_key(view, (_named(row, fields) for row in rows))
     table = _by_key(view, view._base_manager.values())
     lines = [f"{key} is missing: {source[key]}" for key in source.keys() - table.keys()]
     lines += [f"{key} is surplus: {table[key]}" for key in table.keys() - source.keys()]

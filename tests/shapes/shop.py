@@ -163,13 +163,11 @@ class Shop:
     def take_back(self, which: int, savepoint: bool) -> None:
         """Change and delete some orders, and undo it, by a savepoint or with all of the transaction."""
         with transaction.atomic():
-            before = transaction.savepoint()
-            self.save_each(which)
-            self.delete(Order, which)
-            if savepoint:
-                transaction.savepoint_rollback(before)
-            else:
-                transaction.set_rollback(True)
+            with transaction.atomic():
+                self.save_each(which)
+                self.delete(Order, which)
+                transaction.set_rollback(savepoint)
+            transaction.set_rollback(not savepoint)
 
     def run_sql(self, statement: str, which: int) -> None:
         """Run one of the raw statements."""

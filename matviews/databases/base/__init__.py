@@ -1,1 +1,1 @@
-"""What the databases share, and what each must say."""
+"""What the databases share, and what each implements."""

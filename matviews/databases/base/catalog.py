@@ -8,24 +8,24 @@ from django.db import connections
 
 __all__ = ["Catalog", "MissingRight", "Needs"]
 
-#: By table, the rights that are needed and what needs them, as the end of a sentence.
+#: By table, the required rights and what requires them, as the end of a sentence.
 Needs: TypeAlias = Mapping[str, tuple[tuple[str, ...], str]]
 
 
 class MissingRight(NamedTuple):
-    """What a role may not do."""
+    """A right that a role needs and does not have."""
 
     #: Quoted as GRANT takes it.
     role: str
-    #: The privileges.
+    #: The missing privileges.
     rights: tuple[str, ...]
     #: The object, quoted as GRANT takes it.
     on: str
-    #: What needs them, as the end of a sentence.
+    #: What requires them, as the end of a sentence.
     why: str
 
     def __str__(self) -> str:
-        return f"The database role {self.role} lacks {', '.join(self.rights)} on {self.on}, {self.why}."
+        return f"The database role {self.role} needs {', '.join(self.rights)} on {self.on}, {self.why}."
 
     @property
     def grant(self) -> str:
@@ -55,38 +55,38 @@ class Catalog:
         return time.time()
 
     def estimated_rows(self) -> dict[str, int]:
-        """The rows of each table, as the database estimates them: -1 where it has no idea."""
+        """The estimated number of rows of each table, -1 where the database has no estimate."""
         with self.connection.cursor() as cursor:
             return dict.fromkeys(self.connection.introspection.table_names(cursor), -1)
 
     def knows_time_zones(self) -> bool:
-        """Whether it converts times to zones that have names."""
+        """Whether the database can convert times to named time zones."""
         return True
 
     def missing_rights(self, needs: Needs, *, written: str, own: bool) -> list[MissingRight]:
-        """The rights on tables that roles lack.
+        """The rights on tables that roles need and do not have.
 
         Args:
-            needs: which rights are needed.
-            written: a table that every role may write to that these rights are asked of.
-            own: of the role of this connection alone.
+            needs: the required rights.
+            written: a table; every role that may write to it needs these rights.
+            own: check the role of this connection only.
         """
         return []
 
     def staging_rights(
         self, schema: str, views: Collection[str], *, written: str
     ) -> list[MissingRight]:
-        """The rights that roles lack to make staging tables, and temporary ones on MariaDB and MySQL.
+        """The rights that roles need for staging tables; for temporary ones on MariaDB and MySQL.
 
         Args:
-            schema: where staging tables are made.
+            schema: where staging tables are created.
             views: the labels of the views that are staged.
-            written: as above.
+            written: as in `missing_rights`.
         """
         return []
 
     def can_grant_schema(self) -> bool:
-        """Whether other roles may be given the right to make tables in a schema."""
+        """Whether other roles can be granted the right to create tables in a schema."""
         return False
 
     def rows(self, query: str, *params: Any) -> list[tuple[Any, ...]]:

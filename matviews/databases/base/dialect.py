@@ -1,4 +1,4 @@
-"""What the dialects share, and what each of them must say."""
+"""The SQL that the dialects share, and what each implements."""
 
 import json
 import re
@@ -8,33 +8,40 @@ from typing import Any, ClassVar
 from django.db import connections
 
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, Column, family, value_field
-from ..keys import Key, Keys, Within
+from ..keys import Key, Keys, KeySelection
 from ..sql import SQL, Array, equal, joined, qualified
 
 __all__ = ["FIXED", "ROWS", "Dialect", "opposite"]
 
-ROWS = "matviews_rows"  # what the rows of the source are called in a statement
-PRECISION = re.compile(r"\(.*?\)")  # of a type, as in varchar(10)
+ROWS = "matviews_rows"  # alias of the source's rows
+PRECISION = re.compile(r"\(.*?\)")  # as in varchar(10)
 DIGITS = re.compile(r"-?[0-9]+").fullmatch
-FIXED = re.compile(r"[+-]\d\d:\d\d$")  # the end of a time zone that is a fixed offset
-TOLERANCE = "1e-12"  # relative; double precision has 15 to 17 digits, and sums lose the last ones
+FIXED = re.compile(r"[+-]\d\d:\d\d$")  # a fixed offset at the end of a time zone
+FLOAT_TOLERANCE = "1e-12"  # relative: of the 15 to 17 digits of a double, sums lose the last
 
 
 class Dialect:
-    """The SQL of PostgreSQL, of which the others differ in a few places.
+    """The SQL of PostgreSQL; the others override the few places where they differ.
 
     Args:
         using: alias of the database.
     """
 
-    most_keys = 5_000  # in one statement, which has them several times as parameters
-    bool_is_int = True  # a boolean is stored as a whole number
-    kept_types: ClassVar[tuple[type, ...]] = ()  # of Python, stored as they are in any column
-    returns_json_parts = True  # what is extracted from JSON is JSON again
-    json_may_be_bytes = False  # a JSON column may hold what is no text
-    extremes_skip_nulls = False  # GREATEST and LEAST leave NULLs out
-    exact_collation = ""  # tells all letters apart, where the default does not
-    # Names of types whose values are compared alike, and what each is called here.
+    #: The maximum number of keys in a statement, which repeats them as parameters.
+    max_keys = 5_000
+    #: Whether booleans are stored as integers.
+    bool_is_int = True
+    #: Python types that any column stores unchanged.
+    kept_types: ClassVar[tuple[type, ...]] = ()
+    #: Whether a value extracted from JSON is JSON again.
+    returns_json_parts = True
+    #: Whether a JSON column may hold bytes that are not text.
+    json_may_be_bytes = False
+    #: Whether GREATEST and LEAST ignore NULLs.
+    extremes_skip_nulls = False
+    #: A case- and accent-sensitive collation, where the default is not one.
+    exact_collation = ""
+    #: The kind of each type; values of one kind compare alike.
     kinds: ClassVar[dict[str, str]] = {}
 
     def __init__(self, using: str) -> None:
@@ -42,25 +49,25 @@ class Dialect:
 
     @property
     def connection(self) -> Any:
-        """This thread's connection: what is cached with a dialect may be used by another one."""
+        """This thread's connection. A cached dialect may be used by several threads."""
         return connections[self.using]
 
     def name(self, name: str) -> str:
-        """An identifier in quotes, in a text with parameters."""
+        """A quoted identifier, for a statement with parameters."""
         quoted: str = self.connection.ops.quote_name(name)
         return quoted.replace("%", "%%")
 
     def names(self, fields: Sequence[AnyField], table: str = "") -> list[str]:
-        """The columns of fields, of a table if one is given by its quoted name."""
+        """The quoted columns of fields, qualified with a quoted table if one is given."""
         names = [self.name(field.column or "") for field in fields]
         return qualified(table, names) if table else names
 
     def kind_of(self, field: AnyField) -> str:
-        """The kind of a field's column, as the model has it."""
+        """The kind of a field's column, according to the model."""
         return self.kind(value_field(field).rel_db_type(self.connection) or "")
 
     def kind(self, type_name: str) -> str:
-        """What a type is compared as: values of one kind, and one collation, are equal and ordered alike."""
+        """The kind of a type: values of one kind and collation are equal and ordered alike."""
         found = PRECISION.search(type_name)
         plain = PRECISION.sub("", type_name.lower()).strip()
         kind = self.kinds.get(plain, plain)
@@ -69,11 +76,11 @@ class Dialect:
         return kind + found[0].replace(" ", "")
 
     def columns(self, tables: Collection[str]) -> dict[tuple[str, str], tuple[str, str]]:
-        """Types and collations, "" for the default, by table and column; of tables that are there."""
+        """Types and collations ("" for the default) by table and column, of tables that exist."""
         raise NotImplementedError
 
     def same_collation(self, of_model: str, of_column: str) -> bool:
-        """Whether a column's collation is what its model says; "" stands for the default."""
+        """Whether a column has the collation that its model says; "" is the default."""
         return of_model == of_column
 
     def _described(self, query: str, params: Any) -> dict[tuple[str, str], tuple[str, str]]:
@@ -83,19 +90,19 @@ class Dialect:
         return {(table, column): (kind, collation or "") for table, column, kind, collation in rows}
 
     def exact(self, kind: str, value: str) -> str | None:
-        """A value as a text, or number, that gives it back whatever the session; None if there is none.
+        """SQL of a text or integer that represents a value exactly in any session; or None.
 
         Args:
-            kind: of the value.
+            kind: the kind of the value.
             value: its SQL.
         """
         raise NotImplementedError
 
     def as_exact(self, kind: str, part: Any) -> Any:
-        """A part of a key that a trigger has logged, or a caller has given, as `exact` gives it.
+        """A key part that a trigger logged, or a caller gave, in the form of `exact`.
 
         Args:
-            kind: of the key's column.
+            kind: the kind of the key's column.
             part: a text, or what SQLite keeps.
         """
         if kind == TEXT:
@@ -103,25 +110,25 @@ class Dialect:
         return int(part) if kind == WHOLE and isinstance(part, str) and DIGITS(part) else part
 
     def read_back(self, kind: str, exact: str) -> str:
-        """What `exact` has made of a value, as a value of its kind again."""
+        """SQL that turns the result of `exact` back into a value of its kind."""
         return exact
 
     def is_null(self, column: str) -> str:
-        """A condition on a column that cannot be NULL, of a table that an outer join may lack a row of."""
+        """Whether a NOT NULL column is NULL because an outer join found no row."""
         return f"{column} IS NULL"
 
     def is_readable(
         self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]
     ) -> bool:
-        """Whether `logged` gives the rows as they were logged."""
+        """Whether `logged` returns the rows as they were logged."""
         return True
 
     def row(self, columns: Sequence[str]) -> str:
-        """Columns as one value."""
+        """Columns as one row value."""
         return columns[0] if len(columns) == 1 else f"({', '.join(columns)})"
 
-    def inside(self, columns: Sequence[str], within: Within) -> SQL:
-        """A condition on the columns of a key: above the low end and up to the high one, or among keys."""
+    def inside(self, columns: Sequence[str], within: KeySelection) -> SQL:
+        """Whether the columns of a key are in a range `(low, high]`, or among keys."""
         if isinstance(within, Keys):
             return self.among(columns, within.keys)
         low, high = within
@@ -129,25 +136,25 @@ class Dialect:
         return joined(" AND ", (self.beyond(columns, sign, end) for sign, end in ends if end))
 
     def among(self, columns: Sequence[str], keys: Collection[Key]) -> SQL:
-        """A condition on columns: their values are among some keys, which are of the same length."""
+        """Whether columns have the values of one of the keys, which are of the same length."""
         marks = ", ".join([self.row(["%s"] * len(columns))] * len(keys))
         params = tuple(value for key in keys for value in key)
         return SQL(f"{self.row(columns)} IN ({marks})" if keys else "1 = 0", params)
 
-    def opaque(self, condition: SQL) -> SQL:
-        """The same condition on rows, in which no index needs to be looked for."""
+    def hide_from_optimizer(self, condition: SQL) -> SQL:
+        """The same condition, in a form that the optimizer does not use to choose an index."""
         return condition
 
     def array(self, keys: Keys) -> Array | None:
-        """Prepared keys as `among` gives them, if that is one parameter however many they are."""
+        """The keys as `among` passes them, if that is one parameter however many they are."""
         return None
 
     def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
-        """A condition on the columns of a key: on one side of `end`."""
+        """Whether the columns of a key are on one side of `end`."""
         return SQL(f"{self.row(columns)} {sign} {self.row(['%s'] * len(columns))}", end)
 
     def logged(self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]) -> SQL:
-        """A query for rows that were logged, of the same types as the columns of their table.
+        """A query for logged rows, with the types of their table's columns.
 
         Args:
             table: its name.
@@ -161,40 +168,40 @@ class Dialect:
         )
 
     def stored(self, column: Column, value: str) -> str:
-        """A value of the source as the view's column will hold it."""
+        """A value of the source as the view's column will store it."""
         raise NotImplementedError
 
     def differs(self, column: Column, left: str, right: str) -> str:
-        """Whether two values, as stored, are not the same; NULL is the same as NULL."""
-        unlike = self.unlike(column.field, left, right)
-        if not column.summed:
-            return unlike
+        """Whether two stored values differ; NULL equals NULL, float aggregates have a tolerance."""
+        distinct = self.is_distinct(column.field, left, right)
+        if not column.is_float_aggregate:
+            return distinct
         return (
-            f"({unlike} AND ({left} IS NULL OR {right} IS NULL OR ({left} > 0) <> ({right} > 0) OR "
-            f"abs({left} - {right}) > {TOLERANCE} * {self.smaller(f'abs({left})', f'abs({right})')}))"
+            f"({distinct} AND ({left} IS NULL OR {right} IS NULL OR ({left} > 0) <> ({right} > 0) OR "
+            f"abs({left} - {right}) > {FLOAT_TOLERANCE} * {self.smaller(f'abs({left})', f'abs({right})')}))"
         )
 
-    def unlike(self, field: AnyField, left: str, right: str) -> str:
-        """Whether two values are not exactly the same."""
+    def is_distinct(self, field: AnyField, left: str, right: str) -> str:
+        """Whether two values are not exactly the same; NULL equals NULL."""
         raise NotImplementedError
 
     def smaller(self, left: str, right: str) -> str:
-        """The smaller one of two numbers."""
+        """The smaller of two numbers."""
         return f"least({left}, {right})"
 
-    def folds(self, field: AnyField) -> bool:
-        """Whether texts that are equal may have different letters."""
+    def has_ci_collation(self, field: AnyField) -> bool:
+        """Whether texts that compare equal may differ in case, accents or trailing spaces."""
         return family(field) == TEXT and bool(field.db_parameters(self.connection).get("collation"))
 
-    def lacking(self, keys: SQL, key: Sequence[str], wanted: Sequence[str]) -> SQL:
-        """A condition on rows of the view: `keys` lacks their key.
+    def not_in_source(self, keys: SQL, key: Sequence[str], of_view: Sequence[str]) -> SQL:
+        """Whether a row of the view has a key that `keys` does not have.
 
         Args:
             keys: a query for the keys of the source.
             key: names of the key's columns in `keys`, quoted.
-            wanted: the key's columns in the view, quoted, with their table.
+            of_view: the key's columns in the view, quoted, with their table.
         """
-        same = equal(qualified(ROWS, key), wanted)
+        same = equal(qualified(ROWS, key), of_view)
         return SQL(f"NOT EXISTS (SELECT 1 FROM ({keys.text}) {ROWS} WHERE {same})", keys.params)
 
     def delete(
@@ -205,17 +212,17 @@ class Dialect:
         where: Iterable[SQL],
         pk: Sequence[str],
     ) -> list[SQL]:
-        """Remove the rows of the view whose keys the source lacks; statements one after the other.
+        """Statements, to be run in order, that delete the view's rows whose keys the source lacks.
 
         Args:
             table: the view's table, quoted.
             key: the key's columns.
             keys: a query for the keys of the source.
-            where: which rows, their columns with the table.
-            pk: the columns of the view's primary key, with their table.
+            where: restricts the rows of the view; columns are qualified.
+            pk: the columns of the view's primary key, qualified.
         """
-        lacking = self.lacking(keys, key, qualified(table, key))
-        condition = joined(" AND ", [*where, lacking])
+        not_in_source = self.not_in_source(keys, key, qualified(table, key))
+        condition = joined(" AND ", [*where, not_in_source])
         return [SQL(f"DELETE FROM {table} WHERE {condition.text}", condition.params)]
 
     def update(
@@ -235,10 +242,11 @@ class Dialect:
             table: the view's table, quoted.
             key: the key's columns.
             values: the columns to write.
-            rows: a query for the new rows, columns named as in the view.
+            rows: a query for the new rows, with the view's column names.
             where: which rows; the view's columns are of `table`, the new ones of `ROWS`.
-            pk: the columns of the view's primary key, with their table.
-            keyed: the new rows are those of some keys, whose parts may lie in several tables.
+            pk: the columns of the view's primary key, qualified.
+            keyed: whether the new rows are those of some keys, whose parts may be in several
+                tables.
         """
         sets = ", ".join(f"{value} = {ROWS}.{value}" for value in values)
         same = equal(qualified(table, key), qualified(ROWS, key))
@@ -258,34 +266,34 @@ class Dialect:
         return SQL(f"DELETE FROM {table} WHERE {among.text}", among.params)
 
     def numbers_in(self, column: str) -> tuple[str, str]:
-        """A join to the whole numbers in a JSON array, and the column that they are in then."""
+        """A join to the integers in a JSON array, and the column that holds them then."""
         numbers = f"SELECT number::bigint AS value FROM jsonb_array_elements_text({column}) number"
         return f"CROSS JOIN LATERAL ({numbers}) numbers", "numbers.value"
 
     def text_literal(self, text: str) -> str:
-        """A text in quotes."""
+        """A quoted text."""
         doubled = text.replace("'", "''")
         return f"'{doubled}'"
 
     def bytes_literal(self, digits: str) -> str:
-        """Bytes, given as hexadecimal digits."""
+        """Bytes from hexadecimal digits."""
         return f"X'{digits}'"
 
     def updated(self, found: int) -> int:
-        """Rows that an update wrote, by what the driver counted."""
+        """The number of rows that an update wrote, from the driver's count."""
         return found
 
     def utc(self, value: str, zone: str) -> SQL:
-        """A date and time of a time zone, in UTC.
+        """Convert a datetime of a time zone to UTC.
 
         Args:
-            value: SQL of the date and time.
-            zone: a name, or "UTC+05:30" for one that is as much ahead of UTC.
+            value: SQL of the datetime.
+            zone: a name, or "UTC+05:30" for a fixed offset ahead of UTC.
         """
         raise NotImplementedError
 
     def rounded(self, column: Column, value: str) -> str:
-        """A number as a column that rounds will hold it."""
+        """A number as the column will store it, if the column rounds."""
         kind, places = family(column.field), getattr(column.field, "decimal_places", None)
         if kind == NUMBER and places is not None:
             return f"ROUND({value}, {places})"
@@ -294,5 +302,5 @@ class Dialect:
 
 
 def opposite(zone: str) -> str:
-    """A fixed offset with the other sign; a name as it is."""
+    """A fixed offset with the opposite sign; a zone's name unchanged."""
     return FIXED.sub(lambda found: found[0].translate(str.maketrans("+-", "-+")), zone)

@@ -1,4 +1,4 @@
-"""What an error of the database calls for, and which constraint it tells of."""
+"""Classifies database errors: whether to retry, and which constraint was violated."""
 
 from enum import Enum, auto
 from typing import Any, ClassVar, NamedTuple
@@ -9,7 +9,7 @@ __all__ = ["ConstraintKind", "Errors", "Failure", "Violation"]
 
 
 class Failure(Enum):
-    """What a failed batch calls for."""
+    """How the engine reacts to a failed batch."""
 
     RETRY = "try again"
     RETRY_SMALLER = "try again, smaller"
@@ -27,25 +27,25 @@ class ConstraintKind(Enum):
 
 
 class Violation(NamedTuple):
-    """What the database says of a broken constraint."""
+    """What the database says about a violated constraint."""
 
     kind: ConstraintKind
-    #: Of the constraint; "" where the database does not name it.
+    #: The constraint's name; "" if the database does not give it.
     name: str = ""
-    #: Of the constraint; () where the database does not name them.
+    #: The constraint's columns; () if the database does not name them.
     columns: tuple[str, ...] = ()
-    #: Whose constraint it is; "" where the database does not say.
+    #: The constraint's table; "" if the database does not name it.
     table: str = ""
 
 
 class Errors:
-    """How a database's errors are told apart, by the codes of its driver."""
+    """Classifies errors by the codes of a database's driver."""
 
-    #: By a driver's code, the kind of a broken constraint.
+    #: The kind of constraint that each code of the driver is about.
     kinds: ClassVar[dict[Any, Any]] = {}
 
     def failure(self, error: Exception) -> Failure:
-        """What a failed batch calls for."""
+        """How the engine should react to an error of a batch."""
         if isinstance(error, InterfaceError):
             return Failure.RETRY
         if isinstance(error, MemoryError):
@@ -60,17 +60,17 @@ class Errors:
         raise NotImplementedError
 
     def is_denied(self, error: BaseException) -> bool:
-        """Whether a statement was refused because the role lacks a right."""
+        """Whether a statement was refused because the role has no right to it."""
         return False
 
     def is_denied_in_database(self, error: BaseException) -> bool:
-        """Whether the right that the role lacks is one on the whole database."""
+        """Whether the missing right is one on the whole database."""
         return False
 
     def is_locked(self, error: DatabaseError) -> bool:
-        """Whether a statement that must not wait met a lock."""
+        """Whether a statement that must not wait found a row locked."""
         return False
 
     def violation(self, error: DatabaseError) -> Violation | None:
-        """The constraint that a statement has broken, None if it was something else."""
+        """The constraint that a statement violated, None if the error is another."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""How a session's transactions are limited, and how one row is updated without waiting for a lock."""
+"""Timeouts of transactions, and updates of one row that do not wait for a lock."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,18 +15,18 @@ Compiled: TypeAlias = tuple[CompiledSelect | CompiledUpdate, ...]
 
 
 class Limits(NamedTuple):
-    """Seconds after which the server ends what one of our transactions does."""
+    """Seconds after which the server aborts a transaction of the engine."""
 
-    #: Of a running statement.
+    #: For a statement.
     statement: float
-    #: Of a statement that waits for a lock.
+    #: For a statement that waits for a lock.
     lock: float
-    #: Of a connection without a statement: its process may be frozen while its locks block the others.
+    #: Without a statement: the process may be frozen while its locks block others.
     idle: float
 
 
 class Sessions:
-    """The sessions of SQLite, which has no limits and no row locks; the others differ from it.
+    """The sessions of SQLite, which has no timeouts and no row locks; other databases override it.
 
     Args:
         using: alias of the database.
@@ -41,45 +41,45 @@ class Sessions:
         return connections[self.using]
 
     def limited(self, limits: Limits, *, strict: bool, alone: bool) -> AbstractContextManager[None]:
-        """A context around a transaction, where limits belong to the session.
+        """A context around a transaction, where timeouts belong to the session.
 
         Args:
-            limits: of the transaction.
-            strict: values that do not fit a column are refused, whatever the session's mode.
-            alone: no other transaction is around it, so it gets the level READ COMMITTED.
+            limits: the timeouts.
+            strict: refuse values that do not fit a column, whatever the session's mode.
+            alone: whether the transaction is not nested, so that it can be READ COMMITTED.
         """
         return nullcontext()
 
     def begin(self, limits: Limits) -> None:
-        """Begin a transaction with its level and limits, where they belong to the transaction."""
+        """Begin a transaction with its level and timeouts, where they belong to the transaction."""
 
     def limit(self, limits: Limits) -> None:
-        """Change the limits of the transaction that is running. SQLite has none."""
+        """Change the timeouts of the current transaction. SQLite has none."""
 
     @contextmanager
     def ended_with_process(self) -> Iterator[None]:
-        """A context whose running statement ends when KeyboardInterrupt or SystemExit leaves it."""
+        """A context: KeyboardInterrupt and SystemExit abort the statement that is running in it."""
         yield
 
     def commits_one_statement(self) -> bool:
-        """Whether `updates` gives, outside a transaction, one statement that commits by itself."""
+        """Whether `updates` outside a transaction is one statement that commits itself."""
         return True
 
     def updates(
         self, rows: QuerySet[Any], changes: dict[str, Any], locked: QuerySet[Any], *, alone: bool
     ) -> Compiled:
-        """The statements that update a row unless somebody holds it; each must find the row.
+        """The statements that update a row unless it is locked; each must find the row.
 
         Args:
             rows: selects the row.
             changes: what to write.
-            locked: selects the row's primary key and locks it, skipping locked rows.
-            alone: outside a transaction.
+            locked: selects and locks the row's primary key, skipping locked rows.
+            alone: whether it runs outside a transaction.
         """
         return (CompiledUpdate(rows, changes),)
 
     def update_unlocked(self, rows: QuerySet[Any], changes: dict[str, Any]) -> int:
-        """Update, in one statement, those of some rows that nobody holds; how many."""
+        """Update the rows that nobody has locked, in one statement; how many."""
         return rows.update(**changes)
 
     def execute(self, sql: str) -> None:
@@ -89,10 +89,10 @@ class Sessions:
 
 
 def milliseconds(seconds: float) -> int:
-    """At least one: zero would mean no limit."""
+    """At least one: zero would mean no timeout."""
     return max(1, round(seconds * 1000))
 
 
 def whole_seconds(seconds: float) -> int:
-    """At least one, as above."""
+    """At least one: zero would mean no timeout."""
     return max(1, round(seconds))

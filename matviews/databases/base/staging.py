@@ -13,19 +13,19 @@ __all__ = ["Staging", "StagingRefused"]
 
 
 class StagingRefused(Exception):
-    """No staging table can be created here; says why, and what to do."""
+    """No staging table can be created; the message says why and what to do."""
 
 
 class Staging:
-    """Staging tables of SQLite, which has no schemas; the others differ from it.
+    """Staging tables of SQLite, which has no schemas; the other databases override it.
 
     Args:
         using: alias of the database.
     """
 
-    #: What a schema is called in CREATE; "" where there is none.
+    #: The keyword after CREATE for a schema; "" if there are no schemas.
     schema_kind = ""
-    #: What quotes a name within `db_table`.
+    #: Separates schema and table within `db_table`.
     quote = '"'
 
     def __init__(self, using: str) -> None:
@@ -37,12 +37,12 @@ class Staging:
         return connections[self.using]
 
     def table(self, schema: str, name: str) -> str:
-        """A table, as `Dialect.name` takes it: the quotes are those within a `db_table`."""
+        """A table in the form that `Dialect.name` takes, with the inner quotes of a `db_table`."""
         doubled = schema.replace(self.quote, self.quote * 2)
         return f"{doubled}{self.quote}.{self.quote}{name}" if schema else name
 
     def home(self, own_table: str) -> str:
-        """The schema of our own tables, whatever the search path of the role is; "" for the only one."""
+        """The schema of the package's own tables, whatever the search path; "" for the only one."""
         return ""
 
     def has_schema(self, schema: str) -> bool:
@@ -50,12 +50,11 @@ class Staging:
         raise NotImplementedError
 
     def tables(self, schema: str) -> list[str]:
-        """The names of the tables in a schema, also of those that the role may not read."""
+        """The names of the tables in a schema, including those that the role may not read."""
         return list(self.connection.introspection.table_names())
 
     def problem(self, schema: str) -> str:
-        """Why this connection's role cannot create tables in a schema; "" if it can, or if that shows only
-        when it is tried."""
+        """Why the role cannot create tables in a schema; "" if it can, or if only trying shows."""
         return ""
 
     def create(
@@ -66,7 +65,7 @@ class Staging:
         key: Sequence[AnyField],
         dialect: Dialect,
     ) -> str:
-        """A statement that creates a table of columns as the view has them, with its key as primary key.
+        """A statement that creates a table with the view's column types and its key as primary key.
 
         Args:
             table: its name, quoted.
@@ -75,7 +74,7 @@ class Staging:
             key: those of the key.
             dialect: of the database.
         """
-        stored = dialect.columns([view])  # whatever the models say
+        stored = dialect.columns([view])  # not what the models say
         columns = []
         for field in fields:
             of_model = value_field(field).rel_db_type(self.connection), ""
@@ -88,21 +87,21 @@ class Staging:
 
     @contextmanager
     def definitions(self, wait: int) -> Iterator[Callable[[str], object]]:
-        """What runs a statement that creates or drops a table, without ending the current transaction.
+        """A function that runs a CREATE or DROP without ending the current transaction.
 
         Args:
-            wait: seconds to wait for a table that another connection still reads, where there is no other
-                limit.
+            wait: seconds to wait for a table that another connection is reading, where there is no
+                other timeout.
 
         Raises:
-            StagingRefused: the role lacks the right.
+            StagingRefused: the role may not do it.
         """
         with transaction.atomic(using=self.using), self.connection.cursor() as cursor:
             yield lambda statement: cursor.execute(statement, ())
 
     def may_block_itself(self) -> bool:
-        """Whether dropping a table would wait for the current transaction, which may have read it."""
+        """Whether a DROP would wait for the current transaction, which may have read the table."""
         return False
 
     def filled(self, table: str) -> None:
-        """Tell the database that a table has been filled."""
+        """Called when a table has been filled."""

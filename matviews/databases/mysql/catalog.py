@@ -9,12 +9,12 @@ __all__ = ["MySQLCatalog"]
 
 WRITE = ("SELECT", "INSERT", "UPDATE", "DELETE")
 STAGE = ("CREATE", "DROP", "SELECT", "INSERT", "CREATE TEMPORARY TABLES")
-# "ALL PRIVILEGES" of a table or database has all that is asked for here.
+# ALL PRIVILEGES on a table or database includes every right that is checked here.
 GRANT = re.compile(r"GRANT (?P<rights>.+?) ON (?P<database>\S+?)\.(?P<table>\S+) TO ")
 
 
 class MySQLCatalog(Catalog):
-    """Asks for this connection's user alone: another one's rights it may not read."""
+    """Checks this connection's user only: it may not read the rights of others."""
 
     has_estimates = True
 
@@ -32,7 +32,7 @@ class MySQLCatalog(Catalog):
         return {name: int(rows) for name, rows in found}
 
     def knows_time_zones(self) -> bool:
-        """False until the tables of time zones are loaded: then CONVERT_TZ gives NULL."""
+        """False until the time zone tables are loaded: until then CONVERT_TZ returns NULL."""
         return bool(self.connection.features.has_zoneinfo_database)
 
     def missing_rights(self, needs: Needs, *, written: str, own: bool) -> list[MissingRight]:
@@ -50,7 +50,7 @@ class MySQLCatalog(Catalog):
     def staging_rights(
         self, schema: str, views: Collection[str], *, written: str
     ) -> list[MissingRight]:
-        """Where no view is staged, deleting needs a temporary table all the same."""
+        """Deleting needs a temporary table even where no view is staged."""
         having = self._rights(schema, "")
         missing = tuple(right for right in STAGE if right not in having)
         why = f"where {', '.join(views)} would be staged"
@@ -69,7 +69,7 @@ class MySQLCatalog(Catalog):
         for (line,) in self.rows("SHOW GRANTS"):
             found = GRANT.match(line)
             if found and _covers(found["database"], found["table"], database, table):
-                names = re.sub(r"\([^)]*\)", "", found["rights"])  # of some of the columns
+                names = re.sub(r"\([^)]*\)", "", found["rights"])  # column privileges
                 rights |= {name.strip() for name in names.split(",")}
         return {*WRITE, *STAGE} if "ALL PRIVILEGES" in rights else rights
 

@@ -1,7 +1,7 @@
 """MariaDB and MySQL.
 
-Measured on MariaDB 10.11: an UPDATE or DELETE that reads the source share-locks its rows or entries of
-its indexes even in READ COMMITTED; an INSERT or CREATE TABLE that selects from it does not.
+Measured on MariaDB 10.11: an UPDATE or DELETE that reads the source share-locks rows or index
+entries of it even in READ COMMITTED. An INSERT or CREATE TABLE that selects from it does not.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ...conf import get_settings
 from ..base.dialect import ROWS, Dialect
-from ..fields import DATE, MOMENT, NUMBER, TEXT, WHOLE, AnyField, Column, family, field_of_column
+from ..fields import DATE, DATETIME, NUMBER, TEXT, WHOLE, AnyField, Column, family, field_of_column
 from ..keys import Key
 from ..sql import SQL, equal, joined, qualified
 
@@ -19,12 +19,12 @@ __all__ = ["MySQL"]
 
 BYTES = re.compile(r"(var)?binary|(tiny|medium|long)?blob")
 SURPLUS = "matviews_surplus"
-TYPED = {DATE: "CAST(%s AS DATE)", MOMENT: "CAST(%s AS DATETIME(6))"}
+TYPED = {DATE: "CAST(%s AS DATE)", DATETIME: "CAST(%s AS DATETIME(6))"}
 AS_TEXT = {"date", "datetime", "decimal", "time", "uuid"}
 
 
 class MySQL(Dialect):
-    """Texts are compared as bytes: the usual collations take "a" for "A", and "a" for "a "."""
+    """Compares texts as bytes: to the usual collations "a" equals "A", and "a" equals "a "."""
 
     exact_collation = "utf8mb4_bin"
     kinds: ClassVar[dict[str, str]] = {
@@ -54,13 +54,13 @@ class MySQL(Dialect):
         return found
 
     def same_collation(self, of_model: str, of_column: str) -> bool:
-        """Without one in the model, a table keeps what it was made with."""
+        """If the model names no collation, a table keeps the one it was created with."""
         return not of_model or super().same_collation(of_model, of_column)
 
     def exact(self, kind: str, value: str) -> str | None:
-        """The driver makes None of 0000-00-00.
+        """The driver returns None for 0000-00-00.
 
-        What is computed may have fewer places than the column in which it will be.
+        A computed value may have fewer decimal places than its column.
         """
         plain = kind.partition("(")[0]
         if plain in (WHOLE, TEXT):
@@ -75,17 +75,17 @@ class MySQL(Dialect):
         return super().as_exact(kind, part)
 
     def read_back(self, kind: str, exact: str) -> str:
-        """As texts, 10.00 would come before 2.00, and 100:00:00 before 99:00:00."""
+        """As texts, 10.00 would sort before 2.00, and 100:00:00 before 99:00:00."""
         return f"CAST({exact} AS {kind})" if kind.startswith(("decimal", "time")) else exact
 
     def is_null(self, column: str) -> str:
-        """0000-00-00 IS NULL in a column that cannot be NULL."""
+        """0000-00-00 IS NULL is true in a NOT NULL column."""
         return f"{column} <=> NULL"
 
     def is_readable(
         self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]
     ) -> bool:
-        """A cast makes NULL of 0000-00-00 where `sql_mode` has NO_ZERO_DATE."""
+        """With NO_ZERO_DATE in `sql_mode`, a cast turns 0000-00-00 into NULL."""
         dates = [
             place
             for place, column in enumerate(columns)
@@ -94,7 +94,7 @@ class MySQL(Dialect):
         return not any("-00" in str(row[place])[4:10] for row in rows for place in dates)
 
     def logged(self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]) -> SQL:
-        """Beside the table's own columns, texts take their collations."""
+        """UNION ALL gives texts the collations of the table's own columns."""
         fields = (field_of_column(table, column) for column in columns)
         marks = ", ".join(TYPED.get(family(field) if field else "", "%s") for field in fields)
         names = ", ".join(map(self.name, columns))
@@ -103,27 +103,31 @@ class MySQL(Dialect):
         return SQL(empty + f" UNION ALL SELECT {marks}" * len(rows), params)
 
     def stored(self, column: Column, value: str) -> str:
-        """CAST would clip what assigning refuses."""
+        """CAST would clip what an assignment refuses."""
         if family(column.field) in (WHOLE, NUMBER):
             return self.rounded(column, value)
         return value
 
-    def unlike(self, field: AnyField, left: str, right: str) -> str:
-        if self.folds(field) or (family(field) == "JSON" and self.connection.mysql_is_mariadb):
-            left, right = (f"BINARY CONVERT({each} USING utf8mb4)" for each in (left, right))
+    def is_distinct(self, field: AnyField, left: str, right: str) -> str:
+        if self.has_ci_collation(field) or (
+            family(field) == "JSON" and self.connection.mysql_is_mariadb
+        ):
+            left, right = (f"BINARY CONVERT({value} USING utf8mb4)" for value in (left, right))
         return f"NOT ({left} <=> {right})"
 
-    def folds(self, field: AnyField) -> bool:
+    def has_ci_collation(self, field: AnyField) -> bool:
         return family(field) == TEXT and not BYTES.match(self.kind_of(field))
 
-    def opaque(self, condition: SQL) -> SQL:
-        """MariaDB 10.11 looks for an index in a comparison of rows even where they are of several tables. It then
-        computes an expression of a table that it has not read yet, and may find that no row can be.
+    def hide_from_optimizer(self, condition: SQL) -> SQL:
+        """MariaDB 10.11 looks for an index even in a row comparison over several tables.
+
+        It then evaluates an expression of a table that it has not read yet, and may find
+        "Impossible WHERE".
         """
         return SQL(f"IF({condition.text}, 1, 0)", condition.params)
 
     def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
-        """A comparison of rows would not use an index."""
+        """A row comparison would not use an index."""
         strict = sign[0]
         choices = []
         for place, column in enumerate(columns):
@@ -144,7 +148,7 @@ class MySQL(Dialect):
         where: Iterable[SQL],
         pk: Sequence[str],
     ) -> list[SQL]:
-        """By way of a temporary table, which commits nothing."""
+        """With a temporary table, which commits nothing."""
         same = equal(qualified(ROWS, key), qualified(table, key))
         condition = joined(" AND ", [*where, SQL(self.is_null(f"{ROWS}.{key[0]}"))])
         named = {f"pk{place}": name for place, name in enumerate(pk)}
@@ -172,18 +176,20 @@ class MySQL(Dialect):
         *,
         keyed: bool,
     ) -> SQL:
-        """An INSERT of rows that are there, with their primary keys, so that no other unique
-        constraint decides which row is written.
+        """An INSERT of existing rows with their primary keys.
 
-        A condition on keys of the view goes into the query for the new rows as well, by what is equal
-        to them: see `opaque`. Some keys lead to the view without it.
+        So no other unique constraint decides which row is written. MariaDB pushes a condition on
+        the view's keys into the derived table of new rows (see `hide_from_optimizer`); if only some
+        keys are processed, they are enough to find the rows.
         """
         new = {name.removeprefix(f"{table}."): name for name in pk}
         new |= {name: f"{ROWS}.{name}" for name in (*key, *values)}
         columns, selected = ", ".join(new), ", ".join(new.values())
         same = equal(qualified(table, key), qualified(ROWS, key))
         sets = ", ".join(f"{value} = VALUES({value})" for value in values)
-        join, where = ("STRAIGHT_JOIN", self.opaque(where)) if keyed else ("JOIN", where)
+        join, where = (
+            ("STRAIGHT_JOIN", self.hide_from_optimizer(where)) if keyed else ("JOIN", where)
+        )
         return SQL(
             f"INSERT INTO {table} ({columns}) SELECT {selected} FROM ({rows.text}) {ROWS} {join} {table} "
             f"ON {same} WHERE {where.text} ON DUPLICATE KEY UPDATE {sets}",
@@ -191,10 +197,10 @@ class MySQL(Dialect):
         )
 
     def delete_by_id(self, table: str, ids: Sequence[int]) -> SQL:
-        """Each key looked up by itself.
+        """Looks up each key by itself.
 
-        A statement waits for each locked row that it comes across, and for an IN of many keys it comes across
-        all of them.
+        A statement waits for every locked row that it scans, and for an IN of many keys it scans
+        all rows.
         """
         return SQL(
             f"DELETE {table} FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) matviews_keys "

@@ -1,4 +1,4 @@
-"""The errors of MariaDB and MySQL, by their numbers."""
+"""The errors of MariaDB and MySQL, by number."""
 
 import re
 from typing import Any, ClassVar
@@ -10,16 +10,16 @@ from ..base.errors import ConstraintKind, Errors, Failure, Violation
 __all__ = ["MySQLErrors", "number_of"]
 
 LIMITS = {1205, 1969, 3024}  # lock wait timeout, max_statement_time, max_execution_time
-# Deadlock, record changed since last read, and foreign keys: a row that others have just deleted, or
-# have not committed yet, may be there at the next attempt.
+# Deadlock, record changed since last read, and foreign keys: the row that others just deleted, or
+# have not committed yet, may exist at the next attempt.
 TRANSIENT = {1213, 1020, 1216, 1217, 1451, 1452}
-LOST = {1040, 1053, 1203, 1927, 2006, 2013, 2055, 4031}  # or refused: too many connections
-LOCKED = 1205  # also what a statement that must not wait raises at once
+LOST = {1040, 1053, 1203, 1927, 2006, 2013, 2055, 4031}  # lost, or refused as one too many
+LOCKED = 1205  # also raised at once by a statement that must not wait
 MISSING = {1146, 1054}
 DENIED_IN_DATABASE = 1044
 DENIED = {DENIED_IN_DATABASE, 1142, 1143, 1227, 1370}
-# Where the text of an error has names. The words around these may be in any language, and the value of a
-# broken key stands before its name.
+# Where an error's text has names. The text may be in any language; the value of a violated key
+# precedes the key's name.
 _KEY = re.compile(r".*'(?:[^'.]*\.)?(?P<name>[^'.]+)'", re.DOTALL)
 _FOREIGN_KEY = re.compile(r"`(?P<table>[^`]*)`, CONSTRAINT `(?P<name>[^`]*)`")
 _COLUMN = re.compile(r"'(?P<column>[^']*)'")
@@ -32,7 +32,7 @@ def number_of(error: BaseException) -> object:
 
 
 class MySQLErrors(Errors):
-    """By number: MariaDB and MySQL agree on those that matter here."""
+    """MariaDB and MySQL agree on the numbers that matter here."""
 
     kinds: ClassVar[dict[Any, Any]] = {
         1048: (ConstraintKind.NOT_NULL, _COLUMN),

@@ -1,4 +1,4 @@
-"""MariaDB and MySQL: limits belong to the session, so each transaction sets them and restores them."""
+"""MariaDB and MySQL: timeouts belong to the session, so each transaction sets and restores them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,18 +14,18 @@ from ..compiled import CompiledSelect, CompiledUpdate
 __all__ = ["MySQLSessions"]
 
 WITHOUT_WAITING = ("SET STATEMENT innodb_lock_wait_timeout = 0 FOR ", "")
-#: By connection, how many of these contexts are within each other.
+#: By connection, how deeply these contexts are nested.
 _DEPTHS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 class MySQLSessions(Sessions):
-    """Where the two differ, MariaDB has a limit of its own and MySQL has not."""
+    """Where MariaDB and MySQL differ, MariaDB has a setting that MySQL has not."""
 
     @contextmanager
     def limited(self, limits: Limits, *, strict: bool, alone: bool) -> Iterator[None]:
-        """One statement saves the session's values, sets ours and begins the transaction; another restores them.
+        """One statement saves the session's values, sets ours and begins; another restores them.
 
-        What runs once a transaction has committed may begin another before that: each depth saves the
+        A callback after commit may begin another transaction before that, so each depth saves the
         values under names of its own.
         """
         database = self.connection
@@ -47,7 +47,7 @@ class MySQLSessions(Sessions):
             yield
         finally:
             _DEPTHS[database] = depth - 1
-            if database.connection is raw:  # a session that is gone has nothing to restore
+            if database.connection is raw:  # a new session has nothing to restore
                 self._restore([*restored, *(["autocommit = 1"] if alone else [])])
 
     def _restore(self, settings: list[str]) -> None:
@@ -62,7 +62,7 @@ class MySQLSessions(Sessions):
         self.execute(f"SET {', '.join(f'SESSION {name} = {value}' for name, value in values)}")
 
     def _settings(self, limits: Limits) -> dict[str, float | str]:
-        """MySQL can limit only reading statements; its other limit ends a silent connection."""
+        """MySQL can limit reading statements only; its other timeout ends a silent connection."""
         statement, lock, idle = limits
         waits: dict[str, float | str] = {
             "innodb_lock_wait_timeout": whole_seconds(lock),
@@ -82,14 +82,14 @@ class MySQLSessions(Sessions):
 
     @contextmanager
     def ended_with_process(self) -> Iterator[None]:
-        """The server would finish the statement, and hold its locks meanwhile."""
+        """Otherwise the server would finish the statement, and hold its locks meanwhile."""
         thread = self.connection.connection.thread_id()
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
             if (
                 not self.connection.in_atomic_block
-            ):  # else a test case's transaction would be lost too
+            ):  # which would be lost: a test case's transaction
                 self.connection.close()
                 with suppress(Error):
                     self.execute(f"KILL {thread}")
@@ -103,17 +103,17 @@ class MySQLSessions(Sessions):
     ) -> Compiled:
         """MySQL takes two statements.
 
-        It can neither update a table that a subquery of the same statement reads (error 1093), nor be told
-        not to wait for this statement alone.
+        It cannot update a table that a subquery of the same statement reads (error 1093), nor set a
+        lock timeout for one statement.
         """
         if self.connection.mysql_is_mariadb:
             return (CompiledUpdate(rows, changes, around=WITHOUT_WAITING),)
         return CompiledSelect(locked), CompiledUpdate(rows, changes)
 
     def update_unlocked(self, rows: QuerySet[Any], changes: dict[str, Any]) -> int:
-        """An UPDATE would wait for rows that it comes across, even for uncommitted ones.
+        """An UPDATE would wait for every row that it scans, even uncommitted ones.
 
-        A SELECT can skip them, and an INSERT of a row that exists updates it.
+        A SELECT can skip them, and an INSERT of an existing row updates it.
         """
         quote, meta = self.connection.ops.quote_name, rows.model._meta
         unlocked: Any = rows.order_by().select_for_update(skip_locked=True)

@@ -13,7 +13,7 @@ from .errors import number_of
 
 __all__ = ["MySQLStaging"]
 
-DENIED = {1044, 1049, 1142, 1227}  # a right is missing, or the database
+DENIED = {1044, 1049, 1142, 1227}  # a missing right, or database
 
 
 class MySQLStaging(Staging):
@@ -49,7 +49,7 @@ class MySQLStaging(Staging):
         key: Sequence[AnyField],
         dialect: Dialect,
     ) -> str:
-        """Copied from the view's table, whose columns keep the collations that they were created with."""
+        """Copied from the view's table, whose columns keep the collations of its creation."""
         names, keys = ", ".join(dialect.names(fields)), ", ".join(dialect.names(key))
         return (
             f"CREATE TABLE {table} (PRIMARY KEY ({keys})) "

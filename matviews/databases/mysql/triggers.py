@@ -1,4 +1,4 @@
-"""MariaDB and MySQL: a trigger per row. TRUNCATE and actions of foreign keys fire none."""
+"""MariaDB and MySQL: a trigger per row. TRUNCATE and foreign key actions fire none."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -7,29 +7,38 @@ from typing import ClassVar
 from django.db import DatabaseError, Error
 from django.db.transaction import TransactionManagementError
 
-from ..base.triggers import MAX_LINK_BYTES, OURS, TOO_LONG, TriggerName, Triggers, digest, json_of
+from ..base.triggers import (
+    MAX_LINK_BYTES,
+    NAME_REGEX,
+    TOO_LONG,
+    TriggerName,
+    Triggers,
+    digest,
+    json_of,
+)
 from ..trigger_spec import TriggerSpec
 
 __all__ = ["MySQLTriggers"]
 
-ACTION = "a foreign key of it has ON DELETE or ON UPDATE, which fires no trigger here"
-ENGINE = (
-    "its engine is not InnoDB, so what is rolled back of it and of the log need not be the same"
-)
-PARTITIONED = "it is partitioned, and partitions that are truncated or dropped fire no trigger here"
-OTHER_DATABASE = "its name names a database, and triggers are made in the connection's own alone"
+ACTION = "it has a foreign key with ON DELETE or ON UPDATE, which fires no trigger here"
+ENGINE = "its engine is not InnoDB, so a rollback undoes the log entry but not the change"
+PARTITIONED = "it is partitioned, and truncating or dropping a partition fires no trigger here"
+OTHER_DATABASE = "its name includes a database, and triggers work in the connection's database only"
 PLAIN_MODE = "SET @matviews_sql_mode = @@sql_mode, sql_mode = ''"
 NO_SUCH_COLUMN = 1054
-# A session may set the time that its statements have, but not that of SYSDATE, which no function gives in UTC.
-MOMENT = "UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND"
-# A session may also choose the next number that a statement counts up to, whichever table is the first to.
+# A session may set the time of its statements, but not that of SYSDATE, which no function returns
+# in UTC.
+UTC_NOW = "UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND"
+# A session may also set the next auto-increment value, which the first insert into any table would
+# take.
 OWN_NUMBER = "IF @@insert_id <> 0 THEN SET insert_id = 0; END IF;"
-INTRODUCER = "_utf8mb4"  # which the server may leave out of what it shows
+INTRODUCER = "_utf8mb4"  # the server may omit it when it shows a trigger
 MODE_BACK = "SET sql_mode = @matviews_sql_mode"
-# JSON writes a byte as six at most. An array larger than a packet is NULL on MariaDB and an error on MySQL.
+# JSON escapes a byte as at most six. An array larger than a packet is NULL on MariaDB, an error on
+# MySQL.
 MAX_PACKET_BYTES = "@@max_allowed_packet DIV 8"
-# Types whose texts hold all of a value, whatever the session's settings are; of texts, with the sets of
-# characters that come back from UTF-8 as they were.
+# Types whose text form is exact whatever the session's settings; for texts, in character sets that
+# survive a conversion to UTF-8 and back.
 WRITABLE = {
     *("tinyint", "smallint", "mediumint", "int", "bigint", "year", "decimal", "date", "datetime"),
     *("time", "uuid", "inet4", "inet6"),
@@ -39,7 +48,7 @@ CHARSETS = {"utf8mb4", "utf8mb3", "utf8", "latin1", "ascii"}
 
 
 class MySQLTriggers(Triggers):
-    """A statement that makes or removes a trigger commits."""
+    """Creating or dropping a trigger commits."""
 
     catalog: ClassVar[str] = (
         "SELECT event_object_table AS matviews_table, CONCAT(trigger_name, ':', "
@@ -48,7 +57,7 @@ class MySQLTriggers(Triggers):
     )
 
     def literal(self, text: str) -> str:
-        """What a backslash is depends on `sql_mode`."""
+        """What a backslash means depends on `sql_mode`."""
         return f"{INTRODUCER} X'{text.encode().hex()}'" if "\\" in text else super().literal(text)
 
     def __init__(self, using: str) -> None:
@@ -58,7 +67,7 @@ class MySQLTriggers(Triggers):
         self._types: dict[str, dict[str, tuple[str, str]]] = {}
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
-        """What `sql_mode` is when a trigger is made, it is whenever it runs."""
+        """A trigger always runs with the `sql_mode` that it was created with."""
         yield PLAIN_MODE
         yield (
             f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
@@ -67,13 +76,13 @@ class MySQLTriggers(Triggers):
         yield MODE_BACK
 
     def _action(self, event: str, table: str, spec: TriggerSpec) -> str:
-        """What a trigger does.
+        """The body of a trigger.
 
-        Where a column that is named here is gone, that alone is handled: any row may have changed. It is
-        found out before the statement does anything, so no lock, and no rollback, is behind it.
+        If a column that it names is gone, only that error is handled: any row may have changed. It
+        is raised before the statement does anything, so it leaves no lock and no rollback behind.
         """
         before, after = (
-            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, {self._links(table, row, spec)}, {MOMENT});"
+            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, {self._links(table, row, spec)}, {UTC_NOW});"
             for row in ("OLD", "NEW")
         )
         body = {"insert": after, "delete": before}.get(event, before)
@@ -83,16 +92,16 @@ class MySQLTriggers(Triggers):
             body = f"IF NOT ({self._same(table, spec.columns)}) THEN {body} END IF;"
         gone = (
             f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} "
-            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, NULL, {MOMENT}); "
+            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, NULL, {UTC_NOW}); "
             if "OLD." in body or "NEW." in body
             else ""
         )
         return f"matviews: BEGIN {gone}{self._leave_if_suppressed(table)} {OWN_NUMBER} {body} END"
 
     def replaced(self, table: str, spec: TriggerSpec) -> set[str]:
-        """Who may make triggers of the table sees what they do."""
+        """A role that may create triggers of the table may read their bodies."""
         version = self.version(table, spec)
-        wanted = {
+        required = {
             str(TriggerName(digest(table), version, event)): self._action(event, table, spec)
             for event in self.events_of(spec)
         }
@@ -100,18 +109,18 @@ class MySQLTriggers(Triggers):
             cursor.execute(
                 "SELECT trigger_name, action_statement FROM information_schema.triggers "
                 "WHERE event_object_schema = DATABASE() AND trigger_name LIKE %s",
-                self.ours,
+                self.NAME_PATTERN,
             )
             return {
                 name
                 for name, action in cursor.fetchall()
-                if name in wanted
+                if name in required
                 and action is not None
-                and action.replace(INTRODUCER, "") != wanted[name].replace(INTRODUCER, "")
+                and action.replace(INTRODUCER, "") != required[name].replace(INTRODUCER, "")
             }
 
     def _leave_if_suppressed(self, table: str) -> str:
-        """The secret is read where the session says that it knows it, and not else."""
+        """The secret is read only if the session claims to know it."""
         session = "CAST(COALESCE(@matviews_suppressed, '') AS BINARY)"
         value = f"{self.secrets}.{self.name('value')}"
         return (
@@ -122,7 +131,7 @@ class MySQLTriggers(Triggers):
 
     @contextmanager
     def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
-        """By a variable of the session, which no rollback takes back."""
+        """With a session variable, which no rollback resets."""
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT @matviews_suppressed")
             before = str(cursor.fetchone()[0] or "")
@@ -132,18 +141,21 @@ class MySQLTriggers(Triggers):
         try:
             yield
         finally:
-            with suppress(Error), self.connection.cursor() as cursor:  # if it is gone, so is that
+            with (
+                suppress(Error),
+                self.connection.cursor() as cursor,
+            ):  # a lost session has lost the variable too
                 cursor.execute("SET @matviews_suppressed = %s", [before])
 
     def _links(self, table: str, row: str, spec: TriggerSpec) -> str:
-        """The links of a row as an entry of the log has them, as JSON."""
+        """The links of a row as a log entry has them, as JSON."""
         links = sorted(spec.links)
         if not links:
             return self._json([[]])
         if not all(self._is_writable(table, link) for link in links):
             return "NULL"
         texts = [f"CONVERT({row}.{self.name(link)} USING utf8mb4)" for link in links]
-        # CONCAT of a NULL is NULL; a JSON_ARRAY around it would hold null, which no refresh can read.
+        # CONCAT of a NULL is NULL; in a JSON_ARRAY it would be null, which no refresh can read.
         entry = (
             f"CONCAT({self.literal(f'[{json_of(links)}, ')}, JSON_ARRAY({', '.join(texts)}), ']')"
         )
@@ -165,7 +177,7 @@ class MySQLTriggers(Triggers):
         return kind in WRITABLE or (kind in TEXTS and charset in CHARSETS)
 
     def _type(self, table: str, column: str) -> tuple[str, str]:
-        """The type of a column, and its character set."""
+        """The type and character set of a column."""
         if table not in self._types:
             with self.connection.cursor() as cursor:
                 cursor.execute(
@@ -179,23 +191,25 @@ class MySQLTriggers(Triggers):
         return self._types[table].get(column, ("", ""))
 
     def _same(self, table: str, columns: Collection[str]) -> str:
-        """A condition on `OLD` and `NEW`, a row before and after a change: the columns are the same."""
+        """Whether columns of `OLD` and `NEW`, the row before and after a change, are the same."""
         return " AND ".join(self._same_value(table, column) for column in sorted(columns))
 
     def _same_value(self, table: str, column: str) -> str:
         before, after = (f"{row}.{self.name(column)}" for row in ("OLD", "NEW"))
         same, kind = f"{before} <=> {after}", self._type(table, column)[0]
-        if kind == "timestamp":  # one hour of the year comes twice in the session's time zone
+        if kind == "timestamp":  # the session's time zone has one hour of the year twice
             return f"{same} AND UNIX_TIMESTAMP({before}) <=> UNIX_TIMESTAMP({after})"
         if kind in WRITABLE:
             return same
-        # As bytes too: "a" is "A" to most collations. Not only so: FLOAT shows six digits.
+        # As bytes too, because most collations take "a" for "A"; as values, because FLOAT shows six
+        # digits.
         return f"{same} AND CAST({before} AS BINARY) <=> CAST({after} AS BINARY)"
 
     def ownerless(self) -> dict[str, str]:
-        """None to an account that may not read who there is.
+        """None if this account may not read the accounts.
 
-        None within a transaction either: one that has read MariaDB's table of accounts can set no savepoint.
+        None in a transaction either: after reading MariaDB's table of accounts it can set no
+        savepoint.
         """
         if self.connection.in_atomic_block:
             return {}
@@ -208,21 +222,21 @@ class MySQLTriggers(Triggers):
             cursor.execute(
                 "SELECT trigger_name, definer FROM information_schema.triggers "
                 "WHERE event_object_schema = DATABASE() AND trigger_name LIKE %s",
-                self.ours,
+                self.NAME_PATTERN,
             )
             return {
                 name: definer
                 for name, definer in cursor.fetchall()
-                if OURS.fullmatch(name) and definer not in accounts
+                if NAME_REGEX.fullmatch(name) and definer not in accounts
             }
 
     def script(self, statements: Iterable[str]) -> str:
-        """A statement may have semicolons in it."""
+        """A statement may contain semicolons."""
         ended = "".join(f"{statement}\n//\n" for statement in statements)
         return ended and f"DELIMITER //\n{ended}DELIMITER ;\n"
 
-    def untrackable(self, tables: Collection[str]) -> dict[str, str]:
-        faults = super().untrackable(tables)
+    def untrackable_tables(self, tables: Collection[str]) -> dict[str, str]:
+        faults = super().untrackable_tables(tables)
         queries = {
             ACTION: "SELECT table_name FROM information_schema.referential_constraints "
             "WHERE constraint_schema = DATABASE() AND NOT (delete_rule IN ('RESTRICT', "
@@ -241,14 +255,16 @@ class MySQLTriggers(Triggers):
 
     @contextmanager
     def definitions(self, tables: int = 1) -> Iterator[None]:
-        """No transaction, for each statement commits. A wait for a lock, or silence in a transaction, ends after a second.
+        """No transaction, because each statement commits.
+
+        A wait for a lock, or silence in a transaction, ends after a second.
 
         Raises:
             TransactionManagementError: within a transaction, which it would commit.
         """
         if self.connection.in_atomic_block:
             raise TransactionManagementError(
-                "To make or remove a trigger would commit the transaction that is under way."
+                "Creating or dropping a trigger would commit the current transaction."
             )
         limits = ["lock_wait_timeout", "innodb_lock_wait_timeout"]
         if self.connection.mysql_is_mariadb:
@@ -261,7 +277,7 @@ class MySQLTriggers(Triggers):
             back = [f"{name} = @matviews_own_{name}" for name in limits]
             self.execute([f"SET {', '.join(back)}"])
 
-    def is_held(self, error: DatabaseError) -> bool:
+    def is_locked(self, error: DatabaseError) -> bool:
         return error.args[:1] in ((1205,), (1213,))
 
     def saved(self, names: Iterable[str]) -> dict[str, str]:
@@ -273,6 +289,6 @@ class MySQLTriggers(Triggers):
         return found
 
     def lost(self, saved: dict[str, str]) -> list[str]:
-        there = {name for made in self.present().values() for name in made}
+        there = {name for made in self.installed_triggers().values() for name in made}
         lost = [statement for name, statement in saved.items() if name not in there]
         return [PLAIN_MODE, *lost, MODE_BACK] if lost else []

@@ -1,6 +1,6 @@
 """PostgreSQL's catalogs.
 
-No name is looked up in another schema than `pg_catalog`: these statements run as whoever migrates.
+All names are looked up in `pg_catalog`, because these statements run as whoever migrates.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ STAGE = ("CREATE", "USAGE")
 
 
 class PostgreSQLCatalog(Catalog):
-    """Asks for every role that may write to the bookkeeping, not only for this connection's."""
+    """Checks every role that may write to the bookkeeping tables, not only this connection's."""
 
     has_estimates = True
 
@@ -78,7 +78,7 @@ class PostgreSQLCatalog(Catalog):
 
 
 def _roles(written: str) -> str:
-    """The roles that may write to a table, and the one of this connection."""
+    """A CTE of the roles that may write to a table, and of this connection's role."""
     return (
         "WITH roles AS (SELECT oid, pg_catalog.quote_ident(rolname) AS name FROM pg_roles "
         f"WHERE rolname = current_user OR rolcanlogin "

@@ -15,14 +15,14 @@ ESCAPED = str.maketrans({"\\": r"\\", '"': r"\""})
 AS_TEXT = {
     "bpchar", "boolean", "cidr", "citext", "inet", "macaddr", "numeric", "time without time zone", "uuid",
 }  # fmt: skip
-MOMENTS = {"date", "timestamp with time zone", "timestamp without time zone"}
+DATE_TYPES = {"date", "timestamp with time zone", "timestamp without time zone"}
 CONVERTED = set(FAMILIES.values()) - {TEXT}
 
 
 class PostgreSQL(Dialect):
-    """Assigning converts as a cast does, but for texts: a cast would cut them, assigning refuses."""
+    """Assignments convert as casts do, except that a cast cuts texts that an assignment refuses."""
 
-    most_keys = 10_000  # it takes them as one array
+    max_keys = 10_000  # as one array
     bool_is_int = False
     extremes_skip_nulls = True
     kinds: ClassVar[dict[str, str]] = {
@@ -51,11 +51,11 @@ class PostgreSQL(Dialect):
         )
 
     def exact(self, kind: str, value: str) -> str | None:
-        """JSON has dates without DateStyle, also those that Python lacks."""
+        """JSON writes dates independently of DateStyle, including those that Python cannot hold."""
         plain = kind.partition("(")[0]
         if plain in (WHOLE, TEXT):
             return value
-        if plain in MOMENTS:
+        if plain in DATE_TYPES:
             return f"(to_jsonb({value}) #>> '{{}}')"
         if plain == "interval":
             return _exact_interval(value)
@@ -79,34 +79,37 @@ class PostgreSQL(Dialect):
         return f"CAST({value} AS {kind})"
 
     def among(self, columns: Sequence[str], keys: Collection[Key]) -> SQL:
-        """Thousands of values are read faster as one array."""
+        """Thousands of values are parsed faster as one array."""
         if len(columns) > 1:
             return super().among(columns, keys)
-        # An array of a smaller type would be looked through for each row of a column of a larger one.
+        # An array of a narrower type than the column would be scanned for each row.
         whole = "::bigint[]" if all(type(value) is int for (value,) in keys) else ""
         return SQL(f"{columns[0]} = ANY(%s{whole})", (_array(keys),))
 
     def array(self, keys: Keys) -> Array | None:
         return _array(keys.keys) if len(keys.keys[0]) == 1 else None
 
-    def unlike(self, field: AnyField, left: str, right: str) -> str:
+    def is_distinct(self, field: AnyField, left: str, right: str) -> str:
         """Texts that a collation takes for equal are compared as bytes."""
-        exact = '::text COLLATE "C"' if self.folds(field) else ""
+        exact = '::text COLLATE "C"' if self.has_ci_collation(field) else ""
         return f"{left}{exact} IS DISTINCT FROM {right}{exact}"
 
-    def folds(self, field: AnyField) -> bool:
-        return super().folds(field) or self.kind_of(field) == "citext"
+    def has_ci_collation(self, field: AnyField) -> bool:
+        return super().has_ci_collation(field) or self.kind_of(field) == "citext"
 
     def bytes_literal(self, digits: str) -> str:
         return f"'\\x{digits}'"
 
     def utc(self, value: str, zone: str) -> SQL:
-        """POSIX counts offsets the other way."""
+        """POSIX offsets have the opposite sign."""
         return SQL(f"({value} AT TIME ZONE %s)", (opposite(zone),))
 
 
 def _exact_interval(value: str) -> str:
-    """An interval by its parts, whatever IntervalStyle is; the first sign keeps it from being that of all."""
+    """An interval by its parts, whatever IntervalStyle is.
+
+    The leading `+0 years` stops a minus sign from applying to all parts.
+    """
     months = f"extract(year from {value})::int * 12 + extract(month from {value})::int"
     seconds = (
         f"extract(hour from {value})::bigint * 3600 + extract(minute from {value})::int * 60 "
@@ -117,7 +120,10 @@ def _exact_interval(value: str) -> str:
 
 
 def _array(keys: Collection[Key]) -> Array:
-    """The values of keys of one column; psycopg would take longer for a list than the database for the rest."""
+    """The values of single-column keys.
+
+    psycopg would take longer to adapt a list than the database takes for the rest.
+    """
     return Array(f"{{{','.join([_element(value) for (value,) in keys])}}}")
 
 

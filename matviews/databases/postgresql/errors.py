@@ -1,4 +1,7 @@
-"""PostgreSQL's errors, by their SQLSTATE: https://www.postgresql.org/docs/current/errcodes-appendix.html."""
+"""PostgreSQL's errors by SQLSTATE.
+
+See https://www.postgresql.org/docs/current/errcodes-appendix.html.
+"""
 
 from typing import Any, ClassVar
 
@@ -10,11 +13,11 @@ from ..base.errors import ConstraintKind, Errors, Failure, Violation
 
 __all__ = ["PostgreSQLErrors"]
 
-# statement_timeout, lock_timeout, and idle_in_transaction_session_timeout: a batch that computed for too
-# long between two statements.
+# statement_timeout, lock_timeout and idle_in_transaction_session_timeout: the batch computed for
+# too long between two statements.
 LIMITS = {"57014", "55P03", "25P03"}
-# Serialization failures, deadlocks, a server that goes down, too many connections, and foreign keys: a row
-# that others have just deleted, or have not committed yet, may be there at the next attempt.
+# Serialization failures, deadlocks, a server shutting down, too many connections, and foreign keys:
+# the row that others just deleted, or have not committed yet, may exist at the next attempt.
 TRANSIENT = {
     "40001", "40P01", "25P04", "57P01", "57P02", "57P03", "57P05", "53300", "23503", "23001",
 }  # fmt: skip
@@ -23,7 +26,7 @@ DENIED = "42501"
 
 
 class PostgreSQLErrors(Errors):
-    """By SQLSTATE, whichever driver raised it."""
+    """By SQLSTATE, whichever driver raised the error."""
 
     kinds: ClassVar[dict[Any, Any]] = {
         "22001": ConstraintKind.TOO_LONG,

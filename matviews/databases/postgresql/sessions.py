@@ -1,4 +1,7 @@
-"""PostgreSQL: limits belong to the transaction, for behind PgBouncer the session is soon another client's."""
+"""PostgreSQL: timeouts belong to the transaction.
+
+Behind PgBouncer another client soon uses the same session.
+"""
 
 from typing import Any
 
@@ -15,12 +18,12 @@ COMMITTED = (f"{READ_COMMITTED}; ", "; COMMIT")
 
 
 class PostgreSQLSessions(Sessions):
-    """Psycopg 2 and 3; with the latter a transaction begins in one round trip."""
+    """With psycopg 3 a transaction begins in one round trip; psycopg 2 works too."""
 
     def begin(self, limits: Limits) -> None:
         settings = [f"SET LOCAL {name} = {value}" for name, value in _settings(limits).items()]
         raw = self.connection.connection
-        if not hasattr(raw, "pgconn"):  # psycopg 2, which cannot be kept from sending its own BEGIN
+        if not hasattr(raw, "pgconn"):  # psycopg 2 always sends its own BEGIN
             self.execute("; ".join(["SET TRANSACTION ISOLATION LEVEL READ COMMITTED", *settings]))
             return
         with self.connection.wrap_database_errors:
@@ -34,7 +37,7 @@ class PostgreSQLSessions(Sessions):
         )
 
     def commits_one_statement(self) -> bool:
-        """Whether the driver tells how many rows the second of three commands found."""
+        """Whether the driver reports the row count of the second of three commands."""
         self.connection.ensure_connection()
         bound_by_server = self.connection.settings_dict["OPTIONS"].get("server_side_binding")
         return hasattr(self.connection.connection, "pgconn") and not bound_by_server

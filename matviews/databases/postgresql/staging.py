@@ -6,7 +6,7 @@ __all__ = ["PostgreSQLStaging"]
 
 
 class PostgreSQLStaging(Staging):
-    """The catalogs are read, for information_schema hides what this role may not read."""
+    """Reads the catalogs: information_schema hides what this role may not read."""
 
     schema_kind = "SCHEMA"
 
@@ -31,7 +31,7 @@ class PostgreSQLStaging(Staging):
             return [name for (name,) in cursor.fetchall()]
 
     def problem(self, schema: str) -> str:
-        """Asked beforehand, or the server would write an error into its log each time."""
+        """Checked beforehand: a failing CREATE would put an error into the server's log."""
         with self.connection.cursor() as cursor:
             cursor.execute(
                 "SELECT current_user, has_schema_privilege(oid, 'CREATE') "
@@ -40,7 +40,7 @@ class PostgreSQLStaging(Staging):
             )
             found = cursor.fetchone()
         if found is None:
-            return f"there is no schema {schema}"
+            return f"the schema {schema} does not exist"
         role, may = found
         return "" if may else f"the role {role} may not create tables in the schema {schema}"
 

@@ -1,22 +1,22 @@
-"""Names of PostgreSQL's tables: what `Meta.db_table` may say, as the catalogs have it."""
+"""Names of PostgreSQL's tables, as `Meta.db_table` and as the catalogs have them."""
 
 import re
 
 __all__ = ["MAX_NAME_BYTES", "cut", "identifiers", "regclass"]
 
-MAX_NAME_BYTES = 63  # bytes; the database cuts off what is more
+MAX_NAME_BYTES = 63  # the database truncates longer names
 _IDENTIFIER = r'"((?:[^"\0]|"")+)"'
 _NAME = re.compile(rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})?(?:\.{_IDENTIFIER})?")
 
 
 def identifiers(quoted: str) -> list[str]:
-    """The database, the schema and the table, as far as a name says them.
+    """The database, schema and table that a name includes.
 
     Args:
-        quoted: a name as Django puts it into a statement: `legacy"."item` is one with a schema then.
+        quoted: a name as Django quotes it: `legacy"."item` has a schema then.
 
     Returns:
-        Each without its quotes; none of a name that no table can have.
+        Each without its quotes; nothing if no table can have the name.
     """
     match = _NAME.fullmatch(quoted)
     parts = [part.replace('""', '"') for part in match.groups() if part] if match else []
@@ -26,19 +26,19 @@ def identifiers(quoted: str) -> list[str]:
 def _is_text(name: str) -> bool:
     try:
         return bool(name.encode())
-    except UnicodeEncodeError:  # half of a pair of surrogates
+    except UnicodeEncodeError:  # a lone surrogate
         return False
 
 
 def regclass(quoted: str) -> str | None:
-    """A name as `to_regclass` takes it, None where that would raise an error.
+    """A name that `to_regclass` accepts, None if it would raise an error.
 
     Args:
-        quoted: a name as Django puts it into a statement.
+        quoted: a name as Django quotes it.
     """
     return quoted if 0 < len(identifiers(quoted)) < 3 else None
 
 
 def cut(name: str) -> str:
-    """An identifier as the database has it."""
+    """An identifier as the database truncates it."""
     return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""SQLite. It keeps what it is given, whatever the type of the column, so values are rounded here."""
+"""SQLite. It stores any value in any column, whatever the type, so values are rounded here."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ __all__ = ["SQLite"]
 
 
 def _collation(sql: str, column: str) -> str:
-    """The collation that the definition of a table gives to a column, "" for the default."""
+    """The collation that a table's definition gives to a column, "" for the default."""
     clause = (
         rf"[\"`\[]?\b{re.escape(column)}\b[\"`\]]?\s+(?:[^,()]|\([^()]*\))*?\bCOLLATE\s+[\"`]?(\w+)"
     )
@@ -22,15 +22,15 @@ def _collation(sql: str, column: str) -> str:
 
 
 class SQLite(Dialect):
-    """Decimals are kept as binary numbers, and rounded to the places of their field."""
+    """Decimals are stored as binary numbers, and rounded to the places of their field."""
 
     kept_types = (bytes, float)
     returns_json_parts = False
     json_may_be_bytes = True
-    most_keys = 1_000  # a statement has at most 32,766 parameters
+    max_keys = 1_000  # a statement has at most 32,766 parameters
 
     def kind(self, type_name: str) -> str:
-        """By the affinity that the name of a type gives to a column."""
+        """By the affinity that a type's name gives to a column."""
         name = type_name.upper()
         if "INT" in name:
             return WHOLE
@@ -55,11 +55,11 @@ class SQLite(Dialect):
         return (of_model or "BINARY").upper() == (of_column or "BINARY").upper()
 
     def exact(self, kind: str, value: str) -> str | None:
-        """A sign keeps the driver from reading it as the column's type."""
+        """The sign stops the driver from converting the value by the column's type."""
         return f"+{value}"
 
     def read_back(self, kind: str, exact: str) -> str:
-        """The column, with its affinity."""
+        """The column itself, with its affinity."""
         return exact.removeprefix("+")
 
     def logged(self, table: str, columns: Sequence[str], rows: Collection[Sequence[Any]]) -> SQL:
@@ -70,7 +70,7 @@ class SQLite(Dialect):
         )
 
     def stored(self, column: Column, value: str) -> str:
-        """A column as such is kept as it is, whatever stands in it."""
+        """A plain column is copied unchanged, whatever it contains."""
         place = column_of(column.expression)
         if place and self._alike(place[1], column.field):
             return value
@@ -81,15 +81,15 @@ class SQLite(Dialect):
         places = {getattr(field, "decimal_places", None) for field in (one, other)}
         return self.kind_of(one) == self.kind_of(other) and len(places) == 1
 
-    def unlike(self, field: AnyField, left: str, right: str) -> str:
-        exact = " COLLATE BINARY" if self.folds(field) else ""
+    def is_distinct(self, field: AnyField, left: str, right: str) -> str:
+        exact = " COLLATE BINARY" if self.has_ci_collation(field) else ""
         return f"{left}{exact} IS NOT {right}"
 
     def smaller(self, left: str, right: str) -> str:
         return f"min({left}, {right})"
 
     def among(self, columns: Sequence[str], keys: Collection[Key]) -> SQL:
-        """Several columns are compared with rows of VALUES only."""
+        """Several columns can be compared with rows of VALUES only."""
         condition = super().among(columns, keys)
         several = len(columns) > 1 and keys
         return (
@@ -98,17 +98,17 @@ class SQLite(Dialect):
             else condition
         )
 
-    def lacking(self, keys: SQL, key: Sequence[str], wanted: Sequence[str]) -> SQL:
-        """NOT IN, or the keys would be computed for each row."""
-        return SQL(f"{self.row(wanted)} NOT IN ({keys.text})", keys.params)
+    def not_in_source(self, keys: SQL, key: Sequence[str], of_view: Sequence[str]) -> SQL:
+        """With NOT EXISTS the keys would be computed for each row."""
+        return SQL(f"{self.row(of_view)} NOT IN ({keys.text})", keys.params)
 
     def numbers_in(self, column: str) -> tuple[str, str]:
         return f"CROSS JOIN json_each({column}) numbers", "numbers.value"
 
     def utc(self, value: str, zone: str) -> SQL:
-        """By a function that Django adds to SQLite.
+        """With a function that Django adds to SQLite.
 
-        It goes from a zone to another, but of fixed offsets it only knows the second.
+        It converts from one zone to another, but accepts a fixed offset only as the second.
         """
         zones = (opposite(zone), "UTC") if FIXED.search(zone) else ("UTC", zone)
         return SQL(f"django_datetime_trunc('second', {value}, %s, %s)", zones)

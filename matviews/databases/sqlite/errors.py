@@ -1,4 +1,4 @@
-"""SQLite's errors, by the names that Python has for their codes."""
+"""SQLite's errors, by Python's names for their codes."""
 
 from typing import Any, ClassVar
 

@@ -1,36 +1,36 @@
-"""SQLite: a trigger per row. There is one writer at a time, so a change that is logged already, and
-not yet moved, need not be logged again.
+"""SQLite: a trigger per row.
+
+There is one writer at a time, so a change that is in the log need not be logged again before it is
+moved.
 """
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from ..base.triggers import MAX_LINK_BYTES, NOT_ORDINARY, OURS, TOO_LONG, Triggers, json_of
+from ..base.triggers import MAX_LINK_BYTES, NAME_REGEX, NOT_ORDINARY, TOO_LONG, Triggers, json_of
 from ..trigger_spec import TriggerSpec
 
 __all__ = ["SQLiteTriggers"]
 
 
 class SQLiteTriggers(Triggers):
-    """They call no function that Django adds to its own connections: others write as well."""
+    """They call no function that Django adds to its own connections: other programs write too."""
 
     catalog: ClassVar[str] = (
         "SELECT tbl_name AS matviews_table, name AS matviews_made FROM sqlite_master "
         "WHERE type = 'trigger' AND name LIKE %s ESCAPE '\\'"
     )
-    together: ClassVar[str] = "GROUP_CONCAT(matviews_made, ' ')"
+    concat_sql: ClassVar[str] = "GROUP_CONCAT(matviews_made, ' ')"
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "replace")
 
     def events_of(self, spec: TriggerSpec) -> list[str]:
-        """What is replaced has links that are to be logged, or says no more."""
-        return [each for each in super().events_of(spec) if each != "replace" or spec.links]
+        """ "replace" is only needed if links are logged."""
+        return [event for event in super().events_of(spec) if event != "replace" or spec.links]
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
-        """REPLACE fires no trigger for the rows that it deletes, so each
-        INSERT looks for such rows before.
-        """
+        """REPLACE fires no trigger for the rows it deletes, so each INSERT looks for them first."""
         if event == "replace":
             log = self._log(table, spec, self.name(table))
             yield (
@@ -58,20 +58,20 @@ class SQLiteTriggers(Triggers):
             f"{log} WHERE NOT EXISTS (SELECT 1 FROM {self.log} WHERE {self.name('table')} = {text})"
         )
 
-    def untrackable(self, tables: Collection[str]) -> dict[str, str]:
+    def untrackable_tables(self, tables: Collection[str]) -> dict[str, str]:
         """A virtual table can have no trigger."""
         with self.connection.cursor() as cursor:
             cursor.execute(
                 "SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE %%'"
             )
             virtual = {name for (name,) in cursor.fetchall()} & set(tables)
-        return super().untrackable(tables) | dict.fromkeys(virtual, NOT_ORDINARY)
+        return super().untrackable_tables(tables) | dict.fromkeys(virtual, NOT_ORDINARY)
 
     def _links(self, row: str, links: Collection[str]) -> str:
-        """The links of a row as an entry of the log has them, as JSON: whole numbers and texts.
+        """The links of a row as a log entry has them, as JSON: integers and texts.
 
-        Any column may hold any value here. What JSON has no form for, or none that comes back as it
-        was, is not written; nor is what a lower limit of the length of a value would not let through.
+        Any column may hold any value. What JSON cannot return unchanged is not written, nor is a
+        value longer than a lower limit on the length of values might allow.
         """
         names = [f"{row}.{self.name(link)}" for link in sorted(links)]
         if not names:
@@ -96,29 +96,29 @@ class SQLiteTriggers(Triggers):
 
     @contextmanager
     def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
-        """Without the triggers, which nobody else sees meanwhile."""
+        """Drops the triggers for a while, which no other connection sees."""
         marks = ", ".join(["%s"] * len(tables))
         with self.connection.cursor() as cursor:
             cursor.execute(
                 f"SELECT name, sql FROM sqlite_master WHERE tbl_name IN ({marks}) AND type = 'trigger'",
                 list(tables),
             )
-            triggers = {name: sql for name, sql in cursor.fetchall() if OURS.fullmatch(name)}
+            triggers = {name: sql for name, sql in cursor.fetchall() if NAME_REGEX.fullmatch(name)}
         self.execute(f"DROP TRIGGER {self.name(name)}" for name in triggers)
         yield
         self.execute(triggers.values())
 
     def _replaced(self, table: str) -> str:
-        """A condition on the rows that a new row would take the place of."""
+        """Whether a new row would replace this one."""
         row = self.name(table)
         same = (
             " AND ".join(f"{row}.{name} = NEW.{name}" for name in map(self.name, key))
             for key in sorted(self._keys(table))
         )
-        return " OR ".join(f"({each})" for each in same) or "FALSE"
+        return " OR ".join(f"({condition})" for condition in same) or "FALSE"
 
     def _keys(self, table: str) -> set[tuple[str, ...]]:
-        """The columns by which rows are unique, as the database knows them: anybody may make an index."""
+        """The columns of each unique index that the database has, declared in a model or not."""
         found: dict[str, list[str | None]] = {}
         with self.connection.cursor() as cursor:
             cursor.execute(

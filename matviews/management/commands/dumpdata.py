@@ -1,4 +1,4 @@
-"""Django's own `dumpdata`, without what is of no use in another database."""
+"""Django's `dumpdata`, without rows that are useless in another database."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ __all__ = ["Command"]
 
 
 class Command(dumpdata.Command):
-    """Leaves out the bookkeeping of matviews, the secret of its log among it, unless a model is named."""
+    """Omits the bookkeeping of matviews, including the secret of its log, unless a model is named."""
 
     def handle(self, *app_labels: str, **options: Any) -> None:
-        """As Django's does."""
+        """Add the bookkeeping to `--exclude`."""
         named = {label.lower() for label in app_labels}
         ours = (
             model._meta.label_lower

@@ -1,4 +1,4 @@
-"""Refresh views from the command line, or see how they stand."""
+"""Refresh views from the command line, or see their state."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,25 +10,25 @@ from django.db import DatabaseError, InterfaceError
 from matviews import engine
 from matviews.api import NOT_MIGRATED
 from matviews.exceptions import MatviewsError
-from matviews.management import actions, checking, options, runs, sources, triggers
+from matviews.management import actions, checking, explain, options, refresh, triggers, verify
 from matviews.management.output import Output
-from matviews.management.requests import Requests
+from matviews.management.targets import Targets
 from matviews.queryset import is_missing
 from matviews.redact import error_text
 
 __all__ = ["Command"]
 
 MISSING_TABLES = "If tables of matviews or of a view are missing, run `manage.py migrate`."
-INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
-ACTIONS: dict[str, Callable[[Requests], None]] = {
+INTERRUPTED = 130  # exit status of a program that SIGINT ended, as a shell reports it
+ACTIONS: dict[str, Callable[[Targets], None]] = {
     "list": actions.list_views,
     "schedules": actions.list_schedules,
     "check": checking.check,
-    "verify": sources.verify,
-    "explain": sources.explain,
+    "verify": verify.verify,
+    "explain": explain.explain,
     "triggers": triggers.triggers,
     "enqueue": actions.enqueue,
-    "refresh": runs.refresh,
+    "refresh": refresh.refresh,
 }
 
 
@@ -36,24 +36,24 @@ class Command(BaseCommand):
     """`update_materialized_views`: the same batches as the workers', here or through the broker."""
 
     help = (
-        "Bring materialized views up to date, in this process. Without --models: every view that "
-        "is enabled and included in batches. Workers may refresh the same views meanwhile. Ctrl-C "
-        "or SIGTERM stops between batches, and the next run goes on; a second one interrupts the "
-        "batch. Exit status: 0 all succeeded, 1 a view failed, is not on time, has changes pending or "
-        "differs, 2 what was asked for makes no sense, 130 or 143 stopped."
+        "Bring materialized views up to date, in this process. Without --models: every view that is "
+        "enabled, not paused and included in a refresh of all views. Workers may refresh the same "
+        "views meanwhile. Ctrl-C or SIGTERM stops between batches, and the next run continues; a "
+        "second one interrupts the batch. Exit status: 0 all succeeded; 1 a view failed, is not on "
+        "time, has changes pending or differs; 2 the options are invalid; 130 or 143 stopped."
     )
-    requires_system_checks = ()  # a view with errors fails by itself; the others are refreshed
+    requires_system_checks = ()  # an invalid view fails alone; the others are refreshed
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the options."""
         options.add_arguments(parser)
 
     def handle(self, **given: Any) -> None:
-        """Do what was asked for.
+        """Run the action that the options name.
 
         Raises:
             CommandError: a view failed, is not on time, differs or cannot be refreshed, or the command was
-                stopped; with the exit status.
+                stopped. It has the exit status.
         """
         output = Output(
             self,
@@ -63,8 +63,8 @@ class Command(BaseCommand):
         )
         try:
             with _as_command_error():
-                asked = options.understand(given)
-                ACTIONS[asked.action](Requests(asked=asked, output=output))
+                parsed = options.parse_options(given)
+                ACTIONS[parsed.action](Targets(options=parsed, output=output))
         except CommandError as error:
             output.finish(error=str(error))
             raise
@@ -82,7 +82,7 @@ def _as_command_error() -> Iterator[None]:
             raise CommandError(f"{NOT_MIGRATED} ({error_text(error)})") from error
         raise CommandError(
             f"The database refused ({error_text(error)}). What was committed stays, and an open "
-            f"refresh goes on with the next run or worker. "
+            f"refresh continues with the next run or worker. "
             f"{engine.denied_for(error) or MISSING_TABLES}"
         ) from error
     except KeyboardInterrupt as error:

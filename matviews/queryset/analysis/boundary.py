@@ -1,4 +1,4 @@
-"""Where looking into somebody's queryset ends: whatever that raises concerns its view alone."""
+"""A boundary around the analysis of a project's queryset: what it raises concerns its view only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ __all__ = ["NotUnderstood", "looking"]
 
 
 class NotUnderstood(InvalidView):
-    """A queryset has something in it that cannot be looked into; the message is what that raised."""
+    """A queryset cannot be analysed; the message is that of the error."""
 
 
 @contextmanager
 def looking() -> Iterator[None]:
-    """Turn what is raised within into `NotUnderstood`.
+    """Turn any error within into `NotUnderstood`.
 
-    Expressions, joins and queries may be anybody's classes, without the attributes that Django's have. A
-    database that is not there, on the other hand, says nothing of the queryset.
+    Expressions, joins and queries may be of any class, without the attributes that Django's have. A
+    missing database, however, says nothing about the queryset.
     """
     try:
         yield

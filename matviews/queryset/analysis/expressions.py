@@ -1,4 +1,7 @@
-"""What an expression or a query of Django's consists of. With `tables` and `source_query`, the only place that looks inside them."""
+"""What Django's expressions and queries consist of.
+
+Only this module, `tables` and `source_query` read their internals.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +29,7 @@ __all__ = [
 ]
 
 
-# Classes of Django's, and functions that others may be made of, in lower case.
+# Django's classes; below, the functions that other classes may call, in lower case.
 VOLATILE = {"Now", "Random", "RandomUUID", "TransactionNow", "UUID4", "UUID7"}
 
 VOLATILE_FUNCTIONS = {
@@ -48,23 +51,26 @@ def conjunction(where: Any) -> Iterator[Any]:
 
 
 def excludes_null(condition: Any) -> bool:
-    """Whether a condition on a column, as `filter` and `exclude` make it, holds for no NULL."""
+    """Whether a condition on a column, made by `filter` or `exclude`, is never true for NULL."""
     if isinstance(condition, IsNull):
         return not condition.rhs
     return isinstance(condition, Lookup)
 
 
 def walk(node: Any) -> Iterator[Any]:
+    """Every part of a query or expression, at any depth."""
     for part in parts_of(node):
         yield part
         yield from walk(part)
 
 
 def parts_of(node: Any) -> list[Any]:
-    """What a query or an expression is made of, one level down."""
+    """The direct parts of a query or expression."""
     if isinstance(node, Query):
-        joins = (getattr(each, "filtered_relation", None) for each in node.alias_map.values())
-        conditions = [getattr(each, "resolved_condition", each) for each in joins if each]
+        joins = (getattr(join, "filtered_relation", None) for join in node.alias_map.values())
+        conditions = [
+            getattr(relation, "resolved_condition", relation) for relation in joins if relation
+        ]
         group_by = node.group_by if isinstance(node.group_by, tuple) else ()
         own = [*node.annotation_select.values(), *node.select, node.where, *conditions, *group_by]
         return [*node.combined_queries, *own] if node.combinator else own
@@ -76,10 +82,10 @@ def parts_of(node: Any) -> list[Any]:
     if isinstance(node, Subquery):
         return [node.query]
     sources = getattr(node, "get_source_expressions", None)
-    found = [each for each in sources() if each is not None] if sources else []
+    found = [source for source in sources() if source is not None] if sources else []
     listed = getattr(node, "rhs", None)  # of x__in=[F(...)] and x__range=(F(...), F(...))
     members = listed if isinstance(listed, (list, tuple, set)) else ()
-    return [*found, *(each for each in members if hasattr(each, "as_sql"))]
+    return [*found, *(member for member in members if hasattr(member, "as_sql"))]
 
 
 def function_of(expression: Func) -> object:
@@ -87,27 +93,27 @@ def function_of(expression: Func) -> object:
 
 
 def columns_in(expression: Any) -> list[Col] | None:
-    """The plain columns that an expression reads; None if it reads others too."""
+    """The plain columns that an expression reads; None if it reads anything else."""
     found = [expression, *walk(expression)]
-    if any(isinstance(each, (Query, OuterRef, ResolvedOuterRef, RawSQL, Window)) for each in found):
+    if any(isinstance(part, (Query, OuterRef, ResolvedOuterRef, RawSQL, Window)) for part in found):
         return None
-    return [each for each in found if isinstance(each, Col)]
+    return [part for part in found if isinstance(part, Col)]
 
 
 def is_plainly_computed(expression: Any) -> bool:
-    """Whether only such functions of columns compute it as return the type that they say, everywhere."""
+    """Whether it consists of functions that return the type they declare, on every database."""
     plain = (Col, Coalesce, Extract, TruncBase, Value)
-    return all(isinstance(each, plain) for each in (expression, *walk(expression)))
+    return all(isinstance(part, plain) for part in (expression, *walk(expression)))
 
 
 def is_truncated(expression: Any) -> bool:
-    """Whether it is the beginning of a period that a moment lies in, or the day."""
+    """Whether it truncates a date or datetime to the start of a period."""
     return isinstance(expression, TruncBase)
 
 
 def has_aggregate_or_window(expression: Any) -> bool:
-    """Whether there is an aggregate or a window function in an expression, at any depth."""
+    """Whether an expression contains an aggregate or a window function, at any depth."""
     return any(
-        getattr(each, "contains_aggregate", False) or getattr(each, "contains_over_clause", False)
-        for each in (expression, *walk(expression))
+        getattr(part, "contains_aggregate", False) or getattr(part, "contains_over_clause", False)
+        for part in (expression, *walk(expression))
     )

@@ -1,4 +1,4 @@
-"""What tells one definition of a queryset view from another."""
+"""Digests that distinguish the definitions of a queryset view."""
 
 import hashlib
 import re
@@ -9,32 +9,32 @@ from django.db import connections
 from .parameters import parameter_text
 from .source import Source
 
-__all__ = ["fingerprint", "is_dated", "moment"]
+__all__ = ["exact_fingerprint", "fingerprint", "has_dates"]
 
 LISTS = re.compile(r"IN \((%s(?:, %s)*)\)")
 
 
 def fingerprint(source: Source) -> str:
-    """A digest of the source's SQL with its parameters, of the view's columns and its key.
+    """A digest of the source's SQL with its parameters, the view's columns and its key.
 
-    Dates and times are left out, for `now() - timedelta(days=30)` makes another each time. What is
-    in a list of values is sorted, for a Python set has another order in each process.
+    Dates and times are left out, because `now() - timedelta(days=30)` is another one each time.
+    Lists of values are sorted, because a Python set has another order in each process.
     """
-    return _digest(source, dated=False)
+    return _digest(source, with_dates=False)
 
 
-def moment(source: Source) -> str:
-    """As `fingerprint`, but with the dates and times: the source at this moment."""
-    return _digest(source, dated=True)
+def exact_fingerprint(source: Source) -> str:
+    """The fingerprint with dates and times: what the source computes right now."""
+    return _digest(source, with_dates=True)
 
 
-def is_dated(source: Source) -> bool:
-    """Whether dates or times are among the parameters: it may be another source at another moment."""
+def has_dates(source: Source) -> bool:
+    """Whether parameters include dates or times, so that the source may change by time alone."""
     _sql, params = source.query.compile()
-    return any(parameter_text(each) != parameter_text(each, dated=False) for each in params)
+    return any(parameter_text(param) != parameter_text(param, with_dates=False) for param in params)
 
 
-def _digest(source: Source, *, dated: bool) -> str:
+def _digest(source: Source, *, with_dates: bool) -> str:
     sql, params = source.query.compile()
     connection: Any = connections[source.query.using]
     columns = [
@@ -42,7 +42,7 @@ def _digest(source: Source, *, dated: bool) -> str:
         for column in source.columns
     ]
     key = [column.name for column in source.key]
-    texts = [parameter_text(each, dated=dated) for each in _sorted(sql, params)]
+    texts = [parameter_text(param, with_dates=with_dates) for param in _sorted(sql, params)]
     parts = [sql, *texts, repr(columns), repr(key)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

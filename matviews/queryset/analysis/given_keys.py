@@ -1,4 +1,4 @@
-"""Keys as a caller gives them."""
+"""Keys that callers pass."""
 
 import re
 from collections.abc import Sequence
@@ -8,44 +8,46 @@ from typing import Any
 from django.core.exceptions import ValidationError
 
 from ...databases import Dialect, dialect_of
-from ...databases.fields import DATE, MOMENT, AnyField, family, value_field
+from ...databases.fields import DATE, DATETIME, AnyField, family, value_field
 from ...databases.keys import Key
 
 __all__ = ["as_key"]
 
-# Dates that Python cannot hold, as the databases write them.
-UNHELD = re.compile(r"-?infinity|\d{4,}-.* BC|\d{5,}-\d\d-\d\d\b.*|\d{4}-(00-\d\d|\d\d-00)\b.*")
+# Dates that Python cannot hold, as databases write them.
+BEYOND_PYTHON = re.compile(
+    r"-?infinity|\d{4,}-.* BC|\d{5,}-\d\d-\d\d\b.*|\d{4}-(00-\d\d|\d\d-00)\b.*"
+)
 
 
 def as_key(fields: Sequence[AnyField], value: Any, using: str) -> Key:
-    """A key that somebody gives: a value, or a tuple of several fields' values.
+    """The key that a caller passes as a value, or as a tuple of values.
 
-    It is converted once, by the fields, as a lookup in a queryset would. A date that Python cannot hold is
-    given as the database's text.
+    The fields convert it once, as a lookup in a queryset would. A date that Python cannot hold is
+    passed as the database's text.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a valid key.
     """
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     names = ", ".join(field.name for field in fields)
     if None in values or len(values) != len(fields):
-        raise ValueError(f"{value!r} is not {names}.")
+        raise ValueError(f"{value!r} is not a valid key ({names}).")
     try:
         pairs = zip(fields, values, strict=True)
-        return tuple(_given(field, each, dialect_of(using)) for field, each in pairs)
+        return tuple(_exact(field, part, dialect_of(using)) for field, part in pairs)
     except (ValidationError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{value!r} is not {names}.") from error
+        raise ValueError(f"{value!r} is not a valid key ({names}).") from error
 
 
-def _given(field: AnyField, value: Any, dialect: Dialect) -> Any:
-    text = isinstance(value, str) and family(field) in (DATE, MOMENT)
-    if not text or not UNHELD.fullmatch(value):
+def _exact(field: AnyField, value: Any, dialect: Dialect) -> Any:
+    text = isinstance(value, str) and family(field) in (DATE, DATETIME)
+    if not text or not BEYOND_PYTHON.fullmatch(value):
         value = value_field(field).get_db_prep_value(value, dialect.connection)
     return dialect.as_exact(dialect.kind_of(field), _plain(value, dialect))
 
 
 def _plain(value: Any, dialect: Dialect) -> Any:
-    """What a statement takes as a parameter, as a text or a number."""
+    """The text or number that represents a value as a parameter."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int) and (dialect.bool_is_int or not isinstance(value, bool)):

@@ -1,7 +1,7 @@
-"""Which columns of a query the key determines, and which are equal to it.
+"""Which columns of a query the key determines, and which equal it.
 
-A column is determined when rows with the same key have the same value in it: the key itself, what
-is joined as equal to it, and every column of a table of which a unique constraint is determined.
+The key determines a column if rows with the same key have the same value in it: the key itself,
+columns joined as equal to it, and every column of a table with a determined unique constraint.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,24 +10,26 @@ from typing import Any
 from ...databases.fields import column_of, model_of_table, unique_fields
 from .expressions import columns_in
 from .source_query import SourceQuery
-from .tables import Joined
+from .tables import JoinedTable
 
 __all__ = ["equal_columns", "key_is_unique"]
 
-Place = tuple[str, str | None]  # alias and column
+#: Alias and column.
+ColumnRef = tuple[str, str | None]
 
 
 def key_is_unique(query: SourceQuery, key: Sequence[Any]) -> bool:
-    """Whether it can be shown that no two rows of the query have the same key: its expressions."""
+    """Whether it can be proved that no two rows of a query have the same key expressions."""
     tables = query.tables
-    places = [place for each in key if (place := column_of(each))]
-    known = _Determined(tables, {(alias, field.column) for alias, field in places})
-    computed = {query.spelt(each) for each in key if column_of(each) is None}
+    refs = [ref for part in key if (ref := column_of(part))]
+    known = _Determined(tables, {(alias, field.column) for alias, field in refs})
+    computed = {query.compile_expression(part) for part in key if column_of(part) is None}
 
     def cover(expressions: Iterable[Any]) -> bool:
         return all(
-            known.covers(each) or (computed and query.spelt(each) in computed)
-            for each in expressions
+            known.covers(expression)
+            or (computed and query.compile_expression(expression) in computed)
+            for expression in expressions
         )
 
     if query.grouping is not None:
@@ -37,39 +39,36 @@ def key_is_unique(query: SourceQuery, key: Sequence[Any]) -> bool:
 
 
 class _Determined:
-    """What the key determines, worked out until nothing more follows.
+    """What the key determines: the transitive closure."""
 
-    Attributes:
-        places: columns.
-        aliases: tables of which at most one row belongs to a key.
-    """
-
-    def __init__(self, tables: Sequence[Joined], key: set[Place]) -> None:
-        self.places = key
+    def __init__(self, tables: Sequence[JoinedTable], key: set[ColumnRef]) -> None:
+        #: The determined columns.
+        self.refs = key
+        #: The tables with at most one row for each key.
         self.aliases: set[str] = set()
         before = -1
-        while before != (before := len(self.places) + len(self.aliases)):
+        while before != (before := len(self.refs) + len(self.aliases)):
             for table in tables:
                 self._follow(table)
 
-    def _follow(self, table: Joined) -> None:
+    def _follow(self, table: JoinedTable) -> None:
         if table.alias not in self.aliases and self._has_unique(table):
             self.aliases.add(table.alias)
         for of_parent, of_table in table.pairs:
             parent = (table.parent or "", of_parent)
             if self._has(parent):
-                self.places.add((table.alias, of_table))
+                self.refs.add((table.alias, of_table))
             if not table.outer and self._has((table.alias, of_table)):
-                self.places.add(parent)
+                self.refs.add(parent)
 
-    def _has(self, place: Place) -> bool:
-        return place in self.places or place[0] in self.aliases
+    def _has(self, ref: ColumnRef) -> bool:
+        return ref in self.refs or ref[0] in self.aliases
 
-    def _has_unique(self, table: Joined) -> bool:
+    def _has_unique(self, table: JoinedTable) -> bool:
         model = model_of_table(table.table)
         unique = unique_fields(model) if model else []
         return any(
-            all((table.alias, field.column) in self.places for field in fields) for fields in unique
+            all((table.alias, field.column) in self.refs for field in fields) for fields in unique
         )
 
     def covers(self, expression: object) -> bool:
@@ -78,12 +77,12 @@ class _Determined:
         return read is not None and all(self._has((c.alias, c.target.column)) for c in read)
 
 
-def equal_columns(tables: Iterable[Joined], place: Place) -> Iterator[Place]:
-    """The columns of joined tables that the join makes equal to one, as `(alias, column)`.
+def equal_columns(tables: Iterable[JoinedTable], ref: ColumnRef) -> Iterator[ColumnRef]:
+    """The columns of joined tables that the joins make equal to one, as `(alias, column)`.
 
-    PostgreSQL does not carry a range over from one to the other.
+    PostgreSQL does not carry a range condition over to them.
     """
-    equal = {place}
+    equal = {ref}
     for table in tables:
         for of_parent, of_table in table.pairs:
             if (table.parent, of_parent) in equal:

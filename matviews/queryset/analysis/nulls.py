@@ -1,4 +1,4 @@
-"""Whether a column of a source can be NULL, as far as its expression tells."""
+"""Whether a column of a source can be NULL, as far as its expression shows."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -35,24 +35,25 @@ from django.db.models.functions import (
     NthValue,
     NullIf,
 )
+from django.db.models.sql import Query
 
 from ...databases import dialect_of
 from .source_query import SourceQuery
 
 __all__ = ["null_reason"]
 
-# NULL where an argument is, and only there.
+# NULL if an argument is, and only then.
 STRICT = (CombinedExpression, ExpressionWrapper)
 AGGREGATES = (Sum, Avg, Min, Max, StdDev, Variance)
 
 
 def null_reason(expression: Any, query: SourceQuery) -> str:
-    """Why a column can be NULL, for a person; "" if it cannot, or if that cannot be told."""
+    """Why a column can be NULL, for a person; "" if it cannot, or if that is unknown."""
     return _Nulls(query).reason(expression)
 
 
 class _Nulls:
-    """What is known of a query: which of its tables may have no row, and whether its rows are groups."""
+    """Which tables of a query may have no row, and whether its rows are groups."""
 
     def __init__(self, query: SourceQuery) -> None:
         self.query = query
@@ -60,7 +61,7 @@ class _Nulls:
         self.never_null = query.never_null()
 
     def reason(self, expression: Any) -> str:
-        """Why an expression can be NULL, "" if it cannot, or if that cannot be told."""
+        """Why an expression can be NULL; "" if it cannot, or if that is unknown."""
         for kind, rule in self._rules:
             if isinstance(expression, kind):
                 return rule(self, expression)
@@ -75,7 +76,7 @@ class _Nulls:
             return ""
         while table := self.tables.get(alias):
             if table.outer:
-                return f"there may be no row of {self.tables[column.alias].table}"
+                return f"{self.tables[column.alias].table} may have no matching row"
             alias = table.parent
         named = f"{column.target.model._meta.label}.{column.target.name}"
         return f"{named} may be NULL" if column.alias in self.tables and column.target.null else ""
@@ -85,16 +86,16 @@ class _Nulls:
         if expression.empty_result_set_value is not None or not isinstance(expression, AGGREGATES):
             return ""
         if expression.filter is not None:
-            return f"{name} of no row that its filter takes is NULL"
+            return f"{name} is NULL if its filter matches no row"
         if getattr(expression, "function", "").endswith("_SAMP"):
             return f"{name} of a sample of one row is NULL"
         if not self.query.grouping:
-            return f"{name} of no row at all is NULL"
+            return f"{name} of no rows is NULL"
         inner = self._first(Func.get_source_expressions(expression))
-        return f"{name} of no value is NULL, and {inner}" if inner else ""
+        return f"{name} of no values is NULL, and {inner}" if inner else ""
 
     def _coalesce(self, expression: Any) -> str:
-        reasons = [self.reason(each) for each in expression.get_source_expressions()]
+        reasons = [self.reason(argument) for argument in expression.get_source_expressions()]
         return reasons[-1] if all(reasons) else ""
 
     def _case(self, expression: Any) -> str:
@@ -117,13 +118,13 @@ class _Nulls:
         ) else ""  # fmt: skip
 
     def _extreme(self, expression: Any) -> str:
-        reasons = [self.reason(each) for each in expression.get_source_expressions()]
+        reasons = [self.reason(argument) for argument in expression.get_source_expressions()]
         if dialect_of(self.query.using).extremes_skip_nulls:
             return reasons[0] if all(reasons) else ""
         return next(filter(None, reasons), "")
 
     def _function(self, expression: Any) -> str:
-        """Django's own functions return NULL for NULL; what others do cannot be told."""
+        """Django's own functions return NULL for NULL; other functions are unknown."""
         name = str(expression.extra.get("function", expression.function)).upper()
         if name == "COALESCE":
             return self._coalesce(expression)
@@ -134,24 +135,26 @@ class _Nulls:
 
     _rules: tuple[tuple[Any, Callable[["_Nulls", Any], str]], ...] = (
         (Col, _column),
-        (Value, lambda _nulls, each: "its value is None" if each.value is None else ""),
-        (Ref, lambda nulls, each: nulls.reason(each.source)),
+        (Value, lambda _nulls, expression: "its value is None" if expression.value is None else ""),
+        (Ref, lambda nulls, expression: nulls.reason(expression.source)),
         (Aggregate, _aggregate),
         (Coalesce, _coalesce),
         (Case, _case),
-        (When, lambda nulls, each: nulls.reason(each.result)),
+        (When, lambda nulls, expression: nulls.reason(expression.result)),
         (Exists, lambda _nulls, _each: ""),
         (
             Subquery,
-            lambda _nulls, each: (
-                "" if each.template.startswith("ARRAY") else "the subquery may have no row"
+            lambda _nulls, expression: (
+                "" if expression.template.startswith("ARRAY") else "the subquery may have no row"
             ),
         ),
+        # What a Subquery resolves to since Django 6.1.
+        (Query, lambda _nulls, _each: "the subquery may have no row"),
         (Window, _window),
         (NullIf, lambda _nulls, _each: "NullIf is NULL where its arguments are equal"),
-        (KeyTransform, lambda _nulls, _each: "the JSON may lack the key"),
+        (KeyTransform, lambda _nulls, _each: "the JSON may not have the key"),
         ((Concat, ConcatPair, JSONObject), lambda _nulls, _each: ""),
         ((Greatest, Least), _extreme),
-        (STRICT, lambda nulls, each: nulls._first(each.get_source_expressions())),
+        (STRICT, lambda nulls, expression: nulls._first(expression.get_source_expressions())),
         (Func, _function),
     )

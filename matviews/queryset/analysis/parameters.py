@@ -1,4 +1,4 @@
-"""Parameters of statements by their values: psycopg's wrappers, for one, equal nothing but themselves."""
+"""Statement parameters by value: psycopg's wrappers, for example, equal only themselves."""
 
 import json
 import pickle
@@ -18,40 +18,40 @@ DATE_LITERAL = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d\S*)?|\d\d:\d\d:\d\d\S*
 PLAIN = (bool, int, float, Decimal, UUID, timedelta, IPv4Address, IPv6Address, type(None))
 
 
-def parameter_text(param: Any, *, dated: bool = True) -> str:
-    """A text that two parameters share if the database is given the same with both, in any process.
+def parameter_text(param: Any, *, with_dates: bool = True) -> str:
+    """A text that two parameters share if, in any process, they send the database the same value.
 
-    Without `dated`, dates and times are left out; some databases take these as strings.
+    Without `with_dates`, dates and times are left out; some databases receive them as strings.
     """
     if isinstance(param, Enum):
-        return f"{type(param).__qualname__}.{param.name}={parameter_text(param.value, dated=dated)}"
+        return f"{type(param).__qualname__}.{param.name}={parameter_text(param.value, with_dates=with_dates)}"
     if isinstance(param, str):
-        return repr(str.__str__(param)) if dated or not DATE_LITERAL.fullmatch(param) else ""
+        return repr(str.__str__(param)) if with_dates or not DATE_LITERAL.fullmatch(param) else ""
     if isinstance(param, (date, time)):
-        return _moment(param) if dated else ""
+        return _date_text(param) if with_dates else ""
     if isinstance(param, PLAIN):
         return f"{type(param).__name__} {param!r}"
     if isinstance(param, (bytes, bytearray, memoryview)):
         return repr(bytes(param))
-    return _composed(param, dated=dated)
+    return _composite_text(param, with_dates=with_dates)
 
 
-def _moment(param: date | time) -> str:
-    """A date or time; a moment by itself, and not by the zone that it is told in."""
+def _date_text(param: date | time) -> str:
+    """A date or time; an aware datetime in UTC, whatever its time zone."""
     if isinstance(param, datetime) and param.tzinfo is not None:
-        with suppress(OverflowError):  # at the end of time
+        with suppress(OverflowError):  # at the limits of datetime
             param = param.astimezone(UTC)
     return f"{type(param).__name__} {param.isoformat()}"
 
 
-def _composed(param: Any, *, dated: bool) -> str:
-    """As `parameter_text`, of what is made of values."""
+def _composite_text(param: Any, *, with_dates: bool) -> str:
+    """As `parameter_text`, for values that contain others."""
 
     def text(value: Any) -> str:
-        return parameter_text(value, dated=dated)
+        return parameter_text(value, with_dates=with_dates)
 
     kind = type(param).__qualname__
-    if hasattr(param, "lower_inc"):  # a range of psycopg's
+    if hasattr(param, "lower_inc"):  # psycopg's range
         return repr([kind, text(param.lower), text(param.upper), str(param.bounds)])
     if hasattr(param, "obj"):  # psycopg's JSON, whose own representation is shortened, or its bytes
         return repr([kind, _wrapped(param)])
@@ -72,8 +72,8 @@ def _wrapped(param: Any) -> str:
 
 
 def _pickled(param: Any) -> bytes:
-    """Another one each time, of what nobody can tell apart by its value."""
+    """A value's pickle; something unique if it cannot be pickled."""
     try:
         return pickle.dumps(param)
-    except Exception:  # noqa: BLE001 - a parameter may be of any make
+    except Exception:  # noqa: BLE001 - a parameter may be of any class
         return str(id(param)).encode()

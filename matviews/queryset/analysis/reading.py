@@ -36,8 +36,8 @@ def read_query(definition: ViewDefinition, using: str) -> SourceQuery:
     """Call a view's `source()`.
 
     Raises:
-        InvalidView: it cannot be derived from; `manage.py check` says the same.
-        DatabaseError: it reads the database by itself, and that failed.
+        InvalidView: nothing can be derived from it; `manage.py check` reports the same.
+        DatabaseError: it reads the database itself, and that failed.
     """
     model = definition.model
     rows = _called(model)
@@ -49,8 +49,8 @@ def read_query(definition: ViewDefinition, using: str) -> SourceQuery:
         )  # fmt: skip
     if rows._db not in (None, using):
         raise _invalid(
-            model, "W118", f"source() reads the database {rows._db!r}, the view is in {using!r}.",
-            "Take .using() out: one statement reads the source and writes the view.",
+            model, "W118", f"source() reads the database {rows._db!r}, but the view is in {using!r}.",
+            "Remove .using(): one statement reads the source and writes the view.",
         )  # fmt: skip
     try:
         with looking():
@@ -60,12 +60,12 @@ def read_query(definition: ViewDefinition, using: str) -> SourceQuery:
     except NotUnderstood as error:
         raise _invalid(
             model, "W115", f"source() cannot be compiled: {error}",
-            "Run it by itself, as in `list(View.source()[:1])`.",
+            "Run it on its own: `list(View.source()[:1])`.",
         ) from error  # fmt: skip
     if locks:
         raise _invalid(
             model, "W115", "source() locks the rows that it reads.",
-            "Take .select_for_update() out: a refresh holds up nobody who writes.",
+            "Remove .select_for_update(): a refresh must not block writers.",
         )  # fmt: skip
     return query
 
@@ -79,15 +79,15 @@ def _called(model: type[Model]) -> Any:
     except Exception as error:
         raise _invalid(
             model, "W115", f"source() raised {error_text(error).rstrip('.')}.",
-            "It is called without arguments: let it return a queryset, and read no row itself.",
+            "It is called without arguments, and must return a queryset without reading rows.",
         ) from error  # fmt: skip
 
 
 def read_source(definition: ViewDefinition, query: SourceQuery) -> Source:
-    """Read what a view's `source()` has returned.
+    """Read what a view's `source()` returned.
 
     Raises:
-        InvalidView: it cannot be derived from; `manage.py check` says the same.
+        InvalidView: nothing can be derived from it; `manage.py check` reports the same.
     """
     try:
         with looking():
@@ -96,7 +96,7 @@ def read_source(definition: ViewDefinition, query: SourceQuery) -> Source:
     except NotUnderstood as error:
         raise _invalid(
             definition.model, "W115", f"the columns of source() cannot be read: {error}",
-            "Leave out, or put inside an expression with an output_field, what its library adds.",
+            "Leave out what a library adds to it, or wrap that in an expression with an output_field.",
         ) from error  # fmt: skip
     problems += problems_of_query(source)
     if problems:
@@ -105,7 +105,7 @@ def read_source(definition: ViewDefinition, query: SourceQuery) -> Source:
 
 
 def find_source(definition: ViewDefinition, using: str) -> tuple[Source | None, list[CheckMessage]]:
-    """Call and read a view's `source()`, with every problem that can be told; no source if there is one."""
+    """Call and read a view's `source()`; the source, or else every problem found."""
     try:
         return read_source(definition, read_query(definition, using)), []
     except InvalidSource as error:
@@ -113,10 +113,12 @@ def find_source(definition: ViewDefinition, using: str) -> tuple[Source | None, 
 
 
 class InvalidSource(InvalidView):
-    """Faults of a source that keep it from being derived from."""
+    """Faults of a source that hooks cannot be derived from."""
 
     def __init__(self, problems: list[CheckMessage]) -> None:
-        super().__init__(" ".join(f"{each.msg} {each.hint or ''}".strip() for each in problems))
+        super().__init__(
+            " ".join(f"{problem.msg} {problem.hint or ''}".strip() for problem in problems)
+        )
         self.problems = problems
 
 
@@ -139,7 +141,7 @@ def _shown(value: object) -> str:
         "NamedValuesListIterable": "values_list()",
     }
     if value is None:
-        return "None: is its return missing?"
+        return "None. Is the return statement missing?"
     return f"{known.get(iterable) or iterable or type(value).__name__}."
 
 
@@ -155,7 +157,7 @@ def _columns(model: type[Model], expressions: dict[str, Expression]) -> Iterator
             near = get_close_matches(name, fields, n=1)
             meant = f"Did you mean {near[0]}? " if near else ""
             raise _invalid(
-                model, "W116", f"source() has the column {name!r}, which no field of the view holds.",
+                model, "W116", f"source() has the column {name!r}, but the view has no such field.",
                 f"{meant}Add the field, or rename the column: .values(name_of_field=F({name!r})).",
             )  # fmt: skip
         if fields[name] in filled:
@@ -164,16 +166,16 @@ def _columns(model: type[Model], expressions: dict[str, Expression]) -> Iterator
                 f"{filled[fields[name]]!r} and {name!r}.", "Leave one of them out.",
             )  # fmt: skip
         filled[fields[name]] = name
-        yield Column(name, fields[name], expression, _is_summed(fields[name], expression))
+        yield Column(name, fields[name], expression, _is_float_aggregate(fields[name], expression))
 
 
-def _is_summed(field: AnyField, expression: Expression) -> bool:
+def _is_float_aggregate(field: AnyField, expression: Expression) -> bool:
     if field.get_internal_type() != "FloatField":
         return False
     try:
         with looking():
             return has_aggregate_or_window(expression)
-    except NotUnderstood:  # then a last digit more or less is no difference
+    except NotUnderstood:  # then tolerate a difference in the last digits
         return True
 
 
@@ -182,9 +184,9 @@ def _key(definition: ViewDefinition, columns: Sequence[Column]) -> tuple[Column,
     by_field = {column.field: column for column in columns}
     fields = _key_fields(definition)
     names = ", ".join(field.name for field in fields)
-    if lacking := [field.name for field in fields if field not in by_field]:
+    if missing := [field.name for field in fields if field not in by_field]:
         raise _invalid(
-            model, "W117", f"source() lacks {', '.join(lacking)}, of the key ({names}).",
+            model, "W117", f"source() has no column for {', '.join(missing)}, part of the key ({names}).",
             "Add it to .values(...), or name another key in MatviewMeta.key.",
         )  # fmt: skip
     for field in fields:
@@ -194,19 +196,19 @@ def _key(definition: ViewDefinition, columns: Sequence[Column]) -> tuple[Column,
 
 
 def _no_key(field: AnyField) -> tuple[str, str]:
-    """What is wrong with a field of the key, and the way out."""
+    """What is wrong with a field of the key, and the fix."""
     if not field.null:
         return (
-            f"the field {field.name} of the key holds {family(field)}, which a key cannot.",
-            "Make another field the key.",
+            f"key field {field.name} holds {family(field)}, which a key cannot.",
+            "Use another field as the key.",
         )
     fault = (
-        f"the field {field.name} of the key may be NULL: a unique constraint does not hold that, not "
-        f"even with nulls_distinct=False."
+        f"key field {field.name} is nullable, and a NULL never equals another one, not even with "
+        f"nulls_distinct=False."
     )
     hint = (
-        f"Give it a value in source() where it has none, {field.name}=Coalesce(..., a value), and "
-        f"take null=True out: without Coalesce, rows whose key is NULL are left out of the view."
+        f"Use {field.name}=Coalesce(..., a value) in source(), and remove null=True: rows with a NULL "
+        f"key are left out of the view."
     )
     return fault, hint
 
@@ -218,30 +220,32 @@ def _key_fields(definition: ViewDefinition) -> tuple[AnyField, ...]:
     if named is None:
         if len(unique) == 1:
             return unique[0]
-        fault = f"has several unique constraints ({shown})" if unique else "has none"
+        if unique:
+            raise _invalid(
+                model, "W117", f"its key is unknown: it has several unique constraints ({shown}).",
+                "Name the key in MatviewMeta.key.",
+            )  # fmt: skip
         raise _invalid(
-            model, "W117", f"its key is its only unique constraint, but it {fault}.",
-            "Name the key in MatviewMeta.key."
-            if unique
-            else "Add a UniqueConstraint over the fields that identify a row of source().",
+            model, "W117", "it has no key.",
+            "Add a UniqueConstraint over the fields that identify a row of source().",
         )  # fmt: skip
     by_name = {name: f for f in model._meta.concrete_fields for name in (f.name, f.attname)}
     if unknown := [name for name in named if name not in by_name]:
         raise _invalid(
-            model, "W117", f"MatviewMeta.key names {', '.join(unknown)}, which is no field of the view.",
-            f"Fields are {', '.join(field.name for field in model._meta.concrete_fields)}.",
+            model, "W117", f"MatviewMeta.key names {', '.join(unknown)}, but the view has no such field.",
+            f"The fields are {', '.join(field.name for field in model._meta.concrete_fields)}.",
         )  # fmt: skip
     fields = tuple(by_name[name] for name in named)
     if frozenset(fields) not in map(frozenset, unique):
         raise _invalid(
-            model, "W117", f"no unique constraint holds its key ({', '.join(named)}).",
+            model, "W117", f"no unique constraint covers its key ({', '.join(named)}).",
             f"Add a UniqueConstraint over these fields{f'; there is one over {shown}' * bool(shown)}.",
         )  # fmt: skip
     return fields
 
 
 def key_columns(definition: ViewDefinition) -> frozenset[str]:
-    """The columns of a view's key; none if that is not known."""
+    """The columns of a view's key; none if the key is unknown."""
     try:
         fields = _key_fields(definition)
     except InvalidSource:

@@ -1,4 +1,4 @@
-"""What a view's `source()` is: its columns, its key, and what is wrong with them."""
+"""A view's source: its query, its columns and its key."""
 
 from dataclasses import dataclass
 
@@ -15,18 +15,15 @@ __all__ = ["Source"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What `source()` returned, read.
+    """What `source()` returned, read."""
 
-    Attributes:
-        definition: the view.
-        query: its query.
-        columns: its columns, the key among them.
-        key: the columns of the key, in the order of the key.
-    """
-
+    #: The definition of the view.
     definition: ViewDefinition
+    #: Its query.
     query: SourceQuery
+    #: All columns, including the key.
     columns: tuple[Column, ...]
+    #: The columns of the key, in order.
     key: tuple[Column, ...]
 
     @property
@@ -36,5 +33,5 @@ class Source:
 
     @property
     def values(self) -> tuple[Column, ...]:
-        """The columns that are not of the key."""
+        """The columns that are not part of the key."""
         return tuple(column for column in self.columns if column not in self.key)

@@ -1,4 +1,4 @@
-"""What is wrong with a view's source: the problems that keep it from being refreshed."""
+"""The faults of a source that keep its view from being refreshed."""
 
 from collections.abc import Iterator
 
@@ -20,28 +20,29 @@ from ...databases.fields import (
 )
 from ...definition import ViewFault
 from .boundary import NotUnderstood, looking
-from .declared import undeclarable
+from .dependencies import dependency_faults
 from .source import Source
 
 __all__ = ["problems_of", "problems_of_query", "source_fault"]
 
 
 def source_fault(model: type[Model], number: str, fault: str, hint: str) -> ViewFault:
+    """A fault as a check message."""
     return ViewFault(f"{model._meta.label}: {fault}", hint=hint, obj=model, id=f"matviews.{number}")
 
 
 def problems_of(source: Source) -> Iterator[CheckMessage]:
-    """What is wrong with the columns of a source, its view and its options."""
+    """The faults of a source's columns, of its view and of the view's options."""
     if source.model._meta.parents:
         yield source_fault(
-            source.model, "W118", "its rows are spread over its table and that of its parent.",
+            source.model, "W118", "its rows are split between its own table and its parent's.",
             "Make the parent abstract.",
         )  # fmt: skip
-    for fault in undeclarable(source.definition, len(source.key)):
+    for fault in dependency_faults(source.definition, len(source.key)):
         yield source_fault(
             source.model, "W120", f"MatviewMeta.depends_on: {fault}.",
-            "Name a model and those of its fields whose values are the key; or None, if its "
-            "changes may concern any key.",
+            "Map a model to the fields that hold the key, or to None if its changes may concern "
+            "any key.",
         )  # fmt: skip
     filled = {column.field for column in source.columns}
     for field in source.model._meta.concrete_fields:
@@ -56,11 +57,11 @@ def problems_of(source: Source) -> Iterator[CheckMessage]:
 
 
 def problems_of_query(source: Source) -> list[CheckMessage]:
-    """What is wrong with the tables that a source reads; none where these cannot be told."""
+    """The faults of the tables that a source reads; none if these are unknown."""
     try:
         with looking():
             return [*_table_problems(source), *_raw_problems(source), *_zone_problems(source)]
-    except NotUnderstood:  # the view is refreshed in full, and W020 says why
+    except NotUnderstood:  # then every refresh is full, and W020 says why
         return []
 
 
@@ -69,16 +70,16 @@ def _table_problems(source: Source) -> Iterator[CheckMessage]:
     if model._meta.db_table in tables:
         yield source_fault(
             model, "W118", "source() reads the view's own table.",
-            "Read what the view is computed from; another view may be among that.",
+            "Read the tables that the view is computed from; these may be other views.",
         )  # fmt: skip
     for table in sorted(tables):
         read = model_of_table(table)
         theirs = router.db_for_write(read) if read else using
         if read and theirs != using:
             yield source_fault(
-                model, "W118", f"source() reads {read._meta.label}, which is in the database "
-                f"{theirs!r}, the view is in {using!r}.",
-                "One statement reads the source and writes the view: route both to one database.",
+                model, "W118", f"source() reads {read._meta.label} in the database "
+                f"{theirs!r}, but the view is in {using!r}.",
+                "Route both to one database: one statement reads the source and writes the view.",
             )  # fmt: skip
 
 
@@ -87,20 +88,20 @@ def _raw_problems(source: Source) -> Iterator[CheckMessage]:
     if source.query.has_raw_sql and options.tracking and options.depends_on is None:
         yield source_fault(
             source.model, "W119",
-            "there is raw SQL in source(), and nobody can tell which tables that reads.",
-            "Name their models in MatviewMeta.depends_on, {} if there are none but those of the "
+            "source() contains raw SQL, so its tables are unknown.",
+            "Name their models in MatviewMeta.depends_on, or {} if the SQL reads only tables of the "
             "queryset; or set MatviewMeta.tracking = False.",
         )  # fmt: skip
 
 
 def _zone_problems(source: Source) -> Iterator[CheckMessage]:
-    """MariaDB and MySQL give NULL for a time in a zone that they do not know."""
+    """MariaDB and MySQL return NULL for a time in an unknown time zone."""
     if catalog_of(source.query.using).knows_time_zones():
         return
     if named := sorted(zone for zone in source.query.zones() if "/" in zone):
         yield source_fault(
             source.model, "W116",
-            f"source() converts times to {', '.join(named)}, and the database knows no time zones.",
+            f"source() converts times to {', '.join(named)}, but the database knows no time zones.",
             "Load them: mysql_tzinfo_to_sql /usr/share/zoneinfo | mysql -u root mysql.",
         )  # fmt: skip
 
@@ -110,7 +111,7 @@ def _type_problems(source: Source, column: Column) -> Iterator[CheckMessage]:
         output: AnyField | None = column.expression.output_field
     except FieldError as error:
         yield source_fault(
-            source.model, "W116", f"the type of the column {column.name} is not known: {error}",
+            source.model, "W116", f"the type of column '{column.name}' is unknown: {error}",
             "Give its expression an output_field.",
         )  # fmt: skip
         return
@@ -118,8 +119,8 @@ def _type_problems(source: Source, column: Column) -> Iterator[CheckMessage]:
     if mine != theirs and not {mine, theirs} <= {WHOLE, NUMBER}:
         yield source_fault(
             source.model, "W116",
-            f"the column {column.name} is {theirs}, the field {column.field.name} holds {mine}.",
-            "Convert it: Cast, TruncDate or the like; or change the field.",
+            f"column '{column.name}' is {theirs}, field '{column.field.name}' is {mine}.",
+            "Convert it, with Cast or TruncDate for example, or change the field.",
         )  # fmt: skip
     extracts = isinstance(column.expression, KeyTransform)
     text = isinstance(column.expression, KeyTextTransform)
@@ -130,6 +131,6 @@ def _type_problems(source: Source, column: Column) -> Iterator[CheckMessage]:
         and not dialect_of(source.query.using).returns_json_parts
     ):
         yield source_fault(
-            source.model, "W116", f"SQLite does not give the column {column.name} as JSON.",
-            "Take the text, KT(...), into a text field, or the whole JSON field.",
+            source.model, "W116", f"SQLite does not return column '{column.name}' as JSON.",
+            "Select the text, KT(...), into a text field, or the whole JSON field.",
         )  # fmt: skip

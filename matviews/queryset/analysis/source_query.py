@@ -1,7 +1,7 @@
-"""What a queryset is made of. The one module here that looks inside Django's `Query`.
+"""What a queryset consists of.
 
-Everything private that is used of Django is in this module: `Query` (its select list, joins,
-grouping), the compiler's `as_sql`, and the converters of fields.
+With `expressions` and `tables`, the only module that reads Django's internals: `Query` with its
+select list, joins and grouping, the compiler's `as_sql`, and the converters of fields.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,16 +34,16 @@ from .expressions import (
     walk,
 )
 from .sql_text import plain_name, tables_named, zones_named
-from .tables import ALL, Edge, Graph, Joined, Place, columns_of, tables_of
+from .tables import ALL, Edge, JoinedTable, QueryGraph, TableRef, columns_of, tables_of
 
-__all__ = ["SourceQuery", "compiled", "from_database"]
+__all__ = ["SourceQuery", "from_database"]
 
 
 class SourceQuery:
-    """The query of a queryset of `values()`, on one database.
+    """The query of a `values()` queryset on one database.
 
     Args:
-        rows: the queryset; its ordering is cleared unless a slice or DISTINCT ON chooses by it.
+        rows: the queryset. Its ordering is cleared, unless a slice or DISTINCT ON depends on it.
         using: alias of the database.
     """
 
@@ -65,7 +65,7 @@ class SourceQuery:
 
     @cached_property
     def names(self) -> list[str]:
-        """The names of the columns, in their order."""
+        """The names of the columns, in order."""
         query = self.query
         if query.selected:
             return list(query.selected)
@@ -73,7 +73,7 @@ class SourceQuery:
 
     @cached_property
     def expressions(self) -> dict[str, Expression]:
-        """What computes each column, by name; of a UNION, in its first query.
+        """The expression of each column by name; of a UNION, those of its first query.
 
         Raises:
             FieldError, NotSupportedError: Django cannot compile the query.
@@ -84,16 +84,17 @@ class SourceQuery:
         return dict(zip(self.names, columns, strict=True))
 
     def compile(self) -> tuple[str, tuple[Any, ...]]:
-        """The SQL, in the project's time zone and language, and its parameters; columns as in `names`.
+        """The SQL, in the project's time zone and language, and its parameters; columns as `names`.
 
-        The work is done once: each batch asks for the check of the source, the fingerprint and more.
+        Cached: every batch needs it several times, for the checks of the source and the
+            fingerprint.
         """
         return self._compiled
 
     @cached_property
     def _compiled(self) -> tuple[str, tuple[Any, ...]]:
         query = self.query.clone()
-        # Else a column that only the ordering of a slice wants would be one too many.
+        # Otherwise a column that only the ordering of a slice needs would be selected too.
         query.subquery = query.is_sliced and not query.combinator
         with project_locale():
             sql, params = query.get_compiler(self.using, elide_empty=False).as_sql()
@@ -103,20 +104,20 @@ class SourceQuery:
         return sql, params
 
     def restricted(self, condition: Any) -> "SourceQuery":
-        """The same with a condition on rows, before they are grouped."""
+        """The same query with a condition on rows, before they are grouped."""
         return SourceQuery(self.rows.filter(condition), self.using)
 
     def keys_only(self, names: Sequence[str]) -> "SourceQuery":
-        """The same with some of the columns, in the order given.
+        """The same query with some of the columns, in the given order.
 
-        Where no condition on groups needs them, tables that were joined for the other columns alone
-        are left out; some rows may be there less often then.
+        Tables that are only joined for other columns are dropped, unless a condition on groups
+        needs them; rows may repeat less often then.
         """
         rows = self.rows.values(*names)
         query: Any = rows.query
         _where, having, _qualify = query.where.split_having_qualify(must_group_by=False)
         if having is None and not query.annotation_select.keys() - set(names):
-            used = {each.alias for each in walk(query) if isinstance(each, Col)}
+            used = {column.alias for column in walk(query) if isinstance(column, Col)}
             for alias, table in reversed(query.alias_map.items()):
                 if alias in used or not isinstance(table, Join) or table.join_type != LOUTER:
                     used.add(table.parent_alias)
@@ -125,7 +126,7 @@ class SourceQuery:
         return SourceQuery(rows, self.using)
 
     def ungrouped(self, names: Sequence[str]) -> "SourceQuery":
-        """Some of the columns of the rows that are grouped, whatever HAVING makes of their groups."""
+        """Some of the columns of the rows before they are grouped, whatever HAVING does."""
         rows = self.rows.values(*names)
         query: Any = rows.query
         grouped = query.group_by is not None
@@ -133,17 +134,17 @@ class SourceQuery:
         query.where, query.group_by = where or WhereNode(), None
         return SourceQuery(rows.distinct(), self.using).keys_only(names)
 
-    def spelt(
+    def compile_expression(
         self, expression: Any, aliases: Mapping[str, str] | None = None
     ) -> tuple[str, tuple[Any, ...]]:
-        """The SQL of an expression of this query, with other names for its tables, and its parameters."""
+        """The SQL of an expression of this query, with its tables renamed, and its parameters."""
         renamed = expression.relabeled_clone(aliases) if aliases else expression
         with project_locale():
             sql, params = self._compiler(self.query).compile(renamed)
             return sql, _evaluated(params)
 
     def with_join_condition(self, alias: str, condition: Any) -> "SourceQuery":
-        """The same with a condition more on the rows that are joined as `alias`."""
+        """The same query with another condition on the rows that are joined as `alias`."""
         rows = self.rows.all()
         join: Any = rows.query.alias_map[alias]
         joined = join.relabeled_clone({})
@@ -159,7 +160,7 @@ class SourceQuery:
 
     @property
     def sliced(self) -> bool:
-        """Whether it takes only some of its rows, by their order."""
+        """Whether it takes some of its rows only, by their order."""
         return bool(self.query.is_sliced)
 
     @property
@@ -174,14 +175,14 @@ class SourceQuery:
 
     @property
     def has_extra(self) -> bool:
-        """Whether it has SQL of `QuerySet.extra`."""
+        """Whether it contains SQL from `QuerySet.extra`."""
         return bool(self.query.extra or self.query.extra_tables)
 
     @property
     def has_raw_sql(self) -> bool:
-        """Whether there is SQL in it that Django does not understand."""
+        """Whether it contains SQL that Django does not interpret."""
         raw = (RawSQL, ExtraWhere)
-        return self.has_extra or any(isinstance(each, raw) for each in self.walk())
+        return self.has_extra or any(isinstance(part, raw) for part in self.walk())
 
     @property
     def locks(self) -> bool:
@@ -190,11 +191,13 @@ class SourceQuery:
 
     @cached_property
     def parts(self) -> list[tuple[str, Any]]:
-        """What it is made of: what a person calls a part, and the expression or query that it is."""
+        """Its parts: what a person calls each, and its expression or query."""
         if self.query.combinator:
             queries = enumerate(self.query.combined_queries, 1)
             return [(f"query {number} of the {self.query.combinator}", q) for number, q in queries]
-        columns = [(f"the column {name}", each) for name, each in self.expressions.items()]
+        columns = [
+            (f"the column {name}", expression) for name, expression in self.expressions.items()
+        ]
         conditions = [("the filter", self.query.where)]
         if not self.query.is_sliced:
             return [*columns, *conditions]
@@ -204,8 +207,8 @@ class SourceQuery:
     def part_with_table(self, table: str) -> str:
         """What a person calls the part that reads a table in a subquery; "a join" if none does."""
         for name, part in self.parts:
-            queries = (each for each in (part, *walk(part)) if isinstance(each, Query))
-            if any(each.table == table for query in queries for each in tables_of(query)):
+            queries = (node for node in (part, *walk(part)) if isinstance(node, Query))
+            if any(joined.table == table for query in queries for joined in tables_of(query)):
                 return name
         return "a join"
 
@@ -219,39 +222,41 @@ class SourceQuery:
 
     @cached_property
     def unknown(self) -> str:
-        """What is in it that may read what cannot be found here, for a person; "" if nothing is."""
-        for query in (self.query, *(each for each in self.walk() if isinstance(each, Query))):
+        """What may read tables that cannot be found here, for a person; "" if nothing does."""
+        for query in (self.query, *(part for part in self.walk() if isinstance(part, Query))):
             if type(query) is not Query:
                 return (
                     f"its query is a {type(query).__name__}, which may read more than Django's own"
                 )
-            joins = (type(each) for each in query.alias_map.values())
-            if other := next((each for each in joins if each not in (BaseTable, Join)), None):
+            joins = (type(join) for join in query.alias_map.values())
+            if other := next((kind for kind in joins if kind not in (BaseTable, Join)), None):
                 return f"a join is a {other.__name__}, which may read more than Django's own"
         return ""
 
     def never_null(self) -> set[tuple[str, str | None]]:
-        """The columns that its filter takes no row without, as `(alias, column)`."""
-        lookups = (each for each in conjunction(self.query.where) if excludes_null(each))
-        columns = (getattr(each, "lhs", None) for each in lookups)
-        return {(each.alias, each.target.column) for each in columns if isinstance(each, Col)}
+        """The columns, as `(alias, column)`, that its filter requires to have a value."""
+        lookups = (lookup for lookup in conjunction(self.query.where) if excludes_null(lookup))
+        columns = (getattr(lookup, "lhs", None) for lookup in lookups)
+        return {
+            (column.alias, column.target.column) for column in columns if isinstance(column, Col)
+        }
 
     def zones(self) -> set[str]:
-        """The time zones that MariaDB and MySQL convert times to in it."""
+        """The time zones that it converts times to on MariaDB and MySQL."""
         return zones_named(*self.compile())
 
     def other_tables(self) -> set[str]:
-        """Names of tables in its SQL beside those that Django knows it reads."""
-        return tables_named(self.compile()[0]) - {plain_name(each) for each in self.all_tables()}
+        """Tables in its SQL that Django does not know it reads."""
+        return tables_named(self.compile()[0]) - {plain_name(table) for table in self.all_tables()}
 
     @staticmethod
     def volatile(part: Any) -> list[str]:
-        """The functions in a part that give another value each time, by name."""
+        """The functions in a part that return another value each time, by name."""
         found = [part, *walk(part)]
-        bases = {base.__name__ for each in found for base in type(each).__mro__}
+        bases = {base.__name__ for node in found for base in type(node).__mro__}
         if known := VOLATILE & bases:
             return sorted(known)
-        called = {str(function_of(each)).lower() for each in found if isinstance(each, Func)}
+        called = {str(function_of(node)).lower() for node in found if isinstance(node, Func)}
         return sorted(VOLATILE_FUNCTIONS & called)
 
     def _compiler(self, query: Any) -> Any:
@@ -261,9 +266,9 @@ class SourceQuery:
 
     @property
     def has_window(self) -> bool:
-        """Whether it has a window function at its own level."""
+        """Whether it has a window function outside subqueries."""
         own = [*self.expressions.values(), *self.query.where.children]
-        return any(getattr(each, "contains_over_clause", False) for each in own)
+        return any(getattr(expression, "contains_over_clause", False) for expression in own)
 
     @property
     def grouped(self) -> bool:
@@ -277,31 +282,31 @@ class SourceQuery:
             return None
         given: Any = () if self.query.group_by is True else self.query.group_by
         explicit = [
-            self.query.annotations[each.refs] if isinstance(each, Ref) else each  # type: ignore[attr-defined]
-            for each in given
+            self.query.annotations[expression.refs] if isinstance(expression, Ref) else expression  # type: ignore[attr-defined]
+            for expression in given
         ]
         selected = [
             column
-            for each in self.expressions.values()
-            if not each.contains_aggregate
-            for column in each.get_group_by_cols()
+            for expression in self.expressions.values()
+            if not expression.contains_aggregate
+            for column in expression.get_group_by_cols()
         ]
         return [*explicit, *selected]
 
     @property
-    def tables(self) -> list[Joined]:
-        """The tables that it reads itself, the first table first; not those of its subqueries."""
+    def tables(self) -> list[JoinedTable]:
+        """The tables that it reads outside subqueries, the first table first."""
         return list(tables_of(self.query))
 
     def all_tables(self) -> set[str]:
-        """The names of all tables that Django knows it reads, in subqueries too."""
-        queries = [self.query, *(each for each in self.walk() if isinstance(each, Query))]
+        """The names of all tables that Django knows it reads, including those of subqueries."""
+        queries = [self.query, *(part for part in self.walk() if isinstance(part, Query))]
         return {table.table for query in queries for table in tables_of(query)}
 
     def columns_read(self) -> dict[str, set[str] | None]:
-        """The columns, of each table that Django knows it reads, that decide about its rows.
+        """The columns of each table that decide about its rows.
 
-        None stands for all columns. A table of which only the number of rows counts has none.
+        None stands for all columns. A table has no columns if only the number of its rows counts.
         """
         read: dict[str, set[str] | None] = {}
         for table, column in columns_of(self.query, self.using, ()):
@@ -312,31 +317,22 @@ class SourceQuery:
                 known.add(column)
         return read
 
-    def graph(self) -> tuple[dict[Place, str], list[Edge]]:
-        """The tables that it and its subqueries read, and which columns of theirs are always equal.
-
-        A place is the number of the query, 0 for this one, and an alias in it.
-        """
-        graph = Graph(self.query, self.using)
+    def graph(self) -> tuple[dict[TableRef, str], list[Edge]]:
+        """The tables that it and its subqueries read, and which of their columns are equal."""
+        graph = QueryGraph(self.query, self.using)
         return graph.tables, graph.edges
 
     def walk(self) -> Iterator[Any]:
-        """Every expression and every subquery in it, at any depth."""
+        """Every expression and subquery in it, at any depth."""
         yield from walk(self.query)
 
 
 def _evaluated(params: Iterable[Any]) -> tuple[Any, ...]:
-    """Parameters of which none is a text that the language of the moment decides about."""
+    """Parameters without lazy texts, which would depend on the active language."""
     return tuple(
-        each._proxy____cast() if isinstance(each, Promise) else each  # type: ignore[attr-defined]
-        for each in params
+        param._proxy____cast() if isinstance(param, Promise) else param  # type: ignore[attr-defined]
+        for param in params
     )
-
-
-def compiled(rows: QuerySet[Any, Any], using: str) -> tuple[str, tuple[Any, ...]]:
-    """The SQL of a queryset that does not order by itself, and its parameters."""
-    sql, params = rows.query.get_compiler(using, elide_empty=False).as_sql()
-    return sql, tuple(params)
 
 
 def from_database(field: AnyField, value: Any, using: str) -> Any:

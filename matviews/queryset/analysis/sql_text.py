@@ -1,4 +1,4 @@
-"""What the text of a statement tells of it, whatever classes its query is made of."""
+"""What the text of a statement shows, whatever classes its query consists of."""
 
 import re
 
@@ -8,7 +8,7 @@ _NAME = r'(?:"(?:[^"]|"")+"|`[^`]+`|[A-Za-z_]\w*)'
 _TABLE = re.compile(
     rf"\b(FROM|JOIN)\s+(?:ONLY\s+)?({_NAME})(?:\s*\.\s*({_NAME}))?(\s*\()?", re.IGNORECASE
 )
-# FROM that no table follows: EXTRACT(year FROM x), SUBSTRING(x FROM 2), TRIM(x FROM y), IS DISTINCT FROM.
+# FROM without a table: EXTRACT(year FROM x), SUBSTRING(x FROM 2), TRIM(x FROM y), IS DISTINCT FROM.
 _OTHER_FROM = re.compile(
     r"(DISTINCT|\b(EXTRACT|SUBSTRING|OVERLAY|TRIM|POSITION)\s*\([^()]*)\s*\Z", re.IGNORECASE
 )
@@ -18,13 +18,13 @@ _COMMON_TABLE = re.compile(
 )
 _TEXT = re.compile(r"'(?:[^']|'')*'")
 _CONVERSION = "CONVERT_TZ("
-LOOKED_BACK = 200  # letters before FROM in which its function begins
+LOOKBACK_CHARACTERS = 200  # before FROM, to find the function it belongs to
 
 
 def tables_named(sql: str) -> set[str]:
-    """The names after FROM and JOIN that stand for tables, and "WITH" if there are common table expressions.
+    """The table names after FROM and JOIN, and "WITH" if there are common table expressions.
 
-    A table of another schema is named as `db_table` would have it, `schema"."table`.
+    A table of another schema is named as in `db_table`: `schema"."table`.
     """
     sql = _TEXT.sub("''", sql)
     names = {"WITH"} if _COMMON_TABLE.search(sql) else set()
@@ -32,7 +32,7 @@ def tables_named(sql: str) -> set[str]:
         word, first, second, is_function = found.groups()
         if is_function or first.upper() in ("LATERAL", "SELECT", "VALUES"):
             continue
-        before = max(0, found.start() - LOOKED_BACK)
+        before = max(0, found.start() - LOOKBACK_CHARACTERS)
         if word.upper() == "FROM" and _OTHER_FROM.search(sql, before, found.start()):
             continue
         names.add(plain_name(f"{first}.{second}" if second else first))
@@ -40,7 +40,7 @@ def tables_named(sql: str) -> set[str]:
 
 
 def plain_name(name: str) -> str:
-    """A name as a model's `db_table` has it: without the quotes around it."""
+    """A name as a model's `db_table` has it, without the outer quotes."""
     return name[1:-1] if name[0] in '"`' and name[-1] == name[0] else name
 
 
@@ -54,7 +54,7 @@ def zones_named(sql: str, params: tuple[object, ...]) -> set[str]:
 
 
 def _closing(sql: str, start: int) -> int:
-    """Where the parenthesis is closed that was opened before `start`."""
+    """Where the parenthesis that was opened before `start` is closed."""
     depth = 1
     for place in range(start, len(sql)):
         depth += (sql[place] == "(") - (sql[place] == ")")

@@ -1,8 +1,8 @@
-"""Which tables a query reads, how they are joined, and which of their columns decide about its rows."""
+"""Which tables a query reads, how it joins them, and which columns decide about its rows."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.models import Exists
 from django.db.models.expressions import Col
@@ -11,85 +11,102 @@ from django.db.models.sql.datastructures import BaseTable
 
 from .expressions import conjunction, parts_of
 
-__all__ = ["ALL", "Edge", "Graph", "Joined", "Place", "Scope", "columns_of", "tables_of"]
+__all__ = [
+    "ALL",
+    "Edge",
+    "JoinedTable",
+    "QueryGraph",
+    "Scope",
+    "TableRef",
+    "columns_of",
+    "tables_of",
+]
 
 
-Place = tuple[int, str]
+#: The number of a query, 0 for the outermost, and an alias in it.
+TableRef = tuple[int, str]
+#: Tables by their aliases.
+Scope = dict[str, str]
+#: Stands for every column of a table.
+ALL = "*"
 
-Edge = tuple[Place, Place, tuple[tuple[str, str], ...]]
+
+class Edge(NamedTuple):
+    """A join, or a condition, that makes columns of two tables equal."""
+
+    near: TableRef
+    far: TableRef
+    #: Pairs of equal columns, near and far.
+    columns: tuple[tuple[str, str], ...]
+
+    @property
+    def reversed(self) -> "Edge":
+        """The same edge from its other end."""
+        return Edge(self.far, self.near, tuple((far, near) for near, far in self.columns))
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """A table of a query.
-
-    Attributes:
-        alias: its name in the query.
-        table: its name in the database.
-        parent: the alias that it is joined to, None for the first table.
-        pairs: the columns that are equal, `(of the parent, of this table)`.
-        outer: whether rows of the parent that have none here stay.
-    """
+class JoinedTable:
+    """A table of a query."""
 
     alias: str
     table: str
+    #: The alias that it is joined to, None for the first table.
     parent: str | None = None
+    #: Pairs of equal columns, `(of the parent, of this table)`.
     pairs: tuple[tuple[str, str], ...] = ()
+    #: Whether the join keeps rows of the parent that have no match here.
     outer: bool = False
 
 
-def tables_of(query: Any) -> Iterator[Joined]:
+def tables_of(query: Any) -> Iterator[JoinedTable]:
+    """The tables that a query reads outside subqueries."""
     if query.model and not query.combinator and not any(query.alias_refcount.values()):
         first = query.alias_map.get(query.base_table)  # Django joins it when it compiles the query
         table = first.table_name if first else query.get_meta().db_table
-        yield Joined(first.table_alias if first else table, table)
+        yield JoinedTable(first.table_alias if first else table, table)
         return
     for alias, table in query.alias_map.items():
         if not query.alias_refcount.get(alias):
             continue
         if isinstance(table, BaseTable):
-            yield Joined(alias, table.table_name)
+            yield JoinedTable(alias, table.table_name)
         else:
             pairs = tuple((one.column, other.column) for one, other in table.join_fields)
             outer = table.join_type.startswith("LEFT")
-            yield Joined(alias, table.table_name, table.parent_alias, pairs, outer)
-
-
-ALL = "*"
-
-Scope = dict[str, str]  # tables by their aliases
+            yield JoinedTable(alias, table.table_name, table.parent_alias, pairs, outer)
 
 
 def columns_of(
     query: Any, using: str, outer: tuple[Scope, ...], *, counted: bool = False
 ) -> Iterator[tuple[str, str]]:
-    """Tables and columns that decide about the rows of a query, `ALL` for every column.
+    """The tables and columns that decide about the rows of a query; `ALL` for every column.
 
     Args:
-        query: Django's.
+        query: Django's query.
         using: alias of the database.
         outer: the tables of the queries around it, the innermost first.
-        counted: whether nothing but the number of its rows matters.
+        counted: whether only the number of its rows matters.
     """
     query, ordering = _with_ordering(query, using, counted=counted)
     tables = list(tables_of(query))
-    own = {each.alias: each.table for each in tables}
+    own = {table.alias: table.table for table in tables}
     implicit = query.default_cols and not (counted or query.combinator)
-    for each in tables:
-        yield each.table, ALL if implicit or query.distinct_fields else ""
-        for of_parent, of_table in each.pairs:
-            yield own[each.parent or ""], of_parent
-            yield each.table, of_table
+    for table in tables:
+        yield table.table, ALL if implicit or query.distinct_fields else ""
+        for of_parent, of_table in table.pairs:
+            yield own[table.parent or ""], of_parent
+            yield table.table, of_table
     yield from _columns_in([*parts_of(query), *ordering], using, (own, *outer))
 
 
 def _with_ordering(query: Any, using: str, *, counted: bool) -> tuple[Any, list[Any]]:
-    """A query with the tables that only its ordering wants, which Django joins late; and the ordering.
+    """A query with the tables that only its ordering needs, which Django joins late; the ordering.
 
     Args:
-        query: Django's.
+        query: Django's query.
         using: alias of the database.
-        counted: whether nothing but the number of its rows matters.
+        counted: whether only the number of its rows matters.
     """
     if query.combinator or not (query.order_by or (query.is_sliced and not counted)):
         return query, []
@@ -99,17 +116,14 @@ def _with_ordering(query: Any, using: str, *, counted: bool) -> tuple[Any, list[
     return query, [by for by, _sql in compiler.get_order_by()]
 
 
-class Graph:
-    """Which tables a query and its subqueries read, and what equals what among their columns.
-
-    Attributes:
-        tables: the tables, by number of the query and alias.
-        edges: pairs of tables with the columns that are equal.
-    """
+class QueryGraph:
+    """The tables that a query and its subqueries read, and which of their columns are equal."""
 
     def __init__(self, query: Any, using: str) -> None:
         self.using = using
-        self.tables: dict[Place, str] = {}
+        #: The tables, by number of the query and alias.
+        self.tables: dict[TableRef, str] = {}
+        #: Pairs of tables with the columns that are equal.
         self.edges: list[Edge] = []
         self.queries = 0
         self._add(query, (), counted=False)
@@ -119,11 +133,11 @@ class Graph:
         self.queries += 1
         query, ordering = _with_ordering(query, self.using, counted=counted)
         own = set()
-        for each in tables_of(query):
-            own.add(each.alias)
-            self.tables[number, each.alias] = each.table
-            if each.parent is not None:
-                self.edges.append(((number, each.parent), (number, each.alias), each.pairs))
+        for table in tables_of(query):
+            own.add(table.alias)
+            self.tables[number, table.alias] = table.table
+            if table.parent is not None:
+                self.edges.append(Edge((number, table.parent), (number, table.alias), table.pairs))
         scopes = ((number, own), *outer)
         for lookup in conjunction(query.where):
             self._add_equality(lookup, scopes)
@@ -139,7 +153,7 @@ class Graph:
                 self._add_parts(parts_of(part), scopes, counted=isinstance(part, Exists))
 
     def _add_equality(self, lookup: Any, scopes: tuple[tuple[int, set[str]], ...]) -> None:
-        """Two columns of which a condition says that they are equal, as `OuterRef` makes them."""
+        """An edge for a condition that two columns are equal, as `OuterRef` makes it."""
         sides = (getattr(lookup, "lhs", None), getattr(lookup, "rhs", None))
         if getattr(lookup, "lookup_name", "") != "exact" or not all(
             isinstance(side, Col) for side in sides
@@ -149,10 +163,10 @@ class Graph:
             next((number, side.alias) for number, own in scopes if side.alias in own)  # type: ignore[union-attr]
             for side in sides
         )
-        # What a subquery says of two tables outside holds where it has a row, and not elsewhere.
+        # An equality between two outer tables holds only where the subquery matches.
         if one != other and scopes[0][0] in (one[0], other[0]):
             columns = tuple(side.target.column for side in sides)  # type: ignore[union-attr]
-            self.edges.append((one, other, (columns,)))
+            self.edges.append(Edge(one, other, (columns,)))
 
 
 def _columns_in(

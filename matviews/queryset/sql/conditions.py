@@ -1,4 +1,4 @@
-"""Conditions that are put into a source's query as expressions of Django's."""
+"""Conditions that are added to a source's query as Django expressions."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -7,57 +7,54 @@ from django.core.exceptions import FullResultSet
 from django.db.models import Expression, F, Lookup
 
 from ...databases import Dialect
-from ...databases.keys import Within
+from ...databases.keys import KeySelection
 from ...databases.sql import SQL, equal, qualified
 
-__all__ = ["Absent", "Filtered", "Inside", "Wrapped"]
+__all__ = ["KeyFilter", "KeyRange", "NotInView", "Wrapped"]
 
 
 class _Condition(Lookup):
-    """A condition on columns that is written as SQL here.
+    """A condition on columns whose SQL is written here.
 
     Args:
         columns: names or expressions of the columns.
-        more: what else makes it the same as another.
+        more: what else distinguishes it from other conditions.
 
-    A lookup, because MariaDB and MySQL are told `(...) = 1` of any other, and use no index then.
+    It is a lookup, because Django writes any other condition as `(...) = 1` on MariaDB and MySQL,
+    which uses no index.
     """
 
     prepare_rhs = False
 
     def __init__(self, *columns: Any, more: Hashable) -> None:
         self.more = more
-        self.columns = [F(each) if isinstance(each, str) else each for each in columns]
+        self.columns = [F(column) if isinstance(column, str) else column for column in columns]
         super().__init__(self.columns[0], None)
 
     def get_source_expressions(self) -> list[Any]:
-        """The columns."""
         return self.columns
 
     def set_source_expressions(self, expressions: Sequence[Any]) -> None:
-        """Other columns in their place."""
         self.columns = list(expressions)
         self.lhs = self.columns[0]
 
     def resolve_expression(self, *args: Any, **options: Any) -> Any:
-        """The same in a query."""
         resolved = self.copy()
-        columns = [each.resolve_expression(*args, **options) for each in self.columns]
+        columns = [column.resolve_expression(*args, **options) for column in self.columns]
         resolved.set_source_expressions(columns)
         return resolved
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What makes it the same as another."""
         return (self.__class__, self.more, *self.columns)
 
     def as_sql(self, compiler: Any, _connection: Any) -> Any:
-        """The condition, and its parameters.
+        """The condition and its parameters.
 
         Raises:
             FullResultSet: it excludes nothing.
         """
-        condition = self.condition([SQL(*compiler.compile(each)) for each in self.columns])
+        condition = self.condition([SQL(*compiler.compile(column)) for column in self.columns])
         if not condition:
             raise FullResultSet
         return tuple(condition)
@@ -67,34 +64,34 @@ class _Condition(Lookup):
         raise NotImplementedError
 
 
-class Inside(_Condition):
-    """Whether columns are in a range of keys, or among some.
+class KeyRange(_Condition):
+    """Whether columns are in a range of keys, or among keys.
 
     Args:
-        columns: names or expressions of the columns; plain ones, if it is a range.
-        dialect: the SQL of the database.
-        within: the range or the keys, as parameters of a statement.
+        columns: names or expressions of the columns; plain columns for a range.
+        dialect: the SQL dialect of the database.
+        within: the range or the keys.
     """
 
-    def __init__(self, *columns: Any, dialect: Dialect, within: Within) -> None:
+    def __init__(self, *columns: Any, dialect: Dialect, within: KeySelection) -> None:
         super().__init__(*columns, more=within)
         self.dialect, self.within = dialect, within
 
     def condition(self, columns: list[SQL]) -> SQL:
-        inside = self.dialect.inside([each.text for each in columns], self.within)
-        params = (param for each in columns for param in each.params)
+        inside = self.dialect.inside([column.text for column in columns], self.within)
+        params = (param for column in columns for param in column.params)
         return SQL(inside.text, (*params, *inside.params))
 
 
-class Filtered(Inside):
-    """Whether columns are among some keys, where no index serves them together: each row is asked."""
+class KeyFilter(KeyRange):
+    """Whether columns are among keys, for columns of several tables, which no index serves."""
 
     def condition(self, columns: list[SQL]) -> SQL:
-        return self.dialect.opaque(super().condition(columns))
+        return self.dialect.hide_from_optimizer(super().condition(columns))
 
 
-class Absent(_Condition):
-    """Whether a table has no row with the key that columns are.
+class NotInView(_Condition):
+    """Whether a table has no row with the key that columns hold.
 
     Args:
         columns: expressions of the columns.
@@ -107,8 +104,8 @@ class Absent(_Condition):
         self.table, self.key = table, key
 
     def condition(self, columns: list[SQL]) -> SQL:
-        same = equal(qualified(self.table, self.key), [each.text for each in columns])
-        params = tuple(param for each in columns for param in each.params)
+        same = equal(qualified(self.table, self.key), [column.text for column in columns])
+        params = tuple(param for column in columns for param in column.params)
         return SQL(f"NOT EXISTS (SELECT 1 FROM {self.table} WHERE {same})", params)
 
 
@@ -117,7 +114,7 @@ class Wrapped(Expression):
 
     Args:
         expression: the expression.
-        wrap: what makes its SQL, which has no parameters yet, that of this one, whose own come last.
+        wrap: turns its SQL, without parameters, into this one's; own parameters come last.
     """
 
     def __init__(self, expression: Any, wrap: Callable[[str], SQL]) -> None:
@@ -125,15 +122,12 @@ class Wrapped(Expression):
         self.expression, self.wrap = expression, wrap
 
     def get_source_expressions(self) -> list[Any]:
-        """The expression."""
         return [self.expression]
 
     def set_source_expressions(self, expressions: Sequence[Any]) -> None:
-        """Another one in its place."""
         [self.expression] = expressions
 
     def as_sql(self, compiler: Any, _connection: Any) -> Any:
-        """The SQL, and its parameters."""
         sql, params = compiler.compile(self.expression)
         wrapped = self.wrap(sql)
         return wrapped.text, (*params, *wrapped.params)

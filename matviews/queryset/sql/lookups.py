@@ -1,4 +1,4 @@
-"""Which keys changed rows lead to, looked up in the tables on the way."""
+"""Looks up which keys changed rows lead to."""
 
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
@@ -15,17 +15,17 @@ from ...databases.sql import SQL, equal, joined, qualified
 from ...exceptions import InvalidView
 from ...project_locale import project_locale
 from ..analysis.columns import as_exact, exact_values, same_type
-from ..analysis.declared import Declared
+from ..analysis.dependencies import Dependency
 from ..analysis.given_keys import as_key
 from ..analysis.source import Source
-from ..strategy.links import End, Link, _end
-from .conditions import Inside
-from .readers import Keyed, as_stored
+from ..strategy.links import KeyColumn, Link, key_column
+from .conditions import KeyRange
+from .readers import KeyReader, as_stored
 
-__all__ = ["PART", "linked_keys"]
+__all__ = ["CHUNK_SIZE", "linked_keys"]
 
 
-PART = 1_000  # values that are looked up in one statement
+CHUNK_SIZE = 1_000  # values in one statement
 
 
 def linked_keys(
@@ -33,51 +33,51 @@ def linked_keys(
     values: Collection[Sequence[Any]],
     source: Source,
     dialect: Dialect,
-    most: int,
+    limit: int,
     stages: Collection[str] = (),
 ) -> set[Key] | None:
-    """The keys of the view that rows with some values in the link's columns lead to; None for any.
+    """The keys of the view that logged values of a link lead to; None for any key.
 
     Args:
         link: the link.
         values: values of its columns, as JSON has them.
         source: the view's source.
-        dialect: the SQL of its database.
-        most: how many keys to return at most; the caller asks for one more than it can use.
-        stages: staging tables whose rows the view may still get.
+        dialect: the SQL dialect of its database.
+        limit: the maximum number of keys; callers ask for one more than they can use.
+        stages: staging tables whose rows may still be written to the view.
     """
-    if not link.direct and not dialect.is_readable(link.table, link.columns, values):
+    if not link.is_key and not dialect.is_readable(link.table, link.columns, values):
         return None
-    if link.part is None:
-        return _ends_of(link, values, source, dialect, most)
-    parts = [part for (part,) in _ends_of(link, values, source, dialect)]
+    if link.key_part is None:
+        return _key_parts_of(link, values, source, dialect, limit)
+    parts = [part for (part,) in _key_parts_of(link, values, source, dialect)]
     keys: set[Key] = set()
-    for at in range(0, len(parts), PART):
-        some = Keys(tuple((part,) for part in parts[at : at + PART]))
-        keys |= _in_view(link.part, some, source, dialect, most, stages)
-        keys |= _in_source(link.part, some, source, dialect, most)
+    for at in range(0, len(parts), CHUNK_SIZE):
+        some = Keys(tuple((part,) for part in parts[at : at + CHUNK_SIZE]))
+        keys |= _in_view(link.key_part, some, source, dialect, limit, stages)
+        keys |= _in_source(link.key_part, some, source, dialect, limit)
     return keys
 
 
-def _ends_of(
+def _key_parts_of(
     link: Link,
     values: Collection[Sequence[Any]],
     source: Source,
     dialect: Dialect,
-    most: int | None = None,
+    limit: int | None = None,
 ) -> set[Key]:
-    """What rows with some values in a link's columns find at the ends of its ways, at most `most`."""
-    numbers = range(len(source.key)) if link.part is None else [link.part]
-    if link.direct:  # whether the source has such a key, it says later
-        places = [link.columns.index(end.column) for end in link.ends]
-        named = ([value[place] for place in places] for value in values)
-        known = (each for each in named if None not in each)
+    """The keys, or the values of the link's key part, that logged values lead to."""
+    numbers = range(len(source.key)) if link.key_part is None else [link.key_part]
+    if link.is_key:  # the statements find out whether the source has such a key
+        places = [link.columns.index(part.column) for part in link.key_columns]
+        parts = ([value[place] for place in places] for value in values)
+        known = (key for key in parts if None not in key)
         fields = [source.key[number].field for number in numbers]
-        return as_exact(islice(known, most), fields, dialect)
+        return as_exact(islice(known, limit), fields, dialect)
     found: set[Key] = set()
     rows = list(values)
-    for at in range(0, len(rows), PART):
-        found |= _looked_up(link, rows[at : at + PART], numbers, source, dialect, most)
+    for at in range(0, len(rows), CHUNK_SIZE):
+        found |= _looked_up(link, rows[at : at + CHUNK_SIZE], numbers, source, dialect, limit)
     return found
 
 
@@ -87,19 +87,19 @@ def _looked_up(
     numbers: Iterable[int],
     source: Source,
     dialect: Dialect,
-    most: int | None,
+    limit: int | None,
 ) -> set[Key]:
-    """What is at the ends of the ways from some rows."""
-    names = [f"matviews_{number}" for number in range(len(link.way) + 1)]
+    """The keys, or the values of a part, found by joining logged rows along the link's steps."""
+    names = [f"matviews_{number}" for number in range(len(link.steps) + 1)]
     tables = [names[0]]
-    for name, join in zip(names[1:], link.way, strict=True):
-        theirs, mine = zip(*join.columns, strict=True)
-        before = _columns(dialect, names[join.near], theirs)
-        same = equal(_columns(dialect, name, mine), before)
-        tables.append(f"{dialect.name(join.table)} {name} ON {same}")
-    ends = zip(numbers, link.ends, strict=True)
+    for name, step in zip(names[1:], link.steps, strict=True):
+        near, far = zip(*step.columns, strict=True)
+        same = equal(_columns(dialect, name, far), _columns(dialect, names[step.near], near))
+        tables.append(f"{dialect.name(step.table)} {name} ON {same}")
+    parts = zip(numbers, link.key_columns, strict=True)
     selected = joined(
-        ", ", (_selected(number, end, names[end.place], source, dialect) for number, end in ends)
+        ", ",
+        (_selected(number, part, names[part.table], source, dialect) for number, part in parts),
     )
     logged = dialect.logged(link.table, link.columns, rows)
     columns = ", ".join(map(dialect.name, link.columns))
@@ -108,22 +108,22 @@ def _looked_up(
         f"SELECT DISTINCT {selected.text} FROM {' JOIN '.join(tables)}",
         (*logged.params, *selected.params),
     )
-    return _fetched(statement, [source.key[number] for number in numbers], dialect, most)
+    return _fetched(statement, [source.key[number] for number in numbers], dialect, limit)
 
 
-def _selected(number: int, end: End, name: str, source: Source, dialect: Dialect) -> SQL:
-    """A part of the key, of the table that has this name, by the name of the view."""
-    part = dialect.names([source.key[number].field])[0]
-    text, params = _part(number, end, name, source, dialect)
-    return SQL(f"{text} AS {part}", params)
+def _selected(number: int, part: KeyColumn, alias: str, source: Source, dialect: Dialect) -> SQL:
+    """A part of the key, read from the table with this alias, under the view's column name."""
+    name = dialect.names([source.key[number].field])[0]
+    text, params = _part(number, part, alias, source, dialect)
+    return SQL(f"{text} AS {name}", params)
 
 
-def _part(number: int, end: End, name: str, source: Source, dialect: Dialect) -> SQL:
-    if end.column:
-        return SQL(_columns(dialect, name, [end.column])[0])
+def _part(number: int, part: KeyColumn, alias: str, source: Source, dialect: Dialect) -> SQL:
+    if part.column:
+        return SQL(_columns(dialect, alias, [part.column])[0])
     column = source.key[number]
-    renamed = {_end(column.expression).place[1]: name}
-    text, params = source.query.spelt(column.expression, renamed)
+    renamed = {key_column(column.expression).table[1]: alias}
+    text, params = source.query.compile_expression(column.expression, renamed)
     stored = as_stored(column, text, dialect)
     return SQL(stored.text, (*params, *stored.params))
 
@@ -133,40 +133,42 @@ def _in_view(
     values: Keys,
     source: Source,
     dialect: Dialect,
-    most: int,
+    limit: int,
     stages: Collection[str],
 ) -> set[Key]:
-    """The keys with some values in a part that the view has, or will have from what is staged."""
+    """The view's keys with these values in a part, including keys that staged rows will add."""
     fields = [column.field for column in source.key]
     keys: set[Key] = set()
     for table in (source.model._meta.db_table, *stages):
         names = dialect.names(fields, dialect.name(table))
         among = dialect.inside(names[number : number + 1], values)
         query = f"SELECT {', '.join(names)} FROM {dialect.name(table)} WHERE {among.text}"
-        keys |= _fetched(SQL(query, among.params), source.key, dialect, most)
+        keys |= _fetched(SQL(query, among.params), source.key, dialect, limit)
     return keys
 
 
-def _in_source(number: int, values: Keys, source: Source, dialect: Dialect, most: int) -> set[Key]:
-    """The keys with some values in a part that rows of the source have, before any HAVING."""
-    return _fetched(Keyed(source, dialect).keys_with(number, values), source.key, dialect, most)
+def _in_source(number: int, values: Keys, source: Source, dialect: Dialect, limit: int) -> set[Key]:
+    """The source's keys with these values in a part, before any HAVING."""
+    return _fetched(
+        KeyReader(source, dialect).keys_with(number, values), source.key, dialect, limit
+    )
 
 
-def _fetched(query: SQL, parts: Sequence[Column], dialect: Dialect, most: int | None) -> set[Key]:
-    """The rows of a query, at most `most`, as keys; without those that have no value somewhere.
+def _fetched(query: SQL, parts: Sequence[Column], dialect: Dialect, limit: int | None) -> set[Key]:
+    """The rows of a query as keys, at most `limit`, without those that contain a NULL.
 
     Args:
         query: selects parts of the key, by the names of the view.
         parts: the parts.
-        dialect: the SQL of the database.
-        most: how many rows.
+        dialect: the SQL dialect of the database.
+        limit: the maximum number of rows.
     """
-    limit = SQL("") if most is None else SQL(" LIMIT %s", (most,))
+    limited = SQL("") if limit is None else SQL(" LIMIT %s", (limit,))
     exact = ", ".join(exact_values([part.field for part in parts], "matviews_found", dialect))
     with connections[dialect.using].cursor() as cursor:
         cursor.execute(
-            f"SELECT {exact} FROM ({query.text}) matviews_found{limit.text}",
-            [*query.params, *limit.params],
+            f"SELECT {exact} FROM ({query.text}) matviews_found{limited.text}",
+            [*query.params, *limited.params],
         )
         return {row for row in cursor.fetchall() if None not in row}
 
@@ -175,45 +177,47 @@ def _columns(dialect: Dialect, table: str, columns: Sequence[str]) -> list[str]:
     return qualified(table, map(dialect.name, columns))
 
 
-def declared_keys(
-    said: Declared, values: Collection[Sequence[Any]], source: "Source", most: int
+def dependency_keys(
+    dependency: Dependency, values: Collection[Sequence[Any]], source: Source, limit: int
 ) -> set[Key] | None:
-    """The keys that changed rows lead to, at most `most`; None for any, as where a row is gone.
+    """The keys that changed rows of a declared dependency concern, at most `limit`.
+
+    None stands for any key, as when a row is gone.
 
     Args:
-        said: what the view says of their model.
+        dependency: what the view declares for their model.
         values: values of its columns, as JSON has them, before and after the changes.
-        source: the view's.
-        most: how many keys to return at most.
+        source: the view's source.
+        limit: the maximum number of keys.
 
     Raises:
-        InvalidView: what the view gives as keys are none.
+        InvalidView: `depends_on` returned an invalid key.
     """
     using, fields = source.query.using, [column.field for column in source.key]
-    known = {tuple(each) for each in values if None not in each}
-    if said.find is None:
-        return as_exact(islice(known, most), fields, dialect_of(using))
-    names = [field.attname for field in said.model._meta.pk_fields]
-    among = Inside(*names, dialect=dialect_of(using), within=Keys(tuple(known)))
-    rows = said.model._base_manager.using(using).filter(among)
+    known = {tuple(value) for value in values if None not in value}
+    if dependency.get_keys is None:
+        return as_exact(islice(known, limit), fields, dialect_of(using))
+    names = [field.attname for field in dependency.model._meta.pk_fields]
+    among = KeyRange(*names, dialect=dialect_of(using), within=Keys(tuple(known)))
+    rows = dependency.model._base_manager.using(using).filter(among)
     if rows.count() < len(known):
         return None
     try:
         with project_locale():
-            found = said.find(rows)
+            found = dependency.get_keys(rows)
             stored = _query_of_keys(found, fields, using)
             if stored is not None:
-                return _fetched_keys(stored, fields, using, most)
-            return {as_key(fields, each, using) for each in islice(found, most)}
+                return _fetched_keys(stored, fields, using, limit)
+            return {as_key(fields, key, using) for key in islice(found, limit)}
     except ValueError as error:
         raise InvalidView(
-            f"{source.definition.label}: MatviewMeta.depends_on of {said.model._meta.label} gave "
-            f"a key that is none: {error}"
+            f"{source.definition.label}: MatviewMeta.depends_on of {dependency.model._meta.label} returned "
+            f"an invalid key: {error}"
         ) from error
 
 
 def _query_of_keys(found: Any, fields: Sequence[AnyField], using: str) -> SQL | None:
-    """The query for keys, if they are columns like those of the key: then no field need read and write them."""
+    """The query for the returned keys, if its columns are stored like the key's; else None."""
     if not isinstance(found, QuerySet) or found.db != using:
         return None
     if found.query.is_sliced or found.query.combinator:
@@ -231,13 +235,13 @@ def _query_of_keys(found: Any, fields: Sequence[AnyField], using: str) -> SQL | 
     return query if alike else None
 
 
-def _fetched_keys(query: SQL, fields: Sequence[AnyField], using: str, most: int) -> set[Key]:
+def _fetched_keys(query: SQL, fields: Sequence[AnyField], using: str, limit: int) -> set[Key]:
     dialect = dialect_of(using)
     exact = ", ".join(exact_values(fields, "matviews_found", dialect))
     with connections[using].cursor() as cursor:
         cursor.execute(
             f"WITH matviews_found ({', '.join(dialect.names(fields))}) AS ({query.text}) "
             f"SELECT DISTINCT {exact} FROM matviews_found LIMIT %s",
-            (*query.params, most),
+            (*query.params, limit),
         )
         return {row for row in cursor.fetchall() if None not in row}

@@ -1,4 +1,4 @@
-"""How the rows of a source are read, a range of keys at a time: from itself, or from its stage."""
+"""Reading the rows of a source: in windows or by keys from its own query, or from a stage."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -10,81 +10,80 @@ from django.utils import timezone
 
 from ...databases import Dialect
 from ...databases.fields import AnyField, Column, column_of
-from ...databases.keys import Key, Keys, Within
+from ...databases.keys import Key, Keys, KeySelection
 from ...databases.sql import SQL, equal, joined
 from ..analysis.lineage import equal_columns
 from ..analysis.source import Source
 from ..analysis.source_query import SourceQuery
 from ..strategy.choose import Strategy
-from .conditions import Absent, Filtered, Inside, Wrapped
+from .conditions import KeyFilter, KeyRange, NotInView, Wrapped
 
 __all__ = [
-    "Keyed",
-    "Reading",
-    "Staged",
-    "Windowed",
+    "KeyReader",
+    "SourceReader",
+    "StageReader",
+    "WindowReader",
     "_keys_of_table",
     "as_stored",
     "next_keys",
     "whole",
 ]
 
-COMPUTED = "matviews_computed"  # what the columns are called before they are as stored
+COMPUTED = "matviews_computed"  # the CTE with the source's columns as computed
 
 
-class Reading(Protocol):
-    """The rows of a source, with the names of the view's columns, in a range or of some keys."""
+class SourceReader(Protocol):
+    """Reads the rows of a source with keys in a selection, under the view's column names."""
 
-    def rows(self, within: Within, *, missing: bool = False) -> SQL:
-        """A query for the rows as they will be stored; only those that the view lacks, if wanted."""
+    def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
+        """A query for the rows as they will be stored; if `missing`, only those the view lacks."""
 
-    def keys(self, within: Within) -> SQL:
+    def keys(self, within: KeySelection) -> SQL:
         """A query for the keys."""
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
-        """A query for the next keys after `low`, in their order, no key twice.
+        """A query for the next distinct keys after `low`, in order.
 
-        The source has no others in between, but it may lack some of them.
+        The source has no other keys in between, but it need not have all of these.
         """
 
 
-class Windowed:
-    """A source whose own query takes the range.
+class WindowReader:
+    """Pushes the range of keys into the source's own query.
 
     Args:
         source: the source.
-        strategy: how it is worked through.
-        dialect: the SQL of its database.
+        strategy: how the source is read.
+        dialect: the SQL dialect of its database.
     """
 
     def __init__(self, source: Source, strategy: Strategy, dialect: Dialect) -> None:
         self.source, self.strategy, self.dialect = source, strategy, dialect
 
-    def rows(self, within: Within, *, missing: bool = False) -> SQL:
-        """As `Reading` has it."""
+    def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
         query = self._inside(within, missing=missing)
         return _selected(query, self.source, self.source.columns, self.dialect)
 
-    def keys(self, within: Within) -> SQL:
-        """As `Reading` has it; nothing is computed but what HAVING needs."""
+    def keys(self, within: KeySelection) -> SQL:
+        """Computes nothing that HAVING does not need."""
         query = self._inside(within).keys_only([column.name for column in self.source.key])
         return _selected(query, self.source, self.source.key, self.dialect)
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
-        """As `Reading` has it: of the table that has the key, whatever the source takes of it."""
+        """Reads the table that has the key, whatever the source selects from it."""
         return _keys_of_table(self.strategy, low, count, self.dialect)
 
-    def _inside(self, within: Within, *, missing: bool = False) -> SourceQuery:
+    def _inside(self, within: KeySelection, *, missing: bool = False) -> SourceQuery:
         query, columns = self.source.query, [c.expression for c in self.source.key]
         if within != (None, None):
-            query = query.restricted(Inside(*columns, dialect=self.dialect, within=within))
+            query = query.restricted(KeyRange(*columns, dialect=self.dialect, within=within))
             query = self._with_equal_columns(query, within)
         if missing:
-            query = query.restricted(_absent(self.source, columns, self.dialect))
+            query = query.restricted(_not_in_view(self.source, columns, self.dialect))
         return query
 
-    def _with_equal_columns(self, query: SourceQuery, within: Within) -> SourceQuery:
-        """The condition on the key's first column, for each column that is joined as equal to it."""
+    def _with_equal_columns(self, query: SourceQuery, within: KeySelection) -> SourceQuery:
+        """Repeat the condition on the key's first column for every column joined as equal to it."""
         first: Any = self.source.key[0].expression
         place = (first.alias, first.target.column)
         for alias, column in equal_columns(query.tables, place):
@@ -93,42 +92,41 @@ class Windowed:
         return query
 
 
-class Keyed:
-    """A source whose own query takes keys, wherever their parts come from.
+class KeyReader:
+    """Pushes keys into the source's own query, whichever tables their parts come from.
 
     Args:
         source: the source.
-        dialect: the SQL of its database.
+        dialect: the SQL dialect of its database.
     """
 
     def __init__(self, source: Source, dialect: Dialect) -> None:
         self.source, self.dialect = source, dialect
         self.columns = [_comparable(column, dialect) for column in source.key]
 
-    def rows(self, within: Within, *, missing: bool = False) -> SQL:
-        """As `Reading` has it."""
+    def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
         query = self._among(within)
         if missing:
-            query = query.restricted(_absent(self.source, self.columns, self.dialect))
+            query = query.restricted(_not_in_view(self.source, self.columns, self.dialect))
         return _selected(query, self.source, self.source.columns, self.dialect)
 
-    def keys(self, within: Within) -> SQL:
-        """As `Reading` has it; nothing is computed but what HAVING needs."""
+    def keys(self, within: KeySelection) -> SQL:
+        """Computes nothing that HAVING does not need."""
         query = self._among(within).keys_only([column.name for column in self.source.key])
         return _selected(query, self.source, self.source.key, self.dialect)
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
-        """As `Reading` has it: there is no order to go by."""
+        """Keys have no order here."""
         raise NotImplementedError
 
     def keys_with(self, number: int, values: Keys) -> SQL:
-        """A query for the keys that have one of some values in a part, even where HAVING drops them."""
+        """A query for the keys with these values in a part, including those that HAVING drops."""
         query = self._restricted(self.source.query, [number], values)
         names = [column.name for column in self.source.key]
         return _selected(query.ungrouped(names), self.source, self.source.key, self.dialect)
 
-    def _among(self, within: Within) -> SourceQuery:
-        """The query for some keys; by each plain column too, since no index serves several tables."""
+    def _among(self, within: KeySelection) -> SourceQuery:
+        """Also filtered by each plain column, because no index spans tables."""
         assert isinstance(within, Keys)
         query, columns = self.source.query, self.source.key
         for number, column in enumerate(columns if len(columns) > 1 else ()):
@@ -138,19 +136,19 @@ class Keyed:
         return self._restricted(query, range(len(columns)), within)
 
     def _restricted(self, query: SourceQuery, numbers: Sequence[int], within: Keys) -> SourceQuery:
-        """A query for rows whose parts of the key are among some."""
+        """A query for the rows whose key parts are among some."""
         columns = [self.columns[number] for number in numbers]
-        among = Filtered if len(columns) > 1 else Inside
+        among = KeyFilter if len(columns) > 1 else KeyRange
         return query.restricted(among(*columns, dialect=self.dialect, within=within))
 
 
-class Staged:
-    """A source that has been evaluated into a staging table, or is evaluated at once, as a whole.
+class StageReader:
+    """Reads a staging table, or evaluates the source as a whole in each statement.
 
     Args:
         source: the source.
-        dialect: the SQL of its database.
-        stage: name of the table; "" evaluates the source in the statement.
+        dialect: the SQL dialect of its database.
+        stage: the name of the staging table; "" evaluates the source.
     """
 
     def __init__(self, source: Source, dialect: Dialect, stage: str = "") -> None:
@@ -162,24 +160,21 @@ class Staged:
             self.table = SQL(f"({computed.text}) {self.stage}", computed.params)
         self.key_fields = _key_fields(source)
 
-    def rows(self, within: Within, *, missing: bool = False) -> SQL:
-        """As `Reading` has it."""
+    def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
         condition = [self._inside(within)]
         if missing:
             condition.append(self._missing())
         return self._select([column.field for column in self.source.columns], condition)
 
-    def keys(self, within: Within) -> SQL:
-        """As `Reading` has it."""
+    def keys(self, within: KeySelection) -> SQL:
         return self._select(self.key_fields, [self._inside(within)])
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
-        """As `Reading` has it."""
         names = self.dialect.names(self.key_fields)
         keys = next_keys(self.table.text, names, [self._inside((low, None))], count)
         return SQL(keys.text, (*self.table.params, *keys.params))
 
-    def _inside(self, within: Within) -> SQL:
+    def _inside(self, within: KeySelection) -> SQL:
         return self.dialect.inside(self.dialect.names(self.key_fields, self.stage), within)
 
     def _missing(self) -> SQL:
@@ -198,14 +193,16 @@ class Staged:
 
 
 class _FirstColumn:
-    """A condition of a join: a column may be the first one of a key in the range, or among the keys."""
+    """Restricts a joined column to the values that the key's first column can take."""
 
-    def __init__(self, alias: str, column: str, dialect: Dialect, within: Within) -> None:
+    def __init__(self, alias: str, column: str, dialect: Dialect, within: KeySelection) -> None:
         self.alias, self.column, self.dialect, self.within = alias, column, dialect, within
 
     def as_sql(self, compiler: Any, _connection: Any) -> Any:
-        """The condition; the ends belong to it, for the key may have more columns."""
-        column = f"{compiler.quote_name_unless_alias(self.alias)}.{self.dialect.name(self.column)}"
+        """Both ends belong to the range, because the key may have more columns."""
+        # Until Django 6.1 the aliases that it makes up have no quotes.
+        quote = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias
+        column = f"{quote(self.alias)}.{self.dialect.name(self.column)}"
         if isinstance(self.within, Keys):
             return tuple(self.dialect.among([column], {key[:1] for key in self.within.keys}))
         low, high = self.within
@@ -219,14 +216,14 @@ class _FirstColumn:
 
 
 def whole(source: Source, dialect: Dialect) -> SQL:
-    """A query for all rows of a source as they will be stored, however it is worked through."""
+    """A query for all rows of a source as they will be stored, whatever the strategy."""
     return _selected(source.query, source, source.columns, dialect)
 
 
 def _selected(
     query: SourceQuery, source: Source, columns: tuple[Column, ...], dialect: Dialect
 ) -> SQL:
-    """A query for columns of a source by the names of the view; without rows that have no key."""
+    """A query for columns of a source under the view's names, without rows that have a NULL key."""
     names = dialect.names([column.field for column in columns])
     stored = joined(
         ", ",
@@ -246,26 +243,26 @@ def _selected(
     )
 
 
-def _absent(source: Source, columns: Sequence[Any], dialect: Dialect) -> Absent:
-    """A condition on rows of the source: the view lacks their key."""
+def _not_in_view(source: Source, columns: Sequence[Any], dialect: Dialect) -> NotInView:
+    """Whether a row of the source has a key that the view does not have."""
     table = dialect.name(source.model._meta.db_table)
-    return Absent(*columns, table=table, key=dialect.names(_key_fields(source)))
+    return NotInView(*columns, table=table, key=dialect.names(_key_fields(source)))
 
 
 def _comparable(column: Column, dialect: Dialect) -> Any:
-    """An expression of a part of the key that can be held against what the view stores."""
+    """An expression of a key part that can be compared with what the view stores."""
     if column_of(column.expression):
         return column.expression
     return Wrapped(column.expression, partial(as_stored, column, dialect=dialect))
 
 
 def as_stored(column: Column, name: str, dialect: Dialect) -> SQL:
-    """A column of the source as the view's column will hold it, by its SQL."""
+    """A column of the source, given by its SQL, as the view's column will store it."""
     expression = column.expression
     if isinstance(expression, TruncBase) and isinstance(expression.output_field, DateTimeField):
         with timezone.override(None):
             zone = expression.get_tzname()
-        # Such a function returns the time of a zone, which Django converts once it has read it.
+        # The function returns a time in a time zone; Django would convert it when it reads it.
         if zone not in (None, "UTC"):
             return dialect.utc(name, zone)
     return SQL(dialect.stored(column, name))
@@ -276,7 +273,7 @@ def _key_fields(source: Source) -> list[AnyField]:
 
 
 def _keys_of_table(strategy: Strategy, low: Key | None, count: int, dialect: Dialect) -> SQL:
-    """The next keys after `low` of the table that has the key of a windowed source, no key twice."""
+    """The next distinct keys after `low` in the table that has the key of a windowed source."""
     assert strategy.model is not None
     table, names = dialect.name(strategy.model._meta.db_table), dialect.names(strategy.fields)
     known = (
@@ -297,14 +294,14 @@ def next_keys(
     *,
     distinct: bool = False,
 ) -> SQL:
-    """A query for the next keys of a table, in their order.
+    """A query for the next keys of a table, in order.
 
     Args:
         table: the table, quoted.
         key: the columns.
         where: conditions on its rows.
         count: how many keys.
-        distinct: whether there may be several rows with one key.
+        distinct: whether several rows may have one key.
     """
     condition, columns = joined(" AND ", where), ", ".join(key)
     return SQL(

@@ -1,10 +1,11 @@
-"""Staging tables: what a source held at one moment, for the phases of one refresh.
+"""Staging tables: the rows of a source at one point in time, for all phases of one refresh.
 
-Ordinary tables, since the batches that read them come on any connection, named after their refresh.
-The engine drops them when it closes the refresh, and sweeps up those of workers that were killed.
-On MariaDB and MySQL, creating or dropping a table commits, so it happens on a connection of its own.
-They are in the schema of our own tables, or in the one that a setting names for a role that may not create
-tables there. Where it may in neither, each phase evaluates the source in its own statement.
+They are ordinary tables named after their refresh, because batches run on any connection. The
+engine drops them when it closes the refresh, and drops those of killed workers later. On MariaDB
+and MySQL creating or dropping a table commits, so it happens on a connection of its own. They are
+in the schema of the package's own tables, or in the one that a setting names for roles that may not
+create tables there. Where the role may use neither, each phase evaluates the source in its own
+statement.
 """
 
 from collections.abc import Iterable
@@ -30,41 +31,41 @@ __all__ = [
 ]  # fmt: skip
 
 PREFIX = "matviews_stage_"
-LOCK_WAIT = 5  # seconds to wait for a table that another connection still reads
-SAMPLE_STAGE = f"{PREFIX}0"  # no refresh has this number
+LOCK_WAIT_SECONDS = 5  # for a table that another connection is reading
+SAMPLE_STAGE = f"{PREFIX}0"  # no refresh has this key
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     """Where staging tables are."""
 
-    #: On MariaDB and MySQL a database; "" for the only one.
+    #: A database on MariaDB and MySQL; "" for the only schema.
     schema: str
-    #: How their names begin.
+    #: The start of their names.
     prefix: str
 
     def table(self, refresh: int, using: str) -> str:
-        """The table of a refresh, as `Dialect.name` takes it."""
+        """The staging table of a refresh, in the form that `Dialect.name` takes."""
         return staging_of(using).table(self.schema, f"{self.prefix}{refresh}")
 
 
 def stage_name(refresh: int, using: str = DEFAULT_DB_ALIAS) -> str:
-    """The staging table of a refresh, by the refresh's primary key."""
-    return _places(using)[0].table(refresh, using)
+    """The staging table of a refresh, given by its primary key."""
+    return _locations(using)[0].table(refresh, using)
 
 
 def stages(using: str) -> dict[int, str]:
     """The staging tables that exist, by the primary keys of their refreshes."""
     found: dict[int, str] = {}
-    for place in _places(using):
-        for name in staging_of(using).tables(place.schema):
-            number = name.removeprefix(place.prefix)
-            if name.startswith(place.prefix) and number.isdecimal():
-                found.setdefault(int(number), place.table(int(number), using))
+    for location in _locations(using):
+        for name in staging_of(using).tables(location.schema):
+            number = name.removeprefix(location.prefix)
+            if name.startswith(location.prefix) and number.isdecimal():
+                found.setdefault(int(number), location.table(int(number), using))
     return found
 
 
 def prepare_staging(using: str, roles: Iterable[str] = ()) -> str:
-    """Create the schema that a setting names, and let roles create tables in it; what is left to do, or ""."""
+    """Create the configured schema and grant roles its use; what is left to do, or ""."""
     schema, staging = get_settings().STAGING_SCHEMA, staging_of(using)
     if not schema or not staging.schema_kind:
         return ""
@@ -83,19 +84,19 @@ def prepare_staging(using: str, roles: Iterable[str] = ()) -> str:
 
 
 def staging_schema(using: str) -> str:
-    """The schema of staging tables, on MariaDB and MySQL the database; "" on SQLite."""
-    return _places(using)[0].schema
+    """The schema of staging tables: the database on MariaDB and MySQL, "" on SQLite."""
+    return _locations(using)[0].schema
 
 
-def _places(using: str) -> list[_Place]:
-    """Where staging tables are created, and then where there may be others from before the setting."""
+def _locations(using: str) -> list[_Location]:
+    """Where staging tables are created, then where there may be others from before the setting."""
     home = _home(using, connections[using].settings_dict["NAME"])
-    places = [_Place(home, PREFIX)]
+    locations = [_Location(home, PREFIX)]
     schema = get_settings().STAGING_SCHEMA
     if schema and staging_of(using).schema_kind:
-        # Other projects may stage there, too.
-        places.insert(0, _Place(schema, f"{PREFIX}{crc32(home.encode()):08x}_"))
-    return places
+        # Other projects may use the same schema.
+        locations.insert(0, _Location(schema, f"{PREFIX}{crc32(home.encode()):08x}_"))
+    return locations
 
 
 @cache
@@ -104,11 +105,12 @@ def _home(using: str, _database: object) -> str:
 
 
 def staging_problem(using: str) -> str:
-    """Why the role of this connection cannot create staging tables, "" if it can; on PostgreSQL alone.
+    """Why this connection's role cannot create staging tables, "" if it can; PostgreSQL only.
 
-    The others tell when it is tried. PostgreSQL tells too, but writes an error into its log each time.
+    The other databases fail when it is tried. So does PostgreSQL, but with an error in the server's
+    log.
     """
-    return staging_of(using).problem(_places(using)[0].schema)
+    return staging_of(using).problem(_locations(using)[0].schema)
 
 
 def fill_stage(name: str, source: Source, dialect: Dialect) -> int:
@@ -119,14 +121,14 @@ def fill_stage(name: str, source: Source, dialect: Dialect) -> int:
 
     Raises:
         StagingRefused: the role of this connection may not create the table.
-        RowRefused: two rows of the source have one key, or a value is NULL that must not be.
+        RowRefused: two rows of the source have the same key, or a NOT NULL column is NULL.
     """
     if problem := staging_problem(dialect.using):
         raise StagingRefused(problem)
-    fields, key = ([column.field for column in each] for each in (source.columns, source.key))
+    fields, key = ([column.field for column in columns] for columns in (source.columns, source.key))
     rows, staging = whole(source, dialect), staging_of(dialect.using)
     table, view = dialect.name(name), source.model._meta.db_table
-    with staging.definitions(LOCK_WAIT) as execute:
+    with staging.definitions(LOCK_WAIT_SECONDS) as execute:
         execute(f"DROP TABLE IF EXISTS {table}")
         execute(staging.create(table, view, fields, key, dialect))
     columns = ", ".join(dialect.names(fields))
@@ -141,13 +143,14 @@ def fill_stage(name: str, source: Source, dialect: Dialect) -> int:
 
 
 def drop_stage(name: str, using: str, *, unread: bool = False) -> None:
-    """Drop a staging table; where somebody still reads it, the engine's sweep tries again.
+    """Drop a staging table; if it is being read, the maintenance task tries again.
 
-    `unread`: the current transaction is not known to have read it; if it has, that is found out at once.
+    With `unread`, it does so even in a transaction, which would find out at once if it has read the
+    table itself.
     """
     staging = staging_of(using)
     if staging.may_block_itself() and not unread:
-        return  # the current transaction may have read it, and would wait for itself
-    wait = 0 if unread else LOCK_WAIT
+        return  # the current transaction may have read it and would wait for itself
+    wait = 0 if unread else LOCK_WAIT_SECONDS
     with suppress(DatabaseError, StagingRefused), staging.definitions(wait) as execute:
         execute(f"DROP TABLE IF EXISTS {dialect_of(using).name(name)}")

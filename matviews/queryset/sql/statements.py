@@ -1,4 +1,4 @@
-"""The statements of the phases: each for one range of keys, each writing only what differs."""
+"""The statements of the phases, each for one range of keys and writing only what differs."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -8,158 +8,157 @@ from django.db import connections
 
 from ...databases import ROWS, Dialect
 from ...databases.fields import Column
-from ...databases.keys import Key, Keys, Range, Within, shown
+from ...databases.keys import Key, Keys, KeySelection, Range, shown
 from ...databases.sql import SQL, Array, equal, joined, qualified
 from ...exceptions import NotAdvancing
 from ...phases import Phase
 from ..analysis.columns import exact_values
 from ..analysis.source import Source
-from .readers import Keyed, Reading, next_keys
+from .readers import KeyReader, SourceReader, next_keys
 
 __all__ = ["Statements"]
 
-KEYS = "matviews_keys"  # what the next keys are called in a statement
+KEYS = "matviews_keys"  # alias of the next keys
 
 
-class Ahead(NamedTuple):
-    """The next keys that the source may have, or that the view has.
+class NextKeys(NamedTuple):
+    """The next keys of the view, or of the table that has the source's keys."""
 
-    Attributes:
-        high: the last one of them; None if there are fewer than were asked for.
-        keys: how many there are.
-        lacking: of the source: whether the view lacks one. The source may lack it as well: that is for
-            the statement of the phase to find out.
-    """
-
+    #: The last of these keys; None if there are fewer than requested.
     high: Key | None
+    #: How many keys there are.
     keys: int
-    lacking: bool = True
+    #: For the source: whether one is missing in the view. The source may not have it either: the
+    #: statement of the phase finds out.
+    has_missing: bool = True
 
 
 class Statements:
-    """The SQL that brings a view to its source, range by range.
+    """The SQL that brings a view up to date with its source, range by range.
 
     Args:
         source: the view's source.
-        reading: how its rows are read.
-        dialect: the SQL of its database.
-        kinds: of the key's columns; those of the model, if none are given.
+        reader: how its rows are read.
+        dialect: the SQL dialect of its database.
+        kinds: the kinds of the key's columns, by default those of the model.
     """
 
     def __init__(
-        self, source: Source, reading: Reading, dialect: Dialect, kinds: Sequence[str] = ()
+        self, source: Source, reader: SourceReader, dialect: Dialect, kinds: Sequence[str] = ()
     ) -> None:
-        self.source, self.reading, self.dialect = source, reading, dialect
+        self.source, self.reader, self.dialect = source, reader, dialect
         self.table = dialect.name(source.model._meta.db_table)
         self.key_fields = [column.field for column in source.key]
         self.kinds = kinds or [dialect.kind_of(field) for field in self.key_fields]
         self.key = dialect.names(self.key_fields)
-        # A condition on a row of the view and one of `ROWS`: they have the same key.
+        # Whether a row of the view and one of `ROWS` have the same key.
         self.same = equal(qualified(self.table, self.key), qualified(ROWS, self.key))
-        self.written = [*source.values, *self._respelt()]
+        self.update_columns = [*source.values, *self._collation_updates()]
         self._compiled: dict[tuple[Phase, type], list[SQL]] = {}
 
-    def _respelt(self) -> list[Column]:
-        """Columns of the key whose letters may change while the key stays the same to the database.
+    def _collation_updates(self) -> list[Column]:
+        """Key columns with a case-insensitive collation: equal keys may differ in spelling.
 
-        Grouped rows are left alone: which of several spellings stands for the group is chance.
+        Not of grouped rows: which of several spellings stands for a group is arbitrary.
         """
         if self.source.query.grouped or self.source.query.distinct:
             return []
-        return [column for column in self.source.key if self.dialect.folds(column.field)]
+        return [column for column in self.source.key if self.dialect.has_ci_collation(column.field)]
 
-    def insert(self, within: Within, *, empty: bool) -> SQL:
-        """Write the rows of the source that the view lacks; `empty`: it has none in the range."""
+    def insert(self, within: KeySelection, *, empty: bool) -> SQL:
+        """Insert the source's rows that the view lacks; `empty`: it has no rows in the range."""
         columns = ", ".join(self.dialect.names([column.field for column in self.source.columns]))
-        rows = self.reading.rows(within, missing=not empty)
+        rows = self.reader.rows(within, missing=not empty)
         return SQL(f"INSERT INTO {self.table} ({columns}) {rows.text}", rows.params)
 
-    def update(self, within: Within, skipped: Iterable[Range] = ()) -> SQL:
-        """Write the values that differ. Only for views that have values."""
-        rows = self.reading.rows(within)
-        where = joined(" AND ", [*self.of_view(within, skipped), self.differing()])
-        values = self.dialect.names([column.field for column in self.written])
-        keyed = isinstance(self.reading, Keyed)
+    def update(self, within: KeySelection, skipped: Iterable[Range] = ()) -> SQL:
+        """Write the values that differ. Only for views with `update_columns`."""
+        rows = self.reader.rows(within)
+        where = joined(" AND ", [*self.of_view(within, skipped), self.differs_sql()])
+        values = self.dialect.names([column.field for column in self.update_columns])
+        keyed = isinstance(self.reader, KeyReader)
         return self.dialect.update(
             self.table, self.key, values, rows, where, self._pk(), keyed=keyed
         )
 
-    def delete(self, within: Within, skipped: Iterable[Range] = ()) -> list[SQL]:
-        """Remove the rows whose keys the source lacks; statements one after the other."""
-        keys, where = self.reading.keys(within), self.of_view(within, skipped)
+    def delete(self, within: KeySelection, skipped: Iterable[Range] = ()) -> list[SQL]:
+        """Statements, to be run in order, that delete the rows whose keys are not in the source."""
+        keys, where = self.reader.keys(within), self.of_view(within, skipped)
         return self.dialect.delete(self.table, self.key, keys, where, self._pk())
 
-    def differing(self) -> SQL:
-        """A condition on a row of the view and that of `ROWS` with its key: a value differs."""
-        unlike = (
+    def differs_sql(self) -> SQL:
+        """Whether a value differs between a row of the view and the one of `ROWS` with its key."""
+        differences = (
             self.dialect.differs(column, f"{self.table}.{name}", f"{ROWS}.{name}")
             for column, name in zip(
-                self.written,
-                self.dialect.names([column.field for column in self.written]),
+                self.update_columns,
+                self.dialect.names([column.field for column in self.update_columns]),
                 strict=True,
             )
         )
-        return SQL(f"({' OR '.join(unlike) or '1 = 0'})")
+        return SQL(f"({' OR '.join(differences) or '1 = 0'})")
 
     def _pk(self) -> list[str]:
         return self.dialect.names(self.source.model._meta.pk_fields, self.table)
 
-    def surplus(self, within: Within) -> SQL:
-        """A condition on a row of the view in the range: the source lacks its key."""
-        wanted = self.dialect.names(self.key_fields, self.table)
-        return self.dialect.lacking(self.reading.keys(within), self.key, wanted)
+    def surplus_sql(self, within: KeySelection) -> SQL:
+        """Whether the source does not have the key of a row of the view in the range."""
+        of_view = self.dialect.names(self.key_fields, self.table)
+        return self.dialect.not_in_source(self.reader.keys(within), self.key, of_view)
 
     @cached_property
     def exact(self) -> list[str]:
-        """The columns of the next keys as exact values; empty if there are no such for one of them."""
+        """The columns of the next keys as exact values; empty if one of them has no exact form."""
         return exact_values(self.key_fields, KEYS, self.dialect, self.kinds)
 
-    def look_ahead(self, low: Key | None, count: int) -> Ahead:
-        """What the next `count` keys of the source after `low` are.
+    def next_source_keys(self, low: Key | None, count: int) -> NextKeys:
+        """The next `count` keys after `low` that the source may have.
 
         Raises:
-            NotAdvancing: the database does not take the last one of them to be after `low`.
+            NotAdvancing: to the database, the last of them is not after `low`.
         """
         same = equal(qualified(self.table, self.key), qualified(KEYS, self.key))
         missing = f"SELECT 1 FROM {self.table} WHERE {same}"
-        lacks = f"EXISTS (SELECT 1 FROM {KEYS} WHERE NOT EXISTS ({missing}))"
-        return self._ahead(self.reading.keys_after(low, count), low, count, lacks)
+        has_missing = f"EXISTS (SELECT 1 FROM {KEYS} WHERE NOT EXISTS ({missing}))"
+        return self._next_keys(self.reader.keys_after(low, count), low, count, has_missing)
 
-    def ahead_in_view(self, low: Key | None, count: int, skipped: Iterable[Range] = ()) -> Ahead:
-        """What the next `count` keys of the view after `low` are, without those of the ranges.
+    def next_view_keys(
+        self, low: Key | None, count: int, skipped: Iterable[Range] = ()
+    ) -> NextKeys:
+        """The next `count` keys of the view after `low`, without the skipped ranges.
 
         Raises:
-            NotAdvancing: as of `look_ahead`.
+            NotAdvancing: as in `next_source_keys`.
         """
         keys = next_keys(self.table, self.key, self.of_view((low, None), skipped), count)
-        return self._ahead(keys, low, count, "NULL")
+        return self._next_keys(keys, low, count, "NULL")
 
-    def _ahead(self, keys: SQL, low: Key | None, count: int, more: str) -> Ahead:
+    def _next_keys(self, keys: SQL, low: Key | None, count: int, has_missing: str) -> NextKeys:
         advances = self._advances(low)
         order = ", ".join(f"{name} DESC" for name in qualified(KEYS, self.key))
         row = self._row(
             SQL(
                 f"WITH {KEYS} ({', '.join(self.key)}) AS ({keys.text}) SELECT {', '.join(self.exact)}, "
-                f"(SELECT COUNT(*) FROM {KEYS}), {more}, {advances.text} "
+                f"(SELECT COUNT(*) FROM {KEYS}), {has_missing}, {advances.text} "
                 f"FROM {KEYS} ORDER BY {order} LIMIT 1",
                 (*keys.params, *advances.params),
             )
         )
         if row is None:
-            return Ahead(None, 0, False)
-        *high, found, lacks, advances_so_far = row
-        if not advances_so_far:
+            return NextKeys(None, 0, False)
+        *high, found, is_missing, is_advancing = row
+        if not is_advancing:
             after = f" after {shown(low)}" if low else ""
             raise NotAdvancing(
-                f"the database gives the key {shown(high)}{after}, but does not find it there again: "
-                f"look at the type, the collation and the index of its columns."
+                f"the database returns the key {shown(high)}{after}, but does not find it there again: "
+                f"check the type, collation and index of its columns."
             )
-        return Ahead(tuple(high) if found == count else None, found, bool(lacks))
+        return NextKeys(tuple(high) if found == count else None, found, bool(is_missing))
 
     def _advances(self, low: Key | None) -> SQL:
-        """A condition on the next keys: what their exact values give back is the same, and after `low`."""
+        """Whether the exact values of the next keys read back as the same keys, after `low`."""
         pairs = zip(self.kinds, self.exact, strict=True)
-        given_back = [self.dialect.read_back(kind, each) for kind, each in pairs]
+        given_back = [self.dialect.read_back(kind, exact) for kind, exact in pairs]
         beyond = self.dialect.beyond(given_back, ">", low) if low else SQL("")
         same = SQL(equal(given_back, qualified(KEYS, self.key)))
         return SQL(f"({same.text}{' AND ' * bool(beyond)}{beyond.text})", beyond.params)
@@ -178,7 +177,7 @@ class Statements:
         )
 
     def first(self, low: Key | None, skipped: Iterable[Range]) -> Key | None:
-        """The next key of the view after `low` that is in none of the ranges."""
+        """The view's next key after `low` outside the skipped ranges."""
         return self._key(next_keys(self.table, self.key, self.of_view((low, None), skipped), 1))
 
     def _key(self, query: SQL) -> Key | None:
@@ -194,10 +193,10 @@ class Statements:
         return row
 
     def unknown(self, keys: Sequence[Key]) -> list[Key]:
-        """Those of some keys that neither the view nor the source has; as many as a statement takes."""
+        """The keys that neither the view nor the source has; as many as one statement takes."""
         within = Keys(tuple(keys))
         of_view = joined(" AND ", self.of_view(within))
-        of_source = self.reading.keys(within)
+        of_source = self.reader.keys(within)
         names, found = ", ".join(self.key), qualified("matviews_found", self.key)
         among = [self.dialect.among(found, [key]) for key in keys]
         columns = joined(
@@ -219,43 +218,43 @@ class Statements:
         condition = f" WHERE {where.text}" if where else ""
         return SQL(f"SELECT 1 FROM {self.table}{condition} LIMIT 1", where.params)
 
-    def waiting(self, phase: Phase) -> SQL:
-        """A query for whether a phase has a row to write at all."""
+    def pending_sql(self, phase: Phase) -> SQL:
+        """A query for whether a phase has any row to write."""
         everything: Range = (None, None)
         if phase is Phase.INSERT:
-            rows = self.reading.rows(everything, missing=True)
+            rows = self.reader.rows(everything, missing=True)
             return SQL(f"SELECT 1 FROM ({rows.text}) {ROWS} LIMIT 1", rows.params)
         if phase is Phase.UPDATE:
-            rows = self.reading.rows(everything)
+            rows = self.reader.rows(everything)
             return SQL(
                 f"SELECT 1 FROM ({rows.text}) {ROWS} JOIN {self.table} ON {self.same} "
-                f"WHERE {self.differing().text} LIMIT 1",
+                f"WHERE {self.differs_sql().text} LIMIT 1",
                 rows.params,
             )
-        surplus = self.surplus(everything)
+        surplus = self.surplus_sql(everything)
         return SQL(f"SELECT 1 FROM {self.table} WHERE {surplus.text} LIMIT 1", surplus.params)
 
-    def of_view(self, within: Within, skipped: Iterable[Range] = ()) -> Iterable[SQL]:
-        """Conditions on rows of the view: in the range or among the keys, and in no range skipped."""
+    def of_view(self, within: KeySelection, skipped: Iterable[Range] = ()) -> Iterable[SQL]:
+        """Conditions on rows of the view: in the selection, and outside the skipped ranges."""
         columns = self.dialect.names(self.key_fields, self.table)
         yield self.dialect.inside(columns, within)
-        for each in skipped:
-            inside = self.dialect.inside(columns, each)
+        for skipped_range in skipped:
+            inside = self.dialect.inside(columns, skipped_range)
             yield SQL(f"NOT ({inside.text})", inside.params)
 
     def do(
         self, phase: Phase, within: Range, skipped: Iterable[Range] = (), *, empty: bool = False
     ) -> int:
-        """Do a phase in a range; the rows that it wrote. `empty`: the view has none there."""
+        """Run a phase in a range; the number of rows written. `empty`: the view has none there."""
         return self._rows(phase, self._of(phase, within, skipped, empty=empty))
 
     def do_keys(self, phase: Phase, keys: Keys, array: Array | None) -> int:
-        """Do a phase for some keys; the rows that it wrote.
+        """Run a phase for some keys; the number of rows written.
 
         Args:
             phase: the phase.
             keys: the keys.
-            array: the same as the dialect's `array` has them.
+            array: the keys as `Dialect.array` returns them.
         """
         if array is None:
             return self._rows(phase, self._of(phase, keys))
@@ -266,26 +265,31 @@ class Statements:
         return self.dialect.updated(rows) if phase is Phase.UPDATE else rows
 
     def _of(
-        self, phase: Phase, within: Within, skipped: Iterable[Range] = (), *, empty: bool = False
+        self,
+        phase: Phase,
+        within: KeySelection,
+        skipped: Iterable[Range] = (),
+        *,
+        empty: bool = False,
     ) -> list[SQL]:
         if phase is Phase.INSERT:
             return [self.insert(within, empty=empty)]
         if phase is Phase.UPDATE:
-            return [self.update(within, skipped)] if self.written else []
+            return [self.update(within, skipped)] if self.update_columns else []
         return self.delete(within, skipped)
 
     def _of_array(self, phase: Phase, keys: Keys, array: Array) -> list[SQL]:
-        """The statements for some keys that are one parameter: compiled once."""
+        """The statements for keys that are one parameter, compiled once."""
         kind = phase, type(keys.keys[0][0])
         if kind not in self._compiled:
             self._compiled[kind] = self._of(phase, keys)
         return [
-            SQL(text, tuple(array if isinstance(each, Array) else each for each in params))
+            SQL(text, tuple(array if isinstance(param, Array) else param for param in params))
             for text, params in self._compiled[kind]
         ]
 
     def run(self, *statements: SQL) -> int:
-        """Run statements of which one writes; the rows that its driver counts."""
+        """Run statements of which one writes; the row count of its driver."""
         rows = 0
         with connections[self.dialect.using].cursor() as cursor:
             for statement in statements:
@@ -294,5 +298,5 @@ class Statements:
         return rows
 
     def finds(self, query: SQL) -> bool:
-        """Whether a query has a row."""
+        """Whether a query returns a row."""
         return self._row(query) is not None

@@ -1,4 +1,4 @@
-"""Which constraint a row of `source()` breaks, from what the database says, in a sentence without values."""
+"""Explains which constraint a row of `source()` violates, in a sentence without values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,24 +12,26 @@ __all__ = ["RowRefused", "refused"]
 
 
 class RowRefused(IntegrityError):
-    """A row of `source()` breaks a constraint of the view's table; says which, and what to do."""
+    """A row of `source()` violates a constraint of the view; says which, and what to do."""
 
 
 def refused(error: DatabaseError, source: Source, using: str, *, stage: bool = False) -> Exception:
-    """The error of a statement that wrote rows of a source, in words; as it is where these are not known.
+    """The error of a statement that wrote a source's rows, explained if it can be.
 
     Args:
         error: the error.
         source: the source.
-        using: the database.
-        stage: whether the rows went to a staging table, whose only unique constraint is the key. Else the
-            transaction must have been rolled back: the constraint is looked up.
+        using: alias of the database.
+        stage: whether the rows went to a staging table, whose only unique constraint is the key. If
+            not, the transaction must have been rolled back, because the constraint is looked up.
     """
     violation = None if isinstance(error, RowRefused) else errors_of(using).violation(error)
     if violation is None:
         return error
     if violation.kind is ConstraintKind.UNIQUE and stage:
-        violation = violation._replace(columns=tuple(str(each.field.column) for each in source.key))
+        violation = violation._replace(
+            columns=tuple(str(column.field.column) for column in source.key)
+        )
     elif violation.kind is ConstraintKind.UNIQUE and not violation.columns:
         violation = violation._replace(columns=_columns_of(violation.name, source, using))
     explained = RowRefused(_sentence(violation, source)).with_traceback(error.__traceback__)
@@ -57,13 +59,13 @@ def _sentence(violation: Violation, source: Source) -> str:
         table = violation.table or source.model._meta.db_table
         return (
             f"{name[0].upper()}{name[1:]} of {table} is violated, which the database enforces "
-            f"(matviews.W009): give it db_constraint=False and on_delete=models.DO_NOTHING."
+            f"(matviews.W009): set db_constraint=False and on_delete=models.DO_NOTHING."
         )
     if violation.kind is ConstraintKind.TOO_LONG:
         column = "".join(f"column {name} of " for name in _field_names(violation.columns, source))
         return (
-            f"A value of source() is longer than {column}{label} can hold: give the field a larger "
-            f"max_length, or cut the value in source(), with Left()."
+            f"A value of source() is too long for {column}{label}: increase the field's max_length, or "
+            f"shorten the value in source(), with Left()."
         )
     return (
         f"The row violates the constraint {violation.name} of {label}: leave such rows out of source(), "
@@ -76,7 +78,7 @@ def _unique_sentence(violation: Violation, source: Source) -> str:
     if {field.column for field in key} == set(violation.columns):
         return (
             f"Two rows of source() have the same key ({', '.join(field.name for field in key)}): "
-            f"group them, or add to the key what tells them apart."
+            f"group them, or add a field to the key that tells them apart."
         )
     names = ", ".join(_field_names(violation.columns, source))
     name = violation.name or f"unique ({names})"
@@ -92,17 +94,17 @@ def _null_sentence(violation: Violation, source: Source) -> str:
     field = next((f for f in source.model._meta.concrete_fields if f.column == column), None)
     if field is None:
         return (
-            f"The table of {label} has the column {column}, which cannot be NULL and which {label} "
-            f"does not have: run manage.py makemigrations and migrate."
+            f"The table of {label} has a NOT NULL column {column} that the model does not have: run "
+            f"manage.py makemigrations and migrate."
         )
-    if all(each.field is not field for each in source.columns):
+    if all(column.field is not field for column in source.columns):
         return (
-            f"source() has no column for the field {field.name} of {label}, and the database gives it "
-            f"no value: run manage.py makemigrations and migrate, or add it to source()."
+            f"source() has no column for the field {field.name} of {label}, and the database has no "
+            f"default for it: run manage.py makemigrations and migrate, or add it to source()."
         )
     return (
         f"Column {field.name} of {label} is NULL, but the field is NOT NULL: use default=0 or "
-        f"Coalesce in source(), or give the field null=True."
+        f"Coalesce in source(), or set null=True on the field."
     )
 
 

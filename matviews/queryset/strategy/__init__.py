@@ -1,1 +1,1 @@
-"""How a view can be refreshed, and why: in windows or staged, by keys or in full."""
+"""How a view can be refreshed, and why: windowed or staged, incrementally or only in full."""

@@ -1,8 +1,8 @@
-"""Whether the database's columns that hold keys, or lead to them, are what the models say.
+"""Whether key columns, and columns that lead to keys, are in the database what the models say.
 
-What a plan is made of is read from the models. Where a column has another type, or two that are compared have
-different collations, values that are equal here may not be there, and have another order: then nothing but
-a full refresh by way of a staging table is right, in which the view's own columns compare.
+A plan is derived from the models. If a column has another type, or compared columns have different
+collations, values that are equal here may differ there, or be ordered otherwise. Then only a full
+refresh through a staging table is right, where the view's own columns are compared.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,7 +16,8 @@ from .links import Link
 
 __all__ = ["Compared", "compared_columns", "find_mismatch", "stored_columns"]
 
-Stored = Mapping[tuple[str, str], tuple[str, str]]  # type and collation, by table and column
+#: Type and collation by table and column.
+Stored = Mapping[tuple[str, str], tuple[str, str]]
 
 
 class Compared(NamedTuple):
@@ -28,13 +29,13 @@ class Compared(NamedTuple):
 
 
 def compared_columns(source: Source, links: Iterable[Link]) -> list[tuple[Compared, ...]]:
-    """The columns of keys and links, in groups of those that are compared with each other."""
+    """The columns of keys and links, grouped by what they are compared with."""
     groups = [*_of_keys(source), *(group for link in links for group in _of_link(link, source))]
     return [tuple(group) for group in groups]
 
 
 def _of_keys(source: Source) -> Iterator[list[Compared]]:
-    """Each part of the key in the view, with its column in the source and what is joined as equal."""
+    """Each key column of the view, with its column in the source and those joined to equal it."""
     view = source.model._meta.db_table
     tables = {table.alias: table.table for table in source.query.tables}
     for part in source.key:
@@ -47,15 +48,15 @@ def _of_keys(source: Source) -> Iterator[list[Compared]]:
 
 
 def _of_link(link: Link, source: Source) -> Iterator[list[Compared]]:
-    tables = [link.table, *(join.table for join in link.way)]
-    for join in link.way:
-        for near, far in join.columns:
-            yield [*_column(tables[join.near], near), *_column(join.table, far)]
-    numbers = range(len(source.key)) if link.part is None else [link.part]
-    for number, end in zip(numbers, link.ends, strict=False):
-        part = source.key[number].field
-        key = Compared(source.model._meta.db_table, part.column or "", part)
-        yield [key, *_column(tables[end.place], end.column)]
+    tables = [link.table, *(step.table for step in link.steps)]
+    for step in link.steps:
+        for near, far in step.columns:
+            yield [*_column(tables[step.near], near), *_column(step.table, far)]
+    numbers = range(len(source.key)) if link.key_part is None else [link.key_part]
+    for number, part in zip(numbers, link.key_columns, strict=False):
+        field = source.key[number].field
+        key = Compared(source.model._meta.db_table, field.column or "", field)
+        yield [key, *_column(tables[part.table], part.column)]
 
 
 def _column(table: str, column: str) -> Iterator[Compared]:
@@ -65,33 +66,36 @@ def _column(table: str, column: str) -> Iterator[Compared]:
 
 def stored_columns(groups: Collection[Collection[Compared]], dialect: Dialect) -> Stored:
     """The types and collations of columns in the database."""
-    return dialect.columns(sorted({each.table for group in groups for each in group}))
+    return dialect.columns(sorted({column.table for group in groups for column in group}))
 
 
 def find_mismatch(groups: Iterable[Iterable[Compared]], stored: Stored, dialect: Dialect) -> str:
-    """Why the models cannot be believed, for a person; "" if they can. Tables that are not there are left out."""
+    """Where the database contradicts the models, for a person; "" if it does not.
+
+    Tables that do not exist are left out.
+    """
     for group in groups:
-        there = [each for each in group if each[:2] in stored]
-        for each in there:
-            if fault := _fault(each, *stored[each[:2]], dialect):
+        there = [column for column in group if column[:2] in stored]
+        for column in there:
+            if fault := _fault(column, *stored[column[:2]], dialect):
                 return fault
-        collations = {stored[each[:2]][1]: each for each in there}
+        collations = {stored[column[:2]][1]: column for column in there}
         if len(collations) > 1:
             shown = " and ".join(
-                f"{each.table}.{each.column} ({name or 'the default'})"
-                for name, each in sorted(collations.items())
+                f"{column.table}.{column.column} ({name or 'the default'})"
+                for name, column in sorted(collations.items())
             )
             return f"{shown} have different collations in the database"
     return ""
 
 
-def _fault(each: Compared, type_name: str, collation: str, dialect: Dialect) -> str:
-    name = f"{each.table}.{each.column}"
-    if dialect.kind(type_name) != dialect.kind_of(each.field):
-        of_model = value_field(each.field).rel_db_type(dialect.connection)
-        return f"{name} is {type_name or 'without a type'} in the database, and {of_model} in its model"
-    of_model = each.field.db_parameters(dialect.connection).get("collation") or ""
+def _fault(column: Compared, type_name: str, collation: str, dialect: Dialect) -> str:
+    name = f"{column.table}.{column.column}"
+    if dialect.kind(type_name) != dialect.kind_of(column.field):
+        of_model = value_field(column.field).rel_db_type(dialect.connection)
+        return f"{name} is {type_name or 'without a type'} in the database, but {of_model} in its model"
+    of_model = column.field.db_parameters(dialect.connection).get("collation") or ""
     if not dialect.same_collation(of_model, collation):
         collations = (each_ or "the default" for each_ in (collation, of_model))
-        return f"{name} has the collation {' in the database, and '.join(collations)} in its model"
+        return f"{name} has the collation {' in the database, but '.join(collations)} in its model"
     return ""

@@ -1,4 +1,4 @@
-"""The indexes on the way of a view's key: which are wanted, declared, and in the database."""
+"""The indexes that a strategy needs: which are required, declared, and in the database."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,21 +12,18 @@ from ..analysis.lineage import equal_columns
 from ..analysis.source import Source
 from .choose import Strategy
 
-__all__ = ["WantedIndex", "in_database", "wanted_indexes"]
+__all__ = ["RequiredIndex", "in_database", "required_indexes"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WantedIndex:
-    """An index that begins with some fields, in this order.
+class RequiredIndex:
+    """An index that begins with some fields, in this order."""
 
-    Attributes:
-        model: whose table it is of.
-        fields: their names.
-        declared: whether the model declares one.
-    """
-
+    #: The model whose table needs it.
     model: type[Model]
+    #: The names of the fields.
     fields: tuple[str, ...]
+    #: Whether the model declares such an index.
     declared: bool
 
     @property
@@ -35,25 +32,25 @@ class WantedIndex:
         return _columns(self.model, self.fields)
 
     @property
-    def way_out(self) -> str:
+    def declaration(self) -> str:
         """What to add to the model, as code."""
         names = ", ".join(f'"{name}"' for name in self.fields)
         return f"models.Index(fields=[{names}])"
 
 
-def wanted_indexes(source: Source, strategy: Strategy) -> Iterator[WantedIndex]:
-    """The indexes that windows are found by: of the source, of tables joined by the key, of the view."""
+def required_indexes(source: Source, strategy: Strategy) -> Iterator[RequiredIndex]:
+    """The indexes that find windows: of the source, of tables joined by the key, of the view."""
     if strategy.model is not None:
-        names = strategy.wanted or tuple(field.name for field in strategy.fields)
-        yield _wanted(strategy.model, names)
+        names = strategy.missing_index or tuple(field.name for field in strategy.fields)
+        yield _required(strategy.model, names)
     if not strategy.staged:
         yield from _joined(source)
-    yield _wanted(source.model, tuple(column.field.name for column in source.key))
+    yield _required(source.model, tuple(column.field.name for column in source.key))
 
 
-def _joined(source: Source) -> Iterator[WantedIndex]:
+def _joined(source: Source) -> Iterator[RequiredIndex]:
     place = column_of(source.key[0].expression)
-    assert place is not None  # or it would be staged
+    assert place is not None  # otherwise it would be staged
     tables = {table.alias: table.table for table in source.query.tables}
     seen = set()
     for alias, column in equal_columns(source.query.tables, (place[0], place[1].column)):
@@ -62,13 +59,13 @@ def _joined(source: Source) -> Iterator[WantedIndex]:
             continue
         seen.add((model, column))
         fields = model._meta.local_concrete_fields
-        yield _wanted(model, tuple(field.name for field in fields if field.column == column))
+        yield _required(model, tuple(field.name for field in fields if field.column == column))
 
 
-def _wanted(model: type[Model], names: tuple[str, ...]) -> WantedIndex:
+def _required(model: type[Model], names: tuple[str, ...]) -> RequiredIndex:
     columns = _columns(model, names)
     declared = any(index[: len(columns)] == columns for index in indexed_columns(model))
-    return WantedIndex(model=model, fields=names, declared=declared)
+    return RequiredIndex(model=model, fields=names, declared=declared)
 
 
 def _columns(model: type[Model], names: Iterable[str]) -> tuple[str, ...]:
@@ -76,7 +73,7 @@ def _columns(model: type[Model], names: Iterable[str]) -> tuple[str, ...]:
     return tuple(meta.get_field(name).column for name in names)
 
 
-def in_database(index: WantedIndex, using: str) -> bool:
+def in_database(index: RequiredIndex, using: str) -> bool:
     """Whether the table has an index that begins with the columns."""
     connection, table = connections[using], index.model._meta.db_table
     with connection.cursor() as cursor:
@@ -85,7 +82,7 @@ def in_database(index: WantedIndex, using: str) -> bool:
         found = connection.introspection.get_constraints(cursor, table).values()
     columns = list(index.columns)
     return any(
-        each["columns"][: len(columns)] == columns
-        for each in found
-        if each["index"] or each["unique"] or each["primary_key"]
+        constraint["columns"][: len(columns)] == columns
+        for constraint in found
+        if constraint["index"] or constraint["unique"] or constraint["primary_key"]
     )

@@ -1,7 +1,7 @@
-"""What looking into a source's query tells: how it is worked through, and which changes concern which keys.
+"""The analysis of a source's query: how it is read, and which changes concern which keys.
 
-Where that fails, or something in the query may read what cannot be found, the view needs none of it: its
-source is evaluated as a whole at each refresh.
+If it fails, or the query may read something that cannot be found, every refresh evaluates the whole
+source.
 """
 
 import logging
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..analysis.boundary import NotUnderstood, looking
-from ..analysis.declared import declared
+from ..analysis.dependencies import declared_dependencies
 from ..analysis.source import Source
 from .choose import Strategy, choose_strategy
-from .links import Link, find_links, with_declared
+from .links import Link, find_links, with_dependencies
 
 __all__ = ["Inspection", "inspect"]
 
@@ -21,66 +21,62 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What looking into a source's query has told.
+    """The result of analysing a source's query."""
 
-    Attributes:
-        strategy: how it is worked through.
-        links: how changed rows of its tables lead to keys; of tables that lead to none in particular, none.
-        columns: the columns of each table that decide about its rows; None for any.
-        untrackable: why changes of these tables do not tell all changes of its rows; "" if they do.
-        unknown: why the query cannot be looked into; "" if it can.
-    """
-
+    #: How the source is read.
     strategy: Strategy
+    #: How changed rows of each table lead to keys; a table without links may concern any key.
     links: Mapping[str, tuple[Link, ...]] = field(default_factory=dict)
+    #: The columns of each table that decide about the source's rows; None for all.
     columns: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    #: Why its rows may change without a change to these tables; "" if they cannot.
     untrackable: str = ""
+    #: Why the query cannot be analysed; "" if it can.
     unknown: str = ""
 
 
 def inspect(source: Source) -> Inspection:
-    """Look into a source's query.
+    """Analyse a source's query.
 
     Raises:
-        DatabaseError: what had to be asked of the database failed.
+        DatabaseError: a query to the database's catalog failed.
     """
     try:
         with looking():
             unknown = _unknown(source)
-            return _opaque(unknown) if unknown else _inspected(source)
+            return _not_inspected(unknown) if unknown else _inspected(source)
     except NotUnderstood as error:
-        logger.info(
-            "source() cannot be looked into view=%s", source.definition.label, exc_info=True
-        )
-        return _opaque(str(error))
+        logger.info("source() cannot be analysed view=%s", source.definition.label, exc_info=True)
+        return _not_inspected(str(error))
 
 
-def _opaque(why: str) -> Inspection:
-    reason = f"source() cannot be looked into ({why})"
+def _not_inspected(why: str) -> Inspection:
+    reason = f"source() cannot be analysed ({why})"
     strategy = Strategy(staged=True, reason=reason, incremental_obstacle=reason)
     return Inspection(strategy=strategy, untrackable=reason, unknown=why)
 
 
 def _unknown(source: Source) -> str:
-    """What the query may read that cannot be found, "" if nothing: raw SQL must be declared."""
+    """What the query may read that cannot be found, "" if nothing; raw SQL must be declared."""
     query = source.query
     if query.unknown or query.has_raw_sql:
         return query.unknown
-    known = declared(source.definition).keys()
+    known = declared_dependencies(source.definition).keys()
     if others := sorted(query.other_tables() - known):
-        return f"its SQL names {', '.join(others)}, and no expression of Django's does"
+        return f"its SQL names {', '.join(others)}, but none of its expressions does"
     return ""
 
 
 def _inspected(source: Source) -> Inspection:
-    query, strategy, said = source.query, choose_strategy(source), declared(source.definition)
+    query, strategy = source.query, choose_strategy(source)
+    dependencies = declared_dependencies(source.definition)
     columns = query.columns_read()
-    if query.has_raw_sql:  # which may read any column of these
+    if query.has_raw_sql:  # it may read any of their columns
         columns = dict.fromkeys(columns)
-    columns |= dict.fromkeys(said)
+    columns |= dict.fromkeys(dependencies)
     return Inspection(
         strategy=strategy,
-        links=with_declared(find_links(source, strategy), said, strategy),
+        links=with_dependencies(find_links(source, strategy), dependencies, strategy),
         columns={
             table: None if read is None else frozenset(read) for table, read in columns.items()
         },

@@ -1,14 +1,15 @@
-"""By which columns the rows of a source's tables hang on its key: what is logged of a changed row.
+"""Which columns lead from a changed row to the view's key: the columns that triggers log.
 
-Only the *nearest link* is logged, old and new: the columns by which a row is joined to the next table on
-its way to the key. The rest of the way is looked up when the view is refreshed, from committed rows. A row
-in between that moves or goes meanwhile logs its own old and new link.
+A trigger logs only the row's *nearest link*, before and after the change: the columns by which the
+row is joined to the next table on the path to the key. A refresh looks the rest of the path up in
+committed rows. If a row in between moves or disappears meanwhile, it logs its own link, before and
+after.
 
-The parts of a key may be columns of several tables. From one of these, the *base*, ways lead to all of
-them, and a row of it names its keys, as does any row whose way leads there. A row on a way from the base
-to a part, or at its end, names that part alone: the rows of the base that would name the others may have
-moved away since. So all keys with that part are dirty, in the view, which has every key as of the last
-refresh, and in the source.
+The key may be spread over several tables. One of them, the *base*, has paths to all the others, so
+one of its rows names its keys; so does any row with a path to the base. A row of another key table,
+or of a table on the path to it, names that part of the key alone: the base rows that would name the
+rest may have moved since. So every key with that part is dirty, in the view (which still has every
+key as of the last refresh) and in the source.
 """
 
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ...databases.fields import (
     DATE,
-    MOMENT,
+    DATETIME,
     TEXT,
     WHOLE,
     column_of,
@@ -28,306 +29,296 @@ from ...databases.fields import (
     unique_fields,
 )
 from ..analysis.columns import same_type
-from ..analysis.declared import Declared
+from ..analysis.dependencies import Dependency
 from ..analysis.expressions import columns_in
 from ..analysis.source import Source
-from ..analysis.tables import Edge, Place
+from ..analysis.tables import Edge, TableRef
 from .choose import Strategy
 
-__all__ = ["Link", "find_links", "with_declared"]
+__all__ = ["KeyColumn", "Link", "Step", "find_links", "key_column", "with_dependencies"]
 
-# What JSON gives back as it was, on every database.
-LOGGED = {WHOLE, TEXT, "UUID", DATE}  # MOMENT as well, to compute of it
-
-
-class Hop(NamedTuple):
-    """A step from one place of a query to another.
-
-    Attributes:
-        near: where it begins.
-        far: where it ends.
-        columns: the columns, of the one and of the other, that are equal.
-    """
-
-    near: Place
-    far: Place
-    columns: tuple[tuple[str, str], ...]
-
-    @property
-    def back(self) -> "Hop":
-        """The step in the other direction."""
-        return Hop(self.far, self.near, tuple((theirs, mine) for mine, theirs in self.columns))
+# Kinds of values that JSON returns unchanged on every database. DATETIME too, if it is only
+# computed from.
+LOGGED = {WHOLE, TEXT, "UUID", DATE}
 
 
-class End(NamedTuple):
-    """Where a part of the key is.
+class KeyColumn(NamedTuple):
+    """Where a part of the key is."""
 
-    Attributes:
-        place: of which table. Of a link, how many steps there are to it.
-        column: the column; "" if the part is computed.
-    """
-
-    place: Any
+    #: The `TableRef` of its table; in a `Link`, the number of steps to it.
+    table: Any
+    #: "" if the part is computed.
     column: str
 
 
 @dataclass(frozen=True, slots=True)
-class Join:
-    """A step on the way of a link.
+class Step:
+    """A join on the path of a link."""
 
-    Attributes:
-        near: where it begins: after as many steps.
-        table: the table that it leads to.
-        columns: the columns, of the table before and of this one, that are equal.
-    """
-
+    #: How many steps precede the table that it starts from.
     near: int
+    #: The table that it joins.
     table: str
+    #: Pairs of equal columns, of the table that it starts from and of the one that it joins.
     columns: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """How changed rows of a table lead to keys of the view.
-
-    Attributes:
-        table: the table.
-        columns: its columns that are logged.
-        way: the steps from them to the parts of the key.
-        ends: where the parts of the key are, all in order, or the one.
-        part: which part of the key is known at the end; None for all of them.
-        declared: what the view says of the table, if it does.
-    """
+    """How changed rows of a table lead to keys of the view."""
 
     table: str
+    #: The columns that are logged.
     columns: tuple[str, ...]
-    way: tuple[Join, ...] = ()
-    ends: tuple[End, ...] = ()
-    part: int | None = None
-    declared: Declared | None = None
+    #: The joins from there to the parts of the key.
+    steps: tuple[Step, ...] = ()
+    #: Where the parts of the key are: all of them in order, or the one that is known.
+    key_columns: tuple[KeyColumn, ...] = ()
+    #: The number of the part that is known; None for all of them.
+    key_part: int | None = None
+    #: What `depends_on` declares for the table.
+    dependency: Dependency | None = None
 
     @property
-    def direct(self) -> bool:
-        """Whether what is logged is the key, or the part of it."""
-        return not self.way and all(end.column for end in self.ends)
+    def is_key(self) -> bool:
+        """Whether the logged columns are the key, or the part of it."""
+        return not self.steps and all(part.column for part in self.key_columns)
 
 
 def find_links(source: Source, strategy: Strategy) -> dict[str, tuple[Link, ...]]:
-    """How the rows of each table that a source reads lead to its keys, one link for each time it is read.
+    """The links of each table that a source reads, one for each time it reads the table.
 
-    A table that is not there leads to no key in particular: a change of it concerns the whole view.
+    A table without an entry leads to no key in particular: its changes concern the whole view.
     """
     if not strategy.is_incremental:
         return {}
-    ways = _Ways(source)
+    graph = JoinGraph(source)
     links: dict[str, tuple[Link, ...]] = {}
-    whole = set()
-    for place, table in ways.tables.items():
-        link = next(filter(_is_logged, ways.links(place)), None)
+    unlinked = set()
+    for ref, table in graph.tables.items():
+        link = next(filter(_can_be_logged, graph.links(ref)), None)
         if link is None:
-            whole.add(table)
+            unlinked.add(table)
         elif link not in links.get(table, ()):
             links[table] = (*links.get(table, ()), link)
-    return {table: found for table, found in links.items() if table not in whole}
+    return {table: found for table, found in links.items() if table not in unlinked}
 
 
-def with_declared(
-    links: dict[str, tuple[Link, ...]], said: dict[str, Declared], strategy: Strategy
+def with_dependencies(
+    links: dict[str, tuple[Link, ...]], dependencies: dict[str, Dependency], strategy: Strategy
 ) -> dict[str, tuple[Link, ...]]:
-    """The links that were found, and those that the view declares itself."""
+    """The links that were derived, and those that `depends_on` declares."""
     links = dict(links)
-    for table, each in said.items() if strategy.is_incremental else ():
-        link = Link(table, each.columns, declared=each)
-        if each.whole or not _is_logged(link):
+    for table, dependency in dependencies.items() if strategy.is_incremental else ():
+        link = Link(table, dependency.columns, dependency=dependency)
+        if dependency.concerns_any_key or not _can_be_logged(link):
             links.pop(table, None)
         else:
             links[table] = (*links.get(table, ()), link)
     return links
 
 
-class _Ways:
-    """The ways between the tables of a source and the parts of its key.
-
-    Attributes:
-        tables: the tables, by their places.
-        edges: the steps between them, and whether there is one row at their end.
-        ends: where the parts of the key are.
-        base: the place from which ways lead to all of them.
-        hops: the last step of the way from the base to each place that there is one to.
-        parts: the places on the ways to the parts, the base aside.
-    """
+class JoinGraph:
+    """The joins between the tables of a source, and the paths along them to its key."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.tables, edges = source.query.graph()
-        using = source.query.using
-        self.edges = {hop: self._to_one(hop) for hop in _both_ways(self.tables, edges, using)}
-        self.ends = [_end(column.expression) for column in source.key]
-        self.base = self._find_base({end.place for end in self.ends})
-        self.hops = self._hops_from(self.base)
-        self.ends = [self._nearer(end) for end in self.ends]
-        ways = (hop for end in self.ends for hop in self._way_to(end.place))
-        self.parts = {hop.far for hop in ways}
+        both = _both_directions(self.tables, edges, source.query.using)
+        #: Whether each edge leads to at most one row.
+        self.edges = {edge: self._is_to_one(edge) for edge in both}
+        #: Where the parts of the key are.
+        self.key_columns = [key_column(column.expression) for column in source.key]
+        #: The table with paths to all of them.
+        self.base = self._find_base({part.table for part in self.key_columns})
+        #: The last edge of the path from the base to each table that has one.
+        self.last_edges = self._last_edges_from(self.base)
+        self.key_columns = [self._nearest(part) for part in self.key_columns]
+        paths = (edge for part in self.key_columns for edge in self._path_to(part.table))
+        #: The tables on these paths, without the base.
+        self.tables_on_paths = {edge.far for edge in paths}
 
-    def _find_base(self, ends: set[Place]) -> Place:
-        """Where a row belongs to one key alone, if there is such a table, and the ways are short."""
-        if len(ends) == 1:
-            return next(iter(ends))
-        found: dict[Place, int] = {}
-        for place in self._never_missing(ends):
-            hops = self._hops_from(place, to_one=True)
-            if ends <= {place, *hops}:
-                found[place] = len({hop for end in ends for hop in _way(hops, end)})
+    def _find_base(self, key_tables: set[TableRef]) -> TableRef:
+        """The table with one key per row and the shortest paths to all parts of the key."""
+        if len(key_tables) == 1:
+            return next(iter(key_tables))
+        lengths: dict[TableRef, int] = {}
+        for ref in self._never_missing(key_tables):
+            last_edges = self._last_edges_from(ref, to_one=True)
+            if key_tables <= {ref, *last_edges}:
+                edges = {edge for table in key_tables for edge in _path(last_edges, table)}
+                lengths[ref] = len(edges)
         first = (0, self.source.query.tables[0].alias)
-        return min(found, key=lambda place: found[place], default=first)
+        return min(lengths, key=lambda ref: lengths[ref], default=first)
 
-    def _never_missing(self, ends: set[Place]) -> Iterator[Place]:
-        """The tables of which there is a row wherever all parts of the key are."""
+    def _never_missing(self, key_tables: set[TableRef]) -> Iterator[TableRef]:
+        """The tables that have a row wherever all parts of the key have a value."""
         tables = {table.alias: table for table in self.source.query.tables}
-        needed = {alias for _query, alias in ends}
+        needed = {alias for _query, alias in key_tables}
         for alias in reversed(tables):
             if alias in needed and (parent := tables[alias].parent):
                 needed.add(parent)
         yield from ((0, a) for a, table in tables.items() if a in needed or not table.outer)
 
-    def _hops_from(self, base: Place, *, to_one: bool = False) -> dict[Place, Hop]:
-        """The last step of the way from a place to each other one; over unique columns, where they lead.
+    def _last_edges_from(self, base: TableRef, *, to_one: bool = False) -> dict[TableRef, Edge]:
+        """The last edge of the path from a table to each other: breadth first, to-one joins first.
 
-        A row of a subquery leads out of it, but not every row outside has one in it.
+        Edges leave a subquery but do not enter it: an outer row may have no match there.
         """
-        hops: dict[Place, Hop] = {}
+        last_edges: dict[TableRef, Edge] = {}
         for unique in (True,) if to_one else (True, False):
-            waiting = deque([base, *hops])
+            waiting = deque([base, *last_edges])
             while waiting:
-                place = waiting.popleft()
-                for hop, one in self.edges.items():
-                    new = hop.near == place and hop.far not in (base, *hops)
-                    if new and hop.far[0] >= place[0] and (one or not unique):
-                        hops[hop.far] = hop
-                        waiting.append(hop.far)
-        return hops
+                ref = waiting.popleft()
+                for edge, is_to_one in self.edges.items():
+                    is_new = edge.near == ref and edge.far not in (base, *last_edges)
+                    if is_new and edge.far[0] >= ref[0] and (is_to_one or not unique):
+                        last_edges[edge.far] = edge
+                        waiting.append(edge.far)
+        return last_edges
 
-    def _to_one(self, hop: Hop) -> bool:
-        model = model_of_table(self.tables[hop.far])
-        columns = {theirs for _mine, theirs in hop.columns}
+    def _is_to_one(self, edge: Edge) -> bool:
+        model = model_of_table(self.tables[edge.far])
+        columns = {far for _near, far in edge.columns}
         unique = unique_fields(model) if model else []
         return any({field.column for field in fields} <= columns for fields in unique)
 
-    def _nearer(self, end: End) -> End:
-        """A part of the key as near to the base as its value is known."""
-        while hop := self.hops.get(end.place):
-            known = {theirs: mine for mine, theirs in hop.columns}
-            if end.column not in known:
+    def _nearest(self, part: KeyColumn) -> KeyColumn:
+        """The column nearest to the base that has the same value as a part of the key."""
+        while edge := self.last_edges.get(part.table):
+            known = {far: near for near, far in edge.columns}
+            if part.column not in known:
                 break
-            end = End(hop.near, known[end.column])
-        return end
+            part = KeyColumn(edge.near, known[part.column])
+        return part
 
-    def _way_to(self, place: Place) -> list[Hop]:
-        return _way(self.hops, place)
+    def _path_to(self, ref: TableRef) -> list[Edge]:
+        return _path(self.last_edges, ref)
 
-    def links(self, place: Place) -> Iterator[Link]:
-        """How rows of a place may lead to keys, the best first; not at all where no way leads to a part."""
-        if not {end.place for end in self.ends} <= {self.base, *self.hops}:
+    def links(self, ref: TableRef) -> Iterator[Link]:
+        """The links of a table, the best first; none unless every part of the key has a path."""
+        if not {part.table for part in self.key_columns} <= {self.base, *self.last_edges}:
             return
-        if place in self.parts:
-            for length, number in sorted(self._parts_from(place)):
-                way = self._way_to(self.ends[number].place)
-                yield self._link(place, way[len(way) - length :], [number], part=number)
-        elif place == self.base or place in self.hops:
-            back = [hop.back for hop in reversed(self._way_to(place))]
-            ways = [hop for end in self.ends for hop in self._way_to(end.place)]
-            yield self._link(place, [*back, *ways], range(len(self.ends)))
+        if ref in self.tables_on_paths:
+            for length, number in sorted(self._key_parts_from(ref)):
+                path = self._path_to(self.key_columns[number].table)
+                yield self._link(ref, path[len(path) - length :], [number], key_part=number)
+        elif ref == self.base or ref in self.last_edges:
+            to_base = [edge.reversed for edge in reversed(self._path_to(ref))]
+            onward = [edge for part in self.key_columns for edge in self._path_to(part.table)]
+            yield self._link(ref, [*to_base, *onward], range(len(self.key_columns)))
 
-    def _parts_from(self, place: Place) -> Iterator[tuple[int, int]]:
-        """The parts of the key at a place or beyond it, as seen from the base: how far, and which."""
-        for number, end in enumerate(self.ends):
-            places = [hop.far for hop in self._way_to(end.place)]
-            if place in places:
-                yield len(places) - 1 - places.index(place), number
+    def _key_parts_from(self, ref: TableRef) -> Iterator[tuple[int, int]]:
+        """How many edges away, and which, the parts of the key are in or beyond a table."""
+        for number, part in enumerate(self.key_columns):
+            refs = [edge.far for edge in self._path_to(part.table)]
+            if ref in refs:
+                yield len(refs) - 1 - refs.index(ref), number
 
     def _link(
-        self, start: Place, way: Iterable[Hop], numbers: Collection[int], part: int | None = None
+        self,
+        start: TableRef,
+        path: Iterable[Edge],
+        numbers: Collection[int],
+        key_part: int | None = None,
     ) -> Link:
-        ends = [self.ends[number] for number in numbers]
-        hops: list[Hop] = []
-        for hop in way:
-            if hop.far not in (start, *(each.far for each in hops)):
-                hops.append(hop)
-        for hop in reversed(hops):
-            ends = _without(hop, hops, ends)
-        order = [start, *(hop.far for hop in hops)]
+        key_columns = [self.key_columns[number] for number in numbers]
+        edges: list[Edge] = []
+        for edge in path:
+            if edge.far not in (start, *(known.far for known in edges)):
+                edges.append(edge)
+        for edge in reversed(edges):
+            key_columns = _drop_if_superfluous(edge, edges, key_columns)
+        order = [start, *(edge.far for edge in edges)]
         return Link(
             table=self.tables[start],
-            columns=tuple(dict.fromkeys(self._columns(start, hops, numbers, ends))),
-            way=tuple(
-                Join(order.index(hop.near), self.tables[hop.far], hop.columns) for hop in hops
+            columns=tuple(dict.fromkeys(self._columns(start, edges, numbers, key_columns))),
+            steps=tuple(
+                Step(order.index(edge.near), self.tables[edge.far], edge.columns) for edge in edges
             ),
-            ends=tuple(End(order.index(end.place), end.column) for end in ends),
-            part=part,
+            key_columns=tuple(
+                KeyColumn(order.index(part.table), part.column) for part in key_columns
+            ),
+            key_part=key_part,
         )
 
     def _columns(
-        self, start: Place, hops: Iterable[Hop], numbers: Iterable[int], ends: Iterable[End]
+        self,
+        start: TableRef,
+        edges: Iterable[Edge],
+        numbers: Iterable[int],
+        key_columns: Iterable[KeyColumn],
     ) -> Iterator[str]:
-        """The columns of a row that tell the parts that it has, and lead to the others."""
-        for number, end in zip(numbers, ends, strict=True):
-            if end.place == start:
-                yield from [end.column] if end.column else _read(self.source, number)
-        for hop in hops:
-            if hop.near == start:
-                yield from (mine for mine, _theirs in hop.columns)
+        """The columns of a row that hold parts of the key, or lead to the others."""
+        for number, part in zip(numbers, key_columns, strict=True):
+            if part.table == start:
+                yield from [part.column] if part.column else _columns_read(self.source, number)
+        for edge in edges:
+            if edge.near == start:
+                yield from (near for near, _far in edge.columns)
 
 
-def _both_ways(tables: Mapping[Place, str], edges: Iterable[Edge], using: str) -> Iterator[Hop]:
-    """The steps between tables, where what is equal is of one kind."""
+def _both_directions(
+    tables: Mapping[TableRef, str], edges: Iterable[Edge], using: str
+) -> Iterator[Edge]:
+    """Each edge and its reverse, where the columns are stored alike."""
     for edge in edges:
-        hop = Hop(*edge)
         fields = [
-            (field_of_column(tables[hop.near], mine), field_of_column(tables[hop.far], theirs))
-            for mine, theirs in hop.columns
+            (field_of_column(tables[edge.near], near), field_of_column(tables[edge.far], far))
+            for near, far in edge.columns
         ]
         if all(one and other and same_type(one, other, using) for one, other in fields):
-            yield from (hop, hop.back)
+            yield from (edge, edge.reversed)
 
 
-def _end(expression: Any) -> End:
+def key_column(expression: Any) -> KeyColumn:
+    """Where the expression of a part of the key reads its table."""
     if column := column_of(expression):
-        return End((0, column[0]), column[1].column or "")
-    return End((0, (columns_in(expression) or [])[0].alias or ""), "")
+        return KeyColumn((0, column[0]), column[1].column or "")
+    return KeyColumn((0, (columns_in(expression) or [])[0].alias or ""), "")
 
 
-def _read(source: Source, number: int) -> list[str]:
+def _columns_read(source: Source, number: int) -> list[str]:
     """The columns that a part of the key is computed from."""
     read = columns_in(source.key[number].expression) or ()
-    return [each.target.column or "" for each in read]
+    return [column.target.column or "" for column in read]
 
 
-def _way(hops: Mapping[Place, Hop], place: Place) -> list[Hop]:
-    """The steps to a place, from where all of them begin."""
-    way: list[Hop] = []
-    while hop := hops.get(place):
-        way.insert(0, hop)
-        place = hop.near
-    return way
+def _path(last_edges: Mapping[TableRef, Edge], ref: TableRef) -> list[Edge]:
+    path: list[Edge] = []
+    while edge := last_edges.get(ref):
+        path.insert(0, edge)
+        ref = edge.near
+    return path
 
 
-def _without(hop: Hop, hops: list[Hop], ends: list[End]) -> list[End]:
-    """The ends without a step, if it leads to nothing but what is known before it; else as they are."""
-    known = {theirs: mine for mine, theirs in hop.columns}
-    onward = any(each.near == hop.far for each in hops)
-    if onward or any(end.place == hop.far and end.column not in known for end in ends):
-        return ends
-    hops.remove(hop)
-    return [End(hop.near, known[e.column]) if e.place == hop.far else e for e in ends]
+def _drop_if_superfluous(
+    edge: Edge, edges: list[Edge], key_columns: list[KeyColumn]
+) -> list[KeyColumn]:
+    """Drop an edge if its near side has all it leads to; where the key's parts are then."""
+    known = {far: near for near, far in edge.columns}
+    is_passed = any(other.near == edge.far for other in edges)
+    if is_passed or any(
+        part.table == edge.far and part.column not in known for part in key_columns
+    ):
+        return key_columns
+    edges.remove(edge)
+    return [
+        KeyColumn(edge.near, known[part.column]) if part.table == edge.far else part
+        for part in key_columns
+    ]
 
 
-def _is_logged(link: Link) -> bool:
+def _can_be_logged(link: Link) -> bool:
+    """Whether JSON returns each column unchanged. A datetime may only be computed from."""
     fields = [field_of_column(link.table, column) for column in link.columns]
-    compared = {mine for join in link.way if join.near == 0 for mine, _theirs in join.columns}
-    compared |= {end.column for end in link.ends if end.place == 0}
-    compared |= set(link.columns if link.declared else ())
+    compared = {near for step in link.steps if step.near == 0 for near, _far in step.columns}
+    compared |= {part.column for part in link.key_columns if part.table == 0}
+    compared |= set(link.columns if link.dependency else ())
     return all(
         field is not None
-        and (family(field) in LOGGED or (family(field) == MOMENT and field.column not in compared))
+        and (
+            family(field) in LOGGED or (family(field) == DATETIME and field.column not in compared)
+        )
         for field in fields
     )

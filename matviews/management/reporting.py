@@ -1,4 +1,4 @@
-"""Showing a refresh while it works, as lines; `bars` does it on a terminal."""
+"""Showing a refresh while it runs, as lines; on a terminal, `bars` draws it."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,30 +10,30 @@ from matviews.presentation import format_duration, pluralize
 
 from .progress import Meter, title
 
-__all__ = ["Follower", "Lines", "Meters", "Reporter", "Silence", "batch_in_words"]
+__all__ = ["Follower", "Lines", "Meters", "Reporter", "Silence", "batch_line"]
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
 class Reporter(Protocol):
-    """What the command tells of its work as it goes on."""
+    """Shows the work of the command while it goes on."""
 
     def show(self, label: str, phases: Sequence[RunProgress]) -> None:
-        """A view stands like this now."""
+        """Show how far a view is."""
 
     def batch(self, report: BatchReport) -> None:
-        """A batch has ended."""
+        """Show a batch that has ended."""
 
     def note(self, text: str) -> None:
-        """Something that a person should know now. May be called in a signal handler."""
+        """Tell a person something at once. May be called in a signal handler."""
 
     def close(self) -> None:
-        """The view is done, or left."""
+        """End the display of a view, which is done or left."""
 
 
 class Silence:
-    """Says nothing but what a person should know now."""
+    """Shows nothing but notes."""
 
     def __init__(self, warn: Callable[[str], object]) -> None:
         self._warn = warn
@@ -49,14 +49,14 @@ class Silence:
 
 
 class Meters:
-    """A meter for each phase of a view, and shard."""
+    """One meter per phase and shard of a view."""
 
     def __init__(self) -> None:
         self._meters: dict[str, Meter] = {}
         self.phases: Sequence[RunProgress] = ()
 
     def note(self, phases: Sequence[RunProgress]) -> None:
-        """Take note of how the view stands now."""
+        """Record how far the view is now."""
         for progress in phases:
             self._meters.setdefault(title(progress), Meter()).note(progress)
         self.phases = phases
@@ -65,8 +65,8 @@ class Meters:
         return ((progress, self._meters[title(progress)]) for progress in self.phases)
 
 
-def batch_in_words(report: BatchReport) -> str:
-    """One batch in a line; its error, if it is tried again, and else at the end of the refresh."""
+def batch_line(report: BatchReport) -> str:
+    """A batch in one line, with its error if it is tried again: final errors come at the end."""
     allowed = f" of at most {report.limit:,}" if report.limit else ""
     again = any(run.active for run in report.runs)
     error = f": {report.error}" if report.error and again else ", failed" * bool(report.error)
@@ -77,7 +77,7 @@ def batch_in_words(report: BatchReport) -> str:
 
 
 class Lines:
-    """A line when a phase ends or a worker is waited for, and every ten seconds in between."""
+    """A line when a phase ends or begins to wait for a worker, and every ten seconds in between."""
 
     def __init__(
         self,
@@ -100,40 +100,40 @@ class Lines:
                 self._next_line = self._clock() + SECONDS_BETWEEN_LINES
 
     def _is_news(self, progress: RunProgress, meter: Meter) -> bool:
-        """Whether a phase has just ended, or has just begun to wait for a worker."""
+        """Whether a phase has just ended or begun to wait for a worker."""
         ended = not progress.run.active and not progress.ahead
         state = "ended" if ended else meter.waits_for
-        news = bool(state) and self._told.get(title(progress)) != state
-        self._told[title(progress)] = state or self._told.get(title(progress), "")
+        news = bool(state) and self._news.get(title(progress)) != state
+        self._news[title(progress)] = state or self._news.get(title(progress), "")
         return news
 
     def batch(self, report: BatchReport) -> None:
         if self._batches and not report.outcome.refused:
-            self._write(batch_in_words(report))
+            self._write(batch_line(report))
 
     def note(self, text: str) -> None:
         self._warn(text)
 
     def close(self) -> None:
         self._meters = Meters()
-        self._told: dict[str, str] = {}
+        self._news: dict[str, str] = {}
         self._next_line = self._clock() + SECONDS_BETWEEN_LINES
 
 
 class Follower:
-    """Looks at a refresh now and then, whoever works on it, and lets a reporter show it."""
+    """Has a reporter show the progress of a refresh now and then, whoever works on it."""
 
     def __init__(self, refresh: Refresh, reporter: Reporter) -> None:
         self._refresh, self._reporter = refresh, reporter
         self._next_look = 0.0
 
     def report(self, report: BatchReport) -> None:
-        """A batch has ended."""
+        """Show a batch that has ended, and how far the refresh is."""
         self._reporter.batch(report)
         self.look()
 
-    def look(self, *, at_once: bool = False) -> None:
-        """Show how the refresh stands, unless that was just done."""
-        if at_once or time.monotonic() >= self._next_look:
+    def look(self, *, now: bool = False) -> None:
+        """Show how far the refresh is, unless that was just done or `now` insists."""
+        if now or time.monotonic() >= self._next_look:
             self._reporter.show(self._refresh.view.label, progress_of(self._refresh))
             self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS

@@ -1,4 +1,4 @@
-"""What was found out about views with a `source()`, as lines for a person and as values for JSON."""
+"""Verifications and explanations of views, as lines for people and as values for JSON."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -15,28 +15,28 @@ __all__ = [
     "verification_in_lines",
 ]  # fmt: skip
 
-WIDEST_VALUE = 60  # letters of a value that are shown to a person
+MAX_VALUE_LENGTH = 60  # characters of a value in a line
 
 
 def verification_in_lines(found: Verification) -> Iterator[str]:
-    """The outcome in one line, and the first differences of each kind in one each."""
+    """The outcome in one line, then one line for each of the first differences of each kind."""
     sample = f", a sample of about {pluralize(found.sample, 'key')}" if found.sample else ""
     outcome = f"{pluralize(found.rows_compared, 'row')} compared{sample}"
     if found.null_keys:
-        outcome += f"; {pluralize(found.null_keys, 'row')} left out, their key is NULL"
+        outcome += f"; {pluralize(found.null_keys, 'row')} skipped, their key is NULL"
     if found.equal:
         yield f"{found.label}: equals its source ({outcome})"
         return
     counts = f"{found.missing:,} missing, {found.differing:,} differing, {found.surplus:,} surplus"
-    mended = (
+    repaired = (
         "" if found.repaired is None else f"; repaired, {pluralize(found.repaired, 'row')} written"
     )
-    yield f"{found.label}: {counts} ({outcome}){mended}"
+    yield f"{found.label}: {counts} ({outcome}){repaired}"
     yield from map(_difference_in_line, _examples(found))
 
 
 def _examples(found: Verification) -> tuple[Difference, ...]:
-    """The differences that may be told: not where not even a key may be."""
+    """The first differences; none if the settings do not allow even keys to be shown."""
     return () if get_settings().VALUES_IN_ERRORS == "none" else found.examples
 
 
@@ -45,7 +45,7 @@ def _difference_in_line(difference: Difference) -> str:
     line = f"  {difference.kind.value} {_in_words(key)}"
     if in_view and in_source:
         unlike = [name for name in in_view if in_view[name] != in_source[name]]
-        # What the database tells apart may look the same here.
+        # Values that differ in the database may look the same in Python.
         names = unlike or [name for name in in_view if name not in key]
         both = (
             f"{name} is {_shown(in_view[name])}, in the source {_shown(in_source[name])}"
@@ -62,13 +62,13 @@ def _in_words(values: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value in a line: no control character of it reaches a terminal."""
+    """A value as part of a line, without control characters that a terminal would obey."""
     text = repr(value) if isinstance(value, str) else repr(_plain(value))
-    return text if len(text) <= WIDEST_VALUE else f"{text[:WIDEST_VALUE]}..."
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}..."
 
 
 def verification_as_dict(found: Verification) -> dict[str, Any]:
-    """The outcome, with the differences in full."""
+    """The outcome, with every difference that the lines show, uncut."""
     return {
         "view": found.label,
         "equal": found.equal,
@@ -93,11 +93,11 @@ def verification_as_dict(found: Verification) -> dict[str, Any]:
 
 
 def _plain(value: object) -> Any:
-    """A value of a field as one of JSON."""
+    """A field's value as JSON can hold it."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
-        return value if value - value == 0 else str(value)  # JSON has no infinity
+        return value if value - value == 0 else str(value)  # JSON has no infinity or NaN
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -127,7 +127,7 @@ def explanation_in_lines(explanation: Explanation) -> Iterator[str]:
 
 
 def _visible(sql: str) -> str:
-    """SQL whose values, which may be anybody's, do nothing to a terminal."""
+    """SQL without control characters that a terminal would obey."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in sql)
 
 
@@ -140,7 +140,7 @@ def _index_in_words(index: ExplainedIndex) -> str:
 
 
 def explanation_as_dict(explanation: Explanation) -> dict[str, Any]:
-    """The same as values."""
+    """The explanation, as values."""
     return {
         "view": explanation.label,
         "strategy": explanation.strategy,
@@ -156,7 +156,7 @@ def explanation_as_dict(explanation: Explanation) -> dict[str, Any]:
 
 
 def tracking_in_lines(tracking: Mapping[str, Any]) -> Iterator[str]:
-    """Which changes of which tables matter, which keys they lead to, and whether they are logged."""
+    """Which changes matter, which keys they lead to, and whether they are logged."""
     if tracking["reason"]:
         yield f"  changes are not tracked: {tracking['reason']}"
     elif tracking["incremental_obstacle"]:

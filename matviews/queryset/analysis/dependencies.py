@@ -1,4 +1,4 @@
-"""What a view says itself of the tables that its `source()` reads: `MatviewMeta.depends_on`."""
+"""The dependencies that a view declares itself: `MatviewMeta.depends_on`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,31 +11,28 @@ from django.db.models import Model
 from ...databases.fields import AnyField
 from ...definition import DependsOn, ViewDefinition
 
-__all__ = ["Declared", "declared", "undeclarable"]
+__all__ = ["Dependency", "declared_dependencies", "dependency_faults"]
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """What the changes of a model's rows lead to.
+class Dependency:
+    """Which keys the changes of a model's rows concern."""
 
-    Attributes:
-        model: the model.
-        columns: those that are logged: they are the key, or, with `find`, identify the rows.
-        find: what gives the keys of rows, from a queryset of them.
-    """
-
+    #: The model whose rows change.
     model: type[Model]
+    #: The logged columns: the key, or with `get_keys` the row's primary key.
     columns: tuple[str, ...] = ()
-    find: Callable[..., Iterable[Any]] | None = None
+    #: Returns the keys that a queryset of changed rows concerns.
+    get_keys: Callable[..., Iterable[Any]] | None = None
 
     @property
-    def whole(self) -> bool:
-        """Whether its changes may concern any key."""
+    def concerns_any_key(self) -> bool:
+        """Whether a change may concern any key."""
         return not self.columns
 
 
-def declared(definition: ViewDefinition) -> dict[str, Declared]:
-    """What a view says, by table; to be asked only where `undeclarable` finds nothing."""
+def declared_dependencies(definition: ViewDefinition) -> dict[str, Dependency]:
+    """The declared dependencies by table; call it only if `dependency_faults` finds none."""
     found = {}
     for to, on in (definition.options.depends_on or {}).items():
         model = _model(to)
@@ -43,12 +40,12 @@ def declared(definition: ViewDefinition) -> dict[str, Declared]:
     return found
 
 
-def _declared(model: type[Model], on: DependsOn) -> Declared:
+def _declared(model: type[Model], on: DependsOn) -> Dependency:
     if on is None:
-        return Declared(model)
+        return Dependency(model)
     if isinstance(on, tuple):
-        return Declared(model, tuple(_field(model, name).column or "" for name in on))
-    return Declared(model, tuple(field.column or "" for field in model._meta.pk_fields), on)
+        return Dependency(model, tuple(_field(model, name).column or "" for name in on))
+    return Dependency(model, tuple(field.column or "" for field in model._meta.pk_fields), on)
 
 
 def _model(to: type[Model] | str) -> type[Model]:
@@ -62,15 +59,15 @@ def _field(model: type[Model], name: str) -> AnyField:
     return field  # type: ignore[no-any-return]
 
 
-def undeclarable(definition: ViewDefinition, key: int) -> Iterator[str]:
-    """What is wrong with what a view says, a sentence each; `key` is the number of its key's fields."""
+def dependency_faults(definition: ViewDefinition, key: int) -> Iterator[str]:
+    """What is wrong with the declared dependencies, a sentence each; `key` is the key's length."""
     for to, on in (definition.options.depends_on or {}).items():
         name = to if isinstance(to, str) else to._meta.label
         try:
             model = _model(to)
             wrong = isinstance(on, tuple) and len(on) != key
-            for each in on if isinstance(on, tuple) else ():
-                _field(model, each)
+            for field in on if isinstance(on, tuple) else ():
+                _field(model, field)
         except (LookupError, ValueError):
             yield f"there is no model {name}"
         except FieldDoesNotExist as error:

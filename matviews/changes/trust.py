@@ -1,0 +1,170 @@
+"""Whether the log of a table can be trusted: whether the recorded triggers are there."""
+
+import json
+import logging
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from django.db import connections, transaction
+from django.db.models import QuerySet
+
+from ..databases import Triggers, triggers_of
+from ..databases.trigger_spec import TriggerSpec
+from ..models import TrackedTable, ViewControl
+from .change_log import enqueue
+from .tracking_spec import Tracking
+
+__all__ = [
+    "is_tracked", "mark_missing_triggers", "mark_untrackable", "not_logged", "row_to_tracked",
+    "select_tracked", "untrackable_tables", "untracked_tables", "untrust",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+_RECORD = ("table", "columns", "links", "triggers", "views")
+
+
+def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
+    """The tables whose triggers do not log every change that counts for a view."""
+    dialect = triggers_of(using)
+    connection: Any = connections[using]
+    tracked, table = map(connection.ops.quote_name, (TrackedTable._meta.db_table, "table"))
+    marks = ", ".join(["%s"] * len(tracking.tables))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {select_tracked('tracked', dialect)} FROM {tracked} tracked "
+            f"WHERE tracked.{table} IN ({marks or 'NULL'})",
+            [*dialect.NAME_PATTERN, *tracking.tables],
+        )
+        read = [row_to_tracked(row) for row in cursor.fetchall()]
+    return tracking.tables.keys() - {
+        record.table
+        for record, present in read
+        if is_tracked(record, view_id, tracking.tables[record.table], present)
+    }
+
+
+def select_tracked(tracked: str, dialect: Triggers) -> str:
+    """The columns that `row_to_tracked` reads; their parameter is `dialect.NAME_PATTERN`."""
+    names = [f"{tracked}.{dialect.connection.ops.quote_name(name)}" for name in _RECORD]
+    return ", ".join([*names, dialect.installed_sql(names[0])])
+
+
+def row_to_tracked(values: Sequence[Any]) -> tuple[TrackedTable, list[str]]:
+    """The record of a table, and its installed triggers in the form the record has."""
+    table, *others, present = values
+    known = dict(zip(_RECORD[1:], (value and json.loads(value) for value in others), strict=True))
+    return TrackedTable(table=table, **known), (present or "").split()
+
+
+def is_tracked(
+    record: TrackedTable, view_id: int, spec: TriggerSpec, present: Collection[str]
+) -> bool:
+    """Whether triggers log every change of a table that counts for a view, and for that view.
+
+    Args:
+        record: the record of the table.
+        view_id: primary key of the view's control.
+        spec: what counts for the view.
+        present: the installed triggers of the table, in the form the record has.
+    """
+    logged = bool(record.triggers) and set(record.triggers) <= set(present)
+    return logged and _spec_of(record).covers(spec) and view_id in record.views
+
+
+def _spec_of(record: TrackedTable) -> TriggerSpec:
+    """What the recorded triggers log."""
+    columns = None if record.columns is None else frozenset(record.columns)
+    return TriggerSpec(columns, frozenset(record.links))
+
+
+def mark_missing_triggers(using: str) -> None:
+    """Record which triggers are gone, and log it once, so that `install` queues full refreshes.
+
+    Triggers that are back unchanged are trusted again, and the views get a full refresh queued.
+    Others of the same name are not trusted.
+    """
+    dialect = triggers_of(using)
+    records = list(TrackedTable.objects.order_by("pk"))
+    present = dialect.installed_triggers()
+    for record in records:
+        found = present.get(record.table, {})
+        if set(record.triggers).issubset(found.values()):
+            continue
+        names = [made.partition(":")[0] for made in record.triggers]
+        others = dialect.replaced(record.table, _spec_of(record))
+        back = names if found.keys() - others >= set(names) else []
+        if back:
+            enqueue(record.views, not_logged(record.table))
+        triggers = sorted(found[name] for name in back)
+        # Unless another process has installed others since we read the record.
+        unchanged = TrackedTable.objects.filter(pk=record.pk, triggers=record.triggers)
+        if _record_present(dialect, unchanged, triggers):
+            _log_missing(record, are_back=bool(back))
+
+
+def _record_present(
+    dialect: Triggers, records: QuerySet[TrackedTable], triggers: list[str]
+) -> bool:
+    """Record the installed triggers, in records that nobody has locked; whether there are any."""
+    if not dialect.connection.features.has_select_for_update:
+        return bool(records.update(triggers=triggers))
+    with transaction.atomic(using=dialect.using):
+        free = records.order_by("pk").select_for_update(skip_locked=True)
+        keys = list(free.values_list("pk", flat=True))
+        return bool(TrackedTable.objects.filter(pk__in=keys).update(triggers=triggers))
+
+
+def _log_missing(record: TrackedTable, *, are_back: bool) -> None:
+    labels = ViewControl.objects.filter(pk__in=record.views).values_list("label", flat=True)
+    message = (
+        "triggers were disabled or re-created, so changes may be missing from the log: a full refresh follows"
+        if are_back
+        else "triggers are missing or disabled, so changes are not logged: every refresh is full until "
+        "`manage.py update_materialized_views --triggers install` has run"
+    )
+    logger.warning("%s table=%s views=%s", message, record.table, ",".join(labels))
+
+
+def mark_untrackable(using: str) -> dict[str, str]:
+    """Stop trusting triggers on tables that became untrackable.
+
+    Returns:
+        The tables that were trusted until now, and why they are not any more.
+    """
+    trusted = [record.table for record in TrackedTable.objects.order_by("pk") if record.triggers]
+    dialect = triggers_of(using)
+    faults = dialect.untrackable_tables(trusted)
+    records = TrackedTable.objects.filter(table__in=faults)
+    return faults if faults and _record_present(dialect, records, []) else {}
+
+
+def untrackable_tables(tables: Collection[str], using: str) -> dict[str, str]:
+    """The tables that triggers cannot track, and why."""
+    return triggers_of(using).untrackable_tables(tables) if tables else {}
+
+
+def untrust(views: Collection[int]) -> set[int]:
+    """Stop trusting the log for some views until `install` has run; in a transaction.
+
+    Returns:
+        The primary keys of the views' controls that were trusted until now.
+    """
+    untrusted: set[int] = set()
+    trusted = [
+        record.pk
+        for record in TrackedTable.objects.all()
+        if not set(views).isdisjoint(record.views)
+    ]
+    records = TrackedTable.objects.filter(pk__in=trusted).order_by("pk")
+    for record in records.select_for_update():  # no others: they may be locked
+        if removed := set(views).intersection(record.views):
+            untrusted |= removed
+            left = sorted(set(record.views) - removed)
+            TrackedTable.objects.filter(pk=record.pk).update(views=left)
+    return untrusted
+
+
+def not_logged(table: str) -> str:
+    """Why a full refresh follows the installation of triggers."""
+    return f"the triggers of {table} were installed or replaced"

@@ -1,0 +1,139 @@
+"""Reading the pending work of a shard, or of all shards of a view, in one query.
+
+Inside the shard's batch the result is exact. Outside it is a guess, which the token catches if it is wrong.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, lru_cache
+from itertools import groupby, islice
+from typing import Any
+
+from django.db.models import (
+    Count,
+    Exists,
+    F,
+    FilteredRelation,
+    Model,
+    OuterRef,
+    Q,
+    Subquery,
+    Sum,
+    Value,
+)
+from django.db.models.functions import Coalesce
+
+from ..contract import Shard
+from ..databases.compiled import MAX_BIGINT, PK_PLACEHOLDER, CompiledSelect
+from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
+from ..states import RefreshState
+from .transactions import alias
+from .work import Work
+
+__all__ = ["MAX_REFRESHES_READ", "load_work", "load_works"]
+
+# Open refreshes of a view that are read, oldest first. The others wait until these have ended.
+MAX_REFRESHES_READ = 100
+
+
+def load_work(shard_id: int) -> Work | None:
+    """Load the work of a shard in one query; None if no refresh is open."""
+    return next(_works(_work_query(alias(), "view__shards").run(shard_id)), None)
+
+
+def load_works(view_id: int) -> list[Work]:
+    """Load the work of each shard of a view in one query; empty if no refresh is open."""
+    return list(_works(_work_query(alias(), "view").run(view_id)))
+
+
+@lru_cache(maxsize=16)
+def _work_query(using: str, by: str) -> CompiledSelect:
+    """The query of `load_work` and `load_works`; its parameter is the primary key of `by`."""
+    columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
+    totals = ViewShard.objects.filter(view=OuterRef("view")).order_by().values("view")
+    newest = Change.objects.using(using).order_by("-pk").values("pk")[:1]
+    open_refreshes = Refresh.objects.using(using).filter(
+        **{by: PK_PLACEHOLDER}, state=RefreshState.OPEN
+    )
+    end = open_refreshes.order_by("pk").values("pk")[MAX_REFRESHES_READ : MAX_REFRESHES_READ + 1]
+    merged = Refresh.objects.using(using).filter(
+        merged_into=OuterRef("pk"), state=RefreshState.MERGED
+    )
+    rows = (
+        Refresh.objects.using(using)
+        .filter(
+            **{by: PK_PLACEHOLDER},
+            view__shards__isnull=False,
+            state=RefreshState.OPEN,
+            pk__lt=Coalesce(Subquery(end), Value(MAX_BIGINT)),
+        )
+        .annotate(
+            here=FilteredRelation("runs", condition=Q(runs__shard=F("view__shards"))),
+            total=Subquery(totals.values(total=Count("pk"))),
+            claims_now=Subquery(totals.values(total=Sum("claims"))),
+            works_for_others=Exists(merged),
+            logged=Subquery(newest),
+        )
+        .order_by("view__shards__number", "pk", "here__pk")
+    )
+    return CompiledSelect(rows.values_list(*columns, *_FACTS))
+
+
+@cache
+def _fields(model: type[Model]) -> list[str]:
+    return [field.attname for field in model._meta.concrete_fields]
+
+
+_FACTS = ("total", "logged", "claims_now", "works_for_others")
+_PARTS: list[tuple[type[Model], str]] = [
+    (Refresh, ""),
+    (ViewControl, "view__"),
+    (ViewShard, "view__shards__"),
+    (PhaseRun, "here__"),
+]
+
+
+def _instances(row: Sequence[Any]) -> list[Any]:
+    """The instances of a row, one for each of `_PARTS`, and the values of `_FACTS`."""
+    values = iter(row)
+    instances: list[Any] = []
+    for model, _prefix in _PARTS:
+        names = _fields(model)
+        instances.append(model.from_db(alias(), names, list(islice(values, len(names)))))
+    return [*instances, *islice(values, len(_FACTS))]
+
+
+def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
+    """The work of each shard, from rows that are ordered by shard."""
+    parts = map(_instances, rows)
+    for _shard, shard_rows in groupby(parts, key=lambda instances: instances[2].pk):
+        yield _build(list(shard_rows))
+
+
+def _build(rows: list[list[Any]]) -> Work:
+    _refresh, control, shard, _run, total, logged, claims, _for_others = rows[0]
+    shard.view = control
+    refreshes: dict[int, Refresh] = {}
+    runs: dict[int, PhaseRun] = {}
+    works_for_others: set[int] = set()
+    for row_refresh, _control, _shard, run, *_facts, for_others in rows:
+        refresh = refreshes.setdefault(row_refresh.pk, row_refresh)
+        refresh.view = control
+        if for_others:
+            works_for_others.add(refresh.pk)
+        if run.pk is not None:
+            run.refresh, run.shard = refresh, shard
+            runs[run.pk] = run
+    for run in runs.values():
+        if run.merged_into_id in runs:
+            run.merged_into = runs[run.merged_into_id]
+    return Work(
+        shard=shard,
+        hook_shard=Shard(shard.number, total),
+        definition=control.definition,
+        refreshes=list(refreshes.values()),
+        truncated=len(refreshes) >= MAX_REFRESHES_READ,
+        works_for_others=frozenset(works_for_others),
+        claims=claims,
+        runs=list(runs.values()),
+        logged=logged or 0,
+    )

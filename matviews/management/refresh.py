@@ -1,0 +1,90 @@
+"""Refreshing views in this process, one after the other."""
+
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from matviews import engine
+from matviews.engine import progress_of
+from matviews.models import Refresh
+from matviews.states import RefreshState
+from matviews.tasks import inline
+
+from . import tables
+from .interrupts import StopRequest, stop_on_signal
+from .progress import so_far
+from .reporting import Follower, Reporter
+from .targets import Targets
+
+__all__ = ["refresh"]
+
+
+def refresh(targets: Targets) -> None:
+    """Refresh the views and show the progress.
+
+    Raises:
+        CommandError: a view failed, or the command was interrupted.
+    """
+    targets.refuse_in_transaction()
+    labels = engine.in_order(targets.labels())
+    reporter = targets.output.reporter()
+    with stop_on_signal(reporter.note) as stop:
+        for label in labels:
+            if stop():
+                break
+            requested = targets.request(label)
+            if requested and requested.finished_at:
+                targets.output.entries.append(tables.refresh_as_dict(label, requested))
+                targets.output.say(f"{label}: nothing has changed")
+            elif requested:
+                _run(requested, targets, reporter, stop)
+        if stop() and (stopped := _stopped(targets, labels)):
+            raise CommandError(stopped, returncode=stop.returncode)
+    targets.raise_failed(labels)
+
+
+def _run(requested: Refresh, targets: Targets, reporter: Reporter, stop: StopRequest) -> None:
+    follower = Follower(requested, reporter)
+    try:
+        follower.look(now=True)
+        ended = inline.run_to_end(
+            requested, on_report=follower.report, on_wait=follower.look, stop=stop
+        )
+        follower.look(now=True)
+    except KeyboardInterrupt:
+        ended = Refresh.objects.select_related("view").get(pk=requested.pk)
+    finally:
+        reporter.close()
+    targets.output.entries.append(tables.refresh_as_dict(ended.view.label, ended))
+    _report_failure(ended, targets, stop)
+
+
+def _report_failure(ended: Refresh, targets: Targets, stop: StopRequest) -> None:
+    label = ended.view.label
+    if ended.state == RefreshState.FAILED:
+        targets.fail(label, ended.error)
+    elif ended.state == RefreshState.STOPPED:
+        targets.fail(label, "was stopped by an operator; what was committed stays")
+    elif not ended.finished_at and not stop():
+        state, remedy = ("paused", "resumed") if ended.view.paused else ("disabled", "enabled")
+        targets.fail(label, f"is {state}; the refresh continues when it is {remedy}")
+
+
+def _stopped(targets: Targets, labels: list[str]) -> str:
+    """How far the command came, "" if it had finished."""
+    waiting = (RefreshState.OPEN, RefreshState.MERGED)
+    left = [entry for entry in targets.output.entries if entry["state"] in waiting]
+    ended = len(targets.output.entries) - len(left)
+    if ended == len(labels):
+        return ""
+    phases = "; ".join(map(_so_far, left))
+    return (
+        f"Stopped after {ended} of {len(labels)} views{phases and f' ({phases})'}. What was "
+        f"committed stays; the next run, or a worker, continues from there."
+    )
+
+
+def _so_far(entry: dict[str, Any]) -> str:
+    refresh = Refresh.objects.get(pk=entry["refresh"])
+    phases = ", ".join(map(so_far, progress_of(refresh)))
+    return f"{entry['view']}: {phases}"
