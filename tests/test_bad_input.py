@@ -433,7 +433,7 @@ class TestHooksThatReturnNonsense:
 
         assert failed.state == RunState.FAILED
         assert "returned a cursor that JSON cannot hold" in failed.error
-        assert "Make it of strings, numbers, lists and dicts." in failed.error
+        assert "Use strings, numbers, lists and dicts." in failed.error
         assert failed.cursor is None
 
     @pytest.mark.parametrize("number", [2**63, 10**30])

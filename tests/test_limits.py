@@ -260,7 +260,7 @@ def locked(rows: Any) -> AbstractContextManager[None]:
 def test_whoever_reads_a_staging_table_holds_nobody_up(
     shop: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "PATIENCE", 1)
+    monkeypatch.setattr(staging, "LOCK_WAIT_SECONDS", 1)
     # given a refresh that has filled its staging table, which somebody then reads
     refresh = engine.request(QuantityTotal, batch_size=1)
     assert engine.run_batch(due(QuantityTotal)).outcome is Outcome.DONE

@@ -70,7 +70,7 @@ from tests.sourced import sourced, staged
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 CLOCKS_DIFFER = 1.0  # seconds, between the database and this process, and by rounding
 
-OTHER_QUERY = "source() is another query than when it last succeeded, or has other dates"
+OTHER_QUERY = "source() changed since the last success, or its dates did"
 
 only_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
 

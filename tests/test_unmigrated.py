@@ -298,7 +298,7 @@ def test_an_explanation_may_do_without_the_sql(options: list[str]) -> None:
         (entry,) = command("--explain", "--format", "json", *options).document["views"]
     assert ("INSERT INTO" in text) is (not options)
     assert bool(entry["statements"]) is (not options)
-    assert entry["path"] == "windowed"
+    assert entry["strategy"] == "windowed"
 
 
 def test_no_sql_is_for_explain() -> None:
