@@ -906,7 +906,7 @@ class TestValidation:
             ({"every": 3651, "period": "days"}, "every", "An interval is at most 3,650 days."),
             ({"every": 1, "period": "weeks"}, "period", "Value 'weeks' is not a valid choice."),
             ({"phases": ["upsert"]}, "phases", "sample.Limited has no phase upsert; it has insert"),
-            ({"phases": "insert"}, "phases", "Give a list of phases, of insert, update, delete;"),
+            ({"phases": "insert"}, "phases", "Give a list of phases (insert, update, delete);"),
             ({"phases": {"insert": 1}}, "phases", "Give a list of phases"),
             ({"phases": [None]}, "phases", "sample.Limited has no phase None"),
             (
