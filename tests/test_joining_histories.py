@@ -1,6 +1,5 @@
 """Random histories of requests that meet: each gets what it asks for, whichever refresh does its work."""
 
-import sys
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from matviews import engine
-from matviews.engine import requests
+from matviews.engine import closing, requests
 from matviews.engine.work import Work
 from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.states import RefreshState
@@ -29,7 +28,7 @@ from tests.sample.models import Item, Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
-settling = sys.modules["matviews.engine.close_finished"]  # the package has a function of that name
+
 VIEWS: list[type[Any]] = [Walked, Limited, Sharded]
 KEYS = range(1, 4)
 # At one of a batch's statements, of which MariaDB and MySQL take twice as many.
@@ -195,7 +194,7 @@ class TestSeededFaults:
 
         history()
         monkeypatch.setattr(Work, "mergeable", mergeable)
-        monkeypatch.setattr(settling, "_merge_alike", merge)
+        monkeypatch.setattr(closing, "_merge_alike", merge)
         with pytest.raises(AssertionError, match="has left"):
             history()
 
@@ -214,6 +213,6 @@ class TestSeededFaults:
             meeting.teardown()
 
         history()
-        monkeypatch.setattr(settling, "_merge_alike", merge)
+        monkeypatch.setattr(closing, "_merge_alike", merge)
         with pytest.raises(AssertionError):
             history()
