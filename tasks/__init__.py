@@ -18,7 +18,7 @@ from .. import engine
 from ..conf import get_settings
 from ..engine import Message, NextStep
 from ..exceptions import MatviewsError, ViewDisabled
-from ..models import LONGEST_JITTER, Heartbeat, Origin
+from ..models import MAX_JITTER, Heartbeat, Origin
 from ..phases import Phase
 from ..redact import brief, in_one_line, traceback_text
 from ..registry import registry
@@ -93,7 +93,7 @@ def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
     again.
     """
     number = isinstance(jitter, (int, float)) and not isinstance(jitter, bool)
-    if not (number and 0 <= jitter <= LONGEST_JITTER):
+    if not (number and 0 <= jitter <= MAX_JITTER):
         logger.error("jitter is invalid view=%s jitter=%s", view, brief(jitter))
         return False
     if jitter == 0 or current_app.conf.task_always_eager:

@@ -12,7 +12,7 @@ from django_celery_beat.models import PeriodicTask
 
 from .. import engine
 from ..conf import get_settings
-from ..models import LONGEST_JITTER, Period, RefreshSchedule
+from ..models import MAX_JITTER, Period, RefreshSchedule
 from ..phases import Phase
 from .expiry import headers_for
 
@@ -163,7 +163,7 @@ def _kwargs(schedule: RefreshSchedule, spread: int) -> str:
 
 def _jitter(schedule: RefreshSchedule, spread: int) -> int:
     if schedule.jitter is not None:
-        return min(schedule.jitter, LONGEST_JITTER)
+        return min(schedule.jitter, MAX_JITTER)
     seconds = schedule.interval.total_seconds() if schedule.interval else 0
     return min(int(seconds), spread)
 

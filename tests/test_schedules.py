@@ -30,7 +30,7 @@ from django_celery_beat.schedulers import ModelEntry
 
 from matviews import engine, tasks
 from matviews.models import (
-    LONGEST_JITTER,
+    MAX_JITTER,
     Heartbeat,
     Period,
     Refresh,
@@ -144,7 +144,7 @@ class TestRows:
             ({}, {}),
             ({"jitter": 0}, {}),
             ({"jitter": 7}, {"jitter": 7}),
-            ({"jitter": LONGEST_JITTER + 1, "every": 60}, {"jitter": LONGEST_JITTER}),
+            ({"jitter": MAX_JITTER + 1, "every": 60}, {"jitter": MAX_JITTER}),
             ({"phases": ["delete", "insert"], "jitter": 0}, {"phases": ["insert", "delete"]}),
         ],
     )
@@ -779,7 +779,7 @@ class TestTasks:
         assert Refresh.objects.get().phases == ["insert"]
 
     @pytest.mark.parametrize(
-        "jitter", [-1, "5", None, True, [], float("nan"), float("inf"), LONGEST_JITTER + 1]
+        "jitter", [-1, "5", None, True, [], float("nan"), float("inf"), MAX_JITTER + 1]
     )
     def test_jitter_that_is_nonsense_is_told_and_ignored(
         self, jitter: Any, caplog: pytest.LogCaptureFixture
@@ -910,7 +910,7 @@ class TestValidation:
             ({"phases": {"insert": 1}}, "phases", "Give a list of phases"),
             ({"phases": [None]}, "phases", "sample.Limited has no phase None"),
             (
-                {"jitter": LONGEST_JITTER + 1, "every": 1, "period": "hours"},
+                {"jitter": MAX_JITTER + 1, "every": 1, "period": "hours"},
                 "jitter",
                 "less than or equal to 1800",
             ),

@@ -5,7 +5,7 @@ import django.db.models.deletion
 from django.db import migrations, models
 
 import matviews.databases.clock
-import matviews.models
+import matviews.models.tracking
 
 
 class Migration(migrations.Migration):
@@ -54,7 +54,7 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("table", matviews.models.TableNameField(max_length=255, unique=True)),
+                ("table", matviews.models.tracking.TableNameField(max_length=255, unique=True)),
                 ("columns", models.JSONField(null=True)),
                 ("links", models.JSONField(default=list)),
                 ("triggers", models.JSONField(default=list)),
@@ -165,7 +165,7 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("table", matviews.models.TableNameField(max_length=255)),
+                ("table", matviews.models.tracking.TableNameField(max_length=255)),
                 ("links", models.JSONField(null=True)),
                 ("count", models.PositiveIntegerField(db_default=1)),
                 ("logged_at", models.DateTimeField(db_default=matviews.databases.clock.UtcNow())),
@@ -257,7 +257,7 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("table", matviews.models.TableNameField(blank=True, max_length=255)),
+                ("table", matviews.models.tracking.TableNameField(blank=True, max_length=255)),
                 ("links", models.JSONField(null=True)),
                 ("count", models.PositiveIntegerField(db_default=1)),
                 ("logged_at", models.DateTimeField(db_default=matviews.databases.clock.UtcNow())),

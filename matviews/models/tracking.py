@@ -1,0 +1,122 @@
+"""What triggers log, and what is left to process."""
+
+from secrets import token_hex
+from typing import Any
+
+from django.db import models
+
+from ..databases import dialect_of
+from ..databases.clock import UtcNow
+from .base import Bookkeeping, WriteDatabaseManager
+from .control import ViewControl, ViewShard
+
+__all__ = ["Change", "DirtyKeys", "LogSecret", "TableNameField", "TrackedTable", "ViewChange"]
+
+
+class TableNameField(models.CharField):  # type: ignore[type-arg]
+    """The name of a table, compared byte by byte: "Order" and "order" may be two tables."""
+
+    def db_parameters(self, connection: Any) -> Any:
+        found = super().db_parameters(connection)
+        collation = dialect_of(connection.alias).exact_collation
+        return {**found, "collation": collation} if collation else found
+
+
+class TrackedTable(Bookkeeping):
+    """A source table whose changes triggers log, and the views that need them.
+
+    The views are recorded here because any worker may move the log, and its code may be of another
+    version.
+    """
+
+    table = TableNameField(max_length=255, unique=True)
+    #: The columns whose changes are logged; None for all.
+    columns = models.JSONField(null=True)
+    #: The columns whose values are logged, before and after a change.
+    links = models.JSONField(default=list)
+    #: What identifies each trigger. Filled once they log and every view has a full refresh queued.
+    triggers = models.JSONField(default=list)
+    #: Primary keys of the views' controls.
+    views = models.JSONField(default=list)
+    #: The version of the triggers that are still to be created; "" if there are none.
+    pending = models.CharField(max_length=8, blank=True)
+
+    objects = WriteDatabaseManager["TrackedTable"]()
+
+    def __str__(self) -> str:
+        return str(self.table)
+
+
+class Change(Bookkeeping):
+    """An entry of the change log, written by a trigger: rows of a table have changed."""
+
+    table = TableNameField(max_length=255)
+    #: A list of column names, then lists of their values before or after the change. None if any
+    #: row may have changed, or a text that says why.
+    links = models.JSONField(null=True)
+    #: The number of lists of values.
+    count = models.PositiveIntegerField(db_default=1)
+    logged_at = models.DateTimeField(db_default=UtcNow())
+
+    objects = WriteDatabaseManager["Change"]()
+
+    class Meta:
+        indexes = (models.Index(fields=("table",), name="matviews_change_table"),)
+
+    def __str__(self) -> str:
+        return f"change {self.pk} of {self.table}"
+
+
+class LogSecret(Bookkeeping):
+    """What a session must know to switch logging off, as `untracked()` does; one row.
+
+    Who can read it can write without being logged, so only the roles of matviews may.
+    """
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    value = models.CharField(max_length=64, default=token_hex)
+
+    objects = WriteDatabaseManager["LogSecret"]()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return "the secret of untracked()"
+
+
+class ViewChange(Bookkeeping):
+    """An entry of a view's change queue. Equal entries are merged, and the oldest time is kept."""
+
+    view = models.ForeignKey(
+        ViewControl, models.CASCADE, related_name="changes", db_constraint=False
+    )
+    #: Blank if no table changed: then `links` has marked keys, or the reason why all are dirty.
+    table = TableNameField(max_length=255, blank=True)
+    #: As in the log.
+    links = models.JSONField(null=True)
+    count = models.PositiveIntegerField(db_default=1)
+    logged_at = models.DateTimeField(db_default=UtcNow())
+
+    objects = WriteDatabaseManager["ViewChange"]()
+
+    def __str__(self) -> str:
+        return f"change {self.pk} for {self.view}"
+
+
+class DirtyKeys(Bookkeeping):
+    """Keys of a view whose rows may be out of date, from one drain of its queue."""
+
+    shard = models.ForeignKey(ViewShard, models.CASCADE, related_name="dirty", db_constraint=False)
+    #: The drain. A phase whose checkpoint is below it has these keys to process.
+    drain_number = models.BigIntegerField()
+    count = models.PositiveIntegerField()
+    keys = models.JSONField()
+
+    objects = WriteDatabaseManager["DirtyKeys"]()
+
+    class Meta:
+        verbose_name_plural = "dirty keys"
+
+    def __str__(self) -> str:
+        return f"{self.count} keys of {self.shard}"
