@@ -23,7 +23,7 @@ def verification_in_lines(found: Verification) -> Iterator[str]:
     sample = f", a sample of about {pluralize(found.sample, 'key')}" if found.sample else ""
     outcome = f"{pluralize(found.rows_compared, 'row')} compared{sample}"
     if found.null_keys:
-        outcome += f"; {pluralize(found.null_keys, 'row')} skipped, their key is NULL"
+        outcome += f"; {pluralize(found.null_keys, 'row')} left out, their key is NULL"
     if found.equal:
         yield f"{found.label}: equals its source ({outcome})"
         return
