@@ -226,11 +226,10 @@ def test_a_circle_or_a_view_of_itself_leaves_the_order_of_the_others(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
+def _frozen() -> None:
     """What was there before is not looked through after each test."""
+    gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
