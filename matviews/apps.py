@@ -17,7 +17,7 @@ __all__ = ["MatviewsConfig"]
 
 
 class MatviewsConfig(AppConfig):
-    """Registers the checks and receivers; makes rows of new views, and triggers, after `migrate`."""
+    """Registers checks and receivers; after `migrate`, creates controls of new views, and triggers."""
 
     name = "matviews"
     verbose_name = _("Materialized views")
@@ -43,18 +43,18 @@ class MatviewsConfig(AppConfig):
 
         receivers.connect()
         expiry.connect()
-        pre_migrate.connect(_take_down_triggers, sender=self, dispatch_uid="matviews.pre_migrate")
+        pre_migrate.connect(_drop_triggers, sender=self, dispatch_uid="matviews.pre_migrate")
         post_migrate.connect(_after_migrate, sender=self, dispatch_uid="matviews.post_migrate")
 
 
-def _take_down_triggers(*, using: str, plan: Any = (), apps: Any = None, **_kwargs: Any) -> None:
-    """Remove the triggers of tables that may be altered: they name columns, and write to our log.
+def _drop_triggers(*, using: str, plan: Any = (), apps: Any = None, **_kwargs: Any) -> None:
+    """Drop the triggers of the tables that `migrate` may alter: they name columns, and write to our log.
+
+    That is every table of the migrated apps. Raw SQL that alters another app's table is not covered.
 
     Raises:
-        CommandError: somebody writes to one of them. It could not be altered, so nothing is.
-
-    A migration may alter any table of its app; those of other apps that it alters with SQL of its own
-    are not known.
+        CommandError: a transaction that has written to one of these tables is still open. Nothing was
+            altered.
     """
     from . import changes, engine
 
@@ -91,23 +91,23 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
         left = sorted(table for table, fault in faults.items() if fault == changes.LOCKED)
         if left:
             print(
-                f"Triggers are still to be made: {', '.join(left)}. Another transaction has written to "
-                f"it, and is still open. matviews.maintain makes them within a minute where its role may; else run "
-                f"`manage.py update_materialized_views --triggers install`. Until then each refresh of "
-                f"what reads it is a full one.",
+                f"The triggers of {', '.join(left)} were not created: another transaction has written "
+                f"to the table and is still open. matviews.maintain creates them within a minute if its "
+                f"role may; otherwise run `manage.py update_materialized_views --triggers install`. Until "
+                f"then, every refresh of the views that read the table is full.",
                 file=stdout,
             )
     except (DatabaseError, NotPermitted) as error:
         print(
-            f"matviews could not make its triggers: {str(error).strip()}\nUntil they are there, each "
-            f"refresh is a full pass. Run `manage.py update_materialized_views --triggers install`, or "
-            f"`--triggers sql` for a person who may create them.",
+            f"matviews could not create its triggers: {str(error).strip()}\nUntil they exist, every "
+            f"refresh is full. Run `manage.py update_materialized_views --triggers install`, or "
+            f"`--triggers sql` for somebody who may create them.",
             file=stdout,
         )
 
 
 def _renames(plan: Any) -> Iterator[tuple[str, str]]:
-    """Old and new labels of the models that a migration plan has renamed, in its order."""
+    """Old and new labels of the models that a migration plan renamed, in its order."""
     for migration, backwards in plan:
         operations = _operations(migration.operations)
         for each in reversed(list(operations)) if backwards else operations:
@@ -119,7 +119,7 @@ def _renames(plan: Any) -> Iterator[tuple[str, str]]:
 
 
 def _operations(operations: Iterable[Any]) -> Iterator[Any]:
-    """Operations, and those within them that change Django's state alone."""
+    """Operations, and those within them that change only Django's state."""
     for each in operations:
         yield each
         yield from _operations(getattr(each, "state_operations", None) or ())

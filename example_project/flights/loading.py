@@ -45,7 +45,7 @@ def load_flights(on_progress: Callable[[int], object], *, days: int | None = Non
     if Flight.objects.exists():
         return 0
     folder = _data_folder()
-    # A transaction; the log of what is loaded would cost more than the full passes that follow.
+    # A transaction; logging what is loaded would cost more than the full refreshes that follow.
     with untracked(Airline, Airport, Flight, Plane):
         return _load(folder, on_progress, days)
 

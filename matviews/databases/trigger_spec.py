@@ -9,10 +9,10 @@ __all__ = ["TriggerSpec"]
 class TriggerSpec:
     """What the triggers of one table log."""
 
-    #: Those of which a change counts; None for any. Rows that come or go always count.
+    #: Those whose changes are logged; None for any. Rows added or removed are always logged.
     columns: frozenset[str] | None = None
-    #: Those of which the values before and after a change are logged; none if a change leads to no
-    #: key in particular, but concerns the whole view.
+    #: Those whose values before and after a change are logged; none if every change causes a full
+    #: refresh.
     links: frozenset[str] = frozenset()
 
     def covers(self, other: "TriggerSpec") -> bool:

@@ -88,7 +88,7 @@ class Link:
 def find_links(source: Source, strategy: Strategy) -> dict[str, tuple[Link, ...]]:
     """The links of each table that a source reads, one for each time it reads the table.
 
-    A table without an entry leads to no key in particular: its changes concern the whole view.
+    A table without an entry leads to no key in particular: a change of it causes a full refresh.
     """
     if not strategy.is_incremental:
         return {}
