@@ -217,10 +217,9 @@ def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch)
     views: Sequence[type[Any]] = ()
     if fault in ("view", "source"):
         views = SPREAD
-        monkeypatch.setattr(
-            f"matviews.queryset.strategy.links._in_{fault}", lambda *_arguments: set()
-        )
+        monkeypatch.setattr(f"matviews.queryset.sql.lookups._in_{fault}", lambda *_arguments: set())
     elif fault == "queue":
+        views = [RegionTotal]
         taken = changes.drain_queue
         monkeypatch.setattr(changes, "drain_queue", lambda view: taken(view)[1:])
     elif fault == "way":
