@@ -219,6 +219,7 @@ def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch)
         views = SPREAD
         monkeypatch.setattr(f"matviews.queryset.sql.lookups._in_{fault}", lambda *_arguments: set())
     elif fault == "queue":
+        views = [RegionTotal]
         taken = changes.drain_queue
         monkeypatch.setattr(changes, "drain_queue", lambda view: taken(view)[1:])
     elif fault == "way":
