@@ -244,7 +244,7 @@ def _formatted(error: BaseException, trusted: bool, key: frozenset[str]) -> Iter
         if place:
             yield "\nDuring the handling of this exception, or because of it:\n\n"
         if each.__traceback__:
-            yield "Traceback (limit recent call last):\n"
+            yield "Traceback (most recent call last):\n"
             yield from traceback.format_tb(each.__traceback__)
         yield f"{error_text(each, trusted=trusted, key=key)}\n"
         if isinstance(each, BaseExceptionGroup):

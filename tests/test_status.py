@@ -118,7 +118,7 @@ def test_what_no_worker_takes_waits_however_often_it_is_sent_and_names_the_queue
     tasks.maintain()
     # then the log, the state and the command say where a worker has to listen
     queue = f"listens to {queues.queues_in_words(*queues.BATCHES)}"
-    assert "no worker has taken a message" in caplog.text
+    assert "no worker has taken a re-sent message" in caplog.text
     assert f"{queue} views={LIMITED}" in caplog.text
     assert status().state == "waiting"
     for option in ("--list", "--check"):
