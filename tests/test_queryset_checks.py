@@ -308,8 +308,8 @@ class TestShards:
         (error,) = registry.find(view).problems
 
         assert error.id == "matviews.W107"
-        assert "derived from source() work in one shard" in error.msg
-        assert "Take shards out" in (error.hint or "")
+        assert "derived from source() run in one shard" in error.msg
+        assert "Remove shards" in (error.hint or "")
         assert found() == []  # one fault at a time
 
 
