@@ -367,7 +367,7 @@ class TestVerify:
             assert held.wait(10)
             with (
                 mock.patch("matviews.engine.verification.REPAIR_TIMEOUT", 0.2),
-                pytest.raises(ViewBusy, match="pause it, or try again"),
+                pytest.raises(ViewBusy, match="Pause it, or try again"),
             ):
                 CustomerTotal.verify(repair=True)
         finally:

@@ -203,11 +203,11 @@ def test_a_right_on_a_view_that_is_missing_is_named(shop: Shop, rights: str) -> 
         ended = defining.run(shop.windowed)
 
     assert ended.state == RefreshState.FAILED
-    assert f"lacks {rights} on" in ended.error
+    assert f"needs {rights} on" in ended.error
     assert "shapes_windowed" in ended.error
     assert "trigger" not in ended.error
     (warning,) = warnings("W035", shop.worker)
-    assert f"lacks {rights} on" in warning
+    assert f"needs {rights} on" in warning
 
 
 def test_a_source_that_may_not_be_read_is_named(shop: Shop) -> None:
