@@ -257,7 +257,7 @@ def test_a_schedule_without_its_control_is_refused_and_nothing_changes(shop: Non
     steer()
     rows = serializers.serialize("json", RefreshSchedule.objects.all())
     before = list(RefreshSchedule.objects.values())
-    with pytest.raises(ValueError, match="load both, in one transaction, or dump with"):
+    with pytest.raises(ValueError, match="Load both in one transaction, or dump with"):
         load_rows(rows)
     assert list(RefreshSchedule.objects.values()) == before
 

@@ -154,7 +154,7 @@ def test_check_says_what_to_do_about_a_view_without_a_table() -> None:
         new = command("--check", "--models", "Made")
         defining.run(view)
         failed = command("--check", "--models", "Made")
-    assert "shapes.Made: not on time: its table or its bookkeeping is missing: run " in new.out
+    assert "shapes.Made: not on time: its table or its bookkeeping is missing; run " in new.out
     assert "shapes.Made: not on time: failed: " in failed.out
     assert "The database has no table shapes_made (of shapes.Made): " in failed.out
     assert (new.status, failed.status) == (1, 1)
