@@ -139,7 +139,7 @@ def test_one_that_is_mended_before_the_second_try_of_a_batch_is_no_failure(
     run = batch._Attempt.run
 
     def mend_first(attempt: Any) -> BatchReport:
-        if attempt.alone and not shop.Target.objects.filter(pk=MISSING).exists():
+        if attempt.one_phase_only and not shop.Target.objects.filter(pk=MISSING).exists():
             mend(shop)
         return run(attempt)
 
