@@ -111,6 +111,16 @@ def quick_flush() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_reading_of_the_clock() -> Iterator[None]:
+    """A process reads the database's clock once a minute: a statement that a count may meet or not."""
+    from matviews.databases import clock
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "READING_SECONDS", 86_400.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def django_db_setup(
     request: pytest.FixtureRequest, django_db_setup: None, django_db_blocker: Any
@@ -122,6 +132,7 @@ def django_db_setup(
     with django_db_blocker.unblock():
         _commit_without_waiting_for_the_disk()
         changes.remove(engine.alias())
+        engine.now()
         flushing.remember(engine.alias())
         triggers.remember(engine.alias())
     request.session.stash[HAS_DATABASE] = True

@@ -34,6 +34,7 @@ def _read_anew() -> Iterator[None]:
     engine.sync_controls()
     yield
     clock._READINGS.clear()
+    engine.now()
 
 
 @pytest.fixture(params=[FAR, -FAR], ids=["ahead", "behind"])
