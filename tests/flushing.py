@@ -14,6 +14,7 @@ from django.db import connections, models, transaction
 from django.db.models.sql import InsertQuery
 from django.test import TransactionTestCase
 
+from matviews import engine
 from matviews.engine import batch
 from matviews.models import RefreshSchedule, ViewControl, ViewShard
 from matviews.tasks import schedules
@@ -55,6 +56,7 @@ def flush(alias: str) -> None:
             for statement, parameters in _inserts[alias]:
                 cursor.execute(statement, parameters)
     batch._LOGGED.clear()  # the numbers of shards may come again, as after loaddata
+    engine.sync_controls()  # rows of views that a test has left behind
     schedules.reconcile_if_possible()
 
 

@@ -105,7 +105,7 @@ def test_a_verification_that_found_no_difference_is_good(admin_client: Client) -
 
     assert 'matviews-badge matviews-good">equal<' in shown
     assert re.search(
-        r"equal verified \d+ m?s ago Compared 10 rows, all "
+        r"equal verified [\d.]+ m?s ago Compared 10 rows, all "
         r"Differences 0 missing, 0 differing, 0 surplus$",
         text(shown),
     )
