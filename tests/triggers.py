@@ -1,4 +1,4 @@
-"""The triggers of the project's views: what is wanted is found out once, for it takes longer than to make them."""
+"""The triggers of the project's views: what they need is worked out once, which takes longer than creating them."""
 
 from typing import Any, NamedTuple
 from unittest import mock

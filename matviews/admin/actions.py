@@ -21,8 +21,8 @@ __all__ = ["OperatorActions"]
 
 MAX_NAMED = 5  # views in a message; beyond that, only their number
 
-# What a message adds about the delivery, which comes after the commit: by success, None while the
-# commit is still to come.
+# What a message says about the delivery, which happens after the commit: by success, None before
+# the commit.
 DELIVERY = {
     None: gettext_lazy("The workers are notified after the commit."),
     False: gettext_lazy(
@@ -131,13 +131,13 @@ class OperatorActions:
         return changed
 
     def _report_sent(self, done: str, controls: list[ViewControl]) -> None:
-        """Send, and report what was done and whether that worked."""
+        """Send the messages, and report what was done and whether they were delivered."""
         sent = self._send(controls)
         level = messages.WARNING if sent is False else messages.SUCCESS
         self._message(self._with_delivery(done, sent), level)
 
     def _send(self, controls: list[ViewControl]) -> bool | None:
-        """Send what is due after the commit. None if that is still to come."""
+        """Send what is due once the transaction has committed; None if it has not yet."""
         answers: list[bool] = []
 
         def send() -> None:

@@ -88,7 +88,7 @@ class RunProgress:
         other: primary key of the refresh that `run` belongs to; None if it is the refresh's own.
         ahead: whether the refresh's own work begins only after `run`.
         current: whether `run` is running or next.
-        claim: the other process that works in the shard; set for one phase only.
+        claim: the process that has claimed a batch of the shard; set for one phase only.
         lost: whether this process could not record how its last batch ended.
     """
 

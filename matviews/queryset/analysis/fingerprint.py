@@ -17,7 +17,7 @@ LISTS = re.compile(r"IN \((%s(?:, %s)*)\)")
 def fingerprint(source: Source) -> str:
     """A digest of the source's SQL with its parameters, the view's columns and its key.
 
-    Dates and times are left out, because `now() - timedelta(days=30)` is another one each time.
+    Dates and times are left out, because `now() - timedelta(days=30)` differs on every call.
     Lists of values are sorted, because a Python set has another order in each process.
     """
     return _digest(source, with_dates=False)
