@@ -167,7 +167,7 @@ def database_part(database: str, name: str, *arguments: str) -> Part:
     part = Part(name, [sys.executable, *arguments], environment={"MATVIEWS_TEST_DB": database})
     if not os.environ.get("CI"):
         asked = subprocess.run(
-            [sys.executable, "-m", "tests.services", database],
+            [sys.executable, "-m", "tests.helpers.services", database],
             cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         part.problem = asked.stderr.strip() if asked.returncode else ""
@@ -203,7 +203,7 @@ def run_long(options: list[str]) -> int:
 
 def run_bench(options: list[str]) -> int:
     parts = [
-        database_part(each, f"benchmark on {each}", "-m", "tests.bench", *options)
+        database_part(each, f"benchmark on {each}", "-m", "benchmarks", *options)
         for each in DATABASES
     ]
     return run(parts, at_once=False)

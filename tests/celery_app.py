@@ -5,7 +5,7 @@ from pathlib import Path
 
 from celery import Celery
 
-from tests import freezing
+from tests.helpers import freezing
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 

@@ -7,25 +7,26 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hypothesis
 import pytest
 
-from tests import processes, quick, services
+from tests.helpers import processes, quick, services
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+TESTS = Path(__file__).parent
 # Begun first, so that none of them is what the others wait for at the end.
 LONGEST_FILES = (
-    "test_tracking_histories.py",
-    "test_shape_histories.py",
-    "test_command_process.py",
-    "test_paths.py",
-    "test_shapes.py",
-    "test_workers.py",
-    "test_kills.py",
-    "test_docs.py",
-    "test_beat.py",
-    "test_live.py",
-    "test_example_project.py",
-    "test_histories.py",
+    "histories/test_tracking.py",
+    "histories/test_shapes.py",
+    "management/test_command_process.py",
+    "queryset/strategy/test_choose.py",
+    "queryset/test_shapes.py",
+    "scenarios/test_workers.py",
+    "scenarios/test_kills.py",
+    "project/test_docs.py",
+    "tasks/test_beat.py",
+    "project/test_live.py",
+    "project/test_example_project.py",
+    "histories/test_refreshes.py",
 )
 
 hypothesis.settings.register_profile("short", deadline=None, print_blob=True)
@@ -68,7 +69,7 @@ def pytest_collection_finish() -> None:
 
 
 def _place(item: pytest.Item) -> int:
-    name = item.path.name
+    name = item.path.relative_to(TESTS).as_posix()
     return LONGEST_FILES.index(name) if name in LONGEST_FILES else len(LONGEST_FILES)
 
 
@@ -104,10 +105,10 @@ HAS_DATABASE = pytest.StashKey[bool]()
 def quick_flush() -> Iterator[None]:
     from django.test import TransactionTestCase
 
-    from tests import flushing
+    from tests.helpers import database
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TransactionTestCase, "_fixture_teardown", flushing.flush_filled_tables)
+        patch.setattr(TransactionTestCase, "_fixture_teardown", database.flush_filled_tables)
         yield
 
 
@@ -127,13 +128,13 @@ def django_db_setup(
 ) -> None:
     """Without the triggers that migrate has made: most tests are about full passes."""
     from matviews import changes, engine
-    from tests import flushing, triggers
+    from tests.helpers import database, triggers
 
     with django_db_blocker.unblock():
         _commit_without_waiting_for_the_disk()
         changes.remove(engine.alias())
         engine.now()
-        flushing.remember(engine.alias())
+        database.remember(engine.alias())
         triggers.remember(engine.alias())
     request.session.stash[HAS_DATABASE] = True
 
@@ -167,7 +168,7 @@ def _nothing_left(request: pytest.FixtureRequest, django_db_blocker: Any) -> Ite
 def tracked(transactional_db: None) -> Iterator[None]:
     """Triggers on the tables that the views read that are defined by now."""
     from matviews import changes, engine
-    from tests import triggers
+    from tests.helpers import triggers
 
     triggers.install(engine.alias())
     yield
@@ -188,7 +189,7 @@ def own_views() -> Iterator[None]:
 @pytest.fixture
 def alone() -> Iterator[None]:
     """What the test defines is all that the project has."""
-    from tests import tables
+    from tests.helpers import tables
 
     with tables.alone():
         yield
@@ -197,11 +198,11 @@ def alone() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[Browser]":
     """A Chromium without a window."""
-    from tests import browsing
+    from tests.helpers import chromium
 
-    if problem := browsing.absence():
+    if problem := chromium.absence():
         _without(problem)
-    with browsing.started_browser() as started:
+    with chromium.started_browser() as started:
         yield started
 
 

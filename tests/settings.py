@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tests import services
+from tests.helpers import services
 
 # One number per run, inherited by its worker processes, so that two runs share no database.
 RUN = os.environ.setdefault("MATVIEWS_TEST_RUN", str(os.getpid()))
@@ -72,7 +72,7 @@ INSTALLED_APPS = [
     "tests.shapes",
 ]
 MIDDLEWARE = [
-    "tests.security.strict_policy",
+    "tests.helpers.csp.strict_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",

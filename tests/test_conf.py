@@ -17,8 +17,8 @@ from matviews.models import Heartbeat, PhaseRun, Refresh, RefreshSchedule, ViewC
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState, ViewState
 from matviews.tasks import checks as celery_checks
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 DEFAULTS = {

@@ -19,7 +19,7 @@ from matviews.definition import HookKind, ViewOptions, define
 from matviews.exceptions import UnknownView
 from matviews.registry import registry
 from matviews.tasks import checks as celery_checks
-from tests.defining import INSERT_ONLY, defined, make_view, own_models, six_hooks
+from tests.helpers.view_classes import INSERT_ONLY, defined, make_view, own_models, six_hooks
 from tests.sample.models import Limited
 
 

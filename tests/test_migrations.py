@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from django.core.management import call_command
 
-from tests.processes import manage
+from tests.helpers.processes import manage
 
 
 @pytest.mark.database

@@ -15,8 +15,8 @@ from matviews import MaterializedView, checks, early_checks, engine
 from matviews.exceptions import UnknownView
 from matviews.queryset import check_source
 from matviews.registry import registry
-from tests import tables
-from tests.defining import defined, make_view, nothing_done, six_hooks
+from tests.helpers import tables
+from tests.helpers.view_classes import defined, make_view, nothing_done, six_hooks
 from tests.sample.models import Item, Limited
 
 

@@ -7,7 +7,7 @@ from django.db import models
 from matviews import MaterializedView, is_fresh, refresh
 from matviews.exceptions import InvalidView, UnknownView
 from matviews.registry import Registry, registry
-from tests.defining import make_view, six_hooks
+from tests.helpers.view_classes import make_view, six_hooks
 
 
 def registered(*labels: str) -> Registry:

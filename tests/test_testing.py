@@ -14,7 +14,7 @@ from matviews.models import Refresh, ViewControl
 from matviews.pytest_plugin import refresh_views as refresh_views_fixture
 from matviews.states import RefreshState
 from matviews.testing import refresh_views
-from tests import tables
+from tests.helpers import tables
 from tests.sample.models import Fault, Item, Limited
 from tests.shapes.models import Customer, CustomerTotal, Order, QuantityTotal, ViewOfView
 

@@ -1,0 +1,254 @@
+"""What a refresh of a tracked view costs when little or nothing has changed, and what its triggers cost.
+
+Times are seconds. The ways take turns, as with the other queryset views.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from django.db import connection
+from django.db.models import F
+from django.db.models.constants import OnConflict
+from django.db.models.functions import Mod
+from rich.console import Console
+from rich.table import Table
+
+from matviews import changes, engine
+from matviews.models import PhaseRun, Refresh
+
+from .models import NoOp, Order, Spending, SpendingByStatement
+from .querysets.loading import load_orders, tidy
+from .querysets.ways import Native, Statement, View, Way
+from .report import add
+from .through_redis import own_workers
+
+__all__ = ["Measured", "measure", "save", "show", "until_seen"]
+
+KEY = ("customer",)
+BULK, ROWS = 10, 500  # one order of ten in a bulk; rows that are written one by one
+FEW = 100  # customers, of ten orders each
+POLL = 0.001  # seconds between two looks at the view
+WARM_UPS = 5  # refreshes of another view
+PATIENCE = 60.0  # seconds until a row that does not come is given up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One thing, measured in several ways: the median of each.
+
+    Attributes:
+        name: of the thing.
+        seconds: by the name of the way, the first one being ours.
+    """
+
+    name: str
+    seconds: dict[str, float]
+
+    def ratios(self) -> dict[str, float]:
+        """What ours takes of each other."""
+        ours, *others = self.seconds
+        return {name: self.seconds[ours] / self.seconds[name] for name in others}
+
+
+class ByHand(Statement):
+    """The keys that have changed are in a table that somebody else keeps; one upsert for these."""
+
+    name = "dirty keys by hand"
+
+    def renew(self) -> None:
+        quote = connection.ops.quote_name
+        dirty = Spending.source().extra(
+            where=["benchmarks_customer.id IN (SELECT id FROM benchmarks_dirty)"]
+        )
+        select, parameters = dirty.query.sql_with_params()
+        columns = ", ".join(quote(field.column) for field in self._fields.values())
+        update = connection.ops.on_conflict_suffix_sql(
+            (), OnConflict.UPDATE, [f.column for f in self._rest], [f.column for f in self._key]
+        )
+        table = quote(self._model._meta.db_table)
+        with connection.cursor() as cursor:
+            cursor.execute(f"INSERT INTO {table} ({columns}) {select} {update}", parameters)
+            cursor.execute("DELETE FROM benchmarks_dirty")
+
+
+def measure(rows: int, runs: int, say: Callable[[str], object]) -> list[Measured]:
+    """Measure all with so many orders, of a tenth as many customers."""
+    say(f"{rows:,} orders")
+    changes.remove(engine.alias())
+    load_orders(rows)
+    found = list(_writes(runs, say))
+    changes.install(engine.alias())
+    return [*found, *_refreshes(rows // 10, runs, say), _grown(rows, runs, say)]
+
+
+def _grown(rows: int, runs: int, say: Callable[[str], object]) -> Measured:
+    """The orders of as many customers are changed, among all rows and among a tenth of them.
+
+    Leaves all rows behind.
+    """
+    times: dict[int, list[float]] = {rows: [], rows // 10: []}
+    view = View(Spending)
+    for count in reversed(times):
+        say(f"{10 * FEW:,} of {count:,} orders changed")
+        load_orders(count)
+        view.empty()
+        view.build()
+        view.tidy()
+        for number in range(runs):
+            tidy(Order)
+            _change_orders(FEW, number)
+            times[count].append(_seconds(view))
+            assert not PhaseRun.objects.filter(
+                refresh=Refresh.objects.latest("pk"), dirty_after=None
+            )
+    seconds = _medians({f"of {count:,}": taken for count, taken in times.items()})
+    return Measured(name=f"{10 * FEW:,} orders changed", seconds=seconds)
+
+
+def _refreshes(keys: int, runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
+    view = View(Spending)
+    by_hand = ByHand(SpendingByStatement, Spending.source, KEY)
+    ways: list[Way] = [view, by_hand]
+    if connection.vendor == "postgresql":
+        ways.append(Native(Spending, Spending.source, KEY))
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE benchmarks_dirty (id bigint PRIMARY KEY)")
+    for way in ways:
+        way.empty()
+        way.build()
+        way.tidy()
+    for name, changed in (
+        ("nothing changed", 0),
+        ("0.1 % of the keys changed", keys // 1000),
+        ("10 % of the keys changed", keys // 10),
+    ):
+        say(name)
+        times: dict[str, list[float]] = {way.name: [] for way in ways}
+        for number in range(runs):
+            _change(changed, number)
+            first = number % len(ways)
+            for way in ways[first:] + ways[:first]:
+                times[way.name].append(_seconds(way))
+        yield Measured(name=name, seconds=_medians(times))
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE benchmarks_dirty")
+    assert engine.verify(Spending).equal
+
+
+def _seconds(way: Way) -> float:
+    """What a refresh takes in a process at work: one that has waited, for a peer, is slower for a while."""
+    warm_up = View(NoOp)
+    for _ in range(WARM_UPS):
+        warm_up.renew()
+    started = time.perf_counter()
+    way.renew()
+    return time.perf_counter() - started
+
+
+def until_seen(address: str, reuse: int, count: int) -> Measured:
+    """From the commit of one change to the view's row, through a worker; the refresh is asked for at once.
+
+    Args:
+        address: of the broker.
+        reuse: Celery's CELERY_DB_REUSE_MAX; with 0, its default, each task opens a connection.
+        count: of changes, one after the other.
+    """
+    times = []
+    with own_workers(address, reuse) as workers:
+        workers.start()
+        _seconds_until_seen(1)  # the worker's first tasks import and connect
+        workers.wait_until_quiet()
+        for customer in range(2, 2 + count):
+            times.append(_seconds_until_seen(customer))
+            workers.wait_until_quiet()
+    name = "from the commit of a change to the view's row"
+    if reuse:
+        name += ", connection kept"
+    return Measured(name=name, seconds=_medians({"refresh": times}))
+
+
+def _seconds_until_seen(customer: int) -> float:
+    before = Spending.objects.get(customer=customer).total
+    Order.objects.filter(customer=customer).update(amount=F("amount") + 1)
+    started = time.perf_counter()
+    Spending.refresh()
+    while Spending.objects.get(customer=customer).total == before:
+        if time.perf_counter() - started > PATIENCE:
+            raise RuntimeError(f"The row of customer {customer} has not come in {PATIENCE} s.")
+        time.sleep(POLL)
+    return time.perf_counter() - started
+
+
+def _change(keys: int, number: int) -> None:
+    """Change the orders of some customers, of others each time."""
+    low = _change_orders(keys, number)
+    with connection.cursor() as cursor:
+        for key in range(low, low + keys):
+            cursor.execute("INSERT INTO benchmarks_dirty (id) VALUES (%s)", [key])
+    tidy(Order)
+
+
+def _change_orders(keys: int, number: int) -> int:
+    """Change the orders of customers that follow each other; the first of them."""
+    low = 1 + number * keys
+    Order.objects.filter(customer__gte=low, customer__lt=low + keys).update(amount=F("amount") + 1)
+    return low
+
+
+def _writes(runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
+    say("writes with and without triggers")
+    jobs = {"500 rows one by one": _one_by_one, "10 % of the rows in one statement": _in_bulk}
+    times: dict[str, dict[str, list[float]]] = {
+        name: {"with triggers": [], "without": []} for name in jobs
+    }
+    for number in range(runs):
+        for tracked in ("with triggers", "without") if number % 2 else ("without", "with triggers"):
+            if tracked == "without":
+                changes.remove(engine.alias())
+            else:
+                changes.install(engine.alias())
+            for name, job in jobs.items():
+                tidy(Order)
+                started = time.perf_counter()
+                job(number)
+                times[name][tracked].append(time.perf_counter() - started)
+            engine.move_log()
+    for name, found in times.items():
+        yield Measured(name=name, seconds=_medians(found))
+
+
+def _one_by_one(number: int) -> None:
+    for key in range(1, ROWS + 1):
+        Order.objects.filter(pk=number * ROWS + key).update(amount=F("amount") + 1)
+
+
+def _in_bulk(number: int) -> None:
+    rows = Order.objects.alias(residue=Mod(F("pk"), BULK)).filter(residue=number % BULK)
+    rows.update(amount=F("amount") + 1)
+
+
+def _medians(times: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(runs) for name, runs in times.items()}
+
+
+def show(found: list[Measured], database: str, console: Console) -> None:
+    """Print a table; `database` goes into its title."""
+    table = Table(title=f"{database}: change tracking, milliseconds", title_justify="left")
+    for column in ("", "", "median", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    for each in found:
+        table.add_section()
+        ratios = each.ratios()
+        for number, (way, seconds) in enumerate(each.seconds.items()):
+            name = "" if number else each.name
+            ratio = f"{ratios[way]:.4f}" if way in ratios else ""
+            table.add_row(name, way, f"{1000 * seconds:.1f}", ratio)
+    console.print(table)
+
+
+def save(found: list[Measured], database: str, path: Path) -> None:
+    """Put the figures into a JSON file, beside what else it has of the database."""
+    add(path, database, {"tracking": [asdict(each) for each in found]})

@@ -1,1 +1,0 @@
-"""The benchmarks of the engine's own share of a batch and of queryset views: `python -m tests.bench`."""

@@ -1,0 +1,235 @@
+"""Random writes to the source of tracked views: each refresh looks at dirty keys alone, and no key is missed.
+
+Other than in `test_shape_histories`, nothing here leads to a full pass, so that nothing mends what was missed.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import Phase as Stage
+from hypothesis import strategies as st
+
+from matviews import changes, engine
+from matviews.changes import tracking_of
+from matviews.engine import alias
+from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
+from matviews.queryset import plan_of
+from matviews.registry import registry
+from matviews.states import RefreshState
+from matviews.tasks import inline
+from tests.helpers.engine import let_time_pass
+from tests.helpers.state_machines import FOUND, Killed, killed_before_statement
+from tests.histories.test_shapes import COLUMN, MODELS, ORDERS, PARTS, QUERIES, values
+from tests.shapes.models import Customer, Shape, Tag
+from tests.shapes.models.grouped import (
+    CustomerTotal,
+    DayRegion,
+    ReferredSlot,
+    RegionDay,
+    RegionTotal,
+    SlotRegion,
+    TagRegion,
+)
+from tests.shapes.oracle import differences
+from tests.shapes.query import Query
+from tests.shapes.shop import COLUMNS, RAW, TEXTS, Shop
+from tests.shapes.tracking import everything_tracked, newest_only, track_for
+
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    # Who is killed closes nothing, nor do those who are only as good as killed.
+    pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning"),
+]
+
+BUDGET = 20.0  # seconds of histories in an ordinary run
+FEWEST = 5
+CHOICES = st.integers(0, 4)
+SPREAD: list[type[Any]] = [RegionDay, SlotRegion, DayRegion, TagRegion, ReferredSlot]
+Write = Callable[[Shop], object]
+
+
+def _views() -> list[type[Any]]:
+    """The views of which changes lead to keys, whatever their query."""
+    found = []
+    for each in registry:
+        if issubclass(each.model, Shape) and each.model.__name__ != "JsonKey":
+            plan = plan_of(each, alias())
+            if plan.strategy.is_incremental and plan.links and not tracking_of(plan).reason:
+                found.append(each.model)
+    return found
+
+
+def _change(shop: Shop, *, where: tuple[type[Any], str], which: int, value: int) -> None:
+    model, column = where
+    options = COLUMNS[model][column]
+    shop.change(model, which, column, options[value % len(options)])
+
+
+def _add_customer(shop: Shop, *, region: int, referrer: int, row: dict[str, Any]) -> None:
+    shop.add_customer(region, referrer, **row)
+
+
+def _write(
+    work: Callable[..., object], **chosen: st.SearchStrategy[Any]
+) -> st.SearchStrategy[Write]:
+    """A write with random arguments."""
+    return st.fixed_dictionaries(chosen).map(lambda given: partial(work, **given))
+
+
+WRITES: st.SearchStrategy[Write] = st.one_of(
+    _write(Shop.move, which=PARTS, customer=CHOICES, product=CHOICES),
+    _write(Shop.move_customers, which=PARTS, region=CHOICES),
+    _write(_change, where=COLUMN, which=PARTS, value=st.integers(0, 20)),
+    _write(Shop.add_orders, rows=st.lists(ORDERS, min_size=1, max_size=4)),
+    _write(Shop.delete, model=MODELS, which=PARTS),
+    _write(Shop.run_sql, statement=st.sampled_from(RAW), which=PARTS),
+    _write(
+        _add_customer, region=CHOICES, referrer=CHOICES, row=st.fixed_dictionaries(values(Customer))
+    ),
+    _write(Shop.open_region, name=st.sampled_from(TEXTS)),
+    _write(Shop.save_each, which=PARTS),
+    _write(Shop.take_back, which=PARTS, savepoint=st.booleans()),
+)
+ROUNDS = st.lists(
+    st.tuples(
+        st.lists(WRITES, min_size=1, max_size=3),
+        st.sampled_from([1, 2, 50]),
+        st.none() | st.integers(1, 40),
+    ),
+    min_size=1,
+    max_size=8,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _tracked_and_tidy(transactional_db: None) -> Iterator[None]:
+    with everything_tracked(), registry.preserved():
+        yield
+    for view in registry:
+        if issubclass(view.model, Shape):
+            view.model.query = Query()
+
+
+class Histories:
+    """What was seen: histories by view, and runs that looked at dirty keys alone."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.by_keys = 0
+
+    def run(self, examples: int, views: Sequence[type[Any]] = (), **options: Any) -> None:
+        """So many histories, each from a shop with a few rows, of some of the views or of any."""
+        views = views or _views()
+
+        @settings(
+            max_examples=examples, deadline=None, database=None,
+            suppress_health_check=list(HealthCheck), **options,
+        )  # fmt: skip
+        @given(
+            view=st.sampled_from(views), query=QUERIES,
+            orders=st.lists(ORDERS, min_size=3, max_size=8), rounds=ROUNDS,
+        )  # fmt: skip
+        def history(view: type[Any], query: Query, orders: list[Any], rounds: list[Any]) -> None:
+            self.seen[view.__name__] += 1
+            shop = _begin(view, query)
+            shop.add_orders(orders)
+            _refresh(view, 50)
+            for writes, batch_size, kill in rounds:
+                for write in writes:
+                    note(f"{write}")
+                    write(shop)
+                refresh = _refresh(view, batch_size, kill)
+                self.by_keys += refresh.runs.exclude(dirty_after=None).filter(batches__gt=0).count()
+                assert differences(view) == []
+
+        history()
+
+
+def _begin(view: type[Any], query: Query) -> Shop:
+    for model in (PhaseRun, Refresh, CustomerTotal, view):
+        model._base_manager.all().delete()
+    ViewControl.objects.filter(label=view._meta.label).delete()
+    view.query = query
+    registry.register(view)
+    engine.sync_controls()
+    track_for(view)
+    shop = Shop()
+    for name in ("b", "Ä"):
+        shop.open_region(name)
+        shop.add_customer(1, 1, name=name, nickname=None, active=True)
+        shop.add_product(name, name=name, price=1)
+        Tag.objects.create(pk=shop.key(), label=name)
+    return shop
+
+
+def _refresh(view: type[Any], batch_size: int, kill: int | None = None) -> Refresh:
+    """A refresh, whose worker may be killed before a statement; then another one goes on."""
+    refresh = engine.request(view, batch_size=batch_size)
+    shard = ViewShard.objects.get(view=refresh.view_id)
+    try:
+        with killed_before_statement(kill):
+            inline.drain([shard.pk])
+    except Killed:
+        note(f"killed before statement {kill}")
+        let_time_pass()
+        inline.drain([shard.pk])
+    refresh.refresh_from_db()
+    assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
+    return refresh
+
+
+def test_no_key_is_missed(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    histories, begun, examples = Histories(), time.monotonic(), FEWEST
+    if request.config.getoption("--long"):
+        histories.run(10_000)
+    while (left := BUDGET - (time.monotonic() - begun)) > 0:
+        histories.run(examples, phases=[Stage.explicit, Stage.generate])
+        pace = (time.monotonic() - begun) / histories.seen.total()
+        examples = max(1, int(0.8 * left / pace))
+    with capsys.disabled():
+        print(
+            f"\n{histories.seen.total()} histories of {len(histories.seen)} tracked views, "
+            f"{histories.by_keys} phases by keys"
+        )
+    assert histories.seen.total() >= FEWEST
+    assert histories.by_keys
+
+
+@pytest.mark.long
+def test_no_key_of_several_tables_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+    histories = Histories()
+    histories.run(5_000, SPREAD, phases=[Stage.explicit, Stage.generate])
+    with capsys.disabled():
+        print(f"\n{histories.seen.total()} histories, {histories.by_keys} phases by keys")
+    assert len(histories.seen) == len(SPREAD)
+
+
+@pytest.mark.parametrize("fault", ["old link", "queue", "way", "view", "source"])
+def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    views: Sequence[type[Any]] = ()
+    if fault in ("view", "source"):
+        views = SPREAD
+        monkeypatch.setattr(f"matviews.queryset.sql.lookups._in_{fault}", lambda *_arguments: set())
+    elif fault == "queue":
+        views = [RegionTotal]
+        taken = changes.drain_queue
+        monkeypatch.setattr(changes, "drain_queue", lambda view: taken(view)[1:])
+    elif fault == "way":
+        views = [RegionTotal, TagRegion]  # of orders that are steps away from the key
+        monkeypatch.setattr("matviews.queryset.sql.lookups._looked_up", lambda *_arguments: set())
+    else:
+        taken = changes.drain_queue
+        monkeypatch.setattr(changes, "drain_queue", lambda view: newest_only(taken(view)))
+
+    with pytest.raises(FOUND):
+        Histories().run(
+            1000, views, phases=[Stage.generate], derandomize=True, report_multiple_bugs=False
+        )

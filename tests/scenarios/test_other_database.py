@@ -1,0 +1,19 @@
+"""Projects whose tables are in another database than the default one, and that read from replicas."""
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.database
+
+
+def test_nothing_is_done_in_the_default_database_nor_read_from_a_replica() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.other_database"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
