@@ -22,7 +22,7 @@ INSTALL_DJANGO = $(if $(DJANGO),$(PIP) install "Django~=$(DJANGO).0",:)
 RUN := $(BIN)/python scripts/run_tests.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo live test quick test-long test-all databases bench lint format clean
+.PHONY: help demo live test quick test-long test-all coverage databases bench lint format clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 18
@@ -42,6 +42,9 @@ quick: $(DEV) ## the tests on SQLite that start no process
 test-long: $(DEV) ## the long forms of the random tests, on the three databases
 	@$(RUN) test-long $(PYTEST_ARGS)
 
+coverage: $(DEV) ## all tests on the three databases, and the share of the code that they run
+	@$(RUN) coverage $(PYTEST_ARGS)
+
 test-all: $(DEV) ## all tests with every installed pair of Python and Django
 	@$(RUN) test-all
 
@@ -59,7 +62,7 @@ format: $(DEV) ## rewrite the code as ruff would have it
 	@$(BIN)/ruff format .
 
 clean: ## remove environments, caches and builds
-	rm -rf .venv .venvs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venvs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEMO): pyproject.toml

@@ -47,17 +47,17 @@ def check_sources(**_kwargs: Any) -> list[CheckMessage]:
         if derived and not definition.errors:
             with suppress(DatabaseFailure):
                 problems += check_source(definition, router.db_for_write(definition.model))
-    return [*problems, *_circles()]
+    return [*problems, *_cycles()]
 
 
-def _circles() -> Iterator[CheckMessage]:
+def _cycles() -> Iterator[CheckMessage]:
     with suppress(DatabaseFailure):
-        if circle := engine.find_cycle():
+        if cycle := engine.find_cycle():
             yield Warning(
-                f"Views read each other in a circle, {', '.join(circle)}: no order of refreshes brings all "
+                f"Views read each other in a cycle, {', '.join(cycle)}: no order of refreshes brings all "
                 f"of them up to date.",
                 hint="Change one of them to read the tables that the others are computed from.",
-                obj=registry.find(circle[0]).model,
+                obj=registry.find(cycle[0]).model,
                 id="matviews.W036",
             )
 

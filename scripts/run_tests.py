@@ -201,6 +201,19 @@ def run_long(options: list[str]) -> int:
     return run(pytest_part(each, *options, *long) for each in DATABASES)
 
 
+def run_coverage(options: list[str]) -> int:
+    """Which lines and branches the tests of all databases run, worker processes included."""
+    for path in ROOT.glob(".coverage.*"):
+        path.unlink()
+    coverage = [sys.executable, "-m", "coverage"]
+    parts = database_parts(options)
+    for part in parts:
+        part.command = [*coverage, "run", *part.command[1:]]
+    failed = run(parts)
+    subprocess.run([*coverage, "combine", "--quiet"], cwd=ROOT, check=True)
+    return subprocess.run([*coverage, "report"], cwd=ROOT, check=False).returncode or failed
+
+
 def run_bench(options: list[str]) -> int:
     parts = [
         database_part(each, f"benchmark on {each}", "-m", "benchmarks", *options)
@@ -242,6 +255,7 @@ TARGETS: dict[str, Callable[[list[str]], int]] = {
     "databases": run_databases,
     "test-long": run_long,
     "test-all": run_all,
+    "coverage": run_coverage,
     "bench": run_bench,
 }
 

@@ -29,9 +29,18 @@ LONGEST_FILES = (
     "histories/test_refreshes.py",
 )
 
-hypothesis.settings.register_profile("short", deadline=None, print_blob=True)
+# To shrink a failure can take longer than a test may: it is left to runs with --long.
 hypothesis.settings.register_profile(
-    "long", hypothesis.settings.get_profile("short"), max_examples=2000
+    "short",
+    deadline=None,
+    print_blob=True,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate],
+)
+hypothesis.settings.register_profile(
+    "long",
+    hypothesis.settings.get_profile("short"),
+    max_examples=2000,
+    phases=list(hypothesis.Phase),
 )
 
 

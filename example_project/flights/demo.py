@@ -61,7 +61,7 @@ def run(console: Console, command: Callable[..., object]) -> bool:
     step("Refresh again", "nothing has changed, so nothing is written")
     command()
 
-    step("Verify", "the same command with --verify: views with a source(), against that")
+    step("Verify", "the same command with --verify: each view compared with its source()")
     command(verify=True)
 
     step("Compare", "each view with a recomputation of all its rows in plain Python")

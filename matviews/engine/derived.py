@@ -94,7 +94,7 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
         room -= parts[-1].count
     load_keys(parts)
     keys = [key for part in parts for key in part.keys or ()][done : done + limit]
-    rows = work.walker.run_keys(Phase(run.phase), keys)
+    rows = work.key_runner.run_keys(Phase(run.phase), keys)
     run.keys_scanned += len(keys)
     if room < 0:
         return Batch(rows, [parts[-1].pk, parts[-1].count + room])

@@ -85,7 +85,7 @@ class Work:
         return plan_of(self.definition, alias())
 
     @cached_property
-    def walker(self) -> BatchRunner:
+    def key_runner(self) -> BatchRunner:
         """What runs batches of dirty keys."""
         return self.plan.key_batch_runner()
 

@@ -32,6 +32,7 @@ from matviews.registry import registry
 from matviews.states import RefreshState, RunState
 from tests.helpers.source_views import sourced, staged, windowed
 from tests.helpers.state_machines import FOUND, MailboxMachine
+from tests.histories.conftest import RunRandom
 from tests.sample.models import Item, Limited
 
 pytestmark = [
@@ -357,13 +358,6 @@ def run(examples: int, **options: Any) -> None:
     )
 
 
-@pytest.fixture
-def examples(request: pytest.FixtureRequest) -> int:
-    if request.config.getoption("--long"):
-        return 2000
-    return {"sqlite": 10, "postgresql": 6}.get(connection.vendor, 4)
-
-
 @pytest.fixture(autouse=True)
 def _tidy() -> Iterator[None]:
     with registry.preserved():
@@ -371,8 +365,8 @@ def _tidy() -> Iterator[None]:
     changes.remove(engine.alias())
 
 
-def test_the_oldest_change_is_right_after_any_history(examples: int) -> None:
-    run(examples)
+def test_the_oldest_change_is_right_after_any_history(run_random: RunRandom) -> None:
+    run_random(run, long=2_000)
 
 
 def one_mark_for_all(shard: ViewShard, logged_at: datetime, runs: Any) -> None:

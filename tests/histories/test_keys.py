@@ -4,8 +4,8 @@ What is written by SQL is spelt as no field would spell it; columns may have ano
 view that does not trust its keys says so in advance, by W018, and by the reason of each refresh.
 """
 
+import itertools
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,10 @@ from matviews.engine import resolve as resolve_module
 from tests.databases.test_keys import ColorField, LowerEmail, Phone, UpperText
 from tests.helpers import tables
 from tests.helpers.keyed_views import Kept
+from tests.histories.conftest import RunRandom
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
-FEWEST = 10  # histories in an ordinary run, of as many sorts
-BUDGET = 5.0  # seconds of histories in an ordinary run
 VENDOR = connection.vendor
 
 
@@ -376,17 +375,15 @@ def check_many(name: str, count: int) -> None:
 
 
 @pytest.mark.usefixtures("alone")
-def test_whatever_the_keys_the_view_follows(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-) -> None:
-    begun, count, first = time.monotonic(), 0, random.randrange(10**9)
-    fewest = 12 * len(SORTS) if request.config.getoption("--long") else FEWEST
-    while count < fewest or time.monotonic() - begun < BUDGET:
-        with tables.alone():
-            check(list(SORTS)[(first + count) % len(SORTS)], first + count)
-        count += 1
-    with capsys.disabled():
-        print(f"\n{count} histories of keys of {len(SORTS)} sorts")
+def test_whatever_the_keys_the_view_follows(run_random: RunRandom) -> None:
+    sorts = itertools.cycle(random.sample(list(SORTS), len(SORTS)))
+
+    def run(count: int) -> None:
+        for name in itertools.islice(sorts, count):
+            with tables.alone():
+                check(name, random.randrange(10**9))
+
+    run_random(run, long=12 * len(SORTS))
 
 
 @pytest.mark.usefixtures("alone")

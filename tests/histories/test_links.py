@@ -5,7 +5,6 @@ is written between them stands for what others commit then.
 """
 
 import random
-import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any
@@ -20,6 +19,7 @@ from matviews.phases import Phase
 from matviews.queryset import Plan, plan_of
 from matviews.queryset.sql import lookups
 from matviews.registry import registry
+from tests.histories.conftest import RunRandom
 from tests.shapes.models import Customer, Order, Product, Region, Tag
 from tests.shapes.models.grouped import (
     DayRegion,
@@ -39,7 +39,6 @@ pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
 SPREAD: list[type[Any]] = [RegionDay, SlotRegion, DayRegion, TagRegion, ReferredSlot]
 VIEWS: list[type[Any]] = [*SPREAD, DayTotal, MomentTotal, RegionTotal]
-BUDGET = 5.0  # seconds
 MOMENTS = [
     datetime(2024, 3, 10, 4, 59, 59, 999999, tzinfo=UTC),
     datetime(2024, 3, 10, 5, 0, tzinfo=UTC),
@@ -185,19 +184,13 @@ def check_many(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_key_is_missed_whatever_happens_between_the_steps(
-    request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    run_random: RunRandom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, count = time.monotonic(), 0
-    first = random.randrange(10**9)
-    while count < (10_000 if request.config.getoption("--long") else 8) or (
-        time.monotonic() - begun < BUDGET
-    ):
-        check(first + count, monkeypatch)
-        count += 1
-    with capsys.disabled():
-        print(f"\n{count} histories of keys, of which each step was disturbed")
+    def run(count: int) -> None:
+        for _ in range(count):
+            check(random.randrange(10**9), monkeypatch)
+
+    run_random(run, long=10_000)
 
 
 @pytest.mark.parametrize("fault", ["_in_view", "_in_source", "_looked_up"])

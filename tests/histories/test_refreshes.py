@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
-from django.db import InterfaceError, connection, transaction
+from django.db import InterfaceError, transaction
 from django.db.models import F, Q, Sum
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Stage
@@ -31,6 +31,7 @@ from matviews.phases import Phase
 from matviews.states import RefreshState, RunState
 from tests.helpers.engine import let_time_pass, shards_of
 from tests.helpers.state_machines import MailboxMachine
+from tests.histories.conftest import RunRandom
 from tests.sample.models import Copy, Fault, Item, Ledger, Limited, Sharded, Walked, Whole
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -279,15 +280,8 @@ def run(examples: int, **options: Any) -> None:
     )
 
 
-@pytest.fixture
-def examples(request: pytest.FixtureRequest) -> int:
-    if request.config.getoption("--long"):
-        return 3000
-    return {"sqlite": 25, "postgresql": 15}.get(connection.vendor, 8)
-
-
-def test_any_history_ends_with_the_right_table(examples: int) -> None:
-    run(examples)
+def test_any_history_ends_with_the_right_table(run_random: RunRandom) -> None:
+    run_random(run, long=3_000)
 
 
 def test_the_machine_finds_a_token_that_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from matviews.states import RefreshState
 from tests.helpers import state_machines
 from tests.helpers.engine import let_time_pass, shards_of
 from tests.helpers.state_machines import MailboxMachine
+from tests.histories.conftest import RunRandom
 from tests.sample.models import Item, Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -145,17 +146,19 @@ def meeting(monkeypatch: pytest.MonkeyPatch) -> Meeting:
     return written
 
 
-def test_any_history_keeps_what_each_request_was_promised(request: pytest.FixtureRequest) -> None:
-    few = {"sqlite": 15, "postgresql": 8}.get(connection.vendor, 5)
-    run_state_machine_as_test(
-        Meeting,
-        settings=settings(
-            max_examples=2000 if request.config.getoption("--long") else few,
-            stateful_step_count=20,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+def test_any_history_keeps_what_each_request_was_promised(run_random: RunRandom) -> None:
+    def run(examples: int) -> None:
+        run_state_machine_as_test(
+            Meeting,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=20,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+    run_random(run, long=2_000)
 
 
 class TestSeededFaults:

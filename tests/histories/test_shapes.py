@@ -5,7 +5,6 @@ batches, lost messages, kills before any statement, rows of the view that somebo
 that change under way.
 """
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +32,7 @@ from matviews.registry import registry
 from matviews.states import RefreshState
 from tests.helpers.engine import let_time_pass, shards_of
 from tests.helpers.state_machines import FOUND, MailboxMachine
+from tests.histories.conftest import RunRandom
 from tests.shapes.models import Customer, Order, Product, Region, Shape, Tag
 from tests.shapes.models.grouped import CustomerTotal, ViewOfView
 from tests.shapes.models.rows import JsonKey
@@ -55,8 +55,6 @@ VIEWS: list[type[Any]] = [
     and (each.model is not JsonKey or connection.vendor != "sqlite")
 ]
 BATCH_SIZES = st.sampled_from([1, 2, 3, 50])
-BUDGET = 10.0  # seconds of histories in an ordinary run
-FEWEST = 5  # examples that a budget must be enough for
 KILLS = st.none() | st.integers(1, 25)
 PHASES = st.lists(st.sampled_from(list(Phase)), min_size=1, unique=True)
 
@@ -310,27 +308,9 @@ def run(examples: int, **options: Any) -> None:
     )
 
 
-def run_for(seconds: float) -> None:
-    """Run histories until the time is over: a few, and then as many as should fit."""
-    begun = time.monotonic()
-    examples = FEWEST
-    while (left := seconds - (time.monotonic() - begun)) > 0:
-        # To shrink a failure can take longer than a test may: it is left to runs with --long.
-        run(examples, phases=[Stage.explicit, Stage.reuse, Stage.generate])
-        pace = (time.monotonic() - begun) / History.seen.total()
-        examples = max(1, int(0.8 * left / pace))
-
-
-def test_any_history_of_any_source_ends_with_its_rows(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if request.config.getoption("--long"):
-        run(10_000)
-    else:
-        run_for(BUDGET)
-    with capsys.disabled():
-        print(f"\n{History.seen.total()} histories of {len(History.seen)} views with source()")
-    assert History.seen.total() >= FEWEST
+def test_any_history_of_any_source_ends_with_its_rows(run_random: RunRandom) -> None:
+    run_random(run, long=10_000)
+    assert History.seen
 
 
 def test_the_machine_finds_rows_that_are_not_deleted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 Other than in `test_shape_histories`, nothing here leads to a full pass, so that nothing mends what was missed.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from matviews.states import RefreshState
 from matviews.tasks import inline
 from tests.helpers.engine import let_time_pass
 from tests.helpers.state_machines import FOUND, Killed, killed_before_statement
+from tests.histories.conftest import RunRandom
 from tests.histories.test_shapes import COLUMN, MODELS, ORDERS, PARTS, QUERIES, values
 from tests.shapes.models import Customer, Shape, Tag
 from tests.shapes.models.grouped import (
@@ -47,8 +47,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning"),
 ]
 
-BUDGET = 20.0  # seconds of histories in an ordinary run
-FEWEST = 5
 CHOICES = st.integers(0, 4)
 SPREAD: list[type[Any]] = [RegionDay, SlotRegion, DayRegion, TagRegion, ReferredSlot]
 Write = Callable[[Shop], object]
@@ -184,31 +182,16 @@ def _refresh(view: type[Any], batch_size: int, kill: int | None = None) -> Refre
     return refresh
 
 
-def test_no_key_is_missed(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-) -> None:
-    histories, begun, examples = Histories(), time.monotonic(), FEWEST
-    if request.config.getoption("--long"):
-        histories.run(10_000)
-    while (left := BUDGET - (time.monotonic() - begun)) > 0:
-        histories.run(examples, phases=[Stage.explicit, Stage.generate])
-        pace = (time.monotonic() - begun) / histories.seen.total()
-        examples = max(1, int(0.8 * left / pace))
-    with capsys.disabled():
-        print(
-            f"\n{histories.seen.total()} histories of {len(histories.seen)} tracked views, "
-            f"{histories.by_keys} phases by keys"
-        )
-    assert histories.seen.total() >= FEWEST
+def test_no_key_is_missed(run_random: RunRandom) -> None:
+    histories = Histories()
+    run_random(histories.run, long=10_000)
     assert histories.by_keys
 
 
 @pytest.mark.long
-def test_no_key_of_several_tables_is_missed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_key_of_several_tables_is_missed() -> None:
     histories = Histories()
     histories.run(5_000, SPREAD, phases=[Stage.explicit, Stage.generate])
-    with capsys.disabled():
-        print(f"\n{histories.seen.total()} histories, {histories.by_keys} phases by keys")
     assert len(histories.seen) == len(SPREAD)
 
 

@@ -147,7 +147,7 @@ def test_imports_go_down_only() -> None:
     assert not wrong
 
 
-def test_no_imports_form_a_circle() -> None:
+def test_no_imports_form_a_cycle() -> None:
     """Neither those within functions nor those for types."""
     graph: dict[str, set[str]] = {}
     for module, path in MODULES.items():

@@ -1,0 +1,36 @@
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import pytest
+
+SECONDS = 8.0  # that a random test of an ordinary run goes on
+FEWEST = 5  # examples that it runs, however long they take
+
+
+class RunRandom(Protocol):
+    def __call__(self, run: Callable[[int], object], *, long: int) -> int: ...
+
+
+@pytest.fixture
+def run_random(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> RunRandom:
+    """Call `run` with numbers of random examples until the time is over, or once with `long` for --long.
+
+    Returns the number of examples in all.
+    """
+
+    def run_some(run: Callable[[int], object], *, long: int) -> int:
+        if request.config.getoption("--long"):
+            run(long)
+            return long
+        begun, count, examples = time.monotonic(), 0, FEWEST
+        while examples:
+            run(examples)
+            count += examples
+            elapsed = time.monotonic() - begun
+            examples = int(0.8 * (SECONDS - elapsed) * count / elapsed) if elapsed < SECONDS else 0
+        with capsys.disabled():
+            print(f"\n{count} histories of {request.node.name}")
+        return count
+
+    return run_some
