@@ -94,7 +94,9 @@ class Process:
     def wait_for(self, condition: Callable[[], object] | str) -> None:
         """Wait until a condition holds, or the process has written a text."""
         if isinstance(condition, str):
-            self._wait_for(lambda: condition in self.words or not self._reader.is_alive(), condition)
+            self._wait_for(
+                lambda: condition in self.words or not self._reader.is_alive(), condition
+            )
             assert condition in self.words, self.text
         else:
             self._wait_for(condition, condition)
