@@ -1,1 +1,1 @@
-"""The benchmarks of the engine's own share of a batch and of queryset views: `python -m benchmarks`."""
+"""Benchmarks of the engine's share of a batch and of queryset views: `python -m benchmarks`."""

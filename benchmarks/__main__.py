@@ -62,8 +62,8 @@ def _options() -> argparse.Namespace:
         "--rows",
         type=int,
         default=1_000_000,
-        help="source rows of the queryset views, of a tenth as many keys; on PostgreSQL also with a "
-        "tenth and with five times as many",
+        help="source rows of the queryset views, of a tenth as many keys; on PostgreSQL also with "
+        "a tenth and with five times as many",
     )
     return parser.parse_args()
 

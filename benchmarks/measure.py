@@ -138,8 +138,9 @@ def long(batches: int) -> Long:
 
     times = _build(batches, measure)
     return Long(
-        batches=batches, first=statistics.median(times[:ENDS]),
-        last=statistics.median(times[-ENDS:]), cpu_first=cpu[1] - cpu[0], cpu_last=cpu[-1] - cpu[-2],
+        batches=batches,
+        first=statistics.median(times[:ENDS]), last=statistics.median(times[-ENDS:]),
+        cpu_first=cpu[1] - cpu[0], cpu_last=cpu[-1] - cpu[-2],
         rss_growth=memory[-1] - memory[0],
     )  # fmt: skip
 

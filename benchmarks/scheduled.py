@@ -41,7 +41,7 @@ class Scheduled:
     Attributes:
         views: how many.
         minute: what a minute of beat and `maintain` costs.
-        peer_minute: what one costs of beat alone, with as many periodic tasks that were made by hand.
+        peer_minute: what a minute of beat alone costs, with as many periodic tasks made by hand.
         look: beat looks whether something is due.
         read: beat reads all periodic tasks.
         maintain: the task `matviews.maintain`.
@@ -68,7 +68,8 @@ def scheduled(views: int, runs: int) -> Scheduled:
     with _made_by_hand(views):
         peer_look, peer_read = _beat(runs)
     return Scheduled(
-        views=views, minute=_minute(look, read, maintain), peer_minute=_minute(peer_look, peer_read),
+        views=views,
+        minute=_minute(look, read, maintain), peer_minute=_minute(peer_look, peer_read),
         look=look, read=read, maintain=maintain, reconcile=alone,
         peer_look=peer_look, peer_read=peer_read,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a refresh of a tracked view costs when little or nothing has changed, and what its triggers cost.
+"""What a refresh of a tracked view costs when little or nothing changed, and what triggers cost.
 
 Times are seconds. The ways take turns, as with the other queryset views.
 """
@@ -139,7 +139,7 @@ def _refreshes(keys: int, runs: int, say: Callable[[str], object]) -> Iterator[M
 
 
 def _seconds(way: Way) -> float:
-    """What a refresh takes in a process at work: one that has waited, for a peer, is slower for a while."""
+    """What a refresh takes in a warm process: one that has waited for a peer is slower at first."""
     warm_up = View(NoOp)
     for _ in range(WARM_UPS):
         warm_up.renew()
@@ -149,7 +149,7 @@ def _seconds(way: Way) -> float:
 
 
 def until_seen(address: str, reuse: int, count: int) -> Measured:
-    """From the commit of one change to the view's row, through a worker; the refresh is asked for at once.
+    """From the commit of one change to the view's row, through a worker; it is requested at once.
 
     Args:
         address: of the broker.

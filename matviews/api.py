@@ -38,7 +38,8 @@ def _installed() -> Iterator[None]:
     """
     if not apps.is_installed("matviews"):
         raise ImproperlyConfigured(
-            "matviews is not in INSTALLED_APPS: add it, with django_celery_beat, and run manage.py migrate."
+            "matviews is not in INSTALLED_APPS: add it, with django_celery_beat, and run "
+            "manage.py migrate."
         )
     try:
         yield
@@ -92,8 +93,9 @@ def _warn_in_test(requested: "Refresh") -> None:
 
     if hasattr(mail, "outbox") and transaction.get_connection(engine.alias()).in_atomic_block:
         warnings.warn(
-            f"refresh of {requested.view.label} recorded, it starts after the commit. If this transaction "
-            f"belongs to a test, which never commits, call matviews.testing.refresh_views",
+            f"refresh of {requested.view.label} recorded, it starts after the commit. If this "
+            f"transaction belongs to a test, which never commits, call "
+            f"matviews.testing.refresh_views",
             RuntimeWarning,
             stacklevel=2,
         )

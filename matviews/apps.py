@@ -17,7 +17,7 @@ __all__ = ["MatviewsConfig"]
 
 
 class MatviewsConfig(AppConfig):
-    """Registers checks and receivers; after `migrate`, creates controls of new views, and triggers."""
+    """Registers checks and receivers; after `migrate`, creates triggers and new views' controls."""
 
     name = "matviews"
     verbose_name = _("Materialized views")
@@ -48,13 +48,12 @@ class MatviewsConfig(AppConfig):
 
 
 def _drop_triggers(*, using: str, plan: Any = (), apps: Any = None, **_kwargs: Any) -> None:
-    """Drop the triggers of the tables that `migrate` may alter: they name columns, and write to our log.
+    """Drop the triggers of tables that `migrate` may alter: they name columns and write to our log.
 
-    That is every table of the migrated apps. Raw SQL that alters another app's table is not covered.
+    These are the tables of the migrated apps; raw SQL that alters another app's is not covered.
 
     Raises:
-        CommandError: a transaction that has written to one of these tables is still open. Nothing was
-            altered.
+        CommandError: a transaction that wrote to one of them is still open. Nothing was altered.
     """
     from . import changes, engine
 
@@ -91,17 +90,18 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
         left = sorted(table for table, fault in faults.items() if fault == changes.LOCKED)
         if left:
             print(
-                f"The triggers of {', '.join(left)} were not created: another transaction has written "
-                f"to the table and is still open. matviews.maintain creates them within a minute if its "
-                f"role may; otherwise run `manage.py update_materialized_views --triggers install`. Until "
-                f"then, every refresh of the views that read the table is full.",
+                f"The triggers of {', '.join(left)} were not created: another transaction has "
+                f"written to the table and is still open. matviews.maintain creates them within a "
+                f"minute if its role may; otherwise run "
+                f"`manage.py update_materialized_views --triggers install`. Until then, every "
+                f"refresh of the views that read the table is full.",
                 file=stdout,
             )
     except (DatabaseError, NotPermitted) as error:
         print(
-            f"matviews could not create its triggers: {str(error).strip()}\nUntil they exist, every "
-            f"refresh is full. Run `manage.py update_materialized_views --triggers install`, or "
-            f"`--triggers sql` for somebody who may create them.",
+            f"matviews could not create its triggers: {str(error).strip()}\nUntil they exist, "
+            f"every refresh is full. Run `manage.py update_materialized_views --triggers install`, "
+            f"or `--triggers sql` for somebody who may create them.",
             file=stdout,
         )
 

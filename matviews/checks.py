@@ -22,8 +22,8 @@ from .queryset import check_source, check_table
 from .registry import registry
 
 __all__ = [
-    "check_columns", "check_database", "check_grants", "check_rights", "check_settings", "check_sources", "check_triggers",
-    "check_views",
+    "check_columns", "check_database", "check_grants", "check_rights", "check_settings",
+    "check_sources", "check_triggers", "check_views",
 ]  # fmt: skip
 
 
@@ -54,8 +54,8 @@ def _cycles() -> Iterator[CheckMessage]:
     with suppress(DatabaseFailure):
         if cycle := engine.find_cycle():
             yield Warning(
-                f"Views read each other in a cycle, {', '.join(cycle)}: no order of refreshes brings all "
-                f"of them up to date.",
+                f"Views read each other in a cycle, {', '.join(cycle)}: no order of refreshes "
+                f"brings all of them up to date.",
                 hint="Change one of them to read the tables that the others are computed from.",
                 obj=registry.find(cycle[0]).model,
                 id="matviews.W036",
@@ -103,8 +103,8 @@ def check_grants(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
         return []
     with suppress(DatabaseFailure):  # not migrated, or not reachable
         hint = (
-            "{} Or name a schema in MATVIEWS['STAGING_SCHEMA'] and run `manage.py migrate`. Until then, each "
-            "phase of a staged view runs as one statement."
+            "{} Or name a schema in MATVIEWS['STAGING_SCHEMA'] and run `manage.py migrate`. Until "
+            "then, each phase of a staged view runs as one statement."
         )
         staging = [
             Warning(str(each), hint=hint.format(each.grant), id="matviews.W034")
@@ -127,10 +127,10 @@ def check_columns(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
     with suppress(DatabaseFailure):  # not reachable
         return [
             Warning(
-                f"{label}: {fault}. Keys that are equal for one may differ for the other, so every refresh "
-                f"is full and staged.",
-                hint="Give the column and its model the same type and collation in a migration, and run "
-                "`migrate`.",
+                f"{label}: {fault}. Keys that are equal for one may differ for the other, so every "
+                f"refresh is full and staged.",
+                hint="Give the column and its model the same type and collation in a migration, "
+                "and run `migrate`.",
                 obj=registry.find(label).model,
                 id="matviews.W018",
             )
@@ -149,9 +149,10 @@ def check_triggers(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
         return [
             Warning(
                 problem,
-                hint="Run `manage.py migrate` or `manage.py update_materialized_views --triggers install`, or "
-                "have somebody with the rights run the SQL that `--triggers sql` prints. Until then, every refresh "
-                "of these views is full.",
+                hint="Run `manage.py migrate` or "
+                "`manage.py update_materialized_views --triggers install`, or have somebody with "
+                "the rights run the SQL that `--triggers sql` prints. Until then, every refresh of "
+                "these views is full.",
                 id="matviews.W011",
             )
             for problem in changes.find_problems(alias, migrated=False)
@@ -177,8 +178,8 @@ def check_rights(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
         return ownerless + [
             Warning(
                 problem,
-                hint="Run `manage.py migrate` as the owner of the functions, which revokes it; for a table, "
-                'REVOKE ALL ... FROM PUBLIC. See "Roles and rights" in the documentation.',
+                hint="Run `manage.py migrate` as the owner of the functions, which revokes it; for "
+                'a table, REVOKE ALL ... FROM PUBLIC. See "Roles and rights" in the documentation.',
                 id="matviews.W013",
             )
             for problem in changes.find_exposed(alias)

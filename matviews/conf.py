@@ -86,12 +86,13 @@ class Settings:
         if self.STAGING_SCHEMA is not None and not _is_identifier(self.STAGING_SCHEMA):
             raise InvalidSetting(
                 f"MATVIEWS['STAGING_SCHEMA'] must be the name of a schema (letters, digits and "
-                f"underscores, at most {MAX_IDENTIFIER_LENGTH}), or None, not {self.STAGING_SCHEMA!r}."
+                f"underscores, at most {MAX_IDENTIFIER_LENGTH}), or None, not "
+                f"{self.STAGING_SCHEMA!r}."
             )
         if self.VALUES_IN_ERRORS not in VALUES_IN_ERRORS:
             raise InvalidSetting(
-                f"MATVIEWS['VALUES_IN_ERRORS'] must be one of {', '.join(map(repr, VALUES_IN_ERRORS))}, "
-                f"not {self.VALUES_IN_ERRORS!r}."
+                f"MATVIEWS['VALUES_IN_ERRORS'] must be one of "
+                f"{', '.join(map(repr, VALUES_IN_ERRORS))}, not {self.VALUES_IN_ERRORS!r}."
             )
         if not self.BATCH_SIZE_MIN <= self.BATCH_SIZE_INITIAL <= self.BATCH_SIZE_MAX:
             raise InvalidSetting(

@@ -68,8 +68,8 @@ def _misplaced(definition: ViewDefinition) -> Iterator[ViewFault]:
     theirs = router.db_for_write(definition.model)
     if theirs != ours:
         sentence = (
-            f" is in the database {theirs!r}, the bookkeeping of matviews in {ours!r}: a batch could not "
-            f"commit to both at once."
+            f" is in the database {theirs!r}, the bookkeeping of matviews in {ours!r}: a batch "
+            f"could not commit to both at once."
         )
         hint = f"Route the view to {ours!r}, or the app matviews to {theirs!r}."
         yield fault_in(definition.model, "W108", sentence, hint)
@@ -120,8 +120,8 @@ def _base_problems(model: type[Model]) -> Iterator[CheckMessage]:
     for parent in model._meta.parents:
         if issubclass(parent, ViewMarker) and not model._meta.proxy:
             yield Warning(
-                f"{label} inherits from the view {parent._meta.label}: their rows share a table, and the "
-                f"refreshes of both write to it.",
+                f"{label} inherits from the view {parent._meta.label}: their rows share a table, "
+                f"and the refreshes of both write to it.",
                 hint=f"Make {parent._meta.label} abstract, or override every hook.",
                 obj=model,
                 id="matviews.W001",

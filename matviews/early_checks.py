@@ -20,7 +20,8 @@ def check_installed(**_kwargs: Any) -> list[CheckMessage]:
     return [
         Error(
             f"matviews is not in INSTALLED_APPS, so nothing refreshes {', '.join(labels)}.",
-            hint="Add 'django_celery_beat' and 'matviews' to INSTALLED_APPS, and run manage.py migrate.",
+            hint="Add 'django_celery_beat' and 'matviews' to INSTALLED_APPS, and run "
+            "manage.py migrate.",
             id="matviews.E023",
         )
     ]
@@ -32,8 +33,8 @@ def check_half_views(**_kwargs: Any) -> list[CheckMessage]:
     return [
         Warning(
             f"{cls.__module__}.{cls.__qualname__} is not a model, so it is not a view.",
-            hint=f"Write class {cls.__name__}(MaterializedView, models.Model). If it is meant to be "
-            f"inherited from, give it no fields, and a name with Mixin in it.",
+            hint=f"Write class {cls.__name__}(MaterializedView, models.Model). If it is meant to "
+            f"be inherited from, give it no fields, and a name with Mixin in it.",
             id="matviews.W029",
         )
         for cls in half_views()

@@ -175,8 +175,8 @@ def _read_hook(
         if not required:
             return may_declare & {p.name for p in parameters if p.kind in PASSED_BY_NAME}
         hint = (
-            f"The engine passes {', '.join(sorted(may_declare))}, by name. Every other parameter needs "
-            f"a default."
+            f"The engine passes {', '.join(sorted(may_declare))}, by name. Every other parameter "
+            f"needs a default."
         )
         noun = "parameter" if len(required) == 1 else "parameters"
         fault = f"has the {noun} {', '.join(required)}, which the engine does not pass"
@@ -191,8 +191,8 @@ def _missing_hint(model: type[Model], name: str) -> str:
         return f"Did you mean {name}() by {near}()?"
     phase = name.partition("_")[2]
     return (
-        f"Define it as a class method, or leave {phase!r} out of {META}.phases; or define {SOURCE}(), "
-        f"from which all hooks are derived."
+        f"Define it as a class method, or leave {phase!r} out of {META}.phases; or define "
+        f"{SOURCE}(), from which all hooks are derived."
     )
 
 
@@ -209,7 +209,10 @@ def _shard_problems(model: type[Model], hooks: Mapping[Phase, Hooks]) -> Iterato
         sentence = (
             f": {META}.shards is more than 1, but phases derived from {SOURCE}() run in one shard."
         )
-        hint = "Remove shards, or write the hooks of every phase so that each processes only its shard."
+        hint = (
+            "Remove shards, or write the hooks of every phase so that each processes only its "
+            "shard."
+        )
         yield fault_in(model, "W107", sentence, hint)
         return
     for phase, declared in hooks.items():

@@ -13,7 +13,8 @@ class Checkpoint(NamedTuple):
 
     #: The last drain that they reflect; -1 where changes were not tracked.
     drain_number: int
-    #: The exact fingerprint of the `source()` that they were computed from; None if not all had the same.
+    #: The exact fingerprint of the `source()` that they were computed from; None if not all had
+    #: the same.
     fingerprint: str | None
 
 
@@ -26,7 +27,7 @@ class Drain(NamedTuple):
 
 
 class _TypedField(JSONField):
-    """A JSON column whose values have a type. Migrations record it as the plain JSONField that it is."""
+    """A JSON column with typed values. Migrations record it as the plain JSONField that it is."""
 
     def typed(self, value: Any) -> Any:
         """Convert a value of the column from its JSON form."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 __all__ = [
-    "BATCH_SECONDS", "BATCH_SIZE", "FRESHNESS_TARGET", "REFRESH_INTERVAL", "RETENTION", "SAMPLE_SIZE",
-    "SHARD_COUNT", "DurationRange", "Range",
+    "BATCH_SECONDS", "BATCH_SIZE", "FRESHNESS_TARGET", "REFRESH_INTERVAL", "RETENTION",
+    "SAMPLE_SIZE", "SHARD_COUNT", "DurationRange", "Range",
 ]  # fmt: skip
 
 MAX_INTEGER = 2**31 - 1  # of an integer column

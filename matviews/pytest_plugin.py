@@ -1,4 +1,7 @@
-"""A fixture for pytest-django: `pytest_plugins = ["matviews.pytest_plugin"]` in the topmost `conftest.py`."""
+"""A fixture for pytest-django.
+
+Put `pytest_plugins = ["matviews.pytest_plugin"]` into the topmost `conftest.py`.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

@@ -35,24 +35,26 @@ OMITTED = "values left out, see MATVIEWS['VALUES_IN_ERRORS']"
 
 # Their messages are about code, not about rows.
 OF_CODE = (
-    AttributeError, FieldDoesNotExist, FieldError, ImportError, MemoryError, NameError, NotImplementedError,
-    RecursionError,
+    AttributeError, FieldDoesNotExist, FieldError, ImportError, MemoryError, NameError,
+    NotImplementedError, RecursionError,
 )  # fmt: skip
 DRIVERS = {"psycopg", "psycopg2", "MySQLdb", "pymysql", "sqlite3"}
 
 # Classes of SQLSTATE whose messages name objects, sizes and processes, but no values.
 POSTGRES_SAFE = {
-    "08", "0A", "21", "25", "26", "28", "2D", "34", "3B", "3D", "3F", "40", "42", "53", "54", "55", "57", "58",
+    "08", "0A", "21", "25", "26", "28", "2D", "34", "3B", "3D", "3F", "40", "42",
+    "53", "54", "55", "57", "58",
 }  # fmt: skip
 POSTGRES_NAMES = {
-    "constraint": "constraint_name", "column": "column_name", "table": "table_name", "type": "datatype_name",
+    "constraint": "constraint_name", "column": "column_name", "table": "table_name",
+    "type": "datatype_name",
 }  # fmt: skip
 # Error numbers of MariaDB and MySQL whose messages name objects, users and limits, but no values.
 MYSQL_SAFE = {
-    1020, 1040, 1044, 1045, 1046, 1048, 1049, 1053, 1054, 1099, 1100, 1104, 1114, 1142, 1143, 1146, 1152,
-    1153, 1158, 1159, 1160, 1161, 1184, 1203, 1205, 1213, 1226, 1227, 1242, 1264, 1265, 1267, 1290, 1305,
-    1317, 1356, 1364, 1370, 1406, 1412, 1419, 1436, 1451, 1452, 1701, 1792, 1836, 1927, 1969, 2002, 2003,
-    2006, 2013, 2055, 3024, 3819, 4025, 4031,
+    1020, 1040, 1044, 1045, 1046, 1048, 1049, 1053, 1054, 1099, 1100, 1104, 1114, 1142, 1143,
+    1146, 1152, 1153, 1158, 1159, 1160, 1161, 1184, 1203, 1205, 1213, 1226, 1227, 1242, 1264,
+    1265, 1267, 1290, 1305, 1317, 1356, 1364, 1370, 1406, 1412, 1419, 1436, 1451, 1452, 1701,
+    1792, 1836, 1927, 1969, 2002, 2003, 2006, 2013, 2055, 3024, 3819, 4025, 4031,
 }  # fmt: skip
 MYSQL_KINDS = {
     1062: "duplicate entry", 1064: "syntax error", 1292: "incorrect value", 1366: "incorrect value",

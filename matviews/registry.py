@@ -47,7 +47,8 @@ class Registry:
             raise InvalidView(f"{model._meta.label} is abstract: only concrete models are views.")
         try:
             definition = define(model)
-        except Exception as error:  # noqa: BLE001 - inspecting a class may raise anything, and must not break its import
+        # Inspecting a class may raise anything, and must not break its import.
+        except Exception as error:  # noqa: BLE001
             definition = unreadable(model, error)
         self._views[model._meta.label] = definition
         return definition
@@ -116,7 +117,8 @@ class Registry:
         concrete = getattr(meta, "concrete_model", None)
         if concrete is not None and concrete is not model and concrete._meta.label in self._views:
             raise UnknownView(
-                f"{model.__name__} is a proxy of the view {concrete._meta.label}: refresh that view instead."
+                f"{model.__name__} is a proxy of the view {concrete._meta.label}: refresh that "
+                f"view instead."
             )
         raise UnknownView(f"{model.__name__} is not a view.")
 

@@ -11,8 +11,8 @@ batch_finished
     A batch committed, or failed and was rolled back. `sender`: the view's class, None if the code
     no longer defines it. `report`: the `matviews.engine.BatchReport`.
 refresh_finished
-    A refresh ended. `sender`: as above. `refresh`: the `Refresh`, with state and error. Sent once for
-    all requests that joined it. The refreshes that were merged into it before it began
+    A refresh ended. `sender`: as above. `refresh`: the `Refresh`, with state and error. Sent once
+    for all requests that joined it. The refreshes that were merged into it before it began
     (`refresh.merged`) end with it and send no signal of their own.
 message_refused
     A batch message was a duplicate, came too late or met a running batch; it changed nothing.

@@ -1,6 +1,6 @@
 """Lint, types, tests and benchmarks in parts, whatever fails; a summary says how each part went.
 
-`make` calls it: `python scripts/run_tests.py test [options of pytest]`. It needs nothing but Python.
+`make` calls it: `python scripts/run_tests.py test [options of pytest]`. It needs only Python.
 """
 
 import os
@@ -21,7 +21,8 @@ DATABASES = ("sqlite", "postgres", "mariadb")
 # SQLite runs every test, the servers those that may differ between databases.
 ON_DATABASE = {"sqlite": [], "postgres": ["-m", "database"], "mariadb": ["-m", "database"]}
 PAIRS = (
-    ("3.11", "5.2"), ("3.12", "5.2"), ("3.12", "6.0"), ("3.13", "6.0"), ("3.13", "6.1"), ("3.14", "6.1"),
+    ("3.11", "5.2"), ("3.12", "5.2"), ("3.12", "6.0"),
+    ("3.13", "6.0"), ("3.13", "6.1"), ("3.14", "6.1"),
 )  # fmt: skip
 # Of each of three runs at once: tests that wait for a process or a lock leave their core to others.
 WORKERS = max(2, (os.cpu_count() or 2) // 2)
@@ -163,7 +164,7 @@ def lint_parts() -> list[Part]:
 
 
 def database_part(database: str, name: str, *arguments: str) -> Part:
-    """A Python program on a database; where the server is missing, CI runs it all the same, and fails."""
+    """A Python program on a database; CI also runs it if the server is missing, and fails."""
     part = Part(name, [sys.executable, *arguments], environment={"MATVIEWS_TEST_DB": database})
     if not os.environ.get("CI"):
         asked = subprocess.run(

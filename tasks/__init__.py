@@ -145,8 +145,8 @@ def maintain() -> None:
         )  # fmt: skip
     chores = (
         schedules.reconcile, engine.sync_shards, engine.sweep_stages, engine.trim_history,
-        engine.move_log, engine.collapse_long_queues, engine.mark_untrackable, engine.mark_missing_triggers,
-        engine.finish_triggers, engine.mark_mistyped_views,
+        engine.move_log, engine.collapse_long_queues, engine.mark_untrackable,
+        engine.mark_missing_triggers, engine.finish_triggers, engine.mark_mistyped_views,
     )  # fmt: skip
     for work in chores:
         _attempt(work)
@@ -162,7 +162,8 @@ def _attempt(work: Callable[[], object]) -> None:
         work()
     except Exception as error:  # noqa: BLE001 - the next run tries again
         trace = traceback_text(error, trusted=False)
-        logger.error("maintenance could not %s\n%s", work.__name__, trace)  # noqa: TRY400 - a traceback may hold values of rows
+        # Not `logger.exception`: a traceback may hold values of rows.
+        logger.error("maintenance could not %s\n%s", work.__name__, trace)  # noqa: TRY400
 
 
 _BATCH_TASKS = {

@@ -84,8 +84,8 @@ def check_beat_scheduler(**_kwargs: Any) -> list[CheckMessage]:
         Warning(
             f"Celery's beat_scheduler is {scheduler!r}, which does not read the schedules of views "
             f"from the database.",
-            hint="Set CELERY_BEAT_SCHEDULER = 'django_celery_beat.schedulers:DatabaseScheduler', or "
-            "silence this if beat is started with --scheduler.",
+            hint="Set CELERY_BEAT_SCHEDULER = 'django_celery_beat.schedulers:DatabaseScheduler', "
+            "or silence this if beat is started with --scheduler.",
             id="matviews.W005",
         )
     ]
@@ -102,8 +102,8 @@ def check_broker_timeouts(**_kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Warning(
-            f"Celery's broker_transport_options do not set {' and '.join(missing)}: if Redis hangs, every "
-            f"web request that asks for a refresh blocks for a minute.",
+            f"Celery's broker_transport_options do not set {' and '.join(missing)}: if Redis "
+            f"hangs, every web request that asks for a refresh blocks for a minute.",
             hint="Set both to 2 (seconds) in CELERY_BROKER_TRANSPORT_OPTIONS.",
             id="matviews.W002",
         )
@@ -120,16 +120,17 @@ def check_celery_app(**_kwargs: Any) -> list[CheckMessage]:
     ):  # the one that Celery makes itself
         return [
             Warning(
-                "The project's Celery app is not imported: web processes and manage.py would send the "
-                "messages of matviews to amqp://guest@localhost.",
-                hint="Import the app in the project's __init__.py: from .celery import app as celery_app",
+                "The project's Celery app is not imported: web processes and manage.py would send "
+                "the messages of matviews to amqp://guest@localhost.",
+                hint="Import the app in the project's __init__.py: "
+                "from .celery import app as celery_app",
                 id="matviews.W028",
             )
         ]
     return [
         Warning(
-            f"The Celery app {current_app.main!r} has no broker: the messages of matviews would go to "
-            f"amqp://guest@localhost.",
+            f"The Celery app {current_app.main!r} has no broker: the messages of matviews would go "
+            f"to amqp://guest@localhost.",
             hint="Set CELERY_BROKER_URL, and call app.config_from_object('django.conf:settings', "
             "namespace='CELERY').",
             id="matviews.W028",

@@ -23,7 +23,10 @@ __all__ = ["ScheduleStatus", "maintenance_problem", "timetable"]
 
 MAX_SILENCE = timedelta(minutes=5)  # of the maintenance task
 MAX_SENT_IN_VAIN = 5  # messages that beat sends in that time
-NOT_WRITTEN = "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` restores it"
+NOT_WRITTEN = (
+    "its periodic task is missing or disabled: "
+    "`matviews.maintain` or `manage.py migrate` restores it"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +107,9 @@ def maintenance_problem() -> str:
     minutes = round((engine.now() - heartbeat.ran_at) / MINUTE) if heartbeat else 0
     since = f"for {format_duration(minutes * MINUTE)}" if heartbeat else "yet"
     return (
-        f"The maintenance task has not run {since}, so lost messages are not re-sent. Check that celery "
-        f"beat (with the DatabaseScheduler of django-celery-beat) is running, and a worker that listens to "
-        f"{queues_in_words('matviews.maintain')}."
+        f"The maintenance task has not run {since}, so lost messages are not re-sent. Check that "
+        f"celery beat (with the DatabaseScheduler of django-celery-beat) is running, and a worker "
+        f"that listens to {queues_in_words('matviews.maintain')}."
     )
 
 

@@ -71,7 +71,7 @@ class Bar:
 def measure(
     database: str, broker: str, rows: int, runs: int, say: Callable[[str], object]
 ) -> Figures:
-    """Measure all, with so many source rows; with a tenth and with five times as many, how it grows.
+    """Measure all with so many source rows, and how it grows from a tenth to five times as many.
 
     Args:
         database: as MATVIEWS_TEST_DB names it.

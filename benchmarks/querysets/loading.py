@@ -43,7 +43,8 @@ def load_orders(rows: int) -> None:
     empty(Customer, Order)
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO benchmarks_customer (id, name) SELECT n, {name} FROM {_numbers(customers)}"
+            f"INSERT INTO benchmarks_customer (id, name) "
+            f"SELECT n, {name} FROM {_numbers(customers)}"
         )
         # One step of a multiplicative generator scatters the customers over the orders.
         cursor.execute(
@@ -67,7 +68,8 @@ def load_flights() -> int:
     with transaction.atomic(), connection.cursor() as cursor:
         while rows := list(islice(flights, ROWS_PER_INSERT)):
             cursor.execute(
-                f"INSERT INTO benchmarks_flight ({', '.join(columns)}) VALUES {', '.join([row] * len(rows))}",
+                f"INSERT INTO benchmarks_flight ({', '.join(columns)}) "
+                f"VALUES {', '.join([row] * len(rows))}",
                 list(chain.from_iterable(rows)),
             )
             count += len(rows)

@@ -60,7 +60,9 @@ class FlightAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "fields": ("cancelled", ("departure_delay", "arrival_delay"), "air_time"),
         }),
         ("In the views", {
-            "description": "Change the flight, save, and see these rows follow with the next refresh.",
+            "description": (
+                "Change the flight, save, and see these rows follow with the next refresh."
+            ),
             "fields": ("rows_in_views",),
         }),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the views should hold, worked out without them: one pass over all flights in plain Python."""
+"""What the views should hold, computed without them: one pass over all flights in plain Python."""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -1,5 +1,5 @@
 # ruff: noqa: PT009
-"""How a project may test its views: whatever changes, after a refresh they equal a recomputation."""
+"""How a project can test its views: after any change and a refresh they equal a recomputation."""
 
 import random
 import threading

@@ -107,7 +107,8 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
         # A phase that the view no longer has is still shown, to be unticked.
         stored = [phase for phase in Phase if phase in self.instance.phases]
         names = [phase for phase in Phase if phase in self.offered or phase in stored]
-        self.fields["phases"].choices = [(name.value, name.value) for name in names]  # type: ignore[attr-defined]
+        choices = [(name.value, name.value) for name in names]
+        self.fields["phases"].choices = choices  # type: ignore[attr-defined]
         self.initial["phases"] = self.instance.phases or [phase.value for phase in self.offered]
 
     def add_error(self, field: str | None, error: Any) -> None:

@@ -85,8 +85,8 @@ def remarks(control: ViewControl) -> Iterator[str]:
     for one, other in combinations(enabled, 2):
         if shared := _shared(one, other, control.options.phases):
             yield _(
-                "Two schedules of %(view)s request %(phases)s: %(one)s and %(other)s. Requests that "
-                "coincide are merged."
+                "Two schedules of %(view)s request %(phases)s: %(one)s and %(other)s. Requests "
+                "that coincide are merged."
             ) % {
                 "view": control.label,
                 "phases": ", ".join(shared),

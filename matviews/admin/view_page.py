@@ -29,7 +29,7 @@ MAX_LISTED = 20  # of the refreshes of a view
 
 def page_context(control: ViewControl) -> dict[str, Any]:
     """The state of a view and what it did, for its template."""
-    # Read first: if a refresh ends while the rest is read, the page polls once more and is corrected.
+    # Read first: if a refresh ends meanwhile, the page polls once more and is corrected.
     live = view_progress(control)
     (status,) = engine.view_statuses([control.label])
     phases, definition = control.options.phases, control.definition

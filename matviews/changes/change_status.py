@@ -55,8 +55,9 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
             f"SELECT control.id, control.enabled, shard.drain_number, shard.checkpoints, "
             f"EXISTS (SELECT 1 FROM {log} WHERE {table} IN ({marks})) "
             f"OR EXISTS (SELECT 1 FROM {queue} WHERE view_id = control.id), "
-            f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), shard.claims, "
-            f"{select_tracked('tracked', dialect)} FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
+            f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), "
+            f"shard.claims, {select_tracked('tracked', dialect)} "
+            f"FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
             f"JOIN {tracked} tracked ON tracked.{table} IN ({marks}) WHERE control.label = %s",
             [*tables, RefreshState.OPEN.value, *dialect.NAME_PATTERN, *tables, label],
         )

@@ -73,6 +73,6 @@ def drop_all(dialect: Triggers, present: Mapping[str, Mapping[str, str]]) -> Non
     ):  # if that fails too, full refreshes follow
         dialect.execute(dialect.lost(saved))
     raise TablesLocked(
-        f"The triggers of {locked} must be dropped before it is altered, but {LOCKED}. Nothing has been "
-        f"altered. End that transaction, and migrate again."
+        f"The triggers of {locked} must be dropped before it is altered, but {LOCKED}. Nothing has "
+        f"been altered. End that transaction, and migrate again."
     )

@@ -24,7 +24,10 @@ def find_exposed(using: str) -> Iterator[str]:
 def find_ownerless(using: str) -> Iterator[str]:
     """The triggers that make every write fail because their owner is gone."""
     for name, owner in sorted(triggers_of(using).ownerless().items()):
-        yield f"The trigger {name} runs as {owner}, an account that does not exist: every write to its table fails."
+        yield (
+            f"The trigger {name} runs as {owner}, an account that does not exist: every write to "
+            f"its table fails."
+        )
 
 
 def find_untrackable(using: str) -> Iterator[str]:
@@ -57,9 +60,15 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
             continue
         found = present.get(table, {})
         if not are_up_to_date(dialect, table, union(by_view.values()), found):
-            yield f"The triggers on {table} (read by {views}) are {'out of date' if found else 'missing'}."
+            yield (
+                f"The triggers on {table} (read by {views}) are "
+                f"{'out of date' if found else 'missing'}."
+            )
         elif set(recorded.get(table, ())) != set(found.values()):
-            yield f"The triggers on {table} (read by {views}) are not the ones that matviews recorded."
+            yield (
+                f"The triggers on {table} (read by {views}) are not the ones that matviews "
+                f"recorded."
+            )
     for table in sorted(present.keys() - required.keys()):
         yield f"{table} has triggers, but no view reads it."
     for name in sorted(find_orphans(dialect, required, faults)):

@@ -118,10 +118,11 @@ def _record_present(
 def _log_missing(record: TrackedTable, *, are_back: bool) -> None:
     labels = ViewControl.objects.filter(pk__in=record.views).values_list("label", flat=True)
     message = (
-        "triggers were disabled or re-created, so changes may be missing from the log: a full refresh follows"
+        "triggers were disabled or re-created, so changes may be missing from the log: "
+        "a full refresh follows"
         if are_back
-        else "triggers are missing or disabled, so changes are not logged: every refresh is full until "
-        "`manage.py update_materialized_views --triggers install` has run"
+        else "triggers are missing or disabled, so changes are not logged: every refresh is full "
+        "until `manage.py update_materialized_views --triggers install` has run"
     )
     logger.warning("%s table=%s views=%s", message, record.table, ",".join(labels))
 

@@ -32,8 +32,9 @@ from .sqlite.triggers import SQLiteTriggers
 
 __all__ = [
     "ROWS", "Catalog", "Compiled", "ConstraintKind", "Dialect", "Errors", "Failure", "Limits",
-    "MissingRight", "Needs", "Sessions", "Staging", "StagingRefused", "Triggers", "Violation", "catalog_of",
-    "dialect_of", "errors_of", "is_supported", "sessions_of", "staging_of", "triggers_of",
+    "MissingRight", "Needs", "Sessions", "Staging", "StagingRefused", "Triggers", "Violation",
+    "catalog_of", "dialect_of", "errors_of", "is_supported", "sessions_of", "staging_of",
+    "triggers_of",
 ]  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""The batch engine: everything between a request and the end of its refresh. It depends on Django, not Celery."""
+"""The batch engine: everything from a request to the end of its refresh.
+
+It depends on Django, not on Celery.
+"""
 
 from .batch import run_batch
 from .closing import NextStep, close_finished, close_finished_in_view

@@ -1,7 +1,7 @@
 """The path of one batch: claim it, advance the token, run the hooks, record it, commit.
 
 The view's rows and the bookkeeping commit together or not at all, and the token lets only one batch
-commit per message. Nothing is held outside a transaction, so a killed worker leaves only a claim behind.
+commit per message. Nothing is held outside a transaction, so a killed worker leaves only a claim.
 """
 
 import logging
@@ -43,16 +43,16 @@ __all__ = ["run_batch"]
 
 logger = logging.getLogger(__name__)
 
-# Seconds. MariaDB and MySQL lock a row before they compare its token, so a worker that refuses a duplicate
-# holds the row briefly.
+# Seconds. MariaDB and MySQL lock a row before they compare its token, so a worker that refuses a
+# duplicate holds the row briefly.
 BUSY_RETRY_DELAYS = (0.01, 0.04, 0.1)
 
 
 def run_batch(message: Message) -> BatchReport:
     """Run the batch that a message asks for, if it is still due and no other worker runs it.
 
-    Errors of hooks, of the database and of the message are not raised: the report and the bookkeeping
-    show them. Call `close_finished` afterwards.
+    Errors of hooks, of the database and of the message are not raised: the report and the
+    bookkeeping show them. Call `close_finished` afterwards.
     """
     try:
         report = _claim_and_run(message)
@@ -73,7 +73,10 @@ def run_batch(message: Message) -> BatchReport:
 
 
 def _claim_and_run(message: Message) -> BatchReport:
-    """Claim the batch, so that a killed worker is counted, and run it; withdraw the claim if it did not run."""
+    """Claim the batch and run it; withdraw the claim if it did not run.
+
+    The claim lets a killed worker be counted.
+    """
     if not claim(message):
         return _refuse(message)
     try:
@@ -96,9 +99,9 @@ def _claim_and_run(message: Message) -> BatchReport:
 def _run_claimed(attempt: "_Attempt") -> BatchReport:
     """Run the batch until it commits or fails.
 
-    A refresh must include every change that was logged before its request. A batch that finds entries in the
-    log is rolled back; the log is moved in transactions of its own, and the batch runs again for the requests
-    that it has seen. Shards in `_LOGGED` skip that first attempt.
+    A refresh must include every change that was logged before its request. A batch that finds
+    entries in the log is rolled back; the log is moved in transactions of its own, and the batch
+    runs again for the requests that it has seen. Shards in `_LOGGED` skip that first attempt.
     """
     shard_id = attempt.message.shard_id
     if shard_id in _LOGGED:
@@ -120,8 +123,9 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
             attempt.one_phase_only = True
 
 
-# Shards whose batches have found entries in the log in this process. It only grows, by one number per view
-# with triggers: a shard that no longer belongs here costs one statement per batch, which finds the log empty.
+# Shards whose batches found entries in the log in this process. It only grows, by one number per
+# view with triggers: a shard that no longer belongs here costs one statement per batch, which finds
+# the log empty.
 _LOGGED: set[int] = set()
 
 
@@ -177,7 +181,7 @@ class _Attempt:
         return self._report(work, Outcome.DONE, rows=rows, limit=limit)
 
     def after_move(self) -> "_Attempt":
-        """The next attempt, after the log was moved: for the same refreshes, whatever is logged meanwhile."""
+        """The attempt after the log was moved: for the same refreshes, whatever came since."""
         return _Attempt(self.message, known=self.known, tried=self.tried)
 
     def is_ambiguous(self, error: Exception) -> bool:
@@ -198,9 +202,15 @@ class _Attempt:
         return self._report(work, Outcome.FAILED, error=_texts(error, work)[0])
 
     def postpone(self, tables: list[str]) -> BatchReport:
-        """Leave the work to a message from `matviews.maintain`: another process still holds required changes."""
+        """Leave the work to a message of `matviews.maintain`.
+
+        Another process still holds required changes.
+        """
         names = ", ".join(tables)
-        error = f"Changes of {names} are not moved yet: another process holds them. The batch will be retried."
+        error = (
+            f"Changes of {names} are not moved yet: another process holds them. The batch will be "
+            f"retried."
+        )
         with short_transaction():
             work = self._advance_token(resend_after=None)
             if work:
@@ -211,7 +221,10 @@ class _Attempt:
         return self._report(work, Outcome.WAITING, error=error)
 
     def _failed_run(self, work: Work) -> PhaseRun | None:
-        """The run whose hooks were called last, as earlier ones in the batch had succeeded; None if it was stopped."""
+        """The run whose hooks were called last; None if it was stopped.
+
+        Earlier ones in the batch had succeeded.
+        """
         if self.tried is None:
             return work.next_run(self.message.phase)
         leaders = {(run.refresh_id, run.phase): run for run in work.leaders()}
@@ -235,12 +248,13 @@ class _Attempt:
         return work
 
     def _run_due_phases(self, work: Work, done: list[tuple[int, str]]) -> tuple[int, int | None]:
-        """End the phases without work, run one batch of the first that has some, and append it to `done`.
+        """End the phases without work, run a batch of the first that has some, append it to `done`.
 
-        Returns the rows written and the first limit. A phase that the message does not name is left to a
-        message of its own, and so is work that follows stopped runs: the kills that this token counts are
-        theirs. Phases that need to process only a few dirty keys share a batch: three messages would take
-        longer than the work, and a row that moves from one key to another does so in one commit.
+        Returns the rows written and the first limit. A phase that the message does not name is left
+        to a message of its own, and so is work that follows stopped runs: the kills that this token
+        counts are theirs. Phases that need to process only a few dirty keys share a batch: three
+        messages would take longer than the work, and a row that moves from one key to another does
+        so in one commit.
         """
         if work.stop() or work.shard.view.held:
             return 0, None
@@ -319,7 +333,8 @@ def _publish(report: BatchReport) -> None:
         return
     logger.log(
         logging.WARNING if report.error else logging.INFO,
-        "batch finished view=%s phase=%s token=%s outcome=%s rows=%s limit=%s seconds=%.3f error=%s",
+        "batch finished view=%s phase=%s token=%s outcome=%s rows=%s limit=%s seconds=%.3f "
+        "error=%s",
         report.label, message.phase, message.token, outcome.name, report.rows, report.limit,
         report.seconds, in_one_line(report.error),
     )  # fmt: skip

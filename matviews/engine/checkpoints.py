@@ -1,7 +1,7 @@
 """Checkpoints: how far the rows of each phase reflect the changes that were logged.
 
-*Drain first, compute after*: a batch drains the view's queue before it computes anything from the source, in
-the same transaction. The next drain finds whatever commits later.
+*Drain first, compute after*: a batch drains the view's queue before it computes anything from the
+source, in the same transaction. The next drain finds whatever commits later.
 """
 
 from collections.abc import Collection, Iterable
@@ -65,7 +65,7 @@ def claim_changes(work: Work, run: PhaseRun) -> bool:
 
 
 def _drain(work: Work) -> tuple[Checkpoint | None, str]:
-    """The checkpoint of runs that start in this batch, and why these must be full refreshes, if known.
+    """The checkpoint of runs that start in this batch, and why they must be full, if known.
 
     The checkpoint is None where changes are not tracked.
     """
@@ -106,7 +106,7 @@ def _reason_of_full_refresh(work: Work, run: PhaseRun) -> str:
 
 
 def save_changes(work: Work) -> None:
-    """Save the batch's dirty keys and the change fields of its shard; delete the keys that are processed."""
+    """Save the batch's dirty keys and its shard's change fields; delete the processed keys."""
     shard = work.shard
     done = processed_by_all(work)
     delete_dirty(part for part in work.dirty or () if part.drain_number <= done)
@@ -119,10 +119,10 @@ def save_changes(work: Work) -> None:
 
 
 def fix_checkpoint(work: Work, run: PhaseRun) -> None:
-    """Fix the checkpoint of a starting run, and invalidate the checkpoints of rows that it may overwrite.
+    """Fix the checkpoint of a starting run; invalidate checkpoints of rows that it may overwrite.
 
-    A full refresh builds on what other runs of its refresh have read, so its checkpoint is no later than
-    theirs.
+    A full refresh builds on what other runs of its refresh have read, so its checkpoint is no later
+    than theirs.
     """
     shard, fingerprint = work.shard, work.plan.exact_fingerprint
     if run.dirty_after is None and run.checkpoint:
@@ -134,8 +134,8 @@ def fix_checkpoint(work: Work, run: PhaseRun) -> None:
             for leader in leaders
             if leader is run or leader.fingerprint == run.fingerprint
         )
-    # This run may overwrite rows of another definition, even if it does not finish. The drain numbers stay:
-    # they say which changes each phase has processed, whatever its definition was.
+    # This run may overwrite rows of another definition, even if it does not finish. The drain
+    # numbers stay: they say which changes each phase has processed, whatever its definition was.
     checkpoints = {
         phase: old if old.fingerprint == fingerprint else old._replace(fingerprint=None)
         for phase, old in shard.checkpoints.items()
@@ -154,8 +154,8 @@ def _earliest(checkpoints: Iterable[Checkpoint | None]) -> Checkpoint:
 def save_checkpoint(work: Work, run: PhaseRun) -> None:
     """Record the checkpoint of a run that succeeded, in the transaction of its last batch.
 
-    Capped by any staging table still in use, which may hold older rows. Checkpoints of phases that the view
-    no longer has are dropped: no drain would ever count as processed.
+    Capped by any staging table still in use, which may hold older rows. Checkpoints of phases that
+    the view no longer has are dropped: no drain would ever count as processed.
     """
     shard, definition = work.shard, work.definition
     if run.checkpoint is None or definition is None:
@@ -176,7 +176,7 @@ def save_checkpoint(work: Work, run: PhaseRun) -> None:
 def change_status_of(
     definition: ViewDefinition, phases: Collection[Phase]
 ) -> tuple[ChangeStatus | None, bool]:
-    """The status of a view's changes, None if unknown, and whether the phases are known to have no work.
+    """A view's change status, None if unknown, and whether its phases are known to have no work.
 
     It takes one statement, which does not read the source.
 

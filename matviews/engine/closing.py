@@ -1,7 +1,8 @@
 """What follows a commit: close the refreshes that are done, and find the next batch.
 
-This is not part of the batch, which would hold the view's rows while it waits for the rows of the refresh and of
-the control. Operators write to those too, and on MariaDB the batch's phase runs share-lock the refresh.
+This is not part of the batch, which would hold the view's rows while it waits for the rows of the
+refresh and of the control. Operators write to those too, and on MariaDB the batch's phase runs
+share-lock the refresh.
 """
 
 import logging
@@ -48,8 +49,9 @@ class NextStep(NamedTuple):
 def close_finished(shard_id: int) -> NextStep:
     """Close the finished refreshes of a shard, and find the batch that is due.
 
-    Requesters and workers call it after their commit, so that one of the two sees what the other has
-    committed. Calling it again does no harm. If nobody calls it, `matviews.maintain` does so a lease later.
+    Requesters and workers call it after their commit, so that one of the two sees what the other
+    has committed. Calling it again does no harm. If nobody calls it, `matviews.maintain` does so a
+    lease later.
     """
     closed: list[Refresh] = []
     while work := load_work(shard_id):
@@ -96,10 +98,11 @@ def _due_elsewhere(work: Work) -> tuple[Message, ...]:
 
 
 def _merge(work: Work) -> bool:
-    """Merge the refreshes that request the same and that no batch has begun; whether there were any.
+    """Merge refreshes that request the same and that no batch has begun; whether there were any.
 
-    Nothing is merged while a shard is locked or a batch is claimed: that batch may be about to begin one of
-    them, and may already have fixed which changes those it has read must include. Its worker merges them later.
+    Nothing is merged while a shard is locked or a batch is claimed: that batch may be about to
+    begin one of them, and may already have fixed which changes those it has read must include. Its
+    worker merges them later.
     """
     alike = work.mergeable()
     if not alike:
@@ -112,10 +115,10 @@ def _merge(work: Work) -> bool:
 
 
 def _merge_alike(keys: list[int]) -> bool:
-    """Merge equal refreshes, including those that were not read, into one of those with these primary keys.
+    """Merge equal refreshes, even those not read, into one of those with these primary keys.
 
-    A refresh that others were merged into is never merged itself, because the others end with it. Primary
-    keys are no order of commits, so the lowest one has no precedence over such a refresh.
+    A refresh that others were merged into is never merged itself, because the others end with it.
+    Primary keys are no order of commits, so the lowest one has no precedence over such a refresh.
     """
     begun = Exists(PhaseRun.objects.filter(refresh=OuterRef("pk")))
     leads_others = Exists(
@@ -134,7 +137,7 @@ def _merge_alike(keys: list[int]) -> bool:
 
 
 def _stop(shard: ViewShard) -> bool:
-    """End the refreshes that are to stop; False if a batch is running, whose worker does it afterwards."""
+    """End the refreshes that are to stop; False if a batch is running: its worker does so later."""
     with short_transaction():
         free = update_if_current(shard.pk, shard.token, token=F("token") + 1)
         if free and (work := load_work(shard.pk)):

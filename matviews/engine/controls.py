@@ -1,4 +1,4 @@
-"""The control, shard and default schedule rows of the views that the code defines, and the order of views."""
+"""The control, shard and default schedule rows of the views in the code, and the views' order."""
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
@@ -35,8 +35,8 @@ MAX_KEPT_LABEL_LENGTH = 100
 def not_ready(label: str) -> ViewNotReady:
     """The error for a view without bookkeeping rows."""
     return ViewNotReady(
-        f"{label} has no bookkeeping rows yet: run `manage.py migrate`. It creates them after the last "
-        f"migration, so a migration cannot refresh a new view."
+        f"{label} has no bookkeeping rows yet: run `manage.py migrate`. It creates them after the "
+        f"last migration, so a migration cannot refresh a new view."
     )
 
 
@@ -68,7 +68,7 @@ def sync_controls() -> None:
 
 
 def rename_controls(renames: Iterable[tuple[str, str]]) -> None:
-    """Rename the controls of views whose models were renamed; they keep settings, schedules and history.
+    """Rename the controls of renamed views; they keep their settings, schedules and history.
 
     Args:
         renames: old and new labels, in the order of the migrations.
@@ -84,7 +84,7 @@ def rename_controls(renames: Iterable[tuple[str, str]]) -> None:
 
 
 def _free_label(label: str, control: ViewControl) -> None:
-    """Free a label that the control of an earlier view has; a control with history keeps its row."""
+    """Free a label that an earlier view's control has; a control with history keeps its row."""
     for other in ViewControl.objects.filter(label__iexact=label).exclude(pk=control.pk):
         if other.refreshes.exists():
             old, new = (each.label[:MAX_KEPT_LABEL_LENGTH] for each in (other, control))
@@ -173,7 +173,8 @@ def views_to_refresh() -> list[str]:
 def in_order(labels: Iterable[str]) -> list[str]:
     """Labels in the order in which to refresh the views: each once, after the views that it reads.
 
-    A view may read another through views that are not named. Views that do not read each other keep their order.
+    A view may read another through views that are not named. Views that do not read each other keep
+    their order.
     """
     requested = dict.fromkeys(labels)
     if len(requested) < 2:
@@ -187,14 +188,14 @@ def in_order(labels: Iterable[str]) -> list[str]:
 def _in_order(definitions: Iterable[ViewDefinition]) -> list[ViewDefinition]:
     by_label = {definition.label: definition for definition in definitions}
     views_read = _views_read(by_label)
-    # No order lets one refresh of each bring all views of a cycle up to date, so any of their edges may go.
+    # No order lets one refresh of each bring all views of a cycle up to date, so any edge may go.
     while cycle := _cycle(views_read):
         views_read[cycle[1]].remove(cycle[0])
     return [by_label[label] for label in TopologicalSorter(views_read).static_order()]
 
 
 def _cycle(views_read: Mapping[str, Collection[str]]) -> list[str]:
-    """Labels of views that read each other in a cycle, the first again at the end; empty if none do."""
+    """Labels of views that read each other in a cycle, the first again at the end; else empty."""
     try:
         TopologicalSorter(views_read).prepare()
     except CycleError as error:
@@ -214,7 +215,7 @@ def _views_read(by_label: Mapping[str, ViewDefinition]) -> dict[str, set[str]]:
 
 
 def find_cycle() -> list[str]:
-    """Labels of views that read each other in a cycle, the first again at the end; empty if none do."""
+    """Labels of views that read each other in a cycle, the first again at the end; else empty."""
     return _cycle(_views_read({definition.label: definition for definition in registry}))
 
 

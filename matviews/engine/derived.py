@@ -1,4 +1,4 @@
-"""Batches of phases that are derived from a view's `source()`, and the bookkeeping of these phases."""
+"""Batches of the phases derived from a view's `source()`, and the bookkeeping of these phases."""
 
 import logging
 from collections.abc import Iterable
@@ -102,12 +102,15 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
 
 
 def _lost_keys(work: Work, run: PhaseRun) -> bool:
-    """Whether the run's dirty keys were deleted after it began, because a later change requires a full refresh."""
+    """Whether a later change required a full refresh, which deleted the run's dirty keys."""
     return run.dirty_after is not None and run.dirty_after < work.shard.full_refresh_after
 
 
 def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
-    """Start a run, or restart it after its definition changed or its keys were deleted; the plan to follow."""
+    """Start a run, or restart it, and return the plan to follow.
+
+    It restarts after its definition changed or its keys were deleted.
+    """
     if _lost_keys(work, run):
         run.dirty_after, run.full_refresh_reason, run.estimate = (
             None,
@@ -126,9 +129,9 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
         logger.info("definition changed view=%s phase=%s", work.shard.view.label, run.phase)
     if run.restarts > MAX_RESTARTS:
         raise InvalidView(
-            f"{work.shard.view.label}.source() changed {run.restarts} times during this refresh. Are "
-            f"workers of two versions running? Restart them and refresh again. Otherwise make source() "
-            f"return the same query in every process."
+            f"{work.shard.view.label}.source() changed {run.restarts} times during this refresh. "
+            f"Are workers of two versions running? Restart them and refresh again. Otherwise make "
+            f"source() return the same query in every process."
         )
     inserted_ranges, stage = _results_to_reuse(work, run, plan)
     run.fingerprint, run.cursor, run.keys_scanned = plan.fingerprint, None, 0
@@ -143,7 +146,7 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
 
 
 def _checked(run: PhaseRun, plan: Plan) -> Plan:
-    """The plan, or a staged one if columns in the database have other types than the models declare."""
+    """The plan, or a staged one if database columns have other types than the models declare."""
     checked = plan.checked()
     if checked is not plan:
         run.full_refresh_reason = truncate_reason(checked.strategy.reason)
@@ -151,7 +154,7 @@ def _checked(run: PhaseRun, plan: Plan) -> Plan:
 
 
 def _results_to_reuse(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object], str]:
-    """The ranges that the insert phase of the refresh has inserted, and the refresh's staging table."""
+    """The ranges that the refresh's insert phase has inserted, and the refresh's staging table."""
     inserted_ranges: list[object] = []
     stage = ""
     for other in work.runs:
@@ -165,7 +168,7 @@ def _results_to_reuse(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[objec
 
 
 def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
-    """Create and fill the staging table of a refresh; without the right to create it, the phase uses none."""
+    """Create and fill a refresh's staging table; without the right to, the phase uses none."""
     run.stage = stage_name(run.refresh_id, alias())
     # The table is replaced, so runs of another definition no longer have one.
     for other in work.runs:
@@ -187,7 +190,7 @@ def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
 
 
 def not_migrated(error: Exception, definition: ViewDefinition) -> Exception:
-    """The error, or a `ViewNotReady` if a table or column of the view is missing. Call it after the rollback."""
+    """The error; `ViewNotReady` if the view lacks a table or column. Call it after the rollback."""
     if not is_missing(error, alias()):
         return error
     sentence = ""
@@ -206,7 +209,7 @@ def own_tables_missing(error: Exception) -> bool:
 
 
 def explained(error: Exception, definition: ViewDefinition) -> Exception:
-    """The error, explained if a row of `source()` broke a constraint. Call it after the rollback."""
+    """The error, explained if a `source()` row broke a constraint. Call it after the rollback."""
     if not isinstance(error, DatabaseError):
         return error
     try:
@@ -223,7 +226,7 @@ def drop_stages(runs: Iterable[PhaseRun]) -> None:
 
 
 def sweep_stages() -> None:
-    """Drop the staging tables of refreshes that are not open, which killed processes left behind."""
+    """Drop staging tables of refreshes that are not open: killed processes left them behind."""
     names = stages(alias())
     still_open = Refresh.objects.filter(pk__in=names, state=RefreshState.OPEN)
     for refresh in names.keys() - set(still_open.values_list("pk", flat=True)):
@@ -242,7 +245,10 @@ def _drop_stage(name: str) -> None:
 
 
 def drop_orphaned_stages() -> None:
-    """Drop the staging tables of refreshes without a row: on MariaDB and MySQL they outlive a test's rollback."""
+    """Drop the staging tables of refreshes without a row.
+
+    On MariaDB and MySQL they outlive a test's rollback.
+    """
     names = stages(alias())
     known = set(Refresh.objects.filter(pk__in=names).values_list("pk", flat=True))
     for refresh in names.keys() - known:
@@ -261,7 +267,7 @@ def changed_phases(definition: ViewDefinition, control: ViewControl) -> list[Pha
 
 
 def save_fingerprints(control: ViewControl, runs: Iterable[PhaseRun]) -> None:
-    """Save the fingerprint with which each derived phase has succeeded. Call it in a transaction."""
+    """Save the fingerprint with which each derived phase succeeded. Call it in a transaction."""
     leaders = [(run, run.merged_into or run) for run in runs]
     unfinished = {run.phase for run, _leader in leaders if run.state != RunState.SUCCEEDED}
     new = {

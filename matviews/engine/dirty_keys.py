@@ -47,7 +47,7 @@ def truncate_reason(reason: str) -> str:
 
 
 def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
-    """Add the keys that changes affect, or require a full refresh if those are unknown or too many."""
+    """Add the keys that changes affect; require a full refresh if they are unknown or too many."""
     shard, plan, dirty = work.shard, work.plan, all_dirty(work)
     present = count_keys(dirty)
     stages = {run.stage for run in staged_runs(work) if run.fingerprint == plan.fingerprint}
@@ -84,7 +84,7 @@ def _max_dirty(plan: Plan) -> int:
 
 
 def require_full_refresh(work: Work, run: PhaseRun) -> None:
-    """Make the next run a full refresh after a data error, because an incremental one might fail again.
+    """Make the next run a full refresh after a data error: an incremental one might fail again.
 
     Logged values do not fit a column whose type has changed, for example.
     """
@@ -149,14 +149,14 @@ def save_dirty(work: Work) -> None:
 def processed_by_all(work: Work) -> int:
     """The number of the last drain whose keys no phase needs any more.
 
-    Every phase that has ever succeeded has processed it, and every run of an open refresh includes it. Such a
-    run may be of a phase that has never succeeded: its checkpoint is capped by the earlier phases of its
-    refresh, and it needs the keys of every later drain.
+    Every phase that has ever succeeded has processed it, and every run of an open refresh includes
+    it. Such a run may be of a phase that has never succeeded: its checkpoint is capped by the
+    earlier phases of its refresh, and it needs the keys of every later drain.
     """
     reached: list[int] = [run.checkpoint.drain_number for run in work.runs if run.checkpoint]
     return min([processed(work.shard, work.shard.checkpoints), *reached])
 
 
 def delete_dirty(dirty: Iterable[Dirty]) -> None:
-    """Delete dirty keys by primary key: a DELETE that scans for them would wait for rows of other shards."""
+    """Delete dirty keys by primary key: a scanning DELETE would wait for rows of other shards."""
     changes.delete_rows(DirtyKeys, [part.pk for part in dirty if part.pk is not None])

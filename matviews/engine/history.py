@@ -43,7 +43,8 @@ def _delete(refreshes: QuerySet[Refresh]) -> int:
     for start in range(0, len(keys), BATCH_SIZE):
         batch = keys[start : start + BATCH_SIZE]
         with short_transaction():
-            # A write before delete() reads: on SQLite a transaction that begins with a read cannot always write.
+            # A write before delete() reads: on SQLite a transaction that begins with a read cannot
+            # always write.
             Refresh.objects.filter(merged_into__in=batch).update(merged_into=None)
             Refresh.objects.filter(pk__in=batch).delete()
     return len(keys)

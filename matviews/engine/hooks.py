@@ -76,13 +76,13 @@ def _checked_batch(result: Any, definition: ViewDefinition, phase: Phase) -> Bat
         length = len(json.dumps(result.cursor, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise HookError(
-            f"{name} returned a cursor that JSON cannot hold ({brief(str(error))}): {_shown(result.cursor)}. "
-            f"Use strings, numbers, lists and dicts."
+            f"{name} returned a cursor that JSON cannot hold ({brief(str(error))}): "
+            f"{_shown(result.cursor)}. Use strings, numbers, lists and dicts."
         ) from error
     if length > MAX_CURSOR_LENGTH:
         raise HookError(
-            f"{name} returned a cursor of {length:,} characters as JSON, the limit is {MAX_CURSOR_LENGTH:,}: "
-            f"return the key at which the next batch begins."
+            f"{name} returned a cursor of {length:,} characters as JSON, the limit is "
+            f"{MAX_CURSOR_LENGTH:,}: return the key at which the next batch begins."
         )
     return Batch(rows, result.cursor)
 
@@ -94,6 +94,6 @@ def _count(value: Any, definition: ViewDefinition, hook: str, expected: str) -> 
 
 
 def _shown(value: object) -> str:
-    """A hook's result for an error message; it may hold values of rows, which the settings can hide."""
+    """A hook's result for an error message; it may hold row values, which the settings can hide."""
     hidden = get_settings().VALUES_IN_ERRORS == "none"
     return f"a {type(value).__name__}" if hidden else brief(value)

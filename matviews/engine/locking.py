@@ -18,8 +18,8 @@ __all__ = ["join_unlocked", "lock_available", "update_if_current", "update_unloc
 def lock_available(condition: Q) -> list[ViewShard]:
     """Lock and return the matching shards that no transaction holds, without waiting.
 
-    Must be the first statement of a transaction. SQLite has no row locks: a write locks the whole database,
-    and a transaction that begins with a read cannot always write later.
+    Must be the first statement of a transaction. SQLite has no row locks: a write locks the whole
+    database, and a transaction that begins with a read cannot always write later.
     """
     # The default order would join the view's control, and lock that too.
     shards = ViewShard.objects.filter(condition).order_by()
@@ -30,17 +30,17 @@ def lock_available(condition: Q) -> list[ViewShard]:
 
 
 def update_if_current(shard_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:
-    """Update a shard's row if its token is still `token`; False if it is not, or if the row is locked.
+    """Update a shard's row if its token is still `token`; False if it is not or the row is locked.
 
-    Must be the first statement of a transaction, or outside of any. Outside, it commits by itself in READ
-    COMMITTED, so that a frozen process cannot keep the row locked.
+    Must be the first statement of a transaction, or outside of any. Outside, it commits by itself
+    in READ COMMITTED, so that a frozen process cannot keep the row locked.
     """
     fits = Q(pk=PK_PLACEHOLDER, token=TOKEN_PLACEHOLDER) & (fits or Q())
     return _change_unlocked(ViewShard, fits, tuple(changes.items()), shard_id, token)
 
 
 def join_unlocked(refresh_id: int) -> bool:
-    """Count one more request for a refresh; False if it has ended, is to stop, or its row is locked.
+    """Count one more request for a refresh; False if it has ended, is to stop, or is locked.
 
     Call it like `update_if_current`.
     """
@@ -81,5 +81,8 @@ def _statements_for(
 
 
 def update_unlocked(rows: QuerySet[Any], **changes: Any) -> bool:
-    """Update the unlocked ones of these rows in one statement, within a transaction; whether there were any."""
+    """Update the unlocked ones of these rows in one statement; whether there were any.
+
+    Call it in a transaction.
+    """
     return bool(sessions_of(alias()).update_unlocked(rows, changes))

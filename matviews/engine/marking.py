@@ -22,7 +22,7 @@ KEYS_PER_ROW = 1_000  # keys in a row of `DirtyKeys` or of the change queue
 
 
 def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]:
-    """Make the next refresh of a view process these keys, or all keys, even if no change of them was logged.
+    """Make the next refresh of a view process these keys, or all, even if no change was logged.
 
     Returns:
         The keys, as they were given, that neither the view nor its source has now.
@@ -61,11 +61,11 @@ def _exact_key(definition: ViewDefinition, plan: Plan, key: Any) -> Key:
 
 
 def _unknown(definition: ViewDefinition, plan: Plan, keys: Sequence[Key]) -> list[Key]:
-    """The keys that neither view nor source has; none are named where every refresh is full anyway."""
+    """The keys that neither view nor source has; none where every refresh is full anyway."""
     if plan.strategy.incremental_obstacle:
         return []
     try:
-        # A savepoint, or PostgreSQL would refuse every further statement of the caller's transaction.
+        # A savepoint, or PostgreSQL would refuse all that follows in the caller's transaction.
         with transaction.atomic(using=alias()):
             return plan.unknown_keys(keys)
     except DataError as error:

@@ -30,7 +30,7 @@ class Outcome(Enum):
 
     @property
     def recorded(self) -> bool:
-        """Whether the token has moved on since this worker claimed the batch, so that another may be due."""
+        """Whether the token moved on since this worker claimed the batch: another may be due."""
         return self in (Outcome.DONE, Outcome.FAILED, Outcome.OVERTAKEN)
 
 

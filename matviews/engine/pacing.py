@@ -1,9 +1,9 @@
 """The size of the next batch, which measured times steer toward a target.
 
-It follows GitLab's optimizer of batched background migrations: the efficiency (time over target) of the
-last batches is smoothed, and a step grows by at most 1.2. Two cases would mislead it. A nearly empty batch
-says nothing about cost, so it leaves the size alone. If smaller batches take as long, shrinking does not
-help: the size at which that was measured is kept until batches cost less.
+It follows GitLab's optimizer of batched background migrations: the efficiency (time over target) of
+the last batches is smoothed, and a step grows by at most 1.2. Two cases would mislead it. A nearly
+empty batch says nothing about cost, so it leaves the size alone. If smaller batches take as long,
+shrinking does not help: the size at which that was measured is kept until batches cost less.
 """
 
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ class Pace:
         return Pace(max(floor, min(ceiling, new_size)), history, flat)
 
     def _history_with(self, size: int, seconds: float) -> History:
-        """The last batches with a new one; while the cost is flat, also the small one that proved it."""
+        """The last batches and a new one; while cost is flat, also the small one that proved it."""
         batches = (*self.history, (size, seconds))
         last = batches[-HISTORY_LENGTH:]
         return (min(batches), *last[1:]) if self.flat and min(batches) not in last else last
@@ -79,7 +79,7 @@ def _step(history: History, target: float) -> float:
 
 
 def _smoothed(history: History, target: float) -> float:
-    """The efficiency that the newest size would have at the smoothed cost per row of the last batches."""
+    """The efficiency of the newest size at the smoothed cost per row of the last batches."""
     size = history[-1][0]
     cost = history[0][1] / history[0][0]
     for rows, seconds in history[1:]:
@@ -88,7 +88,7 @@ def _smoothed(history: History, target: float) -> float:
 
 
 def _size_where_cost_is_flat(history: History) -> int:
-    """The largest size for which a batch of at most a quarter took about as long, 0 if there is none.
+    """The largest size for which a batch of at most a quarter took about as long; 0 if none.
 
     A quarter, because noise alone can make a batch of half the size take as long.
     """

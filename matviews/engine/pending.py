@@ -1,7 +1,7 @@
 """The times of pending changes that were drained from a view's queue.
 
-A drain is processed once every phase of the view has passed it. Until then `ViewShard.pending` keeps its number
-and the time of its oldest change.
+A drain is processed once every phase of the view has passed it. Until then `ViewShard.pending`
+keeps its number and the time of its oldest change.
 """
 
 from collections.abc import Collection, Iterable
@@ -21,7 +21,7 @@ def utc(time: datetime) -> datetime:
 
 
 def processed(shard: ViewShard, phases: Iterable[str]) -> int:
-    """The number of the last drain that all of these phases have passed, -1 if one never succeeded."""
+    """The number of the last drain that all these phases have passed; -1 if one never succeeded."""
     return min(
         (
             shard.checkpoints[phase].drain_number if phase in shard.checkpoints else -1
@@ -32,10 +32,11 @@ def processed(shard: ViewShard, phases: Iterable[str]) -> int:
 
 
 def add_drain(shard: ViewShard, logged_at: datetime, runs: Iterable[PhaseRun]) -> None:
-    """Record the drain with the number `shard.drain_number`, whose oldest change was logged at `logged_at`.
+    """Record the drain `shard.drain_number`, whose oldest change was logged at `logged_at`.
 
-    Drains that phases can only pass together are kept as one, so that the list stays short even if a phase
-    does not run for long. A phase can stop at a checkpoint of the shard or of one of the `runs`.
+    Drains that phases can only pass together are kept as one, so that the list stays short even if
+    a phase does not run for long. A phase can stop at a checkpoint of the shard or of one of the
+    `runs`.
     """
     leaders = (run.merged_into or run for run in runs)
     checkpoints = [*shard.checkpoints.values(), *(leader.checkpoint for leader in leaders)]
@@ -56,6 +57,6 @@ def drop_processed(shard: ViewShard, phases: Collection[str]) -> None:
 
 
 def oldest_drained(shard: ViewShard, phases: Collection[str]) -> datetime | None:
-    """When the oldest drained change was logged that some phase has yet to process; None if there is none."""
+    """When the oldest drained change that some phase has yet to process was logged, or None."""
     done = processed(shard, phases)
     return min((drain.logged_at for drain in shard.pending if drain.number > done), default=None)

@@ -9,13 +9,13 @@ from .transactions import short_transaction
 __all__ = ["MOVE_RETRY_DELAYS", "await_changes", "collapse_long_queues", "move_log"]
 
 
-# Seconds between checks of a log that another process is moving. It takes milliseconds, or seconds if that
-# process is frozen.
+# Seconds between checks of a log that another process is moving. It takes milliseconds, or seconds
+# if that process is frozen.
 MOVE_RETRY_DELAYS = tuple(0.01 * 2**number for number in range(8))
 
 
 def move_log() -> None:
-    """Move the entries of the log to the views' queues, except those that another process is moving."""
+    """Move the log's entries to the views' queues, except those that another process is moving."""
     more = changes.is_logged()
     while more:
         with short_transaction():
@@ -23,7 +23,9 @@ def move_log() -> None:
 
 
 def await_changes(logged: ChangesLogged) -> list[str]:
-    """Wait until these entries of the log are moved, by this process or another, but at most the sum of the delays.
+    """Wait until this process or another has moved these entries of the log.
+
+    It waits at most the sum of the delays.
 
     Returns:
         The tables with entries that are still not moved.
@@ -39,7 +41,10 @@ def await_changes(logged: ChangesLogged) -> list[str]:
 
 
 def collapse_long_queues() -> None:
-    """Collapse the overlong queues of views that nobody refreshes into one entry that requires a full refresh."""
+    """Collapse the overlong queues of views that nobody refreshes.
+
+    Each becomes one entry that requires a full refresh.
+    """
     for view_id in changes.overlong_queues():
         with short_transaction():
             changes.collapse_queue(view_id)

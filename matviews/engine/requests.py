@@ -40,14 +40,15 @@ def request(
 ) -> Refresh:
     """Record a request to bring a view up to date. It waits for nothing and sends nothing.
 
-    The request joins an open refresh for the same phases that no batch has begun: that refresh counts it and
-    is returned. Inside a transaction of the caller it joins none, because a running batch could miss the
-    caller's changes; `engine.close_finished` merges such requests later. If it is known that nothing
-    has changed since the phases last succeeded, the refresh is recorded as succeeded at once: without phase runs, in three
-    statements (five on MariaDB and MySQL, where two set and reset limits).
+    The request joins an open refresh for the same phases that no batch has begun: that refresh
+    counts it and is returned. Inside a transaction of the caller it joins none, because a running
+    batch could miss the caller's changes; `engine.close_finished` merges such requests later. If it
+    is known that nothing has changed since the phases last succeeded, the refresh is recorded as
+    succeeded at once: without phase runs, in three statements (five on MariaDB and MySQL, where two
+    set and reset limits).
 
-    The caller must call `engine.close_finished` and send its messages *after* the commit: a worker that read
-    the requests before the commit does not see this one.
+    The caller must call `engine.close_finished` and send its messages *after* the commit: a worker
+    that read the requests before the commit does not see this one.
 
     Args:
         view: the view's class or label.
@@ -88,7 +89,7 @@ def _check_batch_size(batch_size: object) -> None:
 
 
 def _publish(refresh: Refresh, definition: ViewDefinition, *, finished: bool) -> None:
-    """Log a request and send its signal; the same for the end of a refresh that had nothing to do."""
+    """Log a request and signal it; likewise the refresh's end, if it had nothing to do."""
     logger.info(
         "refresh requested view=%s refresh=%s requests=%s",
         definition.label, refresh.pk, refresh.requests,
@@ -104,9 +105,10 @@ def _publish(refresh: Refresh, definition: ViewDefinition, *, finished: bool) ->
 def _known_status(
     definition: ViewDefinition, phases: tuple[Phase, ...]
 ) -> tuple[ChangeStatus | None, bool]:
-    """The status of the view's changes and whether its phases are known to have no work; (None, False) if unknown.
+    """The view's change status, and whether its phases are known to have no work.
 
-    Always unknown inside a transaction, whose snapshot may be old, and for a disabled view.
+    Unknown is (None, False): always inside a transaction, whose snapshot may be old, and for a
+    disabled view.
     """
     if _in_transaction():
         return None, False
@@ -122,7 +124,7 @@ def _in_transaction() -> bool:
 
 
 def _record(refresh: Refresh, label: str, status: ChangeStatus | None) -> Refresh:
-    """Join an open refresh if possible, otherwise save the new one; the refresh that counts the request."""
+    """Join an open refresh if possible, else save the new one; the one that counts the request."""
     if status and not status.refreshing:
         refresh.view_id, refresh.claims_seen = status.view_id, status.claims
     else:
@@ -146,9 +148,9 @@ def _record_as_done(refresh: Refresh, view_id: int, phases: tuple[Phase, ...]) -
 def request_stop(refresh_id: int) -> bool:
     """Record that a refresh must stop before its next batch; committed batches stay.
 
-    All requests that joined it or were merged into it before it began stop with it. The caller calls
-    `close_finished_in_view` afterwards, which stops it at once if no batch is running. A refresh that was itself
-    merged into another ends here, alone.
+    All requests that joined it or were merged into it before it began stop with it. The caller
+    calls `close_finished_in_view` afterwards, which stops it at once if no batch is running. A
+    refresh that was itself merged into another ends here, alone.
 
     Returns:
         False if it has ended already or does not exist.
@@ -164,7 +166,7 @@ def request_stop(refresh_id: int) -> bool:
 
 
 def count_requests(refresh: Refresh) -> int:
-    """How many requests a refresh works for: those that joined it, and those of refreshes merged into it."""
+    """How many requests a refresh works for: those that joined it or refreshes merged into it."""
     merged = Refresh.objects.filter(merged_into=refresh).aggregate(total=Sum("requests"))
     return refresh.requests + (merged["total"] or 0)
 
@@ -195,7 +197,7 @@ def _named(phase: object) -> str:
 
 
 def _enabled_control(label: str, refresh: Refresh) -> Any:
-    """A view's control, annotated with the `claims` of its shards and the key of a refresh to join, `waiting`.
+    """A control, annotated with its shards' `claims` and `waiting`, the key of a refresh to join.
 
     Raises:
         ViewNotReady, ViewDisabled.
@@ -223,11 +225,12 @@ def _claims(view: str) -> QuerySet[Any, Any]:
 def _joinable(refresh: Refresh) -> QuerySet[Refresh]:
     """The refreshes of a view that request the same and that no claimed batch may begin.
 
-    The batch that begins one is claimed after this query and reads the source after its claim. So it sees what was
-    committed before the request, however much later the request is counted.
+    The batch that begins one is claimed after this query and reads the source after its claim. So
+    it sees what was committed before the request, however much later the request is counted.
     """
     begun = PhaseRun.objects.filter(refresh=OuterRef("pk"))
     return Refresh.objects.filter(
         ~Exists(begun), view=OuterRef("pk"), state=RefreshState.OPEN, stop_requested=False,
-        phases=refresh.phases, batch_size=refresh.batch_size, claims_seen=Subquery(_claims("view")[:1]),
+        phases=refresh.phases, batch_size=refresh.batch_size,
+        claims_seen=Subquery(_claims("view")[:1]),
     ).order_by("pk")  # fmt: skip

@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 def rescue() -> list[Message]:
-    """The messages to re-send: those of shards that have work and in which no batch seems to be running.
+    """The messages to re-send: those of shards with work in which no batch seems to be running.
 
-    A locked row means that a batch is running. After each message that no worker has claimed, the interval until
-    the next one doubles, up to MAX_RESEND_INTERVAL, so that a day without workers does not fill the broker.
-    Also closes finished refreshes that a killed process left open.
+    A locked row means that a batch is running. After each message that no worker has claimed, the
+    interval until the next one doubles, up to MAX_RESEND_INTERVAL, so that a day without workers
+    does not fill the broker. Also closes finished refreshes that a killed process left open.
     """
     quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK)).order_by()
     messages = [_resend_if_quiet(*shard) for shard in quiet.values_list("pk", "resends")]
@@ -34,7 +34,7 @@ def rescue() -> list[Message]:
 
 
 def unclaimed_views(messages: Iterable[Message]) -> list[str]:
-    """Labels of the views of these messages that have been re-sent before without any worker claiming them."""
+    """Labels of the views whose messages were re-sent before and still claimed by no worker."""
     shards = ViewShard.objects.filter(pk__in=[message.shard_id for message in messages])
     labels = shards.filter(resends__gt=1).values_list("view__label", flat=True)
     return sorted(set(labels))
@@ -53,7 +53,8 @@ def _resend_if_quiet(shard_id: int, resends: int) -> Message | None:
             return None
     except Exception as error:  # noqa: BLE001 - an error in one shard must not delay the others
         trace = traceback_text(error, trusted=False)
-        logger.error("rescue failed shard=%s\n%s", shard_id, trace)  # noqa: TRY400 - it may hold values of rows
+        # Not `logger.exception`: a traceback may hold values of rows.
+        logger.error("rescue failed shard=%s\n%s", shard_id, trace)  # noqa: TRY400
         drop_broken_connection()
         return None
     logger.warning(

@@ -1,7 +1,7 @@
-"""Rights that database roles need for batches and do not have, so that an operator knows what to grant.
+"""Rights that database roles lack for batches, so that an operator knows what to grant.
 
-PostgreSQL shows every role that may log in and write to our tables; MariaDB and MySQL show only the rights of
-the user who asks.
+PostgreSQL shows every role that may log in and write to our tables; MariaDB and MySQL show only the
+rights of the user who asks.
 """
 
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ def is_denied(error: BaseException) -> bool:
 
 
 def denied_for(error: BaseException, definitions: Iterable[ViewDefinition] | None = None) -> str:
-    """The missing rights of this connection's role, one sentence each; "" if the error has another cause."""
+    """The missing rights of this connection's role, a sentence each; "" for another cause."""
     if not is_denied(error):
         return ""
     try:

@@ -25,8 +25,8 @@ __all__ = ["MAX_FAILURES", "Step"]
 logger = logging.getLogger(__name__)
 
 MAX_SAMPLES = 60  # batches of a run that the admin's plot shows
-# The first window of a derived phase, as a multiple of BATCH_SIZE_INITIAL. On PostgreSQL, windows of 1,000 keys
-# cost half as much again as those of 5,000.
+# The first window of a derived phase, as a multiple of BATCH_SIZE_INITIAL. On PostgreSQL, windows
+# of 1,000 keys cost half as much again as those of 5,000.
 INITIAL_WINDOW_FACTOR = 5
 # The same for a batch of dirty keys, so that one batch can process a tenth of 100,000 keys.
 INITIAL_DIRTY_FACTOR = 10
@@ -75,7 +75,10 @@ class Step:
         return self._fault_of_kills() if self._kills >= MAX_FAILURES else ""
 
     def _fault_of_kills(self) -> str:
-        """Why the run fails: each kill halves the batch, and `MAX_FAILURES` kills at the floor end the run."""
+        """Why the run fails.
+
+        Each kill halves the batch, and `MAX_FAILURES` kills at the floor end the run.
+        """
         at_floor = self._kills - halvings(self._size(), self._floor) if self.paced else self._kills
         if at_floor < MAX_FAILURES:
             return ""
@@ -101,7 +104,7 @@ class Step:
         return bool(answer)
 
     def ends_at_once(self) -> bool:
-        """Whether the run ends with its next batch, because it has only a few dirty keys to process."""
+        """Whether the run ends with its next batch: it has only a few dirty keys to process."""
         run = self.run
         if run.dirty_after is None or run.batches or run.failures:
             return False
@@ -144,7 +147,7 @@ class Step:
         return batch
 
     def explained(self, error: Exception) -> Exception:
-        """The error of a rolled back batch, explained if a missing table or a row of `source()` is the cause."""
+        """A rolled back batch's error, explained if a missing table or a source row caused it."""
         if self.work.definition is None:
             return error
         error = not_migrated(error, self.definition)
@@ -186,7 +189,7 @@ class Step:
         return get_settings().BATCH_SIZE_MIN
 
     def _size(self) -> int:
-        """Rows that the run's next batch may write; at its start, the size that earlier runs arrived at."""
+        """Rows that the run's next batch may write; at its start, the size earlier runs reached."""
         if self.run.batch_size is None:
             last = self._last_run() if self.run.dirty_after is None else None
             self.run.pace = last.pace if last else {}

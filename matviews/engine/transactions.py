@@ -13,8 +13,8 @@ from ..exceptions import InvalidRequest
 from ..models import ViewShard
 
 __all__ = [
-    "alias", "batch_transaction", "check_no_transaction", "drop_broken_connection", "in_transaction",
-    "limit_statements", "now", "short_transaction", "timestamp",
+    "alias", "batch_transaction", "check_no_transaction", "drop_broken_connection",
+    "in_transaction", "limit_statements", "now", "short_transaction", "timestamp",
 ]  # fmt: skip
 
 SHORT_TIMEOUT = 10.0  # seconds that a short transaction may wait for a lock, or be idle
@@ -36,7 +36,7 @@ def timestamp() -> float:
 
 
 def drop_broken_connection() -> None:
-    """Close a connection that an error has made unusable, so that the next statement opens a new one."""
+    """Close a connection that an error made unusable: the next statement opens a new one."""
     if not connections[alias()].in_atomic_block:
         connections[alias()].close_if_unusable_or_obsolete()
 
@@ -60,9 +60,9 @@ def check_no_transaction(what: str) -> None:
     """
     if in_transaction():
         raise InvalidRequest(
-            f"{what} cannot run inside a transaction: it commits each batch by itself. Call it outside "
-            f"transaction.atomic(), in a migration with atomic = False; or call View.refresh() instead, "
-            f"which asks the workers once the transaction has committed."
+            f"{what} cannot run inside a transaction: it commits each batch by itself. Call it "
+            f"outside transaction.atomic(), in a migration with atomic = False; or call "
+            f"View.refresh() instead, which asks the workers once the transaction has committed."
         )
 
 
@@ -70,9 +70,10 @@ def check_no_transaction(what: str) -> None:
 def short_transaction(*, durable: bool = True) -> Iterator[None]:
     """A transaction in READ COMMITTED that commits by itself, with timeouts of its own.
 
-    Under REPEATABLE READ, an `INSERT ... SELECT` on MariaDB and MySQL locks the rows that it reads, and on
-    PostgreSQL concurrent updates of a row fail instead of seeing each other's result. One that is not
-    `durable` may be part of a caller's transaction, which keeps its own level and timeouts.
+    Under REPEATABLE READ, an `INSERT ... SELECT` on MariaDB and MySQL locks the rows that it reads,
+    and on PostgreSQL concurrent updates of a row fail instead of seeing each other's result. One
+    that is not `durable` may be part of a caller's transaction, which keeps its own level and
+    timeouts.
     """
     statement = get_settings().STATEMENT_TIMEOUT
     short = min(statement, SHORT_TIMEOUT)
@@ -85,8 +86,8 @@ def short_transaction(*, durable: bool = True) -> Iterator[None]:
 def batch_transaction(seconds: float) -> Iterator[None]:
     """A transaction for a batch, whose statements time out after `seconds`.
 
-    On MariaDB and MySQL it rejects values that do not fit, whatever the session's mode: truncated values would
-    always differ from their source.
+    On MariaDB and MySQL it rejects values that do not fit, whatever the session's mode: truncated
+    values would always differ from their source.
     """
     _open_connection()
     with (
@@ -110,7 +111,10 @@ def _transaction(limits: Limits, *, strict: bool = False, durable: bool = True) 
 
 
 def _open_connection() -> Any:
-    """Open the connection now: with CONN_HEALTH_CHECKS, a later statement could replace the session and its limits."""
+    """Open the connection now.
+
+    With CONN_HEALTH_CHECKS, a later statement could replace the session and its limits.
+    """
     database: Any = connections[alias()]
     database.close_if_health_check_failed()
     database.ensure_connection()

@@ -1,4 +1,4 @@
-"""Detecting triggers that are no longer reliable; the views that read their tables get full refreshes."""
+"""Detecting triggers that are no longer reliable; views of their tables get full refreshes."""
 
 import logging
 from collections.abc import Iterator
@@ -34,14 +34,17 @@ def mark_untrackable() -> None:
 
 @contextmanager
 def _limited() -> Iterator[None]:
-    """A short transaction on databases with row locks. SQLite has none, and the reads need no write lock there."""
+    """A short transaction on databases with row locks.
+
+    SQLite has none, and the reads need no write lock there.
+    """
     locks = connections[alias()].features.has_select_for_update
     with short_transaction() if locks else nullcontext():
         yield
 
 
 def finish_triggers() -> None:
-    """Create the triggers that `migrate` could not create because another transaction had locked their tables."""
+    """Create the triggers that `migrate` could not: another transaction had locked their tables."""
     try:
         unfinished = changes.finish(alias())
     except DatabaseError as error:
@@ -55,7 +58,7 @@ def finish_triggers() -> None:
 
 
 def mark_mistyped_views() -> None:
-    """Stop trusting the log for views whose key or link columns changed their type; full refreshes follow."""
+    """Distrust the log for views whose key or link columns changed type; full refreshes follow."""
     reasons = changes.mistyped(alias())
     controls = dict(ViewControl.objects.filter(label__in=reasons).values_list("pk", "label"))
     with short_transaction():

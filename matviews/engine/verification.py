@@ -71,10 +71,11 @@ class Verification:
 
 
 def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> Verification:
-    """Compare a view with the current rows of its `source()`, range by range, and record the result.
+    """Compare a view with the current rows of its `source()`, range by range; record the result.
 
-    One statement compares a range, so it sees one snapshot. Changes of the source since the last refresh count
-    as differences. Differences that belong to a phase that the view does not have are ignored.
+    One statement compares a range, so it sees one snapshot. Changes of the source since the last
+    refresh count as differences. Differences that belong to a phase that the view does not have are
+    ignored.
 
     Args:
         view: the view's class or label.
@@ -83,7 +84,8 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.
-        InvalidRequest: it has no `source()`, cannot be sampled, or a repair was requested inside a transaction.
+        InvalidRequest: it has no `source()`, cannot be sampled, or a repair was requested inside
+            a transaction.
         ViewNotReady: it has no bookkeeping rows.
         ViewBusy: batches of the view kept running for 30 seconds, so it was not repaired.
     """
@@ -144,8 +146,8 @@ def _ranges(definition: ViewDefinition, sample: int | None) -> Iterator[Range]:
         return ranges(plan, KEYS_PER_RANGE)
     if plan.strategy.staged:
         raise InvalidRequest(
-            f"{definition.label} cannot be sampled: {plan.strategy.reason}, so its source is computed "
-            f"as a whole anyway. Verify it without a sample."
+            f"{definition.label} cannot be sampled: {plan.strategy.reason}, so its source is "
+            f"computed as a whole anyway. Verify it without a sample."
         )
     return _sampled(plan, sample)
 
@@ -163,8 +165,9 @@ def _sampled(plan: Plan, sample: int) -> Iterator[Range]:
 def _repair(definition: ViewDefinition, within: Range) -> int:
     """Write the rows of a range that differ, in one transaction, while no batch of the view runs.
 
-    It needs no token: it locks the rows of all shards, which a batch must update before anything else. It
-    advances no cursor or checkpoint, so later batches write the same rows again where changes are pending.
+    It needs no token: it locks the rows of all shards, which a batch must update before anything
+    else. It advances no cursor or checkpoint, so later batches write the same rows again where
+    changes are pending.
     """
     check_no_transaction("verify(repair=True)")
     deadline = time.monotonic() + REPAIR_TIMEOUT
@@ -184,7 +187,8 @@ def _repair(definition: ViewDefinition, within: Range) -> int:
 
 def _write(definition: ViewDefinition, within: Range) -> int:
     statements = plan_of(definition, alias()).checked().statements()
-    # Deletes come first, because a new row may need the value of another unique constraint that an old row has.
+    # Deletes come first, because a new row may need the value of another unique constraint that an
+    # old row has.
     phases = (Phase.DELETE, Phase.UPDATE, Phase.INSERT)
     return sum(
         statements.do(phase, within) for phase in phases if phase in definition.options.phases

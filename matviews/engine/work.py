@@ -21,13 +21,13 @@ from .transactions import alias, now
 
 __all__ = ["MAX_REFRESHES_BEGUN", "Dirty", "Work"]
 
-# Open refreshes for the same phases that may have begun. Later ones wait, so that they can be merged.
+# Open refreshes for the same phases that may have begun. Later ones wait, to be merged.
 MAX_REFRESHES_BEGUN = 4
 
 
 @dataclass(kw_only=True, eq=False)
 class Dirty:
-    """A part of the dirty keys of a drain: a row of `DirtyKeys`, or a row that is yet to be inserted."""
+    """A part of a drain's dirty keys: a row of `DirtyKeys`, or a row that is yet to be inserted."""
 
     drain_number: int
     #: How many keys the part has.
@@ -42,8 +42,8 @@ class Dirty:
 class Work:
     """The open refreshes of a shard and their phase runs, oldest first.
 
-    A run *covers* a request if it will process every change that was committed before the request. Later runs
-    are merged into it and end with it.
+    A run *covers* a request if it will process every change that was committed before the request.
+    Later runs are merged into it and end with it.
     """
 
     #: The shard, with its view's control.
@@ -64,10 +64,11 @@ class Work:
     runs: list[PhaseRun] = field(default_factory=list)
     #: The runs that this batch has changed.
     touched: list[PhaseRun] = field(default_factory=list)
-    #: The primary key of the newest entry in the change log; 0 if there is none, or if all entries that this
-    #: batch must include have been moved.
+    #: The primary key of the newest entry in the change log; 0 if there is none, or if all entries
+    #: that this batch must include have been moved.
     logged: int = 0
-    #: The checkpoint of runs that start in this batch, and why they must be full refreshes; None before the drain.
+    #: The checkpoint of runs that start in this batch, and why they must be full refreshes; None
+    #: before the drain.
     checkpoint: tuple[Checkpoint | None, str] | None = None
     #: The dirty keys of the shard; None before they are read.
     dirty: list[Dirty] | None = None
@@ -92,8 +93,8 @@ class Work:
     def create_runs(self, known: Collection[int] | None = None) -> None:
         """Create, without saving, the phase runs of refreshes that have none in this shard yet.
 
-        If `known` is given, only for the refreshes in it. A run is merged into an active run of its phase that
-        covers its refresh.
+        If `known` is given, only for the refreshes in it. A run is merged into an active run of its
+        phase that covers its refresh.
         """
         seen = {run.refresh_id for run in self.runs}
         waiting = self._waiting_refreshes()
@@ -112,7 +113,7 @@ class Work:
                     self.runs.append(run)
 
     def _waiting_refreshes(self) -> set[int]:
-        """The refreshes that wait until an earlier one with the same phases has ended in all shards."""
+        """The refreshes that wait for an earlier one with the same phases to end in all shards."""
         waiting: set[int] = set()
         earlier = Counter[tuple[str, ...]]()
         for refresh in self.refreshes:
@@ -125,15 +126,16 @@ class Work:
     def may_begin(self, refresh: Refresh) -> bool:
         """Whether the claimed batch may begin a refresh.
 
-        It may not begin one that was requested after the claim. Until the next claim, further requests join that
-        refresh, so its source must not be read yet.
+        It may not begin one that was requested after the claim. Until the next claim, further
+        requests join that refresh, so its source must not be read yet.
         """
         return refresh.claims_seen != self.claims
 
     def mergeable(self) -> list[list[int]]:
-        """Groups of refreshes, by primary key, that request the same and have not begun in this shard.
+        """Groups of equal refreshes, by primary key, that have not begun in this shard.
 
-        A group is left out if others were merged into all of its refreshes, which are never merged themselves.
+        A group is left out if others were merged into all of its refreshes, which are never merged
+        themselves.
         """
         begun = {run.refresh_id for run in self.runs}
         alike: dict[Any, list[int]] = defaultdict(list)
@@ -149,8 +151,9 @@ class Work:
     def _covers(self, run: PhaseRun) -> bool:
         """Whether a run covers a request that is made now.
 
-        It does if it has computed nothing yet, nor builds on what its refresh has read, or if it calls `needs_*`
-        again before it ends. A cursor may already have passed a key that has changed.
+        It does if it has computed nothing yet, nor builds on what its refresh has read, or if it
+        calls `needs_*` again before it ends. A cursor may already have passed a key that has
+        changed.
         """
         if run.batches == 0:
             return not self._builds_on_others(run)
@@ -160,7 +163,10 @@ class Work:
         return hooks is not None and hooks.kind is HookKind.LIMIT
 
     def _builds_on_others(self, run: PhaseRun) -> bool:
-        """Whether a run skips work because other runs of its refresh have read the source, maybe before a request."""
+        """Whether a run skips work because other runs of its refresh have read the source.
+
+        They may have done so before a request.
+        """
         derived = self.definition is not None and run.phase in self.definition.derived
         return derived and any(
             (other.merged_into or other).batches
@@ -181,8 +187,8 @@ class Work:
     def next_run(self, phase: Phase | None = None) -> PhaseRun | None:
         """The run whose turn it is, of `phase` if a run of that phase is ready.
 
-        Within a refresh, a phase waits until the one before it has caught up with its source. Refreshes take
-        turns batch by batch. Of the runs of one phase the oldest goes first.
+        Within a refresh, a phase waits until the one before it has caught up with its source.
+        Refreshes take turns batch by batch. Of the runs of one phase the oldest goes first.
         """
         oldest = [next(self.leaders(candidate), None) for candidate in Phase]
         by_refresh = self._active_by_refresh()
@@ -219,8 +225,9 @@ class Work:
     def stop(self) -> bool:
         """End the runs of the refreshes that are to stop; whether there were any.
 
-        Call it after `create_runs`. Of the runs that were merged into a stopped one, the oldest continues as a run
-        of its own, from the start, and the rest are merged into that if it covers them.
+        Call it after `create_runs`. Of the runs that were merged into a stopped one, the oldest
+        continues as a run of its own, from the start, and the rest are merged into that if it
+        covers them.
         """
         stopped = [run for run in self.runs if run.active and run.refresh.stop_requested]
         for run in stopped:
@@ -258,7 +265,10 @@ class Work:
                 _end_followers(run)
 
     def next_message(self) -> Message | None:
-        """The message for the batch whose turn it is; None if none is due or the view is paused or disabled."""
+        """The message for the batch whose turn it is.
+
+        None if none is due or the view is paused or disabled.
+        """
         run = None if self.shard.view.held else self.next_run()
         if run is None:
             return None

@@ -1,6 +1,7 @@
 """Reading the pending work of a shard, or of all shards of a view, in one query.
 
-Inside the shard's batch the result is exact. Outside it is a guess, which the token catches if it is wrong.
+Inside the shard's batch the result is exact. Outside it is a guess, which the token catches if it
+is wrong.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -60,8 +60,8 @@ def _send(refresh: Refresh, targets: Targets) -> bool:
         sent = tasks.dispatch(refresh.view_id)
     if not sent:
         targets.output.warn(
-            f"{refresh.view.label}: recorded, but the broker is unreachable ({'; '.join(errors)}); the "
-            f"message will be sent when it is back"
+            f"{refresh.view.label}: recorded, but the broker is unreachable ({'; '.join(errors)}); "
+            f"the message will be sent when it is back"
         )
     return sent
 

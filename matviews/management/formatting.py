@@ -121,7 +121,10 @@ def explanation_in_lines(explanation: Explanation) -> Iterator[str]:
     for index in explanation.indexes:
         yield f"  index of {index.model} ({', '.join(index.fields)}): {_index_in_words(index)}"
     if explanation.staging:
-        yield f"  staging table, filled at the start of a full refresh:\n{_visible(explanation.staging)};"
+        yield (
+            f"  staging table, filled at the start of a full refresh:\n"
+            f"{_visible(explanation.staging)};"
+        )
     for phase, statement in explanation.statements.items():
         yield f"  {phase}, for one window of keys:\n{_visible(statement)};"
 

@@ -53,7 +53,8 @@ OPTIONS = (
     Option(
         name="models",
         settings={**SEVERAL, "metavar": "VIEW"},
-        help="views to use, as app_label.ModelName, or ModelName if that is unique; separated by commas",
+        help="views to use, as app_label.ModelName, or ModelName if that is unique; separated by "
+        "commas",
         conflicts={"triggers": "--triggers is about the tables that any view reads"},
     ),
     Option(
@@ -87,12 +88,14 @@ OPTIONS = (
     Option(
         name="check",
         is_action=True,
-        help="change nothing; exit status 1 if a view is not on time: it failed, or is older than its target",
+        help="change nothing; exit status 1 if a view is not on time: it failed, or is older than "
+        "its target",
     ),
     Option(
         name="pending",
         action="check",
-        help="with --check: exit status 1 if the source of a view has changed since its last refresh",
+        help="with --check: exit status 1 if the source of a view has changed since its last "
+        "refresh",
     ),
     Option(
         name="verify",

@@ -71,8 +71,8 @@ def batch_line(report: BatchReport) -> str:
     again = any(run.active for run in report.runs)
     error = f": {report.error}" if report.error and again else ", failed" * bool(report.error)
     return (
-        f"{report.label} {report.message.phase}: batch of {pluralize(report.rows, 'row')}{allowed}, "
-        f"{format_duration(report.seconds)}{error}"
+        f"{report.label} {report.message.phase}: batch of "
+        f"{pluralize(report.rows, 'row')}{allowed}, {format_duration(report.seconds)}{error}"
     )
 
 

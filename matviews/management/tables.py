@@ -207,7 +207,10 @@ def timeliness_in_words(status: ViewStatus) -> str:
 
 def waiting_in_words() -> str:
     """Why a refresh may be waiting."""
-    return f"a refresh is waiting for a worker: check that one runs and listens to {queues_in_words(*BATCHES)}"
+    return (
+        f"a refresh is waiting for a worker: check that one runs and listens to "
+        f"{queues_in_words(*BATCHES)}"
+    )
 
 
 def _timeliness(status: ViewStatus) -> str:

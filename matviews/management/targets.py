@@ -62,8 +62,8 @@ class Targets:
         if without and self.options.labels:
             verb, possessive = ("has", "its") if len(without) == 1 else ("have", "their")
             raise refusal(
-                f"{', '.join(without)} {verb} no source(); only {possessive} hooks know {possessive} "
-                f"rows. Name views with a source()."
+                f"{', '.join(without)} {verb} no source(); only {possessive} hooks know "
+                f"{possessive} rows. Name views with a source()."
             )
         if without:
             self.output.say(f"Skipped (no source()): {', '.join(without)}.")
@@ -88,8 +88,8 @@ class Targets:
         """
         if not list(registry):
             raise refusal(
-                "Nothing to refresh: no view is defined. Is its app in INSTALLED_APPS, and is the class a "
-                "model that is not abstract?"
+                "Nothing to refresh: no view is defined. Is its app in INSTALLED_APPS, and is the "
+                "class a model that is not abstract?"
             )
 
     def phases_of(self, label: str) -> tuple[Phase, ...] | None:

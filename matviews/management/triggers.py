@@ -57,7 +57,8 @@ def _remove(targets: Targets) -> None:
     removed = changes.remove(engine.alias())
     targets.output.entries.append({"removed": removed})
     targets.output.say(
-        f"{pluralize(len(removed), 'trigger')} removed. Every refresh is full until they are installed again."
+        f"{pluralize(len(removed), 'trigger')} removed. Every refresh is full until they are "
+        f"installed again."
     )
 
 

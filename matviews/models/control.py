@@ -121,7 +121,7 @@ class ViewControl(models.Model):
 
 
 class Heartbeat(Bookkeeping):
-    """When `matviews.maintain` last ran, in one row. While it does not, lost messages are not re-sent."""
+    """When `matviews.maintain` last ran, in one row. Unless it runs, no lost message is re-sent."""
 
     ran_at = models.DateTimeField()
 
@@ -160,7 +160,7 @@ class ViewShard(Bookkeeping):
     full_refresh_reason = models.CharField(max_length=255, blank=True)
     #: The drains that some phase has yet to process.
     pending = DrainsField(default=list)
-    #: By phase, which drains its rows reflect, and for which source. Without a fingerprint, the next
+    #: By phase, which drains its rows reflect and for which source. Without a fingerprint, the next
     #: run is a full refresh.
     checkpoints = CheckpointsField(default=dict)
 

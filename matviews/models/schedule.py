@@ -101,8 +101,8 @@ class RefreshSchedule(models.Model):
         blank=True,
         validators=[MaxValueValidator(MAX_JITTER)],
         help_text=_(
-            "Seconds over which the starts of views on one schedule are spread. If empty: one second "
-            "per ten schedules, at most a minute; a crontab starts on time."
+            "Seconds over which the starts of views on one schedule are spread. If empty: one "
+            "second per ten schedules, at most a minute; a crontab starts on time."
         ),
     )
 
@@ -153,7 +153,7 @@ class RefreshSchedule(models.Model):
             )
 
     def faults(self) -> dict[str, str]:
-        """What is wrong with it, an English sentence for each field, whatever language is active."""
+        """What is wrong with it: an English sentence per field, whatever language is active."""
         with override(None):
             return {field: str(fault) for field, fault in self._faults()}
 

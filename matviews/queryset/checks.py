@@ -59,8 +59,8 @@ def check_source(definition: ViewDefinition, using: str) -> list[CheckMessage]:
 
 
 _NOT_ANALYSED = (
-    "Django's own expressions and joins can be analysed. If this is intended, add 'matviews.W020' to "
-    "SILENCED_SYSTEM_CHECKS."
+    "Django's own expressions and joins can be analysed. If this is intended, add 'matviews.W020' "
+    "to SILENCED_SYSTEM_CHECKS."
 )
 
 
@@ -71,7 +71,8 @@ def _advice(source: Source, again: Source) -> Iterator[CheckMessage]:
     if inspection.unknown:
         yield _warning(
             source.model, "W020",
-            f"source() cannot be analysed ({inspection.unknown}), so every refresh is full and staged.",
+            f"source() cannot be analysed ({inspection.unknown}), so every refresh is full and "
+            f"staged.",
             _NOT_ANALYSED,
         )  # fmt: skip
         return
@@ -90,8 +91,8 @@ def check_table(definition: ViewDefinition) -> Iterator[CheckMessage]:
             continue
         yield _warning(
             definition.model, "W009",
-            f"the database enforces its foreign key {field.name} to {_label(field)}: a delete there "
-            f"waits for a refresh, or fails while the view has the row.",
+            f"the database enforces its foreign key {field.name} to {_label(field)}: a delete "
+            f"there waits for a refresh, or fails while the view has the row.",
             "Set db_constraint=False and on_delete=models.DO_NOTHING.",
         )  # fmt: skip
 
@@ -115,8 +116,8 @@ def _nulls(source: Source) -> Iterator[CheckMessage]:
                 source.model, "W021",
                 f"column '{column.name}' can be NULL ({reason}), but the field {column.field.name} "
                 f"cannot: a refresh fails at the first such row.",
-                "Set default=0 on the aggregate, wrap the expression in Coalesce(..., a value), or set "
-                "null=True on the field.",
+                "Set default=0 on the aggregate, wrap the expression in Coalesce(..., a value), or "
+                "set null=True on the field.",
             )  # fmt: skip
 
 
@@ -130,7 +131,8 @@ def _fractions(source: Source) -> Iterator[CheckMessage]:
                 source.model, "W022",
                 f"column '{column.name}' has a fractional part, but the field {column.field.name} "
                 f"holds whole numbers: each database rounds in its own way.",
-                "Use a FloatField or a DecimalField, or round in source(), with Round, Floor or Ceil.",
+                "Use a FloatField or a DecimalField, or round in source(), with Round, Floor or "
+                "Ceil.",
             )  # fmt: skip
 
 
@@ -186,10 +188,10 @@ def _other_unique(source: Source) -> Iterator[CheckMessage]:
         names = ", ".join(field.name for field in fields)
         yield _warning(
             source.model, "W008",
-            f"{names} must be unique but is not the key: a refresh violates the constraint while two "
-            f"rows exchange values, or while one takes over the value of a row to be deleted.",
-            "Drop the constraint or make it a plain index, because source() decides what is unique; or "
-            "add its fields to the key.",
+            f"{names} must be unique but is not the key: a refresh violates the constraint while "
+            f"two rows exchange values, or while one takes over the value of a row to be deleted.",
+            "Drop the constraint or make it a plain index, because source() decides what is "
+            "unique; or add its fields to the key.",
         )  # fmt: skip
 
 
@@ -245,7 +247,8 @@ def _inexact(source: Source) -> Iterator[CheckMessage]:
     for obstacle in inexact_key_obstacles(source):
         yield _warning(
             source.model, "W037", f"{obstacle}, and every refresh is full.",
-            "Use whole numbers, texts, UUIDs or dates as the key; Cast() in source() converts to one.",
+            "Use whole numbers, texts, UUIDs or dates as the key; Cast() in source() converts to "
+            "one.",
         )  # fmt: skip
 
 
@@ -261,8 +264,8 @@ def _whole_view(source: Source, inspection: Inspection) -> Iterator[CheckMessage
         label = model._meta.label if model else table
         yield _warning(
             source.model, "W012",
-            f"changes to {label}, which {query.part_with_table(table)} of source() reads, cannot be mapped "
-            f"to keys, so every change triggers a full refresh.",
+            f"changes to {label}, which {query.part_with_table(table)} of source() reads, cannot "
+            f"be mapped to keys, so every change triggers a full refresh.",
             f"Declare in MatviewMeta.depends_on which keys they concern, or None for any: "
             f"depends_on = {{{label!r}: None}}.",
         )  # fmt: skip

@@ -134,7 +134,8 @@ class _Comparison:
         width, selected = ", ".join(names), ", ".join(map(self._selected, 2 * self.columns, names))
         return SQL(
             f"WITH {ROWS} AS ({rows.text}), matviews_found AS ({found.text}), "
-            f"matviews_counted AS (SELECT kind, COUNT(*) OVER (PARTITION BY kind) AS total, {width}, "
+            f"matviews_counted AS (SELECT kind, "
+            f"COUNT(*) OVER (PARTITION BY kind) AS total, {width}, "
             f"ROW_NUMBER() OVER (PARTITION BY kind ORDER BY kind) AS place FROM matviews_found) "
             f"SELECT kind, total, {selected} FROM matviews_counted WHERE place <= %s "
             f"UNION ALL SELECT '', COUNT(*), {nothing} FROM {ROWS}",

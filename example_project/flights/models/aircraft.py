@@ -1,6 +1,6 @@
 """Aircraft in service, as hooks.
 
-They are told which planes have changed (`revised.py`), so a refresh looks at these and at no others.
+They are told which planes have changed (`revised.py`), so a refresh looks only at these.
 Rows are inserted and updated in batches of `limit`; those of retired planes go in one statement.
 """
 

@@ -4,9 +4,10 @@ A view with a `source()` needs none of this: a refresh looks at all of its keys.
 what has changed only, if something tells them.
 
 A plane has a `revision`, a number that moves by one with every change to the plane or to one of its
-flights, *in the same transaction as the change*. A row of `Aircraft` notes the `source_revision` that
-it was computed from. It is stale when the two differ. So the hooks find stale rows by comparing the
-planes with the view, row by row over their indexes, and read flights of stale planes only.
+flights, *in the same transaction as the change*. A row of `Aircraft` notes the `source_revision`
+that it was computed from. It is stale when the two differ. So the hooks find stale rows by
+comparing the planes with the view, row by row over their indexes, and read flights of stale planes
+only.
 
 Why nothing is lost. Moving the revision locks the plane until the writer commits. So writers to one
 plane come one after the other, their numbers are distinct, and a number that a reader sees is

@@ -25,7 +25,8 @@ class MissingRight(NamedTuple):
     why: str
 
     def __str__(self) -> str:
-        return f"The database role {self.role} needs {', '.join(self.rights)} on {self.on}, {self.why}."
+        needed = ", ".join(self.rights)
+        return f"The database role {self.role} needs {needed} on {self.on}, {self.why}."
 
     @property
     def grant(self) -> str:

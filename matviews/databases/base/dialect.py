@@ -176,9 +176,10 @@ class Dialect:
         distinct = self.is_distinct(column.field, left, right)
         if not column.is_float_aggregate:
             return distinct
+        smaller = self.smaller(f"abs({left})", f"abs({right})")
         return (
-            f"({distinct} AND ({left} IS NULL OR {right} IS NULL OR ({left} > 0) <> ({right} > 0) OR "
-            f"abs({left} - {right}) > {FLOAT_TOLERANCE} * {self.smaller(f'abs({left})', f'abs({right})')}))"
+            f"({distinct} AND ({left} IS NULL OR {right} IS NULL OR ({left} > 0) <> ({right} > 0) "
+            f"OR abs({left} - {right}) > {FLOAT_TOLERANCE} * {smaller}))"
         )
 
     def is_distinct(self, field: AnyField, left: str, right: str) -> str:

@@ -47,7 +47,8 @@ class MySQL(Dialect):
         for database, names in by_database.items():
             found |= self._described(
                 "SELECT CONCAT(%s, table_name), column_name, column_type, collation_name "
-                "FROM information_schema.columns WHERE table_schema = COALESCE(NULLIF(%s, ''), DATABASE()) "
+                "FROM information_schema.columns "
+                "WHERE table_schema = COALESCE(NULLIF(%s, ''), DATABASE()) "
                 f"AND table_name IN ({', '.join(['%s'] * len(names))})",
                 [f"{database}`.`" if database else "", database, *names],
             )
@@ -191,8 +192,9 @@ class MySQL(Dialect):
             ("STRAIGHT_JOIN", self.hide_from_optimizer(where)) if keyed else ("JOIN", where)
         )
         return SQL(
-            f"INSERT INTO {table} ({columns}) SELECT {selected} FROM ({rows.text}) {ROWS} {join} {table} "
-            f"ON {same} WHERE {where.text} ON DUPLICATE KEY UPDATE {sets}",
+            f"INSERT INTO {table} ({columns}) SELECT {selected} "
+            f"FROM ({rows.text}) {ROWS} {join} {table} ON {same} WHERE {where.text} "
+            f"ON DUPLICATE KEY UPDATE {sets}",
             (*rows.params, *where.params),
         )
 
@@ -203,7 +205,8 @@ class MySQL(Dialect):
         all rows.
         """
         return SQL(
-            f"DELETE {table} FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) matviews_keys "
+            f"DELETE {table} "
+            f"FROM JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) matviews_keys "
             f"STRAIGHT_JOIN {table} ON {table}.id = matviews_keys.id",
             (json.dumps(ids),),
         )

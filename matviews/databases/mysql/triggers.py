@@ -82,7 +82,8 @@ class MySQLTriggers(Triggers):
         is raised before the statement does anything, so it leaves no lock and no rollback behind.
         """
         before, after = (
-            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, {self._links(table, row, spec)}, {UTC_NOW});"
+            f"INSERT INTO {self.logged} "
+            f"VALUES ({self.literal(table)}, {self._links(table, row, spec)}, {UTC_NOW});"
             for row in ("OLD", "NEW")
         )
         body = {"insert": after, "delete": before}.get(event, before)
@@ -124,7 +125,8 @@ class MySQLTriggers(Triggers):
         session = "CAST(COALESCE(@matviews_suppressed, '') AS BINARY)"
         value = f"{self.secrets}.{self.name('value')}"
         return (
-            f"IF INSTR({session}, '{digest(table)}') > 0 THEN IF EXISTS (SELECT 1 FROM {self.secrets} "
+            f"IF INSTR({session}, '{digest(table)}') > 0 "
+            f"THEN IF EXISTS (SELECT 1 FROM {self.secrets} "
             f"WHERE CAST({value} AS BINARY) = SUBSTRING_INDEX({session}, ' ', 1)) "
             f"THEN LEAVE matviews; END IF; END IF;"
         )
@@ -167,7 +169,10 @@ class MySQLTriggers(Triggers):
         if not sizes:
             return entry
         size = " + ".join(sizes)
-        return f"IF({size} > {MAX_LINK_BYTES}, {self._json(TOO_LONG)}, IF({size} > {MAX_PACKET_BYTES}, NULL, {entry}))"
+        return (
+            f"IF({size} > {MAX_LINK_BYTES}, {self._json(TOO_LONG)}, "
+            f"IF({size} > {MAX_PACKET_BYTES}, NULL, {entry}))"
+        )
 
     def _json(self, value: object) -> str:
         return self.literal(json_of(value))

@@ -35,7 +35,8 @@ class PostgreSQLCatalog(Catalog):
         quote = self.connection.ops.quote_name
         asked = [(table, right) for table, (rights, _why) in needs.items() for right in rights]
         query = (
-            f"{_roles(written)} SELECT roles.name, needed.place, needed.privilege FROM roles CROSS JOIN "
+            f"{_roles(written)} SELECT roles.name, needed.place, needed.privilege "
+            f"FROM roles CROSS JOIN "
             f"(SELECT pg_catalog.to_regclass(name)::pg_catalog.oid AS of, privilege, place FROM "
             f"unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) WITH ORDINALITY "
             f"AS given (name, privilege, place)) needed WHERE needed.of IS NOT NULL "

@@ -13,7 +13,8 @@ __all__ = ["PostgreSQL"]
 
 ESCAPED = str.maketrans({"\\": r"\\", '"': r"\""})
 AS_TEXT = {
-    "bpchar", "boolean", "cidr", "citext", "inet", "macaddr", "numeric", "time without time zone", "uuid",
+    "bpchar", "boolean", "cidr", "citext", "inet", "macaddr", "numeric",
+    "time without time zone", "uuid",
 }  # fmt: skip
 DATE_TYPES = {"date", "timestamp with time zone", "timestamp without time zone"}
 CONVERTED = set(FAMILIES.values()) - {TEXT}

@@ -13,7 +13,8 @@ class PostgreSQLStaging(Staging):
     def home(self, own_table: str) -> str:
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT nspname FROM pg_namespace WHERE oid = coalesce((SELECT relnamespace FROM pg_class "
+                "SELECT nspname FROM pg_namespace WHERE oid = coalesce("
+                "(SELECT relnamespace FROM pg_class "
                 "WHERE oid = pg_catalog.to_regclass(%s)::pg_catalog.oid), "
                 "(SELECT oid FROM pg_namespace WHERE nspname = pg_catalog.current_schema()))",
                 [self.connection.ops.quote_name(own_table)],

@@ -97,7 +97,8 @@ class PostgreSQLTriggerSQL(Triggers):
         if column_check := self._column_check(event, table, spec):
             yield (
                 f"CREATE FUNCTION {check} RETURNS boolean LANGUAGE plpgsql IMMUTABLE "
-                f"SET search_path = pg_catalog, pg_temp AS {self.literal(f'BEGIN RETURN {column_check}; END')}"
+                f"SET search_path = pg_catalog, pg_temp "
+                f"AS {self.literal(f'BEGIN RETURN {column_check}; END')}"
             )
             yield f"REVOKE ALL ON FUNCTION {check} FROM PUBLIC"
         body = self._body(event, table, spec, self._of_ours(name) if column_check else "")
@@ -108,7 +109,8 @@ class PostgreSQLTriggerSQL(Triggers):
         )
         yield f"REVOKE ALL ON FUNCTION {function} FROM PUBLIC"
         yield (
-            f"CREATE OR REPLACE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
+            f"CREATE OR REPLACE TRIGGER {self.name(name)} "
+            f"AFTER {event.upper()} ON {self.name(table)} "
             f"{TRANSITIONS[event]} FOR EACH STATEMENT EXECUTE FUNCTION {function}"
         )
 
@@ -174,8 +176,9 @@ class PostgreSQLTriggerSQL(Triggers):
         )
         now = "(pg_identify_object_as_address('pg_class'::regclass, $1, attnum)).object_names[3]"
         return (
-            f"(SELECT count(*) FROM pg_attribute WHERE attrelid = $1 AND ({column_checks}) AND attname = {now}) "
-            f"= {len(named)} AND pg_relation_filenode($1) = (SELECT relfilenode FROM pg_class WHERE oid = $1)"
+            f"(SELECT count(*) FROM pg_attribute "
+            f"WHERE attrelid = $1 AND ({column_checks}) AND attname = {now}) = {len(named)} "
+            f"AND pg_relation_filenode($1) = (SELECT relfilenode FROM pg_class WHERE oid = $1)"
         )
 
     def _columns(self, *names: str) -> str:
@@ -203,8 +206,10 @@ class PostgreSQLTriggerSQL(Triggers):
         values = ", ".join(f"{self._text(link)} AS {self.name(link)}" for link in links)
         return (
             f"WITH matviews_links AS MATERIALIZED (SELECT {values} "
-            f"FROM (SELECT DISTINCT {distinct} FROM {rows} LIMIT {MAX_DISTINCT_CHANGES + 1}) matviews_distinct), "
-            f"matviews_size AS (SELECT count(*) AS n, max(greatest({', '.join(sizes)})) AS longest, "
+            f"FROM (SELECT DISTINCT {distinct} FROM {rows} LIMIT {MAX_DISTINCT_CHANGES + 1}) "
+            f"matviews_distinct), "
+            f"matviews_size AS (SELECT count(*) AS n, "
+            f"max(greatest({', '.join(sizes)})) AS longest, "
             f"sum({' + '.join(sizes)}) AS size FROM matviews_links) "
             f"{log} {self._columns('table', 'count', 'links')} SELECT {text}, n, "
             f"CASE WHEN n > {MAX_DISTINCT_CHANGES} THEN {self._json(TOO_MANY)} "
@@ -276,10 +281,11 @@ class PostgreSQLTriggerSQL(Triggers):
         with self.connection.cursor() as cursor:
             cursor.execute(  # no row, if no table can have the name
                 "SELECT n.nspname, c.relname, a.attname, CASE WHEN t.typnamespace = "
-                "'pg_catalog'::pg_catalog.regnamespace::pg_catalog.oid THEN t.typname ELSE '' END FROM pg_class c "
-                "JOIN pg_namespace n ON n.oid = c.relnamespace "
+                "'pg_catalog'::pg_catalog.regnamespace::pg_catalog.oid THEN t.typname ELSE '' END "
+                "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
                 "LEFT JOIN (pg_attribute a JOIN pg_type t ON t.oid = a.atttypid) "
-                "ON a.attrelid = c.oid AND a.attnum > 0 WHERE c.oid = pg_catalog.to_regclass(%s)::pg_catalog.oid",
+                "ON a.attrelid = c.oid AND a.attnum > 0 "
+                "WHERE c.oid = pg_catalog.to_regclass(%s)::pg_catalog.oid",
                 [regclass(self.name(table))],
             )
             rows = cursor.fetchall()

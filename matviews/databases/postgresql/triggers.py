@@ -41,12 +41,12 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
         found: dict[str, dict[str, str]] = {}
         with self.connection.cursor() as cursor:
             cursor.execute(
-                f"SELECT n.nspname, c.relname, pg_catalog.pg_table_is_visible(c.oid), t.tgname, {self.identity} "
-                "FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
+                f"SELECT n.nspname, c.relname, pg_catalog.pg_table_is_visible(c.oid), t.tgname, "
+                f"{self.identity} FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
                 "JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_proc p ON p.oid = t.tgfoid "
                 "JOIN pg_namespace s ON s.oid = p.pronamespace "
-                f"WHERE s.nspname = %s AND t.tgname {LIKE} %s AND t.tgenabled IN ('O', 'A') AND {LOGS} "
-                "AND p.proname = t.tgname AND p.pronargs = 0",
+                f"WHERE s.nspname = %s AND t.tgname {LIKE} %s AND t.tgenabled IN ('O', 'A') "
+                f"AND {LOGS} AND p.proname = t.tgname AND p.pronargs = 0",
                 [self._schema, *self.NAME_PATTERN, self.log],
             )
             for schema, table, visible, name, made in cursor.fetchall():
@@ -58,8 +58,9 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
     def installed_sql(self, table: str) -> str:
         """Planning the query of `installed_triggers` would take longer than the rest."""
         return (
-            f"(SELECT pg_catalog.string_agg({self.identity}, ' ') FROM pg_trigger t WHERE t.tgrelid = "
-            f"(SELECT pg_catalog.to_regclass(CASE WHEN {table} {LIKE} '\"%%\"' THEN {table}::pg_catalog.text "
+            f"(SELECT pg_catalog.string_agg({self.identity}, ' ') FROM pg_trigger t "
+            f"WHERE t.tgrelid = (SELECT pg_catalog.to_regclass(CASE "
+            f"WHEN {table} {LIKE} '\"%%\"' THEN {table}::pg_catalog.text "
             f"ELSE pg_catalog.concat('\"', {table}, '\"') END)::pg_catalog.oid) "
             f"AND t.tgname {LIKE} %s AND t.tgenabled IN ('O', 'A'))"
         )
@@ -87,8 +88,9 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
         """The functions of our triggers, their arguments, and whether any role may call them."""
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT p.proname, p.proargtypes::pg_catalog.text, EXISTS (SELECT 1 FROM "
-                "pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) a "
+                "SELECT p.proname, p.proargtypes::pg_catalog.text, EXISTS (SELECT 1 "
+                "FROM pg_catalog.aclexplode("
+                "coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) a "
                 "WHERE a.grantee = 0) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace "
                 f"WHERE n.nspname = %s AND p.proname {LIKE} %s "
                 f"AND ({LOGS} OR pg_catalog.pg_has_role(p.proowner, 'USAGE'))",
@@ -125,9 +127,11 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
         faults = dict.fromkeys(tables, MISSING)
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT given.name, CASE WHEN c.relkind NOT IN ('r', 'p') OR c.relpersistence = 't' "
-                "THEN %s WHEN c.relpersistence = 'u' THEN %s WHEN c.relkind = 'p' OR EXISTS "
-                "(SELECT 1 FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)) THEN %s END "
+                "SELECT given.name, "
+                "CASE WHEN c.relkind NOT IN ('r', 'p') OR c.relpersistence = 't' THEN %s "
+                "WHEN c.relpersistence = 'u' THEN %s "
+                "WHEN c.relkind = 'p' OR EXISTS (SELECT 1 FROM pg_inherits i "
+                "WHERE c.oid IN (i.inhrelid, i.inhparent)) THEN %s END "
                 "FROM unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) given (name, quoted) "
                 "JOIN pg_class c ON c.oid = pg_catalog.to_regclass(given.quoted)::pg_catalog.oid",
                 [NOT_ORDINARY, UNLOGGED, FAMILY, names, list(map(self.name, names))],

@@ -44,7 +44,8 @@ class SQLite(Dialect):
         marks = ", ".join(["%s"] * len(tables))
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT t.name, c.name, c.type, t.sql FROM sqlite_master t, pragma_table_xinfo(t.name) c "
+                "SELECT t.name, c.name, c.type, t.sql "
+                "FROM sqlite_master t, pragma_table_xinfo(t.name) c "
                 f"WHERE t.type = 'table' AND t.name IN ({marks})",
                 list(tables),
             )

@@ -77,7 +77,8 @@ class SQLiteTriggers(Triggers):
         if not names:
             return self._json([[]])
         inexact = " OR ".join(
-            f"typeof({name}) IN ('real', 'blob') OR (typeof({name}) = 'text' AND instr({name}, char(0)))"
+            f"typeof({name}) IN ('real', 'blob') "
+            f"OR (typeof({name}) = 'text' AND instr({name}, char(0)))"
             for name in names
         )
         sizes = " + ".join(
@@ -100,7 +101,8 @@ class SQLiteTriggers(Triggers):
         marks = ", ".join(["%s"] * len(tables))
         with self.connection.cursor() as cursor:
             cursor.execute(
-                f"SELECT name, sql FROM sqlite_master WHERE tbl_name IN ({marks}) AND type = 'trigger'",
+                f"SELECT name, sql FROM sqlite_master "
+                f"WHERE tbl_name IN ({marks}) AND type = 'trigger'",
                 list(tables),
             )
             triggers = {name: sql for name, sql in cursor.fetchall() if NAME_REGEX.fullmatch(name)}

@@ -11,7 +11,7 @@ __all__ = ["Command"]
 
 
 class Command(dumpdata.Command):
-    """Omits the bookkeeping of matviews, including the secret of its log, unless a model is named."""
+    """Omits matviews' bookkeeping, including the secret of its log, unless a model is named."""
 
     def handle(self, *app_labels: str, **options: Any) -> None:
         """Add the bookkeeping to `--exclude`."""

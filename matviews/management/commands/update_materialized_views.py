@@ -36,11 +36,12 @@ class Command(BaseCommand):
     """`update_materialized_views`: the same batches as the workers', here or through the broker."""
 
     help = (
-        "Bring materialized views up to date, in this process. Without --models: every view that is "
-        "enabled, not paused and included in a refresh of all views. Workers may refresh the same "
-        "views meanwhile. Ctrl-C or SIGTERM stops between batches, and the next run continues; a "
-        "second one interrupts the batch. Exit status: 0 all succeeded; 1 a view failed, is not on "
-        "time, has changes pending or differs; 2 the options are invalid; 130 or 143 stopped."
+        "Bring materialized views up to date, in this process. Without --models: every view that "
+        "is enabled, not paused and included in a refresh of all views. Workers may refresh the "
+        "same views meanwhile. Ctrl-C or SIGTERM stops between batches, and the next run "
+        "continues; a second one interrupts the batch. Exit status: 0 all succeeded; 1 a view "
+        "failed, is not on time, has changes pending or differs; 2 the options are invalid; 130 or "
+        "143 stopped."
     )
     requires_system_checks = ()  # an invalid view fails alone; the others are refreshed
 
@@ -52,8 +53,8 @@ class Command(BaseCommand):
         """Run the action that the options name.
 
         Raises:
-            CommandError: a view failed, is not on time, differs or cannot be refreshed, or the command was
-                stopped. It has the exit status.
+            CommandError: a view failed, is not on time, differs or cannot be refreshed, or the
+                command was stopped. It has the exit status.
         """
         output = Output(
             self,

@@ -76,4 +76,5 @@ def dependency_faults(definition: ViewDefinition, key: int) -> Iterator[str]:
             if model is definition.model:
                 yield f"{name}: a view does not depend on itself"
             if wrong:
-                yield f"{name}: {len(on or ())} fields cannot be the key, which has {key}"  # type: ignore[arg-type]
+                count = len(on or ())  # type: ignore[arg-type]
+                yield f"{name}: {count} fields cannot be the key, which has {key}"

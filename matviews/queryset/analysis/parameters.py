@@ -24,7 +24,8 @@ def parameter_text(param: Any, *, with_dates: bool = True) -> str:
     Without `with_dates`, dates and times are left out; some databases receive them as strings.
     """
     if isinstance(param, Enum):
-        return f"{type(param).__qualname__}.{param.name}={parameter_text(param.value, with_dates=with_dates)}"
+        value = parameter_text(param.value, with_dates=with_dates)
+        return f"{type(param).__qualname__}.{param.name}={value}"
     if isinstance(param, str):
         return repr(str.__str__(param)) if with_dates or not DATE_LITERAL.fullmatch(param) else ""
     if isinstance(param, (date, time)):

@@ -49,7 +49,8 @@ def read_query(definition: ViewDefinition, using: str) -> SourceQuery:
         )  # fmt: skip
     if rows._db not in (None, using):
         raise _invalid(
-            model, "W118", f"source() reads the database {rows._db!r}, but the view is in {using!r}.",
+            model, "W118",
+            f"source() reads the database {rows._db!r}, but the view is in {using!r}.",
             "Remove .using(): one statement reads the source and writes the view.",
         )  # fmt: skip
     try:
@@ -96,7 +97,8 @@ def read_source(definition: ViewDefinition, query: SourceQuery) -> Source:
     except NotUnderstood as error:
         raise _invalid(
             definition.model, "W115", f"the columns of source() cannot be read: {error}",
-            "Leave out what a library adds to it, or wrap that in an expression with an output_field.",
+            "Leave out what a library adds to it, or wrap that in an expression with an "
+            "output_field.",
         ) from error  # fmt: skip
     problems += problems_of_query(source)
     if problems:
@@ -186,7 +188,8 @@ def _key(definition: ViewDefinition, columns: Sequence[Column]) -> tuple[Column,
     names = ", ".join(field.name for field in fields)
     if missing := [field.name for field in fields if field not in by_field]:
         raise _invalid(
-            model, "W117", f"source() has no column for {', '.join(missing)}, part of the key ({names}).",
+            model, "W117",
+            f"source() has no column for {', '.join(missing)}, part of the key ({names}).",
             "Add it to .values(...), or name another key in MatviewMeta.key.",
         )  # fmt: skip
     for field in fields:
@@ -207,8 +210,8 @@ def _no_key(field: AnyField) -> tuple[str, str]:
         f"nulls_distinct=False."
     )
     hint = (
-        f"Use {field.name}=Coalesce(..., a value) in source(), and remove null=True: rows with a NULL "
-        f"key are left out of the view."
+        f"Use {field.name}=Coalesce(..., a value) in source(), and remove null=True: rows with a "
+        f"NULL key are left out of the view."
     )
     return fault, hint
 
@@ -232,14 +235,16 @@ def _key_fields(definition: ViewDefinition) -> tuple[AnyField, ...]:
     by_name = {name: f for f in model._meta.concrete_fields for name in (f.name, f.attname)}
     if unknown := [name for name in named if name not in by_name]:
         raise _invalid(
-            model, "W117", f"MatviewMeta.key names {', '.join(unknown)}, but the view has no such field.",
+            model, "W117",
+            f"MatviewMeta.key names {', '.join(unknown)}, but the view has no such field.",
             f"The fields are {', '.join(field.name for field in model._meta.concrete_fields)}.",
         )  # fmt: skip
     fields = tuple(by_name[name] for name in named)
     if frozenset(fields) not in map(frozenset, unique):
         raise _invalid(
             model, "W117", f"no unique constraint covers its key ({', '.join(named)}).",
-            f"Add a UniqueConstraint over these fields{f'; there is one over {shown}' * bool(shown)}.",
+            f"Add a UniqueConstraint over these fields"
+            f"{f'; there is one over {shown}' * bool(shown)}.",
         )  # fmt: skip
     return fields
 

@@ -89,8 +89,8 @@ def _raw_problems(source: Source) -> Iterator[CheckMessage]:
         yield source_fault(
             source.model, "W119",
             "source() contains raw SQL, so its tables are unknown.",
-            "Name their models in MatviewMeta.depends_on, or {} if the SQL reads only tables of the "
-            "queryset; or set MatviewMeta.tracking = False.",
+            "Name their models in MatviewMeta.depends_on, or {} if the SQL reads only tables of "
+            "the queryset; or set MatviewMeta.tracking = False.",
         )  # fmt: skip
 
 

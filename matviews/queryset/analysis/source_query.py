@@ -282,7 +282,9 @@ class SourceQuery:
             return None
         given: Any = () if self.query.group_by is True else self.query.group_by
         explicit = [
-            self.query.annotations[expression.refs] if isinstance(expression, Ref) else expression  # type: ignore[attr-defined]
+            self.query.annotations[expression.refs]  # type: ignore[attr-defined]
+            if isinstance(expression, Ref)
+            else expression
             for expression in given
         ]
         selected = [
@@ -330,7 +332,9 @@ class SourceQuery:
 def _evaluated(params: Iterable[Any]) -> tuple[Any, ...]:
     """Parameters without lazy texts, which would depend on the active language."""
     return tuple(
-        param._proxy____cast() if isinstance(param, Promise) else param  # type: ignore[attr-defined]
+        param._proxy____cast()  # type: ignore[attr-defined]
+        if isinstance(param, Promise)
+        else param
         for param in params
     )
 

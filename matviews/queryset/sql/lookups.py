@@ -211,8 +211,8 @@ def dependency_keys(
             return {as_key(fields, key, using) for key in islice(found, limit)}
     except ValueError as error:
         raise InvalidView(
-            f"{source.definition.label}: MatviewMeta.depends_on of {dependency.model._meta.label} returned "
-            f"an invalid key: {error}"
+            f"{source.definition.label}: MatviewMeta.depends_on of {dependency.model._meta.label} "
+            f"returned an invalid key: {error}"
         ) from error
 
 

@@ -138,7 +138,8 @@ class Statements:
         order = ", ".join(f"{name} DESC" for name in qualified(KEYS, self.key))
         row = self._row(
             SQL(
-                f"WITH {KEYS} ({', '.join(self.key)}) AS ({keys.text}) SELECT {', '.join(self.exact)}, "
+                f"WITH {KEYS} ({', '.join(self.key)}) AS ({keys.text}) "
+                f"SELECT {', '.join(self.exact)}, "
                 f"(SELECT COUNT(*) FROM {KEYS}), {has_missing}, {advances.text} "
                 f"FROM {KEYS} ORDER BY {order} LIMIT 1",
                 (*keys.params, *advances.params),
@@ -150,8 +151,8 @@ class Statements:
         if not is_advancing:
             after = f" after {shown(low)}" if low else ""
             raise NotAdvancing(
-                f"the database returns the key {shown(high)}{after}, but does not find it there again: "
-                f"check the type, collation and index of its columns."
+                f"the database returns the key {shown(high)}{after}, but does not find it there "
+                f"again: check the type, collation and index of its columns."
             )
         return NextKeys(tuple(high) if found == count else None, found, bool(is_missing))
 

@@ -64,12 +64,12 @@ def _sentence(violation: Violation, source: Source) -> str:
     if violation.kind is ConstraintKind.TOO_LONG:
         column = "".join(f"column {name} of " for name in _field_names(violation.columns, source))
         return (
-            f"A value of source() is too long for {column}{label}: increase the field's max_length, or "
-            f"shorten the value in source(), with Left()."
+            f"A value of source() is too long for {column}{label}: increase the field's "
+            f"max_length, or shorten the value in source(), with Left()."
         )
     return (
-        f"The row violates the constraint {violation.name} of {label}: leave such rows out of source(), "
-        f"or change the constraint."
+        f"The row violates the constraint {violation.name} of {label}: leave such rows out of "
+        f"source(), or change the constraint."
     )
 
 
@@ -94,13 +94,13 @@ def _null_sentence(violation: Violation, source: Source) -> str:
     field = next((f for f in source.model._meta.concrete_fields if f.column == column), None)
     if field is None:
         return (
-            f"The table of {label} has a NOT NULL column {column} that the model does not have: run "
-            f"manage.py makemigrations and migrate."
+            f"The table of {label} has a NOT NULL column {column} that the model does not have: "
+            f"run manage.py makemigrations and migrate."
         )
     if all(column.field is not field for column in source.columns):
         return (
-            f"source() has no column for the field {field.name} of {label}, and the database has no "
-            f"default for it: run manage.py makemigrations and migrate, or add it to source()."
+            f"source() has no column for the field {field.name} of {label}, and the database has "
+            f"no default for it: run manage.py makemigrations and migrate, or add it to source()."
         )
     return (
         f"Column {field.name} of {label} is NULL, but the field is NOT NULL: use default=0 or "

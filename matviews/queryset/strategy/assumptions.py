@@ -93,7 +93,8 @@ def _fault(column: Compared, type_name: str, collation: str, dialect: Dialect) -
     name = f"{column.table}.{column.column}"
     if dialect.kind(type_name) != dialect.kind_of(column.field):
         of_model = value_field(column.field).rel_db_type(dialect.connection)
-        return f"{name} is {type_name or 'without a type'} in the database, but {of_model} in its model"
+        theirs = type_name or "without a type"
+        return f"{name} is {theirs} in the database, but {of_model} in its model"
     of_model = column.field.db_parameters(dialect.connection).get("collation") or ""
     if not dialect.same_collation(of_model, collation):
         collations = (each_ or "the default" for each_ in (collation, of_model))

@@ -80,7 +80,8 @@ def choose_strategy(source: Source) -> Strategy:
             incremental_obstacle=next(_incremental_obstacles(source), ""),
         )
     places = [column_of(column.expression) for column in source.key]
-    alias, fields = places[0][0], tuple(field for _alias, field in places)  # type: ignore[index,misc]
+    alias = places[0][0]  # type: ignore[index]
+    fields = tuple(field for _alias, field in places)  # type: ignore[misc]
     table = next(joined.table for joined in source.query.tables if joined.alias == alias)
     model = model_of_table(table)
     assert model is not None  # `_windowing_obstacles` has asked
@@ -110,8 +111,8 @@ def inexact_key_obstacles(source: Source) -> Iterator[str]:
     for column in source.key:
         if not exact_values([column.field], "", dialect):
             yield (
-                f"key field {column.name} is {dialect.kind_of(column.field)}, which has no exact text "
-                f"form, so all keys are one batch"
+                f"key field {column.name} is {dialect.kind_of(column.field)}, which has no exact "
+                f"text form, so all keys are one batch"
             )
 
 
@@ -188,6 +189,9 @@ def _computed_key_obstacles(column: Column, source: Source) -> Iterator[str]:
         return
     known = kind in COMPUTED or (kind == DATETIME and is_truncated(expression))
     if not known or kind != family(expression.output_field):
-        yield f"key field {column.name} is computed, but is not a whole number, UUID, date or truncated datetime"
+        yield (
+            f"key field {column.name} is computed, but is not a whole number, UUID, date or "
+            f"truncated datetime"
+        )
     if any(table.outer for table in source.query.tables if table.alias in aliases):
         yield f"key field {column.name} is computed from a table that may have no matching row"
