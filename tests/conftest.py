@@ -123,7 +123,7 @@ def quick_flush() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_reading_of_the_clock() -> Iterator[None]:
-    """A process reads the database's clock once a minute: a statement that a count may meet or not."""
+    """Read the database's clock once: a reading every minute would upset counts of statements."""
     from matviews.databases import clock
 
     with pytest.MonkeyPatch.context() as patch:
@@ -149,7 +149,7 @@ def django_db_setup(
 
 
 def _commit_without_waiting_for_the_disk() -> None:
-    """No test takes the power from the server, and each process of the run has the same database."""
+    """No test cuts the server's power, and each process of the run has the same database."""
     from django.db import connection
 
     if connection.vendor == "postgresql":
@@ -170,7 +170,8 @@ def _nothing_left(request: pytest.FixtureRequest, django_db_blocker: Any) -> Ite
         with django_db_blocker.unblock():
             changes.remove(engine.alias())
             engine.sweep_stages()
-            Change.objects.all().delete()  # to empty a table is logged, where the log was emptied first
+            # To empty a table is logged, where the log was emptied first.
+            Change.objects.all().delete()
 
 
 @pytest.fixture

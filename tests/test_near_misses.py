@@ -1,4 +1,4 @@
-"""Classes that are nearly views, and names that are nearly those that are read: one sentence each."""
+"""Classes that are nearly views, and names nearly like those that are read: a sentence each."""
 
 import gc
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""No value of a row gets into a text that is stored, logged or sent unless the setting allows it."""
+"""No row value gets into a text that is stored, logged or sent unless the setting allows it."""
 
 import logging
 import re
@@ -225,7 +225,10 @@ class TestValues:
         error = Refresh.objects.get().error
         names = {
             twice: ["the same key (mail)"], second_unique: ["other"], checked: ["made_nobody"],
-            converted: ["made_null", "number", "invalid text representation", "incorrect value"], by_hook: ["mail"],
+            converted: [
+                "made_null", "number", "invalid text representation", "incorrect value",
+            ],
+            by_hook: ["mail"],
         }[make]  # fmt: skip
         assert any(name in error for name in names), error
 
@@ -250,8 +253,9 @@ def test_what_a_trigger_of_the_project_raises_about_a_row(
     table = view._meta.db_table
     function = (
         f"CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-        f"RAISE EXCEPTION USING ERRCODE = '{code}', MESSAGE = 'no ' || NEW.mail, DETAIL = NEW.mail, "
-        f"CONSTRAINT = NEW.mail, COLUMN = NEW.mail, TABLE = NEW.mail, DATATYPE = NEW.mail; END $$"
+        f"RAISE EXCEPTION USING ERRCODE = '{code}', MESSAGE = 'no ' || NEW.mail, "
+        f"DETAIL = NEW.mail, CONSTRAINT = NEW.mail, COLUMN = NEW.mail, TABLE = NEW.mail, "
+        f"DATATYPE = NEW.mail; END $$"
     )
     trigger = (
         f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()"
@@ -281,8 +285,11 @@ def test_what_a_hook_raises_is_kept_but_not_what_the_database_said_before(
             raise ValueError("Bob is mine") from error
 
     view = model(
-        "Made", bases=(MaterializedView, models.Model), mail=models.CharField(max_length=200, unique=True),
-        **view_classes.six_hooks(needs_insert=classmethod(lambda cls: True), do_insert=classmethod(fail)),
+        "Made",
+        bases=(MaterializedView, models.Model), mail=models.CharField(max_length=200, unique=True),
+        **view_classes.six_hooks(
+            needs_insert=classmethod(lambda cls: True), do_insert=classmethod(fail)
+        ),
     )  # fmt: skip
     with made(view), override_settings(MATVIEWS={"VALUES_IN_ERRORS": allowed}):
         said = failure(view, caplog)
@@ -324,7 +331,8 @@ def nested(depth: int) -> list[Any]:
 @pytest.mark.parametrize(
     "value",
     [
-        "x" * 5_000_000, b"x" * 5_000_000, 10**1_000_000, ["x" * 10**6] * 100, {"x" * 10**6: "y" * 10**6},
+        "x" * 5_000_000, b"x" * 5_000_000, 10**1_000_000,
+        ["x" * 10**6] * 100, {"x" * 10**6: "y" * 10**6},
         nested(100_000), Hostile(), float("nan"), "\x1b[31m\nspoofed=yes\r", "\ud800\0",
     ],
     ids=lambda value: type(value).__name__,

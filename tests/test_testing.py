@@ -1,4 +1,4 @@
-"""`matviews.testing` in the tests of a project: within `TestCase` and pytest-django's `django_db`, and without."""
+"""`matviews.testing` in a project's tests: within `TestCase` and `django_db`, and without."""
 
 from collections.abc import Iterator
 from typing import Any

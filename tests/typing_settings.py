@@ -1,4 +1,4 @@
-"""Settings for mypy's Django plugin alone: those of the tests, and the apps of the example and the benchmark."""
+"""Settings for mypy's Django plugin alone: the tests', and the apps of example and benchmark."""
 
 import sys
 from pathlib import Path

@@ -115,7 +115,8 @@ def listed(client: Client, query: str = "") -> list[str]:
 class TestList:
     @pytest.mark.database
     def test_what_needs_a_person_comes_first(self, admin_client: Client) -> None:
-        # given views that failed, whose changes are not logged, that are behind, paused, ready, and one that the code has no more
+        # given views that failed, whose changes are not logged, that are behind, paused, ready, and
+        # one that the code no longer has
         with fault(Walked, "do_insert", "raise"):
             add_items(1)
             run(Walked)

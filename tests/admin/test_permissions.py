@@ -1,4 +1,4 @@
-"""Who may do what in the admin: every address of ours, found in the urlconf, for each kind of user."""
+"""Who may do what in the admin: each of our addresses in the urlconf, for each kind of user."""
 
 import re
 from collections.abc import Iterator

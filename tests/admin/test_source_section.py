@@ -1,4 +1,4 @@
-"""What the admin tells of views with a `source()`: path, verification, changed definitions, progress."""
+"""What the admin says of views with a `source()`: path, verification, new definition, progress."""
 
 import re
 from typing import Any

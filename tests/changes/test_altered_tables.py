@@ -1,4 +1,4 @@
-"""Tables that plain SQL alters, without migrate: whoever writes to them writes, and no change is lost."""
+"""Tables that plain SQL alters, without migrate: writers can write, and no change is lost."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -179,7 +179,7 @@ def _known() -> Iterator[Run]:
 
 @contextmanager
 def _prepared() -> Iterator[Run]:
-    """A session whose statements were prepared before the table is altered, where they are the same still."""
+    """A session that prepared its statements before the table is altered, if they stay the same."""
     with _known() as run:
         numbers = {}
         for number, statement in enumerate(_writes("id").values()):
@@ -303,7 +303,8 @@ TEXTS: dict[str, dict[str, tuple[str, bool]]] = {
 def test_a_key_that_is_another_kind_of_text(name: str) -> None:
     clause, keyed = TEXTS[connection.vendor][name]
     rows = model(
-        "Rows", id=models.CharField(max_length=9, primary_key=True), n=models.IntegerField(null=True),
+        "Rows",
+        id=models.CharField(max_length=9, primary_key=True), n=models.IntegerField(null=True),
         meta={"db_table": "made_rows", "managed": False},
     )  # fmt: skip
     view = derived_view(

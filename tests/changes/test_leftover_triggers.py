@@ -1,4 +1,4 @@
-"""PostgreSQL: what is left of triggers whose table somebody has dropped, or that somebody has switched off."""
+"""PostgreSQL: what is left of triggers that were switched off, or whose table was dropped."""
 
 from collections.abc import Callable
 

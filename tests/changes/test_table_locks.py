@@ -1,4 +1,7 @@
-"""Triggers are made and removed while a writer's transaction is open: table by table, and nobody waits for us."""
+"""Triggers are made and removed table by table while a writer's transaction is open.
+
+Nobody waits for us.
+"""
 
 import threading
 import time

@@ -1,4 +1,7 @@
-"""Tables whose names are nearly the same, or say where they are: kept apart, and tracked where that can be."""
+"""Tables whose names are nearly the same, or say where they are.
+
+They are kept apart, and tracked where that is possible.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -80,7 +83,10 @@ class TestSchemas:
             f"CREATE TABLE public.item {COLUMNS}", 'CREATE SCHEMA "Made Other"',
             f'CREATE TABLE "Made Other"."It\'em" {COLUMNS}', f'CREATE TABLE "odd""na.me" {COLUMNS}',
             f'CREATE TABLE "Made Other"."""q""" {COLUMNS}',
-            undone=("DROP SCHEMA made_legacy CASCADE", 'DROP SCHEMA "Made Other" CASCADE', "DROP TABLE public.item", 'DROP TABLE "odd""na.me"'),
+            undone=(
+                "DROP SCHEMA made_legacy CASCADE", 'DROP SCHEMA "Made Other" CASCADE',
+                "DROP TABLE public.item", 'DROP TABLE "odd""na.me"',
+            ),
         ):  # fmt: skip
             yield
 
@@ -124,8 +130,9 @@ class TestSchemas:
         assert not TrackedTable.objects.exists()
 
     @pytest.mark.parametrize("name", [
-        "nothing", 'made_legacy"."nothing', '"made_legacy"."nothing"', "made_legacy.item", 'nothing"."item',
-        'odd"name', 'odd""name', '"', '""', '"odd', 'odd"', 'a"."', '"."b', '""."b"', 'a"".""b', 'a"."b"."c"."d',
+        "nothing", 'made_legacy"."nothing', '"made_legacy"."nothing"', "made_legacy.item",
+        'nothing"."item', 'odd"name', 'odd""name', '"', '""', '"odd', 'odd"', 'a"."', '"."b',
+        '""."b"', 'a"".""b', 'a"."b"."c"."d',
         " ", ".", "'", "\\", "%s", "\ud800", "nu\0l", "x" * 63, 'ä"."b',
     ])  # fmt: skip
     def test_a_table_that_is_not_there(self, name: str) -> None:
@@ -175,7 +182,9 @@ def test_a_table_of_another_database_is_a_full_refresh_that_says_so() -> None:
         faults = changes.install(engine.alias())
 
         assert faults == {
-            name: "its name includes a database, and triggers work in the connection's database only"
+            name: (
+                "its name includes a database, and triggers work in the connection's database only"
+            )
         }
         for number in (1, 2):
             execute(f"INSERT INTO {database}.item VALUES ({number}, 1)")

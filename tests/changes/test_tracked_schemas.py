@@ -1,4 +1,4 @@
-"""Change tracking among traps of other people's schemas: names, keys, managers, rights, migrations."""
+"""Change tracking and traps of others' schemas: names, keys, managers, rights, migrations."""
 
 # ruff: noqa: N806 - variables that are models
 
@@ -70,7 +70,7 @@ def install() -> None:
 
 
 def keys_of(view: type[Any], *writes: Callable[[], object]) -> list[int]:
-    """How many keys a refresh looks at after each of some writes; the view equals its source then."""
+    """How many keys a refresh looks at after each write, and then the view equals its source."""
     counts = []
     refreshed(view)
     for write in writes:
@@ -421,7 +421,7 @@ class TestWhatComesAndGoes:
 
     @without_sqlite
     def test_two_processes_that_install_at_once(self) -> None:
-        """One may fail, and says so; no view believes more than is logged, and the next install mends it."""
+        """One may fail, and says so; views trust only what is logged; the next install mends it."""
         several = [model(f"Rows{each}", n=number()) for each in range(3)]
         views = [copy_of(rows) for rows in several]
         with made(*several, *views):

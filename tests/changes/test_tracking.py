@@ -1,4 +1,4 @@
-"""Change tracking: what changes a view's tables is seen, by whatever way; what changes nothing costs nothing."""
+"""Change tracking: changes are seen whatever makes them; what changes nothing costs nothing."""
 
 import json
 import threading
@@ -360,7 +360,10 @@ class TestTransactionsBetweenTransactions:
     def test_what_was_changed_before_a_request_is_not_left_to_the_next(
         self, settled: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The request comes while a batch for an earlier one moves the log, and may be settled before that goes on."""
+        """The request comes while a batch for an earlier one moves the log.
+
+        It may be settled before that batch goes on.
+        """
         at_rest(CustomerTotal)
         order(1)
         refresh = engine.request(CustomerTotal)
@@ -590,7 +593,8 @@ class TestWhatForcesAFullPass:
         at_rest(CustomerTotal)
         CustomerTotal.query = Query(money=1)
         engine.request(CustomerTotal, batch_size=1, phases=[Phase.UPDATE])
-        engine.run_batch(engine.close_finished(shard_of(CustomerTotal).pk).message)  # type: ignore[arg-type]
+        message = engine.close_finished(shard_of(CustomerTotal).pk).message
+        engine.run_batch(message)  # type: ignore[arg-type]
         CustomerTotal.query = Query()
 
         inline.drain([shard_of(CustomerTotal).pk])
@@ -625,7 +629,9 @@ class TestWhatForcesAFullPass:
 
         assert why(CustomerTotal) == f"no triggers log all changes of {table}"
         assert why(CustomerTotal) == f"no triggers log all changes of {table}"
-        assert problems() == [f"The triggers on {table} (read by {readers(table)}) are out of date."]  # fmt: skip
+        assert problems() == [
+            f"The triggers on {table} (read by {readers(table)}) are out of date."
+        ]
         changes.install(engine.alias())
 
         assert problems() == []
@@ -644,7 +650,12 @@ class TestWhatForcesAFullPass:
         dialect.execute(dialect.create(table, spec))
 
         assert not CustomerTotal.is_fresh()
-        assert problems() == [f"The triggers on {table} (read by {readers(table)}) are not the ones that matviews recorded."]  # fmt: skip
+        assert problems() == [
+            (
+                f"The triggers on {table} (read by {readers(table)}) "
+                f"are not the ones that matviews recorded."
+            )
+        ]
         reasons = [each.full_refresh_reason for each in run(CustomerTotal).runs.order_by("pk")]
         assert reasons[0] == f"no triggers log all changes of {table}"
         assert "" not in reasons
@@ -813,7 +824,7 @@ class TestKeys:
         assert refresh.runs.get().full_refresh_reason == "all keys were marked as dirty"
 
     def test_a_phase_that_ends_late_leaves_no_key_to_nobody(self) -> None:
-        # given a first build of which the last phase is to come: it leaves out what the first has filled
+        # given a first build whose last phase is to come: it leaves out what the first has filled
         first = engine.request(CustomerTotal)
         for _phase in (Phase.INSERT, Phase.UPDATE):
             engine.run_batch(due(CustomerTotal))
@@ -925,7 +936,7 @@ class TestKeys:
 
     @pytest.mark.skipif(connection.vendor != "postgresql", reason="the others read any text")
     def test_a_value_that_cannot_be_read_is_a_full_pass(self) -> None:
-        """As of a column that had another type: a refresh that failed over it must not do so for ever."""
+        """Such as one of a column with another type: a refresh must not fail over it for ever."""
         at_rest(DayStatus)
         order(1, shipped_on=date(2024, 2, 29), status="x")
         entry = Change.objects.get(table=Order._meta.db_table)
@@ -1019,7 +1030,9 @@ class TestMigrations:
         options = {"using": engine.alias(), "verbosity": 0, "interactive": False}
         sender = real_apps.get_app_config("matviews")
 
-        pre_migrate.send(sender, app_config=sender, apps=real_apps, plan=[(migration, False)], **options)  # fmt: skip
+        pre_migrate.send(
+            sender, app_config=sender, apps=real_apps, plan=[(migration, False)], **options
+        )
 
         assert {
             tuple(each) for each in TrackedTable.objects.values_list("triggers", flat=True)
@@ -1038,7 +1051,9 @@ class TestMigrations:
         options = {"using": engine.alias(), "verbosity": 0, "interactive": False}
         sender = real_apps.get_app_config("matviews")
 
-        pre_migrate.send(sender, app_config=sender, apps=real_apps, plan=[(migration, False)], **options)  # fmt: skip
+        pre_migrate.send(
+            sender, app_config=sender, apps=real_apps, plan=[(migration, False)], **options
+        )
         post_migrate.send(sender, app_config=sender, **options)
 
         assert batches(CustomerTotal) == 0
@@ -1208,7 +1223,8 @@ class TestKeysOfSeveralTables:
 
         # In the last hour of summer time, and the first after it.
         for hour, keys_scanned in ((0, 1), (1, 1), (23, 1)):
-            Order.objects.update(placed_at=datetime(2024, 11, 3, hour, 59, 59, 999999))  # noqa: DTZ001
+            last = datetime(2024, 11, 3, hour, 59, 59, 999999)  # noqa: DTZ001
+            Order.objects.update(placed_at=last)
             assert self.keys_looked_at(DayRegion) == keys_scanned
 
     @pytest.mark.parametrize(
@@ -1244,7 +1260,7 @@ class TestKeysOfSeveralTables:
         for slot in range(4, 10):
             order(4 if slot == 9 else 3, slot=slot)
         SlotRegion.mark_dirty()
-        # Given a refresh that has begun to insert, and one that will have to delete before that ends
+        # Given a refresh that has begun to insert, and one that must delete before that ends
         for phases in ([Phase.UPDATE, Phase.DELETE], list(Phase)):
             refresh = engine.request(SlotRegion, phases=phases, batch_size=1)
             while refresh.pk not in stages(engine.alias()):
@@ -1318,15 +1334,33 @@ class TestCommand:
         told = [line for line in capsys.readouterr().out.splitlines() if "change" in line]
         assert told == [
             "  changes of shapes_customer (id, region_id): keys, from region_id; logged",
-            "  changes of shapes_order (customer_id, id, paid, price, quantity): keys, from customer_id through shapes_customer; logged",
+            (
+                "  changes of shapes_order (customer_id, id, paid, price, quantity): "
+                "keys, from customer_id through shapes_customer; logged"
+            ),
             "  changes of shapes_region (id): keys, from id; not logged, so every refresh is full",
-            "  changes of shapes_order (id, price, quantity): keys, from id through shapes_order_tags; logged",
+            (
+                "  changes of shapes_order (id, price, quantity): "
+                "keys, from id through shapes_order_tags; logged"
+            ),
             "  changes of shapes_order_tags (order_id, tag_id): keys, from tag_id; logged",
             "  changes of shapes_tag (id): keys, from id; logged",
-            "  changes of shapes_customer (id, region_id): keys by name, from region_id through shapes_region; logged",
-            "  changes of shapes_order (customer_id, id, price, quantity, slot): keys, from slot, customer_id through shapes_customer, shapes_region; logged",
-            "  changes of shapes_region (id, name): keys by name, from name; not logged, so every refresh is full",
-            f"  every change causes a full refresh: {plan_of(registry.find(Overall), 'default').strategy.incremental_obstacle}",
+            (
+                "  changes of shapes_customer (id, region_id): "
+                "keys by name, from region_id through shapes_region; logged"
+            ),
+            (
+                "  changes of shapes_order (customer_id, id, price, quantity, slot): "
+                "keys, from slot, customer_id through shapes_customer, shapes_region; logged"
+            ),
+            (
+                "  changes of shapes_region (id, name): "
+                "keys by name, from name; not logged, so every refresh is full"
+            ),
+            (
+                f"  every change causes a full refresh: "
+                f"{plan_of(registry.find(Overall), 'default').strategy.incremental_obstacle}"
+            ),
             "  changes of shapes_order (id, price, quantity): a full refresh; logged",
         ]
 
@@ -1389,7 +1423,9 @@ SUB = Order.objects.filter(customer=OuterRef("pk"))
             {"order": {"customer_id", "price"}, "customer": {"id", "name"}},
         ),
         (
-            Customer.objects.values("pk").annotate(n=Count("order", filter=models.Q(order__note=""))),
+            Customer.objects.values("pk").annotate(
+                n=Count("order", filter=models.Q(order__note=""))
+            ),
             {"customer": {"id"}, "order": {"id", "customer_id", "note"}},
         ),
         (
@@ -1405,7 +1441,9 @@ SUB = Order.objects.filter(customer=OuterRef("pk"))
             },
         ),
         (
-            Customer.objects.values("pk").annotate(last=Subquery(SUB.order_by("-slot").values("price")[:1])),
+            Customer.objects.values("pk").annotate(
+                last=Subquery(SUB.order_by("-slot").values("price")[:1])
+            ),
             {"customer": {"id"}, "order": {"customer_id", "slot", "price"}},
         ),
         (
@@ -1467,11 +1505,15 @@ def test_the_columns_that_count(rows: QuerySet[Any, Any], expected: dict[str, An
         ),
         (
             lambda: Order.objects.values("quantity", key=F("pk")), {},
-            {"needs_delete": classmethod(lambda cls: False), "do_delete": classmethod(lambda cls: 0)},
+            {
+                "needs_delete": classmethod(lambda cls: False),
+                "do_delete": classmethod(lambda cls: 0),
+            },
             "the phase delete has hooks, which may read anything",
         ),
         (
-            lambda: Order.objects.filter(placed_at__lt=Now()).values("quantity", key=F("pk")), {}, {},
+            lambda: Order.objects.filter(placed_at__lt=Now()).values("quantity", key=F("pk")),
+            {}, {},
             "the filter of source() changes by itself (Now)",
         ),
         (

@@ -1,4 +1,4 @@
-"""Tables whose triggers would not tell of every change: they are named, and full passes keep the view right."""
+"""Tables whose triggers would miss changes: they are named, and full passes keep the view right."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -297,13 +297,16 @@ def test_a_table_that_becomes_so_is_noticed_by_maintenance(
 def test_a_table_that_is_not_there() -> None:
     with tracked_view_of("made_rows"):
         assert list(changes.find_problems(engine.alias())) == [
-            "Changes to made_rows (read by shapes.Made) cannot be logged: there is no such table: run `manage.py makemigrations` and `manage.py migrate`."
+            (
+                "Changes to made_rows (read by shapes.Made) cannot be logged: there is no such "
+                "table: run `manage.py makemigrations` and `manage.py migrate`."
+            )
         ]
 
 
 @on_postgres
 def test_other_tables_are_watched_all_the_same() -> None:
-    """A foreign table that nobody can read, for its wrapper has no handler, stops no other's triggers."""
+    """A foreign table that nobody can read, for lack of a handler, stops no other's triggers."""
     other = derived_view(lambda cls: Region.objects.values(ref=F("pk")), name="Other", ref=key())
     with defined(
         "CREATE FOREIGN DATA WRAPPER made_nothing",

@@ -1,4 +1,7 @@
-"""PostgreSQL: what the first version has made is found and replaced by `migrate`, whoever has attached it to what."""
+"""PostgreSQL: `migrate` finds and replaces what the first version made.
+
+This holds whoever attached it to what.
+"""
 
 from collections.abc import Iterator
 
@@ -57,7 +60,10 @@ def _tables() -> Iterator[None]:
         f"CREATE TABLE made_rows {columns}", f"CREATE TABLE made_others {columns}",
         "CREATE SCHEMA made_hidden", f"CREATE TABLE made_hidden.others {columns}",
         f"CREATE TEMP TABLE made_temporary {columns}",
-        undone=("DROP TABLE made_rows, made_others, made_temporary", "DROP SCHEMA made_hidden CASCADE"),
+        undone=(
+            "DROP TABLE made_rows, made_others, made_temporary",
+            "DROP SCHEMA made_hidden CASCADE",
+        ),
     ):  # fmt: skip
         yield
 
@@ -73,7 +79,8 @@ def test_functions_of_the_first_version_are_replaced_by_migrate() -> None:
         for name in old:
             execute(OLD.format(name=name, digest=digest))
         attached = {
-            ("made_rows", first, first), ("made_others", first, first), ("made_others", "evil", first),
+            ("made_rows", first, first), ("made_others", first, first),
+            ("made_others", "evil", first),
             ("made_hidden.others", first, first), ("made_temporary", "evil", first),
             ("made_hidden.others", "evil", second), ("made_temporary", second, second),
         }  # fmt: skip

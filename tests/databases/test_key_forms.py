@@ -1,6 +1,6 @@
-"""One key has one form, however it is known: marked, logged by a trigger, or found by a look at other rows.
+"""A key has one form, whether it was marked, logged by a trigger or found by way of other rows.
 
-Else it would wait twice, and be looked at twice.
+Otherwise it would wait twice, and be looked at twice.
 """
 
 # ruff: noqa: N806 - variables that are models
@@ -106,7 +106,7 @@ class Tracked(ExitStack):
 
 
 def views_of(kind: Kind) -> tuple[list[type[Any]], dict[str, type[Any]]]:
-    """Tables that have keys of a kind, or lead to them, and views by how a change of those leads to theirs."""
+    """Tables with keys of a kind or that lead to them, and views by how a change reaches theirs."""
     Row = model("Row", k=kind.field(unique=True), n=models.IntegerField(default=0))
     Child = model("Child", row=models.ForeignKey(Row, models.CASCADE), n=models.IntegerField())
     Mark = model("Mark", k=kind.field())

@@ -1,6 +1,6 @@
 """Keys stay as the database has them, whatever a field of Django's makes of them.
 
-Each source has a row that no field of its model would have written: somebody else did, or older code.
+Each source has a row that no field of its model would write: somebody else did, or older code.
 """
 
 # ruff: noqa: N806 - variables that are models

@@ -1,4 +1,7 @@
-"""What an entry of the log holds is what the row holds, to the last bit, whatever the writer's session says; or no value."""
+"""An entry of the log holds what the row holds, to the last bit, or no value.
+
+That is so whatever the writer's session says.
+"""
 
 import sqlite3
 from collections.abc import Iterator
@@ -73,7 +76,8 @@ INEXACT: dict[str, dict[str, list[str]]] = {
 }
 SESSIONS = {
     "postgresql": [
-        "SET DateStyle = 'SQL, DMY'", "SET IntervalStyle = 'sql_standard'", "SET TimeZone = 'Asia/Tokyo'",
+        "SET DateStyle = 'SQL, DMY'", "SET IntervalStyle = 'sql_standard'",
+        "SET TimeZone = 'Asia/Tokyo'",
         "SET bytea_output = 'escape'", "SET extra_float_digits = -15",
     ],
     "mysql": ["SET time_zone = '+09:00', sql_mode = 'PAD_CHAR_TO_FULL_LENGTH,ANSI_QUOTES'"],

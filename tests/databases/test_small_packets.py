@@ -1,5 +1,7 @@
-"""No text of MariaDB is larger than `max_allowed_packet`, which is one value for all who use a server: so a server
-of its own, whose packets are smaller than an entry of the log can be.
+"""A server whose packets are smaller than an entry of the log can be.
+
+MariaDB has no text larger than `max_allowed_packet`, one value for all users of a server; so these
+tests start a server of their own.
 """
 
 import getpass
@@ -46,13 +48,14 @@ def server(tmp_path: Path) -> Iterator[Any]:
         "--no-defaults", f"--datadir={data}", f"--tmpdir={temporary}", f"--user={getpass.getuser()}"
     ]  # fmt: skip
     subprocess.run(
-        ["mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db"],
+        ["mariadb-install-db", *common, "--auth-root-authentication-method=normal",
+         "--skip-test-db"],
         check=True, capture_output=True, timeout=PATIENCE,
     )  # fmt: skip
     log = (tmp_path / "log").open("wb")
     process = subprocess.Popen(
-        ["mariadbd", *common, f"--socket={address}", "--skip-networking", f"--pid-file={tmp_path}/pid",
-         f"--max-allowed-packet={PACKET}"],
+        ["mariadbd", *common, f"--socket={address}", "--skip-networking",
+         f"--pid-file={tmp_path}/pid", f"--max-allowed-packet={PACKET}"],
         stdout=log, stderr=log,
     )  # fmt: skip
     try:

@@ -1,4 +1,4 @@
-"""The functions of triggers run with the rights of their owner: nobody else gets code of theirs into them."""
+"""Trigger functions run with their owner's rights: nobody else gets code of theirs into them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -84,7 +84,7 @@ def warnings(number: str) -> list[str]:
 
 @contextmanager
 def attacker(*grants: str) -> Iterator[Run]:
-    """The session of a role that may log in, and what else is granted; the tracked table is there."""
+    """The session of a role that may log in and has these grants; the tracked table is there."""
     with (
         defined(ROWS, PROOF, undone=(GONE, "DROP TABLE made_proof")),
         database_role("attacker", *grants) as role,
@@ -111,7 +111,8 @@ def trap(run: Run, schema: str = "pg_temp") -> None:
     ):
         name = f"{schema}.to_{target}"
         run(
-            f"CREATE FUNCTION {name}({kind}) RETURNS {target} LANGUAGE plpgsql AS $$ {body(value)} $$"
+            f"CREATE FUNCTION {name}({kind}) RETURNS {target} LANGUAGE plpgsql "
+            f"AS $$ {body(value)} $$"
         )
         run(f"CREATE CAST ({kind} AS {target}) WITH FUNCTION {name}({kind}) {context}")
     run(
@@ -155,7 +156,9 @@ class TestAttack:
             assert query("SELECT * FROM made_proof") == []
             assert logged() == []
 
-    @pytest.mark.parametrize("kind", ["made_own.trap", "made_own.checked", "made_own.pair", "made_own.trap[]"])  # fmt: skip
+    @pytest.mark.parametrize(
+        "kind", ["made_own.trap", "made_own.checked", "made_own.pair", "made_own.trap[]"]
+    )
     def test_the_owner_of_a_watched_table_retypes_its_columns(self, kind: str) -> None:
         with attacker(
             "CREATE SCHEMA made_own AUTHORIZATION {}",
@@ -165,9 +168,12 @@ class TestAttack:
             run("CREATE DOMAIN made_own.checked AS made_own.trap")
             run("CREATE TYPE made_own.pair AS (a made_own.trap, b made_own.trap)")
             one, two = (
-                {"made_own.trap[]": f"ARRAY['{x}']::made_own.trap[]", "made_own.pair": f"ROW('{x}', 'x')::made_own.pair"}
-                .get(kind, f"'{x}'::{kind}") for x in "xy"
-            )  # fmt: skip
+                {
+                    "made_own.trap[]": f"ARRAY['{x}']::made_own.trap[]",
+                    "made_own.pair": f"ROW('{x}', 'x')::made_own.pair",
+                }.get(kind, f"'{x}'::{kind}")
+                for x in "xy"
+            )
             run("ALTER TABLE made_rows DROP CONSTRAINT made_rows_pkey")
             for column in ("id", "n"):
                 run(f"ALTER TABLE made_rows ALTER {column} DROP NOT NULL")
@@ -198,7 +204,10 @@ class TestAttack:
                         f"CREATE FUNCTION {schema}.{function} RETURNS {returned} LANGUAGE plpgsql "
                         f"AS $$ {body('NULL')} $$"
                     )
-                run(f"CREATE OPERATOR {schema}.|| (leftarg = jsonb, rightarg = jsonb, function = {schema}.jsonb_cat)")  # fmt: skip
+                run(
+                    f"CREATE OPERATOR {schema}.|| (leftarg = jsonb, rightarg = jsonb, "
+                    f"function = {schema}.jsonb_cat)"
+                )
                 run(f"CREATE DOMAIN {schema}.jsonb AS pg_catalog.jsonb CHECK (VALUE IS NULL)")
                 run(f"CREATE DOMAIN {schema}.text AS pg_catalog.text CHECK (VALUE IS NULL)")
             run('CREATE TEMP TABLE matviews_change ("table" varchar, links pg_catalog.jsonb)')
@@ -225,12 +234,15 @@ class TestAttack:
 
             changes.install(engine.alias())
 
-            owners = query("SELECT DISTINCT proowner = (SELECT oid FROM pg_roles WHERE rolname = current_user) "
-                           "FROM pg_proc WHERE proname LIKE 'matviews%'")  # fmt: skip
+            owners = query(
+                "SELECT DISTINCT proowner = "
+                "(SELECT oid FROM pg_roles WHERE rolname = current_user) "
+                "FROM pg_proc WHERE proname LIKE 'matviews%'"
+            )
             assert owners == [(True,)]
 
     def test_nor_what_whoever_migrates_or_works_asks_of_the_catalogs(self) -> None:
-        """What suits better than what PostgreSQL has: it takes a type, or a number of arguments, exactly."""
+        """Overloads that fit better than PostgreSQL's own: exact types, exact argument counts."""
         shadows = {
             "concat(name, text, oid, text, xid)": "text", "concat(text, varchar, text)": "text",
             "btrim(varchar, text)": "text", "quote_ident(name)": "text",
@@ -272,14 +284,18 @@ class TestAttack:
 
     @pytest.mark.parametrize("owner", ["attacker", "migrator"])
     def test_triggers_that_call_another_function_are_not_ours(self, owner: str) -> None:
-        """The owner of a tracked table may replace its triggers, by others with the same names. They may
-        call any function that he may execute, as one that an extension has made.
+        """The owner of a tracked table may replace its triggers by others with the same names.
+
+        They may call any function that he may execute, such as one that an extension made.
         """
         with attacker(
             "GRANT CREATE ON SCHEMA public TO {}", "ALTER TABLE made_rows OWNER TO {}"
         ) as run:
             view: Any = registry.find("shapes.Made").model
-            silent = "CREATE FUNCTION public.silent() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+            silent = (
+                "CREATE FUNCTION public.silent() RETURNS trigger LANGUAGE plpgsql "
+                "AS 'BEGIN RETURN NULL; END'"
+            )
             if owner == "attacker":
                 run(silent)
             else:
@@ -315,7 +331,8 @@ class TestAttack:
         ):
             name = "matviews_00000000_11111111_insert"
             run(
-                f"CREATE FUNCTION public.{name}() RETURNS trigger LANGUAGE plpgsql AS $$ {body('NULL')} $$"
+                f"CREATE FUNCTION public.{name}() RETURNS trigger LANGUAGE plpgsql "
+                f"AS $$ {body('NULL')} $$"
             )
             run(
                 f"CREATE FUNCTION public.{name}(regclass) RETURNS boolean LANGUAGE plpgsql "
@@ -334,7 +351,8 @@ class TestAttack:
     def test_a_writers_settings_change_nothing_that_is_logged(self) -> None:
         with attacker("GRANT ALL ON made_rows TO {}") as run:
             for setting in (
-                "DateStyle = 'SQL, DMY'", "IntervalStyle = 'sql_standard'", "TimeZone = 'Asia/Tokyo'",
+                "DateStyle = 'SQL, DMY'", "IntervalStyle = 'sql_standard'",
+                "TimeZone = 'Asia/Tokyo'",
                 "bytea_output = 'escape'", "extra_float_digits = -15", "transform_null_equals = on",
                 "standard_conforming_strings = off", "plpgsql.extra_errors = 'all'",
             ):  # fmt: skip
@@ -351,7 +369,8 @@ def _attach(run: Run, event: str, table: str) -> None:
         "delete": "REFERENCING OLD TABLE AS matviews_before",
     }
     run(
-        f"CREATE TRIGGER evil_{event} AFTER {event} ON pg_temp.{table} {transitions.get(event, '')} "
+        f"CREATE TRIGGER evil_{event} AFTER {event} ON pg_temp.{table} "
+        f"{transitions.get(event, '')} "
         f"FOR EACH STATEMENT EXECUTE FUNCTION public.{function_of(event)}()"
     )
 
@@ -555,7 +574,7 @@ class TestStatementsThatAreTooBig:
 
 @on_postgres
 def test_writers_go_on_when_the_functions_owner_may_not_use_the_tables_schema_any_more() -> None:
-    # given a table in another schema than the log, whose triggers a role has made that is no superuser
+    # given a table in another schema than the log, whose triggers a role made that is no superuser
     rows = "CREATE TABLE made_own.rows (id bigint PRIMARY KEY, n integer)"
     with (
         defined("CREATE SCHEMA made_own", rows, undone="DROP SCHEMA made_own CASCADE"),
@@ -603,7 +622,7 @@ def writer_of_rows(*grants: str) -> Iterator[tuple[type[Any], Run]]:
 @on_mysql
 @pytest.mark.parametrize("write", WRITES)
 def test_a_writer_cannot_use_up_the_numbers_of_the_log(write: str) -> None:
-    """The next number that is counted up to is the session's to set, and that of the first table to count."""
+    """A session sets the next auto-increment number, and the first table that counts takes it."""
     with writer_of_rows() as (_view, run):
         for number in (2**63 - 1, 2**64 - 1, 1):
             run(f"SET insert_id = {number}")
@@ -633,7 +652,7 @@ def test_a_writer_does_not_choose_when_a_change_was_logged(
 
 
 def _replace(run: Run, name: str) -> None:
-    """Put another trigger in the place of ours of INSERT, which nothing but what it does tells from that."""
+    """Replace our INSERT trigger by one that differs from it only in what it does."""
     [(created,)] = query(
         "SELECT UNIX_TIMESTAMP(created) FROM information_schema.triggers "
         f"WHERE trigger_schema = DATABASE() AND trigger_name = '{name}'"
@@ -681,7 +700,8 @@ def test_nor_is_it_taken_up_as_one_of_ours_that_is_back() -> None:
 OLD_TRIGGER = (
     "CREATE TRIGGER {name} AFTER INSERT ON made_rows FOR EACH ROW BEGIN "
     "IF INSTR(COALESCE(@matviews_muted, ''), '{digest}') = 0 THEN "
-    "INSERT INTO matviews_change (`table`, links) VALUES ('made_rows', JSON_ARRAY(JSON_ARRAY('id'), JSON_ARRAY(NEW.id))); "
+    "INSERT INTO matviews_change (`table`, links) "
+    "VALUES ('made_rows', JSON_ARRAY(JSON_ARRAY('id'), JSON_ARRAY(NEW.id))); "
     "END IF; END"
 )
 

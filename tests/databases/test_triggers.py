@@ -1,5 +1,6 @@
-"""What a trigger has to say of a statement never fails it, whatever it writes and whatever the session is set to;
-that it cannot be said, for the log takes no entry, does.
+"""What a trigger logs never fails a statement, whatever that writes and the session is set to.
+
+A log that takes no entry does fail it.
 """
 
 import json
@@ -95,37 +96,46 @@ PLAIN = ["SET sql_mode = 'NO_ENGINE_SUBSTITUTION'"] if connection.vendor == "mys
 SETTINGS: dict[str, list[str]] = {
     "postgresql": [
         "standard_conforming_strings = off", "escape_string_warning = off", "backslash_quote = off",
-        "bytea_output = escape", "DateStyle = 'SQL, DMY'", "DateStyle = German", "IntervalStyle = sql_standard",
-        "IntervalStyle = iso_8601", "TimeZone = 'Asia/Kathmandu'", "xmlbinary = hex", "xmloption = document",
-        "lc_monetary = 'C'", "lc_numeric = 'C'", "extra_float_digits = -15", "client_encoding = SQL_ASCII",
-        "client_encoding = LATIN1", "row_security = off", "search_path = ''", "search_path = pg_temp",
+        "bytea_output = escape", "DateStyle = 'SQL, DMY'", "DateStyle = German",
+        "IntervalStyle = sql_standard", "IntervalStyle = iso_8601",
+        "TimeZone = 'Asia/Kathmandu'", "xmlbinary = hex", "xmloption = document",
+        "lc_monetary = 'C'", "lc_numeric = 'C'", "extra_float_digits = -15",
+        "client_encoding = SQL_ASCII", "client_encoding = LATIN1", "row_security = off",
+        "search_path = ''", "search_path = pg_temp",
         "transform_null_equals = on", "array_nulls = off", "quote_all_identifiers = on",
-        "check_function_bodies = off", "plan_cache_mode = force_generic_plan", "plan_cache_mode = force_custom_plan",
+        "check_function_bodies = off", "plan_cache_mode = force_generic_plan",
+        "plan_cache_mode = force_custom_plan",
         "jit_above_cost = 0", "work_mem = 64", "default_transaction_isolation = serializable",
         "temp_tablespaces = ''", "plpgsql.variable_conflict = error",
-        "plpgsql.extra_errors = 'all'", "plpgsql.check_asserts = off", "enable_hashagg = off", "enable_sort = off",
-        "geqo_threshold = 2", "lock_timeout = 1000", "track_functions = 'all'",
+        "plpgsql.extra_errors = 'all'", "plpgsql.check_asserts = off", "enable_hashagg = off",
+        "enable_sort = off", "geqo_threshold = 2", "lock_timeout = 1000", "track_functions = 'all'",
     ],
     "mysql": [
         *(f"sql_mode = '{mode}'" for mode in (
-            "", "PIPES_AS_CONCAT", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "PAD_CHAR_TO_FULL_LENGTH", "ORACLE",
-            "ANSI,IGNORE_SPACE,HIGH_NOT_PRECEDENCE,NO_UNSIGNED_SUBTRACTION,REAL_AS_FLOAT", "MSSQL", "EMPTY_STRING_IS_NULL",
+            "", "PIPES_AS_CONCAT", "ANSI_QUOTES", "NO_BACKSLASH_ESCAPES",
+            "PAD_CHAR_TO_FULL_LENGTH", "ORACLE",
+            "ANSI,IGNORE_SPACE,HIGH_NOT_PRECEDENCE,NO_UNSIGNED_SUBTRACTION,REAL_AS_FLOAT",
+            "MSSQL", "EMPTY_STRING_IS_NULL",
         )),
-        "NAMES latin1", "NAMES utf8mb4 COLLATE utf8mb4_bin", "NAMES sjis", "character_set_connection = latin1",
+        "NAMES latin1", "NAMES utf8mb4 COLLATE utf8mb4_bin", "NAMES sjis",
+        "character_set_connection = latin1",
         "collation_connection = utf8mb4_bin", "collation_connection = latin1_general_cs",
         "character_set_results = NULL", "character_set_client = binary",
-        "time_zone = '+13:00'", "time_zone = 'SYSTEM'", "max_statement_time = 100", "group_concat_max_len = 4",
+        "time_zone = '+13:00'", "time_zone = 'SYSTEM'", "max_statement_time = 100",
+        "group_concat_max_len = 4",
         "sql_select_limit = 1", "sql_select_limit = 0", "sql_auto_is_null = 1",
-        "foreign_key_checks = 0", "unique_checks = 0", "check_constraint_checks = 0", "old_mode = ''",
-        "max_sort_length = 64", "div_precision_increment = 0", "innodb_strict_mode = 0", "lc_time_names = 'ja_JP'",
-        "tx_isolation = 'SERIALIZABLE'", "tx_isolation = 'READ-UNCOMMITTED'", "auto_increment_increment = 7",
+        "foreign_key_checks = 0", "unique_checks = 0", "check_constraint_checks = 0",
+        "old_mode = ''", "max_sort_length = 64", "div_precision_increment = 0",
+        "innodb_strict_mode = 0", "lc_time_names = 'ja_JP'", "tx_isolation = 'SERIALIZABLE'",
+        "tx_isolation = 'READ-UNCOMMITTED'", "auto_increment_increment = 7",
         "optimizer_switch = 'default'", "last_insert_id = 5",
         "max_error_count = 0", "max_recursive_iterations = 0", "sql_notes = 0", "sql_warnings = 1",
     ],
     "sqlite": [
         "recursive_triggers = ON", "legacy_alter_table = ON", "foreign_keys = ON",
         "reverse_unordered_selects = ON", "case_sensitive_like = ON", "cell_size_check = ON",
-        "ignore_check_constraints = ON", "temp_store = MEMORY", "cache_size = 1", "automatic_index = OFF",
+        "ignore_check_constraints = ON", "temp_store = MEMORY", "cache_size = 1",
+        "automatic_index = OFF",
         "read_uncommitted = ON", "secure_delete = ON", "writable_schema = ON",
     ],
 }  # fmt: skip
@@ -133,7 +143,7 @@ SETTINGS: dict[str, list[str]] = {
 
 @contextmanager
 def session(*statements: str) -> Iterator[Run]:
-    """Another connection than Django's, which commits by itself, as a program that knows no Django has it."""
+    """A connection that is not Django's and commits by itself, as of a program without Django."""
     driver: Any = connection.Database  # type: ignore[attr-defined]
     settings = connection.get_connection_params()
     for each in ("cursor_factory", "context"):
@@ -184,7 +194,8 @@ OTHER = f"SELECT {NAMES} FROM {VALUES} WHERE id = 2"
 WRITES = [
     f"INSERT INTO {ROWS} SELECT * FROM {VALUES} WHERE id = 1",
     f"INSERT INTO {ROWS} (id) VALUES (3)",
-    f"UPDATE {ROWS} r JOIN {VALUES} v ON v.id = 2 SET {', '.join(f'r.{c} = v.{c}' for c in COLUMNS)}"
+    f"UPDATE {ROWS} r JOIN {VALUES} v ON v.id = 2 "
+    f"SET {', '.join(f'r.{c} = v.{c}' for c in COLUMNS)}"
     if connection.vendor == "mysql"
     else f"UPDATE {ROWS} SET ({NAMES}) = ({OTHER})",
     f"UPDATE {ROWS} SET {COLUMNS[0]} = NULL WHERE id = 1",
@@ -196,14 +207,15 @@ WRITES = [
 
 @contextmanager
 def odd_rows(links: list[str]) -> Iterator[None]:
-    """A table with a column of each kind, and another one with the values that are written to it."""
+    """A table with a column of each kind, and another one with the values to write to it."""
     both = [", ".join(each[place] for each in HERE.values()) for place in (0, 1)]
     with (
         logging(*COLUMNS, kinds=HERE, links=tuple(links)),
         defined(
             "CREATE TABLE made_values AS SELECT * FROM made_rows WHERE 1 = 0"
             if connection.vendor != "sqlite"
-            else f"CREATE TABLE made_values (id integer, {', '.join(f'{c} {k}' for c, k in zip(COLUMNS, HERE, strict=True))})",
+            else f"CREATE TABLE made_values (id integer, "
+            f"{', '.join(f'{c} {k}' for c, k in zip(COLUMNS, HERE, strict=True))})",
             *(f"INSERT INTO made_values VALUES ({n}, {each})" for n, each in enumerate(both, 1)),
             undone="DROP TABLE made_values",
         ),

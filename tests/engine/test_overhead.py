@@ -22,7 +22,7 @@ from tests.helpers.view_classes import make_view, ready, run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-# BEGIN and COMMIT are not counted, but the statement with which a transaction of ours begins on MariaDB:
+# BEGIN and COMMIT are not counted, but the statement that begins our transactions on MariaDB is:
 # it sets limits in the session, and another one takes them back.
 PER_BATCH = {"sqlite": 5, "postgresql": 5, "mysql": 7}
 PER_IDLE_REFRESH = {"sqlite": 10, "postgresql": 10, "mysql": 14}

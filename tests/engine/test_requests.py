@@ -1,4 +1,4 @@
-"""Requests that meet before a batch has begun the work: however many there are, they cost as much as a few."""
+"""Requests that meet before a batch begins the work: however many, they cost as much as a few."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -200,7 +200,7 @@ class TestJoining:
 def rows_missed_by_requests_during_a_batch(
     view: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> set[int]:
-    """The rows that a view lacks after somebody has committed them, and asked, while a batch was at work."""
+    """The rows that a view lacks after they were committed and requested during a batch."""
     Item.objects.bulk_create([Item(pk=pk, value=1) for pk in (100, 101)])
     engine.request(view, phases=["insert"], batch_size=1)
     asked: list[Refresh] = []
@@ -323,7 +323,7 @@ class TestMerging:
         assert states == [RefreshState.OPEN] * 2
 
     def test_few_begin_at_a_time(self) -> None:
-        """However many come while one is at work: else each would do all of it once more, one after the other."""
+        """However many come while one is at work: else each would do all of it again, in turn."""
         items(30)
         for _ in range(12):
             request_apart(Walked, batch_size=1)
@@ -444,7 +444,7 @@ class TestCost:
         assert [each.statements for each in many] == [each.statements for each in few]
         more = [each.rows - before.rows for each, before in zip(many, few, strict=True)]
         assert max(more) <= 2 * MAX_REFRESHES_READ
-        # In all: a request that joins no other, for its row is locked at that moment, reads a row less.
+        # In all: a request that joins no other, as its row is locked right then, reads a row less.
         in_all = [sum(each.rows for each in found) for found in (settled, many)]
         assert in_all[0] < in_all[1], (many, settled)
 

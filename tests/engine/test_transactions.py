@@ -1,4 +1,4 @@
-"""Transactions of ours have a level and limits of their own, and none waits for whoever holds the log."""
+"""Our transactions have a level and limits of their own, and none waits for a holder of the log."""
 
 import threading
 import time
@@ -353,7 +353,7 @@ def test_no_refresh_succeeds_while_changes_are_held_that_it_must_see(shop: None)
 def test_nor_one_that_a_later_request_has_joined(
     shop: None, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    """The change of who joins is newer than the refresh; at the latest, it joins after a batch has been claimed."""
+    """The joiner's change is newer than the refresh; it may join after a batch was claimed."""
     order(1)
     engine.move_log()
     first = engine.request(CustomerTotal)
@@ -456,7 +456,7 @@ class TestModesOfMariadb:
     def test_what_runs_on_commit_may_begin_another_and_the_session_is_as_before(
         self, transaction_of_ours: Callable[[], Any]
     ) -> None:
-        # given something that a hook leaves until the commit, and that has a transaction of ours itself
+        # given something that a hook leaves until the commit, with a transaction of ours in it
         def nested() -> None:
             with transactions.batch_transaction(44):
                 pass

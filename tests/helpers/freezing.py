@@ -1,4 +1,4 @@
-"""Worker processes that freeze themselves, once, before a statement of a transaction that a file names."""
+"""Workers that freeze themselves, once, before a statement of a transaction that a file names."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ class Freezer:
         self._orders, self._taken = path, path.with_suffix(".taken")
 
     def order(self, function: str, statement: int) -> None:
-        """Have a worker freeze before a statement of a transaction within a function; the COMMIT counts."""
+        """Have a worker freeze before a statement of a transaction in a function; COMMIT counts."""
         self._taken.unlink(missing_ok=True)
         draft = self._orders.with_suffix(".draft")
         draft.write_text(f"{function} {statement}")

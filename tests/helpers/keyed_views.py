@@ -1,4 +1,4 @@
-"""A source with a key, and a view of it whose changes are tracked, for tests of how keys are kept."""
+"""A source with a key and a tracked view of it, for tests of how keys are kept."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,6 +1,7 @@
-"""A project whose database is not the default one, and that reads matviews's tables from a replica which is gone.
+"""A project on another database than the default one; its read replica of our tables is gone.
 
-Run by `test_elsewhere.py`, in a process of its own. What goes to the alias "default" raises `ImproperlyConfigured`.
+`test_other_database.py` runs it in a process of its own. Whatever goes to the alias "default"
+raises `ImproperlyConfigured`.
 """
 
 from typing import Any

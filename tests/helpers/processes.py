@@ -1,6 +1,6 @@
 """Real `celery worker` and `celery beat` processes for tests, and waiting for what they do.
 
-`python -m tests.helpers.processes LABEL COUNT` asks for a refresh in many processes at the same moment.
+`python -m tests.helpers.processes LABEL COUNT` requests a refresh in many processes at once.
 """
 
 import json

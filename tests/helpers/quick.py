@@ -1,7 +1,7 @@
 """Which tests `make quick` runs: those that start no process and commit nothing.
 
-Nobody lists them. A test starts processes where its function, one of its fixtures, or a helper that they
-name leads to a module that can; one that does it by another way fails in a quick run.
+Nobody lists them. A test starts processes where its function, one of its fixtures, or a helper that
+they name leads to a module that can; one that does it by another way fails in a quick run.
 """
 
 import functools
@@ -38,7 +38,7 @@ def commits(item: pytest.Item) -> bool:
 
 
 def starts_process(item: pytest.Item) -> bool:
-    """Whether the code of a test, as far as it is this project's tests', names what starts a process."""
+    """Whether a test's code, as far as it belongs to our tests, names what starts a process."""
     assert isinstance(item, pytest.Function)
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     functions = [item.function, *(each.func for several in fixtures for each in several)]
@@ -90,7 +90,10 @@ def _names(code: CodeType) -> Iterator[tuple[str, ...]]:
 
 
 def _resolve(names: tuple[str, ...], where: dict[str, Any]) -> Iterator[object]:
-    """Names, for they may be of what is imported within, and what they stand for: globals, and parts of modules."""
+    """The names, and what they stand for: globals, and parts of modules.
+
+    A name may be of what is imported within a function.
+    """
     modules = []
     for name in names:
         value = where.get(name)

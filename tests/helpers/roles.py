@@ -1,4 +1,4 @@
-"""Other roles of the database server than the one that owns everything: real ones, with real connections."""
+"""Roles of the server besides the one that owns everything: real, with real connections."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ def as_role(role: str) -> Iterator[None]:
 
 @contextmanager
 def session_of(role: str) -> Iterator[Callable[..., Any]]:
-    """A function that runs one statement in a connection of the role's own, which commits by itself."""
+    """A function that runs one statement in a connection of the role, which commits by itself."""
     driver: Any = connection.Database  # type: ignore[attr-defined]
     options = connection.get_connection_params() | {"user": role, "password": PASSWORD}
     options.pop("cursor_factory", None)
@@ -111,7 +111,7 @@ def may_work(role: str, *sources: str, views: tuple[str, ...] = ()) -> None:
 
 @contextmanager
 def without_schema(name: str) -> Iterator[None]:
-    """A schema that is not there, neither at the beginning nor at the end; on MariaDB a database."""
+    """No such schema at the beginning nor at the end; on MariaDB, no such database."""
     drop = f"DROP {'DATABASE' if connection.vendor == 'mysql' else 'SCHEMA'} IF EXISTS {name}"
     drop += "" if connection.vendor == "mysql" else " CASCADE"
     execute(drop)

@@ -1,4 +1,4 @@
-"""What state machines of random histories share: a broker's mailbox, and workers that are killed."""
+"""What state machines of random histories share: a broker's mailbox, and killed workers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ from tests.helpers.engine import let_time_pass
 __all__ = ["FOUND", "Killed", "MailboxMachine", "killed_before_statement"]
 
 QUIET_ROUNDS = 60
-# How histories tell of a fault that was seeded. Flaky where it is not found again in the same history:
-# primary keys have moved on.
+# How histories tell of a seeded fault. Flaky if the same history does not find it again: primary
+# keys have moved on.
 FOUND = (AssertionError, FlakyFailure)
 
 

@@ -1,4 +1,7 @@
-"""The triggers of the project's views: what they need is worked out once, which takes longer than creating them."""
+"""The triggers of the project's views: what they need is worked out only once.
+
+That takes longer than creating them.
+"""
 
 from typing import Any, NamedTuple
 from unittest import mock

@@ -14,7 +14,7 @@ class RunRandom(Protocol):
 
 @pytest.fixture
 def run_random(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> RunRandom:
-    """Call `run` with numbers of random examples until the time is over, or once with `long` for --long.
+    """Call `run` with numbers of random examples until time is up; with --long, once with `long`.
 
     Returns the number of examples in all.
     """

@@ -1,7 +1,7 @@
 """Random histories of one tracked view: the oldest change is told to the minute, whatever happens.
 
-The number that operators alert on. An oracle knows the time of each change, what each phase run has seen and how
-it ended, and so which changes no successful run of each phase has processed.
+The number that operators alert on. An oracle knows the time of each change, what each phase run has
+seen and how it ended, and so which changes no successful run of each phase has processed.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,7 +48,7 @@ TABLE = Item._meta.db_table
 
 
 def dated() -> QuerySet[Any, Any]:
-    """The source is of another moment each time, and each full pass of several batches of several."""
+    """The source is of a new moment each time, so a full pass of several batches is of several."""
     now = Value(timezone.now(), DateTimeField())
     source: QuerySet[Any, Any] = windowed().alias(now=now)
     return source.filter(now__gte=timezone.now() - timedelta(days=1))
@@ -95,7 +95,7 @@ class Oracle:
                 self._pass(run)
 
     def _build_on_others(self, run: PhaseRun) -> None:
-        """A full refresh leaves out what other runs of it have read: it has seen no more than they."""
+        """A full refresh leaves out what its other runs read: it has seen no more than they."""
         if run.dirty_after is None and run.fingerprint:
             others = PhaseRun.objects.filter(refresh=run.refresh_id).select_related("merged_into")
             leaders = [each.merged_into or each for each in others]
@@ -285,7 +285,7 @@ class ChangeLag(MailboxMachine):
             cursor.execute(statement)
 
     def _observe(self, late: int = 0) -> None:
-        """Give what has been logged a time, minutes in the past for a transaction that commits late."""
+        """Give what was logged a time, minutes in the past for a transaction that commits late."""
         self.clock += STEP
         at = self.clock - late * STEP
         new = [

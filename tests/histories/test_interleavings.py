@@ -1,7 +1,8 @@
-"""Writers that commit at any moment of a refresh: every order of their steps and its own, one by one.
+"""Writers that commit at any moment of a refresh: every order of their steps and its own.
 
-Two writers have transactions open on connections of their own. A refresh stops before each of its steps,
-and whoever's turn it is goes on. Whatever the order, the refresh after it finds the view's rows.
+Two writers have transactions open on connections of their own. A refresh stops before each of its
+steps, and whoever's turn it is goes on. Whatever the order, the refresh after it finds the view's
+rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence

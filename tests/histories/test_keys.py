@@ -1,7 +1,8 @@
-"""Random keys: fields, spellings, types and collations. Whatever the history, the view is the source.
+"""Random keys: fields, spellings, types, collations. Whatever the history, the view is the source.
 
-What is written by SQL is spelt as no field would spell it; columns may have another type than their model says. A
-view that does not trust its keys says so in advance, by W018, and by the reason of each refresh.
+What is written by SQL is spelt as no field would spell it; columns may have another type than their
+model says. A view that does not trust its keys says so in advance, by W018, and by the reason of
+each refresh.
 """
 
 import itertools
@@ -32,7 +33,7 @@ class Sort:
         field: makes the field of the source and of the view.
         spellings: what SQL writes.
         alter: statements that give columns another type.
-        full: whether each refresh looks at all keys, as the view says in advance; None: when it has to.
+        full: whether each refresh looks at all keys, as the view says in advance; None: if it must.
         before: a statement that makes what the type needs.
     """
 
@@ -90,7 +91,7 @@ def made_type(name: str, what: str) -> str:
 
 
 def collation_of(name: str, level: int) -> str:
-    """On PostgreSQL: a statement that makes a collation in which texts with unlike letters are equal."""
+    """On PostgreSQL: makes a collation in which texts with unlike letters are equal."""
     return (
         f"CREATE COLLATION IF NOT EXISTS {name} "
         f"(provider = icu, locale = 'und-u-ks-level{level}', deterministic = false)"
@@ -133,7 +134,9 @@ if VENDOR == "postgresql":
             models.DurationField, ("1 day", "-25:00", "1 mon 1 us", "25:00"), full=True
         ),
         "address": Sort(models.GenericIPAddressField, ("10.0.0.1", "::1", "9.9.9.9"), full=True),
-        "char": Sort(text, ("a", "a b", "B", "ab"), ("ALTER TABLE ROWS ALTER k TYPE char(20)",), True),
+        "char": Sort(
+            text, ("a", "a b", "B", "ab"), ("ALTER TABLE ROWS ALTER k TYPE char(20)",), True
+        ),
         "other collation": Sort(
             text, WORDS, ('ALTER TABLE ROWS ALTER k TYPE varchar(20) COLLATE "POSIX"',), True
         ),
@@ -236,15 +239,20 @@ if VENDOR == "sqlite":
             text, WORDS,
             (
                 "DROP TABLE ROWS",
-                "CREATE TABLE ROWS (id integer PRIMARY KEY, k text NOT NULL UNIQUE, n integer) STRICT",
+                (
+                    "CREATE TABLE ROWS "
+                    "(id integer PRIMARY KEY, k text NOT NULL UNIQUE, n integer) STRICT"
+                ),
             ),
         ),
         "without rowid": Sort(
             text, WORDS,
             (
                 "DROP TABLE ROWS",
-                "CREATE TABLE ROWS (id integer PRIMARY KEY DEFAULT (abs(random())), "  # noqa: ISC004
-                "k varchar(20) NOT NULL UNIQUE, n integer) WITHOUT ROWID",
+                (
+                    "CREATE TABLE ROWS (id integer PRIMARY KEY DEFAULT (abs(random())), "
+                    "k varchar(20) NOT NULL UNIQUE, n integer) WITHOUT ROWID"
+                ),
             ),
         ),
     }  # fmt: skip

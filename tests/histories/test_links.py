@@ -1,7 +1,7 @@
-"""Changes between the steps of a refresh: taken, looked up, computed. No key of several tables is missed.
+"""Changes between a refresh's steps (take, look up, compute): no key of several tables is missed.
 
-The steps are those of the engine, without its bookkeeping, so that there is time for many short histories; what
-is written between them stands for what others commit then.
+The steps are those of the engine, without its bookkeeping, so that there is time for many short
+histories; what is written between them stands for what others commit then.
 """
 
 import random

@@ -1,8 +1,8 @@
 """Random histories of one view: whatever happens to messages and workers, the end is right.
 
-A history mixes source changes, requests, stops, pauses, batches, messages that are lost, doubled, late
-or out of order, hooks that fail, and workers that are killed before any statement. The machine stands for
-broker and workers; engine and database are the real ones.
+A history mixes source changes, requests, stops, pauses, batches, messages that are lost, doubled,
+late or out of order, hooks that fail, and workers that are killed before any statement. The machine
+stands for broker and workers; engine and database are the real ones.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Random histories of requests that meet: each gets what it asks for, whichever refresh does its work."""
+"""Random histories of requests that meet: each gets what it asks for, whichever refresh does it."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -139,7 +139,7 @@ class Meeting(MailboxMachine):
 
 @pytest.fixture
 def meeting(monkeypatch: pytest.MonkeyPatch) -> Meeting:
-    """A history that a test writes itself, of requests to a view with a cursor: nobody comes back to a key."""
+    """A hand-written history of requests to a view with a cursor: no key is visited twice."""
     monkeypatch.setattr(state_machines, "note", lambda _text: None)
     written = Meeting()
     written.begin(view=Walked)

@@ -1,8 +1,8 @@
 """Random histories of views with `source()`: whatever the query, the end is the source's rows.
 
-A history takes one view of `tests.shapes`, chooses its query, and mixes changes of the source, requests,
-batches, lost messages, kills before any statement, rows of the view that somebody spoils, and definitions
-that change under way.
+A history takes one view of `tests.shapes`, chooses its query, and mixes changes of the source,
+requests, batches, lost messages, kills before any statement, rows of the view that somebody spoils,
+and definitions that change under way.
 """
 
 from collections import Counter
@@ -241,7 +241,7 @@ class History(MailboxMachine):
         self.send_again(kill)
 
     def send_again(self, kill: int | None) -> None:
-        """As the task has it: a worker killed once it has closed a refresh leaves the stage to this."""
+        """As the task does: a worker killed after closing a refresh leaves the stage to this."""
         super().send_again(kill)
         engine.sweep_stages()
 

@@ -1,6 +1,6 @@
-"""Random writes to the source of tracked views: each refresh looks at dirty keys alone, and no key is missed.
+"""Random writes to the source of tracked views: refreshes look only at dirty keys and miss none.
 
-Other than in `test_shape_histories`, nothing here leads to a full pass, so that nothing mends what was missed.
+Unlike in `test_shapes`, nothing here leads to a full pass, so nothing mends what was missed.
 """
 
 from collections import Counter

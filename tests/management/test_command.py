@@ -380,8 +380,9 @@ def test_the_list_as_json_has_values() -> None:
     assert 0 <= limited.pop("age") < 60
     assert datetime.fromisoformat(limited.pop("last_success")).tzinfo is not None
     assert limited == {
-        "view": "sample.Limited", "state": "ok, no target", "definition_changed": [], "enabled": True, "paused": False,
-        "include_in_refresh_all": True, "rows": 3, "rows_exact": True, "change_lag": None, "running": [],
+        "view": "sample.Limited", "state": "ok, no target", "definition_changed": [],
+        "enabled": True, "paused": False, "include_in_refresh_all": True,
+        "rows": 3, "rows_exact": True, "change_lag": None, "running": [],
         "target": None, "not_logged": [], "on_time": True, "error": "",
     }  # fmt: skip
     assert (views["sample.Ledger"]["include_in_refresh_all"], views["sample.Ledger"]["age"]) == (
@@ -568,7 +569,8 @@ def test_check_tells_of_a_changed_definition_without_asking_hooks(
     assert (text.status, text.out) == (1, f"{SOURCED}: definition changed (insert, delete)\n")
     assert f"1 of 1 views is out of date: {SOURCED}." in text.err
     assert entry == {
-        "view": SOURCED, "pending": ["insert", "delete"], "fresh": False, "phases": {"insert": False, "delete": False},
+        "view": SOURCED, "pending": ["insert", "delete"], "fresh": False,
+        "phases": {"insert": False, "delete": False},
         "definition_changed": ["insert", "delete"], "error": "",
     }  # fmt: skip
 

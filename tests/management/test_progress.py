@@ -228,7 +228,10 @@ def test_a_worker_is_named_once_it_is_worth_telling(meter: Meter, clock: Clock) 
         (ended(5, 1, state=RunState.FAILED, error="ValueError: one\ntwo"), "failed"),
         (under_way(5, 1, other=7, ahead=True), "refresh 7 comes first: 5 rows"),
         (under_way(5, 1, other=7), "5 rows (shared with refresh 7)"),
-        (under_way(5, 1, lost=True), "5 rows, the end of the last batch could not be recorded; trying again"),
+        (
+            under_way(5, 1, lost=True),
+            "5 rows, the end of the last batch could not be recorded; trying again",
+        ),
         (
             progress(run={"rows": 5, "failures": 1, "error": "OperationalError: deadlock\nDETAIL"}),
             "5 rows, trying again after OperationalError: deadlock",
@@ -249,7 +252,8 @@ def test_what_is_left_behind_is_told() -> None:
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (-1, "0 ms"), (0.04, "40 ms"), (9.94, "9.9 s"), (9.96, "10 s"), (59.7, "1 min"), (75, "1 min 15 s"),
+        (-1, "0 ms"), (0.04, "40 ms"), (9.94, "9.9 s"), (9.96, "10 s"), (59.7, "1 min"),
+        (75, "1 min 15 s"),
         (timedelta(seconds=3725), "1 h 02 min"), (86_400, "1 d"), (100_000, "1 d 03 h"),
     ],
 )  # fmt: skip

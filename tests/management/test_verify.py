@@ -327,7 +327,8 @@ def test_a_source_that_cannot_be_explained_is_told_and_the_others_are_explained(
 
 def test_a_value_in_the_sql_cannot_write_on_a_terminal() -> None:
     explanation = Explanation(
-        label="shop.Total", strategy="windowed", reason="so", key=("day",), estimated_rows=None, null_keys=0,
+        label="shop.Total", strategy="windowed", reason="so", key=("day",),
+        estimated_rows=None, null_keys=0,
         staging="", statements={Phase.DELETE: "DELETE\nWHERE day > '\x1b[2J'"}, indexes=(),
     )  # fmt: skip
 
@@ -352,7 +353,8 @@ def test_an_index_that_lacks_comes_with_the_way_out(
         model="shop.Order", fields=("day", "kind"), declared=declared, in_database=in_database
     )
     explanation = Explanation(
-        label="shop.Total", strategy="windowed", reason="so", key=("day",), estimated_rows=1234, null_keys=0,
+        label="shop.Total", strategy="windowed", reason="so", key=("day",),
+        estimated_rows=1234, null_keys=0,
         staging="", statements={}, indexes=(index,),
     )  # fmt: skip
 

@@ -277,7 +277,8 @@ def test_the_examples_of_the_page_on_testing_pass(project: Path) -> None:
     # When they are run by Django's runner and by pytest
     run(project, "manage.py", "test", "--verbosity", "0")
     printed = run(
-        project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly",
+        project, "-m", "pytest", "-q",
+        "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly",
         "--rootdir", str(project), "--ds", "proj.settings", "-o", "python_files=test*.py",
     )  # fmt: skip
     # Then each of them has passed
@@ -322,7 +323,7 @@ def test_the_glossary_is_in_alphabetical_order() -> None:
 
 
 def targets(page: str) -> Iterator[str]:
-    """The files of the repository that a page links to, relative to the page, with their anchors."""
+    """The files of the repository that a page links to, relative to the page, with anchors."""
     links = re.findall(r"\]\(([^)]+)\)|^\[[^\]]+\]:\s+(\S+)", prose(page), re.M)
     for link in (link for pair in links for link in pair if link):
         path = link.removeprefix(BLOB).removeprefix(RAW)

@@ -1,4 +1,4 @@
-"""`make quick` runs the tests that start no process and commit nothing, and finds them by itself."""
+"""`make quick` runs the tests that start no process and commit nothing, and finds them itself."""
 
 import multiprocessing
 import os

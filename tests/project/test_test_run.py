@@ -32,7 +32,9 @@ def test_it_ends_when_a_process_dies_or_hangs(fate: str, tmp_path: Path) -> None
     for number in range(9):
         (tmp_path / f"test_{number}.py").write_text("def test_passes(): pass\n")
     (tmp_path / "test_fate.py").write_text(
-        f"import os, signal, time\ndef test_meets_its_fate(): {fate}\ndef test_comes_after(): pass\n"
+        f"import os, signal, time\n"
+        f"def test_meets_its_fate(): {fate}\n"
+        f"def test_comes_after(): pass\n"
     )
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\nfaulthandler_timeout = 2\nfaulthandler_exit_on_timeout = true\n"
@@ -100,7 +102,10 @@ def test_a_missing_server_skips_with_its_reason_but_not_in_ci(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_all_parts_and_shows_what_they_have_said(number: signal.Signals) -> None:
     # given two parts, of which one has a child
-    child = "subprocess.run([sys.executable, '-c', 'import time; print(1, flush=True); time.sleep(600)'])"
+    child = (
+        "subprocess.run([sys.executable, '-c', "
+        "'import time; print(1, flush=True); time.sleep(600)'])"
+    )
     code = f"""
 import runpy
 script = runpy.run_path({str(SCRIPT)!r})

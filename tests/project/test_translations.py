@@ -46,7 +46,8 @@ Message = str | tuple[str, int]
 def catalog(compiled: Path) -> Mapping[Message, str]:
     """The translations in a catalogue: by text, with its context, or by text and plural form."""
     with compiled.open("rb") as file:
-        found: dict[Message, str] = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+        translations = gettext.GNUTranslations(file)
+        found: dict[Message, str] = translations._catalog  # type: ignore[attr-defined]
     return {message: text for message, text in found.items() if message != ""}
 
 

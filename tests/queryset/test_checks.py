@@ -1,4 +1,4 @@
-"""Warnings of the system checks for views with `source()`: W006 to W010, W012, W037; W107 and what is skipped."""
+"""Warnings for views with `source()`: W006 to W010, W012, W037; W107 and what is skipped."""
 
 # ruff: noqa: N806 - variables that are models
 
@@ -80,7 +80,8 @@ class TestW006:
              "the column at", "other parameters"),
             (lambda: Order.objects.values(ref=F("pk"), chance=Random()),
              "the column chance", "Random()"),
-            (lambda: Order.objects.order_by("?").values(ref=F("pk"))[:2], "the ordering", "Random()"),
+            (lambda: Order.objects.order_by("?").values(ref=F("pk"))[:2],
+             "the ordering", "Random()"),
             (lambda: Order.objects.order_by().values(ref=F("pk")).union(
                 Order.objects.order_by().filter(placed_at__lt=Now()).values(ref=F("pk"))),
              "query 2 of the union", "Now()"),
@@ -376,7 +377,8 @@ def test_a_zone_that_the_database_does_not_know_is_refused(
         (lambda: Order.objects.values(ref=F("pk"), day=TruncMonth("shipped_on")), False),
         (lambda: Order.objects.filter(shipped_on__month=3).values(ref=F("pk")), False),
         (lambda: Order.objects.filter(placed_at__year=2026).values(ref=F("pk")), False),
-        (lambda: Order.objects.values(ref=F("pk"), day=TruncMonth("placed_at", output_field=DAY)), True),
+        (lambda: Order.objects.values(ref=F("pk"), day=TruncMonth("placed_at", output_field=DAY)),
+         True),
         (lambda: Order.objects.filter(placed_at__month=3).values(ref=F("pk")), True),
         (lambda: Order.objects.values(ref=F("pk"), day=TruncDate("placed_at")), True),
     ],
@@ -462,7 +464,7 @@ class TestWhatTheViewDependsOn:
 
     def test_w120_a_view_that_names_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.raw(depends_on={"shapes.Made": None})
-        of_label = lambda label: registry.find(label).model  # noqa: E731 - of models that tests make
+        of_label = lambda label: registry.find(label).model  # noqa: E731 - of the tests' models
         monkeypatch.setattr(apps, "get_model", of_label)
 
         says = "a view does not depend on itself"

@@ -1,4 +1,4 @@
-"""Traps of other people's schemas, as far as they concern views with `source()`; hostile names and values."""
+"""Traps of others' schemas that concern views with `source()`; hostile names and values."""
 
 # ruff: noqa: N806 - variables that are models
 
@@ -204,8 +204,8 @@ class TestKeysOfTheView:
 
     def test_a_key_twice_is_told_with_the_view(self) -> None:
         view = derived_view(
-            lambda cls: Order.objects.values("note", ref=F("slot")), ref=models.IntegerField(unique=True),
-            note=models.TextField(),
+            lambda cls: Order.objects.values("note", ref=F("slot")),
+            ref=models.IntegerField(unique=True), note=models.TextField(),
         )  # fmt: skip
         with made(view):
             order(1, slot=1), order(2, slot=1)
@@ -248,7 +248,9 @@ class TestManagers:
 
     def test_orderings_of_source_and_view_change_nothing(self) -> None:
         view = derived_view(
-            lambda cls: Order.objects.order_by("note").values(ref=F("customer")).annotate(n=Count("pk")),
+            lambda cls: (
+                Order.objects.order_by("note").values(ref=F("customer")).annotate(n=Count("pk"))
+            ),
             ref=key(), n=number(), meta={"ordering": ["-n"]},
         )  # fmt: skip
         with made(view):
@@ -397,7 +399,10 @@ class TestWhatMoves:
     ) -> None:
         clock = [datetime(2024, 1, 31, tzinfo=UTC)]
         view = derived_view(
-            lambda cls: Order.objects.filter(placed_at__gt=clock[0] - timedelta(days=30)).values(ref=F("pk")),
+            lambda cls: (
+                Order.objects.filter(placed_at__gt=clock[0] - timedelta(days=30))
+                .values(ref=F("pk"))
+            ),
             ref=key(), options={"phases": ["insert", "delete"]},
         )  # fmt: skip
         with made(view):

@@ -1,4 +1,4 @@
-"""Views with `source()`, shape by shape: built, kept up to date, and left alone when nothing changed."""
+"""Views with `source()`, shape by shape: built, kept current, left alone if nothing changed."""
 
 import random
 from collections.abc import Iterator

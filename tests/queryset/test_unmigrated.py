@@ -1,4 +1,4 @@
-"""A view, or what it reads, whose table or column is not in the database: told in one sentence, everywhere."""
+"""A view or source whose table or column is not in the database: one sentence, everywhere."""
 
 # ruff: noqa: N806 - variables that are models
 
@@ -101,9 +101,9 @@ def test_a_view_of_hooks_is_told_of_its_own_table() -> None:
     view = tables.model("Hooked", bases=(MaterializedView, models.Model), **hooks)
     engine.sync_controls()
     error = view_classes.run(view).error
-    assert (
-        error
-        == f"insert: ViewNotReady: The database has no table shapes_hooked (of shapes.Hooked): {WAY_OUT}"
+    assert error == (
+        f"insert: ViewNotReady: The database has no table shapes_hooked (of shapes.Hooked): "
+        f"{WAY_OUT}"
     )
 
 

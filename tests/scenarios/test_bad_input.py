@@ -1,4 +1,4 @@
-"""What cannot be is refused with a sentence, or ends as a failed run that says so; nothing is lost."""
+"""What cannot be is refused in a sentence, or is a failed run that says so; nothing is lost."""
 
 import asyncio
 import json
@@ -135,8 +135,8 @@ class TestRequests:
             Limited.refresh()
 
         assert str(error.value) == (
-            "sample.Limited has no bookkeeping rows yet: run `manage.py migrate`. It creates them after the "
-            "last migration, so a migration cannot refresh a new view."
+            "sample.Limited has no bookkeeping rows yet: run `manage.py migrate`. It creates them "
+            "after the last migration, so a migration cannot refresh a new view."
         )
         call_command("migrate", verbosity=0)
         assert ViewControl.objects.filter(label="sample.Limited").exists()
@@ -582,7 +582,8 @@ class TestPhasesThatDoNotEnd:
         assert stuck.state == RunState.NOT_CONVERGING
         assert calls == [None, json.loads(json.dumps(stay))]
         assert stuck.error == (
-            "Not converging: sample.Made.do_insert wrote no row and returned the cursor it was given."
+            "Not converging: sample.Made.do_insert wrote no row and returned the cursor it was "
+            "given."
         )
 
     def test_a_cursor_that_moves_on_over_empty_ground_is_followed(self) -> None:
@@ -606,7 +607,7 @@ class TestPhasesThatDoNotEnd:
 
 
 class TestBrokerDown:
-    """A request is recorded, whoever asks is told, and `maintain` sends it when the broker is back."""
+    """A request is recorded, the caller is told; `maintain` sends it when the broker is back."""
 
     @pytest.fixture(
         autouse=True, params=["redis://127.0.0.1:{port}/0", "amqp://guest@127.0.0.1:{port}//"]

@@ -46,8 +46,8 @@ def _shop(tracked: None) -> None:
 def write(chance: random.Random) -> None:
     """Writes as an application has them, in an order in which without us nobody deadlocks.
 
-    Orders are locked one after the other. A customer that an order is moved to is locked for a moment by
-    its foreign key, so those that move to another region are others.
+    Orders are locked one after the other. A customer that an order is moved to is locked for a
+    moment by its foreign key, so those that move to another region are others.
     """
     if chance.random() < 0.3:
         customer = Customer.objects.filter(pk=chance.randint(CUSTOMERS // 2 + 1, CUSTOMERS))
@@ -69,7 +69,9 @@ def write(chance: random.Random) -> None:
 
 
 class Meeting:
-    """Writers and workers at the same rows until a time, or longer: until each writer has written and each view was refreshed.
+    """Writers and workers at the same rows, until a time is over.
+
+    They go on until each writer has written and each view was refreshed.
 
     Attributes:
         written: the numbers of the writers, for each of their transactions.

@@ -1,4 +1,4 @@
-"""Dumps: what an operator chose is in them and comes back; no bookkeeping does harm, or is believed."""
+"""Dumps hold what an operator chose, which comes back; no bookkeeping does harm or is believed."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,9 @@ from tests.shapes.models.grouped import CustomerTotal, ProductTotal
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
-BOOKKEEPING = [each for each in apps.get_app_config("matviews").get_models() if issubclass(each, Bookkeeping)]  # fmt: skip
+BOOKKEEPING = [
+    each for each in apps.get_app_config("matviews").get_models() if issubclass(each, Bookkeeping)
+]
 DUMPED = "rows were loaded from a dump"
 
 
@@ -104,7 +106,10 @@ def rebuilt(*views: type[Any]) -> None:
 
 def of_the_first_version(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A dump as the first version made it: with all rows, and columns that are gone."""
-    lacking = {"shard": ("claims", "pending"), "refresh": ("claims_seen", "requests"), "trackedtable": ("pending",)}  # fmt: skip
+    lacking = {
+        "shard": ("claims", "pending"), "refresh": ("claims_seen", "requests"),
+        "trackedtable": ("pending",),
+    }  # fmt: skip
     gone = {"shard": "whole_since", "dirtykeys": "logged_at"}
     kept = [each for each in rows if each["model"] != "matviews.logsecret"]
     for each in kept:

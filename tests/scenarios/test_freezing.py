@@ -1,4 +1,4 @@
-"""Workers that are frozen between two statements of a transaction: what they hold is freed for the others."""
+"""Workers frozen between two statements of a transaction: what they hold is freed for others."""
 
 import os
 import signal
@@ -162,7 +162,7 @@ def hold(
     statement: int,
     within: float = DEADLINE,
 ) -> bool:
-    """Freeze a worker there; the others bring all views up to date meanwhile, and it goes on afterwards.
+    """Freeze a worker there; the others bring all views up to date, and then it goes on.
 
     False if no worker came there: there are not so many statements.
     """

@@ -1,6 +1,6 @@
-"""Several processes that change a row and then ask, while workers are killed: what each has committed arrives.
+"""Processes that change a row and then request, while workers are killed: every commit arrives.
 
-`python -m tests.scenarios.test_joining_processes KEY` is one that asks, each time that it reads a line.
+`python -m tests.scenarios.test_joining_processes KEY` is one that asks whenever it reads a line.
 """
 
 import random

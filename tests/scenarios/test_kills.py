@@ -1,4 +1,4 @@
-"""Workers that are killed or stopped, at any moment: nothing twice, nothing missing, nobody called."""
+"""Workers killed or stopped at any moment: nothing twice, nothing missing, nobody called."""
 
 import os
 import random

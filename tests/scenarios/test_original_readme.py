@@ -55,7 +55,7 @@ class MyModel(models.Model, MaterializedView):
     @classmethod
     def do_delete(cls):
         cls.objects.filter(key__in=MyOtherTable.objects.get_obsolete().values_list('key')).delete()
-"""
+"""  # noqa: E501
 
 
 def test_the_sample_is_the_example_as_written() -> None:
@@ -80,8 +80,9 @@ class TestRefreshing:
         engine.sync_controls()
 
     def source(self, **values: str) -> None:
+        today = date.today()  # noqa: DTZ011
         for key, value in values.items():
-            MyOtherTable.objects.create(key=key, value=value, some_criteria_date=date.today())  # noqa: DTZ011
+            MyOtherTable.objects.create(key=key, value=value, some_criteria_date=today)
 
     def view(self) -> dict[str, str]:
         return dict(MyModel.objects.values_list("key", "cached_value"))

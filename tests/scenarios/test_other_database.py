@@ -1,4 +1,4 @@
-"""Projects whose tables are in another database than the default one, and that read from replicas."""
+"""Projects whose tables are not in the default database, and that read from replicas."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Workers behind a PgBouncer that gives a server's connection to another client after each transaction."""
+"""Workers behind a PgBouncer that passes a server connection on after each transaction."""
 
 import json
 import os
@@ -46,9 +46,11 @@ ignore_startup_parameters = options
 """
 # Whatever a session may keep from the transactions of another.
 KEPT = (
-    "SELECT pg_backend_pid(), (SELECT string_agg(concat(name, '=', setting), ' ' ORDER BY name) FROM pg_settings "
-    "WHERE source = 'session' AND name NOT IN ('client_encoding', 'TimeZone', 'application_name', 'DateStyle', "
-    "'standard_conforming_strings')), current_setting('matviews.suppressed', true), pg_sleep(0.2)"
+    "SELECT pg_backend_pid(), "
+    "(SELECT string_agg(concat(name, '=', setting), ' ' ORDER BY name) FROM pg_settings "
+    "WHERE source = 'session' AND name NOT IN ('client_encoding', 'TimeZone', "
+    "'application_name', 'DateStyle', 'standard_conforming_strings')), "
+    "current_setting('matviews.suppressed', true), pg_sleep(0.2)"
 )
 
 
@@ -67,7 +69,8 @@ def pooled(tmp_path: Path) -> Iterator[str]:
     config.write_text(
         CONFIG.format(
             host=server.hostname, port=server.port or 5432, user=unquote(server.username or ""),
-            password=f" password={unquote(server.password)}" if server.password else "", listen=port, size=CONNECTIONS,
+            password=f" password={unquote(server.password)}" if server.password else "",
+            listen=port, size=CONNECTIONS,
         )
     )  # fmt: skip
     config.chmod(0o644)

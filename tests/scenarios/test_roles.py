@@ -1,4 +1,4 @@
-"""The roles that docs/roles.md describes, made by the SQL that it shows: real ones, on a database of their own."""
+"""The roles of docs/roles.md, made by the SQL that it shows: real, on a database of their own."""
 
 import os
 import re
@@ -66,7 +66,10 @@ def role_name(role: str) -> str:
 
 
 def settings(role: str) -> str:
-    return f"DATABASES['default'] |= {{'NAME': '{DATABASE}', 'USER': '{role_name(role)}', 'PASSWORD': ''}}\n"
+    return (
+        f"DATABASES['default'] |= "
+        f"{{'NAME': '{DATABASE}', 'USER': '{role_name(role)}', 'PASSWORD': ''}}\n"
+    )
 
 
 def owner(sql: str) -> Any:
@@ -126,8 +129,14 @@ def test_each_role_has_the_rights_that_it_needs_and_no_others(
     assert repaired == "0", repaired
     # the writer writes and is logged, and has no right on anything of ours
     user = {"user": role_name("writer"), "password": ""}
-    _run("INSERT INTO shapes_order (price, paid, status, note, quantity) VALUES (1, false, '', '', 1)", user)  # fmt: skip
-    assert owner("SELECT count(*) FROM matviews_change") == ([(1,)] if connection.vendor == "postgresql" else ((1,),))  # fmt: skip
+    _run(
+        "INSERT INTO shapes_order (price, paid, status, note, quantity) "
+        "VALUES (1, false, '', '', 1)",
+        user,
+    )
+    assert owner("SELECT count(*) FROM matviews_change") == (
+        [(1,)] if connection.vendor == "postgresql" else ((1,),)
+    )
     for table in ("matviews_change", "matviews_logsecret", "matviews_trackedtable"):
         for statement in (f"SELECT * FROM {table}", f"DELETE FROM {table}"):
             with pytest.raises(Exception, match="denied"):

@@ -1,4 +1,4 @@
-"""A deployment of three roles from `migrate` to repair, each step in a process of the role that does it."""
+"""A deployment of three roles from `migrate` to repair: each step runs in a process of its role."""
 
 import json
 import os
@@ -40,7 +40,9 @@ WRITE = """
 from tests.shapes.models import Customer, Order, Region
 region = Region.objects.create(pk={pk}, name="Region {pk}")
 customer = Customer.objects.create(pk={pk}, name="Customer {pk}", region=region)
-Order.objects.create(pk={pk}, customer=customer, price=7, status="open", quantity=2, slot=1, paid=True)
+Order.objects.create(
+    pk={pk}, customer=customer, price=7, status="open", quantity=2, slot=1, paid=True
+)
 """
 
 
@@ -137,7 +139,8 @@ def test_three_roles_from_migrate_to_repair(deployment: Deployment, tmp_path: Pa
     else:
         for table in SOURCES:
             execute(
-                f"GRANT {ROW_RIGHTS} ON {DATABASE}.{table} TO {roles.quoted(deployment.names['writer'])}"
+                f"GRANT {ROW_RIGHTS} ON {DATABASE}.{table} "
+                f"TO {roles.quoted(deployment.names['writer'])}"
             )
     checked = deployment.manage("application", "check", "--database", "default")
     assert "W034" not in checked
@@ -254,7 +257,8 @@ Refresh.objects.exclude(state="open").update(finished_at=engine.now() - timedelt
 maintain()
 maintain()
 print(json.dumps({
-    "pages": pages, "asked": asked, "steered": steered, "schedules": RefreshSchedule.objects.count(),
+    "pages": pages, "asked": asked, "steered": steered,
+    "schedules": RefreshSchedule.objects.count(),
     "refreshes": {"before": before, "after": Refresh.objects.count()},
     "logged": logged, "problems": list(changes.find_problems("default")),
 }))

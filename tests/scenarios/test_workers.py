@@ -142,7 +142,7 @@ def test_a_broker_that_forgets_everything_costs_time_only(
 
 
 def lose(redis_url: str, queue: str) -> bool:
-    """Take a message away before a worker does, and delete all keys; whether one came within a second.
+    """Take a message before a worker does, and delete all keys; whether one came within a second.
 
     Who has waited longest for a message gets it, so no worker gets many before.
     """

@@ -161,7 +161,7 @@ class Shop:
             order.save()
 
     def take_back(self, which: int, savepoint: bool) -> None:
-        """Change and delete some orders, and undo it, by a savepoint or with all of the transaction."""
+        """Change and delete some orders, and undo it: by a savepoint or the whole transaction."""
         with transaction.atomic():
             with transaction.atomic():
                 self.save_each(which)

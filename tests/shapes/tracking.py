@@ -1,4 +1,4 @@
-"""Triggers that suffice for any query of a view of this app, and not for those alone that it has now."""
+"""Triggers that suffice for any query of this app's views, not only for those they have now."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -116,7 +116,8 @@ def test_the_broker_in_the_environment_counts(app: Any, monkeypatch: pytest.Monk
     [
         (ConnectionRefusedError(111, "Connection refused"), "[Errno 111] Connection refused"),
         (KeyError("No such transport: reddis"), "No such transport: reddis"),
-        (OSError("cannot reach redis://me:se/c@ret@host:1/0.\nmore"), "cannot reach redis://***@host:1/0"),
+        (OSError("cannot reach redis://me:se/c@ret@host:1/0.\nmore"),
+         "cannot reach redis://***@host:1/0"),
         (RuntimeError(), "RuntimeError"),
     ],
 )  # fmt: skip

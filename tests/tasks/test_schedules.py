@@ -516,7 +516,7 @@ class TestCost:
 
 
 class TestFirstTime:
-    """`last_run_at` is set so that beat sends when the view is next due, and not an interval later."""
+    """`last_run_at` is set so that beat sends when the view is next due, not an interval later."""
 
     def since(self, **successes: timedelta) -> None:
         now = timezone.now()

@@ -1,4 +1,4 @@
-"""What runs when, and whether `maintain` does: in Python, as a system check and on the command line."""
+"""What runs when, and whether `maintain` does: in Python, as a check and on the command line."""
 
 import json
 from collections.abc import Callable
@@ -108,11 +108,17 @@ class TestTimetable:
             (lambda: set_view(enabled=False), "the view is disabled"),
             (
                 lambda: PeriodicTask.objects.filter(task="matviews.refresh").delete(),
-                "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` restores it",
+                (
+                    "its periodic task is missing or disabled: "
+                    "`matviews.maintain` or `manage.py migrate` restores it"
+                ),
             ),
             (
                 lambda: PeriodicTask.objects.update(enabled=False),
-                "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` restores it",
+                (
+                    "its periodic task is missing or disabled: "
+                    "`matviews.maintain` or `manage.py migrate` restores it"
+                ),
             ),
         ],
     )
@@ -174,8 +180,8 @@ class TestWatch:
         PeriodicTask.objects.all().delete()
 
         assert maintenance_problem() == (
-            "The periodic task 'matviews: maintenance' is missing, so lost messages are not re-sent. "
-            "Run `manage.py migrate`, which creates it."
+            "The periodic task 'matviews: maintenance' is missing, so lost messages are not "
+            "re-sent. Run `manage.py migrate`, which creates it."
         )
 
     def test_its_row_is_disabled(self) -> None:
@@ -183,8 +189,8 @@ class TestWatch:
         self.maintain(enabled=False)
 
         assert maintenance_problem() == (
-            "The periodic task 'matviews: maintenance' is disabled, so lost messages are not re-sent. "
-            "Run `manage.py migrate`, which enables it."
+            "The periodic task 'matviews: maintenance' is disabled, so lost messages are not "
+            "re-sent. Run `manage.py migrate`, which enables it."
         )
 
     def test_it_has_not_run_for_a_while(self) -> None:
@@ -192,8 +198,8 @@ class TestWatch:
 
         assert maintenance_problem() == (
             "The maintenance task has not run for 12 min, so lost messages are not re-sent. Check "
-            "that celery beat (with the DatabaseScheduler of django-celery-beat) is running, and a worker "
-            f"that listens to {queues_in_words('matviews.maintain')}."
+            "that celery beat (with the DatabaseScheduler of django-celery-beat) is running, and "
+            f"a worker that listens to {queues_in_words('matviews.maintain')}."
         )
 
     @pytest.mark.parametrize("never", [{"date_changed": HOUR}, {"total_run_count": 5}])

@@ -75,7 +75,8 @@ def told(rows: Any, field: Any) -> list[tuple[str, str]]:
         (by_customer(n=Max("order__price") + 1), "shapes_order may have no matching row"),
         (by_customer(n=Subquery(LAST)), "the subquery may have no row"),
         (by_slot(n=Sum(Cast("weight", DECIMAL))), "shapes.Order.weight may be NULL"),
-        (by_slot(n=Coalesce(Sum("price", filter=Q(paid=True)), Max("quantity"), output_field=DECIMAL)),
+        (by_slot(n=Coalesce(
+            Sum("price", filter=Q(paid=True)), Max("quantity"), output_field=DECIMAL)),
          "shapes.Order.quantity may be NULL"),
         (by_slot(n=StdDev("price", sample=True, output_field=DECIMAL)), "a sample of one row"),
         (of_order(n=Cast("quantity", DECIMAL)), "shapes.Order.quantity may be NULL"),

@@ -1,4 +1,4 @@
-"""What is read of `source()`: its columns, its key, and every problem that can be told before it runs."""
+"""What is read of `source()`: its columns, its key, and all problems that show before it runs."""
 
 import json
 from datetime import UTC, date, datetime, timedelta
@@ -284,12 +284,15 @@ def parameters() -> list[tuple[Any, Any, Any]]:
     zone = dt_timezone(timedelta(hours=2))
     found: list[tuple[Any, Any, Any]] = [
         (1, 1, True), (1, 1, 1.0), (float("nan"), float("nan"), float("inf")), ("a", "a", b"a"),
-        (Decimal("1.0"), Decimal("1.0"), Decimal("1.00")), (Decimal("NaN"), Decimal("NaN"), Decimal(0)),
+        (Decimal("1.0"), Decimal("1.0"), Decimal("1.00")),
+        (Decimal("NaN"), Decimal("NaN"), Decimal(0)),
         (bytearray(b"a"), memoryview(b"a"), b"b"), (UUID(int=1), UUID(int=1), UUID(int=2)),
         (timedelta(1), timedelta(hours=24), timedelta(2)), (Color.RED, Color.RED, "red"),
-        (Shade.DARK, Shade("dark"), "light"), ([1, [2]], [1, [2]], [1, ["2"]]), ({1, 2}, {2, 1}, {1, 3}),
+        (Shade.DARK, Shade("dark"), "light"), ([1, [2]], [1, [2]], [1, ["2"]]),
+        ({1, 2}, {2, 1}, {1, 3}),
         ({"a": 1, "b": None}, {"b": None, "a": 1}, {"a": 1, "b": 0}),
-        (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 2, tzinfo=zone), datetime(2026, 1, 1, tzinfo=zone)),
+        (datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 2, tzinfo=zone),
+         datetime(2026, 1, 1, tzinfo=zone)),
         (datetime.min.replace(tzinfo=zone), datetime.min.replace(tzinfo=zone), date.min),
         (date(2026, 1, 1), date(2026, 1, 1), date(2026, 1, 2)),
     ]  # fmt: skip
@@ -466,7 +469,7 @@ class TestFingerprint:
             derived_view(source, ref=key(), n=ArrayField(models.DateField()), m=DateRangeField())
         )
         before = plan_of(definition, "default")
-        before.fingerprint, before.exact_fingerprint  # noqa: B018 - they are computed when they are read
+        before.fingerprint, before.exact_fingerprint  # noqa: B018 - computed when they are read
         days[0] = date(2026, 1, 3)
         after = plan_of(definition, "default")
 

@@ -1,4 +1,4 @@
-"""Querysets with other people's classes in them: their views are refreshed in full, and concern no other view."""
+"""Querysets with third-party classes: their views refresh in full and concern no other view."""
 
 import inspect as python
 import io
@@ -225,14 +225,14 @@ def test_a_column_that_cannot_be_read_makes_the_view_invalid_and_nothing_else(
 # What reads no queryset, or is where reading ends.
 NO_INSPECTION = {
     "looking", "inspect", "_not_inspected", "find_source", "read_source", "_called", "plain_name",
-    "read_query", "source_fault", "_unreadable", "key_columns", "check_source", "check_table", "_warning", "_label", "problems_of_query",
-    "fingerprint", "exact_fingerprint", "_digest", "tables_named", "project_locale", "_shown", "_is_float_aggregate",
-    "is_values",
+    "read_query", "source_fault", "_unreadable", "key_columns", "check_source", "check_table",
+    "_warning", "_label", "problems_of_query", "fingerprint", "exact_fingerprint", "_digest",
+    "tables_named", "project_locale", "_shown", "_is_float_aggregate", "is_values",
 }  # fmt: skip
 MODULES: list[ModuleType] = [
     import_module("matviews.queryset.analysis.dependencies"),
-    source_query, tables, expressions, choose, lineage, links, fields, indexes, inspection, source, reading,
-    source_checks, queryset_checks, sql_text,
+    source_query, tables, expressions, choose, lineage, links, fields, indexes, inspection,
+    source, reading, source_checks, queryset_checks, sql_text,
 ]  # fmt: skip
 
 

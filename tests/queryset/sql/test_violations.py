@@ -1,4 +1,4 @@
-"""What a refresh says of a row of `source()` that breaks a constraint: which one, and what to do."""
+"""What a refresh says of a row of `source()` that breaks a constraint: which, and what to do."""
 
 # ruff: noqa: N806 - variables that are models
 
@@ -59,7 +59,7 @@ def test_a_value_that_is_too_long_is_told_by_refresh_and_repair_until_it_fits(st
     with tables.made(Rows, view):
         row = Rows.objects.create(pk=1, n=1, text="abcdefgh")
         view.objects.create(ref=1, text="abcde")
-        # when it is compared, then it differs; and writing it says which value does not fit, each time
+        # when it is compared, then it differs; and each write says which value does not fit
         assert view.verify().differing == 1
         for _time in range(2):
             with pytest.raises(

@@ -1,4 +1,4 @@
-"""Columns that are not what their models say: the view is refreshed in full, says why, and is right."""
+"""Columns unlike what their models say: the view is refreshed in full, says why, and is right."""
 
 # ruff: noqa: N806 - variables that are models
 

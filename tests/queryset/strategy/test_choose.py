@@ -246,7 +246,8 @@ def _(cls: Any) -> Any:
 
 
 @example("dates and times with time zones, durations",
-         WINDOWED, n=models.DateTimeField(null=True), m=models.DurationField(null=True))  # fmt: skip
+         WINDOWED,
+         n=models.DateTimeField(null=True), m=models.DurationField(null=True))  # fmt: skip
 def _(cls: Any) -> Any:
     return Order.objects.values(ref=F("customer")).annotate(n=Max("placed_at"), m=Sum("took"))
 
@@ -469,7 +470,8 @@ def _(cls: Any) -> Any:
 
 
 @example("a key that has another type in the view", STAGED, says="another type",
-         ref=models.DecimalField(max_digits=12, decimal_places=0, unique=True), n=number())  # fmt: skip
+         ref=models.DecimalField(max_digits=12, decimal_places=0, unique=True),
+         n=number())  # fmt: skip
 def _(cls: Any) -> Any:
     return Order.objects.values(ref=F("slot")).annotate(n=Count("pk"))
 

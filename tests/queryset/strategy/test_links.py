@@ -110,7 +110,9 @@ def links_of_both(rows: QuerySet[Any, Any], more: "models.Field[Any, Any]") -> d
             },
         ),
         (
-            CUSTOMERS.annotate(value=Subquery(OF_CUSTOMER.order_by("-slot").values("quantity")[:1])),
+            CUSTOMERS.annotate(
+                value=Subquery(OF_CUSTOMER.order_by("-slot").values("quantity")[:1])
+            ),
             {"customer": KEY, "order": [("customer_id",)]},
         ),
         (
@@ -129,7 +131,9 @@ def links_of_both(rows: QuerySet[Any, Any], more: "models.Field[Any, Any]") -> d
         ),
         # Not every row of the subquery belongs to the key then: it concerns all keys.
         (
-            CUSTOMERS.filter(Exists(Order.objects.filter(Q(customer=OuterRef("pk")) | Q(paid=True)))),
+            CUSTOMERS.filter(
+                Exists(Order.objects.filter(Q(customer=OuterRef("pk")) | Q(paid=True)))
+            ),
             {"customer": KEY},
         ),
         (
@@ -244,9 +248,9 @@ def by_region(**more: Any) -> QuerySet[Any, Any]:
             WITHOUT_KEYS,
         ),
         (
-            by_region(more=Coalesce("slot", "customer__referrer", output_field=models.IntegerField())).annotate(
-                value=Count("pk")
-            ),
+            by_region(
+                more=Coalesce("slot", "customer__referrer", output_field=models.IntegerField())
+            ).annotate(value=Count("pk")),
             models.IntegerField(),
             WITHOUT_KEYS,
         ),

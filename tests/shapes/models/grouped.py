@@ -203,7 +203,7 @@ class SlotRegion(Measured):
 
 
 class DayRegion(Measured):
-    """A key with the day of a moment, and a column of another table; a condition on groups, or none."""
+    """A key of a moment's day and a column of another table; a condition on groups, or none."""
 
     day = models.DateField()
     region = pointer("Region")
@@ -219,7 +219,7 @@ class DayRegion(Measured):
 
 
 class TagRegion(Measured):
-    """A key with columns at both ends of a way, from the one side; tables between are joined late."""
+    """A key of columns at both ends of a path, from the one side; tables between join late."""
 
     region = pointer("Region")
     tag = pointer("Tag")
