@@ -9,7 +9,6 @@ from django.core.management import CommandError
 from django.db import DatabaseError, connections
 from django.db.migrations.operations import RenameModel
 from django.db.models.signals import post_migrate, pre_migrate
-from django.utils.translation import gettext_lazy as _
 
 from .exceptions import NotPermitted, TablesLocked
 
@@ -20,7 +19,6 @@ class MatviewsConfig(AppConfig):
     """Registers checks and receivers; after `migrate`, creates triggers and new views' controls."""
 
     name = "matviews"
-    verbose_name = _("Materialized views")
     default_auto_field = "django.db.models.BigAutoField"
 
     def import_models(self) -> None:

@@ -58,19 +58,14 @@ class DurationRange:
             return False
         return not (self.whole_seconds and value.microseconds)
 
-    def fault(self, value: object, *, noun: str = "timedelta") -> str | None:
-        """What the value should be instead, or None if it is in the range.
-
-        Args:
-            value: the value.
-            noun: what the reader calls a duration.
-        """
+    def fault(self, value: object) -> str | None:
+        """What the value should be instead, or None if it is in the range."""
         if value in self:
             return None
         days = f"{self.high.days:,} days"
         if self.whole_seconds:
-            return f"a {noun} of whole seconds, from 1 second to {days}"
-        return f"a positive {noun} of at most {days}"
+            return f"a timedelta of whole seconds, from 1 second to {days}"
+        return f"a positive timedelta of at most {days}"
 
 
 BATCH_SIZE = Range(low=1, high=MAX_INTEGER, unit="rows")

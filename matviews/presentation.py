@@ -1,16 +1,18 @@
 """Counts, rates, durations, times and progress as people read them, in English.
 
-For the command and messages; `admin.phrases` has them in the language of the person.
+For the command and messages; `admin.phrases` has them in the language of the person, and
+`localized` gives numbers its separators.
 """
 
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from django.utils import timezone
+from django.utils.formats import get_format
 
 __all__ = [
     "format_duration", "format_progress", "format_rate", "format_row_count", "format_time",
-    "pluralize", "rows_in_batches",
+    "localized", "pluralize", "rows_in_batches",
 ]  # fmt: skip
 
 MIN_WHOLE_RATE = 10  # rows or keys per second from which a decimal place says nothing
@@ -43,6 +45,12 @@ def pluralize(number: int, noun: str) -> str:
 def rows_in_batches(rows: int, batches: int) -> str:
     """How much was written: "2,000 rows in 1 batch"."""
     return f"{pluralize(rows, 'row')} in {pluralize(batches, 'batch')}"
+
+
+def localized(text: str) -> str:
+    """A number that Python has formatted, with the separators of the active language."""
+    separators = {",": get_format("THOUSAND_SEPARATOR"), ".": get_format("DECIMAL_SEPARATOR")}
+    return text.translate(str.maketrans(separators))
 
 
 def format_row_count(rows: int, *, exact: bool) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 from celery import current_app
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DatabaseError, router, transaction
+from django.utils import translation
 from django_celery_beat.models import PeriodicTask
 from kombu import Connection
 
@@ -177,9 +178,8 @@ def check_maintenance(databases: Any = None, **_kwargs: Any) -> list[CheckMessag
     if engine.alias() not in (databases or ()):
         return []
     try:
-        with transaction.atomic(
-            using=engine.alias()
-        ):  # a failure must not break an outer transaction
+        # A failure must not break an outer transaction, and what is printed is English.
+        with transaction.atomic(using=engine.alias()), translation.override(None):
             problem = timetable.maintenance_problem()
     except DatabaseError:  # not migrated yet
         return []

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import router
-from django.utils import timezone
+from django.utils import timezone, translation
+from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 
 from .. import engine
@@ -81,25 +82,25 @@ def name_of(schedule: RefreshSchedule) -> str:
 
 
 def disabled_reason(schedule: RefreshSchedule) -> str:
-    """Why a schedule requests no refreshes at present, "" if it does."""
+    """Why a schedule requests no refreshes at present, in the active language; "" if it does."""
     return next(_reasons(schedule), "")
 
 
 def _reasons(schedule: RefreshSchedule) -> Iterator[str]:
     view = schedule.view
     if not schedule.enabled:
-        yield "the schedule is disabled"
+        yield _("the schedule is disabled")
     if view.definition is None:
-        yield f"the code no longer defines {view.label}"
+        yield _("the code no longer defines %(view)s") % {"view": view.label}
     elif view.definition.errors:
-        yield "the view has errors, see `manage.py check`"
+        yield _("the view has errors, see `manage.py check`")
     if not view.enabled:
-        yield "the view is disabled"
+        yield _("the view is disabled")
     if view.paused:
-        yield "the view is paused"
+        yield _("the view is paused")
     yield from schedule.faults().values()
     if schedule.crontab and crontab_after(schedule.crontab, engine.now()) is None:
-        yield "its crontab never matches a time"
+        yield _("its crontab never matches a time")
 
 
 def crontab_after(crontab: Any, last: datetime) -> datetime | None:
@@ -113,7 +114,8 @@ def crontab_after(crontab: Any, last: datetime) -> datetime | None:
 
 
 def _desired(schedule: RefreshSchedule, now: datetime, spread: int) -> DesiredTask:
-    reason, faulty = disabled_reason(schedule), bool(schedule.faults())
+    with translation.override(None):  # in English, because it is stored
+        reason, faulty = disabled_reason(schedule), bool(schedule.faults())
     label, by_crontab = schedule.view.label, schedule.crontab_id is not None
     description = f"Written from refresh schedule {schedule.pk} of {label}: change it there."
     disabled = f" Disabled: {reason}."

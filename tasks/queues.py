@@ -4,22 +4,29 @@ from celery import current_app
 
 from ..conf import get_settings
 
-__all__ = ["BATCHES", "queues_in_words"]
+__all__ = ["BATCHES", "queue_of", "queues_in_words"]
 
 BATCHES = ("matviews.insert_batch", "matviews.update_batch", "matviews.delete_batch")
 
 
 def queues_in_words(*tasks: str) -> str:
     """The queues to which this process sends some tasks, as in "the queue 'celery'"."""
-    try:
-        names = {_queue_of(task) for task in tasks}
-    except Exception:  # noqa: BLE001 - the project's routes may be functions that raise anything
+    names = {queue_of(task) for task in tasks}
+    if "" in names:
         return "the queue of its tasks"
     listed = " and ".join(repr(name) for name in sorted(names))
     return f"the queue{'s' if len(names) > 1 else ''} {listed}"
 
 
-def _queue_of(task: str) -> str:
+def queue_of(task: str) -> str:
+    """The queue to which this process sends a task; "" if its route raises an error."""
+    try:
+        return _routed(task)
+    except Exception:  # noqa: BLE001 - the project's routes may be functions that raise anything
+        return ""
+
+
+def _routed(task: str) -> str:
     given = get_settings().CELERY_QUEUE
     routed = current_app.amqp.router.route({"queue": given} if given else {}, task)
     queue = routed.get("queue") or current_app.conf.task_default_queue

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.utils.translation import gettext as _
+
 from .. import engine
 from ..models import Heartbeat, RefreshSchedule
 from ..presentation import format_duration
@@ -17,16 +19,12 @@ from .periodic import (
     name_of,
     our_tasks,
 )
-from .queues import queues_in_words
+from .queues import queue_of
 
 __all__ = ["ScheduleStatus", "maintenance_problem", "timetable"]
 
 MAX_SILENCE = timedelta(minutes=5)  # of the maintenance task
 MAX_SENT_IN_VAIN = 5  # messages that beat sends in that time
-NOT_WRITTEN = (
-    "its periodic task is missing or disabled: "
-    "`matviews.maintain` or `manage.py migrate` restores it"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +34,7 @@ class ScheduleStatus:
     Attributes:
         schedule: the schedule, with its view loaded.
         runs: whether it requests refreshes at present.
-        disabled_reason: why it does not, "" if it does.
+        disabled_reason: why it does not, in the language that was active; "" if it does.
         last_sent: when beat last sent its request since it was enabled, None if it did not. Beat
             saves this every three minutes.
         next_due: when beat will send the next one, None if it is disabled. The refresh starts
@@ -69,8 +67,12 @@ def timetable(labels: Iterable[str] | None = None) -> list[ScheduleStatus]:
 
 
 def _status(schedule: RefreshSchedule, task: Any) -> ScheduleStatus:
-    written = task is not None and task.enabled
-    reason = disabled_reason(schedule) or ("" if written else NOT_WRITTEN)
+    reason = disabled_reason(schedule)
+    if not reason and not (task and task.enabled):
+        reason = _(
+            "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` "
+            "restores it"
+        )
     sent = task is not None and task.total_run_count > 0
     return ScheduleStatus(
         schedule=schedule,
@@ -89,28 +91,45 @@ def _next_due(schedule: RefreshSchedule, task: Any) -> datetime | None:
 
 
 def maintenance_problem() -> str:
-    """What keeps the maintenance task from running, and what to do about it; "" if it runs."""
+    """What keeps the maintenance task from running, and what to do about it; "" if it runs.
+
+    In the active language.
+    """
     task = our_tasks().filter(name=MAINTENANCE).first()
     if task is None:
-        return (
-            f"The periodic task {MAINTENANCE!r} is missing, so lost messages are not re-sent. Run "
-            f"`manage.py migrate`, which creates it."
-        )
+        return _(
+            "The periodic task '%(task)s' is missing, so lost messages are not re-sent. Run "
+            "`manage.py migrate`, which creates it."
+        ) % {"task": MAINTENANCE}
     if not task.enabled:
-        return (
-            f"The periodic task {MAINTENANCE!r} is disabled, so lost messages are not re-sent. Run "
-            f"`manage.py migrate`, which enables it."
-        )
+        return _(
+            "The periodic task '%(task)s' is disabled, so lost messages are not re-sent. Run "
+            "`manage.py migrate`, which enables it."
+        ) % {"task": MAINTENANCE}
     heartbeat = Heartbeat.objects.first()
-    if not _silent(task, heartbeat):
-        return ""
-    minutes = round((engine.now() - heartbeat.ran_at) / MINUTE) if heartbeat else 0
-    since = f"for {format_duration(minutes * MINUTE)}" if heartbeat else "yet"
-    return (
-        f"The maintenance task has not run {since}, so lost messages are not re-sent. Check that "
-        f"celery beat (with the DatabaseScheduler of django-celery-beat) is running, and a worker "
-        f"that listens to {queues_in_words('matviews.maintain')}."
-    )
+    return f"{_since(heartbeat)} {_what_to_check()}" if _silent(task, heartbeat) else ""
+
+
+def _since(heartbeat: Heartbeat | None) -> str:
+    if heartbeat is None:
+        return _("The maintenance task has not run yet, so lost messages are not re-sent.")
+    minutes = round((engine.now() - heartbeat.ran_at) / MINUTE)
+    return _("The maintenance task has not run for %(time)s, so lost messages are not re-sent.") % {
+        "time": format_duration(minutes * MINUTE)
+    }
+
+
+def _what_to_check() -> str:
+    queue = queue_of("matviews.maintain")
+    if not queue:
+        return _(
+            "Check that celery beat (with the DatabaseScheduler of django-celery-beat) is running, "
+            "and a worker that listens to the queue of its tasks."
+        )
+    return _(
+        "Check that celery beat (with the DatabaseScheduler of django-celery-beat) is running, and "
+        "a worker that listens to the queue '%(queue)s'."
+    ) % {"queue": queue}
 
 
 def _silent(task: Any, heartbeat: Heartbeat | None) -> bool:

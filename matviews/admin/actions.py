@@ -1,6 +1,6 @@
 """What an operator does to views. Each action is logged in the admin, and a message reports it."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from django.contrib import messages
@@ -10,10 +10,17 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from .. import engine, tasks
-from ..exceptions import MatviewsError, UnknownView
+from ..exceptions import (
+    InvalidRequest,
+    InvalidView,
+    MatviewsError,
+    UnknownView,
+    ViewDisabled,
+    ViewNotReady,
+)
 from ..models import Origin, Refresh, ViewControl
 from ..registry import registry
-from ..states import RefreshState
+from ..states import RefreshState, ViewState
 from ..tasks import broker_errors, schedules
 from .phrases import count_views, number
 
@@ -29,6 +36,12 @@ DELIVERY = {
         "The broker is unreachable (%(error)s); matviews.maintain notifies the workers when it is "
         "back."
     ),
+}
+
+# Why the engine refuses a request, which it says in English.
+REFUSED: dict[type[MatviewsError], Any] = {
+    ViewDisabled: gettext_lazy("It is disabled: enable it first, in its settings."),
+    ViewNotReady: gettext_lazy("It has no bookkeeping rows yet: run manage.py migrate."),
 }
 
 
@@ -53,7 +66,7 @@ class OperatorActions:
                 refresh = self._request_refresh(control.label, phases)
             except MatviewsError as error:
                 refused = _("No refresh of %(view)s: %(error)s")
-                names = {"view": control.label, "error": error}
+                names = {"view": control.label, "error": _refusal(error, control, phases)}
                 self._message(refused % names, messages.WARNING)
             else:
                 requested.append(control)
@@ -159,6 +172,19 @@ class OperatorActions:
 
     def _message(self, sentence: str, level: int = messages.SUCCESS) -> None:
         self._admin.message_user(self._request, sentence, level)
+
+
+def _refusal(error: MatviewsError, control: ViewControl, phases: Collection[str] | None) -> str:
+    """Why a refresh of a view was refused; what is wrong with its class is in English."""
+    definition = control.definition
+    if definition and isinstance(error, InvalidView):
+        return " ".join([ViewState.INVALID.meaning, *(str(each.msg) for each in definition.errors)])
+    if definition and isinstance(error, InvalidRequest):
+        if not phases:
+            return _("Tick at least one phase.")
+        has = ", ".join(definition.options.phases)
+        return _("It has only these phases: %(phases)s.") % {"phases": has}
+    return str(REFUSED.get(type(error), error))
 
 
 def _names(controls: list[ViewControl]) -> str:

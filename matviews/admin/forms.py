@@ -9,9 +9,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from ..conf import get_settings
-from ..limits import BATCH_SECONDS, BATCH_SIZE, FRESHNESS_TARGET
+from ..limits import BATCH_SECONDS, BATCH_SIZE, FRESHNESS_TARGET, Range
 from ..models import RefreshSchedule, ViewControl
 from ..phases import Phase
+from ..presentation import localized
 
 __all__ = ["ControlForm", "ScheduleForm"]
 
@@ -64,23 +65,32 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
     def clean_batch_size(self) -> int | None:
         """A size that a batch can have."""
         size: int | None = self.cleaned_data["batch_size"]
-        if size is not None and (fault := BATCH_SIZE.fault(size)):
-            raise ValidationError(f"Give {fault}, or nothing.")
+        if size is not None and size not in BATCH_SIZE:
+            fault = _("Give a whole number of rows from %(low)s to %(high)s, or nothing.")
+            raise ValidationError(fault % _ends(BATCH_SIZE))
         return size
 
     def clean_batch_target(self) -> float | None:
         """A time that a batch can take."""
         seconds: float | None = self.cleaned_data["batch_target"]
-        if seconds is not None and (fault := BATCH_SECONDS.fault(seconds)):
-            raise ValidationError(f"Give {fault}, or nothing.")
+        if seconds is not None and seconds not in BATCH_SECONDS:
+            fault = _("Give a number of seconds from %(low)s to %(high)s, or nothing.")
+            raise ValidationError(fault % _ends(BATCH_SECONDS))
         return seconds
 
     def clean_freshness_target(self) -> timedelta | None:
         """A length of time."""
         target: timedelta | None = self.cleaned_data["freshness_target"]
-        if target is not None and (fault := FRESHNESS_TARGET.fault(target, noun="duration")):
-            raise ValidationError(f"Give {fault}, as in 00:10:00, or nothing.")
+        if target is not None and target not in FRESHNESS_TARGET:
+            fault = _(
+                "Give a positive duration of at most %(days)s days, as in 00:10:00, or nothing."
+            )
+            raise ValidationError(fault % {"days": localized(f"{FRESHNESS_TARGET.high.days:,}")})
         return target
+
+
+def _ends(limits: Range) -> dict[str, str]:
+    return {"low": localized(f"{limits.low:,}"), "high": localized(f"{limits.high:,}")}
 
 
 class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]

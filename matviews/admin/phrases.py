@@ -2,17 +2,17 @@
 
 from datetime import timedelta
 
-from django.utils.formats import get_format, number_format
+from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from ..engine import Progress
 from ..models import Refresh
-from ..presentation import MIN_WHOLE_RATE, format_duration
+from ..presentation import MIN_WHOLE_RATE, format_duration, localized
 
 __all__ = [
     "count_batches", "count_keys", "count_rows", "count_runs", "count_views", "duration",
-    "localized", "number", "progress_text", "requesters", "rows_in_batches",
+    "number", "progress_text", "requesters", "rows_in_batches",
     "work_done",
 ]  # fmt: skip
 
@@ -20,12 +20,6 @@ __all__ = [
 def number(value: float) -> str:
     """A whole number, grouped by thousands."""
     return number_format(f"{value:.0f}", force_grouping=True)
-
-
-def localized(text: str) -> str:
-    """A number that Python has formatted, with the separators of the active language."""
-    separators = {",": get_format("THOUSAND_SEPARATOR"), ".": get_format("DECIMAL_SEPARATOR")}
-    return text.translate(str.maketrans(separators))
 
 
 def count_rows(count: float) -> str:

@@ -10,7 +10,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from .phrases import count_rows, duration, localized
+from ..presentation import localized
+from .phrases import count_rows, duration
 
 __all__ = [
     "FAILED", "MIN_SLOTS", "ROWS", "SECONDS", "STOPPED", "SUCCEEDED", "WIDTH", "Mark", "Plot",

@@ -1,6 +1,7 @@
 """`--list`, `--schedules` and `--enqueue`."""
 
 from django.core.management.base import CommandError
+from django.utils import translation
 
 from matviews import engine, tasks
 from matviews.models import Heartbeat, Refresh
@@ -33,8 +34,9 @@ def list_views(targets: Targets) -> None:
 def list_schedules(targets: Targets) -> None:
     """Show when beat requests refreshes of the views, and whether the maintenance task runs."""
     output, heartbeat = targets.output, Heartbeat.objects.first()
-    statuses = schedules.timetable(targets.options.labels or None)
-    problem = schedules.maintenance_problem()
+    with translation.override(None):  # in English, as all that is printed
+        statuses = schedules.timetable(targets.options.labels or None)
+        problem = schedules.maintenance_problem()
     output.subject = "schedules"
     output.entries += map(tables.schedule_as_dict, statuses)
     output.maintenance = {

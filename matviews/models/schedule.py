@@ -12,6 +12,7 @@ from django.utils.translation import ngettext_lazy, override
 
 from ..limits import REFRESH_INTERVAL
 from ..phases import Phase
+from ..presentation import localized
 from .base import WriteDatabaseManager
 from .control import ViewControl
 
@@ -140,7 +141,7 @@ class RefreshSchedule(models.Model):
         Raises:
             ValidationError: with a sentence for each field.
         """
-        if faults := dict(self._faults()):
+        if faults := self.faults():
             raise ValidationError(faults)
         self.phases = [phase.value for phase in Phase if phase in self.phases]
         if any(map(self._is_duplicate, self._others())):
@@ -153,9 +154,8 @@ class RefreshSchedule(models.Model):
             )
 
     def faults(self) -> dict[str, str]:
-        """What is wrong with it: an English sentence per field, whatever language is active."""
-        with override(None):
-            return {field: str(fault) for field, fault in self._faults()}
+        """What is wrong with it, a sentence for each field, in the active language."""
+        return {field: str(fault) for field, fault in self._faults()}
 
     def _faults(self) -> Iterator[tuple[str, "StrOrPromise"]]:
         period = Period(self.period).length if self.period in Period else None
@@ -166,7 +166,7 @@ class RefreshSchedule(models.Model):
         elif self.every is not None and self.every < 1:
             yield "every", _("An interval is at least 1.")
         elif self.every and period and self.every > REFRESH_INTERVAL.high // period:
-            longest = {"days": f"{REFRESH_INTERVAL.high.days:,}"}
+            longest = {"days": localized(f"{REFRESH_INTERVAL.high.days:,}")}
             yield "every", _("An interval is at most %(days)s days.") % longest
         elif self.every and period and (self.jitter or 0) > self.every * period.total_seconds():
             yield "jitter", _("The jitter is at most the interval, or messages would pile up.")

@@ -440,8 +440,8 @@ class TestActions:
         # and none, or one that the view lacks, is refused
         nothing = admin_client.post(page(action="refresh"))
         lacking = admin_client.post(page("sample.Ledger", "refresh"), {"phases": ["delete"]})
-        assert "Name at least one phase" in told(nothing)[-1]
-        assert "has no phase delete" in told(lacking)[-1]
+        assert "Tick at least one phase." in told(nothing)[-1]
+        assert "It has only these phases: insert." in told(lacking)[-1]
         assert Refresh.objects.count() == 1
 
     @pytest.mark.database

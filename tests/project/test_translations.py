@@ -7,34 +7,39 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import django
 import django_celery_beat
 import pytest
 from django.apps import apps
 from django.contrib.admin.models import LogEntry
+from django.contrib.messages import get_messages
+from django.core.checks import Tags, run_checks
 from django.core.management import call_command
 from django.db import models
 from django.test import Client
-from django.utils import translation
-from django_celery_beat.models import PeriodicTask
+from django.utils import timezone, translation
+from django_celery_beat.models import CrontabSchedule, PeriodicTask
 from pytest_django import DjangoCaptureOnCommitCallbacks
 
-from matviews.models import Refresh, RefreshSchedule, ViewControl
+from matviews.models import Heartbeat, Refresh, RefreshSchedule, ViewControl, ViewShard
 from matviews.states import ViewState
+from matviews.tasks import schedules, timetable
 from tests import ROOT
 from tests.helpers import services
 from tests.helpers.ledger import add_items, fault
-from tests.helpers.view_classes import run
+from tests.helpers.view_classes import make_view, ready, run
 from tests.sample.models import Item, Limited, Walked
 
 PACKAGE = ROOT / "matviews"
 GERMAN = PACKAGE / "locale" / "de" / "LC_MESSAGES" / "django.mo"
-MAKE = "makemessages -l de --no-location --no-obsolete --no-wrap"
+MAKE = "makemessages -l de --symlinks --no-location --no-obsolete --no-wrap"
 VIEWS = "/admin/matviews/viewcontrol/"
 
 Message = str | tuple[str, int]
@@ -71,7 +76,7 @@ def _tools() -> None:
 def test_every_text_in_the_sources_is_translated_and_no_other(tmp_path: Path) -> None:
     # given the texts in the sources, without any translation
     sources = tmp_path / "matviews"
-    shutil.copytree(PACKAGE, sources, symlinks=True, ignore=shutil.ignore_patterns("locale"))
+    shutil.copytree(PACKAGE, sources, ignore=shutil.ignore_patterns("locale"))
     (sources / "locale").mkdir()
     environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     subprocess.run(
@@ -131,8 +136,33 @@ def text(client: Client, address: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", answer.content.decode()))
 
 
+def control(label: str = "sample.Limited") -> ViewControl:
+    return ViewControl.objects.get(label=label)
+
+
 def page_of(view: type[Any]) -> str:
-    return f"{VIEWS}{ViewControl.objects.get(label=view._meta.label).pk}/change/"
+    return f"{VIEWS}{control(view._meta.label).pk}/change/"
+
+
+MAINTENANCE = PeriodicTask.objects.filter(task="matviews.maintain")
+
+
+def keep_silent(for_seconds: float | None) -> None:
+    """The maintenance task last ran so long ago, or never."""
+    if for_seconds is None:
+        MAINTENANCE.update(total_run_count=9)
+    else:
+        Heartbeat.objects.create(ran_at=timezone.now() - timedelta(seconds=for_seconds))
+
+
+def schedule(label: str = "sample.Limited", **fields: Any) -> RefreshSchedule:
+    return RefreshSchedule.objects.create(view=control(label), **{"every": 5, **fields})
+
+
+def never() -> CrontabSchedule:
+    return CrontabSchedule.objects.create(
+        minute="0", hour="0", day_of_month="31", month_of_year="2"
+    )
 
 
 @pytest.mark.django_db
@@ -171,14 +201,145 @@ class TestShown:
         assert "erfolgreich" in shown
 
     def test_a_message_and_a_fault_are_german(self, german: Client) -> None:
-        control = ViewControl.objects.get(label="sample.Limited")
-        paused = german.post(f"{VIEWS}{control.pk}/pause/", follow=True)
+        view = control()
+        paused = german.post(f"{VIEWS}{view.pk}/pause/", follow=True)
         assert "Pausiert: sample.Limited. Ein laufender Batch wird noch beendet." in (
             paused.content.decode()
         )
 
         with translation.override("de"), pytest.raises(Exception, match="Geben Sie ein Intervall"):
-            RefreshSchedule(view=control).clean()
+            RefreshSchedule(view=view).clean()
+
+    @pytest.mark.parametrize(
+        ("stop", "shown"),
+        [
+            (MAINTENANCE.delete, "„matviews: maintenance“ fehlt, darum"),
+            (lambda: MAINTENANCE.update(enabled=False), "„matviews: maintenance“ ist deaktiviert,"),
+            (lambda: keep_silent(3600), "Die Wartungsaufgabe ist seit 1 h nicht gelaufen, darum"),
+            (lambda: keep_silent(None), "Die Wartungsaufgabe ist noch nie gelaufen, darum"),
+        ],
+    )
+    def test_what_keeps_the_maintenance_task_from_running_is_german(
+        self, german: Client, stop: Callable[[], object], shown: str
+    ) -> None:
+        stop()
+
+        assert shown in text(german, VIEWS)
+        assert shown in text(german, page_of(Limited))
+
+    def test_how_to_find_out_why_it_does_not_run_is_german(self, german: Client) -> None:
+        keep_silent(3600)
+
+        assert "ein Worker die Queue „" in text(german, VIEWS)
+        with mock.patch.object(timetable, "queue_of", return_value=""):
+            assert "ein Worker die Queue dieser Aufgabe abhört." in text(german, VIEWS)
+
+    @pytest.mark.parametrize(
+        ("fields", "shown"),
+        [
+            ({"enabled": False}, "der Zeitplan ist deaktiviert"),
+            ({"every": 3651, "period": "days"}, "Ein Intervall ist höchstens 3.650 Tage lang."),
+            ({"phases": ["upsert"]}, "sample.Limited hat keine Phase upsert, sondern insert,"),
+            ({"view__paused": True}, "die View ist pausiert"),
+            ({"view__enabled": False}, "die View ist deaktiviert"),
+            ({"view__label": "shop.Gone"}, "shop.Gone ist im Code nicht mehr definiert"),
+        ],
+    )
+    def test_why_a_schedule_does_not_run_is_german(
+        self, german: Client, fields: dict[str, Any], shown: str
+    ) -> None:
+        of_view = {name: value for name, value in fields.items() if name.startswith("view__")}
+        made = schedule(**{name: fields[name] for name in fields.keys() - of_view.keys()})
+        schedules.reconcile()
+        changed = {name.removeprefix("view__"): value for name, value in of_view.items()}
+        ViewControl.objects.filter(pk=made.view_id).update(**changed)
+
+        assert f"deaktiviert: {shown}" in text(german, VIEWS)
+
+    def test_so_is_why_its_crontab_its_class_or_its_periodic_task_stops_it(
+        self, german: Client
+    ) -> None:
+        schedule(every=None, crontab=never())
+        ready(make_view(name="Faulty"))
+        schedule("sample.Faulty")
+        unwritten = schedule("sample.Walked")
+        schedules.reconcile()
+        PeriodicTask.objects.filter(name__contains=f"schedule {unwritten.pk} of").delete()
+
+        shown = text(german, VIEWS)
+
+        assert "deaktiviert: seine Crontab passt auf keinen Zeitpunkt" in shown
+        assert "deaktiviert: die View hat Fehler, siehe `manage.py check`" in shown
+        assert "deaktiviert: seine periodische Aufgabe fehlt oder ist deaktiviert" in shown
+
+    def test_why_a_refresh_is_refused_is_german(self, german: Client) -> None:
+        ready(make_view(name="Faulty"))
+        ViewControl.objects.create(label="shop.Gone")
+        ViewControl.objects.filter(label="sample.Walked").update(enabled=False)
+        ViewShard.objects.filter(view__label="sample.Whole").delete()
+
+        def refused(label: str, *phases: str) -> str:
+            address = f"{VIEWS}{control(label).pk}/refresh/"
+            answer = german.post(address, {"phases": phases})
+            return [str(message) for message in get_messages(answer.wsgi_request)][-1]
+
+        assert {
+            label: refused(label, *phases).removeprefix(f"Keine Aktualisierung von {label}: ")
+            for label, phases in {
+                "sample.Walked": ["insert"],
+                "sample.Whole": ["insert"],
+                "sample.Limited": [],
+                "sample.Ledger": ["delete"],
+                "shop.Gone": ["insert"],
+            }.items()
+        } == {
+            "sample.Walked": (
+                "Sie ist deaktiviert: Aktivieren Sie sie zuerst in ihren Einstellungen."
+            ),
+            "sample.Whole": (
+                "Sie hat noch keine Verwaltungsdaten: Führen Sie manage.py migrate aus."
+            ),
+            "sample.Limited": "Wählen Sie mindestens eine Phase.",
+            "sample.Ledger": "Sie hat nur diese Phasen: insert.",
+            "shop.Gone": "Im Code ist sie nicht mehr definiert.",
+        }
+        assert "Ihre Definition hat Fehler: siehe manage.py check." in refused("sample.Faulty")
+
+    @pytest.mark.parametrize(
+        ("field", "value", "shown"),
+        [
+            ("batch_size", "0", "eine ganze Zahl von 1 bis 2.147.483.647 an (Zeilen)"),
+            ("batch_target", "0", "eine Zahl von 0,001 bis 2.147.483 an (Sekunden)"),
+            ("freshness_target", "-1", "eine positive Dauer von höchstens 3.650 Tagen"),
+        ],
+    )
+    def test_the_range_of_a_setting_is_told_in_german(
+        self, german: Client, field: str, value: str, shown: str
+    ) -> None:
+        form = {"schedules-TOTAL_FORMS": "0", "schedules-INITIAL_FORMS": "0", field: value}
+
+        answer = german.post(page_of(Limited), {"shard_count": "1", **form})
+
+        (error,) = answer.context["adminform"].form.errors[field]
+        assert shown in error
+        assert error.endswith("oder lassen Sie das Feld leer.")
+
+    @pytest.mark.parametrize(
+        ("language", "crumbs"),
+        [
+            ("en", "Home &rsaquo; Matviews &rsaquo; Materialized views &rsaquo; sample.Limited"),
+            (
+                "de",
+                "Start &rsaquo; Matviews &rsaquo; Materialisierte Views &rsaquo; sample.Limited",
+            ),
+        ],
+    )
+    def test_the_way_to_a_view_names_nothing_twice(
+        self, german: Client, language: str, crumbs: str
+    ) -> None:
+        german.defaults["HTTP_ACCEPT_LANGUAGE"] = language
+
+        assert crumbs in text(german, page_of(Limited))
 
     def test_every_state_has_a_german_name_and_meaning(self) -> None:
         for state in ViewState:
@@ -206,6 +367,33 @@ class TestShown:
             return [view["state"] for view in document["views"]]
 
         assert states(listed("de")) == states(listed("en")) == ["ok, no target", "never built"]
+
+    @pytest.mark.parametrize("arguments", [[], ["--format=json"]])
+    def test_what_the_command_prints_of_schedules_is_english(self, arguments: list[str]) -> None:
+        schedule(enabled=False)
+        schedule(every=3651, period="days")
+        keep_silent(3600)
+
+        def printed(language: str) -> str:
+            out = StringIO()
+            with translation.override(language):
+                call_command("update_materialized_views", "--schedules", *arguments, stdout=out)
+            return out.getvalue()
+
+        assert printed("de") == printed("en")
+        for each in ("the schedule is disabled", "at most 3,650 days", "has not run for 1 h"):
+            assert each in printed("de")
+
+    def test_what_the_system_checks_print_is_english(self) -> None:
+        keep_silent(3600)
+
+        with translation.override("de"):
+            found = {
+                each.id: each.msg
+                for each in run_checks(tags=[Tags.database], databases=["default"])
+            }
+
+        assert found["matviews.W003"].startswith("The maintenance task has not run for 1 h, so")
 
 
 # What is stored
@@ -270,11 +458,13 @@ def test_what_is_stored_does_not_depend_on_the_language(
         )
         # and a schedule that can never run, so its periodic task says why
         RefreshSchedule.objects.create(view=limited, every=1, phases=["upsert"])
+        RefreshSchedule.objects.create(view=limited, every=1, enabled=False)
 
     english = texts("en")
 
     assert any("Requested refresh N: insert." in each for each in english)
     assert any("has no phase upsert" in each for each in english)
+    assert any("Disabled: the schedule is disabled." in each for each in english)
     assert any("Batch size" in each for each in english)
     assert any("do_insert was told to fail" in each for each in english)
     forget()
