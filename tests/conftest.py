@@ -63,7 +63,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     _skip_without_database(items)
     if not config.getoption("long"):
-        _deselect(config, items, lambda item: item.get_closest_marker("long") is not None)
+        left_out = {"long"}
+        if services.selected_database() != "sqlite":
+            left_out.add("finds_fault")  # it is the random test that is tested, not the database
+        _deselect(config, items, lambda item: any(map(item.get_closest_marker, left_out)))
     if config.getoption("quick"):
         _deselect(config, items, lambda item: not quick.is_quick(item))
         quick.forbid_processes()

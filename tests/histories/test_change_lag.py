@@ -380,6 +380,7 @@ def now_is_when(enqueue: Callable[..., None]) -> Callable[..., None]:
     return lambda views, dirty, _logged_at=None: enqueue(views, dirty)
 
 
+@pytest.mark.finds_fault
 @pytest.mark.parametrize("fault", ["one mark", "shortened", "any phase"])
 def test_the_machine_finds_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "one mark":

@@ -394,6 +394,7 @@ def test_whatever_the_keys_the_view_follows(run_random: RunRandom) -> None:
     run_random(run, long=12 * len(SORTS))
 
 
+@pytest.mark.finds_fault
 @pytest.mark.usefixtures("alone")
 def test_the_histories_find_keys_that_python_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve = resolve_module.resolve

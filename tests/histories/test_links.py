@@ -193,6 +193,7 @@ def test_no_key_is_missed_whatever_happens_between_the_steps(
     run_random(run, long=10_000)
 
 
+@pytest.mark.finds_fault
 @pytest.mark.parametrize("fault", ["_in_view", "_in_source", "_looked_up"])
 def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookups, fault, lambda *_arguments: set())

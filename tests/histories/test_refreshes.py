@@ -284,6 +284,7 @@ def test_any_history_ends_with_the_right_table(run_random: RunRandom) -> None:
     run_random(run, long=3_000)
 
 
+@pytest.mark.finds_fault
 def test_the_machine_finds_a_token_that_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an engine that claims a shard whatever its token
     def whatever_the_token(shard_id: int, _token: int, *_fits: Q, **changes: Any) -> bool:

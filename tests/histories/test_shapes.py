@@ -313,6 +313,7 @@ def test_any_history_of_any_source_ends_with_its_rows(run_random: RunRandom) -> 
     assert History.seen
 
 
+@pytest.mark.finds_fault
 def test_the_machine_finds_rows_that_are_not_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Statements, "delete", lambda *_args: [])
 

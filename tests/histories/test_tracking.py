@@ -195,6 +195,7 @@ def test_no_key_of_several_tables_is_missed() -> None:
     assert len(histories.seen) == len(SPREAD)
 
 
+@pytest.mark.finds_fault
 @pytest.mark.parametrize("fault", ["old link", "queue", "way", "view", "source"])
 def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     views: Sequence[type[Any]] = ()

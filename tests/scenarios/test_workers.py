@@ -126,7 +126,7 @@ def test_a_broker_that_forgets_everything_costs_time_only(
 ) -> None:
     # given a view in the middle of its batches
     workers.start(2)
-    add_items(300)
+    add_items(2_000)
     with fault(Ledger, "before_insert", "sleep", seconds=0.05):
         Ledger.refresh()
         for rows in (5, 30, 60):
