@@ -33,46 +33,40 @@ def _is_identifier(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """The values of the `MATVIEWS` setting.
+    """The values of the `MATVIEWS` setting."""
 
-    Attributes:
-        BATCH_TARGET: seconds that one batch should take; the pacer adjusts batch sizes toward it.
-        BATCH_SIZE_INITIAL: rows in the first batch of a phase that has never run. Queryset views
-            start with five times as many keys.
-        BATCH_SIZE_MIN: rows that the pacer and halving never go below.
-        BATCH_SIZE_MAX: rows that the pacer never exceeds. Hooks that filter by `pk__in=[...]` are
-            limited by the number of variables in a statement, 32,766 in SQLite. For queryset views,
-            keys: PostgreSQL can just group 20,000 keys of ten source rows within the default
-            work_mem.
-        STATEMENT_TIMEOUT: seconds after which the database cancels a statement of a matviews
-            transaction, or closes the connection of a batch that is idle inside its transaction.
-            Short transactions may be idle, or wait for a lock, for at most 10 seconds. (PostgreSQL,
-            MariaDB; MySQL limits only reading statements; SQLite has no such limit.)
-        LEASE: seconds of silence after which `matviews.maintain` considers a message or worker
-            lost.
-        MAX_RESEND_INTERVAL: seconds; `matviews.maintain` doubles the interval after every message
-            that no worker picks up, up to this.
-        KEEP_SUCCEEDED: how long a succeeded refresh stays in the history.
-        KEEP_FAILED: how long a failed or stopped one stays. The last of each view always stays.
-        CELERY_QUEUE: Celery queue of the tasks; None leaves it to `task_routes` and the default
-            queue.
-        STAGING_SCHEMA: the schema of staging tables on PostgreSQL, their database on MariaDB and
-            MySQL; None for that of our own tables. Workers need the right to create tables there.
-        VALUES_IN_ERRORS: which values of rows stored, logged and shown errors may contain: "all",
-            "keys" or "none". Errors that hooks raise are stored as they are.
-    """
-
+    #: Seconds that one batch should take; the pacer adjusts batch sizes toward it.
     BATCH_TARGET: float = 1.0
+    #: Rows in the first batch of a phase that has never run. Queryset views start with five times
+    #: as many keys.
     BATCH_SIZE_INITIAL: int = 1_000
+    #: Rows that the pacer and halving never go below.
     BATCH_SIZE_MIN: int = 10
+    #: Rows that the pacer never exceeds. Hooks that filter by `pk__in=[...]` are limited by the
+    #: number of variables in a statement, 32,766 in SQLite. For queryset views it counts keys:
+    #: PostgreSQL can just group 20,000 keys of ten source rows each within the default work_mem.
     BATCH_SIZE_MAX: int = 20_000
+    #: Seconds after which the database cancels a statement of a matviews transaction, or closes the
+    #: connection of a batch that is idle inside its transaction. Short transactions may be idle, or
+    #: wait for a lock, for at most 10 seconds. Applies to PostgreSQL and MariaDB; MySQL limits only
+    #: statements that read; SQLite has no such limit.
     STATEMENT_TIMEOUT: float = 60.0
+    #: Seconds of silence after which `matviews.maintain` considers a message or worker lost.
     LEASE: float = 60.0
+    #: The longest interval between messages, in seconds. `matviews.maintain` doubles the interval
+    #: after every message that no worker picks up.
     MAX_RESEND_INTERVAL: float = 3600.0
+    #: How long a succeeded refresh stays in the history.
     KEEP_SUCCEEDED: timedelta = timedelta(days=7)
+    #: How long a failed or stopped one stays. The last refresh of a view to end always stays.
     KEEP_FAILED: timedelta = timedelta(days=30)
+    #: The Celery queue of the tasks; None leaves it to `task_routes` and the default queue.
     CELERY_QUEUE: str | None = None
+    #: The schema of staging tables on PostgreSQL, their database on MariaDB and MySQL; None for
+    #: that of our own tables. Workers need the right to create tables there.
     STAGING_SCHEMA: str | None = None
+    #: Which values of rows stored, logged and shown errors may contain: "all", "keys" or "none".
+    #: Errors that hooks raise are stored as they are.
     VALUES_IN_ERRORS: str = "keys"
 
     def __post_init__(self) -> None:

@@ -18,18 +18,17 @@ class Shard:
     assigns every key to exactly one number.
     """
 
+    #: Which of the shards this is, from 0.
     number: int
+    #: How many shards the view has.
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a hook that declares `cursor` returns.
+    """What a hook that declares `cursor` returns."""
 
-    Attributes:
-        rows: how many rows this batch wrote.
-        cursor: where the next batch continues, any JSON value; None if the phase is done.
-    """
-
+    #: How many rows this batch wrote.
     rows: int
+    #: Where the next batch continues, any JSON value; None if the phase is done.
     cursor: Any = None

@@ -23,23 +23,20 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewDefinition:
-    """A view as its class defines it.
+    """A view as its class defines it."""
 
-    Attributes:
-        label: `app_label.ModelName`.
-        model: the class.
-        options: its `MatviewMeta`.
-        hooks: what the hooks of each usable phase declare.
-        has_source: whether it has a `source()`, from which hooks are derived.
-        problems: what is wrong with it, as messages for Django's system checks. A view with a
-            `ViewFault` among them cannot be refreshed.
-    """
-
+    #: Its label, `app_label.ModelName`.
     label: str
+    #: The class of the view.
     model: type[Model]
+    #: Its `MatviewMeta`.
     options: ViewOptions = field(default_factory=ViewOptions)
+    #: What the hooks of each usable phase declare.
     hooks: Mapping[Phase, Hooks] = field(default_factory=dict)
+    #: Whether it has a `source()`, from which hooks are derived.
     has_source: bool = False
+    #: What is wrong with it, as messages for Django's system checks. A view with a `ViewFault`
+    #: among them cannot be refreshed.
     problems: tuple[CheckMessage, ...] = ()
 
     @property

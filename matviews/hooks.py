@@ -41,18 +41,15 @@ class HookKind(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hooks:
-    """The two hooks of one phase.
+    """The two hooks of one phase."""
 
-    Attributes:
-        needs: the parameters that `needs_*` declares, of those that the engine passes.
-        do: those that `do_*` declares, or that the engine passes to a derived one.
-        needs_derived: whether `needs_*` is derived from `source()`.
-        do_derived: whether `do_*` is.
-    """
-
+    #: The parameters that `needs_*` declares, of those that the engine passes.
     needs: frozenset[str]
+    #: The parameters that `do_*` declares, or that the engine passes to a derived one.
     do: frozenset[str]
+    #: Whether `needs_*` is derived from `source()`.
     needs_derived: bool = False
+    #: Whether `do_*` is derived from `source()`.
     do_derived: bool = False
 
     @property

@@ -14,16 +14,13 @@ MAX_SMALL_INTEGER = 2**15 - 1  # of a small integer column
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Range:
-    """Numbers from `low` to `high`, both included.
+    """Numbers from `low` to `high`, both included."""
 
-    Attributes:
-        low: the smallest; if it is an int, the numbers are whole.
-        high: the largest.
-        unit: what is counted, in the plural.
-    """
-
+    #: The smallest number. If it is an int, only whole numbers are in the range.
     low: float
+    #: The largest number.
     high: float
+    #: What is counted, in the plural.
     unit: str
 
     def __contains__(self, value: object) -> bool:
@@ -43,14 +40,11 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DurationRange:
-    """Positive durations.
+    """Positive durations."""
 
-    Attributes:
-        high: the longest.
-        whole_seconds: whether fractions of a second are refused.
-    """
-
+    #: The longest duration.
     high: timedelta
+    #: Whether fractions of a second are refused.
     whole_seconds: bool = False
 
     def __contains__(self, value: object) -> bool:

@@ -23,40 +23,35 @@ Fault = Callable[[object], str | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewOptions:
-    """The options of `MatviewMeta`.
+    """The options of `MatviewMeta`."""
 
-    Attributes:
-        phases: the phases of the view; it needs no hooks for the others.
-        key: names of the fields that identify a row in `source()`; None takes the only unique
-            constraint. Only for views with a `source()`.
-        batch_size: rows per batch; None lets the pacer choose.
-        batch_target: seconds per batch that the pacer aims at; None takes the setting.
-        statement_timeout: seconds per statement of a batch; None takes the setting.
-        shards: into how many shards the keys are split, to be processed in parallel; the initial
-            value of the control.
-        include_in_refresh_all: whether a refresh of all views includes this one; the initial value
-            of the control.
-        freshness_target: how old the last success may be before the view counts as behind.
-        refresh_every: one interval, or one per phase; the initial value of the view's schedules,
-            which operators own from then on.
-        tracking: whether triggers log the changes of the tables that `source()` reads, where that
-            is possible; otherwise every refresh is a full one.
-        depends_on: dependencies that cannot be derived, by model or label: the names of those
-            fields whose values are the key; or a callable from a queryset of changed rows to keys;
-            or None if a change may affect any key. Required, if only as {}, for sources with raw
-            SQL.
-    """
-
+    #: The phases of the view; it needs no hooks for the others.
     phases: tuple[Phase, ...] = tuple(Phase)
+    #: Names of the fields that identify a row in `source()`; None takes the only unique constraint.
+    #: Only for views with a `source()`.
     key: tuple[str, ...] | None = None
+    #: Rows per batch; None lets the pacer choose.
     batch_size: int | None = None
+    #: Seconds per batch that the pacer aims at; None takes the setting.
     batch_target: float | None = None
+    #: Seconds per statement of a batch; None takes the setting.
     statement_timeout: float | None = None
+    #: Into how many shards the keys are split, to be processed in parallel; the initial value of
+    #: the control.
     shards: int = 1
+    #: Whether a refresh of all views includes this one; the initial value of the control.
     include_in_refresh_all: bool = True
+    #: How old the last success may be before the view counts as behind.
     freshness_target: timedelta | None = None
+    #: One interval, or one per phase; the initial value of the view's schedules, which operators
+    #: own from then on.
     refresh_every: timedelta | Mapping[Phase, timedelta] | None = None
+    #: Whether triggers log the changes of the tables that `source()` reads, where that is possible;
+    #: otherwise every refresh is a full one.
     tracking: bool = True
+    #: Dependencies that cannot be derived, by model or label: the names of those fields whose
+    #: values are the key; or a callable from a queryset of changed rows to keys; or None if a
+    #: change may affect any key. Required, if only as {}, for sources with raw SQL.
     depends_on: Mapping[type[Model] | str, DependsOn] | None = None
 
     @property
