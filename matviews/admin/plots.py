@@ -31,18 +31,15 @@ SIGNS = {STOPPED: "\u25a1", FAILED: "\u00d7", "reference": "- - -"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantity:
-    """What an axis measures.
+    """What an axis measures."""
 
-    Attributes:
-        units: their sizes and names, the largest first.
-        least: the smallest value worth an axis.
-        largest: larger values are drawn as this one.
-        summarized: median and largest value as a phrase.
-    """
-
+    #: The size and name of each unit, the largest first.
     units: tuple[tuple[float, str], ...]
+    #: The smallest value worth an axis.
     least: float
+    #: Larger values are drawn as this one.
     largest: float
+    #: A phrase for the median and the largest value.
     summarized: Any
 
     def number(self, value: Any) -> float:

@@ -32,16 +32,13 @@ class Others:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardShown:
-    """One phase of a refresh in one shard.
+    """One phase of a refresh in one shard."""
 
-    Attributes:
-        progress: its progress, and whose run does the work.
-        merged: the refreshes whose work this run does too.
-        pace: a picture of its batches, "" if there are too few.
-    """
-
+    #: How far the phase is, and whose run does the work.
     progress: RunProgress
+    #: The refreshes whose work this run does too.
     merged: Others
+    #: A picture of its batches, "" if there are too few.
     pace: SafeString | str
 
     @property

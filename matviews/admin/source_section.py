@@ -24,12 +24,9 @@ __all__ = ["source_context"]
 
 @dataclass(frozen=True, slots=True)
 class VerificationShown:
-    """The last verification of a view, as its page shows it.
+    """The last verification of a view, as its page shows it."""
 
-    Attributes:
-        found: `ViewControl.verification`.
-    """
-
+    #: The value of `ViewControl.verification`.
     found: Mapping[str, Any]
 
     @property

@@ -68,21 +68,18 @@ def _open_refreshes(newest: QuerySet[Refresh]) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhaseSummary:
-    """One phase of a view, as its page shows it.
-
-    Attributes:
-        phase: the phase.
-        last_success: how long ago it last succeeded.
-        changed: whether its definition has changed since its rows were built.
-        last_runs: its runs in the last refresh in which it did the work itself, one per shard.
-        durations, rows_written: pictures of these and earlier runs.
-    """
+    """One phase of a view, as its page shows it."""
 
     phase: Phase
+    #: How long ago the phase last succeeded.
     last_success: SafeString
+    #: Whether its definition has changed since its rows were built.
     changed: bool
+    #: Its runs in the last refresh in which it did the work itself, one per shard.
     last_runs: tuple[PhaseRun, ...]
+    #: A picture of how long these and earlier runs took.
     durations: SafeString
+    #: A picture of how many rows they wrote.
     rows_written: SafeString
 
     @property
