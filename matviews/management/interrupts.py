@@ -11,13 +11,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether a person or a supervisor has asked the command to stop; called, it says so.
-
-    Attributes:
-        signal: number of the signal that asked, 0 if none did.
-    """
+    """Whether a person or a supervisor has asked the command to stop; called, it says so."""
 
     def __init__(self) -> None:
+        #: The number of the signal that asked, 0 if none did.
         self.signal = 0
 
     def __call__(self) -> bool:

@@ -20,22 +20,18 @@ TRIGGER_ACTIONS = ("install", "remove", "sql")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Option:
-    """An option of the command.
+    """An option of the command."""
 
-    Attributes:
-        name: without the dashes.
-        help: what it does.
-        settings: how argparse is to read it; a flag without any.
-        is_action: whether it replaces the refresh by something else.
-        action: the action that it belongs to, "" if it can stand alone.
-        conflicts: the actions that it cannot be combined with, each with the reason.
-    """
-
+    #: Its name without the dashes.
     name: str
     help: str
+    #: How argparse reads it; by default, as a flag.
     settings: Mapping[str, Any] = field(default_factory=lambda: {"action": "store_true"})
+    #: Whether the command does this instead of a refresh.
     is_action: bool = False
+    #: The action that it belongs to, "" if it can stand alone.
     action: str = ""
+    #: The actions that it cannot be combined with, each with the reason.
     conflicts: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -130,28 +126,25 @@ ACTIONS = tuple(option for option in OPTIONS if option.is_action)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What the command is asked to do.
+    """What the command is asked to do."""
 
-    Attributes:
-        action: the name of one of `ACTIONS`, or "refresh".
-        labels: the views that were named, () if none were.
-        phases: the phases that were named, in their order; None for all.
-        batch_size: rows per batch; None leaves it to the views.
-        pending: whether `--check` asks for pending changes instead of targets.
-        repair: whether `--verify` writes what differs.
-        sample: how many keys `--verify` compares; None for all.
-        sql: whether `--explain` shows the SQL.
-        triggers: one of `TRIGGER_ACTIONS`; None for the other actions.
-    """
-
+    #: The name of one of `ACTIONS`, or "refresh".
     action: str
+    #: The views that were named, () if none were.
     labels: tuple[str, ...]
+    #: The phases that were named, in their order; None for all.
     phases: tuple[Phase, ...] | None
+    #: Rows per batch; None leaves it to the views.
     batch_size: int | None
+    #: Whether `--check` asks for pending changes instead of targets.
     pending: bool
+    #: Whether `--verify` writes what differs.
     repair: bool
+    #: How many keys `--verify` compares; None for all.
     sample: int | None
+    #: Whether `--explain` shows the SQL.
     sql: bool
+    #: One of `TRIGGER_ACTIONS`; None for the other actions.
     triggers: str | None
 
 

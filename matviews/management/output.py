@@ -15,13 +15,7 @@ __all__ = ["Output"]
 
 
 class Output:
-    """The command's output, in the format and colours that were asked for.
-
-    Attributes:
-        entries: the objects of the JSON document, usually one per view.
-        subject: the key under which the document has them.
-        maintenance: the state of the maintenance task, if the document is to have it.
-    """
+    """The command's output, in the format and colours that were asked for."""
 
     def __init__(
         self, command: BaseCommand, *, as_json: bool, verbosity: int, no_color: bool
@@ -32,8 +26,11 @@ class Output:
         if self._no_color:
             self._stderr.style_func = None
         self.as_json = as_json
+        #: The objects of the JSON document, usually one per view.
         self.entries: list[dict[str, Any]] = []
+        #: The key under which the document has them.
         self.subject = "views"
+        #: The state of the maintenance task; None if the document is not to have it.
         self.maintenance: dict[str, Any] | None = None
 
     def say(self, line: str) -> None:

@@ -21,16 +21,12 @@ __all__ = ["Targets"]
 
 @dataclass(kw_only=True)
 class Targets:
-    """The views that the command works on.
-
-    Attributes:
-        options: what was asked.
-        output: where lines, entries and errors go.
-        failed: the views that have failed so far.
-    """
+    """The views that the command works on."""
 
     options: Options
+    #: Where lines, entries and errors go.
     output: Output
+    #: The labels of the views that have failed so far.
     failed: list[str] = field(default_factory=list)
 
     def labels(self) -> list[str]:
