@@ -52,19 +52,16 @@ def _keep_name(task: Any, using: str) -> None:
 
 
 class _Load:
-    """What one transaction loads; called after its commit.
-
-    Attributes:
-        controls: primary keys of controls here, by their primary keys in the dump.
-        views: primary keys of the controls that are loaded.
-        replaced: those whose schedules have been replaced by the dump's.
-        done: whether it has been called.
-    """
+    """What one transaction loads; called after its commit."""
 
     def __init__(self) -> None:
+        #: The primary keys of controls here, by their primary keys in the dump.
         self.controls: dict[int, int] = {}
+        #: The primary keys of the controls that are loaded.
         self.views: set[int] = set()
+        #: The primary keys of the controls whose schedules the dump's have replaced.
         self.replaced: set[int] = set()
+        #: Whether it has been called.
         self.done = False
         self.__qualname__ = type(self).__qualname__  # Django logs a failing callback by this name
 

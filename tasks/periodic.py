@@ -54,16 +54,13 @@ DEFAULTS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DesiredTask:
-    """A periodic task as it should be.
+    """A periodic task as it should be."""
 
-    Attributes:
-        fields: its columns, except name and interval.
-        interval: number and unit of its interval, None for a crontab or an invalid schedule.
-        starts_after: when its first interval begins, if it is new or enabled again.
-    """
-
+    #: The values of its columns, except name and interval.
     fields: dict[str, Any]
+    #: The number and unit of its interval; None for a crontab or an invalid schedule.
     interval: tuple[int, str] | None
+    #: When its first interval begins, if it is new or enabled again.
     starts_after: datetime
 
 

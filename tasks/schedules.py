@@ -71,16 +71,13 @@ def delete_all() -> None:
 
 @dataclass
 class _Changes:
-    """The periodic tasks that have to be written.
+    """The periodic tasks that have to be written."""
 
-    Attributes:
-        created: those that are missing.
-        updated: those that differ, by their columns that do.
-        orphans: those that belong to no schedule.
-    """
-
+    #: The tasks that are missing.
     created: list[Any] = field(default_factory=list)
+    #: The tasks that differ, by the columns in which they do.
     updated: dict[frozenset[str], list[Any]] = field(default_factory=lambda: defaultdict(list))
+    #: The tasks that belong to no schedule.
     orphans: list[Any] = field(default_factory=list)
 
     def __len__(self) -> int:

@@ -29,22 +29,19 @@ MAX_SENT_IN_VAIN = 5  # messages that beat sends in that time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleStatus:
-    """Whether and when a schedule runs.
+    """Whether and when a schedule runs."""
 
-    Attributes:
-        schedule: the schedule, with its view loaded.
-        runs: whether it requests refreshes at present.
-        disabled_reason: why it does not, in the language that was active; "" if it does.
-        last_sent: when beat last sent its request since it was enabled, None if it did not. Beat
-            saves this every three minutes.
-        next_due: when beat will send the next one, None if it is disabled. The refresh starts
-            within the jitter after that.
-    """
-
+    #: The schedule, with its view loaded.
     schedule: RefreshSchedule
+    #: Whether it requests refreshes at present.
     runs: bool
+    #: Why it does not, in the language that was active; "" if it does.
     disabled_reason: str
+    #: When beat last sent its request since it was enabled, None if it did not. Beat saves this
+    #: every three minutes.
     last_sent: datetime | None
+    #: When beat will send the next one, None if it is disabled. The refresh starts within the
+    #: jitter after that.
     next_due: datetime | None
 
 
