@@ -21,24 +21,21 @@ ACTIVE = [state for state in RunState if state.active]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """How far one or more phase runs are.
+    """How far one or more phase runs are."""
 
-    Attributes:
-        unit: what is counted: "row", or "key" for phases derived from `source()`, which check many
-            keys and write few rows.
-        done: rows written or keys checked.
-        total: how many there will be in the end; None without an estimate, or if it was too low.
-        rows: rows written.
-        batches: batches committed.
-        rate: rows written or keys checked per second of work, by the runs that are still active or,
-            if none is, by all; 0.0 before the first batch.
-    """
-
+    #: What is counted: "row", or "key" for phases derived from `source()`, which check many keys
+    #: and write few rows.
     unit: str
+    #: Rows written or keys checked.
     done: int
+    #: How many there will be in the end; None without an estimate, or if it was too low.
     total: int | None
+    #: Rows written.
     rows: int
+    #: Batches committed.
     batches: int
+    #: Rows written or keys checked per second of work, by the runs that are still active or, if
+    #: none is, by all; 0.0 before the first batch.
     rate: float
 
     @classmethod
@@ -78,27 +75,23 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunProgress:
-    """How far one phase of a refresh is in one shard, and what it waits for.
-
-    Attributes:
-        phase: the phase.
-        shard: number of the shard; None if the view has only one.
-        run: the run that does the work: the refresh's own, the one that it was merged into, or one
-            of an older refresh that must end before the refresh's own begins.
-        other: primary key of the refresh that `run` belongs to; None if it is the refresh's own.
-        ahead: whether the refresh's own work begins only after `run`.
-        current: whether `run` is running or next.
-        claim: the process that has claimed a batch of the shard; set for one phase only.
-        lost: whether this process could not record how its last batch ended.
-    """
+    """How far one phase of a refresh is in one shard, and what it waits for."""
 
     phase: Phase
+    #: The number of the shard; None if the view has only one.
     shard: int | None = None
+    #: The run that does the work: the refresh's own, the one that it was merged into, or one of an
+    #: older refresh that must end before the refresh's own begins.
     run: PhaseRun
+    #: The primary key of the refresh that `run` belongs to; None if it is the refresh's own.
     other: int | None = None
+    #: Whether the refresh's own work begins only after `run`.
     ahead: bool = False
+    #: Whether `run` is running or next.
     current: bool = False
+    #: The process that has claimed a batch of the shard; set for one phase only.
     claim: Claim | None = None
+    #: Whether this process could not record how its last batch ended.
     lost: bool = False
 
 

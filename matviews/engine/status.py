@@ -33,56 +33,51 @@ TARGET_INTERVALS = 2  # of the schedule: the target of a view without one of its
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewStatus:
-    """The state of a view, and what it follows from.
+    """The state of a view, and what it follows from."""
 
-    Attributes:
-        label: the view.
-        state: the first in the order of `_state` that applies.
-        definition_changed: the phases whose rows were built by another definition than the current
-            one.
-        enabled: whether it is refreshed at all.
-        paused: whether its requests wait.
-        include_in_refresh_all: whether a refresh of all views includes it.
-        rows: rows of its table, estimated if it is large; None if there is no table.
-        successes: when each of its phases last succeeded, None if one never did.
-        last_success: the oldest of these, None if one never did.
-        age: time since `last_success`.
-        change_lag: how long ago the oldest change was logged that some phase has yet to process;
-            None if there is none, changes are not tracked, or not all of them are logged.
-        target: how old its rows may be, from the control or the code, or else twice the longest
-            interval of its schedules; None without any of these.
-        staleness: what the target is compared with: the change lag or, if changes do not show how
-            old the rows are, the age; None if the view was never built.
-        not_logged: source tables whose changes should be logged but are not, because their triggers
-            are missing, disabled, replaced, or of another version.
-        fault: why it is not on time, None if it is: the first of REMOVED, INVALID, FAILED,
-            NOT_MIGRATED, NOT_LOGGED, CHANGED, NEVER_BUILT and BEHIND that applies, even if a
-            refresh is open or the view is paused or disabled.
-        open_refreshes: primary keys of its open refreshes, oldest first, at most
-            `MAX_OPEN_REFRESHES`.
-        progress: how much of the oldest of these is done, from 0 to 1; None if that is unknown.
-        running: the workers that run its batches now.
-        error: what is wrong with its definition, or else the error of its last refresh.
-    """
-
+    #: The label of the view.
     label: str
+    #: The first in the order of `_state` that applies.
     state: ViewState
+    #: The phases whose rows were built by another definition than the current one.
     definition_changed: tuple[Phase, ...] = ()
+    #: Whether it is refreshed at all.
     enabled: bool = True
+    #: Whether its requests wait.
     paused: bool = False
+    #: Whether a refresh of all views includes it.
     include_in_refresh_all: bool = True
+    #: The rows of its table, estimated if it is large; None if there is no table.
     rows: RowCount | None = None
+    #: When each of its phases last succeeded, None if one never did.
     successes: Mapping[Phase, datetime | None] = field(default_factory=dict)
+    #: The oldest of these; None if one of the phases never succeeded.
     last_success: datetime | None = None
+    #: The time since `last_success`; None if there is none.
     age: timedelta | None = None
+    #: How long ago the oldest change was logged that some phase has yet to process; None if there
+    #: is none, changes are not tracked, or not all of them are logged.
     change_lag: timedelta | None = None
+    #: How old its rows may be, from the control or the code, or else twice the longest interval of
+    #: its schedules; None without any of these.
     target: timedelta | None = None
+    #: What the target is compared with: the change lag or, if changes do not show how old the rows
+    #: are, the age; None if the view was never built.
     staleness: timedelta | None = None
+    #: The source tables whose changes should be logged but are not, because their triggers are
+    #: missing, disabled, replaced, or of another version.
     not_logged: tuple[str, ...] = ()
+    #: Why it is not on time, None if it is: the first of REMOVED, INVALID, FAILED, NOT_MIGRATED,
+    #: NOT_LOGGED, CHANGED, NEVER_BUILT and BEHIND that applies, even if a refresh is open or the
+    #: view is paused or disabled.
     fault: ViewState | None = None
+    #: The primary keys of its open refreshes, oldest first, at most `MAX_OPEN_REFRESHES`.
     open_refreshes: tuple[int, ...] = ()
+    #: How much of the oldest of these is done, from 0 to 1; None if that is unknown.
     progress: float | None = None
+    #: The workers that run its batches now.
     running: tuple[Claim, ...] = ()
+    #: What is wrong with its definition, or else the error of its last refresh; "" without either.
     error: str = ""
 
     @property
@@ -103,18 +98,15 @@ class ViewStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Sources:
-    """What is known about the source tables of all views, by primary key of the control.
+    """What is known about the source tables of all views, by primary key of the control."""
 
-    Attributes:
-        waiting: how long the oldest change has waited to be drained.
-        trackings: what the views depend on.
-        unlogged: the tables whose changes are not logged for a view.
-        untrackable: those of these tables that triggers cannot track.
-    """
-
+    #: How long the oldest change has waited to be drained.
     waiting: Mapping[int, timedelta]
+    #: What the views depend on.
     trackings: Mapping[int, Tracking]
+    #: The tables whose changes are not logged for a view.
     unlogged: Mapping[int, set[str]]
+    #: Which of these tables triggers cannot track.
     untrackable: Collection[str]
 
     def logs_all(self, control: ViewControl) -> bool:
