@@ -32,7 +32,7 @@ from .requests import check_phases, count_requests, request, request_stop
 from .rescue import clear_resends, rescue, unclaimed_views
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount
-from .status import ViewStatus, view_statuses
+from .status import view_statuses
 from .transactions import (
     alias,
     check_no_transaction,
@@ -43,6 +43,7 @@ from .transactions import (
 )
 from .trust import finish_triggers, mark_missing_triggers, mark_mistyped_views, mark_untrackable
 from .verification import Verification, verify
+from .view_status import ViewStatus
 
 __all__ = [
     "BatchReport",
