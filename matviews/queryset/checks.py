@@ -22,6 +22,7 @@ from ..definition import ViewDefinition
 from .analysis.boundary import NotUnderstood, looking
 from .analysis.columns import same_type
 from .analysis.dependencies import declared_dependencies
+from .analysis.expressions import volatile_functions
 from .analysis.nulls import null_reason
 from .analysis.parameters import parameter_text
 from .analysis.reading import find_source
@@ -142,7 +143,7 @@ def _moving(source: Source, again: Source) -> Iterator[CheckMessage]:
         return
     parts = zip(source.query.parts, again.query.parts, strict=True)
     for (name, part), (_name, same_part) in parts:
-        functions = source.query.volatile(part)
+        functions = volatile_functions(part)
         if functions:
             why = ", ".join(f"{function}()" for function in functions)
         elif _parameters(source, part) != _parameters(again, same_part):

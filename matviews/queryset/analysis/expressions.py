@@ -15,16 +15,14 @@ from django.db.models.sql import Query
 from django.db.models.sql.where import AND, WhereNode
 
 __all__ = [
-    "VOLATILE",
-    "VOLATILE_FUNCTIONS",
     "columns_in",
     "conjunction",
     "excludes_null",
-    "function_of",
     "has_aggregate_or_window",
     "is_plainly_computed",
     "is_truncated",
     "parts_of",
+    "volatile_functions",
     "walk",
 ]
 
@@ -88,7 +86,17 @@ def parts_of(node: Any) -> list[Any]:
     return [*found, *(member for member in members if hasattr(member, "as_sql"))]
 
 
-def function_of(expression: Func) -> object:
+def volatile_functions(expression: Any) -> list[str]:
+    """The functions in a query or expression that return another value each time, by name."""
+    found = [expression, *walk(expression)]
+    bases = {base.__name__ for part in found for base in type(part).__mro__}
+    if known := VOLATILE & bases:
+        return sorted(known)
+    called = {str(_function_of(part)).lower() for part in found if isinstance(part, Func)}
+    return sorted(VOLATILE_FUNCTIONS & called)
+
+
+def _function_of(expression: Func) -> object:
     return expression.extra.get("function", expression.function)
 
 

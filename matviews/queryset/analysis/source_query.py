@@ -10,7 +10,7 @@ from typing import Any
 
 from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db import connections
-from django.db.models import Expression, Func, QuerySet
+from django.db.models import Expression, QuerySet
 from django.db.models.expressions import (
     Col,
     RawSQL,
@@ -25,14 +25,7 @@ from django.utils.functional import Promise
 
 from ...databases.fields import AnyField
 from ...project_locale import project_locale
-from .expressions import (
-    VOLATILE,
-    VOLATILE_FUNCTIONS,
-    conjunction,
-    excludes_null,
-    function_of,
-    walk,
-)
+from .expressions import conjunction, excludes_null, walk
 from .sql_text import plain_name, tables_named, zones_named
 from .tables import ALL, Edge, JoinedTable, QueryGraph, TableRef, columns_of, tables_of
 
@@ -248,16 +241,6 @@ class SourceQuery:
     def other_tables(self) -> set[str]:
         """Tables in its SQL that Django does not know it reads."""
         return tables_named(self.compile()[0]) - {plain_name(table) for table in self.all_tables()}
-
-    @staticmethod
-    def volatile(part: Any) -> list[str]:
-        """The functions in a part that return another value each time, by name."""
-        found = [part, *walk(part)]
-        bases = {base.__name__ for node in found for base in type(node).__mro__}
-        if known := VOLATILE & bases:
-            return sorted(known)
-        called = {str(function_of(node)).lower() for node in found if isinstance(node, Func)}
-        return sorted(VOLATILE_FUNCTIONS & called)
 
     def _compiler(self, query: Any) -> Any:
         compiler = query.clone().get_compiler(self.using, elide_empty=False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ..analysis.boundary import NotUnderstood, looking
 from ..analysis.dependencies import declared_dependencies
+from ..analysis.expressions import volatile_functions
 from ..analysis.source import Source
 from .choose import Strategy, choose_strategy
 from .links import Link, find_links, with_dependencies
@@ -86,6 +87,6 @@ def _inspected(source: Source) -> Inspection:
 
 def _moving(source: Source) -> str:
     for name, part in source.query.parts:
-        if functions := source.query.volatile(part):
+        if functions := volatile_functions(part):
             return f"{name} of source() changes by itself ({functions[0]})"
     return ""
