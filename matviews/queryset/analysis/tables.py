@@ -154,18 +154,18 @@ class QueryGraph:
 
     def _add_equality(self, lookup: Any, scopes: tuple[tuple[int, set[str]], ...]) -> None:
         """An edge for a condition that two columns are equal, as `OuterRef` makes it."""
-        sides = (getattr(lookup, "lhs", None), getattr(lookup, "rhs", None))
+        sides: tuple[Any, Any] = (getattr(lookup, "lhs", None), getattr(lookup, "rhs", None))
         if getattr(lookup, "lookup_name", "") != "exact" or not all(
             isinstance(side, Col) for side in sides
         ):
             return
         one, other = (
-            next((number, side.alias) for number, own in scopes if side.alias in own)  # type: ignore[union-attr]
+            next((number, side.alias) for number, own in scopes if side.alias in own)
             for side in sides
         )
         # An equality between two outer tables holds only where the subquery matches.
         if one != other and scopes[0][0] in (one[0], other[0]):
-            columns = tuple(side.target.column for side in sides)  # type: ignore[union-attr]
+            columns = tuple(side.target.column for side in sides)
             self.edges.append(Edge(one, other, (columns,)))
 
 
