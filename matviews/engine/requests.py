@@ -74,12 +74,8 @@ def request(
         requested_at=now(),
         batch_size=batch_size,
     )
-    status, fresh = _known_status(definition, requested)
-    if status and fresh:
-        _record_as_done(refresh, status.view_id, requested)
-    else:
-        refresh = _record(refresh, definition.label, status)
-    _publish(refresh, definition, finished=fresh)
+    refresh, finished = _record(refresh, definition, requested)
+    _publish(refresh, definition, finished=finished)
     return refresh
 
 
@@ -100,6 +96,17 @@ def _publish(refresh: Refresh, definition: ViewDefinition, *, finished: bool) ->
             "refresh finished, nothing had changed view=%s refresh=%s", definition.label, refresh.pk
         )
         signals.refresh_finished.send_robust(sender=definition.model, refresh=refresh)
+
+
+def _record(
+    refresh: Refresh, definition: ViewDefinition, phases: tuple[Phase, ...]
+) -> tuple[Refresh, bool]:
+    """The refresh that counts a request, and whether it had nothing to do."""
+    status, fresh = _known_status(definition, phases)
+    if status and fresh:
+        _record_as_done(refresh, status.view_id, phases)
+        return refresh, True
+    return _record_as_open(refresh, definition.label, status), False
 
 
 def _known_status(
@@ -123,7 +130,7 @@ def _in_transaction() -> bool:
     return not connections[alias()].get_autocommit()
 
 
-def _record(refresh: Refresh, label: str, status: ChangeStatus | None) -> Refresh:
+def _record_as_open(refresh: Refresh, label: str, status: ChangeStatus | None) -> Refresh:
     """Join an open refresh if possible, else save the new one; the one that counts the request."""
     if status and not status.refreshing:
         refresh.view_id, refresh.claims_seen = status.view_id, status.claims
