@@ -4,7 +4,7 @@ from typing import Protocol
 
 import pytest
 
-SECONDS = 8.0  # that a random test of an ordinary run goes on
+SECONDS = 5.0  # that a random test of an ordinary run goes on
 FEWEST = 5  # examples that it runs, however long they take
 
 
