@@ -347,7 +347,7 @@ def _fill_posts(given: Models) -> None:
     given["Post"]._base_manager.bulk_create(posts)
 
 
-@example("default managers that hide rows: hidden from `source()` as from you", WINDOWED,
+@example("default managers that hide rows: `source()` does not see those rows either", WINDOWED,
          given=_with_hidden_rows, n=number())  # fmt: skip
 def _(cls: Any) -> Any:
     return cls.given["Post"].objects.values("n", ref=F("pk"))
