@@ -107,7 +107,8 @@ def get_settings() -> Settings:
     known = {field.name for field in fields(Settings)}
     if unknown := sorted(map(str, set(given) - known)):
         raise InvalidSetting(
-            f"MATVIEWS has no setting {', '.join(unknown)}; it knows {', '.join(sorted(known))}."
+            f"MATVIEWS has no setting {', '.join(unknown)}; "
+            f"the settings are {', '.join(sorted(known))}."
         )
     return Settings(**given)
 

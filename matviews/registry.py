@@ -131,7 +131,7 @@ class Registry:
         return self._listed()
 
     def _listed(self) -> str:
-        return f"Views are {', '.join(self._views)}." if self._views else "No view is defined."
+        return f"The views are {', '.join(self._views)}." if self._views else "No view is defined."
 
 
 registry = Registry()

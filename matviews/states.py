@@ -100,7 +100,7 @@ _MEANINGS = {
     ),
     ViewState.REMOVED: _("The code no longer defines it; its history is kept."),
     ViewState.NEVER_BUILT: _("At least one of its phases has never succeeded."),
-    ViewState.PAUSED: _("None of its batches starts; requests wait."),
+    ViewState.PAUSED: _("No further batch of it starts; requests wait."),
     ViewState.DISABLED: _("It is not refreshed; requests are refused."),
     ViewState.REFRESHING: _("A refresh is running."),
     ViewState.ON_TIME: _("Its rows are as recent as its target requires."),

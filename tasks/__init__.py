@@ -107,7 +107,7 @@ def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
             retry_policy=RETRY_POLICY,
         )
     except Exception:  # every broker raises its own errors
-        logger.warning("refresh not spread view=%s", view, exc_info=True)
+        logger.warning("jitter not applied view=%s", view, exc_info=True)
         return False
     return True
 

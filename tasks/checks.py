@@ -51,8 +51,8 @@ def check_not_eager(**_kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            "Celery's task_always_eager is on: a refresh would run inside the web request "
-            "that asks for it, until it is done.",
+            "Celery's task_always_eager is on: a whole refresh would run inside the web request "
+            "that requests it.",
             hint="Turn task_always_eager off in production and start a worker.",
             id="matviews.E012",
         )
@@ -68,7 +68,7 @@ def check_one_database(**_kwargs: Any) -> list[CheckMessage]:
     return [
         Error(
             f"django_celery_beat is in the database {theirs!r}, the schedules of matviews in "
-            f"{ours!r}: they refer to its crontabs, and are copied to it in one transaction.",
+            f"{ours!r}: schedules refer to its crontabs, and are copied to it in one transaction.",
             hint=f"Route the app django_celery_beat to {ours!r}, or matviews to {theirs!r}.",
             id="matviews.E014",
         )

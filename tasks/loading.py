@@ -87,8 +87,8 @@ class _Load:
         if not isinstance(loaded.view_id, NamedKey):
             if loaded.view_id not in self.controls:
                 raise ValueError(
-                    "its view is the primary key of a ViewControl that is not loaded with it. Load "
-                    "both in one transaction, or dump with --natural-foreign."
+                    "its view is given by the primary key of a ViewControl that is not loaded with "
+                    "it. Load both in one transaction, or dump with --natural-foreign."
                 )
             loaded.view_id = self.controls[loaded.view_id]
         old = (self.views | {int(loaded.view_id)}) - self.replaced

@@ -114,7 +114,7 @@ def _desired(schedule: RefreshSchedule, now: datetime, spread: int) -> DesiredTa
     with translation.override(None):  # in English, because it is stored
         reason, faulty = disabled_reason(schedule), bool(schedule.faults())
     label, by_crontab = schedule.view.label, schedule.crontab_id is not None
-    description = f"Written from refresh schedule {schedule.pk} of {label}: change it there."
+    description = f"Generated from refresh schedule {schedule.pk} of {label}: change it there."
     disabled = f" Disabled: {reason}."
     return DesiredTask(
         fields={

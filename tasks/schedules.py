@@ -60,7 +60,9 @@ def reconcile_if_possible() -> None:
     try:
         reconcile()
     except Exception:  # whatever a database raises
-        logger.warning("periodic tasks not written: matviews.maintain does it", exc_info=True)
+        logger.warning(
+            "periodic tasks not written: matviews.maintain will write them", exc_info=True
+        )
 
 
 def delete_all() -> None:

@@ -106,7 +106,7 @@ class TestSettings:
         with override_settings(MATVIEWS={name: 1}), pytest.raises(InvalidSetting) as error:
             get_settings()
 
-        assert str(error.value).startswith(f"MATVIEWS has no setting {name}; it knows ")
+        assert str(error.value).startswith(f"MATVIEWS has no setting {name}; the settings are ")
         assert all(known in str(error.value) for known in DEFAULTS)
 
     @pytest.mark.parametrize("value", [None, [], "LEASE", 5])

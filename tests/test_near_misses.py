@@ -309,7 +309,8 @@ def test_the_projects_own_classes_are_no_half_views() -> None:
 
 @pytest.mark.parametrize("name", ["Item", "item", "sample.Item", "SAMPLE.ITEM"])
 def test_a_model_that_is_no_view_is_called_so(name: str) -> None:
-    with pytest.raises(UnknownView, match=r"sample\.Item is a model, but not a view\. Views are"):
+    message = r"sample\.Item is a model, but not a view\. The views are"
+    with pytest.raises(UnknownView, match=message):
         matviews.refresh(name)
 
 

@@ -65,7 +65,7 @@ class OperatorActions:
             try:
                 refresh = self._request_refresh(control.label, phases)
             except MatviewsError as error:
-                refused = _("No refresh of %(view)s: %(error)s")
+                refused = _("Cannot refresh %(view)s: %(error)s")
                 names = {"view": control.label, "error": _refusal(error, control, phases)}
                 self._message(refused % names, messages.WARNING)
             else:
@@ -97,7 +97,7 @@ class OperatorActions:
         if not engine.request_stop(refresh.pk):
             self._message(ended, messages.WARNING)
             return
-        self._log(refresh.view, f"Requested that refresh {refresh.pk} stops.")
+        self._log(refresh.view, f"Requested a stop of refresh {refresh.pk}.")
         sent = self._send([refresh.view])
         refresh.refresh_from_db(fields=["state", "requests"])
         count = engine.count_requests(refresh)

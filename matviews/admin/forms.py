@@ -66,7 +66,7 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
         """A size that a batch can have."""
         size: int | None = self.cleaned_data["batch_size"]
         if size is not None and size not in BATCH_SIZE:
-            fault = _("Give a whole number of rows from %(low)s to %(high)s, or nothing.")
+            fault = _("Enter a whole number of rows from %(low)s to %(high)s, or nothing.")
             raise ValidationError(fault % _ends(BATCH_SIZE))
         return size
 
@@ -74,7 +74,7 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
         """A time that a batch can take."""
         seconds: float | None = self.cleaned_data["batch_target"]
         if seconds is not None and seconds not in BATCH_SECONDS:
-            fault = _("Give a number of seconds from %(low)s to %(high)s, or nothing.")
+            fault = _("Enter a number of seconds from %(low)s to %(high)s, or nothing.")
             raise ValidationError(fault % _ends(BATCH_SECONDS))
         return seconds
 
@@ -83,7 +83,7 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
         target: timedelta | None = self.cleaned_data["freshness_target"]
         if target is not None and target not in FRESHNESS_TARGET:
             fault = _(
-                "Give a positive duration of at most %(days)s days, as in 00:10:00, or nothing."
+                "Enter a positive duration of at most %(days)s days, as in 00:10:00, or nothing."
             )
             raise ValidationError(fault % {"days": localized(f"{FRESHNESS_TARGET.high.days:,}")})
         return target

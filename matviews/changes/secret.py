@@ -23,7 +23,7 @@ def log_secret(using: str) -> str:
     except DatabaseError as error:
         raise NotPermitted(
             f"untracked() needs the right to read {LogSecret._meta.db_table}: "
-            f"{str(error).strip()}. Grant it to the roles of web and workers only, and run "
-            f"`manage.py migrate` if the table does not exist."
+            f"{str(error).strip()}. Grant it only to the roles of web processes and "
+            f"workers, and run `manage.py migrate` if the table does not exist."
         ) from error
     return found.value

@@ -208,8 +208,8 @@ class _Attempt:
         """
         names = ", ".join(tables)
         error = (
-            f"Changes of {names} are not moved yet: another process holds them. The batch will be "
-            f"retried."
+            f"Changes of {names} have not been moved to the queue yet: another process has locked "
+            f"them. The batch will be retried."
         )
         with short_transaction():
             work = self._advance_token(resend_after=None)

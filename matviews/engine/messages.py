@@ -17,9 +17,9 @@ class Outcome(Enum):
     LOST = "the batch was rolled back, and the failure could not be recorded"
     WAITING = "postponed: another process has yet to move changes that the batch must include"
     OVERTAKEN = (
-        "the token moved on meanwhile: another worker ran it, or the answer to its commit was lost"
+        "the token advanced meanwhile: another worker ran it, or the answer to its commit was lost"
     )
-    STALE = "the token has moved on: a duplicate, or too late"
+    STALE = "the token has advanced: a duplicate, or too late"
     BUSY = "another batch is running in the shard"
     UNKNOWN = "there is no such shard"
 
@@ -30,7 +30,7 @@ class Outcome(Enum):
 
     @property
     def recorded(self) -> bool:
-        """Whether the token moved on since this worker claimed the batch: another may be due."""
+        """Whether the token advanced after this worker claimed the batch: another may be due."""
         return self in (Outcome.DONE, Outcome.FAILED, Outcome.OVERTAKEN)
 
 

@@ -71,7 +71,8 @@ class Step:
         if self.phase not in definition.hooks:
             return f"{label} no longer has the phase {self.phase}."
         if self.work.hook_shard.count > 1 and not definition.is_shard_aware:
-            return f"{label} has {self.work.hook_shard.count} shards, but its hooks declare none."
+            count = self.work.hook_shard.count
+            return f"{label} has {count} shards, but its hooks do not declare shard."
         return self._fault_of_kills() if self._kills >= MAX_FAILURES else ""
 
     def _fault_of_kills(self) -> str:
@@ -82,10 +83,10 @@ class Step:
         at_floor = self._kills - halvings(self._size(), self._floor) if self.paced else self._kills
         if at_floor < MAX_FAILURES:
             return ""
-        size = f", the last time with {self.limit()} rows" if self.paced else ""
+        size = f", the last time with a batch size of {self.limit()}" if self.paced else ""
         return (
-            f"The batch took its worker down {self._kills} times{size}: out of memory, a crash in "
-            f"a library, or a time limit that kills."
+            f"The batch killed its worker {self._kills} times{size}: it ran out of memory, "
+            f"a library crashed, or a time limit killed it."
         )
 
     def needed(self) -> bool:
@@ -251,7 +252,7 @@ class Step:
         )  # fmt: skip
         if pace.flat and not before.flat:
             logger.warning(
-                "smaller batches take as long, is an index missing? view=%s phase=%s size=%s "
+                "smaller batches take just as long: is an index missing? view=%s phase=%s size=%s "
                 "seconds=%.3f",
                 self.definition.label, self.phase, pace.size, seconds,
             )  # fmt: skip

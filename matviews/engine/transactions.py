@@ -62,7 +62,7 @@ def check_no_transaction(what: str) -> None:
         raise InvalidRequest(
             f"{what} cannot run inside a transaction: it commits each batch by itself. Call it "
             f"outside transaction.atomic(), in a migration with atomic = False; or call "
-            f"View.refresh() instead, which asks the workers once the transaction has committed."
+            f"View.refresh() instead, which leaves the work to workers after the commit."
         )
 
 

@@ -49,7 +49,7 @@ def list_schedules(targets: Targets) -> None:
     if statuses:
         tables.print_schedules(statuses, console)
     else:
-        console.print("No view has a schedule: give it one in the admin, or refresh_every in code.")
+        console.print("No view has a schedule: add one in the admin, or set refresh_every in code.")
     tables.print_maintenance(heartbeat, problem, console)
 
 

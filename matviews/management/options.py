@@ -51,12 +51,12 @@ OPTIONS = (
         settings={**SEVERAL, "metavar": "VIEW"},
         help="views to use, as app_label.ModelName, or ModelName if that is unique; separated by "
         "commas",
-        conflicts={"triggers": "--triggers is about the tables that any view reads"},
+        conflicts={"triggers": "--triggers is for the tables of all views"},
     ),
     Option(
         name="phases",
         settings={**SEVERAL, "metavar": "PHASE"},
-        help=f"phases to run, of {', '.join(Phase)}; separated by commas; all by default",
+        help=f"phases to run: {', '.join(Phase)}; separated by commas; all by default",
         conflicts={
             "list": "--list shows the state of views, whatever their phases",
             "schedules": "--schedules shows every schedule of a view",

@@ -160,16 +160,16 @@ class RefreshSchedule(models.Model):
     def _faults(self) -> Iterator[tuple[str, "StrOrPromise"]]:
         period = Period(self.period).length if self.period in Period else None
         if self.every is None and self.crontab_id is None:
-            yield "every", _("Give an interval or choose a crontab.")
+            yield "every", _("Enter an interval or choose a crontab.")
         elif self.every is not None and self.crontab_id is not None:
             yield "crontab", _("Leave either the interval or the crontab empty.")
         elif self.every is not None and self.every < 1:
-            yield "every", _("An interval is at least 1.")
+            yield "every", _("An interval must be at least 1.")
         elif self.every and period and self.every > REFRESH_INTERVAL.high // period:
             longest = {"days": localized(f"{REFRESH_INTERVAL.high.days:,}")}
-            yield "every", _("An interval is at most %(days)s days.") % longest
+            yield "every", _("An interval must be at most %(days)s days.") % longest
         elif self.every and period and (self.jitter or 0) > self.every * period.total_seconds():
-            yield "jitter", _("The jitter is at most the interval, or messages would pile up.")
+            yield "jitter", _("The jitter must not exceed the interval, or messages would pile up.")
         if fault := self._phases_fault():
             yield "phases", fault
 
@@ -183,7 +183,7 @@ class RefreshSchedule(models.Model):
             return None
         names = {"unknown": unknown, "phases": ", ".join(has)}
         if not self.view_id:
-            return _("There is no phase %(unknown)s; there are %(phases)s.") % names
+            return _("There is no phase %(unknown)s; the phases are %(phases)s.") % names
         return _("%(view)s has no phase %(unknown)s; it has %(phases)s.") % {
             "view": self.view.label,
             **names,

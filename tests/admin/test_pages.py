@@ -491,7 +491,7 @@ class TestActions:
         assert "has been stopped" in told(stopped)[0]
         assert "has already ended" in told(again)[-1]
         assert stopped.headers["Location"] == page()
-        assert f"Requested that refresh {refresh.pk} stops." in html(
+        assert f"Requested a stop of refresh {refresh.pk}." in html(
             admin_client, page(action="history")
         )
 

@@ -211,7 +211,7 @@ class TestKilledWorkers:
             engine.close_finished(message.shard_id)
         run = refresh.runs.get()
         assert (report.rows, run.state, Ledger.objects.count()) == (0, RunState.FAILED, 0)
-        assert "took its worker down 5 times, the last time with 10 rows" in run.error
+        assert "killed its worker 5 times, the last time with a batch size of 10" in run.error
 
     def test_a_smaller_batch_that_lives_goes_on_from_its_size(
         self, monkeypatch: pytest.MonkeyPatch

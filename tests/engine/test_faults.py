@@ -161,7 +161,7 @@ class TestHooksThatKill:
         states = dict(refresh.runs.values_list("phase", "state"))
         assert states == {"insert": "failed", "update": "succeeded", "delete": "succeeded"}
         assert len(exits) == 3
-        assert "took its worker down 3 times" in refresh.error
+        assert "killed its worker 3 times" in refresh.error
 
     def test_a_pinned_size_that_killed_is_not_tried_again_at_each_batch(
         self, monkeypatch: pytest.MonkeyPatch
@@ -307,7 +307,7 @@ class TestShards:
             engine.close_finished(pk)
         refresh.refresh_from_db()
         if made_by_hand:
-            assert "has 2 shards, but its hooks declare none" in refresh.error
+            assert "has 2 shards, but its hooks do not declare shard" in refresh.error
             assert Ledger.objects.count() == 0
         else:
             assert refresh.state == RefreshState.SUCCEEDED

@@ -333,7 +333,8 @@ def test_no_refresh_succeeds_while_changes_are_held_that_it_must_see(shop: None)
         report = engine.run_batch(due(CustomerTotal))
         # then it is put off, and says why
         assert report.outcome is Outcome.WAITING
-        assert f"Changes of {Order._meta.db_table} are not moved yet" in report.error
+        unmoved = f"Changes of {Order._meta.db_table} have not been moved to the queue yet"
+        assert unmoved in report.error
         assert refresh.runs.filter(error=report.error).exists()
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.OPEN

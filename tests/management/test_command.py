@@ -119,7 +119,7 @@ def test_names_that_are_not_there_get_the_near_ones_and_nothing_is_done() -> Non
     assert ran.status == 2
     assert "There is no view 'Limitd'. Did you mean sample.Limited?" in ran.err
     assert "There is no view 'sample.Stripd'. Did you mean sample.Sharded" in ran.err
-    assert "There is no view 'nonsense'. Views are " in ran.err
+    assert "There is no view 'nonsense'. The views are " in ran.err
     assert refreshed() == set()
 
 

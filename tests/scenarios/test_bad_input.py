@@ -536,7 +536,7 @@ class TestHooksThatRaise:
         asked = inline.run_to_end(asked)
 
         assert asked.state == RefreshState.FAILED
-        assert "took its worker down 3 times" in asked.error
+        assert "killed its worker 3 times" in asked.error
 
 
 class TestPhasesThatDoNotEnd:

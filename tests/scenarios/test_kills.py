@@ -235,7 +235,7 @@ def test_a_batch_that_always_kills_its_worker_fails_and_says_so(workers: Workers
     assert kills == 4
     run = asked.runs.get(phase="insert")
     assert run.state == RunState.FAILED
-    assert "took its worker down 4 times, the last time with 1 rows" in run.error
+    assert "killed its worker 4 times, the last time with a batch size of 1" in run.error
     asked.refresh_from_db()
     assert asked.state == RefreshState.FAILED
     assert run.error in asked.error

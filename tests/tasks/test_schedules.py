@@ -128,7 +128,7 @@ class TestRows:
         assert task.schedule.run_every == timedelta(minutes=5)
         assert (task.enabled, good_for(task), task.queue) == (True, 600, None)
         assert task.description == (
-            f"Written from refresh schedule {made.pk} of sample.Limited: change it there."
+            f"Generated from refresh schedule {made.pk} of sample.Limited: change it there."
         )
 
     def test_maintenance_has_its_own_each_minute(self) -> None:
@@ -704,7 +704,7 @@ class TestFollowing:
         with mock.patch.object(schedules, "reconcile", side_effect=DatabaseError("no table")):
             made = create()
 
-        assert "periodic tasks not written: matviews.maintain does it" in caplog.text
+        assert "periodic tasks not written: matviews.maintain will write them" in caplog.text
         tasks.maintain()
         assert task_of(made).enabled
 
@@ -796,7 +796,7 @@ class TestTasks:
             tasks.refresh(LIMITED, jitter=60)
 
         assert Refresh.objects.exists()
-        assert "refresh not spread view=sample.Limited" in caplog.text
+        assert "jitter not applied view=sample.Limited" in caplog.text
 
     def test_eager_tasks_do_it_at_once(self) -> None:
         before = current_app._get_current_object()
@@ -900,10 +900,10 @@ class TestValidation:
     @pytest.mark.parametrize(
         ("fields", "field", "sentence"),
         [
-            ({"every": 0}, "every", "An interval is at least 1."),
-            ({"every": -5}, "every", "An interval is at least 1."),
-            ({"every": None}, "every", "Give an interval or choose a crontab."),
-            ({"every": 3651, "period": "days"}, "every", "An interval is at most 3,650 days."),
+            ({"every": 0}, "every", "An interval must be at least 1."),
+            ({"every": -5}, "every", "An interval must be at least 1."),
+            ({"every": None}, "every", "Enter an interval or choose a crontab."),
+            ({"every": 3651, "period": "days"}, "every", "An interval must be at most 3,650 days."),
             ({"every": 1, "period": "weeks"}, "period", "Value 'weeks' is not a valid choice."),
             ({"phases": ["upsert"]}, "phases", "sample.Limited has no phase upsert; it has insert"),
             ({"phases": "insert"}, "phases", "Give a list of phases (insert, update, delete);"),

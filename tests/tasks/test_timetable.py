@@ -297,7 +297,7 @@ class TestCommand:
 
     def test_nothing_is_scheduled(self) -> None:
         assert self.printed().splitlines() == [
-            "No view has a schedule: give it one in the admin, or refresh_every in code.",
+            "No view has a schedule: add one in the admin, or set refresh_every in code.",
             "maintenance has not run yet",
         ]
 

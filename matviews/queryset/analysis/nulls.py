@@ -109,7 +109,7 @@ class _Nulls:
         if isinstance(function, (Lag, Lead)):
             arguments = function.get_source_expressions()
             return self._first(arguments) if len(arguments) > 2 else (
-                f"{type(function).__name__} without a default is NULL at the end"
+                f"{type(function).__name__} without a default is NULL at the edge of its partition"
             )  # fmt: skip
         if isinstance(function, NthValue):
             return "NthValue is NULL where there are fewer rows"

@@ -58,7 +58,7 @@ def _sentence(violation: Violation, source: Source) -> str:
         name = f"foreign key {violation.name}" if violation.name else "a foreign key"
         table = violation.table or source.model._meta.db_table
         return (
-            f"{name[0].upper()}{name[1:]} of {table} is violated, which the database enforces "
+            f"{name[0].upper()}{name[1:]} of {table} is violated, and the database enforces it "
             f"(matviews.W009): set db_constraint=False and on_delete=models.DO_NOTHING."
         )
     if violation.kind is ConstraintKind.TOO_LONG:
