@@ -88,7 +88,7 @@ def refresh(
 
 
 def _warn_in_test(requested: "Refresh") -> None:
-    """Warn in a test's transaction, which never commits. Test runners create `mail.outbox`."""
+    """Warn in a test's transaction, which never commits. Test runners create a `mail.outbox`."""
     from . import engine
 
     if hasattr(mail, "outbox") and transaction.get_connection(engine.alias()).in_atomic_block:
@@ -135,10 +135,10 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]
             database's text.
 
     Returns:
-        Those of the keys that neither the view nor its source has at this moment, as they were
-        given: perhaps a field spells them differently from the database. They are marked all the
-        same, because their rows may still be uncommitted. Empty if the next refresh compares all
-        keys anyway.
+        Those of the keys, as they were given, that neither the view nor its source has at this
+        moment, perhaps because a field spells them differently from the database. They are marked
+        anyway, because their rows may still be uncommitted. Empty if the next refresh compares all
+        keys.
 
     Raises:
         UnknownView, InvalidView, ViewNotReady.
@@ -182,7 +182,7 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
     """Compare a view with what its `source()` returns now.
 
     One statement, and so one snapshot, compares each range of a few thousand keys. Changes of the
-    source since the last refresh show up as differences, of course.
+    source since the last refresh show up as differences.
 
     Args:
         view: the view's class or label.

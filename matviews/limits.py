@@ -69,4 +69,4 @@ SHARD_COUNT = Range(low=1, high=MAX_SMALL_INTEGER, unit="shards")
 BATCH_SECONDS = Range(low=0.001, high=2_147_483, unit="seconds")
 FRESHNESS_TARGET = DurationRange(high=timedelta(days=3650))
 REFRESH_INTERVAL = DurationRange(high=timedelta(days=3650), whole_seconds=True)
-RETENTION = DurationRange(high=timedelta(days=36_500))  # reaches back from any date of today
+RETENTION = DurationRange(high=timedelta(days=36_500))  # now minus this is a valid date

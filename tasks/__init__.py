@@ -41,12 +41,12 @@ logger = logging.getLogger(__name__)
 
 
 def _not_after_a_timeout(error: Exception, _wait: float) -> None:
-    """Prevent the second try if the broker hangs: a person may be waiting."""
+    """Prevent the second attempt if the broker hangs: a person may be waiting."""
     if type(error).__name__ == "TimeoutError":  # Python's or redis-py's
         raise error
 
 
-# One immediate second try, because a pooled connection may be stale.
+# One immediate second attempt, because a pooled connection may be stale.
 RETRY_POLICY = {
     "max_retries": 1,
     "interval_start": 0,
@@ -63,8 +63,8 @@ def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> No
     Args:
         view: its label.
         phases: all by default.
-        jitter: seconds over which the starts of views are spread. Each view has a fixed place in
-            them, so its interval stays the same.
+        jitter: seconds over which the starts of views are spread. Each view always starts at the
+            same offset within them, so its interval stays the same.
     """
     if expiry.is_expired(refresh.request):
         return
@@ -72,7 +72,7 @@ def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> No
         engine.check_phases(registry.find(view), phases)
         if _sent_later(view, phases, jitter):
             return
-        asked = engine.request(view, phases=phases, origin=Origin.SCHEDULE)
+        requested = engine.request(view, phases=phases, origin=Origin.SCHEDULE)
     except ViewDisabled as error:  # an operator decided this
         logger.info("refresh refused view=%s reason=%s", brief(view), error)
     except MatviewsError as error:  # an old message, or the code has changed; reconcile will fix it
@@ -81,8 +81,8 @@ def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> No
             brief(view), brief(phases), in_one_line(str(error)),
         )  # fmt: skip
     else:
-        if asked.finished_at is None:
-            dispatch(asked.view_id)
+        if requested.finished_at is None:
+            dispatch(requested.view_id)
 
 
 def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
@@ -92,17 +92,17 @@ def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
     message again, late or never. That is harmless: requests merge, and the next tick requests
     again.
     """
-    number = isinstance(jitter, (int, float)) and not isinstance(jitter, bool)
-    if not (number and 0 <= jitter <= MAX_JITTER):
+    is_number = isinstance(jitter, (int, float)) and not isinstance(jitter, bool)
+    if not (is_number and 0 <= jitter <= MAX_JITTER):
         logger.error("jitter is invalid view=%s jitter=%s", view, brief(jitter))
         return False
     if jitter == 0 or current_app.conf.task_always_eager:
         return False
-    share = crc32(f"{view} {phases}".encode()) / 2**32
+    fraction = crc32(f"{view} {phases}".encode()) / 2**32
     try:
         refresh.apply_async(
             (view, phases),
-            eta=datetime.fromtimestamp(engine.timestamp() + share * jitter, UTC),
+            eta=datetime.fromtimestamp(engine.timestamp() + fraction * jitter, UTC),
             queue=get_settings().CELERY_QUEUE,
             retry_policy=RETRY_POLICY,
         )
@@ -211,8 +211,8 @@ def dispatch_all(view_ids: Iterable[int]) -> bool:
     return all(map(dispatch, view_ids))
 
 
-def _send_due(settled: Iterable[NextStep]) -> bool:
-    return send(message for each in settled for message in each.messages)
+def _send_due(steps: Iterable[NextStep]) -> bool:
+    return send(message for step in steps for message in step.messages)
 
 
 def send(messages: Iterable[Message]) -> bool:

@@ -1,4 +1,4 @@
-"""When a message of beat is too old to be obeyed.
+"""When a message from beat is too old to act on.
 
 Celery's own `expires` compares the clock of beat with that of the worker; a worker whose clock is
 ahead would revoke every message. So the messages carry how long they are valid, and the database's

@@ -23,7 +23,7 @@ def drain(shard_ids: Iterable[int]) -> None:
 
 
 def _drain(shard_id: int) -> Iterator[int]:
-    """Run the batches of one shard; yield the other shards in which that made work due."""
+    """Run the batches of one shard; yield the other shards in which work became due."""
     while True:
         settled = engine.close_finished(shard_id)
         yield from (message.shard_id for message in settled.other_shards)

@@ -99,7 +99,7 @@ def _rate(progress: Progress) -> str:
 
 
 def requesters(refresh: Refresh) -> str:
-    """What requested a refresh first, who where that is known, and how many requests joined it."""
+    """What first requested a refresh, who did if that is known, and how many requests joined it."""
     origin = refresh.get_origin_display()
     first = f"{origin}: {refresh.requested_by}" if refresh.requested_by else origin
     joined = refresh.requests - 1

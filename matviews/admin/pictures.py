@@ -1,7 +1,7 @@
 """Charts of what refreshes did, as SVG without scripts or styles.
 
-`static/matviews/pictures.css` styles them in the colours of the admin's theme. A value that is no
-number is drawn as 0, an absurdly large one as the largest that fits.
+`static/matviews/pictures.css` styles them in the colours of the admin's theme. A value that is not
+a number is drawn as 0, an absurdly large one as the largest that fits.
 """
 
 from collections.abc import Iterable, Sequence

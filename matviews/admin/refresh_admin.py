@@ -35,7 +35,7 @@ MAX_COUNTED = 10_000  # refreshes that can be paged through; a long history has 
 
 
 class NewestPages(Paginator):  # type: ignore[type-arg]
-    """Stops counting where nobody pages to."""
+    """Caps the count: nobody pages through a history of millions."""
 
     @cached_property
     def count(self) -> int:
@@ -105,7 +105,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=gettext_lazy("Refresh"))
     def primary_key(self, refresh: Any) -> str:
-        """Without separators: it is also in the page's address."""
+        """The primary key without separators, as in the page's address."""
         return str(refresh.pk)
 
     @admin.display(description=pgettext_lazy("materialized view", "View"))
@@ -139,7 +139,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=gettext_lazy("Rows written"))
     def rows(self, refresh: Any) -> SafeString:
-        """With the number of batches; or which refresh did the work."""
+        """Rows and batches; or, if it was merged, which refresh did the work."""
         if refresh.merged_into_id:
             leader = format_html(_("merged into refresh {}"), refresh.merged_into_id)
             return labelled(_("Rows written"), leader)

@@ -55,7 +55,7 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
 
     @admin.display(description=gettext_lazy("How often"))
     def frequency(self, schedule: RefreshSchedule) -> str:
-        """Here for its heading."""
+        """The model's frequency, under a heading of its own."""
         return schedule.frequency
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:

@@ -106,7 +106,7 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class ViewList(ChangeList):
-    """Orders the views by state, which is no column; each row gets `status` and `planned`."""
+    """Orders the views by state, which is not a column; each row gets `status` and `planned`."""
 
     def get_results(self, request: HttpRequest) -> None:
         """Sorts in Python, then pages as Django does."""

@@ -1,7 +1,7 @@
-"""Moving the log that triggers write to the queues of the views, and draining these.
+"""Moves entries from the change log to the views' queues, and drains the queues.
 
-Queues are append-only, and drained as a whole. "Insert unless present" would lose a change to a
-batch that is draining the present entry and has already computed its rows.
+Queues are append-only, and drained as a whole. If an equal entry were not inserted again, a change
+could be lost: a batch may be draining the first entry and have computed its rows already.
 """
 
 import json
@@ -81,7 +81,7 @@ class QueuedChange(NamedTuple):
 
 
 def drain_queue(view_id: int) -> list[QueuedChange]:
-    """Empty a view's queue, in the transaction that computes and before it does."""
+    """Empty a view's queue. Call it in the transaction that computes its rows, before it does."""
     using = router.db_for_write(ViewChange)
     entries = _queue(using, MAX_DISTINCT_CHANGES).run(view_id)
     delete_rows(ViewChange, [pk for pk, *_entry in entries])
@@ -159,7 +159,7 @@ def move_log() -> bool:
     if not keys:
         return False
     more = len(keys) == MAX_MOVED_ENTRIES
-    # As after a bulk load: a full refresh is cheaper than telling the rows apart.
+    # After a bulk load, for example, a full refresh is cheaper than resolving every row.
     if (
         more
         and Change.objects.order_by("pk")[MAX_DISTINCT_CHANGES : MAX_DISTINCT_CHANGES + 1].exists()

@@ -1,4 +1,4 @@
-"""Creating and dropping triggers of tables in use: writers wait a moment, never longer."""
+"""Creating and dropping triggers of tables in use: writers wait only a moment."""
 
 import time
 from collections.abc import Callable, Mapping

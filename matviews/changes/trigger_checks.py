@@ -16,7 +16,7 @@ __all__ = ["find_exposed", "find_ownerless", "find_problems", "find_untrackable"
 
 
 def find_exposed(using: str) -> Iterator[str]:
-    """What any role may use, though only those of matviews should."""
+    """What any role may use, although only the roles of matviews should."""
     for name in triggers_of(using).exposed():
         yield f"Any role may use {name}; only the roles of matviews should."
 
@@ -50,7 +50,7 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
             ones may create are left out: `install` follows them.
     """
     required, dialect = tracked_tables(using), triggers_of(using)
-    due = required if migrated else _without(_to_be_made(required, dialect), required)
+    due = required if migrated else _without(_tables_to_create(required, dialect), required)
     present, faults = dialect.installed_triggers(), dialect.untrackable_tables(required)
     recorded = dict(TrackedTable.objects.values_list("table", "triggers"))
     for table, by_view in sorted(due.items()):
@@ -75,7 +75,7 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
         yield f"The function {name} is left over: no enabled trigger calls it."
 
 
-def _to_be_made(required: RequiredTriggers, dialect: Triggers) -> set[str]:
+def _tables_to_create(required: RequiredTriggers, dialect: Triggers) -> set[str]:
     """The tables that pending migrations may create: those of views, and those that they read."""
     tables = {
         _own_table(label) for by_view in required.values() for label in by_view

@@ -33,9 +33,9 @@ RequiredTriggers = Mapping[str, Mapping[str, TriggerSpec]]
 def install(using: str) -> dict[str, str]:
     """Create the triggers that the views require, and drop those that no view requires.
 
-    Every view that its table's triggers did not log for, or logged for otherwise, gets a full
-    refresh queued. Up to date triggers are left alone. Tables that stay locked are left to
-    `finish`.
+    If a table's triggers did not log for a view, or logged something else for it, a full refresh of
+    that view is queued. Triggers that are up to date are left alone. Tables that stay locked are
+    left to `finish`.
 
     Returns:
         The tables whose changes cannot be logged, or not yet, and why.

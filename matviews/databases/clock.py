@@ -57,6 +57,6 @@ def timestamp(using: str) -> float:
 
 
 def _uptime() -> float:
-    """Seconds that nobody can set and that, where possible, count while the machine sleeps."""
+    """Seconds by a clock that nobody can set; where possible, it runs while the machine sleeps."""
     boot_time = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)

@@ -20,7 +20,7 @@ MAX_BIGINT = 2**63 - 1  # a message may claim a higher key
 
 
 class CompiledUpdate:
-    """`QuerySet.update`, compiled.
+    """A compiled `QuerySet.update`.
 
     The SQL `around` the statement may begin and end a transaction, on PostgreSQL with psycopg 3.
     """
@@ -66,7 +66,7 @@ class CompiledUpdate:
 
 
 class CompiledSelect:
-    """A query for columns, as of `QuerySet.values_list`, compiled."""
+    """A compiled query for columns, as `QuerySet.values_list` makes it."""
 
     def __init__(self, rows: QuerySet[Any]) -> None:
         self._using, self._query = rows.db, rows.query

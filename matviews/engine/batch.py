@@ -101,10 +101,11 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
 
     A refresh must include every change that was logged before its request. A batch that finds
     entries in the log is rolled back; the log is moved in transactions of its own, and the batch
-    runs again for the requests that it has seen. Shards in `_LOGGED` skip that first attempt.
+    runs again for the requests that it has seen. Shards in `_SHARDS_WITH_CHANGES` skip that first
+    attempt.
     """
     shard_id = attempt.message.shard_id
-    if shard_id in _LOGGED:
+    if shard_id in _SHARDS_WITH_CHANGES:
         move_log()
     while True:
         try:
@@ -112,7 +113,7 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
         except _Refused:
             raise
         except ChangesLogged as logged:
-            _LOGGED.add(shard_id)
+            _SHARDS_WITH_CHANGES.add(shard_id)
             if unmoved_tables := await_changes(logged):
                 return attempt.after_move().postpone(unmoved_tables)
             attempt = attempt.after_move()
@@ -123,10 +124,10 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
             attempt.one_phase_only = True
 
 
-# Shards whose batches found entries in the log in this process. It only grows, by one number per
-# view with triggers: a shard that no longer belongs here costs one statement per batch, which finds
-# the log empty.
-_LOGGED: set[int] = set()
+# Shards whose batches found entries in the log in this process. The set only grows, by one number
+# per view with triggers. A shard that no longer belongs here costs one statement per batch, which
+# finds the log empty.
+_SHARDS_WITH_CHANGES: set[int] = set()
 
 
 def _refuse(message: Message) -> BatchReport:
@@ -139,7 +140,7 @@ def _refuse(message: Message) -> BatchReport:
 
 
 class _Refused(Exception):
-    """The token has moved on between the claim and the batch."""
+    """The token has advanced between the claim and the batch."""
 
 
 class _Attempt:
@@ -181,7 +182,7 @@ class _Attempt:
         return self._report(work, Outcome.DONE, rows=rows, limit=limit)
 
     def after_move(self) -> "_Attempt":
-        """The attempt after the log was moved: for the same refreshes, whatever came since."""
+        """The next attempt, after the log was moved: for the same refreshes, not for later ones."""
         return _Attempt(self.message, known=self.known, tried=self.tried)
 
     def is_ambiguous(self, error: Exception) -> bool:
@@ -202,9 +203,9 @@ class _Attempt:
         return self._report(work, Outcome.FAILED, error=_texts(error, work)[0])
 
     def postpone(self, tables: list[str]) -> BatchReport:
-        """Leave the work to a message of `matviews.maintain`.
+        """Leave the work to a later message, which `matviews.maintain` sends.
 
-        Another process still holds required changes.
+        Another process has locked changes that this batch must include.
         """
         names = ", ".join(tables)
         error = (
@@ -221,9 +222,9 @@ class _Attempt:
         return self._report(work, Outcome.WAITING, error=error)
 
     def _failed_run(self, work: Work) -> PhaseRun | None:
-        """The run whose hooks were called last; None if it was stopped.
+        """The run that failed: its hooks were called last. None if it was stopped.
 
-        Earlier ones in the batch had succeeded.
+        Earlier runs in the batch had succeeded.
         """
         if self.tried is None:
             return work.next_run(self.message.phase)
@@ -234,7 +235,7 @@ class _Attempt:
         """Advance the token and load the shard's work; None if it has none.
 
         Raises:
-            _Refused: the token has moved on since the claim.
+            _Refused: the token has advanced since the claim.
         """
         if not advance_token(self.message, **changes):
             raise _Refused
@@ -248,13 +249,13 @@ class _Attempt:
         return work
 
     def _run_due_phases(self, work: Work, done: list[tuple[int, str]]) -> tuple[int, int | None]:
-        """End the phases without work, run a batch of the first that has some, append it to `done`.
+        """End the phases without work, run a batch of the first that has work, append it to `done`.
 
         Returns the rows written and the first limit. A phase that the message does not name is left
-        to a message of its own, and so is work that follows stopped runs: the kills that this token
-        counts are theirs. Phases that need to process only a few dirty keys share a batch: three
-        messages would take longer than the work, and a row that moves from one key to another does
-        so in one commit.
+        to a message of its own, and so is work that follows stopped runs, because the kills counted
+        for this token are theirs. Phases that need to process only a few dirty keys share a batch:
+        three messages would take longer than the work, and a row that moves from one key to another
+        does so in one commit.
         """
         if work.stop() or work.shard.view.held:
             return 0, None

@@ -43,7 +43,7 @@ _SAVED_FIELDS = (
 
 
 def claim_changes(work: Work, run: PhaseRun) -> bool:
-    """Drain the view's queue, once per batch, and fix which changes a starting run will process.
+    """Drain the view's queue, once per batch, and settle which changes a starting run will process.
 
     Returns:
         Whether the run has work; if not, its checkpoint is saved.
@@ -119,7 +119,7 @@ def save_changes(work: Work) -> None:
 
 
 def fix_checkpoint(work: Work, run: PhaseRun) -> None:
-    """Fix the checkpoint of a starting run; invalidate checkpoints of rows that it may overwrite.
+    """Set the checkpoint of a starting run; invalidate checkpoints of rows that it may overwrite.
 
     A full refresh builds on what other runs of its refresh have read, so its checkpoint is no later
     than theirs.
@@ -155,7 +155,7 @@ def save_checkpoint(work: Work, run: PhaseRun) -> None:
     """Record the checkpoint of a run that succeeded, in the transaction of its last batch.
 
     Capped by any staging table still in use, which may hold older rows. Checkpoints of phases that
-    the view no longer has are dropped: no drain would ever count as processed.
+    the view no longer has are dropped: they would keep every drain from ever counting as processed.
     """
     shard, definition = work.shard, work.definition
     if run.checkpoint is None or definition is None:

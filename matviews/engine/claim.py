@@ -34,7 +34,7 @@ def claim(message: Message) -> bool:
     """Record, in its own transaction, who is about to run the batch, so that a kill is counted.
 
     Returns:
-        False if the token has moved on, another worker has claimed the batch, or the row is locked.
+        False if the token has advanced, another worker has claimed the batch, or the row is locked.
     """
     unclaimed, changes = _claim_changes(_lease())
     return update_if_current(
@@ -58,7 +58,7 @@ def _claim_changes(lease: timedelta) -> tuple[Q, dict[str, Any]]:
 
 
 def advance_token(message: Message, **changes: Any) -> bool:
-    """Lock the shard for this transaction; False if the token has moved on since the claim."""
+    """Lock the shard for this transaction; False if the token has advanced since the claim."""
     changes = _next_token(_lease()) | changes
     return update_if_current(message.shard_id, message.token, **changes)
 

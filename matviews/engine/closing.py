@@ -1,8 +1,8 @@
-"""What follows a commit: close the refreshes that are done, and find the next batch.
+"""What follows a commit: closing the refreshes that are done, and finding the next batch.
 
-This is not part of the batch, which would hold the view's rows while it waits for the rows of the
-refresh and of the control. Operators write to those too, and on MariaDB the batch's phase runs
-share-lock the refresh.
+This is not part of the batch. Otherwise the batch would keep the view's rows locked while it waits
+for the rows of the refresh and of the control. Operators write to these rows too, and on MariaDB
+the batch's phase runs share-lock the refresh.
 """
 
 import logging
@@ -101,8 +101,8 @@ def _merge(work: Work) -> bool:
     """Merge refreshes that request the same and that no batch has begun; whether there were any.
 
     Nothing is merged while a shard is locked or a batch is claimed: that batch may be about to
-    begin one of them, and may already have fixed which changes those it has read must include. Its
-    worker merges them later.
+    begin one of them, and may already have determined which changes the refreshes that it has read
+    must include. Its worker merges them later.
     """
     alike = work.mergeable()
     if not alike:
@@ -118,7 +118,8 @@ def _merge_alike(keys: list[int]) -> bool:
     """Merge equal refreshes, even those not read, into one of those with these primary keys.
 
     A refresh that others were merged into is never merged itself, because the others end with it.
-    Primary keys are no order of commits, so the lowest one has no precedence over such a refresh.
+    Primary keys do not follow the order of commits, so a refresh with a lower one does not take
+    precedence.
     """
     begun = Exists(PhaseRun.objects.filter(refresh=OuterRef("pk")))
     leads_others = Exists(

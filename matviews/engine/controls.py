@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-# Characters that are kept of a label, in the new label of a control whose own another view took.
+# How many characters of each label are kept when a control loses its label to another view.
 MAX_KEPT_LABEL_LENGTH = 100
 
 
@@ -188,7 +188,8 @@ def in_order(labels: Iterable[str]) -> list[str]:
 def _in_order(definitions: Iterable[ViewDefinition]) -> list[ViewDefinition]:
     by_label = {definition.label: definition for definition in definitions}
     views_read = _views_read(by_label)
-    # No order lets one refresh of each bring all views of a cycle up to date, so any edge may go.
+    # No order lets one refresh of each bring all views of a cycle up to date, so any edge may be
+    # dropped.
     while cycle := _cycle(views_read):
         views_read[cycle[1]].remove(cycle[0])
     return [by_label[label] for label in TopologicalSorter(views_read).static_order()]

@@ -35,7 +35,7 @@ __all__ = [
 # On PostgreSQL, a tenth of 100,000 keys takes nearly as long as a full refresh (`make bench`).
 FULL_REFRESH_FRACTION = 0.1
 
-# Up to so many dirty keys a refresh stays incremental, however small the view is.
+# Up to this many dirty keys, a refresh stays incremental, however small the view is.
 FULL_REFRESH_MIN_KEYS = 1_000
 
 MAX_REASON_LENGTH = 255  # characters of the reason for a full refresh

@@ -21,7 +21,7 @@ MAX_CURSOR_LENGTH = 100_000  # characters of JSON; every batch writes its cursor
 
 
 def call_needs(definition: ViewDefinition, phase: Phase, shard: Shard) -> bool | int:
-    """Ask a view whether a phase has work in a shard of its keys.
+    """Call the hook that says whether a phase has work in a shard of the view's keys.
 
     Returns:
         A bool, or an estimate of the rows.

@@ -40,12 +40,12 @@ def request(
 ) -> Refresh:
     """Record a request to bring a view up to date. It waits for nothing and sends nothing.
 
-    The request joins an open refresh for the same phases that no batch has begun: that refresh
-    counts it and is returned. Inside a transaction of the caller it joins none, because a running
-    batch could miss the caller's changes; `engine.close_finished` merges such requests later. If it
-    is known that nothing has changed since the phases last succeeded, the refresh is recorded as
-    succeeded at once: without phase runs, in three statements (five on MariaDB and MySQL, where two
-    set and reset limits).
+    The request joins an open refresh for the same phases if no batch has begun it: that refresh
+    counts the request and is returned. Inside a transaction of the caller it joins none, because a
+    running batch could miss the caller's changes; `engine.close_finished` merges such requests
+    later. If it is known that nothing has changed since the phases last succeeded, the refresh is
+    recorded as succeeded at once: without phase runs, in three statements (five on MariaDB and
+    MySQL, where two set and reset limits).
 
     The caller must call `engine.close_finished` and send its messages *after* the commit: a worker
     that read the requests before the commit does not see this one.
@@ -114,8 +114,8 @@ def _known_status(
 ) -> tuple[ChangeStatus | None, bool]:
     """The view's change status, and whether its phases are known to have no work.
 
-    Unknown is (None, False): always inside a transaction, whose snapshot may be old, and for a
-    disabled view.
+    (None, False) if that is unknown: always inside a transaction, whose snapshot may be old, and
+    for a disabled view.
     """
     if _in_transaction():
         return None, False
@@ -157,7 +157,7 @@ def request_stop(refresh_id: int) -> bool:
 
     All requests that joined it or were merged into it before it began stop with it. The caller
     calls `close_finished_in_view` afterwards, which stops it at once if no batch is running. A
-    refresh that was itself merged into another ends here, alone.
+    refresh that was itself merged into another ends at once, and no other refresh with it.
 
     Returns:
         False if it has ended already or does not exist.
@@ -173,7 +173,7 @@ def request_stop(refresh_id: int) -> bool:
 
 
 def count_requests(refresh: Refresh) -> int:
-    """How many requests a refresh works for: those that joined it or refreshes merged into it."""
+    """How many requests a refresh serves: those that joined it or refreshes merged into it."""
     merged = Refresh.objects.filter(merged_into=refresh).aggregate(total=Sum("requests"))
     return refresh.requests + (merged["total"] or 0)
 
@@ -181,7 +181,7 @@ def count_requests(refresh: Refresh) -> int:
 def check_phases(
     definition: ViewDefinition, phases: Iterable[Phase | str] | None
 ) -> tuple[Phase, ...]:
-    """The phases asked for, in their order.
+    """The requested phases, in the order in which they run.
 
     Raises:
         InvalidRequest: one is unknown, or not a phase of the view, or there is none.

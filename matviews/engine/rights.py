@@ -1,4 +1,4 @@
-"""Rights that database roles lack for batches, so that an operator knows what to grant.
+"""The rights that roles need for batches but do not have, so that an operator can grant them.
 
 PostgreSQL shows every role that may log in and write to our tables; MariaDB and MySQL show only the
 rights of the user who asks.

@@ -92,7 +92,7 @@ class Step:
     def needed(self) -> bool:
         """Whether the run has work, by its dirty keys or by `needs_*`, whose estimate it keeps.
 
-        A hook with a cursor that has begun is not asked.
+        If a hook with a cursor has begun, `needs_*` is not called.
         """
         if self.hooks.kind is HookKind.CURSOR and self.run.batches:
             return True
@@ -175,7 +175,7 @@ class Step:
         self.work.touch(self.run)
 
     def limit(self) -> int:
-        """Rows that the batch may write, halved for each worker that it has taken down."""
+        """Rows that the batch may write, halved for each worker that it has killed."""
         limit = halved(self._size(), self._kills, self._floor)
         return (
             limit if self.run.dirty_after is None else min(limit, self.work.plan.dialect.max_keys)

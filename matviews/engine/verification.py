@@ -80,7 +80,7 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
     Args:
         view: the view's class or label.
         repair: write the rows that differ, and only those, while no batch of the view runs.
-        sample: compare about so many keys, in random ranges; None for all of them.
+        sample: compare about this many keys, in random ranges; None for all of them.
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.

@@ -77,7 +77,7 @@ class Work:
 
     @cached_property
     def plan(self) -> Plan:
-        """The plan by which the view is derived from its current `source()`.
+        """The plan that derives the view from its current `source()`.
 
         Raises:
             InvalidView: `source()` cannot be derived from.
@@ -151,9 +151,9 @@ class Work:
     def _covers(self, run: PhaseRun) -> bool:
         """Whether a run covers a request that is made now.
 
-        It does if it has computed nothing yet, nor builds on what its refresh has read, or if it
-        calls `needs_*` again before it ends. A cursor may already have passed a key that has
-        changed.
+        It does if it has computed nothing yet and does not build on what its refresh has read, or
+        if it calls `needs_*` again before it ends. A run with a cursor does not: the cursor may
+        already have passed a key that has changed.
         """
         if run.batches == 0:
             return not self._builds_on_others(run)
@@ -218,7 +218,7 @@ class Work:
 
     @property
     def to_stop(self) -> bool:
-        """Whether a refresh is to stop that has work in this shard or has not begun here."""
+        """Whether a refresh that is to stop has work in this shard, or has not begun here."""
         ended = self.ended_refreshes()
         return any(refresh.stop_requested and refresh not in ended for refresh in self.refreshes)
 

@@ -1,7 +1,7 @@
 """Reading the pending work of a shard, or of all shards of a view, in one query.
 
-Inside the shard's batch the result is exact. Outside it is a guess, which the token catches if it
-is wrong.
+Inside the shard's batch the result is exact. Outside it is a guess; if the guess is wrong, the
+token makes it harmless.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -33,7 +33,7 @@ def stop_on_signal(tell: Callable[[str], object]) -> Iterator[StopRequest]:
     A signal that is ignored, as SIGINT is in a shell's background job, stays ignored.
 
     Args:
-        tell: shows the person that the request was understood.
+        tell: tells the person that the request was understood.
     """
     request = StopRequest()
 

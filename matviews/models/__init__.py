@@ -1,4 +1,4 @@
-"""The bookkeeping tables. The database is the truth; a message is only a hint to look here."""
+"""The bookkeeping tables, the source of truth. A message is only a hint to look here."""
 
 from .base import Bookkeeping
 from .control import Heartbeat, NamedKey, ViewControl, ViewShard

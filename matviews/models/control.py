@@ -74,7 +74,7 @@ class ViewControl(models.Model):
     last_insert = models.DateTimeField(null=True, editable=False)
     last_update = models.DateTimeField(null=True, editable=False)
     last_delete = models.DateTimeField(null=True, editable=False)
-    #: Whether `MatviewMeta.refresh_every` has been applied; it is only once.
+    #: Whether `MatviewMeta.refresh_every` has been applied, which happens only once.
     default_scheduled = models.BooleanField(default=False, editable=False)
     #: By derived phase, the fingerprint of the definition that it last succeeded with.
     fingerprints = models.JSONField(default=dict, editable=False)
@@ -116,7 +116,7 @@ class ViewControl(models.Model):
 
     @property
     def seconds_per_batch(self) -> float:
-        """How long a batch should take: from here, else from the code, else from the settings."""
+        """How long a batch should take: by this row, else by the code, else by the settings."""
         return self.batch_target or self.options.batch_target or get_settings().BATCH_TARGET
 
 

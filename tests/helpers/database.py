@@ -55,7 +55,7 @@ def flush(alias: str) -> None:
                 cursor.execute(f"DELETE FROM {q}")
             for statement, parameters in _inserts[alias]:
                 cursor.execute(statement, parameters)
-    batch._LOGGED.clear()  # the numbers of shards may come again, as after loaddata
+    batch._SHARDS_WITH_CHANGES.clear()  # the numbers of shards may come again, as after loaddata
     engine.sync_controls()  # rows of views that a test has left behind
     schedules.reconcile_if_possible()
 

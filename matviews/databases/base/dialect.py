@@ -146,7 +146,7 @@ class Dialect:
         return condition
 
     def array(self, keys: Keys) -> Array | None:
-        """The keys as `among` passes them, if that is one parameter however many they are."""
+        """The keys as the one parameter that `among` passes; None if it passes one per value."""
         return None
 
     def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:

@@ -69,7 +69,7 @@ class Triggers:
 
     @property
     def connection(self) -> Any:
-        """This thread's connection: what is cached with a dialect may be used by another one."""
+        """This thread's connection. A cached object may be used by several threads."""
         return connections[self.using]
 
     def name(self, name: str) -> str:
@@ -83,7 +83,7 @@ class Triggers:
         return f"'{doubled}'"
 
     def version(self, table: str, spec: TriggerSpec) -> str:
-        """A digest of a table's triggers: another one if they log other columns, or otherwise."""
+        """A digest of a table's triggers, which changes with what they log and how."""
         return digest("\n".join(self._create(table, spec, version="")))
 
     def create(self, table: str, spec: TriggerSpec) -> list[str]:
@@ -185,7 +185,7 @@ class Triggers:
     def suppressed(
         self, tables: Collection[str], secret: Callable[[], str]
     ) -> AbstractContextManager[None]:
-        """A context in which triggers log nothing that this connection does. In a transaction.
+        """A context, in a transaction, in which triggers log nothing that this connection does.
 
         A rollback undoes it; otherwise it ends with the block. `secret` returns the secret that
         proves the right.
@@ -193,7 +193,7 @@ class Triggers:
         raise NotImplementedError
 
     def password(self, before: str, tables: Collection[str], secret: str) -> str:
-        """A session value that suppresses tables beside those of `before`: secret, then digests."""
+        """A session value that suppresses tables in addition to `before`: secret, then digests."""
         known = before.startswith(f"{secret} ")
         return f"{before if known else secret} {' '.join(map(digest, sorted(tables)))}"
 

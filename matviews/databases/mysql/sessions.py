@@ -19,7 +19,7 @@ _DEPTHS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 class MySQLSessions(Sessions):
-    """Where MariaDB and MySQL differ, MariaDB has a setting that MySQL has not."""
+    """Where MariaDB and MySQL differ, MariaDB has a setting that MySQL lacks."""
 
     @contextmanager
     def limited(self, limits: Limits, *, strict: bool, alone: bool) -> Iterator[None]:

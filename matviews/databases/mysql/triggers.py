@@ -206,15 +206,15 @@ class MySQLTriggers(Triggers):
             return f"{same} AND UNIX_TIMESTAMP({before}) <=> UNIX_TIMESTAMP({after})"
         if kind in WRITABLE:
             return same
-        # As bytes too, because most collations take "a" for "A"; as values, because FLOAT shows six
-        # digits.
+        # As bytes too, because in most collations "a" equals "A"; as values, because FLOAT shows
+        # six digits.
         return f"{same} AND CAST({before} AS BINARY) <=> CAST({after} AS BINARY)"
 
     def ownerless(self) -> dict[str, str]:
-        """None if this account may not read the accounts.
+        """Finds none if this account may not read the accounts.
 
-        None in a transaction either: after reading MariaDB's table of accounts it can set no
-        savepoint.
+        Finds none in a transaction either: after MariaDB's table of accounts has been read, no
+        savepoint can be set.
         """
         if self.connection.in_atomic_block:
             return {}

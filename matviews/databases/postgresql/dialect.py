@@ -21,7 +21,7 @@ CONVERTED = set(FAMILIES.values()) - {TEXT}
 
 
 class PostgreSQL(Dialect):
-    """Assignments convert as casts do, except that a cast cuts texts that an assignment refuses."""
+    """Assignments convert like casts, but a cast truncates texts that an assignment refuses."""
 
     max_keys = 10_000  # as one array
     bool_is_int = False
@@ -91,7 +91,7 @@ class PostgreSQL(Dialect):
         return _array(keys.keys) if len(keys.keys[0]) == 1 else None
 
     def is_distinct(self, field: AnyField, left: str, right: str) -> str:
-        """Texts that a collation takes for equal are compared as bytes."""
+        """Texts that are equal in a collation are compared as bytes."""
         exact = '::text COLLATE "C"' if self.has_ci_collation(field) else ""
         return f"{left}{exact} IS DISTINCT FROM {right}{exact}"
 

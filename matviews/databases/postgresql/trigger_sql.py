@@ -115,11 +115,11 @@ class PostgreSQLTriggerSQL(Triggers):
         )
 
     def _body(self, event: str, table: str, spec: TriggerSpec, check: str) -> str:
-        """Log changed rows if the table is the right one; of any other, read no column.
+        """Log changed rows if the table is the right one; read no column of any other table.
 
-        Nor of this one, if a column that is named here is gone or has another type: the statement
-        would fail, and the writer's with it. It would also fail if it named a table in a schema
-        that the function's owner may no longer use.
+        Read no column of this one either if a column that is named here is gone or has another
+        type: the statement would fail, and the writer's with it. So would a statement that named a
+        table in a schema that the function's owner may no longer use.
 
         Tables are compared by name and not by OID, because a dump keeps no OIDs. Views never read a
         temporary table, whatever its name is.

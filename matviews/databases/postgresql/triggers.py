@@ -146,7 +146,7 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
 
     @contextmanager
     def definitions(self, tables: int = 1) -> Iterator[None]:
-        """An idle process may not keep a table locked either."""
+        """Also limits how long an idle process can keep a table locked."""
         alone = not self.connection.in_atomic_block
         with super().definitions(tables):
             self.execute([f"SET LOCAL lock_timeout = {max(LOCK_TIMEOUT_MS // max(tables, 1), 50)}"])

@@ -33,7 +33,7 @@ ACTIONS: dict[str, Callable[[Targets], None]] = {
 
 
 class Command(BaseCommand):
-    """`update_materialized_views`: the same batches as the workers', here or through the broker."""
+    """`update_materialized_views`: runs batches in this process, or leaves them to workers."""
 
     help = (
         "Bring materialized views up to date, in this process. Without --models: every view that "

@@ -84,7 +84,7 @@ def choose_strategy(source: Source) -> Strategy:
     fields = tuple(field for _alias, field in places)  # type: ignore[misc]
     table = next(joined.table for joined in source.query.tables if joined.alias == alias)
     model = model_of_table(table)
-    assert model is not None  # `_windowing_obstacles` has asked
+    assert model is not None  # `_windowing_obstacles` has checked
     columns = tuple(field.column for field in fields)
     names = ", ".join(field.name for field in fields)
     if not any(index[: len(columns)] == columns for index in indexed_columns(model)):

@@ -1,15 +1,15 @@
 """Which columns lead from a changed row to the view's key: the columns that triggers log.
 
 A trigger logs only the row's *nearest link*, before and after the change: the columns by which the
-row is joined to the next table on the path to the key. A refresh looks the rest of the path up in
+row is joined to the next table on the path to the key. A refresh looks up the rest of the path in
 committed rows. If a row in between moves or disappears meanwhile, it logs its own link, before and
 after.
 
 The key may be spread over several tables. One of them, the *base*, has paths to all the others, so
-one of its rows names its keys; so does any row with a path to the base. A row of another key table,
-or of a table on the path to it, names that part of the key alone: the base rows that would name the
-rest may have moved since. So every key with that part is dirty, in the view (which still has every
-key as of the last refresh) and in the source.
+each of its rows determines a whole key; so does any row with a path to the base. A row of another
+table with a part of the key, or of a table on the path to it, determines only that part: the base
+rows that would determine the rest may have moved since. So every key with that part is dirty, in
+the view (which still has every key as of the last refresh) and in the source.
 """
 
 from collections import deque
@@ -37,8 +37,8 @@ from .choose import Strategy
 
 __all__ = ["KeyColumn", "Link", "Step", "find_links", "key_column", "with_dependencies"]
 
-# Kinds of values that JSON returns unchanged on every database. DATETIME too, if it is only
-# computed from.
+# Kinds of values that JSON returns unchanged on every database. A DATETIME may be logged too, if a
+# part of the key is computed from it and it is not itself compared.
 LOGGED = {WHOLE, TEXT, "UUID", DATE}
 
 
@@ -81,7 +81,7 @@ class Link:
 
     @property
     def is_key(self) -> bool:
-        """Whether the logged columns are the key, or the part of it."""
+        """Whether the logged columns are the key, or the known part of it."""
         return not self.steps and all(part.column for part in self.key_columns)
 
 
@@ -161,7 +161,7 @@ class JoinGraph:
         yield from ((0, a) for a, table in tables.items() if a in needed or not table.outer)
 
     def _last_edges_from(self, base: TableRef, *, to_one: bool = False) -> dict[TableRef, Edge]:
-        """The last edge of the path from a table to each other: breadth first, to-one joins first.
+        """The last edge of the path from a table to every other: breadth first, to-one joins first.
 
         Edges leave a subquery but do not enter it: an outer row may have no match there.
         """
@@ -209,7 +209,7 @@ class JoinGraph:
             yield self._link(ref, [*to_base, *onward], range(len(self.key_columns)))
 
     def _key_parts_from(self, ref: TableRef) -> Iterator[tuple[int, int]]:
-        """How many edges away, and which, the parts of the key are in or beyond a table."""
+        """The parts of the key in or beyond a table: how many edges away, and their numbers."""
         for number, part in enumerate(self.key_columns):
             refs = [edge.far for edge in self._path_to(part.table)]
             if ref in refs:
@@ -295,7 +295,7 @@ def _path(last_edges: Mapping[TableRef, Edge], ref: TableRef) -> list[Edge]:
 def _drop_if_superfluous(
     edge: Edge, edges: list[Edge], key_columns: list[KeyColumn]
 ) -> list[KeyColumn]:
-    """Drop an edge if its near side has all it leads to; where the key's parts are then."""
+    """Drop an edge if its near side has all that it leads to; returns where the key's parts are."""
     known = {far: near for near, far in edge.columns}
     is_passed = any(other.near == edge.far for other in edges)
     if is_passed or any(
@@ -310,7 +310,7 @@ def _drop_if_superfluous(
 
 
 def _can_be_logged(link: Link) -> bool:
-    """Whether JSON returns each column unchanged. A datetime may only be computed from."""
+    """Whether JSON returns each column unchanged. A datetime may not be compared."""
     fields = [field_of_column(link.table, column) for column in link.columns]
     compared = {near for step in link.steps if step.near == 0 for near, _far in step.columns}
     compared |= {part.column for part in link.key_columns if part.table == 0}
