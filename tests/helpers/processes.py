@@ -29,8 +29,8 @@ class Program:
     def __init__(self, environment: dict[str, str], log: Path, ready: str, *arguments: str) -> None:
         self._environment, self._log, self._ready = environment, log, ready
         self._command = (
-            sys.executable, "-m", "celery", "--app", "tests.celery_app", "--skip-checks", *arguments,
-            "--loglevel", "INFO",
+            sys.executable, "-m", "celery", "--app", "tests.celery_app", "--skip-checks",
+            *arguments, "--loglevel", "INFO",
         )  # fmt: skip
         self.start()
 

@@ -914,7 +914,7 @@ class TestValidation:
                 "jitter",
                 "less than or equal to 1800",
             ),
-            ({"jitter": 61, "every": 1, "period": "minutes"}, "jitter", "at most the interval"),
+            ({"jitter": 61, "every": 1, "period": "minutes"}, "jitter", "not exceed the interval"),
         ],
     )
     def test_what_can_never_work_is_refused_with_a_sentence(
