@@ -33,9 +33,9 @@ def remember(alias: str) -> None:
 
 def _insert_statements(alias: str) -> Iterator[tuple[str, Any]]:
     for model in WRITTEN_BACK:
-        for row in model._base_manager.using(alias).order_by("pk"):
+        if rows := list(model._base_manager.using(alias).order_by("pk")):
             query = InsertQuery(model)
-            query.insert_values(model._meta.concrete_fields, [row], raw=True)
+            query.insert_values(model._meta.concrete_fields, rows, raw=True)
             yield from query.get_compiler(using=alias).as_sql()
 
 
