@@ -53,6 +53,11 @@ class Hooks:
     do_derived: bool = False
 
     @property
+    def is_derived(self) -> bool:
+        """Whether both hooks are derived from `source()`."""
+        return self.needs_derived and self.do_derived
+
+    @property
     def kind(self) -> HookKind:
         """How often the `do_*` hook is called."""
         if "cursor" in self.do:

@@ -5,7 +5,15 @@ from typing import Any, NamedTuple
 
 from django.db.models import JSONField
 
-__all__ = ["Checkpoint", "CheckpointField", "CheckpointsField", "Drain", "DrainsField"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointField",
+    "CheckpointsField",
+    "Cost",
+    "CostsField",
+    "Drain",
+    "DrainsField",
+]
 
 
 class Checkpoint(NamedTuple):
@@ -24,6 +32,15 @@ class Drain(NamedTuple):
     number: int
     #: When the oldest change in it was logged.
     logged_at: datetime
+
+
+class Cost(NamedTuple):
+    """What the refreshes of a phase took."""
+
+    #: Seconds of the last full refresh; None if there was none.
+    full: float | None = None
+    #: Seconds of the last refreshes by keys, smoothed, by the order of magnitude of their keys.
+    keys: dict[int, float] = {}  # never changed in place
 
 
 class _TypedField(JSONField):
@@ -56,6 +73,16 @@ class CheckpointsField(_TypedField):
 
     def typed(self, value: Any) -> dict[str, Checkpoint]:
         return {phase: Checkpoint(*checkpoint) for phase, checkpoint in value.items()}
+
+
+class CostsField(_TypedField):
+    """A `Cost` for each phase that has succeeded."""
+
+    def typed(self, value: Any) -> dict[str, Cost]:
+        return {
+            phase: Cost(full, {int(size): seconds for size, seconds in keys.items()})
+            for phase, (full, keys) in value.items()
+        }
 
 
 class DrainsField(_TypedField):

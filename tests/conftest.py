@@ -134,6 +134,17 @@ def _one_reading_of_the_clock() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patience_with_keys() -> Iterator[None]:
+    """On a busy machine, dirty keys that take their time do not make a full refresh of it."""
+    from matviews.engine import costs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costs, "MIN_BUDGET_SECONDS", 3600.0)
+        patch.setattr(costs, "CHEAP_SECONDS", 3600.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def django_db_setup(
     request: pytest.FixtureRequest, django_db_setup: None, django_db_blocker: Any

@@ -19,9 +19,18 @@ Range = tuple[Key | None, Key | None]
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Some keys, instead of a range of keys."""
+    """Some keys, or values of one part of them, instead of a range of keys."""
 
     keys: tuple[Key, ...]
+    #: The kinds of their parts, as `Dialect.kind_of` returns them; needed for several parts.
+    kinds: tuple[str, ...] = ()
+    #: Which part of the view's key the first of theirs is.
+    first_part: int = 0
+
+    def part(self, number: int) -> "Keys":
+        """The values of one part, each once."""
+        values = dict.fromkeys(key[number : number + 1] for key in self.keys)
+        return Keys(tuple(values), self.kinds[number : number + 1], number)
 
 
 #: Which keys a statement is about.

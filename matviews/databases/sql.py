@@ -17,9 +17,12 @@ class SQL(NamedTuple):
 
 
 class Array(str):
-    """Several values as one parameter, in the database's text form."""
+    """The values of one part of several keys as one parameter, in the database's text form."""
 
-    __slots__ = ()
+    __slots__ = ("part",)
+
+    #: Which part of the view's key.
+    part: int
 
 
 def joined(separator: str, parts: Iterable[SQL]) -> SQL:

@@ -11,21 +11,19 @@ from typing import Any
 
 from django.db import DatabaseError, DataError, InterfaceError
 
-from .. import signals
 from ..changes import ChangesLogged
 from ..conf import get_settings
 from ..databases import Failure, errors_of
 from ..definition import ViewDefinition
 from ..models import PhaseRun, ViewShard
 from ..queryset import key_columns
-from ..redact import bounded, error_text, in_one_line, traceback_text
-from ..registry import registry
+from ..redact import bounded, error_text, traceback_text
 from ..states import RunState
 from .checkpoints import save_changes
 from .claim import advance_token, claim, is_claimed, withdraw
-from .dirty_keys import require_full_refresh
+from .dirty_keys import give_up_keys, require_full_refresh
 from .hooks import raised_by_hook
-from .messages import BatchReport, Message, Outcome
+from .messages import BatchReport, Message, Outcome, publish
 from .queues import await_changes, move_log
 from .rights import denied_for
 from .step import Step
@@ -68,7 +66,7 @@ def run_batch(message: Message) -> BatchReport:
             message.shard_id, message.token, traceback_text(error),
         )  # fmt: skip
         report = BatchReport(message=message, outcome=Outcome.LOST, error=error_text(error))
-    _publish(report)
+    publish(report)
     return report
 
 
@@ -164,15 +162,17 @@ class _Attempt:
         self.tried = tried
         #: How many phases had written at the COMMIT, which a deferred constraint can make fail.
         self.done_together = 0
-        #: Whether to run only one phase, because the COMMIT of several has failed.
+        #: Whether to run only one phase, because it is unknown which of several has failed.
         self.one_phase_only = False
+        #: The work of the shard, once it is loaded.
+        self.work: Work | None = None
 
     def run(self) -> BatchReport:
         """Run the batch and commit it together with its bookkeeping."""
         seconds = get_settings().STATEMENT_TIMEOUT
         self.done_together, done = 0, list[tuple[int, str]]()
         with batch_transaction(seconds):
-            work = self._advance_token()
+            self.work = work = self._advance_token()
             rows, limit = self._run_due_phases(work, done) if work else (0, None)
             if work:
                 save_changes(work)
@@ -186,8 +186,15 @@ class _Attempt:
         return _Attempt(self.message, known=self.known, tried=self.tried)
 
     def is_ambiguous(self, error: Exception) -> bool:
-        """Whether the COMMIT of several phases failed, so that the failing phase is unknown."""
-        return self.done_together > 1 and isinstance(error, DatabaseError)
+        """Whether a statement or the COMMIT of several phases failed: which of them is unknown.
+
+        A statement that timed out would do so again.
+        """
+        if not isinstance(error, DatabaseError):
+            return False
+        if self.work and self.work.keys_batch and self.work.keys_batch.phases > 1:
+            return errors_of(alias()).failure(error) is not Failure.RETRY_SMALLER
+        return self.done_together > 1
 
     def record_failure(self, error: Exception) -> BatchReport:
         """Record why the batch was rolled back, guarded by the same token as the batch itself."""
@@ -263,7 +270,7 @@ class _Attempt:
             _apply_statement_timeout(definition)
         # After a kill, runs end and commit one at a time. Otherwise the kills of one hook could be
         # attributed to another run.
-        one_run_only = self.one_phase_only or work.shard.attempts > 1
+        work.one_run_only = self.one_phase_only or work.shard.attempts > 1
         run = work.next_run(self.message.phase)
         rows, limit = 0, None
         while run is not None:
@@ -282,17 +289,24 @@ class _Attempt:
                 done.append(self.tried)
                 if not together:
                     break
-            run = None if one_run_only else work.next_run()
+            run = None if work.one_run_only else work.next_run()
         return rows, limit
 
     def _fail(self, step: Step, error: Exception) -> None:
-        if isinstance(error, DataError):
-            require_full_refresh(step.work, step.run)
         failure = errors_of(alias()).failure(error)
+        smaller = failure is Failure.RETRY_SMALLER
+        keys = self.work.keys_batch if self.work else None
+        if isinstance(error, DataError):
+            # Logged values do not fit a column whose type has changed, for example.
+            reason = "the database could not read a dirty key, or compute its row"
+            require_full_refresh(step.work, step.run, reason)
+        elif smaller and keys:
+            give_up_keys(step.work, step.run, keys)
         step.failed(
             *_texts(error, step.work),
             retry=failure is not Failure.FINAL,
-            smaller=failure is Failure.RETRY_SMALLER,
+            smaller=smaller,
+            size=keys.count if keys else None,
         )
 
     def _report(self, work: Work | None, outcome: Outcome, **values: Any) -> BatchReport:
@@ -320,24 +334,3 @@ def _texts(error: Exception, work: Work | None) -> tuple[str, str]:
     if definition and (missing := denied_for(error, [definition])):
         text = bounded(f"{text}\n{missing}")
     return text, traceback_text(error, trusted=trusted, key=key)
-
-
-def _publish(report: BatchReport) -> None:
-    """Log what became of a message, and send its signal."""
-    message, outcome = report.message, report.outcome
-    if outcome.refused:
-        logger.info(
-            "message refused shard=%s token=%s phase=%s outcome=%s",
-            message.shard_id, message.token, message.phase, outcome.name,
-        )  # fmt: skip
-        signals.message_refused.send_robust(sender=None, message=message, outcome=outcome)
-        return
-    logger.log(
-        logging.WARNING if report.error else logging.INFO,
-        "batch finished view=%s phase=%s token=%s outcome=%s rows=%s limit=%s seconds=%.3f "
-        "error=%s",
-        report.label, message.phase, message.token, outcome.name, report.rows, report.limit,
-        report.seconds, in_one_line(report.error),
-    )  # fmt: skip
-    sender = registry.find(report.label).model if report.label in registry else None
-    signals.batch_finished.send_robust(sender=sender, report=report)

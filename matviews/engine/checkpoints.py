@@ -38,7 +38,7 @@ __all__ = [
 UNTRACKED = Checkpoint(-1, None)
 
 _SAVED_FIELDS = (
-    "drain_number", "full_refresh_after", "full_refresh_reason", "pending", "checkpoints",
+    "drain_number", "full_refresh_after", "full_refresh_reason", "pending", "checkpoints", "costs",
 )  # fmt: skip
 
 

@@ -6,8 +6,10 @@ from contextlib import nullcontext, suppress
 
 from django.db import DatabaseError, connections, transaction
 
+from ..conf import get_settings
 from ..contract import Batch
 from ..databases import StagingRefused
+from ..databases.keys import Key
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView, ViewNotReady
 from ..models import PhaseRun, Refresh, ViewControl
@@ -29,9 +31,10 @@ from ..queryset import (
 from ..redact import in_one_line
 from ..states import RefreshState, RunState
 from .checkpoints import fix_checkpoint
+from .costs import keys_budget
 from .dirty_keys import count_keys, dirty_keys, load_keys, save_dirty, truncate_reason
-from .transactions import alias, short_transaction
-from .work import Work
+from .transactions import alias, limit_statements, short_transaction
+from .work import KeysBatch, Work
 
 __all__ = [
     "changed_phases",
@@ -94,11 +97,48 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
         room -= parts[-1].count
     load_keys(parts)
     keys = [key for part in parts for key in part.keys or ()][done : done + limit]
-    rows = work.key_runner.run_keys(Phase(run.phase), keys)
+    others = _later_phases(work, run) if len(keys) == count_keys(dirty) else []
+    rows = _run_keys(work, Phase(run.phase), keys, others)
     run.keys_scanned += len(keys)
     if room < 0:
         return Batch(rows, [parts[-1].pk, parts[-1].count + room])
     return Batch(rows, [pending[0].pk, 0] if pending else None)
+
+
+def _run_keys(work: Work, phase: Phase, keys: list[Key], others: list[Phase]) -> int:
+    """Run a phase for some keys, at most for as long as a full refresh takes."""
+    definition, budget = work.definition, keys_budget(work, len(keys))
+    allowed = (definition and definition.options.statement_timeout) or (
+        get_settings().STATEMENT_TIMEOUT
+    )
+    is_limited = budget is not None and budget < allowed
+    seconds = budget if is_limited and budget else allowed
+    work.keys_batch = KeysBatch(count=len(keys), seconds=seconds, phases=1 + len(others))
+    if is_limited:
+        limit_statements(seconds)
+    rows = work.key_runner.run_keys(phase, keys, others)
+    if is_limited:
+        limit_statements(allowed)
+    work.keys_batch = None
+    return rows
+
+
+def _later_phases(work: Work, run: PhaseRun) -> list[Phase]:
+    """The phases that this batch runs for the same keys, if one statement can run them all."""
+    if work.one_run_only or not work.plan.dialect.has_writing_parts:
+        return []
+    assert work.definition is not None
+    checkpoints = work.shard.checkpoints
+    return [
+        phase
+        for other in work.leaders()
+        if other.refresh_id == run.refresh_id
+        and (phase := Phase(other.phase)).order > Phase(run.phase).order
+        and work.definition.hooks[phase].is_derived
+        and phase in checkpoints
+        and checkpoints[phase].drain_number == run.dirty_after
+        and not (other.batches or other.failures)
+    ]
 
 
 def _lost_keys(work: Work, run: PhaseRun) -> bool:

@@ -8,11 +8,12 @@ from ..databases import catalog_of
 from ..databases.keys import from_json, to_json
 from ..models import DirtyKeys, PhaseRun, ViewShard
 from ..queryset import Plan
+from .costs import is_full_cheaper, max_worthwhile_keys, record_timeout
 from .marking import KEYS_PER_ROW
 from .pending import processed
 from .resolve import resolve
 from .transactions import alias
-from .work import Dirty, Work
+from .work import Dirty, KeysBatch, Work
 
 __all__ = [
     "FULL_REFRESH_FRACTION",
@@ -23,6 +24,7 @@ __all__ = [
     "count_keys",
     "delete_dirty",
     "dirty_keys",
+    "give_up_keys",
     "load_keys",
     "processed_by_all",
     "require_full_refresh",
@@ -51,9 +53,14 @@ def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
     shard, plan, dirty = work.shard, work.plan, all_dirty(work)
     present = count_keys(dirty)
     stages = {run.stage for run in staged_runs(work) if run.fingerprint == plan.fingerprint}
-    keys, reason, too_many = resolve(plan, queued, FULL_REFRESH_MIN_KEYS - present, stages)
-    if too_many:
+    limit = max_worthwhile_keys(work)
+    few = FULL_REFRESH_MIN_KEYS if limit is None else limit
+    keys, reason, too_many = resolve(plan, queued, few - present, stages)
+    if too_many and limit is None:
         keys, reason, too_many = resolve(plan, queued, _max_dirty(plan) - present, stages)
+    elif too_many:
+        more = f"more than {limit:,} " * bool(limit)
+        reason = f"{more}dirty keys would take longer than a full refresh"
     if keys is None:
         shard.full_refresh_after, shard.full_refresh_reason = (
             shard.drain_number,
@@ -74,7 +81,7 @@ def staged_runs(work: Work) -> list[PhaseRun]:
 
 
 def _max_dirty(plan: Plan) -> int:
-    """The number of dirty keys beyond which a full refresh is cheaper."""
+    """The number of dirty keys beyond which a full refresh should be cheaper."""
     model = plan.source.model
     catalog = catalog_of(alias())
     rows = catalog.estimated_rows().get(model._meta.db_table, -1)
@@ -83,17 +90,24 @@ def _max_dirty(plan: Plan) -> int:
     return max(FULL_REFRESH_MIN_KEYS, int(FULL_REFRESH_FRACTION * rows))
 
 
-def require_full_refresh(work: Work, run: PhaseRun) -> None:
-    """Make the next run a full refresh after a data error: an incremental one might fail again.
-
-    Logged values do not fit a column whose type has changed, for example.
-    """
+def require_full_refresh(work: Work, run: PhaseRun, reason: str) -> None:
+    """Make the next run a full refresh, because an incremental one would fail again."""
     if run.phase in work.shard.checkpoints:
         number = work.shard.drain_number + 1
-        reason = "the database could not read a dirty key, or compute its row"
         ViewShard.objects.filter(pk=work.shard.pk).update(
-            drain_number=number, full_refresh_after=number, full_refresh_reason=reason
+            drain_number=number,
+            full_refresh_after=number,
+            full_refresh_reason=truncate_reason(reason),
+            costs=work.shard.costs,
         )
+
+
+def give_up_keys(work: Work, run: PhaseRun, batch: KeysBatch) -> None:
+    """Make the next run a full refresh after dirty keys timed out, if that is cheaper."""
+    if is_full_cheaper(work, batch.seconds):
+        record_timeout(work, run, batch.seconds, batch.count)
+        reason = f"{batch.count:,} dirty keys took longer than {batch.seconds:.1f} s"
+        require_full_refresh(work, run, reason)
 
 
 def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:

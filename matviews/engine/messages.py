@@ -1,12 +1,18 @@
 """The values that pass between the engine and the code that delivers its messages."""
 
+import logging
 from dataclasses import dataclass
 from enum import Enum
 
+from .. import signals
 from ..models import PhaseRun
 from ..phases import Phase
+from ..redact import in_one_line
+from ..registry import registry
 
-__all__ = ["BatchReport", "Message", "Outcome"]
+__all__ = ["BatchReport", "Message", "Outcome", "publish"]
+
+logger = logging.getLogger(__name__)
 
 
 class Outcome(Enum):
@@ -64,3 +70,24 @@ class BatchReport:
     runs: tuple[PhaseRun, ...] = ()
     #: Class and message of the error, "" if there was none.
     error: str = ""
+
+
+def publish(report: BatchReport) -> None:
+    """Log what became of a message, and send its signal."""
+    message, outcome = report.message, report.outcome
+    if outcome.refused:
+        logger.info(
+            "message refused shard=%s token=%s phase=%s outcome=%s",
+            message.shard_id, message.token, message.phase, outcome.name,
+        )  # fmt: skip
+        signals.message_refused.send_robust(sender=None, message=message, outcome=outcome)
+        return
+    logger.log(
+        logging.WARNING if report.error else logging.INFO,
+        "batch finished view=%s phase=%s token=%s outcome=%s rows=%s limit=%s seconds=%.3f "
+        "error=%s",
+        report.label, message.phase, message.token, outcome.name, report.rows, report.limit,
+        report.seconds, in_one_line(report.error),
+    )  # fmt: skip
+    sender = registry.find(report.label).model if report.label in registry else None
+    signals.batch_finished.send_robust(sender=sender, report=report)

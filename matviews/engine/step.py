@@ -13,6 +13,7 @@ from ..models import PhaseRun
 from ..phases import Phase
 from ..states import RunState
 from .checkpoints import claim_changes, save_checkpoint
+from .costs import record_cost
 from .derived import do_derived, explained, not_migrated
 from .dirty_keys import count_keys, dirty_keys
 from .hooks import call_do, call_needs
@@ -96,7 +97,7 @@ class Step:
         """
         if self.hooks.kind is HookKind.CURSOR and self.run.batches:
             return True
-        if self.hooks.do_derived and self.hooks.needs_derived:
+        if self.hooks.is_derived:
             return claim_changes(self.work, self.run)
         answer = call_needs(self.definition, self.phase, self.work.hook_shard)
         # Estimates of derived phases count keys, not rows.
@@ -155,15 +156,20 @@ class Step:
         derived = self.phase in self.definition.derived
         return explained(error, self.definition) if derived else error
 
-    def failed(self, error: str, trace: str, *, retry: bool, smaller: bool) -> None:
-        """Record that a batch was rolled back: the run ends, or its batch is retried."""
+    def failed(
+        self, error: str, trace: str, *, retry: bool, smaller: bool, size: int | None = None
+    ) -> None:
+        """Record that a batch was rolled back: the run ends, or its batch is retried.
+
+        If it had fewer keys than its limit, `size` is their number.
+        """
         run = self.run
         run.failures += 1
         if not retry or run.failures > MAX_FAILURES:
             self.work.end(run, RunState.FAILED, error=error, trace=trace)
             return
         if smaller and self.paced:
-            run.batch_size = halved(self._size(), 1, self._floor)
+            run.batch_size = halved(min(self._size(), size or self._size()), 1, self._floor)
         run.move_to(RunState.RUNNING)
         run.error, run.traceback, run.ran_at = error, trace, now()
         run.started_at = run.started_at or run.ran_at
@@ -266,6 +272,7 @@ class Step:
             return
         if state is RunState.SUCCEEDED and self.run.checkpoint:
             save_checkpoint(self.work, self.run)
+            record_cost(self.work, self.run)
         error = self._not_converging() if state is RunState.NOT_CONVERGING else ""
         self.work.end(self.run, state, error=error)
 

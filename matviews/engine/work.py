@@ -19,7 +19,7 @@ from ..states import RunState
 from .messages import Message
 from .transactions import alias, now
 
-__all__ = ["MAX_REFRESHES_BEGUN", "Dirty", "Work"]
+__all__ = ["MAX_REFRESHES_BEGUN", "Dirty", "KeysBatch", "Work"]
 
 # Open refreshes for the same phases that may have begun. Later ones wait, to be merged.
 MAX_REFRESHES_BEGUN = 4
@@ -36,6 +36,18 @@ class Dirty:
     keys: list[Key] | None = None
     #: The primary key of the row; None before it is inserted.
     pk: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeysBatch:
+    """A batch of dirty keys."""
+
+    #: How many keys it has.
+    count: int
+    #: Seconds that a statement may take.
+    seconds: float
+    #: How many phases its statement runs, so that an error may not show which one failed.
+    phases: int
 
 
 @dataclass(kw_only=True)
@@ -72,6 +84,10 @@ class Work:
     checkpoint: tuple[Checkpoint | None, str] | None = None
     #: The dirty keys of the shard; None before they are read.
     dirty: list[Dirty] | None = None
+    #: Whether the batch runs one phase only, because a batch of several has failed.
+    one_run_only: bool = False
+    #: The batch of dirty keys that is running.
+    keys_batch: KeysBatch | None = None
     #: Whether the change fields of the shard have to be saved.
     shard_changed: bool = False
 

@@ -299,6 +299,7 @@ class Migration(migrations.Migration):
                 ("full_refresh_reason", models.CharField(blank=True, max_length=255)),
                 ("pending", models.JSONField(default=list)),
                 ("checkpoints", models.JSONField(default=dict)),
+                ("costs", models.JSONField(default=dict)),
                 (
                     "view",
                     models.ForeignKey(

@@ -6,7 +6,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import get_settings
 from ..definition import ViewDefinition, ViewOptions
-from ..json_fields import CheckpointsField, DrainsField
+from ..json_fields import CheckpointsField, CostsField, DrainsField
 from ..registry import registry
 from .base import Bookkeeping, WriteDatabaseManager
 
@@ -163,6 +163,8 @@ class ViewShard(Bookkeeping):
     #: By phase, which drains its rows reflect and for which source. Without a fingerprint, the next
     #: run is a full refresh.
     checkpoints = CheckpointsField(default=dict)
+    #: By phase, what refreshes took: a refresh is by keys while that is cheaper than a full one.
+    costs = CostsField(default=dict)
 
     objects = WriteDatabaseManager["ViewShard"]()
 

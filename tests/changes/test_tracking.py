@@ -950,19 +950,19 @@ class TestKeys:
 
     def test_too_many_keys_are_a_full_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(CustomerTotal)
-        monkeypatch.setattr("matviews.engine.dirty_keys.FULL_REFRESH_MIN_KEYS", 1)
+        monkeypatch.setattr("matviews.engine.dirty_keys.max_worthwhile_keys", lambda _work: 1)
         Order.objects.filter(customer=1).update(price=4)
         assert self.keys_scanned(CustomerTotal) == dict.fromkeys(Phase, 1)
         Order.objects.update(price=5)
 
-        assert why(CustomerTotal) == "more than 1 keys are dirty"
+        assert why(CustomerTotal) == "more than 1 dirty keys would take longer than a full refresh"
         assert not DirtyKeys.objects.exists()
         assert differences(CustomerTotal) == []
         at_rest(CustomerTotal)
 
     def test_keys_that_wait_are_never_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(CustomerTotal)
-        monkeypatch.setattr("matviews.engine.dirty_keys.FULL_REFRESH_MIN_KEYS", 2)
+        monkeypatch.setattr("matviews.engine.dirty_keys.max_worthwhile_keys", lambda _work: 2)
         for customer in (1, 2, 3):
             Order.objects.filter(customer=customer).update(price=4)
             run(CustomerTotal, phases=[Phase.INSERT])
@@ -973,7 +973,7 @@ class TestKeys:
 
     def test_by_a_way_that_is_looked_up_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(RegionTotal)
-        monkeypatch.setattr("matviews.engine.dirty_keys.FULL_REFRESH_MIN_KEYS", 0)
+        monkeypatch.setattr("matviews.engine.dirty_keys.max_worthwhile_keys", lambda _work: 0)
         for price in (4, 5, 6):
             Order.objects.filter(customer=1).update(price=price)
             run(RegionTotal, phases=[Phase.INSERT])
@@ -1167,11 +1167,11 @@ class TestKeysOfSeveralTables:
 
     def test_keys_with_a_part_may_be_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(SlotRegion)
-        monkeypatch.setattr("matviews.engine.dirty_keys.FULL_REFRESH_MIN_KEYS", 2)
+        monkeypatch.setattr("matviews.engine.dirty_keys.max_worthwhile_keys", lambda _work: 2)
 
         Customer.objects.filter(pk=1).update(region=2)
 
-        assert why(SlotRegion) == "more than 2 keys are dirty"
+        assert why(SlotRegion) == "more than 2 dirty keys would take longer than a full refresh"
         assert differences(SlotRegion) == []
 
     @pytest.mark.parametrize("bound", range(3))

@@ -127,15 +127,13 @@ class ChangeLag(MailboxMachine):
         self.failing = False
         self.lost = False
 
-    @initialize(
-        source=st.sampled_from(SOURCES), few=st.sampled_from([dirty_keys.FULL_REFRESH_MIN_KEYS, 2])
-    )
-    def begin(self, source: Callable[[], QuerySet[Any, Any]], few: int) -> None:
+    @initialize(source=st.sampled_from(SOURCES), few=st.sampled_from([None, 2]))
+    def begin(self, source: Callable[[], QuerySet[Any, Any]], few: int | None) -> None:
         models: list[type[Any]] = [
             PhaseRun, Refresh, ViewShard, ViewChange, ViewControl, Item, Limited, Change,
         ]  # fmt: skip
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(dirty_keys, "FULL_REFRESH_MIN_KEYS", few)
+        self.patch.setattr(dirty_keys, "max_worthwhile_keys", lambda _work: few)
         for each in list(registry):
             registry.unregister(each.label)
         for model in models:

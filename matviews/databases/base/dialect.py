@@ -29,6 +29,8 @@ class Dialect:
 
     #: The maximum number of keys in a statement, which repeats them as parameters.
     max_keys = 5_000
+    #: Whether one statement can insert, update and delete, each as a part of it.
+    has_writing_parts = False
     #: Whether booleans are stored as integers.
     bool_is_int = True
     #: Python types that any column stores unchanged.
@@ -130,24 +132,24 @@ class Dialect:
     def inside(self, columns: Sequence[str], within: KeySelection) -> SQL:
         """Whether the columns of a key are in a range `(low, high]`, or among keys."""
         if isinstance(within, Keys):
-            return self.among(columns, within.keys)
+            return self.among(columns, within)
         low, high = within
         ends = [(">", low), ("<=", high)]
         return joined(" AND ", (self.beyond(columns, sign, end) for sign, end in ends if end))
 
-    def among(self, columns: Sequence[str], keys: Collection[Key]) -> SQL:
+    def among(self, columns: Sequence[str], within: Keys) -> SQL:
         """Whether columns have the values of one of the keys, which are of the same length."""
-        marks = ", ".join([self.row(["%s"] * len(columns))] * len(keys))
-        params = tuple(value for key in keys for value in key)
-        return SQL(f"{self.row(columns)} IN ({marks})" if keys else "1 = 0", params)
+        marks = ", ".join([self.row(["%s"] * len(columns))] * len(within.keys))
+        params = tuple(value for key in within.keys for value in key)
+        return SQL(f"{self.row(columns)} IN ({marks})" if within.keys else "1 = 0", params)
 
     def hide_from_optimizer(self, condition: SQL) -> SQL:
         """The same condition, in a form that the optimizer does not use to choose an index."""
         return condition
 
-    def array(self, keys: Keys) -> Array | None:
-        """The keys as the one parameter that `among` passes; None if it passes one per value."""
-        return None
+    def arrays(self, within: Keys) -> list[Array]:
+        """The keys as `among` passes them, if that is one parameter for each part."""
+        return []
 
     def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
         """Whether the columns of a key are on one side of `end`."""

@@ -1,11 +1,11 @@
 """PostgreSQL."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 from ..base.dialect import Dialect, opposite
 from ..fields import FAMILIES, TEXT, WHOLE, AnyField, Column, family, value_field
-from ..keys import Key, Keys
+from ..keys import Keys
 from ..sql import SQL, Array
 from .table_names import regclass
 
@@ -24,6 +24,7 @@ class PostgreSQL(Dialect):
     """Assignments convert like casts, but a cast truncates texts that an assignment refuses."""
 
     max_keys = 10_000  # as one array
+    has_writing_parts = True
     bool_is_int = False
     extremes_skip_nulls = True
     kinds: ClassVar[dict[str, str]] = {
@@ -79,16 +80,33 @@ class PostgreSQL(Dialect):
         kind = value_field(column.field).rel_db_type(self.connection)
         return f"CAST({value} AS {kind})"
 
-    def among(self, columns: Sequence[str], keys: Collection[Key]) -> SQL:
-        """Thousands of values are parsed faster as one array."""
-        if len(columns) > 1:
-            return super().among(columns, keys)
-        # An array of a narrower type than the column would be scanned for each row.
-        whole = "::bigint[]" if all(type(value) is int for (value,) in keys) else ""
-        return SQL(f"{columns[0]} = ANY(%s{whole})", (_array(keys),))
+    def among(self, columns: Sequence[str], within: Keys) -> SQL:
+        """Thousands of values are parsed faster as arrays.
 
-    def array(self, keys: Keys) -> Array | None:
-        return _array(keys.keys) if len(keys.keys[0]) == 1 else None
+        Several columns are joined with the keys: where no index serves it, a list of keys would be
+        compared with each row, one after the other.
+        """
+        if not within.keys:
+            return super().among(columns, within)
+        arrays = self.arrays(within)
+        if len(columns) == 1:
+            # An array of a narrower type than the column would be scanned for each row.
+            whole = "::bigint[]" if all(type(value) is int for (value,) in within.keys) else ""
+            return SQL(f"{columns[0]} = ANY(%s{whole})", tuple(arrays))
+        names = [f"part{number}" for number in range(len(columns))]
+        parts = map(self.read_back, within.kinds, names)
+        marks = (f"%s::{'bigint' if kind == WHOLE else 'text'}[]" for kind in within.kinds)
+        return SQL(
+            f"{self.row(columns)} IN (SELECT {', '.join(parts)} "
+            f"FROM unnest({', '.join(marks)}) matviews_key ({', '.join(names)}))",
+            tuple(arrays),
+        )
+
+    def arrays(self, within: Keys) -> list[Array]:
+        return [
+            _array(values, within.first_part + number)
+            for number, values in enumerate(zip(*within.keys, strict=True))
+        ]
 
     def is_distinct(self, field: AnyField, left: str, right: str) -> str:
         """Texts that are equal in a collation are compared as bytes."""
@@ -120,12 +138,14 @@ def _exact_interval(value: str) -> str:
     return f"CASE WHEN isfinite({value}) THEN concat('+0 years ', {parts}) ELSE {value}::text END"
 
 
-def _array(keys: Collection[Key]) -> Array:
-    """The values of single-column keys.
+def _array(values: Iterable[Any], part: int) -> Array:
+    """The values of a part of keys.
 
     psycopg would take longer to adapt a list than the database takes for the rest.
     """
-    return Array(f"{{{','.join([_element(value) for (value,) in keys])}}}")
+    array = Array(f"{{{','.join(map(_element, values))}}}")
+    array.part = part
+    return array
 
 
 def _element(value: Any) -> str:

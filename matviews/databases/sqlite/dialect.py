@@ -6,7 +6,7 @@ from typing import Any
 
 from ..base.dialect import FIXED, Dialect, opposite
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, Column, column_of, family
-from ..keys import Key
+from ..keys import Keys
 from ..sql import SQL
 
 __all__ = ["SQLite"]
@@ -89,10 +89,10 @@ class SQLite(Dialect):
     def smaller(self, left: str, right: str) -> str:
         return f"min({left}, {right})"
 
-    def among(self, columns: Sequence[str], keys: Collection[Key]) -> SQL:
+    def among(self, columns: Sequence[str], within: Keys) -> SQL:
         """Several columns can be compared with rows of VALUES only."""
-        condition = super().among(columns, keys)
-        several = len(columns) > 1 and keys
+        condition = super().among(columns, within)
+        several = len(columns) > 1 and within.keys
         return (
             SQL(condition.text.replace(" IN (", " IN (VALUES ", 1), condition.params)
             if several

@@ -131,8 +131,7 @@ class KeyReader:
         query, columns = self.source.query, self.source.key
         for number, column in enumerate(columns if len(columns) > 1 else ()):
             if column_of(column.expression):
-                values = {key[number : number + 1]: None for key in within.keys}
-                query = self._restricted(query, [number], Keys(tuple(values)))
+                query = self._restricted(query, [number], within.part(number))
         return self._restricted(query, range(len(columns)), within)
 
     def _restricted(self, query: SourceQuery, numbers: Sequence[int], within: Keys) -> SourceQuery:
@@ -204,7 +203,7 @@ class _FirstColumn:
         quote = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias
         column = f"{quote(self.alias)}.{self.dialect.name(self.column)}"
         if isinstance(self.within, Keys):
-            return tuple(self.dialect.among([column], {key[:1] for key in self.within.keys}))
+            return tuple(self.dialect.among([column], self.within.part(0)))
         low, high = self.within
         ends = [(">=", low), ("<=", high)]
         return tuple(

@@ -1,6 +1,6 @@
 """The statements of the phases, each for one range of keys and writing only what differs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,11 +14,13 @@ from ...exceptions import NotAdvancing
 from ...phases import Phase
 from ..analysis.columns import exact_values
 from ..analysis.source import Source
-from .readers import KeyReader, SourceReader, next_keys
+from .readers import KeyReader, SourceReader, StageReader, next_keys
 
 __all__ = ["Statements"]
 
 KEYS = "matviews_keys"  # alias of the next keys
+EVALUATED = "matviews_evaluated"  # the part of a statement that has the source's rows
+EVERYTHING: Range = (None, None)
 
 
 class NextKeys(NamedTuple):
@@ -54,7 +56,7 @@ class Statements:
         # Whether a row of the view and one of `ROWS` have the same key.
         self.same = equal(qualified(self.table, self.key), qualified(ROWS, self.key))
         self.update_columns = [*source.values, *self._collation_updates()]
-        self._compiled: dict[tuple[Phase, type], list[SQL]] = {}
+        self._compiled: dict[tuple[tuple[Phase, ...], tuple[type, ...]], list[SQL]] = {}
 
     def _collation_updates(self) -> list[Column]:
         """Key columns with a case-insensitive collation: equal keys may differ in spelling.
@@ -195,11 +197,11 @@ class Statements:
 
     def unknown(self, keys: Sequence[Key]) -> list[Key]:
         """The keys that neither the view nor the source has; as many as one statement takes."""
-        within = Keys(tuple(keys))
+        within = Keys(tuple(keys), tuple(self.kinds))
         of_view = joined(" AND ", self.of_view(within))
         of_source = self.reader.keys(within)
         names, found = ", ".join(self.key), qualified("matviews_found", self.key)
-        among = [self.dialect.among(found, [key]) for key in keys]
+        among = [self.dialect.among(found, Keys((key,), within.kinds)) for key in keys]
         columns = joined(
             ", ",
             (SQL(f"EXISTS (SELECT 1 FROM matviews_found WHERE {e.text})", e.params) for e in among),
@@ -221,18 +223,17 @@ class Statements:
 
     def pending_sql(self, phase: Phase) -> SQL:
         """A query for whether a phase has any row to write."""
-        everything: Range = (None, None)
         if phase is Phase.INSERT:
-            rows = self.reader.rows(everything, missing=True)
+            rows = self.reader.rows(EVERYTHING, missing=True)
             return SQL(f"SELECT 1 FROM ({rows.text}) {ROWS} LIMIT 1", rows.params)
         if phase is Phase.UPDATE:
-            rows = self.reader.rows(everything)
+            rows = self.reader.rows(EVERYTHING)
             return SQL(
                 f"SELECT 1 FROM ({rows.text}) {ROWS} JOIN {self.table} ON {self.same} "
                 f"WHERE {self.differs_sql().text} LIMIT 1",
                 rows.params,
             )
-        surplus = self.surplus_sql(everything)
+        surplus = self.surplus_sql(EVERYTHING)
         return SQL(f"SELECT 1 FROM {self.table} WHERE {surplus.text} LIMIT 1", surplus.params)
 
     def of_view(self, within: KeySelection, skipped: Iterable[Range] = ()) -> Iterable[SQL]:
@@ -249,17 +250,17 @@ class Statements:
         """Run a phase in a range; the number of rows written. `empty`: the view has none there."""
         return self._rows(phase, self._of(phase, within, skipped, empty=empty))
 
-    def do_keys(self, phase: Phase, keys: Keys, array: Array | None) -> int:
+    def do_keys(self, phase: Phase, keys: Keys, arrays: Sequence[Array]) -> int:
         """Run a phase for some keys; the number of rows written.
 
         Args:
             phase: the phase.
             keys: the keys.
-            array: the keys as `Dialect.array` returns them.
+            arrays: their parts as `Dialect.arrays` returns them.
         """
-        if array is None:
+        if not arrays:
             return self._rows(phase, self._of(phase, keys))
-        return self._rows(phase, self._of_array(phase, keys, array))
+        return self._rows(phase, self._of_arrays(phase, keys, arrays))
 
     def _rows(self, phase: Phase, statements: Iterable[SQL]) -> int:
         rows = self.run(*statements)
@@ -279,14 +280,49 @@ class Statements:
             return [self.update(within, skipped)] if self.update_columns else []
         return self.delete(within, skipped)
 
-    def _of_array(self, phase: Phase, keys: Keys, array: Array) -> list[SQL]:
-        """The statements for keys that are one parameter, compiled once."""
-        kind = phase, type(keys.keys[0][0])
+    def do_together(
+        self, phases: Collection[Phase], keys: Keys, arrays: Sequence[Array]
+    ) -> dict[Phase, int]:
+        """Run phases for some keys, with one evaluation of the source; the rows that each wrote.
+
+        All parts of the statement see the view as it was before. None writes a row that another
+        one does: of a key, either the source has a row, or the view, or both.
+        """
+        kind = (*phases,), tuple(map(type, keys.keys[0]))
+        if kind not in self._compiled:
+            self._compiled[kind] = [self._together(phases, keys)]
+        [statement] = self._with_arrays(self._compiled[kind], arrays)
+        written = self._row(statement)
+        return dict(zip(phases, written or (), strict=True))
+
+    def _together(self, phases: Collection[Phase], keys: Keys) -> SQL:
+        rows, parts = self.reader.rows(keys), list[SQL]()
+        reader = StageReader(self.source, self.dialect, EVALUATED)
+        evaluated = Statements(self.source, reader, self.dialect, self.kinds)
+        for phase in phases:
+            within = keys if phase is Phase.DELETE else EVERYTHING
+            [part] = evaluated._of(phase, within)
+            parts.append(SQL(f"{_part_of(phase)} AS ({part.text} RETURNING 1)", part.params))
+        counts = ", ".join(f"(SELECT count(*) FROM {_part_of(phase)})" for phase in phases)
+        columns = ", ".join(self.dialect.names([column.field for column in self.source.columns]))
+        written = joined(", ", parts)
+        return SQL(
+            f"WITH {EVALUATED} ({columns}) AS MATERIALIZED ({rows.text}), {written.text} "
+            f"SELECT {counts}",
+            (*rows.params, *written.params),
+        )
+
+    def _of_arrays(self, phase: Phase, keys: Keys, arrays: Sequence[Array]) -> list[SQL]:
+        """The statements for keys that are one parameter for each part, compiled once."""
+        kind = (phase,), tuple(map(type, keys.keys[0]))
         if kind not in self._compiled:
             self._compiled[kind] = self._of(phase, keys)
+        return self._with_arrays(self._compiled[kind], arrays)
+
+    def _with_arrays(self, compiled: Iterable[SQL], arrays: Sequence[Array]) -> list[SQL]:
         return [
-            SQL(text, tuple(array if isinstance(param, Array) else param for param in params))
-            for text, params in self._compiled[kind]
+            SQL(text, tuple(arrays[p.part] if isinstance(p, Array) else p for p in params))
+            for text, params in compiled
         ]
 
     def run(self, *statements: SQL) -> int:
@@ -301,3 +337,7 @@ class Statements:
     def finds(self, query: SQL) -> bool:
         """Whether a query returns a row."""
         return self._row(query) is not None
+
+
+def _part_of(phase: Phase) -> str:
+    return f"matviews_{phase.value}"

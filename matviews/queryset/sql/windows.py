@@ -1,6 +1,6 @@
 """One batch of a derived phase: the next window of keys, or some keys, in one statement."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +41,11 @@ class BatchRunner:
     def __init__(self, statements: Statements) -> None:
         self.statements = statements
         self._keys = Keys(())
-        self._array: Array | None = None
+        self._arrays: list[Array] = []
+        #: Rows that were written for these keys by phases that have yet to be run.
+        self._written: dict[Phase, int] = {}
+        #: Whether a statement has run several phases at once.
+        self.is_shared = False
 
     def run_window(self, phase: Phase, progress: WindowProgress, limit: int) -> WindowProgress:
         """Run one batch of about `limit` keys; of all keys, if keys have no exact form.
@@ -78,18 +82,34 @@ class BatchRunner:
             over, rows=rows, keys_scanned=rows, inserted_ranges=(everything,) if empty else ()
         )
 
-    def run_keys(self, phase: Phase, keys: Sequence[Key]) -> int:
+    def run_keys(self, phase: Phase, keys: Sequence[Key], others: Collection[Phase] = ()) -> int:
         """Run one batch of some keys; the number of rows written.
+
+        Args:
+            phase: the phase.
+            keys: the keys.
+            others: the phases that will be run for the same keys in this transaction. Where the
+                database can, they are run at once, from one evaluation of the source.
 
         Raises:
             DatabaseError: a statement failed.
         """
-        if not keys or (phase is Phase.UPDATE and not self.statements.update_columns):
+        if not keys or not self._writes(phase):
             return 0
         if tuple(keys) != self._keys.keys:  # consecutive phases pass the same keys
-            self._keys = Keys(tuple(keys))
-            self._array = self.statements.dialect.array(self._keys)
-        return self.statements.do_keys(phase, self._keys, self._array)
+            self._keys = Keys(tuple(keys), tuple(self.statements.kinds))
+            self._arrays = self.statements.dialect.arrays(self._keys)
+            self._written = {}
+        if phase not in self._written:
+            phases = [phase, *filter(self._writes, others)]
+            if len(phases) == 1 or not self.statements.dialect.has_writing_parts:
+                return self.statements.do_keys(phase, self._keys, self._arrays)
+            self.is_shared = True
+            self._written = self.statements.do_together(phases, self._keys, self._arrays)
+        return self._written.pop(phase)
+
+    def _writes(self, phase: Phase) -> bool:
+        return phase is not Phase.UPDATE or bool(self.statements.update_columns)
 
     def _insert(self, progress: WindowProgress, limit: int) -> WindowProgress:
         low = self._key(progress.cursor)

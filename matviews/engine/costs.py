@@ -1,0 +1,112 @@
+"""What refreshes of a view cost by keys and in full, as its last ones show; which is cheaper.
+
+A refresh by keys costs the source rows in the dirty groups, or the search for them, not the number
+of keys: five dirty keys may be the whole table. Only what it took before shows that.
+"""
+
+from ..json_fields import Cost
+from ..models import PhaseRun
+from .work import Work
+
+__all__ = ["is_full_cheaper", "keys_budget", "max_worthwhile_keys", "record_cost", "record_timeout"]
+
+# Refreshes by keys are compared with those of about as many keys: of 1 to 3, of 4 to 15, ...
+SIZE_FACTOR = 4
+# Seconds: a refresh by keys that takes no longer is never replaced by a full one.
+CHEAP_SECONDS = 0.05
+# Keys that are tried without knowing what so many cost. Of more, each is expected to cost as much
+# as one of the largest number that was measured.
+TRIED_KEYS = 1_000
+# Keys of one refresh, which are read into memory.
+MAX_KEYS = 1_000_000
+# A batch by keys may take as long as a full refresh. Below, bookkeeping could exceed the limit.
+MIN_BUDGET_SECONDS = 0.5
+# A batch that should take less of its budget gets no time limit of its own.
+SAFE_FRACTION = 0.25
+# What a full refresh leaves of the cost of keys, so that they are tried again after a while: they
+# may have waited for a lock, or the data has changed.
+RECOVERY = 0.9
+
+
+def record_cost(work: Work, run: PhaseRun) -> None:
+    """Learn from a run that succeeded; `save_changes` writes it."""
+    cost = work.shard.costs.get(run.phase, Cost())
+    if run.dirty_after is None:
+        keys = {size: round(RECOVERY * seconds, 4) for size, seconds in cost.keys.items()}
+        _set(work, run, Cost(round(run.seconds, 4), keys))
+    elif run.keys_scanned:
+        size = _size(run.keys_scanned)
+        before = cost.keys.get(size, run.seconds)
+        _set(work, run, _with_keys(cost, size, (before + run.seconds) / 2))
+
+
+def record_timeout(work: Work, run: PhaseRun, seconds: float, keys: int) -> None:
+    """Learn from a batch of dirty keys that took longer than `seconds`."""
+    cost = work.shard.costs.get(run.phase, Cost())
+    _set(work, run, _with_keys(cost, _size(keys), 2 * seconds))
+
+
+def max_worthwhile_keys(work: Work) -> int | None:
+    """The number of dirty keys beyond which a full refresh is cheaper; None if nothing is known."""
+    full, by_size = _full_seconds(work), _seconds_by_size(work)
+    if full is None or not by_size:
+        return None
+    bearable = max(full, CHEAP_SECONDS)
+    if dear := [size for size, seconds in by_size.items() if seconds > bearable]:
+        return int(SIZE_FACTOR ** min(dear)) - 1
+    largest = max(by_size)
+    per_key = max(by_size[largest], 1e-6) / SIZE_FACTOR**largest
+    return min(MAX_KEYS, max(TRIED_KEYS, int(bearable / per_key)))
+
+
+def keys_budget(work: Work, keys: int) -> float | None:
+    """Seconds after which a batch of dirty keys is to become a full refresh.
+
+    None if it will not take long, or if it is unknown what a full refresh takes.
+    """
+    full = _full_seconds(work)
+    if full is None:
+        return None
+    budget = max(full, MIN_BUDGET_SECONDS)
+    known = _seconds_by_size(work).get(_size(keys))
+    return None if known is not None and known < SAFE_FRACTION * budget else budget
+
+
+def is_full_cheaper(work: Work, seconds: float) -> bool:
+    """Whether a full refresh takes less than twice the time in which dirty keys did not finish."""
+    full = _full_seconds(work)
+    return full is not None and full <= 2 * seconds
+
+
+def _size(keys: int) -> int:
+    """The order of magnitude of a number of keys."""
+    size = 0
+    while keys >= SIZE_FACTOR:
+        keys, size = keys // SIZE_FACTOR, size + 1
+    return size
+
+
+def _with_keys(cost: Cost, size: int, seconds: float) -> Cost:
+    return Cost(cost.full, {**cost.keys, size: round(seconds, 4)})
+
+
+def _set(work: Work, run: PhaseRun, cost: Cost) -> None:
+    work.shard.costs = {**work.shard.costs, run.phase: cost}
+    work.shard_changed = True
+
+
+def _full_seconds(work: Work) -> float | None:
+    """What the last full refresh of all phases took."""
+    assert work.definition is not None
+    costs = [work.shard.costs.get(phase, Cost()) for phase in work.definition.options.phases]
+    known = [cost.full for cost in costs if cost.full is not None]
+    return sum(known) if len(known) == len(costs) else None
+
+
+def _seconds_by_size(work: Work) -> dict[int, float]:
+    """What refreshes by keys took in all phases, by the order of magnitude of their keys."""
+    found: dict[int, float] = {}
+    for cost in work.shard.costs.values():
+        for size, seconds in cost.keys.items():
+            found[size] = found.get(size, 0.0) + seconds
+    return found

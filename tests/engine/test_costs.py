@@ -1,0 +1,212 @@
+"""By keys or in full: what the last refreshes took decides, and a statement that takes too long."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import connection, models
+from django.test.utils import CaptureQueriesContext
+
+from matviews.engine import costs, dirty_keys
+from matviews.json_fields import Cost
+from matviews.models import PhaseRun, ViewShard
+from matviews.phases import Phase
+from matviews.queryset import BatchRunner
+from tests.helpers import services, view_classes
+from tests.helpers.keyed_views import Kept
+
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("alone"),
+]
+VENDOR = services.selected_database()
+SLEEP = "SELECT pg_sleep(20)" if VENDOR == "postgres" else "SELECT SLEEP(20)"
+DEAR = "dirty keys would take longer than a full refresh"
+
+not_on_sqlite = pytest.mark.skipif(VENDOR == "sqlite", reason="SQLite has no statement timeout")
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    """A view of three keys that has been built, and whose changes are tracked."""
+    kept = Kept(models.IntegerField, grouped=True)
+    with kept.tracked():
+        kept.insert((1, 1), (2, 2), (3, 3))
+        assert kept.refresh() == {"it has not succeeded since tracking began"}
+        yield kept
+
+
+def shard() -> ViewShard:
+    return ViewShard.objects.get(view__label="shapes.Made")
+
+
+def learnt(name: str) -> dict[str, Any]:
+    """What is known of each phase."""
+    return {phase: getattr(cost, name) for phase, cost in shard().costs.items()}
+
+
+def learn(cost: Cost) -> None:
+    """As if each phase had cost this."""
+    ViewShard.objects.update(costs=dict.fromkeys(Phase, cost))
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, *, fits: int) -> list[tuple[Phase, int]]:
+    """A batch of more keys than `fits` begins with a long statement; what batches there were."""
+    tried: list[tuple[Phase, int]] = []
+    run_keys = BatchRunner.run_keys
+
+    def slowly(self: Any, phase: Phase, keys: Any, *others: Any) -> int:
+        tried.append((phase, len(keys)))
+        if len(keys) > fits:
+            with connection.cursor() as cursor:
+                cursor.execute(SLEEP)
+        return run_keys(self, phase, keys, *others)
+
+    monkeypatch.setattr(BatchRunner, "run_keys", slowly)
+    return tried
+
+
+class TestLearning:
+    def test_a_full_refresh_and_its_keys_are_measured(self, kept: Kept) -> None:
+        built = shard().costs
+        assert built.keys() == set(Phase)
+        assert all(cost.full is not None and not cost.keys for cost in built.values())
+
+        kept.sql("UPDATE ROWS SET n = 5 WHERE k <> 1")
+        kept.change()
+
+        assert [set(keys) for keys in learnt("keys").values()] == [{0}] * len(Phase)
+        assert learnt("full") == {phase: cost.full for phase, cost in built.items()}
+
+    def test_nothing_to_do_teaches_nothing(self, kept: Kept) -> None:
+        before = shard().costs
+        kept.refresh()
+        assert shard().costs == before
+
+    def test_what_keys_cost_is_forgotten_by_and_by(self, kept: Kept) -> None:
+        learn(Cost(1.0, {0: 10.0}))
+        ViewShard.objects.update(checkpoints={})
+        kept.refresh()
+        assert list(learnt("keys").values()) == [{0: 9.0}] * len(Phase)
+
+
+class TestChoice:
+    @pytest.fixture(autouse=True)
+    def _cheap(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(costs, "CHEAP_SECONDS", 0.05)
+
+    def test_dear_keys_are_refreshed_in_full(self, kept: Kept) -> None:
+        kept.insert((4, 4), (5, 5))
+        kept.refresh()
+        learn(Cost(0.1, {0: 0.01, 1: 0.2}))  # of one to three keys, of four to fifteen
+        kept.sql("UPDATE ROWS SET n = 5 WHERE k < 4")
+        kept.change()
+        kept.sql("UPDATE ROWS SET n = 6")
+
+        assert kept.refresh() == {"more than 3 dirty keys would take longer than a full refresh"}
+        assert kept.rows == dict.fromkeys("12345", 6)
+
+    def test_cheap_keys_are_not_however_many(
+        self, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dirty_keys, "FULL_REFRESH_MIN_KEYS", 0)
+        learn(Cost(1.0, {0: 0.001}))
+        kept.sql("UPDATE ROWS SET n = 6")
+        kept.change()
+        assert kept.rows == {"1": 6, "2": 6, "3": 6}
+
+    def test_a_refresh_that_takes_no_time_is_never_worth_a_choice(self, kept: Kept) -> None:
+        learn(Cost(0.0001, {0: 0.005}))
+        kept.sql("UPDATE ROWS SET n = 6")
+        kept.change()
+
+
+@not_on_sqlite
+class TestTimeouts:
+    @pytest.fixture(autouse=True)
+    def _impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(costs, "CHEAP_SECONDS", 0.05)
+        monkeypatch.setattr(costs, "MIN_BUDGET_SECONDS", 0.3)
+
+    def test_keys_that_take_longer_become_a_full_refresh(
+        self, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given a view whose keys have never been refreshed by themselves
+        tried = slow(monkeypatch, fits=0)
+        kept.sql("UPDATE ROWS SET n = 5")
+        # when they take too long, then the same refresh does everything, and it is right
+        assert kept.refresh() == {DEAR}
+        assert tried == [(Phase.INSERT, 3)]
+        assert kept.rows == {"1": 5, "2": 5, "3": 5}
+        # and the view remembers it
+        kept.sql("UPDATE ROWS SET n = 6")
+        assert kept.refresh() == {DEAR}
+        assert len(tried) == 1
+
+    def test_where_everything_takes_longer_still_the_keys_are_halved(
+        self, kept: Kept, settings: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings.MATVIEWS = {**settings.MATVIEWS, "STATEMENT_TIMEOUT": 1.0, "BATCH_SIZE_MIN": 1}
+        learn(Cost(100.0))
+        tried = slow(monkeypatch, fits=1)
+        kept.sql("UPDATE ROWS SET n = 5")
+
+        kept.change()
+
+        assert tried.count((Phase.INSERT, 3)) == 1
+        assert kept.rows == {"1": 5, "2": 5, "3": 5}
+
+    def test_what_is_known_to_be_quick_has_no_limit_of_its_own(self, kept: Kept) -> None:
+        learn(Cost(1.0, {0: 0.001}))
+        kept.sql("UPDATE ROWS SET n = 5")
+        with CaptureQueriesContext(connection) as quick:
+            kept.change()
+        learn(Cost(1.0))
+        kept.sql("UPDATE ROWS SET n = 6")
+        with CaptureQueriesContext(connection) as unknown:
+            kept.change()
+        assert len(unknown) > len(quick)
+
+
+@pytest.mark.skipif(VENDOR != "postgres", reason="others have no statement that writes three ways")
+class TestOneEvaluation:
+    def writes(self, kept: Kept, captured: CaptureQueriesContext) -> list[str]:
+        table = kept.View._meta.db_table
+        return [
+            each["sql"] for each in captured.captured_queries
+            if table in each["sql"] and ("INSERT INTO" in each["sql"] or "DELETE" in each["sql"])
+        ]  # fmt: skip
+
+    def test_feeds_all_phases(self, kept: Kept) -> None:
+        kept.sql("DELETE FROM ROWS WHERE k = 1")
+        kept.sql("UPDATE ROWS SET n = 5 WHERE k = 2")
+        kept.insert((4, 4))
+        with CaptureQueriesContext(connection) as captured:
+            kept.change()
+        assert len(self.writes(kept, captured)) == 1
+        assert kept.rows == {"2": 5, "3": 3, "4": 4}
+        rows = PhaseRun.objects.filter(refresh__view=shard().view).order_by("-pk")[:3]
+        assert {run.phase: run.rows for run in rows} == dict.fromkeys(Phase, 1)
+
+    def test_a_phase_that_has_processed_other_changes_has_its_own(self, kept: Kept) -> None:
+        kept.sql("UPDATE ROWS SET n = 5 WHERE k = 2")
+        kept.refresh(phases=[Phase.UPDATE])
+        kept.insert((4, 4))
+        with CaptureQueriesContext(connection) as captured:
+            kept.change()
+        assert len(self.writes(kept, captured)) == 2
+        assert kept.rows == {"1": 1, "2": 5, "3": 3, "4": 4}
+
+    def test_its_error_is_that_of_the_phase_that_failed(self, kept: Kept) -> None:
+        table = kept.View._meta.db_table
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER TABLE {table} ADD CHECK (total <> 5)")
+        kept.sql("UPDATE ROWS SET n = 5 WHERE k = 2")
+        kept.insert((4, 4))
+
+        refresh = view_classes.run(kept.View)
+
+        states = {run.phase: run.state for run in refresh.runs.all()}
+        assert states == {"insert": "succeeded", "update": "failed", "delete": "succeeded"}
+        assert kept.rows == {"1": 1, "2": 2, "3": 3, "4": 4}
