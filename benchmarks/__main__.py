@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .querysets import figures as querysets
     from .report import Figures
 
-ENGINE, QUERYSETS, TRACKING = "engine", "querysets", "tracking"
+ENGINE, QUERYSETS, TRACKING, STRATEGY = "engine", "querysets", "tracking", "strategy"
 
 REUSE = (0, 10_000)  # Celery closes its database connection after each task, or as good as never
 
@@ -38,6 +38,8 @@ def main() -> int:
             _publish_querysets(_measure_querysets(options), options.json)
         if options.part in (None, TRACKING):
             _measure_tracking(options)
+        if options.part in (None, STRATEGY):
+            _measure_strategy(options)
     finally:
         teardown_databases(databases, verbosity=0)
     return 0
@@ -47,7 +49,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="PATH", help="add the figures to this file")
     parser.add_argument(
-        "--part", choices=(ENGINE, QUERYSETS, TRACKING), help="measure only this part"
+        "--part", choices=(ENGINE, QUERYSETS, TRACKING, STRATEGY), help="measure only this part"
     )
     parser.add_argument("--runs", type=int, default=5, help="runs that medians are taken of")
     parser.add_argument("--batches", type=int, default=200, help="batches in a run")
@@ -113,6 +115,17 @@ def _measure_tracking(options: argparse.Namespace) -> None:
     tracking.show(found, selected_database(), _console())
     if options.json:
         tracking.save(found, selected_database(), options.json)
+
+
+def _measure_strategy(options: argparse.Namespace) -> None:
+    from tests.helpers.services import selected_database
+
+    from .strategy import measure
+
+    cells = measure.measure(options.rows, options.runs, _say)
+    measure.show(cells, selected_database(), _console())
+    if options.json:
+        measure.save(cells, selected_database(), options.json)
 
 
 def _say(what: str) -> None:

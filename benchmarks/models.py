@@ -2,6 +2,7 @@ from django.db import models
 
 from .hooks import NoHooksMixin
 from .querysets.models import *  # noqa: F403 - Django looks for the models of an app here
+from .strategy.models import *  # noqa: F403
 
 
 class NoOp(NoHooksMixin, models.Model):
