@@ -24,6 +24,7 @@ def _collation(sql: str, column: str) -> str:
 class SQLite(Dialect):
     """Decimals are stored as binary numbers, and rounded to the places of their field."""
 
+    has_ordered_dates = False  # "2024-3-1" is a date, and comes after "2024-12-31"
     kept_types = (bytes, float)
     returns_json_parts = False
     json_may_be_bytes = True

@@ -9,8 +9,9 @@ from django.db.models import Expression, F, Lookup
 from ...databases import Dialect
 from ...databases.keys import KeySelection
 from ...databases.sql import SQL, equal, qualified
+from .date_ranges import DateBound
 
-__all__ = ["KeyFilter", "KeyRange", "NotInView", "Wrapped"]
+__all__ = ["DateRange", "KeyFilter", "KeyRange", "NotInView", "Wrapped"]
 
 
 class _Condition(Lookup):
@@ -88,6 +89,19 @@ class KeyFilter(KeyRange):
 
     def condition(self, columns: list[SQL]) -> SQL:
         return self.dialect.hide_from_optimizer(super().condition(columns))
+
+
+class DateRange(_Condition):
+    """Whether a column of dates is in a range, from the lower end to below the upper one."""
+
+    def __init__(self, column: Any, low: DateBound, high: DateBound) -> None:
+        super().__init__(column, more=(low, high))
+        self.ends = low, high
+
+    def condition(self, columns: list[SQL]) -> SQL:
+        [(text, params)] = columns
+        low, high = self.ends
+        return SQL(f"({text} >= %s AND {text} < %s)", (*params, low, *params, high))
 
 
 class NotInView(_Condition):

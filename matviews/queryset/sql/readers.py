@@ -16,7 +16,8 @@ from ..analysis.lineage import equal_columns
 from ..analysis.source import Source
 from ..analysis.source_query import SourceQuery
 from ..strategy.choose import Strategy
-from .conditions import KeyFilter, KeyRange, NotInView, Wrapped
+from .conditions import DateRange, KeyFilter, KeyRange, NotInView, Wrapped
+from .date_ranges import DateBound, date_bounds, ranged_column
 
 __all__ = [
     "KeyReader",
@@ -126,13 +127,29 @@ class KeyReader:
         return _selected(query.ungrouped(names), self.source, self.source.key, self.dialect)
 
     def _among(self, within: KeySelection) -> SourceQuery:
-        """Also filtered by each plain column, because no index spans tables."""
+        """Also filtered by what an index may serve: each plain column, and the range of a date."""
         assert isinstance(within, Keys)
         query, columns = self.source.query, self.source.key
-        for number, column in enumerate(columns if len(columns) > 1 else ()):
-            if column_of(column.expression):
+        for number, column in enumerate(columns):
+            if bounds := self._bounds(number, within):
+                query = query.restricted(DateRange(ranged_column(column.expression), *bounds))
+            elif column_of(column.expression) and len(columns) > 1:
                 query = self._restricted(query, [number], within.part(number))
         return self._restricted(query, range(len(columns)), within)
+
+    def bounds(self, within: Keys) -> list[DateBound]:
+        """The ends of all ranges of dates, in which rows with these keys are."""
+        return [
+            bound
+            for number in range(len(self.source.key))
+            for bound in self._bounds(number, within)
+        ]
+
+    def _bounds(self, number: int, within: Keys) -> list[DateBound]:
+        expression = self.source.key[number].expression
+        if not self.dialect.has_ordered_dates or ranged_column(expression) is None:
+            return []
+        return date_bounds(expression, within, number)
 
     def _restricted(self, query: SourceQuery, numbers: Sequence[int], within: Keys) -> SourceQuery:
         """A query for the rows whose key parts are among some."""

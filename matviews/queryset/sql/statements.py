@@ -1,6 +1,6 @@
 """The statements of the phases, each for one range of keys and writing only what differs."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from ...exceptions import NotAdvancing
 from ...phases import Phase
 from ..analysis.columns import exact_values
 from ..analysis.source import Source
+from .date_ranges import DateBound
 from .readers import KeyReader, SourceReader, StageReader, next_keys
 
 __all__ = ["Statements"]
@@ -56,7 +57,7 @@ class Statements:
         # Whether a row of the view and one of `ROWS` have the same key.
         self.same = equal(qualified(self.table, self.key), qualified(ROWS, self.key))
         self.update_columns = [*source.values, *self._collation_updates()]
-        self._compiled: dict[tuple[tuple[Phase, ...], tuple[type, ...]], list[SQL]] = {}
+        self._compiled: dict[tuple[Any, ...], list[SQL]] = {}
 
     def _collation_updates(self) -> list[Column]:
         """Key columns with a case-insensitive collation: equal keys may differ in spelling.
@@ -260,7 +261,8 @@ class Statements:
         """
         if not arrays:
             return self._rows(phase, self._of(phase, keys))
-        return self._rows(phase, self._of_arrays(phase, keys, arrays))
+        compiled = self._compiled_once([phase], keys, arrays, lambda: self._of(phase, keys))
+        return self._rows(phase, compiled)
 
     def _rows(self, phase: Phase, statements: Iterable[SQL]) -> int:
         rows = self.run(*statements)
@@ -288,10 +290,9 @@ class Statements:
         All parts of the statement see the view as it was before. None writes a row that another
         one does: of a key, either the source has a row, or the view, or both.
         """
-        kind = (*phases,), tuple(map(type, keys.keys[0]))
-        if kind not in self._compiled:
-            self._compiled[kind] = [self._together(phases, keys)]
-        [statement] = self._with_arrays(self._compiled[kind], arrays)
+        [statement] = self._compiled_once(
+            phases, keys, arrays, lambda: [self._together(phases, keys)]
+        )
         written = self._row(statement)
         return dict(zip(phases, written or (), strict=True))
 
@@ -302,8 +303,8 @@ class Statements:
         for phase in phases:
             within = keys if phase is Phase.DELETE else EVERYTHING
             [part] = evaluated._of(phase, within)
-            parts.append(SQL(f"{_part_of(phase)} AS ({part.text} RETURNING 1)", part.params))
-        counts = ", ".join(f"(SELECT count(*) FROM {_part_of(phase)})" for phase in phases)
+            parts.append(SQL(f"matviews_{phase.value} AS ({part.text} RETURNING 1)", part.params))
+        counts = ", ".join(f"(SELECT count(*) FROM matviews_{phase.value})" for phase in phases)
         columns = ", ".join(self.dialect.names([column.field for column in self.source.columns]))
         written = joined(", ", parts)
         return SQL(
@@ -312,18 +313,26 @@ class Statements:
             (*rows.params, *written.params),
         )
 
-    def _of_arrays(self, phase: Phase, keys: Keys, arrays: Sequence[Array]) -> list[SQL]:
-        """The statements for keys that are one parameter for each part, compiled once."""
-        kind = (phase,), tuple(map(type, keys.keys[0]))
+    def _compiled_once(
+        self,
+        phases: Iterable[Phase],
+        keys: Keys,
+        arrays: Sequence[Array],
+        compiled: Callable[[], list[SQL]],
+    ) -> list[SQL]:
+        """Statements that are compiled once, with the parameters of these keys."""
+        ends = self.reader.bounds(keys) if isinstance(self.reader, KeyReader) else []
+        bounds = {(bound.part, bound.is_upper): bound for bound in ends}
+        kind = (*phases,), tuple(map(type, keys.keys[0])), tuple(bounds)
         if kind not in self._compiled:
-            self._compiled[kind] = self._of(phase, keys)
-        return self._with_arrays(self._compiled[kind], arrays)
+            self._compiled[kind] = compiled()
 
-    def _with_arrays(self, compiled: Iterable[SQL], arrays: Sequence[Array]) -> list[SQL]:
-        return [
-            SQL(text, tuple(arrays[p.part] if isinstance(p, Array) else p for p in params))
-            for text, params in compiled
-        ]
+        def current(param: Any) -> Any:
+            if isinstance(param, DateBound):
+                return bounds[param.part, param.is_upper]
+            return arrays[param.part] if isinstance(param, Array) else param
+
+        return [SQL(text, tuple(map(current, params))) for text, params in self._compiled[kind]]
 
     def run(self, *statements: SQL) -> int:
         """Run statements of which one writes; the row count of its driver."""
@@ -337,7 +346,3 @@ class Statements:
     def finds(self, query: SQL) -> bool:
         """Whether a query returns a row."""
         return self._row(query) is not None
-
-
-def _part_of(phase: Phase) -> str:
-    return f"matviews_{phase.value}"
