@@ -22,10 +22,14 @@ class Keys:
     """Some keys, or values of one part of them, instead of a range of keys."""
 
     keys: tuple[Key, ...]
-    #: The kinds of their parts, as `Dialect.kind_of` returns them; needed for several parts.
+    #: The kinds of their parts, as `Dialect.kind_of` returns them; of a single part, it may be
+    #: left out.
     kinds: tuple[str, ...] = ()
     #: Which part of the view's key the first of theirs is.
     first_part: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.kinds or len(self.keys[:1]) == 0 or len(self.keys[0]) == 1
 
     def part(self, number: int) -> "Keys":
         """The values of one part, each once."""

@@ -300,7 +300,7 @@ class _Attempt:
             # Logged values do not fit a column whose type has changed, for example.
             reason = "the database could not read a dirty key, or compute its row"
             require_full_refresh(step.work, step.run, reason)
-        elif smaller and keys:
+        elif smaller and keys and time.monotonic() - self.started > keys.seconds:
             give_up_keys(step.work, step.run, keys)
         step.failed(
             *_texts(error, step.work),

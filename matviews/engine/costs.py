@@ -98,7 +98,7 @@ def _set(work: Work, run: PhaseRun, cost: Cost) -> None:
 def _full_seconds(work: Work) -> float | None:
     """What the last full refresh of all phases took."""
     assert work.definition is not None
-    costs = [work.shard.costs.get(phase, Cost()) for phase in work.definition.options.phases]
+    costs = [work.shard.costs.get(phase, Cost()) for phase in work.definition.derived]
     known = [cost.full for cost in costs if cost.full is not None]
     return sum(known) if len(known) == len(costs) else None
 

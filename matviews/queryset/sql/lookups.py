@@ -194,11 +194,13 @@ def dependency_keys(
         InvalidView: `depends_on` returned an invalid key.
     """
     using, fields = source.query.using, [column.field for column in source.key]
+    dialect = dialect_of(using)
     known = {tuple(value) for value in values if None not in value}
     if dependency.get_keys is None:
-        return as_exact(islice(known, limit), fields, dialect_of(using))
-    names = [field.attname for field in dependency.model._meta.pk_fields]
-    among = KeyRange(*names, dialect=dialect_of(using), within=Keys(tuple(known)))
+        return as_exact(islice(known, limit), fields, dialect)
+    pk_fields = dependency.model._meta.pk_fields
+    within = Keys(tuple(known), tuple(map(dialect.kind_of, pk_fields)))
+    among = KeyRange(*[field.attname for field in pk_fields], dialect=dialect, within=within)
     rows = dependency.model._base_manager.using(using).filter(among)
     if rows.count() < len(known):
         return None
