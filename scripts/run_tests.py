@@ -203,16 +203,20 @@ def run_long(options: list[str]) -> int:
 
 
 def run_coverage(options: list[str]) -> int:
-    """Which lines and branches the tests of all databases run, worker processes included."""
+    """Which lines and branches the tests of all databases run, also in processes that they start.
+
+    Fails only if that is too little: measured processes are slow, and `test` says which tests fail.
+    """
     for path in ROOT.glob(".coverage.*"):
         path.unlink()
     coverage = [sys.executable, "-m", "coverage"]
     parts = database_parts(options)
     for part in parts:
+        part.name = f"coverage by {part.name}"
         part.command = [*coverage, "run", *part.command[1:]]
-    failed = run(parts)
+    run(parts)
     subprocess.run([*coverage, "combine", "--quiet"], cwd=ROOT, check=True)
-    return subprocess.run([*coverage, "report"], cwd=ROOT, check=False).returncode or failed
+    return subprocess.run([*coverage, "report"], cwd=ROOT, check=False).returncode
 
 
 def run_bench(options: list[str]) -> int:

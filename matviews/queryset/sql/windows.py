@@ -44,8 +44,6 @@ class BatchRunner:
         self._arrays: list[Array] = []
         #: Rows that were written for these keys by phases that have yet to be run.
         self._written: dict[Phase, int] = {}
-        #: Whether a statement has run several phases at once.
-        self.is_shared = False
 
     def run_window(self, phase: Phase, progress: WindowProgress, limit: int) -> WindowProgress:
         """Run one batch of about `limit` keys; of all keys, if keys have no exact form.
@@ -104,7 +102,6 @@ class BatchRunner:
             phases = [phase, *filter(self._writes, others)]
             if len(phases) == 1 or not self.statements.dialect.has_writing_parts:
                 return self.statements.do_keys(phase, self._keys, self._arrays)
-            self.is_shared = True
             self._written = self.statements.do_together(phases, self._keys, self._arrays)
         return self._written.pop(phase)
 
