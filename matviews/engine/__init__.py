@@ -14,13 +14,7 @@ from .controls import (
     sync_shards,
     views_to_refresh,
 )
-from .derived import (
-    changed_phases,
-    drop_orphaned_stages,
-    not_migrated,
-    own_tables_missing,
-    sweep_stages,
-)
+from .derived import changed_phases, not_migrated, own_tables_missing
 from .freshness import is_fresh
 from .history import trim_history
 from .hooks import raised_by_hook
@@ -32,6 +26,7 @@ from .requests import check_phases, count_requests, request, request_stop
 from .rescue import clear_resends, rescue, unclaimed_views
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount
+from .stages import drop_orphaned_stages, sweep_stages
 from .status import view_statuses
 from .transactions import (
     alias,

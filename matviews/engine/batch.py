@@ -192,7 +192,7 @@ class _Attempt:
         """
         if not isinstance(error, DatabaseError):
             return False
-        if self.work and self.work.keys_batch and self.work.keys_batch.phases > 1:
+        if self.work and self.work.attempted and self.work.attempted.phases > 1:
             return errors_of(alias()).failure(error) is not Failure.RETRY_SMALLER
         return self.done_together > 1
 
@@ -295,26 +295,32 @@ class _Attempt:
     def _fail(self, step: Step, error: Exception) -> None:
         failure = errors_of(alias()).failure(error)
         smaller = failure is Failure.RETRY_SMALLER
-        keys = self.work.keys_batch if self.work else None
+        attempted = self.work.attempted if self.work else None
+        keys = attempted.dirty_keys if attempted else 0
         if isinstance(error, DataError):
             # Logged values do not fit a column whose type has changed, for example.
             reason = "the database could not read a dirty key, or compute its row"
             require_full_refresh(step.work, step.run, reason)
-        elif smaller and keys and time.monotonic() - self.started > keys.seconds:
-            give_up_keys(step.work, step.run, keys)
+        elif smaller and attempted and keys and self._seconds > attempted.seconds:
+            give_up_keys(step.work, step.run, attempted)
         step.failed(
             *_texts(error, step.work),
             retry=failure is not Failure.FINAL,
             smaller=smaller,
-            size=keys.count if keys else None,
+            size=keys or None,
         )
+
+    @property
+    def _seconds(self) -> float:
+        """How long it has taken so far."""
+        return time.monotonic() - self.started
 
     def _report(self, work: Work | None, outcome: Outcome, **values: Any) -> BatchReport:
         return BatchReport(
             message=self.message,
             outcome=outcome,
             label=work.shard.view.label if work else "",
-            seconds=time.monotonic() - self.started,
+            seconds=self._seconds,
             runs=tuple(work.touched) if work else (),
             **values,
         )

@@ -31,6 +31,7 @@ __all__ = [
     "change_status_of",
     "claim_changes",
     "fix_checkpoint",
+    "needs_full_refresh",
     "save_changes",
     "save_checkpoint",
 ]
@@ -55,7 +56,7 @@ def claim_changes(work: Work, run: PhaseRun) -> bool:
     if work.checkpoint is None:
         work.checkpoint = _drain(work)
     run.checkpoint, run.full_refresh_reason = work.checkpoint
-    run.full_refresh_reason = run.full_refresh_reason or _reason_of_full_refresh(work, run)
+    run.full_refresh_reason = run.full_refresh_reason or _reason_of_full_refresh(work, run.phase)
     incremental = not run.full_refresh_reason
     run.dirty_after = work.shard.checkpoints[run.phase].drain_number if incremental else None
     if run.dirty_after is None or dirty_keys(work, run):
@@ -92,12 +93,18 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
     return Checkpoint(shard.drain_number, work.plan.exact_fingerprint), ""
 
 
-def _reason_of_full_refresh(work: Work, run: PhaseRun) -> str:
-    """Why a run must be a full refresh, "" if it can be incremental."""
+def needs_full_refresh(work: Work, phase: Phase) -> bool:
+    """Whether a run of a phase that begins in this batch will be a full refresh. Drain before."""
+    assert work.checkpoint is not None
+    return bool(work.checkpoint[1] or _reason_of_full_refresh(work, phase))
+
+
+def _reason_of_full_refresh(work: Work, phase: str) -> str:
+    """Why a run of a phase must be a full refresh, "" if it can be incremental."""
     shard = work.shard
-    if run.phase not in shard.checkpoints:
+    if phase not in shard.checkpoints:
         return "it has not succeeded since tracking began"
-    number, fingerprint = shard.checkpoints[run.phase]
+    number, fingerprint = shard.checkpoints[phase]
     if number < shard.full_refresh_after:
         return shard.full_refresh_reason
     if fingerprint != work.plan.exact_fingerprint or number < 0:

@@ -16,9 +16,10 @@ from ..models import PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..redact import bounded, in_one_line
 from ..states import RefreshState, RunState, check_transition
-from .derived import drop_stages, save_fingerprints
+from .derived import save_fingerprints
 from .locking import lock_available, update_if_current, update_unlocked
 from .messages import Message
+from .stages import drop_stages
 from .transactions import now, short_transaction
 from .work import Work
 from .work_loader import load_work, load_works

@@ -1,10 +1,10 @@
 """Batches of the phases derived from a view's `source()`, and the bookkeeping of these phases."""
 
 import logging
-from collections.abc import Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
-from django.db import DatabaseError, connections, transaction
+from django.db import DatabaseError, transaction
 
 from ..conf import get_settings
 from ..contract import Batch
@@ -12,12 +12,11 @@ from ..databases import StagingRefused
 from ..databases.keys import Key
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView, ViewNotReady
-from ..models import PhaseRun, Refresh, ViewControl
+from ..models import PhaseRun, ViewControl
 from ..phases import Phase
 from ..queryset import (
     Plan,
     WindowProgress,
-    drop_stage,
     fill_stage,
     fingerprint_of,
     is_missing,
@@ -25,27 +24,24 @@ from ..queryset import (
     plan_of,
     refused,
     stage_name,
-    stages,
     unmigrated,
 )
 from ..redact import in_one_line
-from ..states import RefreshState, RunState
-from .checkpoints import fix_checkpoint
+from ..states import RunState
+from .checkpoints import fix_checkpoint, needs_full_refresh
 from .costs import keys_budget
 from .dirty_keys import count_keys, dirty_keys, load_keys, save_dirty, truncate_reason
-from .transactions import alias, limit_statements, short_transaction
-from .work import KeysBatch, Work
+from .transactions import alias, limit_statements
+from .work import Attempted, Work
 
 __all__ = [
     "changed_phases",
     "do_derived",
-    "drop_orphaned_stages",
-    "drop_stages",
     "explained",
+    "fits_one_batch",
     "not_migrated",
     "own_tables_missing",
     "save_fingerprints",
-    "sweep_stages",
 ]
 
 logger = logging.getLogger(__name__)
@@ -65,6 +61,8 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
         plan = _start(work, run, plan)
     if run.dirty_after is not None:
         return _do_dirty(work, run, limit)
+    if fits_one_batch(work, run, limit):
+        return _do_everything(work, run, plan)
     if plan.strategy.staged and not run.stage:
         _stage(work, run, plan)
     phase = Phase(run.phase)
@@ -113,32 +111,73 @@ def _run_keys(work: Work, phase: Phase, keys: list[Key], others: list[Phase]) ->
     )
     is_limited = budget is not None and budget < allowed
     seconds = budget if is_limited and budget else allowed
-    work.keys_batch = KeysBatch(count=len(keys), seconds=seconds, phases=1 + len(others))
+    work.attempted = Attempted(phases=1 + len(others), dirty_keys=len(keys), seconds=seconds)
     if is_limited:
         limit_statements(seconds)
     rows = work.key_runner.run_keys(phase, keys, others)
     if is_limited:
         limit_statements(allowed)
-    work.keys_batch = None
+    work.attempted = None
     return rows
 
 
 def _later_phases(work: Work, run: PhaseRun) -> list[Phase]:
     """The phases that this batch runs for the same keys, if one statement can run them all."""
-    if work.one_run_only or not work.plan.dialect.has_writing_parts:
-        return []
-    assert work.definition is not None
     checkpoints = work.shard.checkpoints
     return [
         phase
-        for other in work.leaders()
-        if other.refresh_id == run.refresh_id
-        and (phase := Phase(other.phase)).order > Phase(run.phase).order
-        and work.definition.hooks[phase].is_derived
-        and phase in checkpoints
-        and checkpoints[phase].drain_number == run.dirty_after
-        and not (other.batches or other.failures)
+        for phase in _later_derived(work, run)
+        if phase in checkpoints and checkpoints[phase].drain_number == run.dirty_after
     ]
+
+
+def _later_derived(work: Work, run: PhaseRun) -> Iterator[Phase]:
+    """The phases of the refresh that follow in this batch, if one statement can run them all."""
+    if work.one_run_only or not work.plan.dialect.has_writing_parts:
+        return
+    assert work.definition is not None
+    for other in work.leaders():
+        phase = Phase(other.phase)
+        if (
+            other.refresh_id == run.refresh_id
+            and phase.order > Phase(run.phase).order
+            and work.definition.hooks[phase].is_derived
+            and not (other.batches or other.failures)
+        ):
+            yield phase
+
+
+def fits_one_batch(work: Work, run: PhaseRun, limit: int) -> bool:
+    """Whether a full refresh of a phase is one statement for all keys, which may run others too.
+
+    It is if the last one found so few keys that a walk along them would only cost time.
+    """
+    if run.phase in work.written:
+        return True
+    assert work.definition is not None
+    return (
+        run.dirty_after is None
+        and not (run.batches or run.failures)
+        and work.plan.dialect.has_writing_parts
+        and work.definition.hooks[Phase(run.phase)].is_derived
+        and run.estimate is not None
+        and run.estimate <= limit
+        and not any(other.stage for other in work.runs if other.refresh_id == run.refresh_id)
+    )
+
+
+def _do_everything(work: Work, run: PhaseRun, plan: Plan) -> Batch:
+    """Run a phase for all keys; the first one runs those that follow too."""
+    phase = Phase(run.phase)
+    if phase not in work.written:
+        others = [other for other in _later_derived(work, run) if needs_full_refresh(work, other)]
+        work.attempted = Attempted(phases=1 + len(others))
+        keys, rows = plan.batch_runner().run_together([phase, *others])
+        work.attempted = None
+        work.written = {each: (keys, rows[each]) for each in rows}
+    keys, written = work.written.pop(phase)
+    run.keys_scanned += keys
+    return Batch(written, None)
 
 
 def _lost_keys(work: Work, run: PhaseRun) -> bool:
@@ -257,42 +296,6 @@ def explained(error: Exception, definition: ViewDefinition) -> Exception:
             return refused(error, plan_of(definition, alias()).source, alias())
     except (InvalidView, DatabaseError):  # source() has changed, or the database is unreachable
         return error
-
-
-def drop_stages(runs: Iterable[PhaseRun]) -> None:
-    """Drop the staging tables of the runs of a closed refresh."""
-    for name in {run.stage for run in runs if run.stage}:
-        _drop_stage(name)
-
-
-def sweep_stages() -> None:
-    """Drop staging tables of refreshes that are not open: killed processes left them behind."""
-    names = stages(alias())
-    still_open = Refresh.objects.filter(pk__in=names, state=RefreshState.OPEN)
-    for refresh in names.keys() - set(still_open.values_list("pk", flat=True)):
-        logger.warning("staging table of a closed refresh dropped stage=%s", names[refresh])
-        _drop_stage(names[refresh])
-
-
-def _drop_stage(name: str) -> None:
-    """Drop a staging table within a timeout, because a dump may be reading it.
-
-    MariaDB and MySQL drop it in a session of its own, which sets the timeout.
-    """
-    in_transaction = connections[alias()].features.can_rollback_ddl
-    with short_transaction() if in_transaction else nullcontext():
-        drop_stage(name, alias())
-
-
-def drop_orphaned_stages() -> None:
-    """Drop the staging tables of refreshes without a row.
-
-    On MariaDB and MySQL they outlive a test's rollback.
-    """
-    names = stages(alias())
-    known = set(Refresh.objects.filter(pk__in=names).values_list("pk", flat=True))
-    for refresh in names.keys() - known:
-        drop_stage(names[refresh], alias(), unread=True)
 
 
 def changed_phases(definition: ViewDefinition, control: ViewControl) -> list[Phase]:

@@ -13,7 +13,7 @@ from .marking import KEYS_PER_ROW
 from .pending import processed
 from .resolve import resolve
 from .transactions import alias
-from .work import Dirty, KeysBatch, Work
+from .work import Attempted, Dirty, Work
 
 __all__ = [
     "FULL_REFRESH_FRACTION",
@@ -102,12 +102,12 @@ def require_full_refresh(work: Work, run: PhaseRun, reason: str) -> None:
         )
 
 
-def give_up_keys(work: Work, run: PhaseRun, batch: KeysBatch) -> None:
+def give_up_keys(work: Work, run: PhaseRun, attempted: Attempted) -> None:
     """Make the next run a full refresh after dirty keys timed out, if that is cheaper."""
-    if is_full_cheaper(work, batch.seconds):
-        record_timeout(work, run, batch.seconds, batch.count)
-        reason = f"{batch.count:,} dirty keys took longer than {batch.seconds:.1f} s"
-        require_full_refresh(work, run, reason)
+    seconds, keys = attempted.seconds, attempted.dirty_keys
+    if is_full_cheaper(work, seconds):
+        record_timeout(work, run, seconds, keys)
+        require_full_refresh(work, run, f"{keys:,} dirty keys took longer than {seconds:.1f} s")
 
 
 def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:

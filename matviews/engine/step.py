@@ -14,7 +14,7 @@ from ..phases import Phase
 from ..states import RunState
 from .checkpoints import claim_changes, save_checkpoint
 from .costs import record_cost
-from .derived import do_derived, explained, not_migrated
+from .derived import do_derived, explained, fits_one_batch, not_migrated
 from .dirty_keys import count_keys, dirty_keys
 from .hooks import call_do, call_needs
 from .pacing import Pace, halved, halvings
@@ -106,9 +106,11 @@ class Step:
         return bool(answer)
 
     def ends_at_once(self) -> bool:
-        """Whether the run ends with its next batch: it has only a few dirty keys to process."""
+        """Whether the run ends with its next batch: it has only a few keys to process."""
         run = self.run
-        if run.dirty_after is None or run.batches or run.failures:
+        if run.dirty_after is None:
+            return self.hooks.is_derived and fits_one_batch(self.work, run, self.limit())
+        if run.batches or run.failures:
             return False
         return count_keys(dirty_keys(self.work, run)) <= self.limit()
 

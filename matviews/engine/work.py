@@ -19,7 +19,7 @@ from ..states import RunState
 from .messages import Message
 from .transactions import alias, now
 
-__all__ = ["MAX_REFRESHES_BEGUN", "Dirty", "KeysBatch", "Work"]
+__all__ = ["MAX_REFRESHES_BEGUN", "Attempted", "Dirty", "Work"]
 
 # Open refreshes for the same phases that may have begun. Later ones wait, to be merged.
 MAX_REFRESHES_BEGUN = 4
@@ -39,15 +39,15 @@ class Dirty:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeysBatch:
-    """A batch of dirty keys."""
+class Attempted:
+    """The batch of a derived phase that is running; after an error, the one that failed."""
 
-    #: How many keys it has.
-    count: int
-    #: Seconds that a statement may take.
-    seconds: float
-    #: How many phases its statement runs, so that an error may not show which one failed.
+    #: How many phases its statement runs: an error of several does not show which one failed.
     phases: int
+    #: How many dirty keys it has; 0 in a full refresh.
+    dirty_keys: int = 0
+    #: Seconds that a statement may take.
+    seconds: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -86,8 +86,10 @@ class Work:
     dirty: list[Dirty] | None = None
     #: Whether the batch runs one phase only, because a batch of several has failed.
     one_run_only: bool = False
-    #: The batch of dirty keys that is running.
-    keys_batch: KeysBatch | None = None
+    #: The batch that is running, if it may fail in a way of its own.
+    attempted: Attempted | None = None
+    #: Keys and rows of phases that a statement of this batch has run beside the first one.
+    written: dict[Phase, tuple[int, int]] = field(default_factory=dict)
     #: Whether the change fields of the shard have to be saved.
     shard_changed: bool = False
 

@@ -22,6 +22,7 @@ pytestmark = [
 ]
 VENDOR = services.selected_database()
 SLEEP = "SELECT pg_sleep(20)" if VENDOR == "postgres" else "SELECT SLEEP(20)"
+NEVER_SUCCEEDED = "it has not succeeded since tracking began"
 DEAR = "dirty keys would take longer than a full refresh"
 
 not_on_sqlite = pytest.mark.skipif(VENDOR == "sqlite", reason="SQLite has no statement timeout")
@@ -33,7 +34,7 @@ def kept() -> Iterator[Kept]:
     kept = Kept(models.IntegerField, grouped=True)
     with kept.tracked():
         kept.insert((1, 1), (2, 2), (3, 3))
-        assert kept.refresh() == {"it has not succeeded since tracking began"}
+        assert kept.refresh() == {NEVER_SUCCEEDED}
         yield kept
 
 
@@ -177,6 +178,24 @@ class TestOneEvaluation:
             each["sql"] for each in captured.captured_queries
             if table in each["sql"] and ("INSERT INTO" in each["sql"] or "DELETE" in each["sql"])
         ]  # fmt: skip
+
+    @pytest.mark.parametrize(("batch_size", "at_once"), [(None, True), (3, True), (2, False)])
+    def test_feeds_a_full_refresh_of_few_keys(
+        self, kept: Kept, batch_size: int | None, at_once: bool
+    ) -> None:
+        # given a view whose last full refresh found three keys
+        kept.sql("DELETE FROM ROWS WHERE k = 1")
+        kept.sql("UPDATE ROWS SET n = 5 WHERE k = 2")
+        kept.insert((4, 4))
+        ViewShard.objects.update(checkpoints={})
+        # when another one may process so many at once, then it is one statement
+        with CaptureQueriesContext(connection) as captured:
+            assert kept.refresh(batch_size=batch_size) == {NEVER_SUCCEEDED}
+        together = [sql for sql in self.writes(kept, captured) if "matviews_evaluated" in sql]
+        assert len(together) == at_once
+        assert kept.rows == {"2": 5, "3": 3, "4": 4}
+        runs = PhaseRun.objects.filter(refresh__view=shard().view).order_by("-pk")[:3]
+        assert {run.phase: run.rows for run in runs} == dict.fromkeys(Phase, 1)
 
     def test_feeds_all_phases(self, kept: Kept) -> None:
         kept.sql("DELETE FROM ROWS WHERE k = 1")

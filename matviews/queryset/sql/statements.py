@@ -252,13 +252,7 @@ class Statements:
         return self._rows(phase, self._of(phase, within, skipped, empty=empty))
 
     def do_keys(self, phase: Phase, keys: Keys, arrays: Sequence[Array]) -> int:
-        """Run a phase for some keys; the number of rows written.
-
-        Args:
-            phase: the phase.
-            keys: the keys.
-            arrays: their parts as `Dialect.arrays` returns them.
-        """
+        """Run a phase for keys, whose parts are `Dialect.arrays`; the number of rows written."""
         if not arrays:
             return self._rows(phase, self._of(phase, keys))
         compiled = self._compiled_once([phase], keys, arrays, lambda: self._of(phase, keys))
@@ -282,34 +276,39 @@ class Statements:
             return [self.update(within, skipped)] if self.update_columns else []
         return self.delete(within, skipped)
 
-    def do_together(
+    def do_keys_together(
         self, phases: Collection[Phase], keys: Keys, arrays: Sequence[Array]
     ) -> dict[Phase, int]:
-        """Run phases for some keys, with one evaluation of the source; the rows that each wrote.
-
-        All parts of the statement see the view as it was before. None writes a row that another
-        one does: of a key, either the source has a row, or the view, or both.
-        """
+        """Run phases for some keys, with one evaluation of the source; the rows that each wrote."""
         [statement] = self._compiled_once(
             phases, keys, arrays, lambda: [self._together(phases, keys)]
         )
-        written = self._row(statement)
-        return dict(zip(phases, written or (), strict=True))
+        _keys, *written = self._row(statement) or ()
+        return dict(zip(phases, written, strict=True))
 
-    def _together(self, phases: Collection[Phase], keys: Keys) -> SQL:
-        rows, parts = self.reader.rows(keys), list[SQL]()
+    def do_together(self, phases: Collection[Phase]) -> tuple[int, dict[Phase, int]]:
+        """Run phases for all keys; how many keys the source has, and rows that each wrote."""
+        keys, *written = self._row(self._together(phases, EVERYTHING)) or ()
+        return keys, dict(zip(phases, written, strict=True))
+
+    def _together(self, phases: Collection[Phase], within: KeySelection) -> SQL:
+        """A statement that runs phases, each as a part of it, and counts keys and rows.
+
+        All parts see the view as it was before. None writes a row that another one does: of a key,
+        either the source has a row, or the view, or both.
+        """
+        rows, parts = self.reader.rows(within), list[SQL]()
         reader = StageReader(self.source, self.dialect, EVALUATED)
         evaluated = Statements(self.source, reader, self.dialect, self.kinds)
         for phase in phases:
-            within = keys if phase is Phase.DELETE else EVERYTHING
-            [part] = evaluated._of(phase, within)
+            [part] = evaluated._of(phase, within if phase is Phase.DELETE else EVERYTHING)
             parts.append(SQL(f"matviews_{phase.value} AS ({part.text} RETURNING 1)", part.params))
         counts = ", ".join(f"(SELECT count(*) FROM matviews_{phase.value})" for phase in phases)
         columns = ", ".join(self.dialect.names([column.field for column in self.source.columns]))
         written = joined(", ", parts)
         return SQL(
             f"WITH {EVALUATED} ({columns}) AS MATERIALIZED ({rows.text}), {written.text} "
-            f"SELECT {counts}",
+            f"SELECT (SELECT count(*) FROM {EVALUATED}), {counts}",
             (*rows.params, *written.params),
         )
 

@@ -102,8 +102,20 @@ class BatchRunner:
             phases = [phase, *filter(self._writes, others)]
             if len(phases) == 1 or not self.statements.dialect.has_writing_parts:
                 return self.statements.do_keys(phase, self._keys, self._arrays)
-            self._written = self.statements.do_together(phases, self._keys, self._arrays)
+            self._written = self.statements.do_keys_together(phases, self._keys, self._arrays)
         return self._written.pop(phase)
+
+    def run_together(self, phases: Collection[Phase]) -> tuple[int, dict[Phase, int]]:
+        """Run phases for all keys in one statement, where the database can.
+
+        Returns:
+            The number of keys in the source, and of rows that each phase wrote.
+
+        Raises:
+            DatabaseError: the statement failed.
+        """
+        keys, written = self.statements.do_together([*filter(self._writes, phases)])
+        return keys, {phase: written.get(phase, 0) for phase in phases}
 
     def _writes(self, phase: Phase) -> bool:
         return phase is not Phase.UPDATE or bool(self.statements.update_columns)
