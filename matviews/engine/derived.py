@@ -150,7 +150,8 @@ def _later_derived(work: Work, run: PhaseRun) -> Iterator[Phase]:
 def fits_one_batch(work: Work, run: PhaseRun, limit: int) -> bool:
     """Whether a full refresh of a phase is one statement for all keys, which may run others too.
 
-    It is if the last one found so few keys that a walk along them would only cost time.
+    It is if the last one found so few keys that a walk along them would only cost time. If two rows
+    might have one key, only a staging table shows it.
     """
     if run.phase in work.written:
         return True
@@ -163,6 +164,7 @@ def fits_one_batch(work: Work, run: PhaseRun, limit: int) -> bool:
         and run.estimate is not None
         and run.estimate <= limit
         and not any(other.stage for other in work.runs if other.refresh_id == run.refresh_id)
+        and work.checked_plan.has_unique_keys
     )
 
 
@@ -218,18 +220,17 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
     if run.dirty_after is None:
         run.inserted_ranges, run.stage = inserted_ranges, stage
         if not plan.strategy.staged and not run.stage:
-            plan = _checked(run, plan)
+            plan = _checked(work, run)
     else:
         run.estimate = count_keys(dirty_keys(work, run))
     return plan
 
 
-def _checked(run: PhaseRun, plan: Plan) -> Plan:
+def _checked(work: Work, run: PhaseRun) -> Plan:
     """The plan, or a staged one if database columns have other types than the models declare."""
-    checked = plan.checked()
-    if checked is not plan:
-        run.full_refresh_reason = truncate_reason(checked.strategy.reason)
-    return checked
+    if work.checked_plan is not work.plan:
+        run.full_refresh_reason = truncate_reason(work.checked_plan.strategy.reason)
+    return work.checked_plan
 
 
 def _results_to_reuse(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[object], str]:

@@ -104,6 +104,11 @@ class Work:
         return plan_of(self.definition, alias())
 
     @cached_property
+    def checked_plan(self) -> Plan:
+        """The plan, or a staged one if the models contradict the database."""
+        return self.plan.checked()
+
+    @cached_property
     def key_runner(self) -> BatchRunner:
         """What runs batches of dirty keys."""
         return self.plan.key_batch_runner()

@@ -87,6 +87,11 @@ class Plan:
         return replace(self, inspection=replace(self.inspection, strategy=strategy, links={}))
 
     @property
+    def has_unique_keys(self) -> bool:
+        """Whether it is known that no two rows of the source have the same key."""
+        return not self.strategy.staged or self.strategy.is_incremental
+
+    @property
     def links(self) -> Mapping[str, tuple[Link, ...]]:
         """How changed rows of each table lead to keys; without tables that may concern any key."""
         return self.inspection.links

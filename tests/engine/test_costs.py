@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, models
+from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
 from matviews.engine import costs, dirty_keys
@@ -12,8 +13,10 @@ from matviews.json_fields import Cost
 from matviews.models import PhaseRun, ViewShard
 from matviews.phases import Phase
 from matviews.queryset import BatchRunner
+from matviews.states import RefreshState
 from tests.helpers import services, view_classes
 from tests.helpers.keyed_views import Kept
+from tests.helpers.tables import derived_view, made, model
 
 pytestmark = [
     pytest.mark.database,
@@ -196,6 +199,19 @@ class TestOneEvaluation:
         assert kept.rows == {"2": 5, "3": 3, "4": 4}
         runs = PhaseRun.objects.filter(refresh__view=shard().view).order_by("-pk")[:3]
         assert {run.phase: run.rows for run in runs} == dict.fromkeys(Phase, 1)
+
+    def test_a_view_of_keys_alone_has_nothing_to_update(self) -> None:
+        row = model("Row", k=models.IntegerField(unique=True), n=models.IntegerField())
+        view = derived_view(
+            lambda cls: row._base_manager.values(ref=F("k")), ref=models.IntegerField(unique=True)
+        )
+        with made(row, view):
+            row._base_manager.create(k=1, n=1)
+            for _ in range(2):
+                refresh = view_classes.run(view)
+                assert refresh.state == RefreshState.SUCCEEDED
+                refresh = view_classes.run(view, phases=[Phase.UPDATE])
+                assert refresh.state == RefreshState.SUCCEEDED
 
     def test_feeds_all_phases(self, kept: Kept) -> None:
         kept.sql("DELETE FROM ROWS WHERE k = 1")

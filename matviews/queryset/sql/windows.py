@@ -114,7 +114,8 @@ class BatchRunner:
         Raises:
             DatabaseError: the statement failed.
         """
-        keys, written = self.statements.do_together([*filter(self._writes, phases)])
+        writing = [*filter(self._writes, phases)]
+        keys, written = self.statements.do_together(writing) if writing else (0, {})
         return keys, {phase: written.get(phase, 0) for phase in phases}
 
     def _writes(self, phase: Phase) -> bool:
