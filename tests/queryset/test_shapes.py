@@ -89,7 +89,7 @@ NOTHING = dict.fromkeys(Phase, 0)
 def test_a_view_equals_its_source_after_each_refresh(view: type[Any], shop: Shop) -> None:
     chance = random.Random(view.__name__)
     shop.fill(chance)
-    for query, batch_size in zip(QUERIES, (100, 2, 3), strict=True):
+    for query, batch_size in zip(QUERIES, (100, 5, 4), strict=True):
         # Given a definition, and a view that holds the rows of another one
         view.query = query
         shop.stir(chance)
@@ -102,7 +102,7 @@ def test_a_view_equals_its_source_after_each_refresh(view: type[Any], shop: Shop
     tables: list[type[Any]] = [*COLUMNS, grouped.CustomerTotal]
     for model in tables:
         model._base_manager.all().delete()
-    refreshed(view, batch_size=3)
+    refreshed(view, batch_size=4)
     assert view._base_manager.count() == (1 if view is grouped.Overall else 0)
     assert differences(view) == []
 
