@@ -170,7 +170,7 @@ class _Attempt:
     def run(self) -> BatchReport:
         """Run the batch and commit it together with its bookkeeping."""
         seconds = get_settings().STATEMENT_TIMEOUT
-        self.done_together, done = 0, list[tuple[int, str]]()
+        self.done_together, self.work, done = 0, None, list[tuple[int, str]]()
         with batch_transaction(seconds):
             self.work = work = self._advance_token()
             rows, limit = self._run_due_phases(work, done) if work else (0, None)
@@ -190,7 +190,7 @@ class _Attempt:
 
         A statement that timed out would do so again.
         """
-        if not isinstance(error, DatabaseError):
+        if self.one_phase_only or not isinstance(error, DatabaseError):
             return False
         if self.work and self.work.attempted and self.work.attempted.phases > 1:
             return errors_of(alias()).failure(error) is not Failure.RETRY_SMALLER
@@ -293,20 +293,20 @@ class _Attempt:
         return rows, limit
 
     def _fail(self, step: Step, error: Exception) -> None:
-        failure = errors_of(alias()).failure(error)
-        smaller = failure is Failure.RETRY_SMALLER
+        errors = errors_of(alias())
+        failure, full = errors.failure(error), False
         attempted = self.work.attempted if self.work else None
         keys = attempted.dirty_keys if attempted else 0
         if isinstance(error, DataError):
             # Logged values do not fit a column whose type has changed, for example.
             reason = "the database could not read a dirty key, or compute its row"
             require_full_refresh(step.work, step.run, reason)
-        elif smaller and attempted and keys and self._seconds > attempted.seconds:
-            give_up_keys(step.work, step.run, attempted)
+        elif attempted and keys and errors.is_statement_timeout(error):
+            full = give_up_keys(step.work, step.run, attempted)
         step.failed(
             *_texts(error, step.work),
             retry=failure is not Failure.FINAL,
-            smaller=smaller,
+            smaller=failure is Failure.RETRY_SMALLER and not full,
             size=keys or None,
         )
 

@@ -105,8 +105,9 @@ def _full_seconds(work: Work) -> float | None:
 
 def _seconds_by_size(work: Work) -> dict[int, float]:
     """What refreshes by keys took in all phases, by the order of magnitude of their keys."""
+    assert work.definition is not None
     found: dict[int, float] = {}
-    for cost in work.shard.costs.values():
-        for size, seconds in cost.keys.items():
+    for phase in work.definition.derived:
+        for size, seconds in work.shard.costs.get(phase, Cost()).keys.items():
             found[size] = found.get(size, 0.0) + seconds
     return found

@@ -113,7 +113,7 @@ def _run_keys(work: Work, phase: Phase, keys: list[Key], others: list[Phase]) ->
     seconds = budget if is_limited and budget else allowed
     work.attempted = Attempted(phases=1 + len(others), dirty_keys=len(keys), seconds=seconds)
     if is_limited:
-        limit_statements(seconds)
+        limit_statements(allowed, budget=budget)
     rows = work.key_runner.run_keys(phase, keys, others)
     if is_limited:
         limit_statements(allowed)
@@ -133,7 +133,9 @@ def _later_phases(work: Work, run: PhaseRun) -> list[Phase]:
 
 def _later_derived(work: Work, run: PhaseRun) -> Iterator[Phase]:
     """The phases of the refresh that follow in this batch, if one statement can run them all."""
-    if work.one_run_only or not work.plan.dialect.has_writing_parts:
+    if work.one_run_only or run.batches or run.failures:
+        return
+    if not work.plan.dialect.has_writing_parts:
         return
     assert work.definition is not None
     for other in work.leaders():
@@ -150,20 +152,23 @@ def _later_derived(work: Work, run: PhaseRun) -> Iterator[Phase]:
 def fits_one_batch(work: Work, run: PhaseRun, limit: int) -> bool:
     """Whether a full refresh of a phase is one statement for all keys, which may run others too.
 
-    It is if the last one found so few keys that a walk along them would only cost time. If two rows
-    might have one key, only a staging table shows it.
+    It is if the last one found so few keys that a walk along them would only cost time, and as long
+    as nothing in this refresh has failed or walked. If two rows might have one key, only a staging
+    table shows it.
     """
-    if run.phase in work.written:
+    if (run.refresh_id, run.phase) in work.written:
         return True
     assert work.definition is not None
+    others = [other for other in work.runs if other.refresh_id == run.refresh_id]
     return (
         run.dirty_after is None
-        and not (run.batches or run.failures)
+        and not run.batches
+        and not work.one_run_only
         and work.plan.dialect.has_writing_parts
         and work.definition.hooks[Phase(run.phase)].is_derived
         and run.estimate is not None
         and run.estimate <= limit
-        and not any(other.stage for other in work.runs if other.refresh_id == run.refresh_id)
+        and not any(other.stage or other.failures or other.batches > 1 for other in others)
         and work.checked_plan.has_unique_keys
     )
 
@@ -171,13 +176,16 @@ def fits_one_batch(work: Work, run: PhaseRun, limit: int) -> bool:
 def _do_everything(work: Work, run: PhaseRun, plan: Plan) -> Batch:
     """Run a phase for all keys; the first one runs those that follow too."""
     phase = Phase(run.phase)
-    if phase not in work.written:
+    if (run.refresh_id, phase) not in work.written:
         others = [other for other in _later_derived(work, run) if needs_full_refresh(work, other)]
+        if not others:
+            run.keys_scanned = run.estimate or 0
+            return Batch(plan.batch_runner().run_whole(phase, WindowProgress()).rows, None)
         work.attempted = Attempted(phases=1 + len(others))
         keys, rows = plan.batch_runner().run_together([phase, *others])
         work.attempted = None
-        work.written = {each: (keys, rows[each]) for each in rows}
-    keys, written = work.written.pop(phase)
+        work.written = {(run.refresh_id, each): (keys, rows[each]) for each in rows}
+    keys, written = work.written.pop((run.refresh_id, phase))
     run.keys_scanned += keys
     return Batch(written, None)
 

@@ -102,12 +102,14 @@ def require_full_refresh(work: Work, run: PhaseRun, reason: str) -> None:
         )
 
 
-def give_up_keys(work: Work, run: PhaseRun, attempted: Attempted) -> None:
+def give_up_keys(work: Work, run: PhaseRun, attempted: Attempted) -> bool:
     """Make the next run a full refresh after dirty keys timed out, if that is cheaper."""
     seconds, keys = attempted.seconds, attempted.dirty_keys
-    if is_full_cheaper(work, seconds):
-        record_timeout(work, run, seconds, keys)
-        require_full_refresh(work, run, f"{keys:,} dirty keys took longer than {seconds:.1f} s")
+    if not is_full_cheaper(work, seconds):
+        return False
+    record_timeout(work, run, seconds, keys)
+    require_full_refresh(work, run, f"{keys:,} dirty keys took longer than {seconds:.1f} s")
+    return True
 
 
 def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:

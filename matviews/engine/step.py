@@ -202,10 +202,15 @@ class Step:
         if self.run.batch_size is None:
             last = self._last_run() if self.run.dirty_after is None else None
             self.run.pace = last.pace if last else {}
-            if last and last.keys_scanned and last.state == RunState.SUCCEEDED:
+            if last and last.keys_scanned and self._is_comparable(last):
                 self.run.estimate = self.run.estimate or last.keys_scanned
             self.run.batch_size = self._pinned or self._initial_size
         return self.run.batch_size
+
+    def _is_comparable(self, last: PhaseRun) -> bool:
+        """Whether the last run went through the keys of the present definition."""
+        of_now = self.work.plan.fingerprint if self.hooks.do_derived else last.fingerprint
+        return last.state == RunState.SUCCEEDED and last.fingerprint == of_now
 
     def _last_run(self) -> PhaseRun | None:
         """The last full run of the phase in the shard that has measured batches."""

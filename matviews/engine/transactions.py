@@ -121,6 +121,9 @@ def _open_connection() -> Any:
     return database
 
 
-def limit_statements(seconds: float) -> None:
-    """Set the timeout of the batch's following statements; SQLite has none."""
-    sessions_of(alias()).limit(Limits(seconds, seconds, seconds))
+def limit_statements(seconds: float, *, budget: float | None = None) -> None:
+    """Set the timeouts of the batch's following statements, in seconds; SQLite has none.
+
+    With a `budget`, a statement may take no longer than that, waits excepted.
+    """
+    sessions_of(alias()).limit(Limits(budget or seconds, seconds, seconds))

@@ -88,8 +88,9 @@ class Work:
     one_run_only: bool = False
     #: The batch that is running, if it may fail in a way of its own.
     attempted: Attempted | None = None
-    #: Keys and rows of phases that a statement of this batch has run beside the first one.
-    written: dict[Phase, tuple[int, int]] = field(default_factory=dict)
+    #: Keys and rows of the runs, by refresh and phase, of which a statement of this batch has done
+    #: the work beside that of the first one.
+    written: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     #: Whether the change fields of the shard have to be saved.
     shard_changed: bool = False
 

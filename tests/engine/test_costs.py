@@ -1,18 +1,21 @@
 """By keys or in full: what the last refreshes took decides, and a statement that takes too long."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import connection, models
+from django.db import OperationalError, connection, models
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
-from matviews.engine import costs, dirty_keys
+from matviews import engine
+from matviews.engine import batch, costs, dirty_keys, transactions
 from matviews.json_fields import Cost
 from matviews.models import PhaseRun, ViewShard
 from matviews.phases import Phase
 from matviews.queryset import BatchRunner
+from matviews.queryset.sql.statements import Statements
 from matviews.states import RefreshState
 from tests.helpers import services, view_classes
 from tests.helpers.keyed_views import Kept
@@ -142,6 +145,7 @@ class TestTimeouts:
         # when they take too long, then the same refresh does everything, and it is right
         assert kept.refresh() == {DEAR}
         assert tried == [(Phase.INSERT, 3)]
+        assert PhaseRun.objects.filter(phase=Phase.INSERT).latest("pk").batch_size > 100
         assert kept.rows == {"1": 5, "2": 5, "3": 5}
         # and the view remembers it
         kept.sql("UPDATE ROWS SET n = 6")
@@ -232,6 +236,34 @@ class TestOneEvaluation:
             kept.change()
         assert len(self.writes(kept, captured)) == 2
         assert kept.rows == {"1": 1, "2": 5, "3": 3, "4": 4}
+
+    def test_a_lost_connection_is_tried_once(
+        self, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given a statement of all phases that finds the server gone, and stays without it
+        attempts: list[int] = []
+        begin = transactions.batch_transaction
+
+        def lost(*_arguments: Any) -> Any:
+            raise OperationalError("the connection is lost")
+
+        @contextmanager
+        def counted(seconds: float) -> Iterator[None]:
+            attempts.append(1)
+            if len(attempts) > 1:
+                lost()
+            with begin(seconds):
+                yield
+
+        monkeypatch.setattr(batch, "batch_transaction", counted)
+        monkeypatch.setattr(Statements, "do_keys_together", lost)
+        kept.sql("UPDATE ROWS SET n = 5 WHERE k = 2")
+        engine.request(kept.View)
+        message = engine.close_finished(shard().pk).message
+        assert message is not None
+        # then it does not try for ever
+        assert engine.run_batch(message).outcome is not engine.Outcome.DONE
+        assert len(attempts) <= 3
 
     def test_its_error_is_that_of_the_phase_that_failed(self, kept: Kept) -> None:
         table = kept.View._meta.db_table

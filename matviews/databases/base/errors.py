@@ -55,6 +55,10 @@ class Errors:
     def _failure(self, error: Error) -> Failure:
         raise NotImplementedError
 
+    def is_statement_timeout(self, error: BaseException) -> bool:
+        """Whether a statement took longer than it may; SQLite has no such limit."""
+        return False
+
     def is_missing(self, error: DatabaseError) -> bool:
         """Whether a statement failed because a table or column is missing."""
         raise NotImplementedError

@@ -9,7 +9,8 @@ from ..base.errors import ConstraintKind, Errors, Failure, Violation
 
 __all__ = ["MySQLErrors", "number_of"]
 
-LIMITS = {1205, 1969, 3024}  # lock wait timeout, max_statement_time, max_execution_time
+STATEMENT_TIMEOUTS = {1969, 3024}  # max_statement_time, max_execution_time
+LIMITS = {1205, *STATEMENT_TIMEOUTS}  # and lock wait timeout
 # Deadlock, record changed since last read, and foreign keys: the row that others just deleted, or
 # have not committed yet, may exist at the next attempt.
 TRANSIENT = {1213, 1020, 1216, 1217, 1451, 1452}
@@ -51,6 +52,9 @@ class MySQLErrors(Errors):
         if number in LIMITS:
             return Failure.RETRY_SMALLER
         return Failure.RETRY if number in TRANSIENT | LOST else Failure.FINAL
+
+    def is_statement_timeout(self, error: BaseException) -> bool:
+        return number_of(error) in STATEMENT_TIMEOUTS
 
     def is_missing(self, error: DatabaseError) -> bool:
         return number_of(error) in MISSING

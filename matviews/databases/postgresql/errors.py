@@ -15,7 +15,8 @@ __all__ = ["PostgreSQLErrors"]
 
 # statement_timeout, lock_timeout and idle_in_transaction_session_timeout: the batch computed for
 # too long between two statements.
-LIMITS = {"57014", "55P03", "25P03"}
+QUERY_CANCELED = "57014"
+LIMITS = {QUERY_CANCELED, "55P03", "25P03"}
 # Serialization failures, deadlocks, a server shutting down, too many connections, and foreign keys:
 # the row that others just deleted, or have not committed yet, may exist at the next attempt.
 TRANSIENT = {
@@ -45,6 +46,9 @@ class PostgreSQLErrors(Errors):
         if lost or state in TRANSIENT or (state or "").startswith("08"):
             return Failure.RETRY
         return Failure.FINAL
+
+    def is_statement_timeout(self, error: BaseException) -> bool:
+        return sqlstate(error) == QUERY_CANCELED
 
     def is_missing(self, error: DatabaseError) -> bool:
         return sqlstate(error) in MISSING

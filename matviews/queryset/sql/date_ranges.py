@@ -13,8 +13,11 @@ from ...databases.keys import Keys
 
 __all__ = ["DateBound", "date_bounds", "ranged_column"]
 
-# Days in the longest period; of one that is not here, at most one.
-PERIOD_DAYS = {"year": 366, "quarter": 92, "month": 31, "week": 7}
+# Days in the longest period. Databases know others, like "decade".
+PERIOD_DAYS = {
+    "year": 366, "quarter": 92, "month": 31, "week": 7,
+    **dict.fromkeys(("day", "date", "hour", "minute", "second"), 1),
+}  # fmt: skip
 # More than any two time zones differ: the database compares in one, and computes in another.
 MARGIN = timedelta(days=2)
 
@@ -31,12 +34,17 @@ class DateBound(str):
 
 
 def ranged_column(expression: Any) -> Any:
-    """The column that a part of a key is computed from, if that bounds it; else None."""
+    """The column that a part of a key is computed from, if that bounds it; else None.
+
+    A subclass of a project's own may compute anything.
+    """
+    if type(expression).__module__ != TruncBase.__module__:
+        return None
     if isinstance(expression, TruncBase):
-        is_date = expression.kind != "time"
+        is_bounding = expression.kind in PERIOD_DAYS
     else:
-        is_date = isinstance(expression, ExtractYear)
-    return expression.lhs if is_date and column_of(expression.lhs) else None
+        is_bounding = isinstance(expression, ExtractYear)
+    return expression.lhs if is_bounding and column_of(expression.lhs) else None
 
 
 def date_bounds(expression: Any, within: Keys, part: int) -> list[DateBound]:
@@ -63,7 +71,7 @@ def _range(expression: Any, values: Iterable[Any]) -> tuple[datetime, datetime]:
         moments, days = [datetime(int(year), 1, 1, tzinfo=UTC) for year in values], 366
     else:
         moments = [_moment(value) for value in values]
-        days = PERIOD_DAYS.get(expression.kind, 1)
+        days = PERIOD_DAYS[expression.kind]
     high = max(moments) + timedelta(days=days) + MARGIN
     return (min(moments) - MARGIN).replace(tzinfo=None), high.replace(tzinfo=None)
 

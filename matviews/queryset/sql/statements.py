@@ -322,7 +322,8 @@ class Statements:
         """Statements that are compiled once, with the parameters of these keys."""
         ends = self.reader.bounds(keys) if isinstance(self.reader, KeyReader) else []
         bounds = {(bound.part, bound.is_upper): bound for bound in ends}
-        kind = (*phases,), tuple(map(type, keys.keys[0])), tuple(bounds)
+        types = tuple(frozenset(map(type, part)) for part in zip(*keys.keys, strict=True))
+        kind = (*phases,), types, tuple(bounds)
         if kind not in self._compiled:
             self._compiled[kind] = compiled()
 

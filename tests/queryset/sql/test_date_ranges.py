@@ -10,6 +10,7 @@ from django.db import connection, models
 from django.db.models import Count, F, Sum
 from django.db.models.functions import (
     ExtractYear,
+    Trunc,
     TruncDate,
     TruncDay,
     TruncHour,
@@ -72,6 +73,17 @@ class TestBounds:
     @pytest.mark.parametrize("key", ["infinity", "0044-03-01 BC", "0000-00-00", "10001-01-01", "x"])
     def test_are_unknown_for_what_python_cannot_hold(self, key: str) -> None:
         assert date_bounds(resolved(TruncMonth), Keys((("2024-01-01",), (key,))), 0) == []
+
+    @pytest.mark.parametrize("kind", ["decade", "century", "MONTH", "quarters"])
+    def test_are_unknown_for_periods_of_the_database_alone(self, kind: str) -> None:
+        row = model("Row", at=models.DateTimeField())
+        assert ranged_column(of(row, lambda name: Trunc(name, kind))) is None
+
+    def test_are_unknown_for_functions_of_a_project(self) -> None:
+        class FiscalYear(TruncYear):
+            pass
+
+        assert ranged_column(resolved(FiscalYear)) is None
 
     def test_are_dates_for_a_column_of_dates(self) -> None:
         expression = resolved(TruncMonth, models.DateField)
