@@ -54,7 +54,7 @@ def _obstacles(plan: Plan) -> Iterator[str]:
         yield "MatviewMeta.tracking is False"
     for phase in definition.options.phases:
         hooks = definition.hooks[phase]
-        if not (hooks.needs_derived and hooks.do_derived):
+        if not hooks.is_derived:
             yield f"the phase {phase} has hooks, which may read anything"
     if plan.inspection.untrackable:
         yield plan.inspection.untrackable

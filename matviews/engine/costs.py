@@ -51,12 +51,12 @@ def max_worthwhile_keys(work: Work) -> int | None:
     full, by_size = _full_seconds(work), _seconds_by_size(work)
     if full is None or not by_size:
         return None
-    bearable = max(full, CHEAP_SECONDS)
-    if dear := [size for size, seconds in by_size.items() if seconds > bearable]:
-        return int(SIZE_FACTOR ** min(dear)) - 1
+    threshold = max(full, CHEAP_SECONDS)
+    if too_slow := [size for size, seconds in by_size.items() if seconds > threshold]:
+        return int(SIZE_FACTOR ** min(too_slow)) - 1
     largest = max(by_size)
     per_key = max(by_size[largest], 1e-6) / SIZE_FACTOR**largest
-    return min(MAX_KEYS, max(TRIED_KEYS, int(bearable / per_key)))
+    return min(MAX_KEYS, max(TRIED_KEYS, int(threshold / per_key)))
 
 
 def keys_budget(work: Work, keys: int) -> float | None:

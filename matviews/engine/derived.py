@@ -109,11 +109,11 @@ def _run_keys(work: Work, phase: Phase, keys: list[Key], others: list[Phase]) ->
     allowed = (definition and definition.options.statement_timeout) or (
         get_settings().STATEMENT_TIMEOUT
     )
-    is_limited = budget is not None and budget < allowed
-    seconds = budget if is_limited and budget else allowed
+    seconds = allowed if budget is None else min(budget, allowed)
+    is_limited = seconds < allowed
     work.attempted = Attempted(phases=1 + len(others), dirty_keys=len(keys), seconds=seconds)
     if is_limited:
-        limit_statements(allowed, budget=budget)
+        limit_statements(allowed, budget=seconds)
     rows = work.key_runner.run_keys(phase, keys, others)
     if is_limited:
         limit_statements(allowed)

@@ -824,7 +824,7 @@ class TestKeys:
         assert refresh.runs.get().full_refresh_reason == "all keys were marked as dirty"
 
     def test_a_phase_that_ends_late_leaves_no_key_to_nobody(self) -> None:
-        # given a first build whose last phase is to come: it leaves out what the first has filled
+        # given a first build before its last phase, which skips what the first one inserted
         first = engine.request(CustomerTotal)
         for _phase in (Phase.INSERT, Phase.UPDATE):
             engine.run_batch(due(CustomerTotal))

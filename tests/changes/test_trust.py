@@ -1,4 +1,4 @@
-"""Triggers that were dropped, disabled or made anew: the view says so, and so does the log."""
+"""Triggers that were dropped, disabled or recreated: the view reports it, and so does the log."""
 
 import json
 import logging

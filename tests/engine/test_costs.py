@@ -29,7 +29,7 @@ pytestmark = [
 VENDOR = services.selected_database()
 SLEEP = "SELECT pg_sleep(20)" if VENDOR == "postgres" else "SELECT SLEEP(20)"
 NEVER_SUCCEEDED = "it has not succeeded since tracking began"
-DEAR = "dirty keys would take longer than a full refresh"
+TOO_SLOW = "dirty keys would take longer than a full refresh"
 
 not_on_sqlite = pytest.mark.skipif(VENDOR == "sqlite", reason="SQLite has no statement timeout")
 
@@ -103,7 +103,7 @@ class TestChoice:
     def _cheap(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(costs, "CHEAP_SECONDS", 0.05)
 
-    def test_dear_keys_are_refreshed_in_full(self, kept: Kept) -> None:
+    def test_expensive_keys_are_refreshed_in_full(self, kept: Kept) -> None:
         kept.insert((4, 4), (5, 5))
         kept.refresh()
         learn(Cost(0.1, {0: 0.01, 1: 0.2}))  # of one to three keys, of four to fifteen
@@ -143,13 +143,13 @@ class TestTimeouts:
         tried = slow(monkeypatch, fits=0)
         kept.sql("UPDATE ROWS SET n = 5")
         # when they take too long, then the same refresh does everything, and it is right
-        assert kept.refresh() == {DEAR}
+        assert kept.refresh() == {TOO_SLOW}
         assert tried == [(Phase.INSERT, 3)]
         assert (PhaseRun.objects.filter(phase=Phase.INSERT).latest("pk").batch_size or 0) > 100
         assert kept.rows == {"1": 5, "2": 5, "3": 5}
         # and the view remembers it
         kept.sql("UPDATE ROWS SET n = 6")
-        assert kept.refresh() == {DEAR}
+        assert kept.refresh() == {TOO_SLOW}
         assert len(tried) == 1
 
     def test_where_everything_takes_longer_still_the_keys_are_halved(

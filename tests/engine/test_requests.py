@@ -323,7 +323,7 @@ class TestMerging:
         assert states == [RefreshState.OPEN] * 2
 
     def test_few_begin_at_a_time(self) -> None:
-        """However many come while one is at work: else each would do all of it again, in turn."""
+        """However many are requested: otherwise each of them would do all of the work again."""
         items(30)
         for _ in range(12):
             request_apart(Walked, batch_size=1)

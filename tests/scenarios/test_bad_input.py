@@ -607,7 +607,7 @@ class TestPhasesThatDoNotEnd:
 
 
 class TestBrokerDown:
-    """A request is recorded, the caller is told; `maintain` sends it when the broker is back."""
+    """The request is recorded and the caller told; `maintain` sends it once the broker is back."""
 
     @pytest.fixture(
         autouse=True, params=["redis://127.0.0.1:{port}/0", "amqp://guest@127.0.0.1:{port}//"]

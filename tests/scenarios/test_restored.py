@@ -44,7 +44,7 @@ else:
 
 @pytest.fixture
 def shop(tracked: None) -> None:
-    """A view that lacks a row, though the bookkeeping says it has all; and a request at work."""
+    """A view without a row that the bookkeeping says it has, and a request in progress."""
     region = Region.objects.create(pk=1, name="here")
     for number in (1, 2, 3):
         Customer.objects.create(pk=number, name=str(number), region=region)

@@ -52,7 +52,7 @@ class BatchRunner:
             DatabaseError: a statement failed.
             NotAdvancing: the next window does not come after this one.
         """
-        if phase is Phase.UPDATE and not self.statements.update_columns:
+        if not self._writes(phase):
             return replace(progress, cursor=None, rows=0, keys_scanned=0)
         if not self.statements.exact:
             return self.run_whole(phase, progress)
@@ -67,9 +67,7 @@ class BatchRunner:
             DatabaseError: the statement failed.
         """
         over = replace(progress, cursor=None, rows=0, keys_scanned=0)
-        if (None, None) in progress.inserted_ranges or (
-            phase is Phase.UPDATE and not self.statements.update_columns
-        ):
+        if (None, None) in progress.inserted_ranges or not self._writes(phase):
             return over
         everything = (None, None)
         empty = phase is Phase.INSERT and not self.statements.finds(
@@ -119,6 +117,7 @@ class BatchRunner:
         return keys, {phase: written.get(phase, 0) for phase in phases}
 
     def _writes(self, phase: Phase) -> bool:
+        """Whether a phase has anything to write: a view of keys alone has no values to update."""
         return phase is not Phase.UPDATE or bool(self.statements.update_columns)
 
     def _insert(self, progress: WindowProgress, limit: int) -> WindowProgress:
