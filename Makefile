@@ -8,6 +8,8 @@ PYTEST_ARGS ?=
 LIVE_ARGS ?=
 # As in BENCH_ARGS="--json figures.json".
 BENCH_ARGS ?=
+# As in CHAOS_ARGS="--minutes 3 --database mariadb --seed 7".
+CHAOS_ARGS ?=
 
 BIN := $(VENV)/bin
 SETUP := $(subst /,_,$(PYTHON))-django$(DJANGO)
@@ -22,7 +24,7 @@ INSTALL_DJANGO = $(if $(DJANGO),$(PIP) install "Django~=$(DJANGO).0",:)
 RUN := $(BIN)/python scripts/run_tests.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo live test quick test-long test-all coverage databases bench lint format clean
+.PHONY: help demo live test quick test-long test-all coverage databases bench chaos lint format clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 18
@@ -37,7 +39,7 @@ test: $(DEV) ## lint, types and all tests on SQLite, PostgreSQL and MariaDB
 	@$(RUN) test $(PYTEST_ARGS)
 
 quick: $(DEV) ## the tests on SQLite that start no process
-	@MATVIEWS_TEST_DB=sqlite $(BIN)/python -m pytest --quick --numprocesses auto --dist worksteal $(PYTEST_ARGS)
+	@MATVIEWS_TEST_DB=sqlite PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --quick --numprocesses auto --dist worksteal $(PYTEST_ARGS)
 
 test-long: $(DEV) ## the long forms of the random tests, on the three databases
 	@$(RUN) test-long $(PYTEST_ARGS)
@@ -53,6 +55,9 @@ databases: $(DEV)
 
 bench: $(DEV) ## queryset views beside their peers, and the engine's share, on each database
 	@$(RUN) bench $(BENCH_ARGS)
+
+chaos: $(DEV) ## kill, freeze and flush everything for 30 minutes; then every row must be right
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 lint: $(DEV) ## ruff and mypy
 	@$(RUN) lint

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from .querysets import figures as querysets
     from .report import Figures
+    from .timers import Timer
 
 ENGINE, QUERYSETS, TRACKING, STRATEGY = "engine", "querysets", "tracking", "strategy"
+MONITORING = "monitoring"
 
 REUSE = (0, 10_000)  # Celery closes its database connection after each task, or as good as never
 
@@ -40,6 +42,8 @@ def main() -> int:
             _measure_tracking(options)
         if options.part in (None, STRATEGY):
             _measure_strategy(options)
+        if options.part in (None, MONITORING):
+            _measure_monitoring(options)
     finally:
         teardown_databases(databases, verbosity=0)
     return 0
@@ -49,7 +53,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="PATH", help="add the figures to this file")
     parser.add_argument(
-        "--part", choices=(ENGINE, QUERYSETS, TRACKING, STRATEGY), help="measure only this part"
+        "--part",
+        choices=(ENGINE, QUERYSETS, TRACKING, STRATEGY, MONITORING),
+        help="measure only this part",
     )
     parser.add_argument("--runs", type=int, default=5, help="runs that medians are taken of")
     parser.add_argument("--batches", type=int, default=200, help="batches in a run")
@@ -59,7 +65,16 @@ def _options() -> argparse.Namespace:
         metavar="BATCHES",
         help=f"batches of the long refresh; {LONG} on SQLite, {LONG_ON_SERVERS} on the others",
     )
-    parser.add_argument("--views", type=int, default=1000, help="views that are on a schedule")
+    parser.add_argument(
+        "--only", nargs="*", default=(), metavar="VIEW", help="views of the part strategy"
+    )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="in the parts tracking and strategy, measure processor time: for a busy machine with "
+        "Linux and the database on it",
+    )
+    parser.add_argument("--views", type=int, default=1000, help="views that are idle")
     parser.add_argument(
         "--rows",
         type=int,
@@ -107,7 +122,7 @@ def _measure_tracking(options: argparse.Namespace) -> None:
 
     from . import through_redis, tracking
 
-    found = tracking.measure(options.rows, options.runs, _say)
+    found = tracking.measure(options.rows, options.runs, _timer(options), _say)
     with through_redis.broker() as address:
         for reuse in REUSE:
             _say("from a commit to the view's row")
@@ -120,12 +135,29 @@ def _measure_tracking(options: argparse.Namespace) -> None:
 def _measure_strategy(options: argparse.Namespace) -> None:
     from tests.helpers.services import selected_database
 
-    from .strategy import measure
+    from .strategy import measure, report
 
-    cells = measure.measure(options.rows, options.runs, _say)
-    measure.show(cells, selected_database(), _console())
+    cells = measure.measure(options.rows, options.runs, options.only, _timer(options), _say)
+    report.show(cells, selected_database(), _console())
     if options.json:
-        measure.save(cells, selected_database(), options.json)
+        report.save(cells, selected_database(), options.json)
+
+
+def _timer(options: argparse.Namespace) -> "Timer":
+    from . import timers
+
+    return timers.processor if options.processor_time else timers.elapsed
+
+
+def _measure_monitoring(options: argparse.Namespace) -> None:
+    from tests.helpers.services import selected_database
+
+    from . import monitoring
+
+    found = monitoring.measure(options.views, options.runs)
+    monitoring.show(found, selected_database(), _console())
+    if options.json:
+        monitoring.save(found, selected_database(), options.json)
 
 
 def _say(what: str) -> None:

@@ -70,6 +70,13 @@ def save(figures: Figures, path: Path) -> None:
     add(path, figures.database, {**asdict(figures), "aims": aims})
 
 
+def read(path: Path, database: str) -> dict[str, Any]:
+    """The values of a database in a JSON file; none if there is no file."""
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    found: dict[str, Any] = kept.get(database, {})
+    return found
+
+
 def add(path: Path, database: str, more: dict[str, Any]) -> None:
     """Put values of a database into a JSON file; keep the others that it has."""
     kept = json.loads(path.read_text()) if path.exists() else {}

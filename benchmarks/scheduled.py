@@ -1,7 +1,6 @@
 """What beat and `maintain` cost while many views are on schedules and none is due."""
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from matviews.registry import registry
 from matviews.tasks.schedules import reconcile
 
 from .hooks import NoHooksMixin
+from .processor import Processor
 from .statements import statements
 
 # In a minute beat looks every 5 seconds, and writes down and reads all again every 3 minutes.
@@ -28,10 +28,18 @@ LOOKS, READS = 12, 1 / 3
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one call: statements, and milliseconds of processor time of this process."""
+    """Of one call: statements, and milliseconds of processor time."""
 
     statements: int
+    #: Of this process.
     cpu: float
+    #: Of its session on the server.
+    server: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Of both."""
+        return self.cpu + self.server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +72,7 @@ def scheduled(views: int, runs: int) -> Scheduled:
     with registry.preserved():
         _make_views(views)
         look, read = _beat(runs)
-        maintain, alone = _cost(tasks.maintain, runs), _cost(reconcile, runs)
+        maintain, alone = cost(tasks.maintain, runs), cost(reconcile, runs)
     with _made_by_hand(views):
         peer_look, peer_read = _beat(runs)
     return Scheduled(
@@ -131,18 +139,19 @@ def _beat(runs: int) -> tuple[Cost, Cost]:
         PeriodicTasks.objects.update(last_update=changed)
         scheduler.tick()
 
-    return _cost(scheduler.tick, runs), _cost(read, runs)
+    return cost(scheduler.tick, runs), cost(read, runs)
 
 
-def _cost(work: Callable[[], object], runs: int) -> Cost:
+def cost(work: Callable[[], object], runs: int) -> Cost:
     with statements() as found:
         work()
-    times = []
+    own, server = [], []
     for _ in range(runs):
-        started = time.process_time()
+        processor = Processor()
         work()
-        times.append((time.process_time() - started) * 1e3)
-    return Cost(statements=len(found), cpu=statistics.median(times))
+        own.append(processor.own)
+        server.append(processor.server)
+    return Cost(statements=len(found), cpu=statistics.median(own), server=statistics.median(server))
 
 
 def _minute(look: Cost, read: Cost, maintain: Cost | None = None) -> Cost:

@@ -1,12 +1,15 @@
 """What a refresh of a tracked view costs when little or nothing changed, and what triggers cost.
 
-Times are seconds. The ways take turns, as with the other queryset views.
+Times are seconds, elapsed ones or those of processors. The ways take turns, as with the other
+queryset views.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from django.db import connection
@@ -23,13 +26,16 @@ from .models import NoOp, Order, Spending, SpendingByStatement
 from .querysets.loading import load_orders, tidy
 from .querysets.ways import Native, Statement, View, Way
 from .report import add
+from .statements import statements
 from .through_redis import own_workers
+from .timers import Timer
 
 __all__ = ["Measured", "measure", "save", "show", "until_seen"]
 
 KEY = ("customer",)
 BULK, ROWS = 10, 500  # one order of ten in a bulk; rows that are written one by one
 FEW = 100  # customers, of ten orders each
+PARTITIONS = 24
 POLL = 0.001  # seconds between two looks at the view
 WARM_UPS = 5  # refreshes of another view
 PATIENCE = 60.0  # seconds until a row that does not come is given up
@@ -42,10 +48,12 @@ class Measured:
     Attributes:
         name: of the thing.
         seconds: by the name of the way, the first one being ours.
+        statements: how many a run takes, by the name of the way; empty if they were not counted.
     """
 
     name: str
     seconds: dict[str, float]
+    statements: dict[str, int] = field(default_factory=dict)
 
     def ratios(self) -> dict[str, float]:
         """What ours takes of each other."""
@@ -74,17 +82,20 @@ class ByHand(Statement):
             cursor.execute("DELETE FROM benchmarks_dirty")
 
 
-def measure(rows: int, runs: int, say: Callable[[str], object]) -> list[Measured]:
+def measure(rows: int, runs: int, timer: Timer, say: Callable[[str], object]) -> list[Measured]:
     """Measure all with so many orders, of a tenth as many customers."""
     say(f"{rows:,} orders")
     changes.remove(engine.alias())
     load_orders(rows)
-    found = list(_writes(runs, say))
+    found = list(_writes(runs, timer, say))
     changes.install(engine.alias())
-    return [*found, *_refreshes(rows // 10, runs, say), _grown(rows, runs, say)]
+    found += [*_refreshes(rows // 10, runs, timer, say), _grown(rows, runs, timer, say)]
+    if connection.vendor == "postgresql":
+        found.append(_partitioned(rows, runs, timer, say))
+    return found
 
 
-def _grown(rows: int, runs: int, say: Callable[[str], object]) -> Measured:
+def _grown(rows: int, runs: int, timer: Timer, say: Callable[[str], object]) -> Measured:
     """The orders of as many customers are changed, among all rows and among a tenth of them.
 
     Leaves all rows behind.
@@ -97,18 +108,77 @@ def _grown(rows: int, runs: int, say: Callable[[str], object]) -> Measured:
         view.empty()
         view.build()
         view.tidy()
-        for number in range(runs):
-            tidy(Order)
-            _change_orders(FEW, number)
-            times[count].append(_seconds(view))
-            assert not PhaseRun.objects.filter(
-                refresh=Refresh.objects.latest("pk"), dirty_after=None
-            )
+        times[count] += _few_changed(view, runs, timer)
     seconds = _medians({f"of {count:,}": taken for count, taken in times.items()})
     return Measured(name=f"{10 * FEW:,} orders changed", seconds=seconds)
 
 
-def _refreshes(keys: int, runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
+def _few_changed(view: View, runs: int, timer: Timer) -> list[float]:
+    """The seconds of refreshes by keys, each after a few orders have changed."""
+    taken = []
+    for number in range(runs):
+        tidy(Order)
+        _change_orders(FEW, number)
+        taken.append(_seconds(view, timer))
+        assert not PhaseRun.objects.filter(refresh=Refresh.objects.latest("pk"), dirty_after=None)
+    return taken
+
+
+def _partitioned(rows: int, runs: int, timer: Timer, say: Callable[[str], object]) -> Measured:
+    """The same orders are changed in a partitioned table, and in one that is not."""
+    times: dict[str, list[float]] = {f"in {PARTITIONS} partitions": [], "in one table": []}
+    view = View(Spending)
+    for name in reversed(times):
+        say(f"{10 * FEW:,} orders changed {name}")
+        changes.remove(engine.alias())
+        if name != "in one table":
+            _partition(rows)
+        load_orders(rows)
+        changes.install(engine.alias())
+        view.empty()
+        view.build()
+        view.tidy()
+        times[name] += _few_changed(view, runs, timer)
+    assert engine.verify(Spending).equal
+    changes.remove(engine.alias())
+    _execute(
+        "DROP TABLE benchmarks_order",
+        "ALTER TABLE benchmarks_whole RENAME TO benchmarks_order",
+    )
+    load_orders(rows)
+    changes.install(engine.alias())
+    return Measured(name=f"{10 * FEW:,} orders changed, partitioned", seconds=_medians(times))
+
+
+def _partition(rows: int) -> None:
+    """Put an empty table in place of the orders, in partitions by their time."""
+    bounds = [
+        f"timestamptz '2020-01-01 00:00:00+00' + {rows * number // PARTITIONS} * interval '1 s'"
+        for number in range(1, PARTITIONS)
+    ]
+    ends = ["MINVALUE", *bounds, "MAXVALUE"]
+    _execute(
+        "ALTER TABLE benchmarks_order RENAME TO benchmarks_whole",
+        "CREATE TABLE benchmarks_order (LIKE benchmarks_whole) PARTITION BY RANGE (created)",
+        "CREATE INDEX ON benchmarks_order (customer_id)",
+        "CREATE INDEX ON benchmarks_order (id)",
+        *(
+            f"CREATE TABLE benchmarks_order_{number} PARTITION OF benchmarks_order "
+            f"FOR VALUES FROM ({low}) TO ({high})"
+            for number, (low, high) in enumerate(pairwise(ends))
+        ),
+    )
+
+
+def _execute(*statements: str) -> None:
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def _refreshes(
+    keys: int, runs: int, timer: Timer, say: Callable[[str], object]
+) -> Iterator[Measured]:
     view = View(Spending)
     by_hand = ByHand(SpendingByStatement, Spending.source, KEY)
     ways: list[Way] = [view, by_hand]
@@ -122,30 +192,35 @@ def _refreshes(keys: int, runs: int, say: Callable[[str], object]) -> Iterator[M
         way.tidy()
     for name, changed in (
         ("nothing changed", 0),
+        ("one key changed", 1),
         ("0.1 % of the keys changed", keys // 1000),
         ("10 % of the keys changed", keys // 10),
     ):
         say(name)
         times: dict[str, list[float]] = {way.name: [] for way in ways}
+        counts: dict[str, int] = {}
         for number in range(runs):
             _change(changed, number)
             first = number % len(ways)
             for way in ways[first:] + ways[:first]:
-                times[way.name].append(_seconds(way))
-        yield Measured(name=name, seconds=_medians(times))
+                times[way.name].append(_seconds(way, timer))
+        _change(changed, runs)
+        for way in ways:
+            with statements() as found:
+                way.renew()
+            counts[way.name] = len(found)
+        yield Measured(name=name, seconds=_medians(times), statements=counts)
     with connection.cursor() as cursor:
         cursor.execute("DROP TABLE benchmarks_dirty")
     assert engine.verify(Spending).equal
 
 
-def _seconds(way: Way) -> float:
+def _seconds(way: Way, timer: Timer) -> float:
     """What a refresh takes in a warm process: one that has waited for a peer is slower at first."""
     warm_up = View(NoOp)
     for _ in range(WARM_UPS):
         warm_up.renew()
-    started = time.perf_counter()
-    way.renew()
-    return time.perf_counter() - started
+    return timer(way.renew)
 
 
 def until_seen(address: str, reuse: int, count: int) -> Measured:
@@ -198,7 +273,7 @@ def _change_orders(keys: int, number: int) -> int:
     return low
 
 
-def _writes(runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
+def _writes(runs: int, timer: Timer, say: Callable[[str], object]) -> Iterator[Measured]:
     say("writes with and without triggers")
     jobs = {"500 rows one by one": _one_by_one, "10 % of the rows in one statement": _in_bulk}
     times: dict[str, dict[str, list[float]]] = {
@@ -212,9 +287,7 @@ def _writes(runs: int, say: Callable[[str], object]) -> Iterator[Measured]:
                 changes.install(engine.alias())
             for name, job in jobs.items():
                 tidy(Order)
-                started = time.perf_counter()
-                job(number)
-                times[name][tracked].append(time.perf_counter() - started)
+                times[name][tracked].append(timer(partial(job, number)))
             engine.move_log()
     for name, found in times.items():
         yield Measured(name=name, seconds=_medians(found))
@@ -237,7 +310,7 @@ def _medians(times: dict[str, list[float]]) -> dict[str, float]:
 def show(found: list[Measured], database: str, console: Console) -> None:
     """Print a table; `database` goes into its title."""
     table = Table(title=f"{database}: change tracking, milliseconds", title_justify="left")
-    for column in ("", "", "median", "ratio"):
+    for column in ("", "", "median", "ratio", "statements"):
         table.add_column(column, justify="right" if column else "left")
     for each in found:
         table.add_section()
@@ -245,7 +318,8 @@ def show(found: list[Measured], database: str, console: Console) -> None:
         for number, (way, seconds) in enumerate(each.seconds.items()):
             name = "" if number else each.name
             ratio = f"{ratios[way]:.4f}" if way in ratios else ""
-            table.add_row(name, way, f"{1000 * seconds:.1f}", ratio)
+            count = each.statements.get(way, "")
+            table.add_row(name, way, f"{1000 * seconds:.1f}", ratio, str(count))
     console.print(table)
 
 

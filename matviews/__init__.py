@@ -1,18 +1,13 @@
 """Materialized views for Django: ordinary tables, kept up to date in small batches by Celery."""
 
-import logging
-
 from . import early_checks, registry  # noqa: F401 - they watch for the definition of views
-from .api import is_fresh, mark_dirty, refresh, untracked, verify
+from .api import is_fresh, mark_dirty, parked, refresh, status, untracked, verify
 from .contract import Batch, Shard
 from .mixin import MaterializedView
 from .phases import Phase
 
 __all__ = [
-    "Batch", "MaterializedView", "Phase", "Shard", "is_fresh", "mark_dirty", "refresh",
-    "untracked", "verify",
+    "Batch", "MaterializedView", "Phase", "Shard", "is_fresh", "mark_dirty", "parked",
+    "refresh", "status", "untracked", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"
-
-# Silent unless the project configures logging, as is the custom of libraries.
-logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -14,18 +14,18 @@ from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, transaction
 
-from .exceptions import ViewNotReady
+from .exceptions import NOT_MIGRATED, ViewNotReady
 from .phases import Phase
 
 if TYPE_CHECKING:
     from django.db.models import Model
 
-    from .engine import Verification
+    from .engine import DataStatus, Parked, Verification
     from .models import Refresh
 
-__all__ = ["NOT_MIGRATED", "is_fresh", "mark_dirty", "refresh", "untracked", "verify"]
-
-NOT_MIGRATED = "Tables of matviews are missing or out of date: run `manage.py migrate`."
+__all__ = [
+    "is_fresh", "mark_dirty", "parked", "refresh", "status", "untracked", "verify",
+]  # fmt: skip
 
 
 @contextmanager
@@ -57,6 +57,7 @@ def refresh(
     *,
     phases: Iterable[Phase | str] | None = None,
     requested_by: str = "",
+    force: bool = False,
 ) -> "Refresh":
     """Request a refresh of a view, which workers run in the background.
 
@@ -71,6 +72,8 @@ def refresh(
         view: the view's class or label.
         phases: which phases to run; all that the view has by default.
         requested_by: who asks, for the record.
+        force: begin at once, even if the view waits after a failure or is suspended; one that
+            succeeds ends that.
 
     Returns:
         The recorded request. Call its `refresh_from_db()` to see its outcome.
@@ -80,7 +83,7 @@ def refresh(
     """
     from . import engine, tasks
 
-    requested = engine.request(view, phases=phases, requested_by=requested_by)
+    requested = engine.request(view, phases=phases, requested_by=requested_by, force=force)
     if requested.finished_at is None:
         tasks.dispatch_on_commit(requested.view_id)
         _warn_in_test(requested)
@@ -105,8 +108,8 @@ def _warn_in_test(requested: "Refresh") -> None:
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
     """Whether no phase of a view has pending work, according to its `needs_*` hooks.
 
-    If changes of the view are tracked and none has been logged since its last success, it is fresh,
-    and its source is not read.
+    It is not fresh while keys are parked. If changes of the view are tracked and none has been
+    logged since its last success, it is fresh, and its source is not read.
 
     Args:
         view: the view's class or label.
@@ -149,6 +152,49 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]
     return engine.mark_dirty(view, keys)
 
 
+@_installed()
+def parked(view: str | type) -> "list[Parked]":
+    """The keys that refreshes left out, because their rows cannot be computed or written.
+
+    A row of the view with such a key stays as it was. The key is tried again if a change concerns
+    it, if the definition changes, and after a while, at most a day.
+
+    Args:
+        view: the view's class or label.
+
+    Returns:
+        For each phase and key, what the database said, how often and since when.
+
+    Raises:
+        UnknownView: there is no such view.
+    """
+    from . import engine
+
+    return engine.list_parked(view)
+
+
+@_installed()
+def status(view: str | type) -> "DataStatus":
+    """As of when the rows of a view are, for pages that show them: "data as of 12:03".
+
+    It takes two statements at most. Call it before you read the rows: what is read later may be
+    more recent, what was read earlier may be older.
+
+    Args:
+        view: the view's class or label.
+
+    Returns:
+        `as_of`: every change of the source that committed before this moment is in the rows.
+        `pending`, `state` and `on_time`: how it is now.
+
+    Raises:
+        UnknownView: there is no such view.
+    """
+    from . import engine
+
+    return engine.data_status(view)
+
+
 @contextmanager
 def untracked(*models: "type[Model] | str") -> Iterator[None]:
     """A transaction for a bulk load: it logs no changes of some models, and full refreshes follow.
@@ -178,16 +224,23 @@ def untracked(*models: "type[Model] | str") -> Iterator[None]:
 
 
 @_installed()
-def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> "Verification":
+def verify(
+    view: str | type,
+    *,
+    repair: bool = False,
+    sample: int | None = None,
+    leave_out_pending: bool = False,
+) -> "Verification":
     """Compare a view with what its `source()` returns now.
 
-    One statement, and so one snapshot, compares each range of a few thousand keys. Changes of the
-    source since the last refresh show up as differences.
+    One statement, and so one snapshot, compares each range of a few thousand keys.
 
     Args:
         view: the view's class or label.
         repair: write the rows that differ, and only those; the view's batches wait meanwhile.
         sample: compare about this many keys, in random ranges; None for all.
+        leave_out_pending: do not count keys with a pending change, if changes are tracked.
+            Otherwise changes of the source since the last refresh show up as differences.
 
     Returns:
         How many rows were compared, how many are missing, differing and surplus, and the first of
@@ -199,7 +252,7 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
     """
     from . import engine, tasks
 
-    found = engine.verify(view, repair=repair, sample=sample)
+    found = engine.verify(view, repair=repair, sample=sample, leave_out_pending=leave_out_pending)
     if found.repaired is not None:
         tasks.dispatch_on_commit(found.view_id)  # a batch may have been refused meanwhile
     return found

@@ -7,7 +7,7 @@ from django.apps import AppConfig, apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError
 from django.db import DatabaseError, connections
-from django.db.migrations.operations import RenameModel
+from django.db.migrations.operations import CreateModel, DeleteModel, RenameModel
 from django.db.models.signals import post_migrate, pre_migrate
 
 from .exceptions import NotPermitted, TablesLocked
@@ -35,12 +35,14 @@ class MatviewsConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect what needs the models."""
-        from . import checks  # noqa: F401 - registers the system checks
+        from . import checks, engine  # noqa: F401 - registers the system checks
         from .tasks import checks as celery_checks  # noqa: F401
-        from .tasks import expiry, receivers
+        from .tasks import expiry, heartbeat, receivers
 
         receivers.connect()
         expiry.connect()
+        heartbeat.connect()
+        engine.connect_spans()
         pre_migrate.connect(_drop_triggers, sender=self, dispatch_uid="matviews.pre_migrate")
         post_migrate.connect(_after_migrate, sender=self, dispatch_uid="matviews.post_migrate")
 
@@ -79,7 +81,10 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
         return
     engine.rename_controls(_renames(plan))
     engine.sync_controls()
-    engine.mark_migrated_views_dirty({migration.app_label for migration, _backwards in plan})
+    migrated = {migration.app_label for migration, _backwards in plan}
+    engine.mark_migrated_views_dirty(migrated)
+    engine.promise_nothing_of(_created(plan))
+    engine.resume_migrated(migrated)
     schedules.reconcile_if_possible()
     if problem := engine.prepare_staging():
         print(problem, file=stdout)
@@ -114,6 +119,16 @@ def _renames(plan: Any) -> Iterator[tuple[str, str]]:
                     (each.new_name, each.old_name) if backwards else (each.old_name, each.new_name)
                 )
                 yield f"{migration.app_label}.{names[0]}", f"{migration.app_label}.{names[1]}"
+
+
+def _created(plan: Any) -> set[str]:
+    """The labels of the models whose tables a migration plan created, and so left empty."""
+    return {
+        f"{migration.app_label}.{each.name}"
+        for migration, backwards in plan
+        for each in _operations(migration.operations)
+        if isinstance(each, DeleteModel if backwards else CreateModel)
+    }
 
 
 def _operations(operations: Iterable[Any]) -> Iterator[Any]:

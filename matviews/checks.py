@@ -12,18 +12,23 @@ from typing import Any
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import Error as DatabaseFailure
 from django.db import connections, router
+from django.utils.module_loading import import_string
 
 from . import changes, engine
 from .conf import get_settings
 from .databases import is_supported
+from .definition import ViewDefinition
 from .exceptions import InvalidSetting
 from .models import TrackedTable, ViewControl
 from .queryset import check_source, check_table
+from .quiet_hours import zone_fault
+from .redact import error_text
 from .registry import registry
 
 __all__ = [
-    "check_columns", "check_database", "check_grants", "check_rights", "check_settings",
-    "check_sources", "check_triggers", "check_views",
+    "check_columns", "check_database", "check_full_refreshes", "check_governor",
+    "check_grants", "check_on_change", "check_quiet_hours",
+    "check_rights", "check_settings", "check_sources", "check_triggers", "check_views",
 ]  # fmt: skip
 
 
@@ -35,7 +40,7 @@ def check_views(**_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.models)
 def check_sources(**_kwargs: Any) -> list[CheckMessage]:
-    """W115 to W120, W006 to W010, W012, W036 and W037, for `source()`; W009 for every view.
+    """W115 to W120, W006 to W010, W012, W036, W037, W039, W040 for `source()`; W009 for every view.
 
     Skips what needs a database that is not reachable, or tables that are not migrated.
     """
@@ -48,6 +53,26 @@ def check_sources(**_kwargs: Any) -> list[CheckMessage]:
             with suppress(DatabaseFailure):
                 problems += check_source(definition, router.db_for_write(definition.model))
     return [*problems, *_cycles()]
+
+
+@register(Tags.database)
+def check_on_change(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W046: `refresh_on_change` of a view whose changes are not tracked."""
+    if router.db_for_write(ViewControl) not in (databases or ()):
+        return []
+    return [
+        Warning(
+            f"{definition.label}: MatviewMeta.refresh_on_change has no effect, because its changes "
+            f"are not tracked: {reason}.",
+            hint="Set MatviewMeta.refresh_every instead, or remove what prevents tracking: "
+            "docs/change-tracking.md, What is not tracked.",
+            obj=definition.model,
+            id="matviews.W046",
+        )
+        for definition in registry
+        if definition.options.delays and not definition.errors
+        if (reason := engine.why_not_followed(definition))
+    ]
 
 
 def _cycles() -> Iterator[CheckMessage]:
@@ -66,10 +91,20 @@ def _cycles() -> Iterator[CheckMessage]:
 def check_settings(**_kwargs: Any) -> list[CheckMessage]:
     """E009: the `MATVIEWS` setting has an unknown key or an invalid value."""
     try:
-        get_settings()
+        hook = get_settings().ALARM_HOOK
     except InvalidSetting as error:
         return [Error(str(error), id="matviews.E009")]
-    return []
+    fault = _fault_of_hook(hook) if hook else ""
+    return [Error(fault, id="matviews.E009")] if fault else []
+
+
+def _fault_of_hook(path: str) -> str:
+    """Why the hook for alarms cannot be called, "" if it can."""
+    try:
+        hook = import_string(path)
+    except Exception as error:  # noqa: BLE001 - whatever a module of the project raises
+        return f"MATVIEWS['ALARM_HOOK'] cannot be imported: {error_text(error)}"
+    return "" if callable(hook) else f"MATVIEWS['ALARM_HOOK'] must name a function, not {hook!r}."
 
 
 @register(Tags.database)
@@ -158,6 +193,83 @@ def check_triggers(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
             for problem in changes.find_problems(alias, migrated=False)
         ]
     return []
+
+
+@register(Tags.database)
+def check_full_refreshes(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W041: most of the last refreshes of a tracked view were full."""
+    alias = router.db_for_write(ViewControl)
+    if alias not in (databases or ()):
+        return []
+    problems: list[CheckMessage] = []
+    for definition in registry:
+        tracking = changes.known_tracking(definition, alias)
+        # Of a view whose changes never lead to keys, W040 is about the definition.
+        if not any(spec.links for spec in tracking.tables.values()):
+            continue
+        with suppress(DatabaseFailure):  # not migrated, or not reachable
+            recent = engine.recent_refreshes(definition.label)
+            if recent.usually_full:
+                problems.append(_usually_full(definition, recent))
+    return problems
+
+
+def _usually_full(definition: ViewDefinition, recent: engine.RecentRefreshes) -> CheckMessage:
+    return Warning(
+        f"{definition.label}: {recent.in_words}.",
+        hint=f"`manage.py update_materialized_views --explain --models {definition.label}` shows "
+        f"which keys the changes of each table lead to. Declare more in MatviewMeta.depends_on, or "
+        f"refresh more often, so that fewer keys change in between. If nothing helps, set "
+        f"MatviewMeta.tracking = False, which saves writers the triggers.",
+        obj=definition.model,
+        id="matviews.W041",
+    )
+
+
+@register(Tags.database)
+def check_governor(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W045: a limit of the governor has no effect in this database, or for this role."""
+    if router.db_for_write(ViewControl) not in (databases or ()) or not engine.is_governed():
+        return []
+    with suppress(DatabaseFailure):  # not reachable
+        return [
+            Warning(
+                f"MATVIEWS[{setting!r}] has no effect: {why}.",
+                hint="Grant the workers' role pg_monitor, if it is PostgreSQL; or remove the "
+                "setting.",
+                id="matviews.W045",
+            )
+            for setting, why in engine.blindness().items()
+        ]
+    return []
+
+
+@register(Tags.database)
+def check_quiet_hours(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W043: the quiet hours that an operator has set for a view have no effect."""
+    if router.db_for_write(ViewControl) not in (databases or ()):
+        return []
+    with suppress(DatabaseFailure):  # not migrated, or not reachable
+        found = ((each, _fault_of_quiet_hours(each)) for each in ViewControl.objects.all())
+        return [
+            Warning(
+                f"{control.label}: its quiet hours {fault}.",
+                hint="Correct them on its page in the admin.",
+                obj=control.definition and control.definition.model,
+                id="matviews.W043",
+            )
+            for control, fault in found
+            if fault
+        ]
+    return []
+
+
+def _fault_of_quiet_hours(control: ViewControl) -> str:
+    if (control.quiet_from is None) != (control.quiet_until is None):
+        return f"have no {'beginning' if control.quiet_from is None else 'end'}"
+    if control.quiet_zone and (fault := zone_fault(control.quiet_zone)):
+        return f"have the time zone {control.quiet_zone!r}; it must be {fault}"
+    return ""
 
 
 @register(Tags.database)

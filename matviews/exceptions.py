@@ -1,6 +1,7 @@
 """Every error that this package raises on purpose, all derived from `MatviewsError`."""
 
 __all__ = [
+    "NOT_MIGRATED",
     "HookError",
     "IllegalTransition",
     "InvalidRequest",
@@ -16,6 +17,9 @@ __all__ = [
     "ViewDisabled",
     "ViewNotReady",
 ]
+
+#: What `ViewNotReady` says if tables of this package are missing.
+NOT_MIGRATED = "Tables of matviews are missing or out of date: run `manage.py migrate`."
 
 
 class MatviewsError(Exception):

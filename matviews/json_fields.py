@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from django.db.models import JSONField
 
 __all__ = [
+    "UNTRACKED",
     "Checkpoint",
     "CheckpointField",
     "CheckpointsField",
@@ -24,6 +25,10 @@ class Checkpoint(NamedTuple):
     #: The exact fingerprint of the `source()` that they were computed from; None if not all had
     #: the same.
     fingerprint: str | None
+
+
+#: Of a phase whose changes are not tracked.
+UNTRACKED = Checkpoint(-1, None)
 
 
 class Drain(NamedTuple):

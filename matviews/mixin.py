@@ -8,7 +8,7 @@ from .contract import ViewMarker
 from .phases import Phase
 
 if TYPE_CHECKING:
-    from .engine import Verification
+    from .engine import DataStatus, Parked, Verification
     from .models import Refresh
 
 __all__ = ["MaterializedView"]
@@ -38,9 +38,11 @@ class MaterializedView(ViewMarker):
     """
 
     @classmethod
-    def refresh(cls, phases: Iterable[Phase | str] | None = None) -> "Refresh":
+    def refresh(
+        cls, phases: Iterable[Phase | str] | None = None, *, force: bool = False
+    ) -> "Refresh":
         """Request a refresh: `matviews.refresh` for this view."""
-        return api.refresh(cls, phases=phases)
+        return api.refresh(cls, phases=phases, force=force)
 
     @classmethod
     def is_fresh(cls, phases: Iterable[Phase | str] | None = None) -> bool:
@@ -53,6 +55,23 @@ class MaterializedView(ViewMarker):
         return api.mark_dirty(cls, keys)
 
     @classmethod
-    def verify(cls, *, repair: bool = False, sample: int | None = None) -> "Verification":
+    def verify(
+        cls, *, repair: bool = False, sample: int | None = None, leave_out_pending: bool = False
+    ) -> "Verification":
         """Compare the view with its `source()`: `matviews.verify` for this view."""
-        return api.verify(cls, repair=repair, sample=sample)
+        return api.verify(cls, repair=repair, sample=sample, leave_out_pending=leave_out_pending)
+
+    @classmethod
+    def parked(cls) -> "list[Parked]":
+        """The keys that refreshes leave out: `matviews.parked` for this view."""
+        return api.parked(cls)
+
+    if TYPE_CHECKING:
+        # A field of this name takes its place; `matviews.status` returns the same.
+        status: Any
+    else:
+
+        @classmethod
+        def status(cls) -> "DataStatus":
+            """As of when the rows are: `matviews.status` for this view."""
+            return api.status(cls)

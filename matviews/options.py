@@ -10,8 +10,22 @@ from django.core.checks import CheckMessage
 from django.db.models import Model, QuerySet
 
 from .faults import fault_in
-from .limits import BATCH_SECONDS, BATCH_SIZE, FRESHNESS_TARGET, REFRESH_INTERVAL, SHARD_COUNT
+from .limits import (
+    BATCH_SECONDS,
+    BATCH_SIZE,
+    FAILURE_COUNT,
+    FRESHNESS_TARGET,
+    PARKED_KEYS,
+    REFRESH_DELAY,
+    REFRESH_INTERVAL,
+    RETENTION,
+    SHARD_COUNT,
+    DurationRange,
+    queue_fault,
+)
 from .phases import Phase
+from .quiet_hours import QuietHours, quiet_hours_fault, read_quiet_hours
+from .states import RefreshStrategy
 
 __all__ = ["META", "DependsOn", "ViewOptions", "read_options"]
 
@@ -41,14 +55,36 @@ class ViewOptions:
     shards: int = 1
     #: Whether a refresh of all views includes this one; the initial value of the control.
     include_in_refresh_all: bool = True
-    #: How old the last success may be before the view counts as behind.
-    freshness_target: timedelta | None = None
+    #: How old the rows may be before the view counts as behind, or the rows of each phase.
+    freshness_target: timedelta | Mapping[Phase, timedelta] | None = None
     #: One interval, or one per phase; the initial value of the view's schedules, which operators
     #: own from then on.
     refresh_every: timedelta | Mapping[Phase, timedelta] | None = None
+    #: How long after the first change the view is refreshed, 0 for at once: one delay, or one per
+    #: phase; the initial value of the view's schedules. Without it and `refresh_every`, a view with
+    #: a `freshness_target` is refreshed in time for that, if its changes are tracked.
+    refresh_on_change: timedelta | Mapping[Phase, timedelta] | None = None
+    #: How often the rows are compared with `source()` in the background; the initial value of a
+    #: schedule, which operators own from then on.
+    verify_every: timedelta | None = None
+    #: Seconds that a failing view waits at most before its next try; None takes the setting.
+    max_retry_delay: float | None = None
+    #: After how many failures in a row, and not before how long, the view is suspended; None takes
+    #: the setting.
+    suspend_after_failures: int | None = None
+    suspend_after: timedelta | None = None
+    #: How many of its keys are parked at most; 0 parks none. None takes the setting.
+    max_parked_keys: int | None = None
+    #: The Celery queue of its refreshes, schedules and batches; None takes the setting.
+    queue: str | None = None
+    #: The hours of each day in which refreshes that nobody forces wait, and lateness is no fault.
+    quiet_hours: QuietHours | None = None
     #: Whether triggers log the changes of the tables that `source()` reads, where that is possible;
     #: otherwise every refresh is a full one.
     tracking: bool = True
+    #: How every refresh after a change is done; None leaves the choice to what refreshes cost. Only
+    #: for views with a `source()`.
+    strategy: RefreshStrategy | None = None
     #: Dependencies that cannot be derived, by model or label: the names of those fields whose
     #: values are the key; or a callable from a queryset of changed rows to keys; or None if a
     #: change may affect any key. Required, if only as {}, for sources with raw SQL.
@@ -57,13 +93,29 @@ class ViewOptions:
     @property
     def intervals(self) -> dict[tuple[Phase, ...], timedelta]:
         """The intervals of `refresh_every`, by the phases that share one; () means all phases."""
-        if isinstance(self.refresh_every, timedelta):
-            return {(): self.refresh_every}
-        by_phase = self.refresh_every or {}
-        return {
-            tuple(phase for phase in Phase if by_phase.get(phase) == interval): interval
-            for interval in dict.fromkeys(by_phase.values())
-        }
+        return _by_phases(self.refresh_every)
+
+    @property
+    def delays(self) -> dict[tuple[Phase, ...], timedelta]:
+        """The delays of `refresh_on_change`, by the phases that share one; () means all phases."""
+        return _by_phases(self.refresh_on_change)
+
+    @property
+    def targets(self) -> dict[tuple[Phase, ...], timedelta]:
+        """The targets of `freshness_target`, by the phases that share one; () means all phases."""
+        return _by_phases(self.freshness_target)
+
+
+def _by_phases(
+    value: timedelta | Mapping[Phase, timedelta] | None,
+) -> dict[tuple[Phase, ...], timedelta]:
+    if isinstance(value, timedelta):
+        return {(): value}
+    by_phase = value or {}
+    return {
+        tuple(phase for phase in Phase if by_phase.get(phase) == duration): duration
+        for duration in dict.fromkeys(by_phase.values())
+    }
 
 
 def read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOptions:
@@ -84,7 +136,7 @@ def read_options(model: type[Model], problems: list[CheckMessage]) -> ViewOption
         else:
             values[name] = CONVERTERS[name](value) if name in CONVERTERS else value
     options = ViewOptions(**values)
-    problems.extend(_interval_problems(model, options))
+    problems.extend(_phase_problems(model, options))
     return options
 
 
@@ -103,11 +155,15 @@ def _near(name: str) -> str:
     return f"Did you mean {near[0]}?" if near else f"The options are {', '.join(FAULTS)}."
 
 
-def _interval_problems(model: type[Model], options: ViewOptions) -> Iterator[CheckMessage]:
-    scheduled = [phase for phases in options.intervals for phase in phases]
-    if missing := [phase for phase in scheduled if phase not in options.phases]:
-        sentence = f": {META}.refresh_every names {', '.join(missing)}, but {META}.phases does not."
-        yield fault_in(model, "W113", sentence, "Name phases that the view has.")
+def _phase_problems(model: type[Model], options: ViewOptions) -> Iterator[CheckMessage]:
+    for name, durations in (
+        ("refresh_every", options.intervals), ("freshness_target", options.targets),
+        ("refresh_on_change", options.delays),
+    ):  # fmt: skip
+        named = [phase for phases in durations for phase in phases]
+        if missing := [phase for phase in named if phase not in options.phases]:
+            sentence = f": {META}.{name} names {', '.join(missing)}, but {META}.phases does not."
+            yield fault_in(model, "W113", sentence, "Name phases that the view has.")
 
 
 def _optional(fault: Fault) -> Fault:
@@ -127,16 +183,24 @@ def _names_fault(value: object) -> str | None:
     return None if valid and distinct else "a list of field names"
 
 
+def _strategy_fault(value: object) -> str | None:
+    names = RefreshStrategy.values
+    return None if value in names else f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
+
+
 def _bool_fault(value: object) -> str | None:
     return None if isinstance(value, bool) else "True or False"
 
 
-def _intervals_fault(value: object) -> str | None:
-    intervals = dict(value) if isinstance(value, Mapping) else {Phase.INSERT: value}
-    known = bool(intervals) and all(phase in list(Phase) for phase in intervals)
-    if known and all(interval in REFRESH_INTERVAL for interval in intervals.values()):
-        return None
-    return f"{REFRESH_INTERVAL.fault(None)}, or a dict of these by phase"
+def _by_phase(limits: DurationRange) -> Fault:
+    def fault(value: object) -> str | None:
+        durations = dict(value) if isinstance(value, Mapping) else {Phase.INSERT: value}
+        known = bool(durations) and all(phase in list(Phase) for phase in durations)
+        if known and all(duration in limits for duration in durations.values()):
+            return None
+        return f"{limits.fault(None)}, or a dict of these by phase"
+
+    return fault
 
 
 def _depends_on_fault(value: object) -> str | None:
@@ -167,13 +231,24 @@ FAULTS: dict[str, Fault] = {
     "statement_timeout": _optional(BATCH_SECONDS.fault),
     "shards": SHARD_COUNT.fault,
     "include_in_refresh_all": _bool_fault,
-    "freshness_target": _optional(FRESHNESS_TARGET.fault),
-    "refresh_every": _optional(_intervals_fault),
+    "freshness_target": _optional(_by_phase(FRESHNESS_TARGET)),
+    "refresh_every": _optional(_by_phase(REFRESH_INTERVAL)),
+    "refresh_on_change": _optional(_by_phase(REFRESH_DELAY)),
+    "verify_every": _optional(REFRESH_INTERVAL.fault),
+    "max_retry_delay": _optional(BATCH_SECONDS.fault),
+    "suspend_after_failures": _optional(FAILURE_COUNT.fault),
+    "suspend_after": _optional(RETENTION.fault),
+    "max_parked_keys": _optional(PARKED_KEYS.fault),
+    "queue": _optional(queue_fault),
+    "quiet_hours": _optional(quiet_hours_fault),
     "tracking": _bool_fault,
+    "strategy": _optional(_strategy_fault),
     "depends_on": _optional(_depends_on_fault),
 }
 CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "phases": lambda value: tuple(phase for phase in Phase if phase in value),
     "key": _as_names,
+    "quiet_hours": lambda value: value and read_quiet_hours(value),
+    "strategy": lambda value: value and RefreshStrategy(value),
     "depends_on": lambda value: value and {to: _as_names(on) for to, on in value.items()},
 }

@@ -28,6 +28,11 @@ class Phase(TextChoices):
         return f"last_{self.value}"
 
     @property
+    def as_of_field(self) -> str:
+        """Name of the `ViewControl` field with the time that this phase's rows are as of."""
+        return f"{self.value}_as_of"
+
+    @property
     def order(self) -> int:
         """Position of this phase within a refresh, from 0."""
         return list(Phase).index(self)

@@ -38,7 +38,7 @@ class Counts(Protocol):
 
 def pluralize(number: int, noun: str) -> str:
     """A number with its noun: "1 batch", "2,000 batches"."""
-    ending = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    ending = "" if number == 1 else "es" if noun.endswith(("ch", "sh")) else "s"
     return f"{number:,} {noun}{ending}"
 
 

@@ -18,12 +18,18 @@ from .conf import get_settings
 from .exceptions import MatviewsError
 
 __all__ = [
+    "OMITTED",
     "bounded",
     "brief",
+    "cause",
     "error_text",
     "error_words",
     "in_one_line",
+    "loggable",
+    "may_show_keys",
+    "pattern",
     "raised_by_routine",
+    "recorded_exception",
     "traceback_text",
 ]
 
@@ -75,6 +81,11 @@ SQLITE_NAMES = re.compile(r"no such [a-z]+: [\w.]+|too many [a-zA-Z ]+|interrupt
 DUPLICATE = re.compile(r"Key \((?P<columns>[\w, \"]+)\)=\(.*\) already exists\.", re.DOTALL)
 
 
+def may_show_keys() -> bool:
+    """Whether texts may name the keys of rows."""
+    return get_settings().VALUES_IN_ERRORS != "none"
+
+
 def error_text(
     error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
 ) -> str:
@@ -95,6 +106,71 @@ def traceback_text(
 ) -> str:
     """The traceback as Python prints it, with each error as in `error_text`."""
     return bounded("".join(_formatted(error, trusted, key)))
+
+
+def loggable(
+    error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
+) -> BaseException:
+    """An exception for a log record: the error itself, if its texts may be logged as they are.
+
+    If not, one of the same name and traceback that says what `error_text` does; so do its causes.
+    """
+    chain = list(_chain(error))
+    words = [bounded(error_words(each, trusted=trusted, key=key)) for each in chain]
+    grouped = any(isinstance(each, BaseExceptionGroup) for each in chain)
+    if not grouped and all(map(str.__eq__, words, map(_message, chain))):
+        return error
+    shown = [_namesake(each, word) for each, word in zip(chain, words, strict=True)]
+    for each, source, following in zip(shown, chain, [*shown[1:], None], strict=True):
+        each.__traceback__, each.__cause__ = source.__traceback__, following
+    return shown[0]
+
+
+def _namesake(error: BaseException, words: str) -> BaseException:
+    name, module = type(error).__name__, type(error).__module__
+    made: BaseException = type(name, (Exception,), {"__module__": module})(words)
+    return made
+
+
+class RecordedTraceback(Exception):
+    """The traceback of an exception that was raised in another process, as text."""
+
+
+def recorded_exception(error: str, traceback: str) -> BaseException | None:
+    """An exception for a log record, rebuilt from what `error_text` and `traceback_text` returned.
+
+    Its class has the original name, and it has the original message. The traceback is the message
+    of its cause.
+
+    Returns:
+        None if there is no traceback: then no exception was the cause.
+    """
+    if not traceback:
+        return None
+    name, _colon, words = error.partition(":")
+    known = name.isidentifier()
+    members = {"__module__": "builtins"}
+    made: BaseException = type(name if known else "Exception", (Exception,), members)(
+        words.strip() if known else error
+    )
+    made.__cause__ = RecordedTraceback(f"\n{traceback.rstrip()}")
+    return made
+
+
+def cause(error: str) -> str:
+    """What kind of error a stored text is about: the class of the exception, or its first words."""
+    kind = error.strip().partition("\n")[0].partition(":")[0]
+    return re.sub(r"\d[\d,.]*", "N", kind)[:MAX_VALUE_LENGTH]
+
+
+def pattern(error: str) -> str:
+    """The first line of a stored error without what differs from one time to the next.
+
+    That is the words that hold digits, except the numbers by which databases tell errors apart, and
+    the values of a key.
+    """
+    line = re.sub(r"=\(.*\)", "=(...)", error.strip().partition("\n")[0])
+    return re.sub(r"(?<!SQLSTATE )(?<!error \()\b\w*\d[\w,.:-]*", "N", line)
 
 
 def in_one_line(text: str) -> str:
@@ -215,7 +291,8 @@ def _duplicate_key(error: Any, key: frozenset[str]) -> str:
 
 def raised_by_routine(error: Any) -> bool:
     """Whether a routine of the project raised it on PostgreSQL, with a message of its own."""
-    return (error.diag.source_file or "").startswith("pl")
+    file = error.diag.source_file or ""
+    return file.startswith("pl") and not file.startswith("pla")  # planner.c, for example
 
 
 def _mysql_words(error: Any) -> str:

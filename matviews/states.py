@@ -11,7 +11,14 @@ from django.utils.translation import pgettext_lazy
 
 from .exceptions import IllegalTransition
 
-__all__ = ["TRANSITIONS", "RefreshState", "RunState", "ViewState", "check_transition"]
+__all__ = [
+    "TRANSITIONS",
+    "RefreshState",
+    "RefreshStrategy",
+    "RunState",
+    "ViewState",
+    "check_transition",
+]
 
 
 class RefreshState(TextChoices):
@@ -22,6 +29,19 @@ class RefreshState(TextChoices):
     SUCCEEDED = "succeeded", pgettext_lazy("state", "succeeded")
     FAILED = "failed", pgettext_lazy("state", "failed")
     STOPPED = "stopped", pgettext_lazy("state", "stopped")
+
+
+class RefreshStrategy(TextChoices):
+    """How a phase derived from `source()` is refreshed after a change."""
+
+    BY_KEYS = "by_keys", pgettext_lazy("strategy", "by keys")
+    FULL = "full", pgettext_lazy("strategy", "in full")
+    FULL_STAGED = "full_staged", pgettext_lazy("strategy", "in full, staged")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it reads the whole source."""
+        return self is not RefreshStrategy.BY_KEYS
 
 
 class RunState(TextChoices):
@@ -55,7 +75,10 @@ class ViewState(TextChoices):
     """The state of a view, in order of urgency: what needs a person comes first."""
 
     INVALID = "invalid", pgettext_lazy("state", "invalid")
+    SUSPENDED = "suspended", pgettext_lazy("state", "suspended")
     FAILED = "failed", pgettext_lazy("state", "failed")
+    PARKED = "keys parked", pgettext_lazy("state", "keys parked")
+    DIFFERS = "rows differ", pgettext_lazy("state", "rows differ")
     NOT_LOGGED = "changes not logged", pgettext_lazy("state", "changes not logged")
     WAITING = "waiting", pgettext_lazy("state", "waiting")
     CHANGED = "definition changed", pgettext_lazy("state", "definition changed")
@@ -82,7 +105,22 @@ class ViewState(TextChoices):
 
 _MEANINGS = {
     ViewState.INVALID: _("Its definition has errors: see manage.py check."),
-    ViewState.FAILED: _("Its last refresh failed; stopped ones are not counted."),
+    ViewState.SUSPENDED: _(
+        "It kept failing, so its refreshes wait. Fix the cause, then resume it or refresh it: a "
+        "success resumes it, as does a changed definition."
+    ),
+    ViewState.FAILED: _(
+        "Its last refresh failed, or one of its phases has not succeeded since it failed. Stopped "
+        "refreshes are not counted."
+    ),
+    ViewState.PARKED: _(
+        "Some of its rows cannot be computed or written. They stay as they were until they can; "
+        "all others are refreshed."
+    ),
+    ViewState.DIFFERS: _(
+        "A verification found rows that differ from source() although no change of them is "
+        "pending. Repair the view; a full verification that finds none ends this state too."
+    ),
     ViewState.NOT_LOGGED: _(
         "Triggers on its source tables are missing, disabled or replaced, so changes are not "
         "logged, and every refresh is full."

@@ -29,7 +29,7 @@ def refresh_views(*views: str | type) -> list[Refresh]:
         Their refreshes, in the order in which they ran.
 
     Raises:
-        RefreshFailed: one failed or is paused; those after it were not started.
+        RefreshFailed: one failed, or is paused or waits; those after it were not started.
         UnknownView, InvalidView, ViewDisabled: nothing was done.
         InvalidRequest: called within `transaction.atomic()` that is not the test case's own.
     """
@@ -42,7 +42,7 @@ def refresh_views(*views: str | type) -> list[Refresh]:
 
 
 def _refreshed(label: str) -> Refresh:
-    refresh = inline.run_to_end(engine.request(label))
+    refresh = inline.run_to_end(engine.request(label, force=True))
     if refresh.state != RefreshState.SUCCEEDED:
         error = RefreshFailed(f"{label}: {refresh.error or _why_open(refresh)}")
         for trace in _traces(refresh):
@@ -52,7 +52,11 @@ def _refreshed(label: str) -> Refresh:
 
 
 def _why_open(refresh: Refresh) -> str:
-    return f"it was {refresh.state}" if refresh.finished_at else "it is paused"
+    if refresh.finished_at:
+        return f"it was {refresh.state}"
+    if refresh.view.held:
+        return "it is paused" if refresh.view.paused else "it is disabled"
+    return f"it waits: {refresh.view.wait_reason or 'it has failed'}"
 
 
 def _traces(refresh: Refresh) -> Sequence[str]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parent.parent
-DATABASES = ("sqlite", "postgres", "mariadb")
+SERVERS = ("postgres", "mariadb")
+DATABASES = ("sqlite", *SERVERS)
 # SQLite runs every test, the servers those that may differ between databases.
 ON_DATABASE = {"sqlite": [], "postgres": ["-m", "database"], "mariadb": ["-m", "database"]}
 PAIRS = (
@@ -165,14 +166,29 @@ def lint_parts() -> list[Part]:
 
 def database_part(database: str, name: str, *arguments: str) -> Part:
     """A Python program on a database; CI also runs it if the server is missing, and fails."""
-    part = Part(name, [sys.executable, *arguments], environment={"MATVIEWS_TEST_DB": database})
-    if not os.environ.get("CI"):
-        asked = subprocess.run(
-            [sys.executable, "-m", "tests.helpers.services", database],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        part.problem = asked.stderr.strip() if asked.returncode else ""
+    # Without cached bytecode, each of hundreds of processes would recompile every module.
+    environment = {"MATVIEWS_TEST_DB": database, "PYTHONDONTWRITEBYTECODE": ""}
+    part = Part(name, [sys.executable, *arguments], environment=environment)
+    part.problem = _absence("tests.helpers.services", database)
     return part
+
+
+def chaos_part(database: str, *options: str) -> Part:
+    """A run of chaos on a server of its own."""
+    command = [sys.executable, "-m", "tests.chaos", "--database", database, *options]
+    problem = _absence("tests.chaos.servers", database)
+    return Part(f"chaos on {database}", command, problem=problem)
+
+
+def _absence(module: str, database: str) -> str:
+    """What a module says is missing; nothing in CI, where that is a failure."""
+    if os.environ.get("CI"):
+        return ""
+    asked = subprocess.run(
+        [sys.executable, "-m", module, database],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return asked.stderr.strip() if asked.returncode else ""
 
 
 def pytest_part(database: str, *options: str) -> Part:
@@ -199,7 +215,8 @@ def run_databases(options: list[str]) -> int:
 
 def run_long(options: list[str]) -> int:
     long = ["--long", "-m", "long or database", "-o", "faulthandler_timeout=0"]
-    return run(pytest_part(each, *options, *long) for each in DATABASES)
+    tests = [pytest_part(each, *options, *long) for each in DATABASES]
+    return run([*tests, *(chaos_part(each, "--minutes", "3") for each in SERVERS)])
 
 
 def run_coverage(options: list[str]) -> int:

@@ -7,23 +7,35 @@ neither retries nor results, and `eta` only to spread the starts of schedules.
 
 import logging
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from typing import Any
-from zlib import crc32
 
 from celery import current_app, shared_task
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 
 from .. import engine
-from ..conf import get_settings
-from ..engine import Message, NextStep
+from ..engine import Message, NextStep, VerifyMessage
 from ..exceptions import MatviewsError, ViewDisabled
-from ..models import MAX_JITTER, Heartbeat, Origin
+from ..logs import log
+from ..models import Origin
 from ..phases import Phase
-from ..redact import brief, in_one_line, traceback_text
+from ..redact import brief, error_text, loggable
 from ..registry import registry
-from . import broker_errors, expiry, inline, schedules
-from .queues import BATCHES, queues_in_words
+from . import (
+    alarms,
+    broker_errors,
+    check_in,
+    crowd,
+    expiry,
+    heartbeat,
+    inline,
+    schedules,
+    verifications,
+)
+from .connections import drops_broken_connection, outage
+from .pulses import Pulse
+from .queues import queue_of
+from .sending import RETRY_POLICY, is_number, sent_later
+from .verifications import SLICE_TASK, verify
 
 __all__ = [
     "delete_batch",
@@ -32,32 +44,23 @@ __all__ = [
     "dispatch_on_commit",
     "insert_batch",
     "maintain",
+    "pulse",
     "refresh",
+    "request_due",
     "send",
     "update_batch",
+    "verify",
+    "verify_slice",
 ]
 
 logger = logging.getLogger(__name__)
 
 
-def _not_after_a_timeout(error: Exception, _wait: float) -> None:
-    """Prevent the second attempt if the broker hangs: a person may be waiting."""
-    if type(error).__name__ == "TimeoutError":  # Python's or redis-py's
-        raise error
-
-
-# One immediate second attempt, because a pooled connection may be stale.
-RETRY_POLICY = {
-    "max_retries": 1,
-    "interval_start": 0,
-    "interval_step": 0,
-    "interval_max": 0,
-    "errback": _not_after_a_timeout,
-}
-
-
 @shared_task(name="matviews.refresh", ignore_result=True, serializer="json")
-def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> None:
+@drops_broken_connection
+def refresh(
+    view: str, phases: list[str] | None = None, jitter: float = 0, crontab: bool = False
+) -> None:
     """Request a refresh of a view on a schedule.
 
     Args:
@@ -65,51 +68,28 @@ def refresh(view: str, phases: list[str] | None = None, jitter: float = 0) -> No
         phases: all by default.
         jitter: seconds over which the starts of views are spread. Each view always starts at the
             same offset within them, so its interval stays the same.
+        crontab: whether a crontab chose this time, at which also a failing view tries again.
     """
     if expiry.is_expired(refresh.request):
         return
     try:
         engine.check_phases(registry.find(view), phases)
-        if _sent_later(view, phases, jitter):
+        arguments = (view, phases, 0, True) if crontab is True else (view, phases)
+        if sent_later(refresh, arguments, f"{view} {phases}", jitter):
             return
         requested = engine.request(view, phases=phases, origin=Origin.SCHEDULE)
     except ViewDisabled as error:  # an operator decided this
-        logger.info("refresh refused view=%s reason=%s", brief(view), error)
+        log(logger, logging.INFO, "refresh refused", view=brief(view), error=error)
     except MatviewsError as error:  # an old message, or the code has changed; reconcile will fix it
-        logger.warning(
-            "refresh refused view=%s phases=%s reason=%s",
-            brief(view), brief(phases), in_one_line(str(error)),
+        log(
+            logger, logging.WARNING, "refresh refused", view=brief(view), phases=brief(phases),
+            error=error,
         )  # fmt: skip
     else:
         if requested.finished_at is None:
+            if crontab is True:
+                engine.try_now([requested.view_id])
             dispatch(requested.view_id)
-
-
-def _sent_later(view: str, phases: list[str] | None, jitter: float) -> bool:
-    """Send the task again with an `eta` by the database's clock, if it has to wait.
-
-    A worker keeps such a message in memory, unacknowledged. If it dies, the broker may deliver the
-    message again, late or never. That is harmless: requests merge, and the next tick requests
-    again.
-    """
-    is_number = isinstance(jitter, (int, float)) and not isinstance(jitter, bool)
-    if not (is_number and 0 <= jitter <= MAX_JITTER):
-        logger.error("jitter is invalid view=%s jitter=%s", view, brief(jitter))
-        return False
-    if jitter == 0 or current_app.conf.task_always_eager:
-        return False
-    fraction = crc32(f"{view} {phases}".encode()) / 2**32
-    try:
-        refresh.apply_async(
-            (view, phases),
-            eta=datetime.fromtimestamp(engine.timestamp() + fraction * jitter, UTC),
-            queue=get_settings().CELERY_QUEUE,
-            retry_policy=RETRY_POLICY,
-        )
-    except Exception:  # every broker raises its own errors
-        logger.warning("jitter not applied view=%s", view, exc_info=True)
-        return False
-    return True
 
 
 @shared_task(name="matviews.insert_batch", ignore_result=True, serializer="json")
@@ -131,39 +111,126 @@ def delete_batch(shard_id: int, token: int) -> None:
 
 
 @shared_task(name="matviews.maintain", ignore_result=True, serializer="json")
+@drops_broken_connection
 def maintain() -> None:
-    """Re-send lost messages, then do the housekeeping. Runs every minute."""
+    """Re-send lost messages, do the housekeeping, then notify of alarms. Runs every minute."""
+    if error := outage():
+        sentence = "maintenance did not run, the database cannot be reached"
+        log(logger, logging.WARNING, sentence, error=error)
+        return
     if expiry.is_expired(maintain.request):
         return
+    heartbeat.try_record(began_at=engine.now())
+    _attempt(_dispatch_failing)
+    _attempt(_send_due_turns)
+    _attempt(_follow_definitions)
     messages = engine.rescue()
     if not send(messages):
         engine.clear_resends(messages)
     elif messages and (views := engine.unclaimed_views(messages)):
-        logger.warning(
-            "no worker has taken a re-sent message: check that one runs and listens to %s views=%s",
-            queues_in_words(*BATCHES), ",".join(views),
+        log(
+            logger, logging.WARNING,
+            "no worker has taken a re-sent message: check that one runs and listens to its queue",
+            queue=",".join(_queues(messages)), views=",".join(views),
         )  # fmt: skip
     chores = (
-        schedules.reconcile, engine.sync_shards, engine.sweep_stages, engine.trim_history,
-        engine.move_log, engine.collapse_long_queues, engine.mark_untrackable,
-        engine.mark_missing_triggers, engine.finish_triggers, engine.mark_mistyped_views,
+        verifications.rescue, schedules.reconcile, engine.sync_shards, engine.sweep_stages,
+        engine.sweep_dirty_keys, engine.fold_failures, engine.trim_history, engine.trim_alarms,
+        engine.move_log, engine.collapse_long_queues,
+        engine.mark_untrackable, engine.mark_missing_triggers, engine.finish_triggers,
+        engine.mark_truncated, engine.mark_mistyped_views,
     )  # fmt: skip
-    for work in chores:
-        _attempt(work)
-    now = engine.now()
-    with engine.short_transaction():
-        # Not update_or_create: on SQLite a transaction that has read cannot always write.
-        if not Heartbeat.objects.update(ran_at=now):
-            Heartbeat.objects.bulk_create([Heartbeat(pk=1, ran_at=now)], ignore_conflicts=True)
+    began = engine.now()
+    failed = {work for work in chores if not _attempt(work)}
+    seen = {} if engine.mark_missing_triggers in failed else {"triggers_seen_at": began}
+    heartbeat.record(ran_at=engine.now(), **seen)
+    if _attempt(alarms.notify):  # otherwise nobody would hear that it no longer notifies
+        _attempt(check_in.check_in)
 
 
-def _attempt(work: Callable[[], object]) -> None:
+@shared_task(name="matviews.pulse", ignore_result=True, serializer="json", base=Pulse)
+@drops_broken_connection
+def pulse() -> None:
+    """Request the refreshes that are due on change. Beat sends it every `PULSE_SECONDS`.
+
+    Its message does not expire: `Pulse` sends only a few while no worker takes them, and it is
+    never wrong to look late.
+    """
     try:
-        work()
+        views = request_due(_LOOKOUT)
+    except (OperationalError, InterfaceError) as error:
+        engine.drop_broken_connection()
+        sentence = "no look for changes, the database cannot be reached"
+        log(logger, logging.WARNING, sentence, error=error_text(error, trusted=False))
+        return
+    heartbeat.try_record_look("pulsed_at")
+    dispatch_all(views)
+
+
+#: One per process: it remembers what is not due yet.
+_LOOKOUT = engine.Lookout()
+
+
+def request_due(lookout: engine.Lookout) -> list[int]:
+    """Request the refreshes due on change; return the primary keys of views that have work."""
+    return _request_all(lookout.look())
+
+
+def _follow_definitions() -> None:
+    """Refresh the views on change that are new, or whose definition has changed."""
+    dispatch_all(_request_all(engine.due_without_change()))
+
+
+def _request_all(refreshes: Iterable[engine.DueRefresh]) -> list[int]:
+    return [view for due in refreshes if (view := _request(due)) is not None]
+
+
+def _request(due: engine.DueRefresh) -> int | None:
+    try:
+        requested = engine.request(due.label, phases=due.phases, origin=Origin.SCHEDULE)
+    except MatviewsError as error:  # it has been disabled, or the code has changed, since the look
+        log(logger, logging.INFO, "refresh refused", view=due.label, error=error)
+        return None
+    if requested.finished_at:  # what the look has found is for code that this process lacks
+        engine.move_log()
+        return None
+    return requested.view_id
+
+
+def _queues(messages: Iterable[Message]) -> list[str]:
+    return sorted({queue_of(_BATCH_TASKS[each.phase].name, each.queue) for each in messages})
+
+
+def _dispatch_failing() -> None:
+    """Let the views try again whose wait is over, or whose definition has changed."""
+    engine.end_quiet_hours()
+    dispatch_all([*engine.release_changed(), *engine.wake()])
+
+
+def _send_due_turns() -> None:
+    """Send the messages of long refreshes whose turn it is, in case that a worker has died."""
+    _send_turns(engine.due_turns())
+
+
+def _send_turns(messages: list[Message]) -> bool:
+    """`send`; if the broker refuses, these long refreshes wait for their turns again."""
+    sent = send(messages)
+    if not sent:
+        engine.give_back(messages)
+    return sent
+
+
+def _attempt(work: Callable[[], object]) -> bool:
+    """Do a chore; whether it could."""
+    try:
+        return work() is not False
     except Exception as error:  # noqa: BLE001 - the next run tries again
-        trace = traceback_text(error, trusted=False)
-        # Not `logger.exception`: a traceback may hold values of rows.
-        logger.error("maintenance could not %s\n%s", work.__name__, trace)  # noqa: TRY400
+        engine.drop_broken_connection()
+        log(
+            logger, logging.ERROR, "maintenance could not do a chore", chore=work.__name__,
+            exception=loggable(error, trusted=False), error=error_text(error, trusted=False),
+        )  # fmt: skip
+        return False
 
 
 _BATCH_TASKS = {
@@ -173,19 +240,38 @@ _BATCH_TASKS = {
 }
 
 
+@drops_broken_connection
 def _run_batch(phase: Phase, shard_id: Any, token: Any) -> None:
-    if not (_is_number(shard_id) and _is_number(token)):
-        logger.error(
-            "message is invalid shard=%s token=%s phase=%s", brief(shard_id), brief(token), phase
-        )
+    if not (is_number(shard_id) and is_number(token)):
+        log(
+            logger, logging.ERROR, "message is invalid", shard=brief(shard_id), token=brief(token),
+            phase=phase,
+        )  # fmt: skip
         return
+    if engine.is_governed() and (step := engine.close_finished(shard_id)).message is None:
+        _send_due([step])  # it waits, or nothing is due any more in this shard
+        crowd.pass_on(shard_id, _send_turns)
+        return
+    crowd.pass_on(shard_id, _send_turns)
     report = engine.run_batch(Message(phase, shard_id, token))
     if report.outcome.recorded:  # otherwise others take care of the shard, or `maintain` will
-        _send_due([engine.close_finished(shard_id)])
+        _send_due([engine.close_finished(shard_id, report)])
+    crowd.pass_on_after(report, _send_turns)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**63
+@shared_task(name=SLICE_TASK, ignore_result=True, serializer="json")
+@drops_broken_connection
+def verify_slice(run_id: int, token: int) -> None:
+    """Work on a verification for some seconds, if `token` is still its token."""
+    if not (is_number(run_id) and is_number(token)):
+        log(logger, logging.ERROR, "message is invalid", run=brief(run_id), token=brief(token))
+        return
+    message = VerifyMessage(run_id, token)
+    repaired = engine.repaired_view(message)
+    if following := engine.verify_slice(message):
+        verifications.send([following])
+    if repaired:
+        dispatch(repaired)  # a batch may have been refused meanwhile
 
 
 def dispatch_on_commit(view_id: int) -> None:
@@ -212,7 +298,10 @@ def dispatch_all(view_ids: Iterable[int]) -> bool:
 
 
 def _send_due(steps: Iterable[NextStep]) -> bool:
-    return send(message for step in steps for message in step.messages)
+    messages = [message for step in steps for message in step.messages]
+    if current_app.conf.task_always_eager:
+        return send(messages)
+    return _send_turns(engine.take_turns(messages))
 
 
 def send(messages: Iterable[Message]) -> bool:
@@ -232,15 +321,17 @@ def send(messages: Iterable[Message]) -> bool:
         try:
             _BATCH_TASKS[message.phase].apply_async(
                 (message.shard_id, message.token),
-                queue=get_settings().CELERY_QUEUE,
+                queue=message.queue,
                 retry_policy=RETRY_POLICY,
             )
-        except Exception as error:  # every broker raises its own errors
+        except Exception as error:  # noqa: BLE001 - every broker raises its own errors
             broker_errors.note(error)
-            logger.warning(
-                "message not sent; matviews.maintain will send it when the broker is back "
-                "shard=%s token=%s phase=%s",
-                message.shard_id, message.token, message.phase, exc_info=True,
+            log(
+                logger, logging.WARNING,
+                "message not sent; matviews.maintain will send it when the broker is back",
+                exception=error, shard=message.shard_id, token=message.token, phase=message.phase,
+                queue=queue_of(_BATCH_TASKS[message.phase].name, message.queue),
             )  # fmt: skip
             return False
+        broker_errors.clear()
     return True

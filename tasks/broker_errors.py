@@ -1,15 +1,26 @@
 """Errors of the broker, or of connecting to it, in a form that a person may see."""
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 
-__all__ = ["heard", "in_words", "note"]
+from .. import engine
+from ..models import Heartbeat
+from . import heartbeat
+
+__all__ = ["clear", "heard", "in_words", "last_error", "note"]
 
 MAX_LENGTH = 300  # characters
+SECONDS_BETWEEN_RECORDS = 60.0  # of the errors of one process
+# A process that failed may have ended, so nobody clears what it has recorded.
+MAX_AGE = timedelta(minutes=3)
 
 _heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
+#: When this process last recorded an error that no success has cleared; None if there is none.
+_recorded_at: float | None = None
 
 
 @contextmanager
@@ -24,10 +35,28 @@ def heard() -> Iterator[list[str]]:
 
 
 def note(error: Exception) -> None:
-    """Add an error to the list of the current `heard()`, if there is one."""
-    errors = _heard.get()
+    """Add an error to the list of the current `heard()`, and now and then to the heartbeat."""
+    global _recorded_at
+    errors, words = _heard.get(), in_words(error)
     if errors is not None:
-        errors.append(in_words(error))
+        errors.append(words)
+    now = time.monotonic()
+    due = _recorded_at is None or now - _recorded_at >= SECONDS_BETWEEN_RECORDS
+    if due and heartbeat.try_record(send_failed_at=engine.now(), send_error=words):
+        _recorded_at = now
+
+
+def clear() -> None:
+    """Clear the recorded error after a success, if this process recorded one."""
+    global _recorded_at
+    if _recorded_at is not None and heartbeat.try_record(send_failed_at=None, send_error=""):
+        _recorded_at = None
+
+
+def last_error() -> str:
+    """The error with which a message was refused lately, "" if none was."""
+    refused = Heartbeat.objects.filter(send_failed_at__gt=engine.now() - MAX_AGE).first()
+    return refused.send_error if refused else ""
 
 
 def in_words(error: Exception) -> str:

@@ -10,8 +10,13 @@ from django_celery_beat.models import PeriodicTask
 from kombu import Connection
 
 from .. import engine
-from . import timetable
+from ..limits import queue_fault
+from ..models import ViewControl
+from ..presentation import format_duration
+from . import heartbeat
 from .broker_errors import in_words
+from .followed_views import remarks_on
+from .queues import BATCHES, queue_of
 
 __all__ = [
     "check_accepts_json",
@@ -19,9 +24,12 @@ __all__ = [
     "check_broker_timeouts",
     "check_broker_urls",
     "check_celery_app",
+    "check_followed_views",
     "check_maintenance",
     "check_not_eager",
     "check_one_database",
+    "check_queues",
+    "check_staged_views",
 ]  # fmt: skip
 
 JSON_NAMES = {"json", "application/json"}
@@ -173,6 +181,88 @@ def _fault_of_url(url: str) -> str:
 
 
 @register(Tags.database)
+def check_queues(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W042: Celery or the broker refuses the queue of a view, so its messages are never sent."""
+    if engine.alias() not in (databases or ()):
+        return []
+    try:
+        controls = list(ViewControl.objects.only("label", "queue"))
+    except DatabaseError:  # not migrated yet
+        return []
+    found = ((control, _fault_of_queue(control.queue_name)) for control in controls)
+    return [
+        Warning(
+            f"{control.label}: its queue {control.queue_name!r} {fault}.",
+            hint="Correct its queue in the admin, in MatviewMeta.queue, or in "
+            "MATVIEWS['CELERY_QUEUE'].",
+            obj=control.definition and control.definition.model,
+            id="matviews.W042",
+        )
+        for control, fault in found
+        if fault
+    ]
+
+
+@register(Tags.database)
+def check_staged_views(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W044: one statement of a view may take longer than the target of another on its queue."""
+    if engine.alias() not in (databases or ()):
+        return []
+    try:
+        found = engine.long_statements()
+    except DatabaseError:  # not migrated yet
+        return []
+    return [
+        Warning(
+            f"{each.label}: its source is computed in one statement, which takes up to "
+            f"{format_duration(each.takes)}. A worker that runs it cannot refresh {each.other} "
+            f"meanwhile, whose rows may be no older than {format_duration(each.target)}: both use "
+            f"the queue {queue_of(BATCHES[0], each.queue)!r}.",
+            hint=f"Give {each.label} a queue of its own (MatviewMeta.queue, or its page in the "
+            f"admin), and start a worker for it. With several workers on this queue, and few such "
+            f"views, silence this.",
+            obj=each.model,
+            id="matviews.W044",
+        )
+        for each in found
+    ]
+
+
+@register(Tags.database)
+def check_followed_views(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W047: dates move, and no schedule by time follows. W048: a target cannot be met on change."""
+    if engine.alias() not in (databases or ()):
+        return []
+    try:
+        # What is printed is English.
+        with transaction.atomic(using=engine.alias()), translation.override(None):
+            views = ViewControl.objects.filter(schedules__on_change=True, enabled=True).distinct()
+            return [
+                Warning(
+                    remark.text,
+                    hint=remark.hint,
+                    obj=control.definition and control.definition.model,
+                    id=remark.id,
+                )
+                for control in views.prefetch_related("schedules").order_by("label")
+                for remark in remarks_on(control)
+            ]
+    except DatabaseError:  # not migrated yet
+        return []
+
+
+def _fault_of_queue(name: str | None) -> str:
+    """Why messages cannot be sent to a queue, "" if they can."""
+    if name is None:
+        return ""
+    if fault := queue_fault(name):
+        return f"must be {fault}"
+    if current_app.conf.task_create_missing_queues or name in current_app.amqp.queues:
+        return ""
+    return "is not in task_queues, and task_create_missing_queues is off"
+
+
+@register(Tags.database)
 def check_maintenance(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
     """W003: the maintenance task does not run, so lost messages are not re-sent."""
     if engine.alias() not in (databases or ()):
@@ -180,7 +270,7 @@ def check_maintenance(databases: Any = None, **_kwargs: Any) -> list[CheckMessag
     try:
         # A failure must not break an outer transaction, and what is printed is English.
         with transaction.atomic(using=engine.alias()), translation.override(None):
-            problem = timetable.maintenance_problem()
+            problem = heartbeat.maintenance_problem()
     except DatabaseError:  # not migrated yet
         return []
     return [Warning(problem, id="matviews.W003")] if problem else []

@@ -1,4 +1,4 @@
-"""When a message from beat is too old to act on.
+"""What the headers of a message from beat say: when it is too old to act on, and its queue.
 
 Celery's own `expires` compares the clock of beat with that of the worker; a worker whose clock is
 ahead would revoke every message. So the messages carry how long they are valid, and the database's
@@ -12,17 +12,31 @@ from typing import Any
 from celery import signals
 
 from .. import engine
+from ..logs import log
+from ..models import ViewControl
 
-__all__ = ["connect", "headers_for", "is_expired"]
+__all__ = ["connect", "headers_for", "is_expired", "is_from_beat", "queue_for"]
 
 logger = logging.getLogger(__name__)
 
 GOOD_FOR, SENT_AT = "matviews_good_for", "matviews_sent_at"  # seconds, and seconds since 1970
+QUEUE = "matviews_queue"
 
 
-def headers_for(seconds: int) -> str:
-    """The headers of a periodic task whose messages are valid for so many seconds."""
-    return json.dumps({GOOD_FOR: seconds})
+def headers_for(seconds: int, queue: str | None = None) -> str:
+    """The headers of a periodic task whose messages are valid for so many seconds.
+
+    Args:
+        seconds: how many.
+        queue: that of its view, for what it sends in its turn; None leaves it to `task_routes`.
+    """
+    return json.dumps({GOOD_FOR: seconds} | ({QUEUE: queue} if queue else {}))
+
+
+def queue_for(request: Any, label: str) -> str | None:
+    """The queue of a view for a message that follows this one; it is not read from the database."""
+    queue = request.get(QUEUE)
+    return queue if isinstance(queue, str) else ViewControl(label=label).queue_name
 
 
 def connect() -> None:
@@ -30,13 +44,18 @@ def connect() -> None:
     signals.before_task_publish.connect(_note_time, dispatch_uid="matviews.expiry")
 
 
+def is_from_beat(headers: Any) -> bool:
+    """Whether beat sends a message for one of our periodic tasks, by its headers."""
+    return isinstance(headers, dict) and GOOD_FOR in headers
+
+
 def _note_time(*, headers: Any = None, **_kwargs: Any) -> None:
-    if not isinstance(headers, dict) or GOOD_FOR not in headers or SENT_AT in headers:
+    if not is_from_beat(headers) or SENT_AT in headers:
         return
     try:
         headers[SENT_AT] = engine.timestamp()
-    except Exception:  # then the message never expires
-        logger.warning("the database's clock cannot be read", exc_info=True)
+    except Exception as error:  # noqa: BLE001 - then the message never expires
+        log(logger, logging.WARNING, "the database's clock cannot be read", exception=error)
 
 
 def is_expired(request: Any) -> bool:
@@ -45,7 +64,8 @@ def is_expired(request: Any) -> bool:
     known = all(type(each) in (int, float) for each in (good_for, sent_at))
     if not known or engine.timestamp() <= sent_at + good_for:
         return False
-    logger.info(
-        "message expired task=%s sent_at=%s good_for=%s", request.get("task"), sent_at, good_for
-    )
+    log(
+        logger, logging.INFO, "message expired", task=request.get("task"), sent_at=sent_at,
+        good_for=good_for,
+    )  # fmt: skip
     return True

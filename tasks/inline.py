@@ -24,12 +24,14 @@ def drain(shard_ids: Iterable[int]) -> None:
 
 def _drain(shard_id: int) -> Iterator[int]:
     """Run the batches of one shard; yield the other shards in which work became due."""
+    report: BatchReport | None = None
     while True:
-        settled = engine.close_finished(shard_id)
+        settled = engine.close_finished(shard_id, report)
         yield from (message.shard_id for message in settled.other_shards)
         if settled.message is None:
             return
-        if engine.run_batch(settled.message).outcome in _ENDS:
+        report = engine.run_batch(settled.message)
+        if report.outcome in _ENDS:
             return
 
 
@@ -55,30 +57,33 @@ def run_to_end(
         stop: called before each batch; if true, the refresh is left open for others to continue.
 
     Returns:
-        The refresh as the database has it now: closed, or open because of `stop` or because an
-        operator has paused or disabled the view.
+        The refresh as the database has it now: closed, or open because of `stop`, because an
+        operator has paused or disabled the view, or because the view waits after a failure.
     """
     if refresh.finished_at:  # nothing has changed
         return refresh
     wait = MIN_WAIT
+    last: BatchReport | None = None
     while not stop():
-        settled = engine.close_finished_in_view(refresh.view_id)
+        settled = engine.close_finished_in_view(refresh.view_id, last)
         if ours := [closed for each in settled for closed in each.closed if closed == refresh]:
             return ours[0]
-        recorded = False
+        recorded, last = False, None
         for report in _run_batches((each.message for each in settled), stop):
             on_report(report)
+            last = report
             recorded = recorded or report.outcome.recorded
         if recorded:
             wait = MIN_WAIT
             continue
         now = Refresh.objects.select_related("view").get(pk=refresh.pk)
-        if now.finished_at or now.view.held:
+        if now.finished_at or now.view.held or engine.waits(now.view_id):
             return now
         on_wait()
         time.sleep(wait)
         wait = min(2 * wait, MAX_WAIT)
-    engine.close_finished_in_view(refresh.view_id)  # the last batch may have finished the refresh
+    # The last batch may have finished the refresh.
+    engine.close_finished_in_view(refresh.view_id, last)
     return Refresh.objects.select_related("view").get(pk=refresh.pk)
 
 

@@ -12,14 +12,18 @@ from django.db.models.signals import pre_save
 from django_celery_beat.models import PeriodicTask
 
 from .. import changes, engine
-from ..models import NamedKey, RefreshSchedule, ViewChange, ViewControl
+from ..models import TOTALS, NamedKey, RefreshSchedule, ViewChange, ViewControl
 from ..registry import registry
 from . import periodic
 from .schedules import reconcile_if_possible
 
 __all__ = ["connect"]
 
-OF_THIS_DATABASE = ("last_insert", "last_update", "last_delete", "fingerprints", "verification")
+OF_THIS_DATABASE = (
+    "last_insert", "last_update", "last_delete", "insert_as_of", "update_as_of", "delete_as_of",
+    "fingerprints", "verification", "differing",
+    *TOTALS,
+)  # fmt: skip
 
 
 def connect() -> None:

@@ -13,7 +13,7 @@ from django_celery_beat.models import PeriodicTask
 
 from .. import engine
 from ..conf import get_settings
-from ..models import MAX_JITTER, Period, RefreshSchedule
+from ..models import MAX_JITTER, Period, RefreshSchedule, ViewControl
 from ..phases import Phase
 from .expiry import headers_for
 
@@ -21,6 +21,7 @@ __all__ = [
     "MAINTENANCE",
     "MINUTE",
     "PREFIX",
+    "PULSE",
     "DesiredTask",
     "alias",
     "crontab_after",
@@ -32,6 +33,7 @@ __all__ = [
 
 PREFIX = "matviews: "
 MAINTENANCE = f"{PREFIX}maintenance"
+PULSE = f"{PREFIX}pulse"
 MAX_NAME_LENGTH = 200  # characters
 STARTS_PER_SECOND = 10  # that the default jitter aims at, so that few schedules need none
 MAX_DEFAULT_JITTER = 60  # seconds
@@ -65,12 +67,30 @@ class DesiredTask:
 
 
 def desired_tasks() -> dict[str, DesiredTask]:
-    """The periodic tasks that should exist, by name: one per schedule, and the maintenance task."""
-    schedules = list(RefreshSchedule.objects.select_related("view", "crontab").order_by("pk"))
-    now, spread = engine.now(), _default_jitter(len(schedules))
-    return {MAINTENANCE: _maintenance(now)} | {
-        name_of(each): _desired(each, now, spread) for each in schedules
+    """The periodic tasks that should exist, by name.
+
+    One for each schedule by time, one for all on change, and the maintenance task.
+    """
+    found = RefreshSchedule.objects.select_related("view", "crontab").defer(*_NOT_NEEDED)
+    every = list(found.order_by("pk"))
+    timed = [each for each in every if not each.on_change]
+    now, spread = engine.now(), _default_jitter(len(timed))
+    follows = any(each.on_change and not disabled_reason(each) for each in every)
+    pulse = {PULSE: _pulse(now)} if follows and get_settings().PULSE_SECONDS else {}
+    with translation.override(None):  # in English, because it is stored
+        desired = {name_of(each): _desired(each, now, spread) for each in timed}
+    return {MAINTENANCE: _maintenance(now)} | pulse | desired
+
+
+#: The columns of a view that are not needed here: most of them.
+_NOT_NEEDED = tuple(
+    f"view__{field.name}"
+    for field in ViewControl._meta.concrete_fields
+    if field.name not in {
+        "id", "label", "enabled", "paused", "queue", "verification", "freshness_target",
+        *(phase.success_field for phase in Phase),
     }
+)  # fmt: skip
 
 
 def name_of(schedule: RefreshSchedule) -> str:
@@ -96,6 +116,8 @@ def _reasons(schedule: RefreshSchedule) -> Iterator[str]:
     if view.paused:
         yield _("the view is paused")
     yield from schedule.faults().values()
+    if schedule.on_change and (reason := engine.why_not_followed(view.definition)):
+        yield _("its changes are not tracked: %(reason)s") % {"reason": reason}
     if schedule.crontab and crontab_after(schedule.crontab, engine.now()) is None:
         yield _("its crontab never matches a time")
 
@@ -111,20 +133,22 @@ def crontab_after(crontab: Any, last: datetime) -> datetime | None:
 
 
 def _desired(schedule: RefreshSchedule, now: datetime, spread: int) -> DesiredTask:
-    with translation.override(None):  # in English, because it is stored
-        reason, faulty = disabled_reason(schedule), bool(schedule.faults())
+    reason = disabled_reason(schedule)
+    faulty = bool(reason and schedule.faults())
     label, by_crontab = schedule.view.label, schedule.crontab_id is not None
     description = f"Generated from refresh schedule {schedule.pk} of {label}: change it there."
     disabled = f" Disabled: {reason}."
     return DesiredTask(
         fields={
             **DEFAULTS,
-            "task": "matviews.refresh",
+            "task": f"matviews.{schedule.kind}",
             "args": json.dumps([label]),
             "kwargs": "{}" if faulty else _kwargs(schedule, spread),
             "crontab_id": schedule.crontab_id,
-            "queue": get_settings().CELERY_QUEUE,
-            "headers": headers_for(_expiry(None if faulty else schedule.interval)),
+            "queue": schedule.view.queue_name,
+            "headers": headers_for(
+                _expiry(None if faulty else schedule.interval), schedule.view.queue_name
+            ),
             "enabled": not reason,
             "description": description + (reason and disabled),
         },
@@ -151,12 +175,35 @@ def _maintenance(now: datetime) -> DesiredTask:
     )
 
 
+def _pulse(now: datetime) -> DesiredTask:
+    return DesiredTask(
+        fields={
+            **DEFAULTS,
+            "task": "matviews.pulse",
+            "args": "[]",
+            "kwargs": "{}",
+            "crontab_id": None,
+            "queue": get_settings().CELERY_QUEUE,
+            "headers": headers_for(MIN_EXPIRY),
+            "enabled": True,
+            "description": "Has a worker look for refreshes that are due on change. Exists while a "
+            "schedule is on change and MATVIEWS['PULSE_SECONDS'] is not 0.",
+        },
+        interval=(get_settings().PULSE_SECONDS, Period.SECONDS.value),
+        starts_after=now,
+    )
+
+
 def _kwargs(schedule: RefreshSchedule, spread: int) -> str:
     kwargs: dict[str, object] = {}
+    if not schedule.refreshes and schedule.sample:
+        kwargs["sample"] = schedule.sample
     if schedule.phases:
         kwargs["phases"] = [phase.value for phase in Phase if phase in schedule.phases]
     if jitter := _jitter(schedule, spread):
         kwargs["jitter"] = jitter
+    if schedule.crontab_id and schedule.refreshes:
+        kwargs["crontab"] = True
     return json.dumps(kwargs)
 
 
@@ -181,8 +228,14 @@ def _expiry(interval: timedelta | None) -> int:
 
 
 def _last_success(schedule: RefreshSchedule, now: datetime) -> datetime:
-    """When its phases last succeeded, at most one interval ago; if overdue, it is due at once."""
+    """When its phases last succeeded, at most one interval ago; if overdue, it is due at once.
+
+    A view that has never been verified is verified after an interval: it may not be built yet.
+    """
     overdue = now - (schedule.interval or timedelta())
+    if not schedule.refreshes:
+        found = schedule.view.verification
+        return max(overdue, datetime.fromisoformat(found["at"])) if found else now
     phases = schedule.phases or schedule.view.options.phases
     times = [getattr(schedule.view, Phase(phase).success_field) for phase in phases]
     return overdue if None in times else max(overdue, min(times))

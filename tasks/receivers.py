@@ -1,7 +1,11 @@
-"""Reacting when schedules and controls are saved or deleted, in the admin or elsewhere."""
+"""Reacting when schedules and controls are saved or deleted, in the admin or elsewhere.
+
+And when beat starts.
+"""
 
 from typing import Any
 
+from celery import signals
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 from django.db.models.signals import post_delete, post_save
@@ -20,7 +24,13 @@ def connect() -> None:
     for model in (RefreshSchedule, ViewControl):
         post_save.connect(_saved, sender=model, dispatch_uid="matviews.saved")
         post_delete.connect(_deleted, sender=model, dispatch_uid="matviews.deleted")
+    signals.beat_init.connect(_beat_started, dispatch_uid="matviews.beat")
     loading.connect()
+
+
+def _beat_started(**_kwargs: Any) -> None:
+    """Write the periodic tasks: without any, nobody would run `matviews.maintain`, which does."""
+    reconcile_if_possible()
 
 
 def _saved(
@@ -29,7 +39,7 @@ def _saved(
     if raw:  # `loading` reacts when everything is loaded
         return
     if isinstance(instance, RefreshSchedule):
-        _follow([])
+        _follow([instance.view_id])
     elif not created:
         _follow([instance.pk])
 
@@ -50,6 +60,7 @@ class _AfterCommit:
         self.done = True
         engine.sync_shards()
         reconcile_if_possible()
+        engine.try_now(self.view_ids, anew=True)
         dispatch_all(_runnable(self.view_ids))
 
 

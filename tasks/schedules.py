@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from django.db import connections
@@ -11,8 +12,11 @@ from django.db.models.deletion import Collector
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from .. import engine
-from .periodic import DesiredTask, alias, desired_tasks, our_tasks, to_beat
-from .timetable import ScheduleStatus, maintenance_problem, timetable
+from ..logs import log
+from ..redact import loggable
+from .heartbeat import maintenance_problem
+from .periodic import DesiredTask, alias, desired_tasks, from_beat, our_tasks, to_beat
+from .timetable import ScheduleStatus, timetable
 
 __all__ = [
     "ScheduleStatus",
@@ -27,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 MISSING = 0  # no row has this primary key
 OURS = "matviews."  # prefix of our Celery tasks
+MAX_AHEAD = timedelta(minutes=1)  # of beat's clock
 
 
 def reconcile() -> int:
@@ -59,10 +64,9 @@ def reconcile_if_possible() -> None:
     """`reconcile` for callers that must not fail, even without django-celery-beat's tables."""
     try:
         reconcile()
-    except Exception:  # whatever a database raises
-        logger.warning(
-            "periodic tasks not written: matviews.maintain will write them", exc_info=True
-        )
+    except Exception as error:  # noqa: BLE001 - whatever a database raises
+        sentence = "periodic tasks not written: matviews.maintain will write them"
+        log(logger, logging.WARNING, sentence, exception=loggable(error, trusted=False))
 
 
 def delete_all() -> None:
@@ -127,9 +131,14 @@ def _apply(
 
 
 def _starts(desired: DesiredTask, task: Any) -> bool:
-    """Whether its first interval begins now: beat would add another, or run a past crontab."""
+    """Whether its first interval begins now: beat would add another, or run a past crontab.
+
+    Or the clock of beat was ahead when it sent the last message, and beat would wait until then.
+    """
     other_crontab = desired.fields["crontab_id"] not in (None, task.crontab_id)
-    return other_crontab or not task.enabled or task.last_run_at is None
+    if other_crontab or not task.enabled or task.last_run_at is None:
+        return True
+    return from_beat(task.last_run_at) > engine.now() + MAX_AHEAD
 
 
 def _intervals() -> dict[tuple[int, str], int]:

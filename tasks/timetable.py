@@ -1,30 +1,17 @@
-"""When each schedule runs, and whether the maintenance task does."""
+"""When each schedule runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.utils.translation import gettext as _
 
 from .. import engine
-from ..models import Heartbeat, RefreshSchedule
-from ..presentation import format_duration
-from .periodic import (
-    MAINTENANCE,
-    MINUTE,
-    crontab_after,
-    disabled_reason,
-    from_beat,
-    name_of,
-    our_tasks,
-)
-from .queues import queue_of
+from ..models import RefreshSchedule
+from .periodic import crontab_after, disabled_reason, from_beat, name_of, our_tasks
 
-__all__ = ["ScheduleStatus", "maintenance_problem", "timetable"]
-
-MAX_SILENCE = timedelta(minutes=5)  # of the maintenance task
-MAX_SENT_IN_VAIN = 5  # messages that beat sends in that time
+__all__ = ["ScheduleStatus", "timetable"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +27,8 @@ class ScheduleStatus:
     #: When beat last sent its request since it was enabled, None if it did not. Beat saves this
     #: every three minutes.
     last_sent: datetime | None
-    #: When beat will send the next one, None if it is disabled. The refresh starts within the
-    #: jitter after that.
+    #: When beat will send the next one, None if it is disabled or on change. The refresh starts
+    #: within the jitter after that.
     next_due: datetime | None
 
 
@@ -65,7 +52,7 @@ def timetable(labels: Iterable[str] | None = None) -> list[ScheduleStatus]:
 
 def _status(schedule: RefreshSchedule, task: Any) -> ScheduleStatus:
     reason = disabled_reason(schedule)
-    if not reason and not (task and task.enabled):
+    if not reason and not schedule.on_change and not (task and task.enabled):
         reason = _(
             "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` "
             "restores it"
@@ -76,7 +63,7 @@ def _status(schedule: RefreshSchedule, task: Any) -> ScheduleStatus:
         runs=not reason,
         disabled_reason=reason,
         last_sent=from_beat(task.last_run_at) if sent else None,
-        next_due=None if reason else _next_due(schedule, task),
+        next_due=None if reason or schedule.on_change else _next_due(schedule, task),
     )
 
 
@@ -85,54 +72,3 @@ def _next_due(schedule: RefreshSchedule, task: Any) -> datetime | None:
     last = from_beat(task.last_run_at) if task.last_run_at else now
     due = last + schedule.interval if schedule.interval else crontab_after(schedule.crontab, last)
     return due and max(due, now)
-
-
-def maintenance_problem() -> str:
-    """What keeps the maintenance task from running, and what to do about it; "" if it runs.
-
-    In the active language.
-    """
-    task = our_tasks().filter(name=MAINTENANCE).first()
-    if task is None:
-        return _(
-            "The periodic task '%(task)s' is missing, so lost messages are not re-sent. Run "
-            "`manage.py migrate`, which creates it."
-        ) % {"task": MAINTENANCE}
-    if not task.enabled:
-        return _(
-            "The periodic task '%(task)s' is disabled, so lost messages are not re-sent. Run "
-            "`manage.py migrate`, which enables it."
-        ) % {"task": MAINTENANCE}
-    heartbeat = Heartbeat.objects.first()
-    return f"{_since(heartbeat)} {_what_to_check()}" if _silent(task, heartbeat) else ""
-
-
-def _since(heartbeat: Heartbeat | None) -> str:
-    if heartbeat is None:
-        return _("The maintenance task has not run yet, so lost messages are not re-sent.")
-    minutes = round((engine.now() - heartbeat.ran_at) / MINUTE)
-    return _("The maintenance task has not run for %(time)s, so lost messages are not re-sent.") % {
-        "time": format_duration(minutes * MINUTE)
-    }
-
-
-def _what_to_check() -> str:
-    queue = queue_of("matviews.maintain")
-    if not queue:
-        return _(
-            "Check that celery beat (with the DatabaseScheduler of django-celery-beat) is running, "
-            "and a worker that listens to the queue of its tasks."
-        )
-    return _(
-        "Check that celery beat (with the DatabaseScheduler of django-celery-beat) is running, and "
-        "a worker that listens to the queue '%(queue)s'."
-    ) % {"queue": queue}
-
-
-def _silent(task: Any, heartbeat: Heartbeat | None) -> bool:
-    long_ago = engine.now() - MAX_SILENCE
-    if heartbeat:
-        return heartbeat.ran_at < long_ago
-    # Beat updates the row whenever it saves what it has sent.
-    sent: int = task.total_run_count
-    return bool(task.date_changed < long_ago) or sent >= MAX_SENT_IN_VAIN

@@ -12,21 +12,29 @@ from tests.helpers import processes, quick, services
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from tests.helpers.chromium import Pictures
+
 TESTS = Path(__file__).parent
 # Begun first, so that none of them is what the others wait for at the end.
 LONGEST_FILES = (
-    "histories/test_tracking.py",
-    "histories/test_shapes.py",
-    "management/test_command_process.py",
-    "queryset/strategy/test_choose.py",
-    "queryset/test_shapes.py",
-    "scenarios/test_workers.py",
-    "scenarios/test_kills.py",
-    "project/test_docs.py",
-    "tasks/test_beat.py",
+    "changes/test_tracking.py",
     "project/test_live.py",
+    "scenarios/test_workers.py",
+    "admin/test_browser.py",
+    "project/test_docs.py",
+    "queryset/strategy/test_choose.py",
+    "engine/test_splitting.py",
+    "queryset/test_shapes.py",
+    "management/test_command_process.py",
+    "scenarios/test_kills.py",
+    "tasks/test_beat.py",
+    "scenarios/test_joining_processes.py",
+    "histories/test_interleavings.py",
+    "histories/test_tracking.py",
+    "queryset/test_hostile_schemas.py",
+    "admin/test_list_browser.py",
     "project/test_example_project.py",
-    "histories/test_refreshes.py",
+    "queryset/sql/test_date_ranges.py",
 )
 
 # To shrink a failure can take longer than a test may: it is left to runs with --long.
@@ -57,6 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all is imported and collected
     hypothesis.settings.load_profile("long" if config.getoption("long") else "short")
 
 
@@ -77,6 +86,7 @@ def pytest_collection_finish() -> None:
     """Look for garbage seldom, and not among what is imported: that took a quarter of the run."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(100_000, 20, 50)
 
 
@@ -121,6 +131,8 @@ def quick_flush() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TransactionTestCase, "_fixture_teardown", database.flush_filled_tables)
+        # A new connection after each test would read the server's catalogs again.
+        patch.setattr(TransactionTestCase, "_should_reload_connections", lambda _case: False)
         yield
 
 
@@ -136,12 +148,13 @@ def _one_reading_of_the_clock() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _patience_with_keys() -> Iterator[None]:
-    """On a busy machine, dirty keys that take their time do not make a full refresh of it."""
+    """On a busy machine, dirty keys that take their time are refreshed as quick ones are."""
     from matviews.engine import costs
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(costs, "MIN_BUDGET_SECONDS", 3600.0)
         patch.setattr(costs, "CHEAP_SECONDS", 3600.0)
+        patch.setattr(costs, "TEMPORARY_TABLE_SECONDS", 3600.0)
         yield
 
 
@@ -180,23 +193,44 @@ def _nothing_left(request: pytest.FixtureRequest, django_db_blocker: Any) -> Ite
     if HAS_DATABASE in request.session.stash:
         from matviews import changes, engine
         from matviews.models import Change
+        from tests.helpers import triggers
 
         with django_db_blocker.unblock():
+            triggers.remove(engine.alias())
             changes.remove(engine.alias())
             engine.sweep_stages()
             # To empty a table is logged, where the log was emptied first.
             Change.objects.all().delete()
 
 
+@pytest.fixture(autouse=True)
+def _no_message_was_refused() -> None:
+    """A process remembers that it has recorded an error, the database does not after a test."""
+    from matviews.tasks import broker_errors
+
+    broker_errors._recorded_at = None
+
+
+@pytest.fixture(autouse=True)
+def _without_triggers(request: pytest.FixtureRequest, django_db_blocker: Any) -> None:
+    """Triggers are there for the tests that have asked for them."""
+    from matviews import engine
+    from tests.helpers import triggers
+
+    if triggers.are_left(engine.alias()) and "tracked" not in request.fixturenames:
+        with django_db_blocker.unblock():
+            triggers.remove(engine.alias())
+
+
 @pytest.fixture
 def tracked(transactional_db: None) -> Iterator[None]:
     """Triggers on the tables that the views read that are defined by now."""
-    from matviews import changes, engine
+    from matviews import engine
     from tests.helpers import triggers
 
     triggers.install(engine.alias())
     yield
-    changes.remove(engine.alias())
+    triggers.leave(engine.alias())
 
 
 @pytest.fixture
@@ -230,12 +264,12 @@ def browser() -> "Iterator[Browser]":
         yield started
 
 
-@pytest.fixture
-def pictures(pytestconfig: pytest.Config, tmp_path: Path) -> Path:
-    """The folder for screenshots."""
-    folder = Path(pytestconfig.getoption("pictures") or tmp_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+@pytest.fixture(scope="session")
+def pictures(pytestconfig: pytest.Config) -> "Pictures":
+    """Takes screenshots, with --pictures."""
+    from tests.helpers.chromium import Pictures
+
+    return Pictures(pytestconfig.getoption("pictures"))
 
 
 @pytest.fixture(scope="session")

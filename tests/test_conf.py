@@ -13,7 +13,15 @@ from matviews.conf import Settings, get_settings
 from matviews.definition import ViewOptions
 from matviews.exceptions import InvalidSetting
 from matviews.management.commands import update_materialized_views
-from matviews.models import Heartbeat, PhaseRun, Refresh, RefreshSchedule, ViewControl, ViewShard
+from matviews.models import (
+    Alarm,
+    Heartbeat,
+    PhaseRun,
+    Refresh,
+    RefreshSchedule,
+    ViewControl,
+    ViewShard,
+)
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState, ViewState
 from matviews.tasks import checks as celery_checks
@@ -29,11 +37,28 @@ DEFAULTS = {
     "STATEMENT_TIMEOUT": 60.0,
     "LEASE": 60.0,
     "MAX_RESEND_INTERVAL": 3600.0,
+    "MAX_RETRY_DELAY": 3600.0,
+    "SUSPEND_AFTER_FAILURES": 20,
+    "SUSPEND_AFTER": timedelta(hours=6),
+    "MAX_PARKED_KEYS": 1_000,
+    "PULSE_SECONDS": 1,
     "KEEP_SUCCEEDED": timedelta(days=7),
     "KEEP_FAILED": timedelta(days=30),
     "CELERY_QUEUE": None,
+    "MAX_LONG_BATCHES": None,
+    "GOVERNOR_REPLICATION_LAG": None,
+    "GOVERNOR_ACTIVE_SESSIONS": None,
+    "GOVERNOR_TRANSACTION_AGE": None,
+    "GOVERNOR_VACUUM": False,
+    "GOVERNOR_MAX_WAIT": timedelta(minutes=30),
     "STAGING_SCHEMA": None,
     "VALUES_IN_ERRORS": "keys",
+    "HEALTH_TOKEN": None,
+    "ALARM_AFTER": timedelta(minutes=5),
+    "ALARM_REPEAT": timedelta(hours=4),
+    "ALARM_MAIL": False,
+    "ALARM_HOOK": None,
+    "CHECK_IN_URL": None,
 }
 OTHERS = {
     "BATCH_TARGET": 5,
@@ -43,11 +68,28 @@ OTHERS = {
     "STATEMENT_TIMEOUT": 0.5,
     "LEASE": 2.5,
     "MAX_RESEND_INTERVAL": 60,
+    "MAX_RETRY_DELAY": 60,
+    "SUSPEND_AFTER_FAILURES": 1,
+    "SUSPEND_AFTER": timedelta(minutes=1),
+    "MAX_PARKED_KEYS": 0,
+    "PULSE_SECONDS": 0,
     "KEEP_SUCCEEDED": timedelta(microseconds=1),
     "KEEP_FAILED": timedelta(days=36_500),
     "CELERY_QUEUE": "slow",
+    "MAX_LONG_BATCHES": 4,
+    "GOVERNOR_REPLICATION_LAG": 5,
+    "GOVERNOR_ACTIVE_SESSIONS": 50,
+    "GOVERNOR_TRANSACTION_AGE": 600.0,
+    "GOVERNOR_VACUUM": True,
+    "GOVERNOR_MAX_WAIT": timedelta(hours=1),
     "STAGING_SCHEMA": "staging",
     "VALUES_IN_ERRORS": "none",
+    "HEALTH_TOKEN": "sesame",
+    "ALARM_AFTER": timedelta(seconds=1),
+    "ALARM_REPEAT": timedelta(days=1),
+    "ALARM_MAIL": True,
+    "ALARM_HOOK": "proj.alarms.tell",
+    "CHECK_IN_URL": "https://hc.example.org:8443/ping/3f?status=ok",
 }
 WRONG: dict[str, list[Any]] = {
     "BATCH_TARGET": [0, -1, None, "1", True, float("nan"), float("inf")],
@@ -57,10 +99,42 @@ WRONG: dict[str, list[Any]] = {
     "STATEMENT_TIMEOUT": [0, -1, None, "60", True, 0.0001, float("inf"), 1e10],
     "LEASE": [0, -1, None, "60", True, float("inf")],
     "MAX_RESEND_INTERVAL": [0, -1, None, "60", True, float("inf")],
+    "MAX_RETRY_DELAY": [0, -1, None, "60", True, float("inf")],
+    "SUSPEND_AFTER_FAILURES": [0, -1, None, 1.5, "10", True, 2**31],
+    "SUSPEND_AFTER": [6, None, "6", True, timedelta(), timedelta(-1), timedelta.max],
+    "MAX_PARKED_KEYS": [-1, None, 1.5, "10", True, 100_001],
+    "PULSE_SECONDS": [-1, None, 0.5, "1", True, 3601],
     "KEEP_SUCCEEDED": [7, None, "7", True, timedelta(), timedelta(-1), timedelta.max],
     "KEEP_FAILED": [30, None, "30", True, timedelta(), timedelta(-1), timedelta.max],
     "CELERY_QUEUE": ["", 5, [], True],
+    "MAX_LONG_BATCHES": [0, -1, 1.5, True, "4"],
+    "GOVERNOR_REPLICATION_LAG": [0, -1, True, "5"],
+    "GOVERNOR_ACTIVE_SESSIONS": [0, -1, 1.5, True, "5"],
+    "GOVERNOR_TRANSACTION_AGE": [0, -1, True, "5"],
+    "GOVERNOR_VACUUM": [None, 1, "yes"],
+    "GOVERNOR_MAX_WAIT": [0, None, timedelta(), timedelta(-1)],
     "STAGING_SCHEMA": ["", 5, "a b", 'a"b', "a`b", "a.b", "1a", "s" * 64, "a\n", []],
+    "HEALTH_TOKEN": ["", 5, [], True, b"sesame", "a b", " ", "sésame", "sesame\n", "\0"],
+    "ALARM_AFTER": [5, None, "5", True, timedelta(), timedelta(-1), timedelta.max],
+    "ALARM_REPEAT": [5, None, "5", True, timedelta(), timedelta(-1), timedelta.max],
+    "ALARM_MAIL": [None, 1, "yes", []],
+    "ALARM_HOOK": ["", "tell", "proj.", ".tell", "proj.al arms", 5, print, True],
+    "CHECK_IN_URL": [
+        "",
+        "hc.example.org/ping",
+        "ftp://hc.example.org/",
+        "file:///etc/passwd",
+        "https://",
+        "https:///ping",
+        "https://hc example.org/",
+        "https://hc.example.org:port/",
+        "http://[::1/",
+        "https://hc.example.org/\r\nHost: x",
+        "javascript:alert(1)",
+        5,
+        b"https://x/",
+        True,
+    ],
     "VALUES_IN_ERRORS": ["", None, "some", "ALL", 0, [], True],
 }
 
@@ -197,6 +271,10 @@ class TestReference:
             "refresh_requested": ("class", "refresh"),
             "batch_finished": ("class", "report"),
             "refresh_finished": ("class", "refresh"),
+            "view_suspended": ("class", "refresh"),
+            "view_alarm": ("class", "alarm"),
+            "view_alarm_ended": ("as above", "alarm"),
+            "view_recovered": ("class", "refresh", "failures"),
             "message_refused": ("None", "message", "outcome"),
         }.items():
             text = " ".join(rows("Signals")[name])
@@ -215,7 +293,7 @@ class TestReference:
         assert {name.split()[0] for name in documented("Command")} == ours
 
     @pytest.mark.parametrize(
-        "model", [ViewControl, RefreshSchedule, ViewShard, Refresh, PhaseRun, Heartbeat]
+        "model", [Alarm, ViewControl, RefreshSchedule, ViewShard, Refresh, PhaseRun, Heartbeat]
     )
     def test_tables(self, model: type[Any]) -> None:
         fields = set(re.findall(r"`(\w+)`", rows("Tables")[model.__name__][-1]))

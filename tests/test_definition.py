@@ -18,6 +18,7 @@ from matviews import Batch, MaterializedView, Phase, checks, databases
 from matviews.definition import HookKind, ViewOptions, define
 from matviews.exceptions import UnknownView
 from matviews.registry import registry
+from matviews.states import RefreshStrategy
 from matviews.tasks import checks as celery_checks
 from tests.helpers.view_classes import INSERT_ONLY, defined, make_view, own_models, six_hooks
 from tests.sample.models import Limited
@@ -419,16 +420,27 @@ class TestOptions:
             ("statement_timeout", None),
             ("shards", 1),
             ("include_in_refresh_all", False),
+            ("max_parked_keys", 0),
+            ("max_parked_keys", None),
             ("tracking", False),
+            ("strategy", "by_keys"),
+            ("strategy", RefreshStrategy.FULL_STAGED),
+            ("strategy", None),
+            ("queue", "big"),
+            ("quiet_hours", None),
+            ("queue", None),
             ("depends_on", None),
             ("depends_on", {}),
             ("depends_on", {"a.B": ("c",), "a.C": None, "a.D": len}),
             ("freshness_target", timedelta(minutes=5)),
+            ("freshness_target", {"insert": timedelta(minutes=5), Phase.DELETE: timedelta(days=1)}),
             ("freshness_target", None),
             ("refresh_every", timedelta(seconds=1)),
             ("refresh_every", timedelta(days=3650)),
             ("refresh_every", {"insert": timedelta(seconds=10), Phase.DELETE: timedelta(days=1)}),
             ("refresh_every", None),
+            ("verify_every", timedelta(days=1)),
+            ("verify_every", None),
         ],
     )
     def test_right_values_are_taken(self, name: str, value: Any) -> None:
@@ -446,7 +458,14 @@ class TestOptions:
         "statement_timeout": [0, -5, 1e-9, float("inf"), 1e9, "60"],
         "shards": [0, -1, None, 2.0, True, 2**15],
         "include_in_refresh_all": [0, 1, None, "yes"],
+        "max_retry_delay": [0, -1.0, True, "1", timedelta(seconds=1)],
+        "suspend_after_failures": [0, -1, 1.5, True, "10", 2**31],
+        "max_parked_keys": [-1, 1.5, True, "10", 100_001],
+        "suspend_after": [300, timedelta(), timedelta(-1), timedelta.max, "5m"],
         "tracking": [0, 1, None, "yes"],
+        "strategy": ["", "keys", "by keys", True, 1],
+        "quiet_hours": ["22:00", (), ("22:00", "06:00"), ("1", "2", "UTC"), 5],
+        "queue": ["", 5, [], True, " big", "amq.big", "a" * 256],
         "depends_on": [
             "a.B",
             [],
@@ -456,7 +475,16 @@ class TestOptions:
             {"a.B": ["c", "c"]},
             {int: "c"},
         ],
-        "freshness_target": [300, timedelta(), timedelta(-1), timedelta(days=3651), "5m"],
+        "freshness_target": [
+            300,
+            timedelta(),
+            timedelta(-1),
+            timedelta(days=3651),
+            "5m",
+            {},
+            {"insert": 5},
+            {"upsert": timedelta(minutes=5)},
+        ],
         "refresh_every": [
             300,
             True,
@@ -472,6 +500,17 @@ class TestOptions:
             {5: timedelta(minutes=5)},
             [timedelta(minutes=5)],
         ],
+        "refresh_on_change": [
+            1,
+            True,
+            "1s",
+            timedelta(-1),
+            timedelta(seconds=0.5),
+            timedelta(days=3651),
+            {},
+            {"insert": 1},
+        ],
+        "verify_every": [timedelta(), timedelta(seconds=1.5), timedelta(days=3651), 60, "1 day"],
     }
 
     @pytest.mark.parametrize(

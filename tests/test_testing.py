@@ -8,7 +8,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.test import TestCase
 
-from matviews import changes, engine
+from matviews import changes, engine, testing
 from matviews.exceptions import InvalidRequest, RefreshFailed, UnknownView
 from matviews.models import Refresh, ViewControl
 from matviews.pytest_plugin import refresh_views as refresh_views_fixture
@@ -99,6 +99,12 @@ class InATestCase(TestCase):
         ViewControl.objects.filter(label="sample.Limited").update(paused=True)
         with pytest.raises(RefreshFailed, match=r"sample\.Limited: it is paused"):
             refresh_views(Limited)
+
+    def test_a_disabled_view_is_refused_and_is_not_called_paused(self) -> None:
+        refresh = Refresh(view=ViewControl(label="sample.Limited", enabled=False))
+        assert testing._why_open(refresh) == "it is disabled"
+        refresh.view.enabled = True
+        assert testing._why_open(refresh) == "it waits: it has failed"
 
     def test_what_is_no_view_is_refused_before_anything_is_done(self) -> None:
         before = Refresh.objects.count()

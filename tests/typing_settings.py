@@ -7,4 +7,4 @@ from tests.settings import *  # noqa: F403
 from tests.settings import INSTALLED_APPS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "example_project"))
-INSTALLED_APPS += ["flights", "benchmarks"]
+INSTALLED_APPS += ["flights", "benchmarks", "tests.chaos"]

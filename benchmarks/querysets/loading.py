@@ -43,19 +43,19 @@ def load_orders(rows: int) -> None:
     empty(Customer, Order)
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO benchmarks_customer (id, name) "
-            f"SELECT n, {name} FROM {_numbers(customers)}"
+            f"INSERT INTO benchmarks_customer (id, name) SELECT n, {name} FROM {numbers(customers)}"
         )
         # One step of a multiplicative generator scatters the customers over the orders.
         cursor.execute(
             f"INSERT INTO benchmarks_order (id, customer_id, amount, created) "
             f"SELECT n, 1 + ((n * 48271) % 2147483647) % {buyers}, "
-            f"((n * 7919) % 1000003) / 100.0, {created} FROM {_numbers(rows)}"
+            f"((n * 7919) % 1000003) / 100.0, {created} FROM {numbers(rows)}"
         )
     tidy(Customer, Order)
 
 
-def _numbers(count: int) -> str:
+def numbers(count: int) -> str:
+    """A table of so many whole numbers from 1, in a column n."""
     return f"({NUMBERS[connection.vendor].format(count)}) AS numbers"
 
 

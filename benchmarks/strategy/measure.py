@@ -1,192 +1,184 @@
-"""The refresh of each view after each change: by keys, in full, as chosen, and PostgreSQL's own.
+"""The refresh of each view after each change: by every strategy, as chosen, and PostgreSQL's own.
 
-Every way sees changes of the same kind and size, in turns. What a forced refresh teaches the view
-is taken back, so that the choice rests on the refreshes that were chosen.
+Every way sees changes of the same kind and size, in turns. What a view has learnt is part of the
+way: a forced refresh teaches nothing, and a choice is made with what the build has shown (cold),
+with what other changes have taught, or with what earlier changes of the same kind have.
 """
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
-from unittest import mock
 
 from django.db import connection
-from django.db.models import F
-from django.db.models.functions import Mod
-from rich.console import Console
-from rich.table import Table
 
 from matviews import changes, engine
-from matviews.engine import derived, dirty_keys
-from matviews.models import PhaseRun, ViewShard
+from matviews.models import PhaseRun, ViewControl, ViewShard
+from matviews.queryset import plan_of
+from matviews.registry import registry
+from matviews.states import RefreshStrategy
 
-from ..querysets.loading import NUMBERS, empty, tidy
+from ..querysets.loading import tidy
 from ..querysets.ways import Native, View
-from ..report import add
-from .models import ByKind, ByKindAndDay, ByMonth, ByMonthAndStatus, Sale
+from ..timers import Timer
+from . import models
+from .changes import CHANGES, GROUPS, load
+from .models import Sale
+from .names import AFTER_OTHERS, AFTER_SAME, CHOSEN, NOISE
 
-__all__ = ["Cell", "measure", "save", "show"]
+__all__ = ["FITTED", "Cell", "measure"]
 
-MONTHS, KINDS = 60, 5
-KEYS: dict[type[Any], tuple[str, ...]] = {
-    ByKind: ("kind",),
-    ByMonth: ("month",),
-    ByMonthAndStatus: ("month", "status"),
-    ByKindAndDay: ("kind", "number"),
-}
-CHOSEN, BY_KEYS, IN_FULL, NATIVE = "chosen", "by keys", "in full", "CONCURRENTLY"
-DAYS = {
-    "postgresql": "date '2020-01-01' + (n * 7919 % {days})::int",
-    "mysql": "date '2020-01-01' + INTERVAL (n * 7919 % {days}) DAY",
-    "sqlite": "date('2020-01-01', (n * 7919 % {days}) || ' days')",
-}
+NATIVE = "CONCURRENTLY"
+OTHER_CHANGES = ("1 row", "1 %", "10 %")
+OTHERS = 3  # refreshes of another change before a choice with what they have taught
+WITH_STORES = (models.ByRegion, models.ByRegionAndMonth)
+#: The views that there were when the constants of the choice were set. The others only judge it.
+FITTED = {"ByKind", "ByMonth", "ByMonthAndStatus", "ByKindAndDay"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """A view after a change: seconds of a refresh by the name of the way, each a median."""
 
+    rows: int
     view: str
     change: str
     seconds: dict[str, float]
-    #: How many of the chosen refreshes were by keys.
-    chosen_by_keys: int
+    #: By way, the strategies that were chosen.
+    chosen: dict[str, str]
 
-    @property
-    def ratio(self) -> float:
-        """What the choice takes of the best of our ways, beyond 20 ms."""
-        best = min(self.seconds[BY_KEYS], self.seconds[IN_FULL])
-        return max(0.0, self.seconds[CHOSEN] - 0.02) / best
+    def ratio(self, way: str) -> float:
+        """What a choice takes of the best of our strategies, beyond 20 ms."""
+        return self._relative_to(RefreshStrategy.values, way)
 
+    def ratio_to_full(self, way: str) -> float:
+        """What a choice takes of the view's full refresh, beyond 20 ms."""
+        return self._relative_to([RefreshStrategy.FULL, RefreshStrategy.FULL_STAGED], way)
 
-def load(rows: int) -> None:
-    """Replace all sales by so many, which are spread over all months, kinds and statuses."""
-    numbers = f"({NUMBERS[connection.vendor].format(rows)}) AS numbers"
-    day = DAYS[connection.vendor].format(days=MONTHS * 30)
-    status = "CASE n % 3 WHEN 0 THEN 'open' WHEN 1 THEN 'paid' ELSE 'sent' END"
-    empty(Sale)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"INSERT INTO benchmarks_sale (id, kind, status, day, amount) "
-            f"SELECT n, n % {KINDS}, {status}, {day}, (n % 1000) / 10.0 FROM {numbers}"
-        )
-    tidy(Sale)
+    def _relative_to(self, ways: Collection[str], way: str) -> float:
+        best = min(self.seconds[other] for other in ways if other in self.seconds)
+        return max(0.0, self.seconds[way] - NOISE) / best
 
 
-def every(share: int) -> Callable[[int], object]:
-    """Change one row of so many, of others each time."""
-
-    def change(number: int) -> None:
-        rows = Sale.objects.alias(residue=Mod(F("pk"), share)).filter(residue=number % share)
-        rows.update(amount=F("amount") + 1)
-
-    return change
-
-
-def one_row(number: int) -> None:
-    """Change a row of the newest month."""
-    newest = Sale.objects.order_by("-day", "pk")[number : number + 1].get()
-    Sale.objects.filter(pk=newest.pk).update(amount=F("amount") + 1)
-
-
-CHANGES: dict[str, Callable[[int], object]] = {
-    "1 row": one_row,
-    "0.1 %": every(1_000),
-    "1 %": every(100),
-    "10 %": every(10),
-}
-
-
-def measure(rows: int, runs: int, say: Callable[[str], object]) -> list[Cell]:
-    """Measure all cells with so many sales."""
+def measure(
+    rows: int, runs: int, views: Collection[str], timer: Timer, say: Callable[[str], object]
+) -> list[Cell]:
+    """Measure the cells of views, by default of all, with so many sales."""
     say(f"{rows:,} sales")
     changes.remove(engine.alias())
     load(rows)
     changes.install(engine.alias())
-    return [
-        cell
-        for model, key in KEYS.items()
-        for cell in _cells(View(model), _native(model, key), runs, say)
-    ]
+    models_ = [model for model in GROUPS if not views or model.__name__ in views]
+    return [cell for model in models_ for cell in _Shape(model, rows, runs, timer, say).cells()]
 
 
-def _native(model: type[Any], key: tuple[str, ...]) -> Native | None:
-    if connection.vendor != "postgresql":
-        return None
-    native = Native(model, model.source, key)
-    native.build()
-    return native
+class _Shape:
+    """The cells of one view."""
 
+    def __init__(
+        self, model: type[Any], rows: int, runs: int, timer: Timer, say: Callable[[str], object]
+    ) -> None:
+        self.view, self.rows, self.runs, self.timer, self.say = View(model), rows, runs, timer, say
+        self.label = model._meta.label
+        strategy = plan_of(registry.find(model), engine.alias()).strategy
+        self.forced = [
+            each
+            for each in RefreshStrategy
+            if (each is not RefreshStrategy.BY_KEYS or strategy.is_incremental)
+            and (each is not RefreshStrategy.FULL_STAGED or not strategy.staged)
+        ]
+        self.native: Native | None = None
+        self.numbers = count()
+        self.built: Any = {}
+        self.learnt: Any = {}
 
-def _cells(
-    view: View, native: Native | None, runs: int, say: Callable[[str], object]
-) -> Iterator[Cell]:
-    view.empty()
-    view.build()
-    view.tidy()
-    view.renew()
-    for name, change in CHANGES.items():
-        say(f"{view.model.__name__}, {name}")
-        times: dict[str, list[float]] = {CHOSEN: [], BY_KEYS: [], IN_FULL: []}
-        if native:
-            times[NATIVE] = []
-        by_keys = 0
-        for number in range(runs):
-            for way, taken in times.items():
-                change(runs * len(times) + number)
-                taken.append(_seconds(view, native, way))
-                if way == CHOSEN:
-                    run = PhaseRun.objects.filter(shard__view__label=view.model._meta.label)
-                    by_keys += run.latest("pk").dirty_after is not None
-                elif way == NATIVE:
-                    view.renew()
-        medians = {way: statistics.median(taken) for way, taken in times.items()}
-        yield Cell(view=view.model.__name__, change=name, seconds=medians, chosen_by_keys=by_keys)
+    def cells(self) -> Iterator[Cell]:
+        self._build()
+        for name in CHANGES:
+            if name != "1 store" or self.view.model in WITH_STORES:
+                self.say(f"{self.view.model.__name__}, {name}")
+                yield self._cell(name)
 
+    def _build(self) -> None:
+        model = self.view.model
+        self.view.empty()
+        ViewShard.objects.filter(view__label=self.label).update(costs={}, checkpoints={})
+        self.view.build()
+        self.view.tidy()
+        self.built = self._costs
+        if connection.vendor == "postgresql":
+            key = registry.find(model).options.key or (model._meta.pk.name,)
+            self.native = Native(model, model.source, key)
+            self.native.build()
 
-def _seconds(view: View, native: Native | None, way: str) -> float:
-    forced: AbstractContextManager[object] = nullcontext()
-    if way in (BY_KEYS, IN_FULL):
-        forced = _forced(view, way)
-    with forced:
-        started = time.perf_counter()
-        if way == NATIVE and native:
-            native.renew()
-        else:
-            view.renew()
-        return time.perf_counter() - started
+    @property
+    def _costs(self) -> Any:
+        return ViewShard.objects.values_list("costs", flat=True).get(view__label=self.label)
 
+    def _know(self, costs: Any) -> None:
+        ViewShard.objects.filter(view__label=self.label).update(costs=costs)
 
-@contextmanager
-def _forced(view: View, way: str) -> Iterator[None]:
-    shards = ViewShard.objects.filter(view__label=view.model._meta.label)
-    [costs] = shards.values_list("costs", flat=True)
-    most = 10**9 if way == BY_KEYS else -1
-    with (
-        mock.patch.object(dirty_keys, "max_worthwhile_keys", return_value=most),
-        mock.patch.object(derived, "keys_budget", return_value=None),
-    ):
-        yield
-    shards.update(costs=costs)
-
-
-def show(cells: list[Cell], database: str, console: Console) -> None:
-    """Print a table; `database` goes into its title."""
-    ways = list(cells[0].seconds)
-    table = Table(title=f"{database}: by keys or in full, milliseconds", title_justify="left")
-    for column in ("view", "change", *ways, "by keys", "ratio"):
-        table.add_column(column, justify="left" if column in ("view", "change") else "right")
-    for cell in cells:
-        figures = (f"{1000 * cell.seconds[way]:.1f}" for way in ways)
-        table.add_row(
-            cell.view, cell.change, *figures, str(cell.chosen_by_keys), f"{cell.ratio:.2f}"
+    def _cell(self, name: str) -> Cell:
+        taken: dict[str, list[float]] = {}
+        chosen: dict[str, set[str]] = {}
+        self.learnt = self.built
+        for number in range(-1, self.runs):
+            for way in CHOSEN:
+                seconds = self._chosen(name, way, number)
+                if number >= 0:
+                    taken.setdefault(way, []).append(seconds)
+                    chosen.setdefault(way, set()).add(self._last_strategy)
+            if number >= 0:
+                for way, seconds in self._others(name):
+                    taken.setdefault(way, []).append(seconds)
+        self._know(self.built)
+        tidy(Sale)
+        self.view.tidy()
+        return Cell(
+            rows=self.rows,
+            view=self.view.model.__name__,
+            change=name,
+            seconds={way: statistics.median(each) for way, each in taken.items()},
+            chosen={way: " or ".join(sorted(each)) for way, each in chosen.items()},
         )
-    console.print(table)
 
+    def _chosen(self, name: str, way: str, number: int) -> float:
+        """Seconds of a refresh with what the way has taught."""
+        self._know(self.learnt if way == AFTER_SAME else self.built)
+        if way == AFTER_OTHERS:
+            others = [other for other in OTHER_CHANGES if other != name]
+            for _ in range(OTHERS):
+                self._change(others[number % len(others)])
+                self.view.renew()
+        seconds = self._seconds(name, self.view.renew)
+        if way == AFTER_SAME:
+            self.learnt = self._costs
+        return seconds
 
-def save(cells: list[Cell], database: str, path: Path) -> None:
-    """Put the figures into a JSON file, beside what else it has of the database."""
-    add(path, database, {"strategy": [asdict(cell) for cell in cells]})
+    def _others(self, name: str) -> Iterator[tuple[str, float]]:
+        """Seconds of the ways without a choice."""
+        for forced in self.forced:
+            yield forced.value, self._forced(name, forced)
+        if self.native:
+            yield NATIVE, self._seconds(name, self.native.renew)
+            self.view.renew()
+
+    def _change(self, name: str) -> None:
+        CHANGES[name](self.view.model, next(self.numbers))
+
+    def _seconds(self, change: str, renew: Callable[[], object]) -> float:
+        self._change(change)
+        return self.timer(renew)
+
+    def _forced(self, change: str, strategy: RefreshStrategy) -> float:
+        control = ViewControl.objects.filter(label=self.label)
+        control.update(strategy=strategy)
+        seconds = self._seconds(change, self.view.renew)
+        control.update(strategy="")
+        return seconds
+
+    @property
+    def _last_strategy(self) -> str:
+        runs = PhaseRun.objects.filter(shard__view__label=self.label)
+        return str(runs.latest("pk").get_strategy_display())

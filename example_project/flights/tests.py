@@ -154,7 +154,7 @@ class ViewTests(TransactionTestCase):
 
     def check_random_changes(self, seed: int) -> None:
         world = World(seed)
-        for _ in range(12):
+        for _ in range(6):
             for _ in range(world.random.randint(1, 6)):
                 world.change()
             some = world.random.sample(["insert", "update", "delete"], 2)

@@ -1,6 +1,6 @@
 """What an operator does to views. Each action is logged in the admin, and a message reports it."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from django.contrib import messages
@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from .. import engine, tasks
+from ..engine import VerifyMessage
 from ..exceptions import (
     InvalidRequest,
     InvalidView,
@@ -21,7 +22,7 @@ from ..exceptions import (
 from ..models import Origin, Refresh, ViewControl
 from ..registry import registry
 from ..states import RefreshState, ViewState
-from ..tasks import broker_errors, schedules
+from ..tasks import broker_errors, schedules, verifications
 from .phrases import count_views, number
 
 __all__ = ["OperatorActions"]
@@ -79,6 +80,12 @@ class OperatorActions:
             waits = _("Refresh of %(views)s queued; it waits until resumed.")
             self._message(waits % {"views": _names(paused)}, messages.WARNING)
 
+    def retry(self, control: ViewControl) -> None:
+        """Request a refresh of a view that tries its parked keys again, too."""
+        if control.definition:
+            engine.retry_parked(control.label)
+        self.refresh([control])
+
     def pause(self, controls: Iterable[ViewControl]) -> None:
         """Start no further batch of the views; requests are kept and wait."""
         if changed := self._set_paused(controls, True):
@@ -91,6 +98,71 @@ class OperatorActions:
             done = _("Resumed: %(views)s.") % {"views": _names(changed)}
             self._report_sent(done, changed)
 
+    def resume_suspended(self, controls: Iterable[ViewControl]) -> None:
+        """Forget the failures of the suspended ones among views, and let their batches start."""
+        suspended = [control for control in controls if control.suspended_at]
+        if not suspended:
+            self._message(_("Nothing changed."), messages.WARNING)
+            return
+        engine.resume(control.pk for control in suspended)
+        for control in suspended:
+            self._log(control, f"Resumed after {control.failures} failures.")
+        done = _("No longer suspended: %(views)s.") % {"views": _names(suspended)}
+        self._report_sent(done, suspended)
+
+    def retry_parked(self, control: ViewControl, ids: list[int] | None) -> None:
+        """Have parked keys tried again, and request the refresh that does; None for all keys."""
+        if ids == []:
+            self._message(_("Tick at least one key."), messages.WARNING)
+            return
+        try:
+            count = engine.retry_parked(control.label, ids)
+        except UnknownView:
+            count = 0
+        if not count:
+            self._message(_("None of these keys is parked any more."), messages.WARNING)
+            return
+        self._log(control, f"Requested another try of {count} parked keys.")
+        tried = ngettext(
+            "The next refresh tries %(count)s parked key again.",
+            "The next refresh tries %(count)s parked keys again.",
+            count,
+        )
+        self._message(tried % {"count": number(count)})
+        self.refresh([control])
+
+    def verify(self, controls: Iterable[ViewControl], *, repair: bool = False) -> None:
+        """Request a verification of each view. A refused view does not stop the others."""
+        requested: list[ViewControl] = []
+        to_send: list[VerifyMessage] = []
+        for control in controls:
+            try:
+                to_send += self._request_verification(control, repair)
+            except MatviewsError as error:
+                refused = _("Cannot verify %(view)s: %(error)s")
+                names = {"view": control.label, "error": _refusal(error, control, None)}
+                self._message(refused % names, messages.WARNING)
+            else:
+                requested.append(control)
+                self._log(control, f"Requested a {'repair' if repair else 'verification'}.")
+        if requested:
+            done = (
+                _("Repair of %(views)s queued.")
+                if repair
+                else _("Verification of %(views)s queued.")
+            )
+            sent = self._send(lambda: verifications.send(to_send))
+            level = messages.WARNING if sent is False else messages.SUCCESS
+            self._message(self._with_delivery(done % {"views": _names(requested)}, sent), level)
+
+    def _request_verification(self, control: ViewControl, repair: bool) -> list[VerifyMessage]:
+        if control.label not in registry:
+            raise UnknownView(_("The code no longer defines it."))
+        if control.definition and not control.definition.has_source:
+            raise InvalidRequest(_("It has no source() to compare it with."))
+        name = self._request.user.get_username()
+        return verifications.request(control.label, repair=repair, requested_by=name)
+
     def stop(self, refresh: Refresh) -> None:
         """End a refresh between two batches; what its batches have committed stays."""
         ended = _("Refresh %(refresh)s has already ended.") % {"refresh": refresh.pk}
@@ -98,7 +170,7 @@ class OperatorActions:
             self._message(ended, messages.WARNING)
             return
         self._log(refresh.view, f"Requested a stop of refresh {refresh.pk}.")
-        sent = self._send([refresh.view])
+        sent = self._dispatch([refresh.view])
         refresh.refresh_from_db(fields=["state", "requests"])
         count = engine.count_requests(refresh)
         names = {"refresh": refresh.pk, "count": number(count)}
@@ -128,13 +200,18 @@ class OperatorActions:
             phases=phases,
             origin=Origin.ADMIN,
             requested_by=self._request.user.get_username(),
+            force=True,
         )
 
     def _set_paused(self, controls: Iterable[ViewControl], paused: bool) -> list[ViewControl]:
         changed = [control for control in controls if control.paused != paused]
         # Not save(), whose receivers would write schedules and send for one view after the other.
         keys = [control.pk for control in changed]
-        ViewControl.objects.filter(pk__in=keys).update(paused=paused)
+        ViewControl.objects.filter(pk__in=keys).update(
+            paused=paused, paused_by=self._request.user.get_username()
+        )
+        if not paused:
+            engine.try_now(keys, anew=True)
         for control in changed:
             self._log(control, "Paused." if paused else "Resumed.")
         if changed:
@@ -145,18 +222,22 @@ class OperatorActions:
 
     def _report_sent(self, done: str, controls: list[ViewControl]) -> None:
         """Send the messages, and report what was done and whether they were delivered."""
-        sent = self._send(controls)
+        sent = self._dispatch(controls)
         level = messages.WARNING if sent is False else messages.SUCCESS
         self._message(self._with_delivery(done, sent), level)
 
-    def _send(self, controls: list[ViewControl]) -> bool | None:
-        """Send what is due once the transaction has committed; None if it has not yet."""
+    def _dispatch(self, controls: list[ViewControl]) -> bool | None:
+        """Send the messages that are due for views, as `_send` does."""
+        return self._send(lambda: tasks.dispatch_all([control.pk for control in controls]))
+
+    def _send(self, deliver: Callable[[], bool]) -> bool | None:
+        """Deliver once the transaction has committed; None if it has not yet."""
         answers: list[bool] = []
 
         def send() -> None:
             answers.append(False)  # should it raise
             with broker_errors.heard() as errors:
-                answers[0] = tasks.dispatch_all([control.pk for control in controls])
+                answers[0] = deliver()
             self._broker_error = "; ".join(errors) or self._broker_error
 
         transaction.on_commit(send, using=engine.alias(), robust=True)
@@ -180,6 +261,8 @@ def _refusal(error: MatviewsError, control: ViewControl, phases: Collection[str]
     if definition and isinstance(error, InvalidView):
         return " ".join([ViewState.INVALID.meaning, *(str(each.msg) for each in definition.errors)])
     if definition and isinstance(error, InvalidRequest):
+        if phases is None:
+            return str(error)
         if not phases:
             return _("Tick at least one phase.")
         has = ", ".join(definition.options.phases)

@@ -5,14 +5,17 @@ from typing import Any
 
 from django import forms
 from django.core.exceptions import ValidationError
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from .. import engine
 from ..conf import get_settings
-from ..limits import BATCH_SECONDS, BATCH_SIZE, FRESHNESS_TARGET, Range
-from ..models import RefreshSchedule, ViewControl
+from ..limits import BATCH_SECONDS, BATCH_SIZE, FRESHNESS_TARGET, Range, queue_fault
+from ..models import RefreshSchedule, ScheduleKind, ViewControl
 from ..phases import Phase
 from ..presentation import localized
+from ..quiet_hours import QuietHours, zone_fault
 
 __all__ = ["ControlForm", "ScheduleForm"]
 
@@ -24,7 +27,7 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
         model = ViewControl
         fields = (
             "enabled", "include_in_refresh_all", "freshness_target", "shard_count", "batch_size",
-            "batch_target",
+            "batch_target", "strategy", "queue", "quiet_from", "quiet_until", "quiet_zone",
         )  # fmt: skip
         help_texts = {
             "freshness_target": gettext_lazy(
@@ -47,7 +50,9 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
         in_code = {
             "batch_size": options.batch_size,
             "batch_target": options.batch_target or get_settings().BATCH_TARGET,
-            "freshness_target": options.freshness_target,
+            "freshness_target": _in_words(options.targets),
+            "queue": options.queue or get_settings().CELERY_QUEUE,
+            **_quiet_hours(options.quiet_hours),
         }
         for name in in_code.keys() & self.fields.keys():
             self.fields[name].widget.attrs["placeholder"] = str(in_code[name] or "")
@@ -78,6 +83,36 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
             raise ValidationError(fault % _ends(BATCH_SECONDS))
         return seconds
 
+    def clean_queue(self) -> str:
+        """A name that every broker accepts."""
+        queue: str = self.cleaned_data["queue"]
+        if queue and queue_fault(queue):
+            raise ValidationError(
+                _(
+                    "Enter the name of a queue: at most 255 bytes of printable characters, not "
+                    "beginning with 'amq.', or nothing."
+                )
+            )
+        return queue
+
+    def clean_quiet_zone(self) -> str:
+        """A time zone that this machine knows."""
+        zone: str = self.cleaned_data["quiet_zone"]
+        if zone and zone_fault(zone):
+            raise ValidationError(
+                _("Enter the name of a time zone, as in Europe/Berlin, or nothing.")
+            )
+        return zone
+
+    def clean(self) -> dict[str, Any]:
+        """Quiet hours have a beginning and an end."""
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        times = {"quiet_from", "quiet_until"} & cleaned.keys()
+        given = {name for name in times if cleaned[name] is not None}
+        for name in times - given if given else ():
+            self.add_error(name, _("Enter both times, or none."))
+        return cleaned
+
     def clean_freshness_target(self) -> timedelta | None:
         """A length of time."""
         target: timedelta | None = self.cleaned_data["freshness_target"]
@@ -87,6 +122,20 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
             )
             raise ValidationError(fault % {"days": localized(f"{FRESHNESS_TARGET.high.days:,}")})
         return target
+
+
+def _in_words(targets: dict[tuple[Phase, ...], timedelta]) -> str:
+    """Targets as a placeholder: that of all phases, or each with its phases."""
+    parts = [f"{', '.join(phases)} {target}".strip() for phases, target in targets.items()]
+    return "; ".join(parts)
+
+
+def _quiet_hours(hours: QuietHours | None) -> dict[str, str | None]:
+    return {
+        "quiet_from": f"{hours.start:%H:%M}" if hours else None,
+        "quiet_until": f"{hours.end:%H:%M}" if hours else None,
+        "quiet_zone": hours.zone if hours else timezone.get_default_timezone_name(),
+    }
 
 
 def _ends(limits: Range) -> dict[str, str]:
@@ -100,7 +149,8 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
         label=gettext_lazy("Phases"),
         choices=Phase.choices,
         widget=forms.CheckboxSelectMultiple,
-        error_messages={"required": gettext_lazy("Tick at least one phase.")},
+        required=False,
+        help_text=gettext_lazy("Of a refresh; a verification compares whole rows."),
     )
 
     # The phases of the view; the inline makes a subclass with them.
@@ -108,10 +158,15 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = RefreshSchedule
-        fields = ("enabled", "phases", "every", "period", "crontab", "jitter")
+        fields = (
+            "enabled", "kind", "phases", "sample", "on_change", "every", "period", "crontab",
+            "jitter",
+        )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if "kind" in self.fields:
+            self.fields["kind"].required = False
         if "phases" not in self.fields:  # for users who may only view
             return
         # A phase that the view no longer has is still shown, to be unticked.
@@ -129,7 +184,24 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
             )
         super().add_error(field, error)
 
+    def clean_on_change(self) -> bool:
+        """Only a view whose changes are tracked can be refreshed on change."""
+        on_change: bool = self.cleaned_data["on_change"]
+        definition = self.instance.view.definition if self.instance.view_id else None
+        if on_change and (reason := engine.why_not_followed(definition)):
+            fault = _("Its changes are not tracked (%(reason)s): enter an interval instead.")
+            raise ValidationError(fault % {"reason": reason})
+        return on_change
+
+    def clean_kind(self) -> str:
+        """A refresh, unless something else was chosen."""
+        return self.cleaned_data["kind"] or ScheduleKind.REFRESH
+
     def clean_phases(self) -> list[str]:
-        """The ticked phases; [] if these are all."""
+        """The ticked phases; [] if these are all, and for a verification, which compares rows."""
         ticked: list[str] = self.cleaned_data["phases"]
+        if self.cleaned_data.get("kind") == ScheduleKind.VERIFY:
+            return []
+        if not ticked:
+            raise ValidationError(_("Tick at least one phase."))
         return [] if set(ticked) == set(self.offered) else ticked

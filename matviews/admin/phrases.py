@@ -12,8 +12,7 @@ from ..presentation import MIN_WHOLE_RATE, format_duration, localized
 
 __all__ = [
     "count_batches", "count_keys", "count_rows", "count_runs", "count_views", "duration",
-    "number", "progress_text", "requesters", "rows_in_batches",
-    "work_done",
+    "moving_log", "number", "progress_text", "requesters", "rows_in_batches", "work_done",
 ]  # fmt: skip
 
 
@@ -58,6 +57,16 @@ def progress_text(progress: Progress) -> str:
     """How far runs are, and how fast."""
     text = _extent(progress)
     return f"{text}, {_rate(progress)}" if progress.rate else text
+
+
+def moving_log(entries: int) -> str:
+    """That a refresh waits for entries of the change log."""
+    text = ngettext(
+        "moving %(entries)s entry of the change log",
+        "moving %(entries)s entries of the change log",
+        entries,
+    )
+    return text % {"entries": number(entries)}
 
 
 def work_done(progress: Progress) -> str:

@@ -1,6 +1,6 @@
 """What the admin shows of times, states and schedules, as HTML."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from django.utils import timezone
@@ -8,15 +8,27 @@ from django.utils.formats import date_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from .. import engine
 from ..engine import RowCount, ViewStatus
-from ..phases import Phase
+from ..models import RefreshSchedule
 from ..states import ViewState
 from ..tasks.schedules import ScheduleStatus
 from .phrases import duration, number
 
-__all__ = ["labelled", "last_successes", "row_count", "schedule_lines", "state_text", "time_ago"]
+__all__ = [
+    "failing_text",
+    "labelled",
+    "next_lines",
+    "pausing_text",
+    "requested_text",
+    "row_count",
+    "schedule_lines",
+    "state_text",
+    "time_ago",
+    "waiting_text",
+]  # fmt: skip
 
 DUE_NOW = timedelta(seconds=1)  # before its time, a schedule counts as due
 
@@ -52,6 +64,39 @@ def state_text(status: ViewStatus) -> str:
     return str(status.state.label)
 
 
+def failing_text(status: ViewStatus) -> str:
+    """How often in a row a view has failed, and when it tries again; "" if it works."""
+    if not status.failures:
+        return ""
+    counted = ngettext("failed once", "failed %(count)s times in a row", status.failures) % {
+        "count": number(status.failures)
+    }
+    if status.suspended_at:
+        return _("%(failed)s, suspended") % {"failed": counted}
+    if status.retry_in is None:
+        return counted
+    tries = _("%(failed)s; tries again in %(time)s at the earliest")
+    return tries % {"failed": counted, "time": duration(status.retry_in)}
+
+
+def waiting_text(status: ViewStatus) -> str:
+    """For how long no worker has taken the oldest refresh of a view; "" if one has."""
+    if status.waiting_for is None:
+        return ""
+    return _("no worker has taken it for %(time)s") % {"time": duration(status.waiting_for)}
+
+
+def pausing_text(status: ViewStatus) -> str:
+    """Why and how long the refreshes of a view wait, failures apart; "" if they do not."""
+    if status.quiet_until:
+        left = duration(status.quiet_until - engine.utc_now())
+        return _("quiet hours, for another %(time)s") % {"time": left}
+    if status.wait_reason == "turns":
+        return _("takes turns with other long refreshes")
+    waits = _("waits: %(reason)s") % {"reason": status.wait_reason}
+    return waits if status.wait_reason else ""
+
+
 def row_count(count: RowCount | None) -> str:
     """The number of rows of a view, marked with ~ if the database only estimates it."""
     if count is None:
@@ -59,39 +104,52 @@ def row_count(count: RowCount | None) -> str:
     return f"{'' if count.exact else '~'}{number(count.rows)}"
 
 
-def last_successes(successes: Mapping[Phase, datetime | None]) -> SafeString:
-    """When each phase last succeeded, one line per phase; a single word if none ever did."""
-    if not any(successes.values()):
-        return format_html("{}", _("never"))
-    lines = ((phase.value, time_ago(when)) for phase, when in successes.items())
-    return _lines(format_html("{} {}", *line) for line in lines)
+def schedule_lines(statuses: Iterable[ScheduleStatus]) -> SafeString:
+    """When each schedule is due next and was sent last, or why it is off; one line per schedule."""
+    return _lines(_schedule_line(status) for status in statuses)
 
 
-def schedule_lines(statuses: Iterable[ScheduleStatus], *, named: bool = True) -> SafeString:
-    """When each schedule is due next and was sent last, or why it is off; one line per schedule.
-
-    Args:
-        statuses: of the schedules.
-        named: whether a line begins with the interval and phases of its schedule.
-    """
-    return _lines(_schedule_line(status, named) for status in statuses)
-
-
-def _schedule_line(status: ScheduleStatus, named: bool) -> SafeString:
-    schedule = status.schedule
-    phases = f" ({', '.join(schedule.phases)})" if schedule.phases else ""
-    name = f"{schedule.frequency}{phases}"
+def _schedule_line(status: ScheduleStatus) -> SafeString:
     last = format_html(_("last {}"), time_ago(status.last_sent))
-    if status.disabled_reason:
-        reason = _("disabled: %(reason)s") % {"reason": status.disabled_reason}
-        text = format_html('<span class="matviews-off">{}</span>', reason)
-        return format_html("{} {}", name, text) if named else format_html("{}; {}", text, last)
+    return format_html("{}; {}", _off(status) or _coming(status), last)
+
+
+def next_lines(statuses: Iterable[ScheduleStatus]) -> SafeString:
+    """When each schedule is due next and how often it is, or why it is off; one line for each."""
+    return _lines(_next_line(status) for status in statuses)
+
+
+def _next_line(status: ScheduleStatus) -> SafeString:
+    schedule = status.schedule
+    requested = requested_text(schedule)
+    often = f"{schedule.frequency} ({requested})" if requested else schedule.frequency
+    return format_html(
+        '{} <span class="matviews-quiet">{}</span>', _off(status) or _coming(status), often
+    )
+
+
+def requested_text(schedule: RefreshSchedule) -> str:
+    """What a schedule requests; "" if it is a refresh of all phases."""
+    if schedule.refreshes:
+        return ", ".join(schedule.phases)
+    if not schedule.sample:
+        return _("verification")
+    return _("verification of about %(count)s keys") % {"count": number(schedule.sample)}
+
+
+def _off(status: ScheduleStatus) -> SafeString | str:
+    if not status.disabled_reason:
+        return ""
+    reason = _("disabled: %(reason)s") % {"reason": status.disabled_reason}
+    return format_html('<span class="matviews-off">{}</span>', reason)
+
+
+def _coming(status: ScheduleStatus) -> SafeString | str:
+    if status.schedule.on_change:
+        return _("after the next change")
     when = status.next_due
     due = when is None or when <= engine.now() + DUE_NOW
-    coming = _("due now") if due else format_html(_("next {}"), time_ago(when))
-    if named:
-        return format_html('{} <span class="matviews-quiet">{}</span>', name, coming)
-    return format_html("{}; {}", coming, last)
+    return _("due now") if due else format_html(_("next {}"), time_ago(when))
 
 
 def _lines(lines: Iterable[SafeString]) -> SafeString:

@@ -25,7 +25,7 @@ from ..models import PhaseRun, Refresh
 from .actions import OperatorActions
 from .badges import badge
 from .live import refresh_progress
-from .phrases import count_batches, number, requesters
+from .phrases import count_batches, duration, number, requesters
 from .presentation import labelled, time_ago
 from .refresh_page import refresh_context, took
 
@@ -99,6 +99,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         sums: dict[str, Any] = {
             "rows_written": Subquery(runs.values(total=Sum("rows"))),
             "batches_done": Subquery(runs.values(total=Sum("batches"))),
+            "seconds_worked": Subquery(runs.values(total=Sum("seconds"))),
         }
         refreshes: QuerySet[Any] = super().get_queryset(request).annotate(**sums)
         return refreshes
@@ -133,8 +134,12 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description=gettext_lazy("Took"))
     def took(self, refresh: Any) -> SafeString:
-        """From the first batch to the end."""
-        time = format_html('<span class="matviews-nowrap">{}</span>', took(refresh))
+        """From the request to the end, and how long its batches worked."""
+        time = format_html(
+            '<span class="matviews-nowrap">{}</span><br><span class="matviews-quiet">{}</span>',
+            took(refresh),
+            _("worked %(time)s") % {"time": duration(refresh.seconds_worked or 0.0)},
+        )
         return labelled(_("Took"), time)
 
     @admin.display(description=gettext_lazy("Rows written"))

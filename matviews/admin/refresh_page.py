@@ -3,19 +3,22 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
+from .. import engine
 from ..engine import Progress, RunProgress, count_requests, progress_of
 from ..models import PhaseRun, Refresh
-from ..states import RefreshState, RunState
+from ..states import RefreshState, RefreshStrategy
 from .badges import badge
-from .live import refresh_progress
-from .phrases import duration, requesters, work_done
+from .live import refresh_progress, state_of
+from .phrases import duration, requesters, rows_in_batches, work_done
 from .pictures import pace_picture
+from .timeline import Span, bar, timing
 
 __all__ = ["refresh_context", "took"]
 
@@ -43,8 +46,8 @@ class ShardShown:
 
     @property
     def badge(self) -> SafeString:
-        """Its state: pending while another refresh comes first."""
-        return badge(RunState.PENDING if self.progress.ahead else self.progress.run.state)
+        """Its state."""
+        return badge(state_of(self.progress))
 
     @property
     def wrote(self) -> str:
@@ -56,12 +59,26 @@ class ShardShown:
         """The time that its batches took, without the pauses between them."""
         return duration(self.progress.run.seconds)
 
+    @property
+    def strategy(self) -> str:
+        """The strategy, and what each was expected to take; "" before it is chosen."""
+        run = self.progress.run
+        expected = [
+            f"{strategy.label} {duration(run.expected[strategy])}"
+            for strategy in RefreshStrategy
+            if strategy in run.expected
+        ]
+        if not expected:
+            return run.get_strategy_display()
+        return _("%(strategy)s (expected: %(expected)s)") % {
+            "strategy": run.get_strategy_display(),
+            "expected": ", ".join(expected),
+        }
+
 
 def took(refresh: Refresh) -> str:
-    """The time from the first batch to the end."""
-    if not refresh.started_at or not refresh.finished_at:
-        return "-"
-    return duration(refresh.finished_at - refresh.started_at)
+    """The time from the request to the end."""
+    return duration(refresh.finished_at - refresh.requested_at) if refresh.finished_at else "-"
 
 
 def refresh_context(refresh: Refresh) -> dict[str, Any]:
@@ -78,10 +95,14 @@ def refresh_context(refresh: Refresh) -> dict[str, Any]:
         for each in progress
     ]
     by_phase = groupby(shown, lambda each: each.progress.phase)
+    now = engine.now()
+    spent = timing(refresh, [each.run for each in progress if each.other is None], now)
     return {
         "is_open": is_open,
         "badge": badge(refresh.state),
-        "took": took(refresh),
+        "timing": spent,
+        "timeline": bar(spent.spans, spent.total),
+        "lanes": [_lane(refresh, each, spent.total, now) for each in shown if _has_worked(each)],
         "requests": count_requests(refresh),
         "requesters": requesters(refresh),
         "live": refresh_progress(refresh, progress),
@@ -91,6 +112,37 @@ def refresh_context(refresh: Refresh) -> dict[str, Any]:
         "phases": [(phase, list(shards)) for phase, shards in by_phase],
         "failures": [each for each in shown if each.progress.run.error and not each.progress.ahead],
     }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lane:
+    """When one phase ran in one shard, on the time scale of its refresh."""
+
+    shown: ShardShown
+    bar: SafeString
+
+    @property
+    def words(self) -> str:
+        """What it did, and how long that took."""
+        run = self.shown.progress.run
+        return _("worked %(time)s, %(wrote)s") % {
+            "time": duration(run.seconds),
+            "wrote": rows_in_batches(run.rows, run.batches),
+        }
+
+
+def _has_worked(shown: ShardShown) -> bool:
+    return shown.progress.run.batches > 0 and shown.progress.other is None
+
+
+def _lane(refresh: Refresh, shown: ShardShown, total: float, now: datetime) -> Lane:
+    """Its batches are drawn as one block at the start: when each ran is not recorded."""
+    run = shown.progress.run
+    start = run.started_at or now
+    begun = max(0.0, (start - refresh.requested_at).total_seconds())
+    took = ((run.finished_at or now) - start).total_seconds()
+    spans = [Span("waiting", begun, took), Span("working", begun, min(run.seconds, took))]
+    return Lane(shown=shown, bar=bar(spans, total))
 
 
 def _merged(refresh: Refresh) -> defaultdict[int | None, list[int]]:

@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy
 from ..models import RefreshSchedule, ViewControl
 from ..tasks import schedules
 from .forms import ScheduleForm
-from .presentation import schedule_lines
+from .presentation import requested_text, schedule_lines
 
 __all__ = ["ScheduleInline", "remarks"]
 
@@ -22,14 +22,17 @@ SHORT = timedelta(seconds=2)  # an interval below this is worth a remark
 
 
 class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
-    """Which phases are requested, how often, and when next or why not."""
+    """What is requested, how often, and when next or why not."""
 
     model = RefreshSchedule
     form = ScheduleForm
     extra = 0
     max_num = 50  # or Django would build as many forms as a POST asks for
-    fields = ("enabled", "phases", ("every", "period"), "crontab", "jitter", "planned")
-    fields_to_see = ("enabled", "which_phases", "frequency", "planned")
+    fields = (
+        "enabled", "kind", "phases", "sample", "on_change", ("every", "period"), "crontab",
+        "jitter", "planned",
+    )  # fmt: skip
+    fields_to_see = ("enabled", "kind", "which_phases", "frequency", "planned")
     readonly_fields = ("planned", "which_phases", "frequency")
 
     def get_formset(self, request: HttpRequest, obj: Any = None, **kwargs: Any) -> Any:
@@ -46,12 +49,12 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
         if not hasattr(self, "_timetable"):  # of the view's schedules: this shows no others
             self._timetable = schedules.timetable([schedule.view.label])
         own = [each for each in self._timetable if each.schedule.pk == schedule.pk]
-        return schedule_lines(own, named=False)
+        return schedule_lines(own)
 
     @admin.display(description=gettext_lazy("Phases"))
     def which_phases(self, schedule: RefreshSchedule) -> str:
         """The phases as text, for users who may only view."""
-        return ", ".join(schedule.phases) or _("all")
+        return requested_text(schedule) or _("all")
 
     @admin.display(description=gettext_lazy("How often"))
     def frequency(self, schedule: RefreshSchedule) -> str:
@@ -81,9 +84,12 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
 
 def remarks(control: ViewControl) -> Iterator[str]:
     """Warnings about schedules of a view that are valid but perhaps not intended."""
-    enabled = [schedule for schedule in control.schedules.all() if schedule.enabled]
+    enabled = [each for each in control.schedules.all() if each.enabled and each.refreshes]
     for one, other in combinations(enabled, 2):
-        if shared := _shared(one, other, control.options.phases):
+        # A timed schedule beside one on change is for what no change shows, such as dates.
+        if one.on_change == other.on_change and (
+            shared := _shared(one, other, control.options.phases)
+        ):
             yield _(
                 "Two schedules of %(view)s request %(phases)s: %(one)s and %(other)s. Requests "
                 "that coincide are merged."

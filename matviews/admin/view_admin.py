@@ -15,6 +15,7 @@ from django.http import (
     JsonResponse,
 )
 from django.shortcuts import get_object_or_404
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
@@ -22,10 +23,14 @@ from django.utils.translation import gettext_lazy as _
 from ..models import PhaseRun, Refresh, RefreshSchedule, ViewControl
 from ..tasks import schedules
 from .actions import OperatorActions
+from .addresses import rows_url
 from .forms import ControlForm
+from .graph_page import graph_context
 from .live import view_progress
+from .neighbours_section import neighbours_context
 from .schedule_inline import ScheduleInline, remarks
-from .view_list import COLUMNS, StateFilter, ViewList, without_rows
+from .summary import summary
+from .view_list import COLUMNS, StateFilter, ViewList, statuses, without_rows
 from .view_page import page_context
 
 __all__ = ["ViewControlAdmin"]
@@ -43,10 +48,9 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = COLUMNS
     list_filter = (StateFilter,)
     search_fields = ("label",)
-    sortable_by = ()
     list_per_page = 50
     show_facets = admin.ShowFacets.NEVER
-    actions = ("refresh_now", "pause", "resume")
+    actions = ("refresh_now", "pause", "resume", "resume_suspended", "verify", "repair")
 
     class Media:
         css = {"all": ("matviews/admin.css", "matviews/pictures.css")}
@@ -65,6 +69,11 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Whether the user may refresh, pause, resume and stop views."""
         may_operate = request.user.has_perm("matviews.operate_viewcontrol")
         return may_operate and self.has_view_permission(request, obj)
+
+    def has_resume_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Whether the user may resume views that were suspended because they kept failing."""
+        may_resume = request.user.has_perm("matviews.resume_viewcontrol")
+        return may_resume and self.has_view_permission(request, obj)
 
     # The list
 
@@ -87,6 +96,7 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if request.method == "GET" and self.has_view_permission(request):
             ours |= {
                 "without_rows": without_rows(request),
+                "summary": summary(statuses(request).values()),
                 "maintenance_problem": schedules.maintenance_problem(),
             }
         return super().changelist_view(request, {**ours, **(extra_context or {})})
@@ -106,6 +116,21 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Let the batches of the selected views start again."""
         OperatorActions(self, request).resume(queryset)
 
+    @admin.action(description=_("Resume suspended views"), permissions=["resume"])
+    def resume_suspended(self, request: HttpRequest, queryset: QuerySet[ViewControl]) -> None:
+        """Forget the failures of the selected views that are suspended."""
+        OperatorActions(self, request).resume_suspended(queryset)
+
+    @admin.action(description=_("Verify"), permissions=["operate"])
+    def verify(self, request: HttpRequest, queryset: QuerySet[ViewControl]) -> None:
+        """Compare the selected views with their sources, in the background."""
+        OperatorActions(self, request).verify(queryset)
+
+    @admin.action(description=_("Repair"), permissions=["operate"])
+    def repair(self, request: HttpRequest, queryset: QuerySet[ViewControl]) -> None:
+        """Compare the selected views with their sources, and write the rows that differ."""
+        OperatorActions(self, request).verify(queryset, repair=True)
+
     # The view page
 
     def render_change_form(
@@ -119,8 +144,12 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "title": control.label,
             "subtitle": None,
             "may_operate": may_operate,
+            "may_resume": self.has_resume_permission(request, control),
             "may_see_refreshes": may_see_refreshes,
             "may_stop": may_operate and may_see_refreshes,
+            "may_retry": may_operate and control.definition is not None,
+            "rows_url": rows_url(control, self.admin_site, request),
+            "neighbours": neighbours_context(control, self.admin_site.name),
             **page_context(control),
         }
         return super().render_change_form(request, {**context, **ours}, *args, **kwargs)
@@ -154,8 +183,22 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         own = [
             path("<int:pk>/progress/", self._wrapped(self.progress_view), name=_name("progress")),
             path("<int:pk>/refresh/", self._wrapped(self.refresh_view), name=_name("refresh")),
+            path("<int:pk>/retry/", self._wrapped(self.retry_view), name=_name("retry")),
+            path("graph/", self._wrapped(self.graph_view), name=_name("graph")),
             path("<int:pk>/pause/", self._wrapped(self.pause_view), name=_name("pause")),
             path("<int:pk>/resume/", self._wrapped(self.resume_view), name=_name("resume")),
+            path(
+                "<int:pk>/retry-parked/",
+                self._wrapped(self.retry_parked_view),
+                name=_name("retry_parked"),
+            ),
+            path(
+                "<int:pk>/resume-suspended/",
+                self._wrapped(self.resume_suspended_view),
+                name=_name("resume_suspended"),
+            ),
+            path("<int:pk>/verify/", self._wrapped(self.verify_view), name=_name("verify")),
+            path("<int:pk>/repair/", self._wrapped(self.repair_view), name=_name("repair")),
         ]
         return own + super().get_urls()
 
@@ -169,9 +212,27 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return JsonResponse(view_progress(get_object_or_404(ViewControl, pk=pk)))
 
     def refresh_view(self, request: HttpRequest, pk: int) -> HttpResponse:
-        """Request a refresh of the ticked phases."""
-        phases = request.POST.getlist("phases")
+        """Request a refresh of the ticked phases; from the list, of all."""
+        phases = None if _from_list(request) else request.POST.getlist("phases")
         return self._act(request, pk, lambda actions, view: actions.refresh([view], phases))
+
+    def retry_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Request a refresh that tries parked keys again, too."""
+        return self._act(request, pk, lambda actions, view: actions.retry(view))
+
+    def graph_view(self, request: HttpRequest) -> HttpResponse:
+        """Which views read which tables and views, as a picture and as a table."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Graph of the views"),
+            "opts": self.opts,
+            "media": self.media,
+            **graph_context(request.GET.get("view", ""), self.admin_site.name),
+        }
+        request.current_app = self.admin_site.name
+        return TemplateResponse(request, "admin/matviews/viewcontrol/graph.html", context)
 
     def pause_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Start no further batch of a view."""
@@ -181,16 +242,54 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         """Let the batches of a view start again."""
         return self._act(request, pk, lambda actions, view: actions.resume([view]))
 
+    def resume_suspended_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Forget the failures of a suspended view."""
+        allowed = self.has_resume_permission(request)
+        return self._act(
+            request, pk, lambda actions, view: actions.resume_suspended([view]), allowed=allowed
+        )
+
+    def retry_parked_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Try the ticked parked keys of a view again, or all."""
+        ticked = [int(each) for each in request.POST.getlist("key") if each.isdecimal()]
+        ids = None if "all" in request.POST else ticked
+        return self._act(request, pk, lambda actions, view: actions.retry_parked(view, ids))
+
+    def verify_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Compare a view with its source, in the background."""
+        return self._act(request, pk, lambda actions, view: actions.verify([view]))
+
+    def repair_view(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Compare a view with its source, and write the rows that differ."""
+        return self._act(request, pk, lambda actions, view: actions.verify([view], repair=True))
+
     def _act(
-        self, request: HttpRequest, pk: int, action: Callable[[OperatorActions, ViewControl], None]
+        self,
+        request: HttpRequest,
+        pk: int,
+        action: Callable[[OperatorActions, ViewControl], None],
+        *,
+        allowed: bool | None = None,
     ) -> HttpResponse:
-        if not self.has_operate_permission(request):
+        if not (self.has_operate_permission(request) if allowed is None else allowed):
             raise PermissionDenied
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
         action(OperatorActions(self, request), get_object_or_404(ViewControl, pk=pk))
+        if _from_list(request):
+            return HttpResponseRedirect(self._list_of(request))
         page = reverse(f"admin:{_name('change')}", args=[pk], current_app=self.admin_site.name)
         return HttpResponseRedirect(page)
+
+    def _list_of(self, request: HttpRequest) -> str:
+        """The list, filtered and sorted as it was where the button was."""
+        page = reverse(f"admin:{_name('changelist')}", current_app=self.admin_site.name)
+        query = request.GET.urlencode()
+        return f"{page}?{query}" if query else page
+
+
+def _from_list(request: HttpRequest) -> bool:
+    return request.POST.get("back") == "list"
 
 
 def _name(action: str) -> str:

@@ -15,12 +15,17 @@ from ..models import PhaseRun, Refresh, ViewControl
 from ..phases import Phase
 from ..states import RefreshState, RunState, ViewState
 from ..tasks import schedules
+from ..tasks.followed_views import remarks_on
 from .badges import badge
-from .live import view_progress
+from .history_section import history_context
+from .live import oldest_open, phase_states, refresh_progress
+from .parked_section import parked_context
 from .phrases import duration, requesters, work_done
 from .pictures import MAX_BARS, durations_picture, rows_picture
-from .presentation import row_count, state_text, time_ago
+from .presentation import next_lines, pausing_text, row_count, state_text, time_ago
+from .situation import situation_context
 from .source_section import source_context
+from .verification_section import verification_context
 
 __all__ = ["page_context"]
 
@@ -30,13 +35,18 @@ MAX_LISTED = 20  # of the refreshes of a view
 def page_context(control: ViewControl) -> dict[str, Any]:
     """The state of a view and what it did, for its template."""
     # Read first: if a refresh ends meanwhile, the page polls once more and is corrected.
-    live = view_progress(control)
+    oldest = oldest_open(control)
+    progress = engine.progress_of(oldest) if oldest else []
+    live, states = refresh_progress(oldest, progress), phase_states(progress)
     (status,) = engine.view_statuses([control.label])
     phases, definition = control.options.phases, control.definition
     newest = Refresh.objects.filter(view=control).order_by("-pk")
     return {
         "status": status,
         "badge": badge(status.state, state_text(status)),
+        "now": situation_context(status, oldest, progress),
+        "planned": next_lines(schedules.timetable([control.label])),
+        "pausing": pausing_text(status),
         "verbose_name": definition.model._meta.verbose_name if definition else "",
         "rows": row_count(status.rows),
         "age": "" if status.age is None else duration(status.age),
@@ -45,15 +55,18 @@ def page_context(control: ViewControl) -> dict[str, Any]:
         "phases": phases,
         "may_request": control.enabled and definition is not None and not definition.errors,
         "summaries": [
-            _summary(control, phase, phase in status.definition_changed) for phase in phases
+            _summary(control, phase, phase in status.definition_changed, states.get(phase))
+            for phase in phases
         ],
         "source": source_context(control, definition),
+        "verification": verification_context(control, status),
+        "may_verify": definition is not None and not definition.errors,
         "changed_badge": badge(ViewState.CHANGED),
-        "live": live,
+        "live": {**live, "works": live["works"] or status.verifying is not None},
         "open_refreshes": [(refresh, requesters(refresh)) for refresh in _open_refreshes(newest)],
-        "refreshes": [
-            (refresh, badge(refresh.state), requesters(refresh)) for refresh in newest[:MAX_LISTED]
-        ],
+        "history": history_context(newest[:MAX_LISTED]),
+        "parked": parked_context(control, definition),
+        "remarks": list(remarks_on(control)),
         "maintenance_problem": schedules.maintenance_problem(),
     }
 
@@ -75,6 +88,8 @@ class PhaseSummary:
     last_success: SafeString
     #: Whether its definition has changed since its rows were built.
     changed: bool
+    #: Its state in the open refresh, None if that does not include it.
+    state: RunState | None
     #: Its runs in the last refresh in which it did the work itself, one per shard.
     last_runs: tuple[PhaseRun, ...]
     #: A picture of how long these and earlier runs took.
@@ -84,8 +99,8 @@ class PhaseSummary:
 
     @property
     def badge(self) -> SafeString | str:
-        """The worst state of the last runs; "" if there were none."""
-        worst = RunState.worst(run.state for run in self.last_runs)
+        """Its state in the open refresh, or else the worst of the last runs; "" without any."""
+        worst = self.state or RunState.worst(run.state for run in self.last_runs)
         return badge(worst) if worst else ""
 
     @property
@@ -120,7 +135,9 @@ class PhaseSummary:
         return max(ends) if len(ends) == len(self.last_runs) else None
 
 
-def _summary(control: ViewControl, phase: Phase, changed: bool) -> PhaseSummary:
+def _summary(
+    control: ViewControl, phase: Phase, changed: bool, state: RunState | None
+) -> PhaseSummary:
     shards = max(1, control.shard_count)
     runs = PhaseRun.objects.filter(shard__view=control, phase=phase, merged_into=None)
     newest = runs.select_related("shard").defer("samples").order_by("-pk")[: MAX_BARS * shards]
@@ -130,6 +147,7 @@ def _summary(control: ViewControl, phase: Phase, changed: bool) -> PhaseSummary:
         phase=phase,
         last_success=time_ago(getattr(control, phase.success_field)),
         changed=changed,
+        state=state,
         last_runs=by_refresh[-1] if by_refresh else (),
         durations=durations_picture(found),
         rows_written=rows_picture(found),

@@ -2,38 +2,54 @@
 
 from .change_log import (
     ChangesLogged,
+    LogMove,
     QueuedChange,
     collapse_queue,
+    count_logged,
     delete_rows,
     drain_queue,
     enqueue,
-    is_logged,
-    move_log,
+    move_few,
     overlong_queues,
     unmoved,
     untracked,
 )
-from .change_status import ChangeStatus, change_status, oldest_waiting, unlogged_tables
+from .change_status import (
+    ChangeStatus,
+    change_status,
+    count_waiting,
+    oldest_logged,
+    oldest_waiting,
+    recorded_as_unlogged,
+    unlogged_tables,
+)
+from .followed import LONG_LOG, followed_changes
 from .table_locks import LOCKED
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
 from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
 from .triggers import drop_before_migrate, finish, install, remove, script
 from .trust import (
     mark_missing_triggers,
+    mark_truncated,
     mark_untrackable,
     untrackable_tables,
     untracked_tables,
     untrust,
 )
+from .waiting_changes import waiting_changes
 
 __all__ = [
     "LOCKED",
+    "LONG_LOG",
     "ChangeStatus",
     "ChangesLogged",
+    "LogMove",
     "QueuedChange",
     "Tracking",
     "change_status",
     "collapse_queue",
+    "count_logged",
+    "count_waiting",
     "delete_rows",
     "drain_queue",
     "drop_before_migrate",
@@ -43,15 +59,18 @@ __all__ = [
     "find_problems",
     "find_untrackable",
     "finish",
+    "followed_changes",
     "install",
-    "is_logged",
     "known_tracking",
     "mark_missing_triggers",
+    "mark_truncated",
     "mark_untrackable",
     "mistyped",
-    "move_log",
+    "move_few",
+    "oldest_logged",
     "oldest_waiting",
     "overlong_queues",
+    "recorded_as_unlogged",
     "remove",
     "script",
     "tracking_of",
@@ -61,4 +80,5 @@ __all__ = [
     "untracked",
     "untracked_tables",
     "untrust",
+    "waiting_changes",
 ]

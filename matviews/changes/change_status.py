@@ -1,23 +1,29 @@
 """What is pending for each view, in a few statements whatever the size of its tables."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.db import connections
-from django.db.models import Min, QuerySet
+from django.db.models import DateTimeField, Min, QuerySet, Sum
+from django.db.models.expressions import Combinable, RawSQL
+from django.db.models.functions import Greatest
 
-from ..databases import triggers_of
+from ..databases import clock, dialect_of, triggers_of
 from ..databases.clock import UtcNow
 from ..databases.trigger_spec import TriggerSpec
 from ..json_fields import Checkpoint
-from ..models import Change, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
+from ..models import Change, ParkedKey, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
 from ..states import RefreshState
 from .tracking_spec import Tracking
 from .trust import is_tracked, row_to_tracked, select_tracked
 
-__all__ = ["ChangeStatus", "change_status", "oldest_waiting", "unlogged_tables"]
+__all__ = [
+    "ChangeStatus", "change_status", "count_waiting", "oldest_logged", "oldest_waiting",
+    "recorded_as_unlogged", "unlogged_tables",
+]  # fmt: skip
 
 
 class ChangeStatus(NamedTuple):
@@ -31,43 +37,55 @@ class ChangeStatus(NamedTuple):
     complete: bool
     #: Whether the view has an open refresh.
     refreshing: bool
-    #: The next three are those of the view's shard.
+    #: The next four are those of the view's shard.
     claims: int
     drain_number: int
     checkpoints: dict[str, Checkpoint]
+    #: How many keys are parked.
+    parked: int
+    #: Whether one of them is to be tried again now.
+    due: bool
+    #: How often in a row the view has failed.
+    failures: int
 
 
 def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | None:
     """The log, queue, triggers and checkpoints of a view; None if it has no records.
 
     One statement, because a change is first in the log, then in the queue, then counted by the
-    shard.
+    shard. A second one looks at the triggers of partitions.
     """
     connection: Any = connections[using]
     dialect = triggers_of(using)
-    models = (ViewControl, ViewShard, Change, ViewChange, TrackedTable, Refresh)
+    models = (ViewControl, ViewShard, ViewChange, TrackedTable, Refresh, ParkedKey)
     names = [*(model._meta.db_table for model in models), "table"]
-    control, shard, log, queue, tracked, refresh, table = map(connection.ops.quote_name, names)
+    control, shard, queue, tracked, refresh, parked, table = map(connection.ops.quote_name, names)
     tables = list(tracking.tables)
     marks = ", ".join(["%s"] * len(tables))
+    moment = connection.ops.adapt_datetimefield_value(clock.now(using))
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT control.id, control.enabled, shard.drain_number, shard.checkpoints, "
-            f"EXISTS (SELECT 1 FROM {log} WHERE {table} IN ({marks})) "
+            f"EXISTS (SELECT 1 {_from_log('control.id', len(tables), using)}) "
             f"OR EXISTS (SELECT 1 FROM {queue} WHERE view_id = control.id), "
             f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), "
-            f"shard.claims, {select_tracked('tracked', dialect)} "
+            f"shard.claims, shard.parked_count, shard.parked_count > 0 AND EXISTS "
+            f"(SELECT 1 FROM {parked} WHERE shard_id = shard.id AND retry_at <= %s), "
+            f"control.failures, "
+            f"{select_tracked('tracked', dialect)} "
             f"FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
             f"JOIN {tracked} tracked ON tracked.{table} IN ({marks}) WHERE control.label = %s",
-            [*tables, RefreshState.OPEN.value, *dialect.NAME_PATTERN, *tables, label],
+            [*tables, RefreshState.OPEN.value, moment, *dialect.NAME_PATTERN, *tables, label],
         )
         rows = cursor.fetchall()
     if len(rows) != len(tables) or not rows:
         return None
-    view_id, enabled, drain_number, checkpoints, waiting, refreshing, claims, *_record = rows[0]
+    view_id, enabled, drain_number, checkpoints, waiting, refreshing, claims, *others = rows[0]
+    read = [row_to_tracked(row[10:]) for row in rows]
+    present = dialect.with_partitions({record.table: found for record, found in read})
     logged = all(
-        is_tracked(record, view_id, tracking.tables[record.table], present)
-        for record, present in (row_to_tracked(row[7:]) for row in rows)
+        is_tracked(record, view_id, tracking.tables[record.table], present[record.table])
+        for record, _found in read
     )
     return ChangeStatus(
         view_id=view_id,
@@ -77,7 +95,43 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
         claims=claims,
         drain_number=drain_number,
         checkpoints={phase: Checkpoint(*each) for phase, each in json.loads(checkpoints).items()},
+        parked=others[0],
+        due=bool(others[1]),
+        failures=others[2],
     )
+
+
+def _from_log(control: str, tables: int, using: str) -> str:
+    """The entries of the log that concern a view, from FROM on; the parameters are its tables."""
+    names = (Change._meta.db_table, TrackedTable._meta.db_table, "table")
+    log, tracked, table = map(connections[using].ops.quote_name, names)
+    concerned = dialect_of(using).shares_name("log.changed", "readers.view_columns", control)
+    return (
+        f"FROM {log} log JOIN {tracked} readers ON readers.{table} = log.{table} "
+        f"WHERE log.{table} IN ({', '.join(['%s'] * tables)}) AND {concerned}"
+    )
+
+
+def oldest_logged(tracking: Tracking, using: str) -> Combinable:
+    """When the oldest entry of the log that concerns a view was logged: for queries of controls."""
+    name = connections[using].ops.quote_name
+    control = f"{name(ViewControl._meta.db_table)}.{name('id')}"
+    tables = list(tracking.tables)
+    return RawSQL(
+        f"(SELECT MIN(log.logged_at) {_from_log(control, len(tables), using)})", tables,
+        DateTimeField(),
+    )  # fmt: skip
+
+
+def recorded_as_unlogged(view_id: int, tracking: Tracking) -> set[str]:
+    """The tables whose changes are not logged for a view, as of the last look at the triggers."""
+    records = {each.table: each for each in TrackedTable.objects.filter(table__in=tracking.tables)}
+    return {
+        table
+        for table, spec in tracking.tables.items()
+        if not (record := records.get(table))
+        or not is_tracked(record, view_id, spec, record.triggers)
+    }
 
 
 def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, set[str]]:
@@ -114,15 +168,45 @@ def oldest_waiting() -> dict[int, timedelta]:
         ages[view] = max(age, ages.get(view, timedelta()))
 
     # The log first: an entry that is moved meanwhile is found in the queue.
-    logged = dict(_ages(Change.objects.all(), "table"))
-    for record in TrackedTable.objects.filter(table__in=logged):
-        for view in record.views:
-            note(view, logged[record.table])
+    logged = list(_ages(Change.objects.all(), "table", "changed"))
+    records = {
+        record.table: record
+        for record in TrackedTable.objects.filter(
+            table__in={table for table, _changed, _age in logged}
+        )
+    }
+    for table, changed, age in logged:
+        for view in records[table].concerned(changed) if table in records else ():
+            note(view, age)
     for view, age in _ages(ViewChange.objects.all(), "view"):
         note(view, age)
     return ages
 
 
-def _ages(rows: QuerySet[Any], by: str) -> QuerySet[Any, tuple[Any, timedelta]]:
-    """The age of the oldest row of each group."""
-    return rows.order_by().values(by).values_list(by, UtcNow() - Min("logged_at"))
+def _ages(rows: QuerySet[Any], *by: str) -> QuerySet[Any, tuple[Any, ...]]:
+    """The age of the oldest row of each group, after what the group has in common."""
+    return rows.order_by().values(*by).values_list(*by, UtcNow() - Min("logged_at"))
+
+
+def count_waiting() -> dict[int, int]:
+    """How many changes are in the log and in a view's queue, by the view's control.
+
+    An entry that may concern any key counts as one.
+    """
+    counts = Counter[int]()
+    logged = list(_counted(Change.objects.all(), "table", "changed"))
+    tables = {table for table, _changed, _count in logged}
+    records = {each.table: each for each in TrackedTable.objects.filter(table__in=tables)}
+    for table, changed, count in logged:
+        for view in records[table].concerned(changed) if table in records else ():
+            counts[view] += count
+    for view, count in _counted(ViewChange.objects.all(), "view"):
+        counts[view] += count
+    return counts
+
+
+def _counted(rows: QuerySet[Any], *by: str) -> QuerySet[Any, tuple[Any, ...]]:
+    """How many changes the rows of each group have, after what the group has in common."""
+    grouped: QuerySet[Any, Any] = rows.order_by().values(*by)
+    grouped = grouped.annotate(changes=Sum(Greatest("count", 1)))
+    return grouped.values_list(*by, "changes")

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from django.db import DatabaseError
 from django.db.models import Model
@@ -11,7 +11,7 @@ from django.db.models import Model
 from ..databases.trigger_spec import TriggerSpec
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
-from ..queryset import Plan, find_mismatches, plan_of
+from ..queryset import Compared, Plan, find_mismatches, plan_of
 from ..registry import registry
 
 __all__ = [
@@ -38,7 +38,7 @@ class Tracking:
 
 @lru_cache(maxsize=64)
 def tracking_of(plan: Plan) -> Tracking:
-    """Which changes a view depends on, as far as its queryset tells."""
+    """Which changes a view depends on, as far as its queryset shows."""
     if reason := next(_obstacles(plan), ""):
         return Tracking(reason=reason)
     tables = {}
@@ -101,18 +101,26 @@ def mistyped(using: str) -> dict[str, str]:
 
     The links that triggers log for such a view may lead to the wrong keys.
     """
-    plans = []
+    groups = {}
     for definition in registry:
         if definition.has_source and not definition.errors:
             with suppress(Exception):  # a check reports it
-                plan = plan_of(definition, using)
-                assert plan.compared_columns is not None  # computed here, where it may fail
-                plans.append(plan)
-    return find_mismatches(plans, using)
+                groups[definition.label] = _compared(definition.model, using)
+    return find_mismatches(groups, using)
+
+
+@cache
+def _compared(model: type[Model], using: str) -> list[tuple[Compared, ...]]:
+    """The columns that a view's plan compares, as this process first saw it: see above."""
+    return plan_of(registry.find(model), using).compared_columns
 
 
 def union(specs: Collection[TriggerSpec]) -> TriggerSpec:
-    """One spec that covers those of several views."""
-    named = [spec.columns for spec in specs if spec.columns is not None]
-    columns = frozenset[str]().union(*named) if len(named) == len(specs) else None
-    return TriggerSpec(columns, frozenset[str]().union(*(spec.links for spec in specs)))
+    """One spec that covers those of several views, and keeps their changes apart."""
+    read = {spec.columns for spec in specs}
+    named = frozenset[str]().union(*(columns for columns in read if columns is not None))
+    return TriggerSpec(
+        columns=None if None in read else named,
+        links=frozenset[str]().union(*(spec.links for spec in specs)),
+        recorded=named if len(read) > 1 else frozenset(),
+    )

@@ -1,12 +1,12 @@
 """What is wrong with the triggers of the tables that views read, a sentence each."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from ..databases import Triggers, triggers_of
 from ..databases.base.triggers import MISSING
 from ..databases.fields import model_of_table
-from ..databases.trigger_spec import TriggerSpec
-from ..models import TrackedTable
+from ..databases.trigger_spec import TriggerSpec, is_covered
+from ..models import TrackedTable, ViewControl
 from ..queryset import apps_to_migrate
 from ..registry import registry
 from .tracking_spec import tracked_tables, union
@@ -52,27 +52,61 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
     required, dialect = tracked_tables(using), triggers_of(using)
     due = required if migrated else _without(_tables_to_create(required, dialect), required)
     present, faults = dialect.installed_triggers(), dialect.untrackable_tables(required)
-    recorded = dict(TrackedTable.objects.values_list("table", "triggers"))
+    lacking = dialect.lacking(due)
+    recorded = {record.table: record for record in TrackedTable.objects.order_by("pk")}
+    controls = dict(ViewControl.objects.values_list("label", "pk"))
     for table, by_view in sorted(due.items()):
         views = ", ".join(sorted(by_view))
         if table in faults:
             yield _cannot_be_logged(table, by_view, faults[table])
             continue
-        found = present.get(table, {})
-        if not are_up_to_date(dialect, table, union(by_view.values()), found):
+        found, spec = present.get(table, {}), union(by_view.values())
+        if not are_up_to_date(dialect, table, spec, found):
             yield (
                 f"The triggers on {table} (read by {views}) are "
                 f"{'out of date' if found else 'missing'}."
             )
-        elif set(recorded.get(table, ())) != set(found.values()):
+        elif table in lacking:
             yield (
-                f"The triggers on {table} (read by {views}) are not the ones that matviews "
-                f"recorded."
+                f"These partitions or parents of {table} (read by {views}) have no triggers, or "
+                f"disabled ones: {', '.join(lacking[table])}."
             )
+        else:
+            yield from _faults_of_record(table, by_view, recorded.get(table), found, controls)
     for table in sorted(present.keys() - required.keys()):
         yield f"{table} has triggers, but no view reads it."
     for name in sorted(find_orphans(dialect, required, faults)):
         yield f"The function {name} is left over: no enabled trigger calls it."
+
+
+def _faults_of_record(
+    table: str,
+    by_view: Mapping[str, TriggerSpec],
+    record: TrackedTable | None,
+    found: Mapping[str, str],
+    controls: Mapping[str, int],
+) -> Iterator[str]:
+    """Where the record of a table differs from its triggers, or from what the views read."""
+    if record is None or set(record.triggers) != set(found.values()):
+        views = ", ".join(sorted(by_view))
+        yield (
+            f"The triggers on {table} (read by {views}) are not the ones that matviews recorded."
+        )
+        return
+    for view in sorted(_with_other_columns(record, by_view, controls)):
+        yield f"{view} reads columns of {table} other than those recorded."
+
+
+def _with_other_columns(
+    record: TrackedTable, by_view: Mapping[str, TriggerSpec], controls: Mapping[str, int]
+) -> set[str]:
+    """The views that read columns that are not recorded for them."""
+    return {
+        label
+        for label in by_view.keys() & controls.keys()
+        if controls[label] in record.views
+        and not is_covered(by_view[label].columns, record.columns_read(controls[label]))
+    }
 
 
 def _tables_to_create(required: RequiredTriggers, dialect: Triggers) -> set[str]:

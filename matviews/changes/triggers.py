@@ -6,7 +6,7 @@ from functools import partial
 from django.db import transaction
 
 from ..databases import Triggers, triggers_of
-from ..databases.trigger_spec import TriggerSpec
+from ..databases.trigger_spec import TriggerSpec, is_covered
 from ..exceptions import TablesLocked
 from ..models import TrackedTable, ViewControl
 from .change_log import enqueue
@@ -59,27 +59,46 @@ def install(using: str) -> dict[str, str]:
 def finish(using: str) -> dict[str, str]:
     """Create the triggers that `install` left, unless this version of the code requires others.
 
+    Also those that new partitions lack.
+
     Returns:
         The tables that are still locked, and why.
 
     Raises:
         DatabaseError: the role may not create triggers.
     """
-    left = TrackedTable.objects.exclude(pending="").values_list("table", "pending")
-    if not (pending := dict(left)):
-        return {}
     dialect = triggers_of(using)
+    if not (pending := _pending(dialect)):
+        return {}
+    faults = dialect.untrackable_tables(pending)
     required = {
         table: by_view
         for table, by_view in tracked_tables(using).items()
-        if pending.get(table) == dialect.version(table, union(by_view.values()))
+        if table not in faults
+        and pending.get(table) == dialect.version(table, union(by_view.values()))
     }
     return for_each_table(dialect, _installations(dialect, required), rounds=1)
 
 
+def _pending(dialect: Triggers) -> dict[str, str]:
+    """The version of the triggers that are still to be created, by table."""
+    recorded = {record.table: record for record in TrackedTable.objects.order_by("pk")}
+    pending = {table: record.pending for table, record in recorded.items() if record.pending}
+    if lacking := dialect.lacking(recorded) if recorded else ():
+        present = dialect.installed_triggers()
+        pending = {table: _version(present.get(table, ())) for table in lacking} | pending
+    return pending
+
+
+def _version(names: Iterable[str]) -> str:
+    """The version of a table's triggers; "" if there are none, or of several."""
+    versions = {name.split("_")[2] for name in names}
+    return versions.pop() if len(versions) == 1 else ""
+
+
 def _installations(dialect: Triggers, required: RequiredTriggers) -> dict[str, Callable[[], None]]:
     """A function for each table that brings its triggers and record up to date."""
-    present = dialect.installed_triggers()
+    present, lacking = dialect.installed_triggers(), dialect.lacking(required)
     trusted = ViewControl.objects.exclude(label__in=mistyped(dialect.using))
     controls = dict(trusted.values_list("label", "pk"))
     return {
@@ -88,8 +107,9 @@ def _installations(dialect: Triggers, required: RequiredTriggers) -> dict[str, C
             dialect,
             table,
             union(by_view.values()),
-            {controls[label] for label in by_view if label in controls},
+            {controls[label]: spec.columns for label, spec in by_view.items() if label in controls},
             present.get(table, {}),
+            lacking.get(table, []),
         )
         for table, by_view in required.items()
     }
@@ -121,37 +141,50 @@ def _install(
     dialect: Triggers,
     table: str,
     spec: TriggerSpec,
-    views: set[int],
+    views: Mapping[int, frozenset[str] | None],
     present: Mapping[str, str],
+    lacking: Collection[str],
 ) -> None:
-    """Bring one table's triggers and record up to date.
+    """Bring one table's triggers and record up to date; `views` are the columns that each reads.
 
     The record names the triggers only once they exist and the views have their full refresh queued:
-    whoever reads the names may trust that nothing was missed.
+    whoever reads the names may trust that nothing was missed. Nothing was, of a partition that
+    never had a row before it got its triggers.
     """
     names = dialect.names(table, spec)
     record = TrackedTable.objects.filter(table=table).first() or TrackedTable(table=table)
-    known = set(record.views) if record.triggers else set()
+    known = {pk: record.columns_read(pk) for pk in record.views if record.triggers}
     up_to_date = are_up_to_date(dialect, table, spec, present)
     same = up_to_date and set(present.values()) == set(record.triggers)
-    if same and known == views:
+    if same and known == views and not lacking:
         return
-    to_refresh = views - known if same else views | known
+    to_refresh = {*views, *known}
+    if same:
+        to_refresh = {
+            pk
+            for pk, columns in views.items()
+            if not (pk in known and is_covered(columns, known[pk]))
+        }
     record = _record_pending(dialect, table, dialect.version(table, spec))
     with dialect.definitions():
         record.triggers = []
-        record.views, record.links = sorted(views), sorted(spec.links)
-        record.columns = None if spec.columns is None else sorted(spec.columns)
+        record.record(spec, views)
         if not up_to_date:
             record.save()
             present = dialect.installed_triggers().get(table, {})
             dialect.execute(dialect.drop(table, present))
             dialect.execute(dialect.create(table, spec))
             present = dialect.installed_triggers().get(table, {})
+        elif lacking:
+            dialect.execute(dialect.fill(table, spec, lacking))
+            present = dialect.installed_triggers().get(table, {})
+            to_refresh = set(views) if dialect.were_written(lacking) else to_refresh
         with transaction.atomic(using=dialect.using):
             enqueue(to_refresh, not_logged(table))
             record.pending = ""
             record.triggers = sorted(present.get(name, name) for name in names)
+            if not same:  # else only `mark_truncated` may take note of a TRUNCATE
+                record.storage = dialect.storage([table]).get(table, "")
             record.save()
 
 
@@ -225,10 +258,12 @@ def script(using: str) -> str:
     required, dialect = tracked_tables(using), triggers_of(using)
     present, faults = dialect.installed_triggers(), dialect.untrackable_tables(required)
     mark_missing_triggers(using)
-    statements = []
-    for table, by_view in required.items():
-        spec = union(by_view.values())
-        if table not in faults and not are_up_to_date(dialect, table, spec, present.get(table, {})):
+    statements, lacking = [], dialect.lacking(required)
+    for table in sorted(required.keys() - faults.keys()):
+        spec = union(required[table].values())
+        if are_up_to_date(dialect, table, spec, present.get(table, {})):
+            statements += dialect.fill(table, spec, lacking.get(table, ()))
+        else:
             statements += dialect.drop(table, present.get(table, ()))
             statements += dialect.create(table, spec)
     for table in sorted(present.keys() - required.keys()):

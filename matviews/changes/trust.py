@@ -9,19 +9,22 @@ from django.db import connections, transaction
 from django.db.models import QuerySet
 
 from ..databases import Triggers, triggers_of
-from ..databases.trigger_spec import TriggerSpec
+from ..databases.base.triggers import INCOMPLETE
+from ..databases.trigger_spec import TriggerSpec, is_covered
+from ..logs import log
 from ..models import TrackedTable, ViewControl
 from .change_log import enqueue
 from .tracking_spec import Tracking
 
 __all__ = [
-    "is_tracked", "mark_missing_triggers", "mark_untrackable", "not_logged", "row_to_tracked",
+    "is_tracked", "mark_missing_triggers", "mark_truncated", "mark_untrackable", "not_logged",
+    "row_to_tracked",
     "select_tracked", "untrackable_tables", "untracked_tables", "untrust",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-_RECORD = ("table", "columns", "links", "triggers", "views")
+_RECORD = ("table", "columns", "links", "recorded", "triggers", "views", "view_columns")
 
 
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
@@ -37,10 +40,11 @@ def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
             [*dialect.NAME_PATTERN, *tracking.tables],
         )
         read = [row_to_tracked(row) for row in cursor.fetchall()]
+    present = dialect.with_partitions({record.table: found for record, found in read})
     return tracking.tables.keys() - {
         record.table
-        for record, present in read
-        if is_tracked(record, view_id, tracking.tables[record.table], present)
+        for record, _found in read
+        if is_tracked(record, view_id, tracking.tables[record.table], present[record.table])
     }
 
 
@@ -69,26 +73,35 @@ def is_tracked(
         present: the installed triggers of the table, in the form the record has.
     """
     logged = bool(record.triggers) and set(record.triggers) <= set(present)
-    return logged and _spec_of(record).covers(spec) and view_id in record.views
+    subscribed = view_id in record.views and is_covered(spec.columns, record.columns_read(view_id))
+    return logged and _spec_of(record).covers(spec) and subscribed
 
 
 def _spec_of(record: TrackedTable) -> TriggerSpec:
     """What the recorded triggers log."""
     columns = None if record.columns is None else frozenset(record.columns)
-    return TriggerSpec(columns, frozenset(record.links))
+    return TriggerSpec(columns, frozenset(record.links), frozenset(record.recorded))
 
 
-def mark_missing_triggers(using: str) -> None:
+def mark_missing_triggers(using: str) -> bool:
     """Record which triggers are gone, and log it once, so that `install` queues full refreshes.
 
     Triggers that are back unchanged are trusted again, and the views get a full refresh queued.
     Others of the same name are not trusted.
+
+    Returns:
+        Whether the records say now which triggers are there; they do not if one is locked.
     """
+    known = True
     dialect = triggers_of(using)
     records = list(TrackedTable.objects.order_by("pk"))
     present = dialect.installed_triggers()
     for record in records:
-        found = present.get(record.table, {})
+        found = {
+            name: made
+            for name, made in present.get(record.table, {}).items()
+            if not made.endswith(f":{INCOMPLETE}")
+        }
         if set(record.triggers).issubset(found.values()):
             continue
         names = [made.partition(":")[0] for made in record.triggers]
@@ -101,6 +114,9 @@ def mark_missing_triggers(using: str) -> None:
         unchanged = TrackedTable.objects.filter(pk=record.pk, triggers=record.triggers)
         if _record_present(dialect, unchanged, triggers):
             _log_missing(record, are_back=bool(back))
+        else:
+            known = False
+    return known
 
 
 def _record_present(
@@ -118,13 +134,13 @@ def _record_present(
 def _log_missing(record: TrackedTable, *, are_back: bool) -> None:
     labels = ViewControl.objects.filter(pk__in=record.views).values_list("label", flat=True)
     message = (
-        "triggers were disabled or re-created, so changes may be missing from the log: "
-        "a full refresh follows"
+        "triggers were disabled or re-created, or partitions removed, so changes may be missing "
+        "from the log: a full refresh follows"
         if are_back
         else "triggers are missing or disabled, so changes are not logged: every refresh is full "
         "until `manage.py update_materialized_views --triggers install` has run"
     )
-    logger.warning("%s table=%s views=%s", message, record.table, ",".join(labels))
+    log(logger, logging.WARNING, message, table=record.table, views=",".join(labels))
 
 
 def mark_untrackable(using: str) -> dict[str, str]:
@@ -135,9 +151,30 @@ def mark_untrackable(using: str) -> dict[str, str]:
     """
     trusted = [record.table for record in TrackedTable.objects.order_by("pk") if record.triggers]
     dialect = triggers_of(using)
-    faults = dialect.untrackable_tables(trusted)
+    faults = dialect.unlogged(trusted) | dialect.untrackable_tables(trusted)
     records = TrackedTable.objects.filter(table__in=faults)
     return faults if faults and _record_present(dialect, records, []) else {}
+
+
+def mark_truncated(using: str) -> list[str]:
+    """Queue full refreshes for the views of tables that were truncated without firing a trigger.
+
+    Returns:
+        These tables.
+    """
+    records, dialect = list(TrackedTable.objects.order_by("pk")), triggers_of(using)
+    now = dialect.storage([record.table for record in records])
+    found = []
+    for record in records:
+        storage = now.get(record.table, "")
+        if storage in ("", record.storage):
+            continue
+        with transaction.atomic(using=using):
+            unchanged = TrackedTable.objects.filter(pk=record.pk, storage=record.storage)
+            if unchanged.update(storage=storage) and dialect.was_truncated(record.storage, storage):
+                enqueue(record.views, f"{record.table} was truncated or rebuilt")
+                found.append(record.table)
+    return found
 
 
 def untrackable_tables(tables: Collection[str], using: str) -> dict[str, str]:

@@ -11,30 +11,34 @@ from django.db import connections
 from .base.catalog import Catalog, MissingRight, Needs
 from .base.dialect import ROWS, Dialect
 from .base.errors import ConstraintKind, Errors, Failure, Violation
+from .base.load import Load, LoadReader
 from .base.sessions import Compiled, Limits, Sessions
 from .base.staging import Staging, StagingRefused
 from .base.triggers import Triggers
 from .mysql.catalog import MySQLCatalog
 from .mysql.dialect import MySQL
 from .mysql.errors import MySQLErrors
+from .mysql.load import MySQLLoad
 from .mysql.sessions import MySQLSessions
 from .mysql.staging import MySQLStaging
 from .mysql.triggers import MySQLTriggers
 from .postgresql.catalog import PostgreSQLCatalog
 from .postgresql.dialect import PostgreSQL
 from .postgresql.errors import PostgreSQLErrors
+from .postgresql.load import PostgreSQLLoad
 from .postgresql.sessions import PostgreSQLSessions
 from .postgresql.staging import PostgreSQLStaging
 from .postgresql.triggers import PostgreSQLTriggers
 from .sqlite.dialect import SQLite
 from .sqlite.errors import SQLiteErrors
+from .sqlite.sessions import SQLiteSessions
 from .sqlite.triggers import SQLiteTriggers
 
 __all__ = [
     "ROWS", "Catalog", "Compiled", "ConstraintKind", "Dialect", "Errors", "Failure", "Limits",
-    "MissingRight", "Needs", "Sessions", "Staging", "StagingRefused", "Triggers", "Violation",
-    "catalog_of", "dialect_of", "errors_of", "is_supported", "sessions_of", "staging_of",
-    "triggers_of",
+    "Load", "LoadReader", "MissingRight", "Needs", "Sessions", "Staging", "StagingRefused",
+    "Triggers", "Violation", "catalog_of", "dialect_of", "errors_of", "is_supported",
+    "load_reader_of", "sessions_of", "staging_of", "triggers_of",
 ]  # fmt: skip
 
 
@@ -45,17 +49,21 @@ class _Engine(NamedTuple):
     sessions: type[Sessions]
     staging: type[Staging]
     triggers: type[Triggers]
+    load: type[LoadReader]
 
 
 _ENGINES = {
     "postgresql": _Engine(
         PostgreSQLCatalog, PostgreSQL, PostgreSQLErrors, PostgreSQLSessions, PostgreSQLStaging,
-        PostgreSQLTriggers,
+        PostgreSQLTriggers, PostgreSQLLoad,
     ),
     "mysql": _Engine(
-        MySQLCatalog, MySQL, MySQLErrors, MySQLSessions, MySQLStaging, MySQLTriggers
+        MySQLCatalog, MySQL, MySQLErrors, MySQLSessions, MySQLStaging, MySQLTriggers,
+        MySQLLoad,
     ),
-    "sqlite": _Engine(Catalog, SQLite, SQLiteErrors, Sessions, Staging, SQLiteTriggers),
+    "sqlite": _Engine(
+        Catalog, SQLite, SQLiteErrors, SQLiteSessions, Staging, SQLiteTriggers, LoadReader
+    ),
 }  # fmt: skip
 
 
@@ -81,6 +89,11 @@ def dialect_of(using: str) -> Dialect:
 def errors_of(using: str) -> Errors:
     """How errors of the database with this alias are classified."""
     return _engine_of(using).errors()
+
+
+def load_reader_of(using: str) -> LoadReader:
+    """What reads how busy the database with this alias is."""
+    return _engine_of(using).load(using)
 
 
 def sessions_of(using: str) -> Sessions:

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from . import catalog_of
 
-__all__ = ["UtcNow", "now", "stored", "timestamp"]
+__all__ = ["UtcNow", "from_utc", "now", "stored", "timestamp"]
 
 READING_SECONDS = 60.0  # how long a reading is extrapolated by this machine's uptime
 #: By database, the reading of its clock and the uptime of this machine then.
@@ -27,7 +27,7 @@ class UtcNow(Now):
 
 def now(using: str) -> datetime:
     """The time by the database's clock, in the form of Django's `timezone.now()`."""
-    return _in_django_form(datetime.fromtimestamp(timestamp(using), UTC), using)
+    return from_utc(datetime.fromtimestamp(timestamp(using), UTC), using)
 
 
 def stored(value: datetime, using: str) -> datetime:
@@ -37,10 +37,11 @@ def stored(value: datetime, using: str) -> datetime:
     """
     if connections[using].features.supports_timezones:
         return value
-    return _in_django_form(value.replace(tzinfo=UTC), using)
+    return from_utc(value.replace(tzinfo=UTC), using)
 
 
-def _in_django_form(value: datetime, using: str) -> datetime:
+def from_utc(value: datetime, using: str) -> datetime:
+    """A time with its zone, in the form of `now`."""
     if connections[using].timezone is not None:
         return value
     return timezone.make_naive(value, timezone.get_default_timezone())

@@ -5,14 +5,18 @@ compiled query `PK_PLACEHOLDER` stands for the primary key, and `TOKEN_PLACEHOLD
 of each run.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from django.db import connections, transaction
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.db.models.sql import UpdateQuery
 
-__all__ = ["MAX_BIGINT", "PK_PLACEHOLDER", "TOKEN_PLACEHOLDER", "CompiledSelect", "CompiledUpdate"]
+__all__ = [
+    "MAX_BIGINT", "PK_PLACEHOLDER", "TOKEN_PLACEHOLDER", "CompiledSelect", "CompiledUpdate",
+    "run_middle_command", "update_rows",
+]  # fmt: skip
 
 # Values that fit the columns but that no row has.
 PK_PLACEHOLDER, TOKEN_PLACEHOLDER = -(2**62) - 1, -(2**62) - 2
@@ -49,20 +53,66 @@ class CompiledUpdate:
             connections[self._using].cursor() as cursor,
         ):
             if self._has_commands_around:
-                self._run_middle_command(cursor, given)
+                run_middle_command(cursor, self._sql, given)
             else:
                 cursor.execute(self._sql, given)
             return int(cursor.rowcount)
 
-    def _run_middle_command(self, cursor: Any, given: list[Any]) -> None:
-        """Run it as the second of three commands."""
-        try:
-            cursor.execute(self._sql, given)
-        except BaseException:
-            with suppress(Exception):  # a lost connection has rolled back
-                connections[self._using].connection.rollback()
-            raise
-        cursor.nextset()
+
+def update_rows(
+    model: type[Model],
+    where: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    added: Mapping[str, float] | None = None,
+    *,
+    using: str,
+) -> int:
+    """Update rows like `QuerySet.update`, but compile no query, which costs every refresh time.
+
+    Args:
+        model: the model; its managers and signals have no part in it.
+        where: values that the rows have, by the names of their fields.
+        changes: values to set, by the names of their fields.
+        added: numbers to add, by the names of their fields.
+        using: alias of the database.
+
+    Returns:
+        The number of rows.
+    """
+    connection: Any = connections[using]
+    quote, params = connection.ops.quote_name, list[Any]()
+
+    def assigned(values: Mapping[str, Any], form: str) -> list[str]:
+        found = []
+        for name, value in values.items():
+            field: Any = model._meta.get_field(name)
+            params.append(field.get_db_prep_save(value, connection))
+            found.append(form.format(quote(field.column)))
+        return found
+
+    sets = [*assigned(changes, "{0} = %s"), *assigned(added or {}, "{0} = {0} + %s")]
+    conditions = assigned(where, "{0} = %s")
+    sql = (
+        f"UPDATE {quote(model._meta.db_table)} SET {', '.join(sets)} "
+        f"WHERE {' AND '.join(conditions)}"
+    )
+    with transaction.mark_for_rollback_on_error(using=using), connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return int(cursor.rowcount)
+
+
+def run_middle_command(cursor: Any, sql: str, params: Sequence[Any]) -> None:
+    """Run three commands: the first begins a transaction, and the last ends it.
+
+    Afterwards the cursor has the result of the second.
+    """
+    try:
+        cursor.execute(sql, params)
+    except BaseException:
+        with suppress(Exception):  # a lost connection has rolled back
+            cursor.db.connection.rollback()
+        raise
+    cursor.nextset()
 
 
 class CompiledSelect:

@@ -4,14 +4,14 @@ A part of a key is *exact*: a text or an integer that the database turns back in
 value. The database makes it (`Dialect.exact`), orders it and compares it; Python never interprets
 it or passes it through a field. What triggers log and callers give is brought into the same form
 (`Dialect.as_exact`). If two texts stand for what the database takes for one key, it is processed
-twice, which is harmless.
+twice, which is harmless; where a key must be known again, the database compares (`equal_keys`).
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Key", "KeySelection", "Keys", "Range", "from_json", "shown", "to_json"]
+__all__ = ["Key", "KeySelection", "Keys", "Range", "from_json", "in_order", "shown", "to_json"]
 
 Key = tuple[Any, ...]
 Range = tuple[Key | None, Key | None]
@@ -39,6 +39,14 @@ class Keys:
 
 #: Which keys a statement is about.
 KeySelection = Range | Keys
+
+
+def in_order(keys: Iterable[Key]) -> list[Key]:
+    """Keys in the order of their exact values, which of numbers and dates is that of the database.
+
+    Neighbours are close to each other in tables and indexes. SQLite may store parts of two types.
+    """
+    return sorted(keys, key=lambda key: [(type(part).__name__, part) for part in key])
 
 
 def to_json(key: Iterable[Any]) -> list[Any]:

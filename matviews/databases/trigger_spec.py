@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-__all__ = ["TriggerSpec"]
+__all__ = ["TriggerSpec", "is_covered"]
+
+
+def is_covered(columns: frozenset[str] | None, logged: frozenset[str] | None) -> bool:
+    """Whether the changes of columns are among those of `logged`; None is all columns."""
+    return logged is None or (columns is not None and columns <= logged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +19,15 @@ class TriggerSpec:
     #: Those whose values before and after a change are logged; none if every change causes a full
     #: refresh.
     links: frozenset[str] = frozenset()
+    #: Those of which an entry says whether an UPDATE changed them; none if that makes no
+    #: difference, because the views that read the table read the same columns.
+    recorded: frozenset[str] = frozenset()
+
+    @property
+    def compared(self) -> frozenset[str]:
+        """The columns whose values before and after an UPDATE are compared."""
+        return self.recorded | (self.columns or frozenset())
 
     def covers(self, other: "TriggerSpec") -> bool:
         """Whether what is logged suffices for `other`."""
-        changes = self.columns is None or (
-            other.columns is not None and other.columns <= self.columns
-        )
-        return changes and other.links <= self.links
+        return is_covered(other.columns, self.columns) and other.links <= self.links

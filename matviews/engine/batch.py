@@ -7,6 +7,7 @@ commit per message. Nothing is held outside a transaction, so a killed worker le
 import logging
 import time
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from django.db import DatabaseError, DataError, InterfaceError
@@ -14,26 +15,28 @@ from django.db import DatabaseError, DataError, InterfaceError
 from ..changes import ChangesLogged
 from ..conf import get_settings
 from ..databases import Failure, errors_of
-from ..definition import ViewDefinition
-from ..models import PhaseRun, ViewShard
-from ..queryset import key_columns
-from ..redact import bounded, error_text, traceback_text
+from ..logs import log
+from ..models import PhaseRun
+from ..redact import error_text, loggable
 from ..states import RunState
-from .checkpoints import save_changes
-from .claim import advance_token, claim, is_claimed, withdraw
+from .as_of import begin
+from .checkpoints import leave_turns, save_changes
+from .claim import advance_token, claim, is_claimed, refused, withdraw
+from .costs import record_full_timeout
 from .dirty_keys import give_up_keys, require_full_refresh
-from .hooks import raised_by_hook
+from .error_texts import allowed_in_texts, stored_texts
 from .messages import BatchReport, Message, Outcome, publish
 from .queues import await_changes, move_log
-from .rights import denied_for
-from .step import Step
+from .splitting import may_split
+from .step import MAX_FAILURES, Step
 from .transactions import (
     alias,
     batch_transaction,
     drop_broken_connection,
     limit_statements,
     short_transaction,
-)
+    statement_timeout,
+)  # fmt: skip
 from .work import Work
 from .work_loader import load_work
 
@@ -61,9 +64,10 @@ def run_batch(message: Message) -> BatchReport:
             report = _claim_and_run(message)
     except (DatabaseError, InterfaceError) as error:
         drop_broken_connection()
-        logger.error(  # noqa: TRY400 - the exception itself may hold values of rows
-            "batch lost, matviews.maintain will re-send it shard=%s token=%s\n%s",
-            message.shard_id, message.token, traceback_text(error),
+        log(
+            logger, logging.ERROR, "batch lost, matviews.maintain will re-send it",
+            exception=loggable(error), phase=message.phase, shard=message.shard_id,
+            token=message.token, error=error_text(error),
         )  # fmt: skip
         report = BatchReport(message=message, outcome=Outcome.LOST, error=error_text(error))
     publish(report)
@@ -76,14 +80,14 @@ def _claim_and_run(message: Message) -> BatchReport:
     The claim lets a killed worker be counted.
     """
     if not claim(message):
-        return _refuse(message)
+        return refused(message)
     try:
         return _run_claimed(_Attempt(message))
     except _Refused:
         withdraw(message)
-        report = _refuse(message)
-        overtaken = report.outcome is Outcome.STALE
-        return replace(report, outcome=Outcome.OVERTAKEN) if overtaken else report
+        report = refused(message)
+        superseded = report.outcome is Outcome.STALE
+        return replace(report, outcome=Outcome.SUPERSEDED) if superseded else report
     except (DatabaseError, InterfaceError):
         drop_broken_connection()
         withdraw(message)
@@ -117,24 +121,14 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
             attempt = attempt.after_move()
         except Exception as error:  # noqa: BLE001 - a hook may raise anything
             drop_broken_connection()
-            if not attempt.is_ambiguous(error):
+            if not attempt.narrowed(error):
                 return attempt.record_failure(error)
-            attempt.one_phase_only = True
 
 
 # Shards whose batches found entries in the log in this process. The set only grows, by one number
 # per view with triggers. A shard that no longer belongs here costs one statement per batch, which
 # finds the log empty.
 _SHARDS_WITH_CHANGES: set[int] = set()
-
-
-def _refuse(message: Message) -> BatchReport:
-    token = ViewShard.objects.filter(pk=message.shard_id).values_list("token", flat=True).first()
-    if token is None:
-        outcome = Outcome.UNKNOWN
-    else:
-        outcome = Outcome.BUSY if token == message.token else Outcome.STALE
-    return BatchReport(message=message, outcome=outcome)
 
 
 class _Refused(Exception):
@@ -150,12 +144,15 @@ class _Attempt:
         *,
         known: set[int] | None = None,
         tried: tuple[int, str] | None = None,
+        as_of: datetime | None = None,
     ) -> None:
         self.message = message
         #: Primary keys of the refreshes that the batch has seen.
         self.known = known
         #: Whether all changes that the known refreshes must include have been moved to the queues.
         self.moved = known is not None
+        #: When the work was first loaded. What has been logged since may be left to a later batch.
+        self.as_of = as_of
         #: Monotonic time of the start, in seconds.
         self.started = time.monotonic()
         #: Refresh and phase whose hooks were called last; at the COMMIT, those that wrote last.
@@ -164,6 +161,10 @@ class _Attempt:
         self.done_together = 0
         #: Whether to run only one phase, because it is unknown which of several has failed.
         self.one_phase_only = False
+        #: Whether to do the work by keys, because it has failed for its data.
+        self.splitting = False
+        #: How often in a row the batch of the run that was tried last had failed before.
+        self.failures = 0
         #: The work of the shard, once it is loaded.
         self.work: Work | None = None
 
@@ -175,17 +176,26 @@ class _Attempt:
             self.work = work = self._advance_token()
             rows, limit = self._run_due_phases(work, done) if work else (0, None)
             if work:
+                leave_turns(work)
                 save_changes(work)
                 work.save()
             self.tried = done[-1] if done else self.tried
             self.done_together = len(done)
-        return self._report(work, Outcome.DONE, rows=rows, limit=limit)
+        return self._report(work, Outcome.DONE, rows=rows, limit=limit, work=work)
 
     def after_move(self) -> "_Attempt":
         """The next attempt, after the log was moved: for the same refreshes, not for later ones."""
-        return _Attempt(self.message, known=self.known, tried=self.tried)
+        return _Attempt(self.message, known=self.known, tried=self.tried, as_of=self.as_of)
 
-    def is_ambiguous(self, error: Exception) -> bool:
+    def narrowed(self, error: Exception) -> bool:
+        """Whether the batch is to run again, now with one phase only, or by keys."""
+        ambiguous = self._is_ambiguous(error)
+        self.splitting = not ambiguous and self._may_split(error)
+        repeats = ambiguous or self.splitting
+        self.one_phase_only = self.one_phase_only or repeats
+        return repeats
+
+    def _is_ambiguous(self, error: Exception) -> bool:
         """Whether a statement or the COMMIT of several phases failed: which of them is unknown.
 
         A statement that timed out would do so again.
@@ -196,6 +206,13 @@ class _Attempt:
             return errors_of(alias()).failure(error) is not Failure.RETRY_SMALLER
         return self.done_together > 1
 
+    def _may_split(self, error: Exception) -> bool:
+        """Whether the run would fail now, but its rows that are not at fault may be written."""
+        if self.splitting or self.work is None or self.tried is None:
+            return False
+        final = errors_of(alias()).failure(error) is Failure.FINAL or self.failures >= MAX_FAILURES
+        return final and may_split(self.work, self.tried, error)
+
     def record_failure(self, error: Exception) -> BatchReport:
         """Record why the batch was rolled back, guarded by the same token as the batch itself."""
         with short_transaction():
@@ -204,20 +221,19 @@ class _Attempt:
                 work.stop()
                 if run := self._failed_run(work):
                     step = Step(work, run)
-                    error = step.explained(error)
-                    self._fail(step, error)
+                    self._fail(step, error := step.explained(error))
                 work.save()
-        return self._report(work, Outcome.FAILED, error=_texts(error, work)[0])
+        text, shown = stored_texts(error, work)[0], loggable(error, **allowed_in_texts(error, work))
+        return self._report(work, Outcome.FAILED, error=text, exception=shown)
 
     def postpone(self, tables: list[str]) -> BatchReport:
         """Leave the work to a later message, which `matviews.maintain` sends.
 
         Another process has locked changes that this batch must include.
         """
-        names = ", ".join(tables)
         error = (
-            f"Changes of {names} have not been moved to the queue yet: another process has locked "
-            f"them. The batch will be retried."
+            f"Changes of {', '.join(tables)} have not been moved to the queue yet: another process "
+            f"has locked them. The batch will be retried."
         )
         with short_transaction():
             work = self._advance_token(resend_after=None)
@@ -249,6 +265,7 @@ class _Attempt:
         work = load_work(self.message.shard_id)
         if work is not None:
             work.logged = 0 if self.moved else work.logged
+            self.as_of = work.loaded_at = self.as_of or work.loaded_at
             if self.known is None:
                 self.known = {refresh.pk for refresh in work.refreshes if work.may_begin(refresh)}
             # Later requests are not part of a batch that failed: they get an attempt of their own.
@@ -264,18 +281,21 @@ class _Attempt:
         three messages would take longer than the work, and a row that moves from one key to another
         does so in one commit.
         """
-        if work.stop() or work.shard.view.held:
+        if work.stop() or work.blocked:
             return 0, None
-        if definition := work.definition:
-            _apply_statement_timeout(definition)
+        if work.definition and work.definition.options.statement_timeout:
+            limit_statements(statement_timeout(work.definition))
         # After a kill, runs end and commit one at a time. Otherwise the kills of one hook could be
         # attributed to another run.
         work.one_run_only = self.one_phase_only or work.shard.attempts > 1
+        work.splitting = self.splitting
         run = work.next_run(self.message.phase)
         rows, limit = 0, None
         while run is not None:
             step = Step(work, run)
-            self.tried = run.refresh_id, run.phase
+            step.count_kills()
+            begin(work, run)
+            self.tried, self.failures = (run.refresh_id, run.phase), run.failures
             if fault := step.fault():
                 work.end(run, RunState.FAILED, error=fault)
             elif not step.needed():
@@ -287,7 +307,7 @@ class _Attempt:
                 limit = limit or (step.limit() if step.paced else None)
                 rows += step.do().rows
                 done.append(self.tried)
-                if not together:
+                if not together or run.active:
                     break
             run = None if work.one_run_only else work.next_run()
         return rows, limit
@@ -302,41 +322,29 @@ class _Attempt:
             reason = "the database could not read a dirty key, or compute its row"
             require_full_refresh(step.work, step.run, reason)
         elif attempted and keys and errors.is_statement_timeout(error):
-            full = give_up_keys(step.work, step.run, attempted)
+            last = step.run.failures >= MAX_FAILURES
+            full = give_up_keys(step.work, step.run, attempted, is_last=last)
+        elif step.is_full and errors.is_statement_timeout(error):
+            record_full_timeout(step.work, step.run, statement_timeout(step.definition))
+            # The same statement would take as long again.
+            if self.work and self.work.staging:
+                failure = Failure.FINAL
         step.failed(
-            *_texts(error, step.work),
+            *stored_texts(error, step.work),
             retry=failure is not Failure.FINAL,
             smaller=failure is Failure.RETRY_SMALLER and not full,
+            external=errors.is_external(error),
             size=keys or None,
+            too_many=self.work is not None and self.work.too_many_failed,
         )
 
-    @property
-    def _seconds(self) -> float:
-        """How long it has taken so far."""
-        return time.monotonic() - self.started
-
-    def _report(self, work: Work | None, outcome: Outcome, **values: Any) -> BatchReport:
+    def _report(self, found: Work | None, outcome: Outcome, **values: Any) -> BatchReport:
         return BatchReport(
             message=self.message,
             outcome=outcome,
-            label=work.shard.view.label if work else "",
-            seconds=self._seconds,
-            runs=tuple(work.touched) if work else (),
+            label=found.shard.view.label if found else "",
+            seconds=time.monotonic() - self.started,
+            runs=tuple(found.touched) if found else (),
+            turns_in=found.turns_in if found else None,
             **values,
         )
-
-
-def _apply_statement_timeout(definition: ViewDefinition) -> None:
-    if seconds := definition.options.statement_timeout:
-        limit_statements(seconds)
-
-
-def _texts(error: Exception, work: Work | None) -> tuple[str, str]:
-    """The text and the traceback of an error, as they are stored."""
-    definition = work.definition if work else None
-    key = key_columns(definition) if definition else frozenset[str]()
-    trusted = raised_by_hook(error)
-    text = error_text(error, trusted=trusted, key=key)
-    if definition and (missing := denied_for(error, [definition])):
-        text = bounded(f"{text}\n{missing}")
-    return text, traceback_text(error, trusted=trusted, key=key)

@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable
 
 from .. import changes
 from ..changes import ChangesLogged, ChangeStatus
+from ..databases.compiled import update_rows
 from ..definition import ViewDefinition
-from ..json_fields import Checkpoint
+from ..json_fields import UNTRACKED, Checkpoint
 from ..models import PhaseRun, ViewShard
 from ..phases import Phase
 from ..queryset import plan_of
@@ -23,27 +24,29 @@ from .dirty_keys import (
     staged_runs,
     truncate_reason,
 )
+from .long_runs import is_long
+from .parked_keys import due_changes, make_due, max_parked
 from .pending import add_drain, drop_processed
 from .transactions import alias
 from .work import Work
 
 __all__ = [
+    "assign_changes",
     "change_status_of",
-    "claim_changes",
-    "fix_checkpoint",
+    "leave_turns",
     "needs_full_refresh",
     "save_changes",
     "save_checkpoint",
+    "set_checkpoint",
 ]
-
-UNTRACKED = Checkpoint(-1, None)
 
 _SAVED_FIELDS = (
     "drain_number", "full_refresh_after", "full_refresh_reason", "pending", "checkpoints", "costs",
+    "parked_count", "turn_queue", "turn_by",
 )  # fmt: skip
 
 
-def claim_changes(work: Work, run: PhaseRun) -> bool:
+def assign_changes(work: Work, run: PhaseRun) -> bool:
     """Drain the view's queue, once per batch, and settle which changes a starting run will process.
 
     Returns:
@@ -72,13 +75,13 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
     """
     tracking, shard = changes.tracking_of(work.plan), work.shard
     if tracking.reason:
-        changes.drain_queue(shard.view_id)  # marked keys: every refresh is full anyway
+        make_due(work, changes.drain_queue(shard.view_id))  # every refresh is full anyway
         if shard.checkpoints or shard.pending:  # left from when changes were tracked
             shard.checkpoints, shard.pending, work.shard_changed = {}, [], True
         return None, truncate_reason(tracking.reason)
     if work.logged:
         raise ChangesLogged(tracking.tables.keys(), work.logged)
-    if queued := changes.drain_queue(shard.view_id):
+    if queued := [*changes.drain_queue(shard.view_id), *due_changes(work)]:
         all_dirty(work)
         shard.drain_number += 1
         work.shard_changed = True
@@ -122,10 +125,17 @@ def save_changes(work: Work) -> None:
         save_dirty(work)
     if work.shard_changed:
         changed = {name: getattr(shard, name) for name in _SAVED_FIELDS}
-        ViewShard.objects.filter(pk=shard.pk).update(**changed)
+        update_rows(ViewShard, {"id": shard.pk}, changed, using=alias())
 
 
-def fix_checkpoint(work: Work, run: PhaseRun) -> None:
+def leave_turns(work: Work) -> None:
+    """Take turns no longer, if what is left to do is short; `save_changes` writes it."""
+    shard = work.shard
+    if shard.turn_queue is not None and not is_long(work.next_run(), work.definition, shard):
+        shard.turn_queue, shard.turn_by, work.shard_changed = None, None, True
+
+
+def set_checkpoint(work: Work, run: PhaseRun) -> None:
     """Set the checkpoint of a starting run; invalidate checkpoints of rows that it may overwrite.
 
     A full refresh builds on what other runs of its refresh have read, so its checkpoint is no later
@@ -198,6 +208,7 @@ def change_status_of(
     if status is None:
         return None, False
     current = Checkpoint(status.drain_number, plan.exact_fingerprint)
-    return status, status.complete and all(
+    to_try = status.due or (status.parked and not max_parked(definition))
+    return status, status.complete and not to_try and all(
         status.checkpoints.get(phase) == current for phase in phases
     )

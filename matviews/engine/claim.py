@@ -15,10 +15,10 @@ from ..databases.clock import UtcNow
 from ..models import ViewShard
 from ..redact import bounded
 from .locking import update_if_current
-from .messages import Message
+from .messages import BatchReport, Message, Outcome
 from .transactions import short_transaction
 
-__all__ = ["advance_token", "claim", "is_claimed", "withdraw", "worker_name"]
+__all__ = ["advance_token", "claim", "is_claimed", "refused", "withdraw", "worker_name"]
 
 
 MAX_NAME_LENGTH = 200  # characters of a worker's name
@@ -55,6 +55,16 @@ def _claim_changes(lease: timedelta) -> tuple[Q, dict[str, Any]]:
         "resends": 0,
         "claims": F("claims") + 1,
     }
+
+
+def refused(message: Message) -> BatchReport:
+    """The report on a message whose batch does not run."""
+    token = ViewShard.objects.filter(pk=message.shard_id).values_list("token", flat=True).first()
+    if token is None:
+        outcome = Outcome.UNKNOWN
+    else:
+        outcome = Outcome.BUSY if token == message.token else Outcome.STALE
+    return BatchReport(message=message, outcome=outcome)
 
 
 def advance_token(message: Message, **changes: Any) -> bool:

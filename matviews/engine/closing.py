@@ -6,21 +6,30 @@ the batch's phase runs share-lock the refresh.
 """
 
 import logging
+from collections.abc import Iterable
 from datetime import datetime
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from django.db.models import Exists, F, OuterRef, Q
 
 from .. import signals
+from ..databases.compiled import PK_PLACEHOLDER, CompiledSelect, update_rows
+from ..logs import log
 from ..models import PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
-from ..redact import bounded, in_one_line
+from ..redact import bounded
 from ..states import RefreshState, RunState, check_transition
-from .derived import save_fingerprints
+from .as_of import times_of
+from .definition_digest import definition_digest
+from .failures import FAILED_RUNS, QUIET_HOURS, Ending, publish_ending, record_ending, wait
+from .fingerprints import save_fingerprints
+from .governor import must_wait
 from .locking import lock_available, update_if_current, update_unlocked
-from .messages import Message
+from .messages import BatchReport, Message
 from .stages import drop_stages
-from .transactions import now, short_transaction
+from .totals import ended
+from .transactions import alias, now, short_transaction, utc_now
 from .work import Work
 from .work_loader import load_work, load_works
 
@@ -47,14 +56,16 @@ class NextStep(NamedTuple):
         return [*filter(None, [self.message]), *self.other_shards]
 
 
-def close_finished(shard_id: int) -> NextStep:
+def close_finished(shard_id: int, report: BatchReport | None = None) -> NextStep:
     """Close the finished refreshes of a shard, and find the batch that is due.
 
     Requesters and workers call it after their commit, so that one of the two sees what the other
     has committed. Calling it again does no harm. If nobody calls it, `matviews.maintain` does so a
-    lease later.
+    lease later. A worker passes the report of its batch: what it knows need not be read again.
     """
-    closed: list[Refresh] = []
+    closed, is_over = _close_known(report)
+    if is_over:
+        return NextStep(closed=tuple(closed))
     while work := load_work(shard_id):
         if _merge(work) or (work.to_stop and _stop(work.shard)):
             continue
@@ -67,9 +78,11 @@ def close_finished(shard_id: int) -> NextStep:
     return NextStep(closed=tuple(closed))
 
 
-def close_finished_in_view(view_id: int) -> list[NextStep]:
+def close_finished_in_view(view_id: int, report: BatchReport | None = None) -> list[NextStep]:
     """Like `close_finished`, for all shards of a view, which are read in one query."""
-    closed: list[Refresh] = []
+    closed, is_over = _close_known(report)
+    if is_over:
+        return [NextStep(closed=tuple(closed))]
     while works := load_works(view_id):
         stopped = [work.to_stop and _stop(work.shard) for work in works]
         if any(stopped) or _merge(works[0]):
@@ -82,6 +95,29 @@ def close_finished_in_view(view_id: int) -> list[NextStep]:
     return [NextStep(messages[0], tuple(closed)), *map(NextStep, messages[1:])]
 
 
+def _close_known(report: BatchReport | None) -> tuple[list[Refresh], bool]:
+    """Close the refreshes that a batch has ended, if it knew of no others.
+
+    Returns these refreshes, and whether the view is known to have no open one left.
+
+    What the batch has read of them is still true: once a refresh has begun, only the batches of its
+    view's one shard change its runs, nothing is merged into it, and no request joins it.
+    """
+    work: Work | None = report.work if report else None
+    if work is None or work.hook_shard.count > 1 or work.truncated:
+        return [], False
+    if len(work.ended_refreshes()) < len(work.refreshes):
+        return [], False
+    return _close_ended(work), not _open_refresh(alias()).run(work.shard.view_id)
+
+
+@lru_cache(maxsize=8)
+def _open_refresh(using: str) -> CompiledSelect:
+    """An open refresh of a view, if there is one."""
+    refreshes = Refresh.objects.using(using).filter(view=PK_PLACEHOLDER, state=RefreshState.OPEN)
+    return CompiledSelect(refreshes.order_by().values_list("pk")[:1])
+
+
 def _close_ended(work: Work) -> list[Refresh]:
     closed = [refresh for refresh in work.ended_refreshes() if _close(refresh, work)]
     work.refreshes = [refresh for refresh in work.refreshes if refresh not in closed]
@@ -90,7 +126,9 @@ def _close_ended(work: Work) -> list[Refresh]:
 
 def _due(work: Work) -> Message | None:
     work.create_runs()
-    return work.next_message()
+    if not (work.shard.view.held or work.waits) and (until := work.quiet_until):
+        wait(work.shard.view, until - utc_now(), f"{QUIET_HOURS}: {work.shard.view.quiet_hours}")
+    return None if must_wait(work) else work.next_message()
 
 
 def _due_elsewhere(work: Work) -> tuple[Message, ...]:
@@ -123,17 +161,18 @@ def _merge_alike(keys: list[int]) -> bool:
     precedence.
     """
     begun = Exists(PhaseRun.objects.filter(refresh=OuterRef("pk")))
-    leads_others = Exists(
+    is_merge_target = Exists(
         Refresh.objects.filter(merged_into=OuterRef("pk"), state=RefreshState.MERGED)
     )
     waiting = Refresh.objects.filter(~begun, state=RefreshState.OPEN, stop_requested=False)
-    known = waiting.filter(pk__in=keys).annotate(works_for_others=leads_others)
-    known = known.order_by("-works_for_others", "pk").select_for_update(skip_locked=True)
+    known = waiting.filter(pk__in=keys).annotate(is_merge_target=is_merge_target)
+    known = known.order_by("-is_merge_target", "pk").select_for_update(skip_locked=True)
     if not (first := known.first()):
         return False
     alike = waiting.filter(
-        ~leads_others, view=first.view_id, phases=first.phases, batch_size=first.batch_size
-    )
+        ~is_merge_target, view=first.view_id, phases=first.phases, batch_size=first.batch_size,
+        forced=first.forced,
+    )  # fmt: skip
     alike = alike.exclude(pk=first.pk)
     return update_unlocked(alike, state=RefreshState.MERGED, merged_into_id=first.pk)
 
@@ -158,22 +197,23 @@ def _close(refresh: Refresh, work: Work) -> bool:
         ):
             return False
     _fill_in(refresh, runs)
-    if not _save_closed(refresh, runs, for_others=refresh.pk in work.works_for_others):
+    ending = _save_closed(refresh, runs, work)
+    if ending is None:
         return False
     drop_stages(runs)
-    logger.log(
-        logging.ERROR if refresh.state == RefreshState.FAILED else logging.INFO,
-        "refresh finished view=%s refresh=%s state=%s rows=%s error=%s",
-        work.shard.view.label, refresh.pk, refresh.state, sum(run.rows for run in runs),
-        in_one_line(refresh.error),
+    log(
+        logger, logging.WARNING if refresh.state == RefreshState.FAILED else logging.INFO,
+        "refresh finished", view=work.shard.view.label, refresh=refresh.pk,
+        state=RefreshState(refresh.state), rows=sum(run.rows for run in runs), error=refresh.error,
     )  # fmt: skip
     sender = work.definition and work.definition.model
     signals.refresh_finished.send_robust(sender=sender, refresh=refresh)
+    publish_ending(ending, refresh)
     return True
 
 
 def _fill_in(refresh: Refresh, runs: list[PhaseRun]) -> None:
-    failed = [run for run in runs if run.state in (RunState.FAILED, RunState.NOT_CONVERGING)]
+    failed = [run for run in runs if run.state in FAILED_RUNS]
     stopped = any(run.state == RunState.STOPPED for run in runs)
     state = RefreshState.STOPPED if stopped else RefreshState.SUCCEEDED
     state = RefreshState.FAILED if failed else state
@@ -195,25 +235,41 @@ def _error(failed: list[PhaseRun]) -> str:
     return "\n".join(f"{', '.join(names)}: {error}" for error, names in phases.items())
 
 
-def _save_closed(refresh: Refresh, runs: list[PhaseRun], *, for_others: bool) -> bool:
+def _save_closed(refresh: Refresh, runs: list[PhaseRun], work: Work) -> Ending | None:
     """Save the end of a refresh once, however many processes see it at the same time.
 
     The refreshes that were merged into it before it began end with it, in one statement.
+
+    Returns:
+        What the end means for the view; None if another process has saved it.
     """
+    failed = refresh.state == RefreshState.FAILED
+    digest = definition_digest(work.definition) if failed else ""
     success_times = _success_times(runs)
+    if not work.shard.parked_count:
+        success_times |= times_of(runs)
     fields = ("state", "error", "started_at", "finished_at", "merged_into_id")
+    still_open, end = {"id": refresh.pk, "state": RefreshState.OPEN}, _values(refresh, fields)
     with short_transaction():
-        open_refresh = Refresh.objects.filter(pk=refresh.pk, state=RefreshState.OPEN)
-        if not open_refresh.update(**{name: getattr(refresh, name) for name in fields}):
-            return False
-        if for_others:
+        if not update_rows(Refresh, still_open, end, using=alias()):
+            return None
+        if refresh.pk in work.merge_targets:
             merged = Refresh.objects.filter(merged_into=refresh, state=RefreshState.MERGED)
             shared = ("state", "error", "started_at", "finished_at", "stop_requested")
-            merged.update(**{name: getattr(refresh, name) for name in shared})
-        if success_times:
-            ViewControl.objects.filter(pk=refresh.view_id).update(**success_times)
+            merged.update(**_values(refresh, shared))
+        update_rows(
+            ViewControl,
+            {"id": refresh.view_id},
+            {"governed_since": None, **success_times},
+            ended(refresh.state, runs),
+            using=alias(),
+        )
         save_fingerprints(refresh.view, runs)
-    return True
+        return record_ending(refresh, runs, work.definition, digest)
+
+
+def _values(refresh: Refresh, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(refresh, name) for name in names}
 
 
 def _success_times(runs: list[PhaseRun]) -> dict[str, datetime]:

@@ -1,8 +1,7 @@
-"""The control, shard and default schedule rows of the views in the code, and the views' order."""
+"""The control, shard and default schedule rows of the views in the code."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from django.db.models import Count, F, Q
@@ -10,17 +9,19 @@ from django.db.models import Count, F, Q
 from .. import changes
 from ..definition import ViewDefinition
 from ..exceptions import ViewNotReady
-from ..models import Period, RefreshSchedule, ViewControl, ViewShard
-from ..queryset import tables_read
+from ..models import Period, RefreshSchedule, ScheduleKind, ViewControl, ViewShard
+from ..phases import Phase
 from ..registry import registry
 from ..states import RefreshState
+from .graph import in_order_of_reading
 from .locking import lock_available
-from .transactions import alias, short_transaction
+from .on_change import why_not_followed
+from .transactions import short_transaction
 
 __all__ = [
-    "find_cycle",
     "mark_migrated_views_dirty",
     "not_ready",
+    "promise_nothing_of",
     "rename_controls",
     "sync_controls",
     "sync_shards",
@@ -63,7 +64,7 @@ def sync_controls() -> None:
     )
     sync_shards()
     for control in ViewControl.objects.filter(default_scheduled=False):
-        if control.definition and control.definition.options.refresh_every:
+        if control.definition and any(_proposed(control.definition)):
             _schedule(control, control.definition)
 
 
@@ -105,6 +106,12 @@ def mark_migrated_views_dirty(app_labels: Collection[str]) -> None:
     changes.enqueue(set(views), "migrations of its app have run")
 
 
+def promise_nothing_of(labels: Collection[str]) -> None:
+    """Forget as of when the rows of these views are: their tables are new and empty."""
+    unknown = dict.fromkeys((phase.as_of_field for phase in Phase), None)
+    ViewControl.objects.filter(label__in=labels).update(**unknown)
+
+
 def sync_shards() -> None:
     """Create and delete shards until every view has the number that its control requires.
 
@@ -127,16 +134,30 @@ def _schedule(control: ViewControl, definition: ViewDefinition) -> None:
         unscheduled = ViewControl.objects.filter(pk=control.pk, default_scheduled=False)
         if unscheduled.update(default_scheduled=True) and not control.schedules.exists():
             RefreshSchedule.objects.bulk_create(
-                RefreshSchedule(view=control, phases=list(phases), every=every, period=period)
-                for phases, interval in definition.options.intervals.items()
-                for every, period in [_in_units(interval)]
+                RefreshSchedule(view=control, **proposed) for proposed in _proposed(definition)
             )
 
 
-def _in_units(interval: timedelta) -> tuple[int, Period]:
+def _proposed(definition: ViewDefinition) -> Iterator[dict[str, Any]]:
+    """The schedules that the code proposes, as columns."""
+    options = definition.options
+    for phases, interval in options.intervals.items():
+        yield {"phases": list(phases), **_in_units(interval)}
+    for phases, delay in options.delays.items():
+        yield {"phases": list(phases), "on_change": True, **_in_units(delay)}
+    by_target = options.targets and not (options.intervals or options.delays)
+    if by_target and not why_not_followed(definition):
+        yield {"on_change": True}
+    if options.verify_every and definition.has_source:
+        yield {"kind": ScheduleKind.VERIFY, **_in_units(options.verify_every)}
+
+
+def _in_units(interval: timedelta) -> dict[str, Any]:
     """An interval as a whole number of the largest unit that divides it."""
+    if not interval:
+        return {"every": 0, "period": Period.SECONDS}
     period = next(period for period in reversed(Period) if not interval % period.length)
-    return interval // period.length, period
+    return {"every": interval // period.length, "period": period}
 
 
 def _required_shards(control: ViewControl) -> int:
@@ -166,59 +187,5 @@ def views_to_refresh() -> list[str]:
     """
     excluded = ViewControl.objects.exclude(enabled=True, paused=False, include_in_refresh_all=True)
     labels = set(excluded.values_list("label", flat=True))
-    ordered = (definition.label for definition in _in_order(registry))
+    ordered = (definition.label for definition in in_order_of_reading(registry))
     return [label for label in ordered if label not in labels]
-
-
-def in_order(labels: Iterable[str]) -> list[str]:
-    """Labels in the order in which to refresh the views: each once, after the views that it reads.
-
-    A view may read another through views that are not named. Views that do not read each other keep
-    their order.
-    """
-    requested = dict.fromkeys(labels)
-    if len(requested) < 2:
-        return list(requested)
-    named = [registry.find(label) for label in requested]
-    unnamed = [definition for definition in registry if definition.label not in requested]
-    ordered = (definition.label for definition in _in_order([*named, *unnamed]))
-    return [label for label in ordered if label in requested]
-
-
-def _in_order(definitions: Iterable[ViewDefinition]) -> list[ViewDefinition]:
-    by_label = {definition.label: definition for definition in definitions}
-    views_read = _views_read(by_label)
-    # No order lets one refresh of each bring all views of a cycle up to date, so any edge may be
-    # dropped.
-    while cycle := _cycle(views_read):
-        views_read[cycle[1]].remove(cycle[0])
-    return [by_label[label] for label in TopologicalSorter(views_read).static_order()]
-
-
-def _cycle(views_read: Mapping[str, Collection[str]]) -> list[str]:
-    """Labels of views that read each other in a cycle, the first again at the end; else empty."""
-    try:
-        TopologicalSorter(views_read).prepare()
-    except CycleError as error:
-        cycle: list[str] = error.args[1]
-        return cycle
-    return []
-
-
-def _views_read(by_label: Mapping[str, ViewDefinition]) -> dict[str, set[str]]:
-    """The labels of the other views that each view reads."""
-    own_tables = {label: view.model._meta.db_table for label, view in by_label.items()}
-    tables_of = {label: _tables_read(view) for label, view in by_label.items()}
-    return {
-        label: {other for other, table in own_tables.items() if other != label and table in tables}
-        for label, tables in tables_of.items()
-    }
-
-
-def find_cycle() -> list[str]:
-    """Labels of views that read each other in a cycle, the first again at the end; else empty."""
-    return _cycle(_views_read({definition.label: definition for definition in registry}))
-
-
-def _tables_read(definition: ViewDefinition) -> set[str]:
-    return tables_read(definition, alias()) if definition.has_source else set()

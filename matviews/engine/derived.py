@@ -1,24 +1,23 @@
 """Batches of the phases derived from a view's `source()`, and the bookkeeping of these phases."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 
 from django.db import DatabaseError, transaction
 
-from ..conf import get_settings
 from ..contract import Batch
 from ..databases import StagingRefused
 from ..databases.keys import Key
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView, ViewNotReady
-from ..models import PhaseRun, ViewControl
+from ..logs import log
+from ..models import PhaseRun
 from ..phases import Phase
 from ..queryset import (
     Plan,
     WindowProgress,
     fill_stage,
-    fingerprint_of,
     is_missing,
     names_own_table,
     plan_of,
@@ -26,22 +25,22 @@ from ..queryset import (
     stage_name,
     unmigrated,
 )
-from ..redact import in_one_line
-from ..states import RunState
-from .checkpoints import fix_checkpoint, needs_full_refresh
-from .costs import keys_budget
+from ..states import RefreshStrategy
+from .batch_parts import Attempted, Dirty
+from .checkpoints import needs_full_refresh, set_checkpoint
+from .costs import expected_seconds, is_expensive, keys_budget
 from .dirty_keys import count_keys, dirty_keys, load_keys, save_dirty, truncate_reason
-from .transactions import alias, limit_statements
-from .work import Attempted, Work
+from .parked_keys import parked, unpark
+from .splitting import can_split, is_careful, run_dirty, walk_keys
+from .transactions import alias, statement_budget, statement_timeout
+from .work import Work
 
 __all__ = [
-    "changed_phases",
     "do_derived",
     "explained",
     "fits_one_batch",
     "not_migrated",
     "own_tables_missing",
-    "save_fingerprints",
 ]
 
 logger = logging.getLogger(__name__)
@@ -63,8 +62,12 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
         return _do_dirty(work, run, limit)
     if fits_one_batch(work, run, limit):
         return _do_everything(work, run, plan)
-    if plan.strategy.staged and not run.stage:
+    careful = is_careful(work)
+    if plan.strategy.staged and not run.stage and not _goes_unstaged(work, run, plan):
         _stage(work, run, plan)
+    unstaged = plan.strategy.staged and run.strategy == RefreshStrategy.FULL
+    if (careful or unstaged) and can_split(plan, run.stage):
+        return walk_keys(work, run, limit)
     phase = Phase(run.phase)
     inserted_ranges = tuple((low, high) for low, high in run.inserted_ranges)
     walk = WindowProgress(cursor=run.cursor, inserted_ranges=inserted_ranges)
@@ -74,7 +77,16 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
         walked = plan.batch_runner(run.stage).run_window(phase, walk, limit)
     run.inserted_ranges = list(walked.inserted_ranges)
     run.keys_scanned += walked.keys_scanned
+    if careful and walked.cursor is None:  # not by keys, so it has left out none
+        unpark(work, parked(work, phase).values())
     return Batch(walked.rows, walked.cursor)
+
+
+def _goes_unstaged(work: Work, run: PhaseRun, plan: Plan) -> bool:
+    """Whether a run of a staged view goes by keys, because its staging has failed for some rows."""
+    if work.splitting or (run.batches and is_careful(work)):
+        run.strategy = RefreshStrategy.FULL if can_split(plan, "") else run.strategy
+    return run.strategy == RefreshStrategy.FULL
 
 
 def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
@@ -96,34 +108,55 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
     load_keys(parts)
     keys = [key for part in parts for key in part.keys or ()][done : done + limit]
     others = _later_phases(work, run) if len(keys) == count_keys(dirty) else []
-    rows = _run_keys(work, Phase(run.phase), keys, others)
-    run.keys_scanned += len(keys)
+    is_last = room >= 0 and not pending
+    rows, processed = _run_keys(work, run, keys, others, limit, is_last=is_last)
+    run.keys_scanned += processed
+    if processed < len(keys):
+        save_dirty(work)
+        return Batch(rows, _cursor_after(parts, done + processed))
     if room < 0:
         return Batch(rows, [parts[-1].pk, parts[-1].count + room])
     return Batch(rows, [pending[0].pk, 0] if pending else None)
 
 
-def _run_keys(work: Work, phase: Phase, keys: list[Key], others: list[Phase]) -> int:
-    """Run a phase for some keys, at most for as long as a full refresh takes."""
-    definition, budget = work.definition, keys_budget(work, len(keys))
-    allowed = (definition and definition.options.statement_timeout) or (
-        get_settings().STATEMENT_TIMEOUT
-    )
+def _cursor_after(parts: list[Dirty], done: int) -> list[int | None]:
+    """The cursor of a batch that has done so many keys of these parts, and not all."""
+    for part in parts:
+        if done < part.count:
+            return [part.pk, done]
+        done -= part.count
+    raise AssertionError("All of these keys are done.")
+
+
+def _run_keys(
+    work: Work, run: PhaseRun, keys: list[Key], others: list[Phase], limit: int, *, is_last: bool
+) -> tuple[int, int]:
+    """Run a phase for at most `limit` keys, at most for as long as a full refresh takes.
+
+    Returns:
+        How many rows were written, and how many of the keys are done.
+    """
+    budget, allowed = keys_budget(work, len(keys)), statement_timeout(work.definition)
     seconds = allowed if budget is None else min(budget, allowed)
-    is_limited = seconds < allowed
+    limited = statement_budget(seconds, allowed) if seconds < allowed else nullcontext()
     work.attempted = Attempted(phases=1 + len(others), dirty_keys=len(keys), seconds=seconds)
-    if is_limited:
-        limit_statements(allowed, budget=seconds)
-    rows = work.key_runner.run_keys(phase, keys, others)
-    if is_limited:
-        limit_statements(allowed)
+    with limited:
+        if is_careful(work):
+            rows, done = run_dirty(work, run, keys, limit, is_last=is_last)
+        else:
+            rows, done = work.key_runner.run_keys(Phase(run.phase), keys, others), len(keys)
     work.attempted = None
-    return rows
+    return rows, done
 
 
 def _later_phases(work: Work, run: PhaseRun) -> list[Phase]:
-    """The phases that this batch runs for the same keys, if one statement can run them all."""
+    """The phases that this batch runs for the same keys, if they can share an evaluation.
+
+    Where that takes a temporary table, only of a source that takes longer to evaluate.
+    """
     checkpoints = work.shard.checkpoints
+    if not work.plan.dialect.has_writing_parts and not is_expensive(work, run.estimate or 0):
+        return []
     return [
         phase
         for phase in _later_derived(work, run)
@@ -132,10 +165,8 @@ def _later_phases(work: Work, run: PhaseRun) -> list[Phase]:
 
 
 def _later_derived(work: Work, run: PhaseRun) -> Iterator[Phase]:
-    """The phases of the refresh that follow in this batch, if one statement can run them all."""
-    if work.one_run_only or run.batches or run.failures:
-        return
-    if not work.plan.dialect.has_writing_parts:
+    """The phases of the refresh that follow in this batch, if they can share an evaluation."""
+    if work.one_run_only or run.batches or run.failures or is_careful(work):
         return
     assert work.definition is not None
     for other in work.leaders():
@@ -150,7 +181,7 @@ def _later_derived(work: Work, run: PhaseRun) -> Iterator[Phase]:
 
 
 def fits_one_batch(work: Work, run: PhaseRun, limit: int) -> bool:
-    """Whether a full refresh of a phase is one statement for all keys, which may run others too.
+    """Whether a full refresh of a phase is one batch for all keys, which may run others too.
 
     It is if the last one found so few keys that a walk along them would only cost time, and as long
     as nothing in this refresh has failed or walked. If two rows might have one key, only a staging
@@ -164,7 +195,8 @@ def fits_one_batch(work: Work, run: PhaseRun, limit: int) -> bool:
         run.dirty_after is None
         and not run.batches
         and not work.one_run_only
-        and work.plan.dialect.has_writing_parts
+        and not is_careful(work)
+        and work.shard.view.pinned_strategy is not RefreshStrategy.FULL_STAGED
         and work.definition.hooks[Phase(run.phase)].is_derived
         and run.estimate is not None
         and run.estimate <= limit
@@ -179,8 +211,10 @@ def _do_everything(work: Work, run: PhaseRun, plan: Plan) -> Batch:
     if (run.refresh_id, phase) not in work.written:
         others = [other for other in _later_derived(work, run) if needs_full_refresh(work, other)]
         if not others:
-            run.keys_scanned = run.estimate or 0
-            return Batch(plan.batch_runner().run_whole(phase, WindowProgress()).rows, None)
+            alone = plan.batch_runner().run_whole(phase, WindowProgress()).rows
+            added = alone if phase is Phase.INSERT else 0  # the next one may not fit any more
+            run.keys_scanned = (run.estimate or 0) + added
+            return Batch(alone, None)
         work.attempted = Attempted(phases=1 + len(others))
         keys, rows = plan.batch_runner().run_together([phase, *others])
         work.attempted = None
@@ -206,16 +240,14 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
             work.shard.full_refresh_reason,
             None,
         )
-        logger.info(
-            "incremental refresh became a full one view=%s phase=%s",
-            work.shard.view.label,
-            run.phase,
-        )
+        sentence = "incremental refresh became a full one"
+        log(logger, logging.INFO, sentence, view=work.shard.view.label, phase=run.phase)
     if run.fingerprint not in ("", plan.fingerprint) and run.batches:
         run.restarts += 1
         run.dirty_after = None
         run.checkpoint = run.checkpoint and run.checkpoint._replace(fingerprint=None)
-        logger.info("definition changed view=%s phase=%s", work.shard.view.label, run.phase)
+        view = work.shard.view.label
+        log(logger, logging.INFO, "definition changed", view=view, phase=run.phase)
     if run.restarts > MAX_RESTARTS:
         raise InvalidView(
             f"{work.shard.view.label}.source() changed {run.restarts} times during this refresh. "
@@ -224,20 +256,28 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
         )
     inserted_ranges, stage = _results_to_reuse(work, run, plan)
     run.fingerprint, run.cursor, run.keys_scanned = plan.fingerprint, None, 0
-    fix_checkpoint(work, run)
+    set_checkpoint(work, run)
     if run.dirty_after is None:
         run.inserted_ranges, run.stage = inserted_ranges, stage
         if not plan.strategy.staged and not run.stage:
             plan = _checked(work, run)
+        staged = plan.strategy.staged or run.stage
+        run.strategy = RefreshStrategy.FULL_STAGED if staged else RefreshStrategy.FULL
     else:
         run.estimate = count_keys(dirty_keys(work, run))
+        run.strategy = RefreshStrategy.BY_KEYS
+    run.expected = expected_seconds(
+        work, [run.phase], None if run.dirty_after is None else run.estimate
+    )
     return plan
 
 
 def _checked(work: Work, run: PhaseRun) -> Plan:
-    """The plan, or a staged one if database columns have other types than the models declare."""
+    """The plan; a staged one if database columns are not as the models declare, or by its pin."""
     if work.checked_plan is not work.plan:
         run.full_refresh_reason = truncate_reason(work.checked_plan.strategy.reason)
+    elif work.shard.view.pinned_strategy is RefreshStrategy.FULL_STAGED:
+        return work.plan.staged()
     return work.checked_plan
 
 
@@ -263,16 +303,17 @@ def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
         if other.stage == run.stage and other.fingerprint != run.fingerprint:
             other.stage = ""
             work.touch(other)
+    work.staging = True
     try:
         rows = fill_stage(run.stage, plan.source, plan.dialect)
     except StagingRefused as error:
-        run.stage = ""
-        logger.warning(
-            "no staging table, so each phase runs as one statement view=%s reason=%s",
-            work.shard.view.label, in_one_line(str(error)),
-        )  # fmt: skip
+        run.stage, work.staging = "", False
+        sentence = "no staging table, so each phase runs as one statement"
+        log(logger, logging.WARNING, sentence, view=work.shard.view.label, reason=error)
         return
-    logger.info("source staged view=%s stage=%s rows=%s", work.shard.view.label, run.stage, rows)
+    work.staging = False
+    view = work.shard.view.label
+    log(logger, logging.INFO, "source staged", view=view, stage=run.stage, rows=rows)
     if run.phase == Phase.INSERT:
         run.estimate = rows
 
@@ -305,30 +346,3 @@ def explained(error: Exception, definition: ViewDefinition) -> Exception:
             return refused(error, plan_of(definition, alias()).source, alias())
     except (InvalidView, DatabaseError):  # source() has changed, or the database is unreachable
         return error
-
-
-def changed_phases(definition: ViewDefinition, control: ViewControl) -> list[Phase]:
-    """The phases whose last success had another definition than the code has now."""
-    last = {
-        phase: control.fingerprints.get(phase) for phase in Phase if phase in definition.derived
-    }
-    if not any(last.values()):
-        return []
-    current = fingerprint_of(definition, alias())
-    return [phase for phase, text in last.items() if text and current and text != current]
-
-
-def save_fingerprints(control: ViewControl, runs: Iterable[PhaseRun]) -> None:
-    """Save the fingerprint with which each derived phase succeeded. Call it in a transaction."""
-    leaders = [(run, run.merged_into or run) for run in runs]
-    unfinished = {run.phase for run, _leader in leaders if run.state != RunState.SUCCEEDED}
-    new = {
-        run.phase: leader.fingerprint
-        for run, leader in leaders
-        if leader.fingerprint and run.phase not in unfinished
-    }
-    if new.items() - control.fingerprints.items():
-        locked = ViewControl.objects.select_for_update().get(pk=control.pk)
-        locked.fingerprints |= new
-        locked.save(update_fields=["fingerprints"])
-        control.fingerprints = locked.fingerprints

@@ -2,18 +2,23 @@
 
 from collections.abc import Collection, Iterable
 
+from django.db.models import Exists, OuterRef, Q
+
 from .. import changes
 from ..changes import QueuedChange
 from ..databases import catalog_of
-from ..databases.keys import from_json, to_json
-from ..models import DirtyKeys, PhaseRun, ViewShard
+from ..databases.keys import Key, from_json, in_order, to_json
+from ..models import DirtyKeys, PhaseRun, Refresh, ViewShard
 from ..queryset import Plan
-from .costs import is_full_cheaper, max_worthwhile_keys, record_timeout
+from ..states import RefreshState, RefreshStrategy
+from .batch_parts import Attempted, Dirty
+from .costs import expected_seconds, is_full_cheaper, max_worthwhile_keys, record_timeout
+from .locking import lock_available
 from .marking import KEYS_PER_ROW
 from .pending import processed
 from .resolve import resolve
-from .transactions import alias
-from .work import Attempted, Dirty, Work
+from .transactions import alias, short_transaction
+from .work import Work
 
 __all__ = [
     "FULL_REFRESH_FRACTION",
@@ -30,6 +35,7 @@ __all__ = [
     "require_full_refresh",
     "save_dirty",
     "staged_runs",
+    "sweep_dirty_keys",
     "truncate_reason",
 ]
 
@@ -59,8 +65,7 @@ def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
     if too_many and limit is None:
         keys, reason, too_many = resolve(plan, queued, _max_dirty(plan) - present, stages)
     elif too_many:
-        more = f"more than {limit:,} " * bool(limit)
-        reason = f"{more}dirty keys would take longer than a full refresh"
+        reason = _why_not_by_keys(work, limit or 0) or reason
     if keys is None:
         shard.full_refresh_after, shard.full_refresh_reason = (
             shard.drain_number,
@@ -69,10 +74,45 @@ def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
         delete_dirty(dirty)
         work.dirty = []
         return
-    added = list(keys)
+    dirty[:] = _without(work, dirty, keys)
+    added = in_order(keys)
     for start in range(0, len(added), KEYS_PER_ROW):
         part = added[start : start + KEYS_PER_ROW]
         dirty.append(Dirty(drain_number=shard.drain_number, count=len(part), keys=part))
+
+
+def _without(work: Work, dirty: list[Dirty], keys: set[Key]) -> list[Dirty]:
+    """The parts of earlier drains without keys that are dirty again: the new drain has them.
+
+    So the keys of a view whose later phase keeps failing are stored once. Whatever needs an earlier
+    drain needs the new one too; only a run that has begun goes through the parts as they are. What
+    is left of a part moves to the end, because it becomes a new row.
+    """
+    if not dirty or any(run.active and run.batches for run in work.runs):
+        return dirty
+    load_keys(dirty)
+    kept, changed = list[Dirty](), list[Dirty]()
+    for part in dirty:
+        rest = [key for key in part.keys or () if key not in keys]
+        if len(rest) == part.count:
+            kept.append(part)
+            continue
+        delete_dirty([part])
+        if rest:
+            changed.append(Dirty(drain_number=part.drain_number, count=len(rest), keys=rest))
+    return kept + changed
+
+
+def _why_not_by_keys(work: Work, limit: int) -> str:
+    """Why more dirty keys than the limit make a full refresh; "" if that is all to say."""
+    if work.shard.view.pinned_strategy:
+        return "" if limit else "the view is pinned to full refreshes"
+    assert work.definition is not None
+    expected = expected_seconds(work, work.definition.derived, limit + 1)
+    by_keys, full = map(expected.get, (RefreshStrategy.BY_KEYS, RefreshStrategy.FULL))
+    more = f"more than {limit:,} " * bool(limit)
+    figures = f" ({by_keys:.2g} s, not {full:.2g} s)" if by_keys and full else ""
+    return f"{more}dirty keys would take longer than a full refresh{figures}"
 
 
 def staged_runs(work: Work) -> list[PhaseRun]:
@@ -83,9 +123,8 @@ def staged_runs(work: Work) -> list[PhaseRun]:
 def _max_dirty(plan: Plan) -> int:
     """The number of dirty keys beyond which a full refresh should be cheaper."""
     model = plan.source.model
-    catalog = catalog_of(alias())
-    rows = catalog.estimated_rows().get(model._meta.db_table, -1)
-    if rows < 0 and not catalog.has_estimates:
+    rows = catalog_of(alias()).estimated_rows().get(model._meta.db_table, 0)
+    if rows <= 0:  # PostgreSQL knows nothing of a table before its first ANALYZE
         rows = model._base_manager.using(alias()).count()
     return max(FULL_REFRESH_MIN_KEYS, int(FULL_REFRESH_FRACTION * rows))
 
@@ -102,10 +141,14 @@ def require_full_refresh(work: Work, run: PhaseRun, reason: str) -> None:
         )
 
 
-def give_up_keys(work: Work, run: PhaseRun, attempted: Attempted) -> bool:
-    """Make the next run a full refresh after dirty keys timed out, if that is cheaper."""
+def give_up_keys(work: Work, run: PhaseRun, attempted: Attempted, *, is_last: bool) -> bool:
+    """Make the next run a full refresh after dirty keys timed out, if that is cheaper.
+
+    Also if `is_last`, after smaller batches timed out too: what a full one takes may be unknown.
+    """
     seconds, keys = attempted.seconds, attempted.dirty_keys
-    if not is_full_cheaper(work, seconds):
+    pinned = work.shard.view.pinned_strategy
+    if not (is_full_cheaper(work, seconds) or (is_last and not pinned)):
         return False
     record_timeout(work, run, seconds, keys)
     require_full_refresh(work, run, f"{keys:,} dirty keys took longer than {seconds:.1f} s")
@@ -113,7 +156,7 @@ def give_up_keys(work: Work, run: PhaseRun, attempted: Attempted) -> bool:
 
 
 def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
-    """The dirty keys that a run has to process, ordered by primary key."""
+    """The dirty keys that a run has to process, in the order of `all_dirty`."""
     assert run.checkpoint is not None
     assert run.dirty_after is not None
     return [
@@ -129,7 +172,10 @@ def count_keys(dirty: Iterable[Dirty]) -> int:
 
 
 def all_dirty(work: Work) -> list[Dirty]:
-    """The dirty keys of the shard, read once per batch; `load_keys` reads the keys themselves."""
+    """The dirty keys of the shard, read once per batch; `load_keys` reads the keys themselves.
+
+    In the order of their rows, by which runs go through them; those without a row come last.
+    """
     if work.dirty is None and processed_by_all(work) == work.shard.drain_number:
         work.dirty = []  # the last phase that processed them has deleted them
     if work.dirty is None:
@@ -176,3 +222,19 @@ def processed_by_all(work: Work) -> int:
 def delete_dirty(dirty: Iterable[Dirty]) -> None:
     """Delete dirty keys by primary key: a scanning DELETE would wait for rows of other shards."""
     changes.delete_rows(DirtyKeys, [part.pk for part in dirty if part.pk is not None])
+
+
+def sweep_dirty_keys() -> None:
+    """Delete the keys that every phase has processed, in shards without an open refresh.
+
+    A batch keeps those that an earlier, still open refresh may need; nobody else deletes them.
+    """
+    still_open = Refresh.objects.filter(view=OuterRef("view"), state=RefreshState.OPEN)
+    left = DirtyKeys.objects.filter(shard=OuterRef("pk"))
+    idle = ViewShard.objects.filter(Exists(left), ~Exists(still_open)).order_by()
+    for pk in idle.values_list("pk", flat=True):
+        with short_transaction():
+            for shard in lock_available(Q(pk=pk)):
+                done = processed(shard, shard.checkpoints)
+                keys = DirtyKeys.objects.filter(shard=shard, drain_number__lte=done)
+                changes.delete_rows(DirtyKeys, list(keys.values_list("pk", flat=True)))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from django.db.models import Count, Sum
+
 from ..contract import Shard
 from ..definition import ViewDefinition
 from ..models import ViewShard
@@ -15,17 +17,21 @@ __all__ = ["is_fresh"]
 
 
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
-    """Whether no phase of a view has pending work in any shard.
+    """Whether no phase of a view has pending work in any shard, and no key is parked.
 
     Raises:
         UnknownView, InvalidView, InvalidRequest, HookError.
     """
     definition = registry.usable(view)
     requested = check_phases(definition, phases)
-    _status, fresh = change_status_of(definition, requested)
-    if fresh:
+    status, fresh = change_status_of(definition, requested)
+    if status and fresh and not status.parked:
         return True
-    count = ViewShard.objects.filter(view__label=definition.label).count() or 1
+    shards = ViewShard.objects.filter(view__label=definition.label)
+    found = shards.aggregate(count=Count("pk"), parked=Sum("parked_count"))
+    if found["parked"] and definition.derived.intersection(requested):
+        return False  # and to read the source might fail
+    count = found["count"] or 1
     return not any(_needs(definition, phase, count) for phase in requested)
 
 

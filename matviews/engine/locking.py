@@ -1,5 +1,6 @@
 """Locking and updating bookkeeping rows without waiting for transactions that hold them."""
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,13 @@ from ..models import Refresh, ViewShard
 from ..states import RefreshState
 from .transactions import alias, short_transaction
 
-__all__ = ["join_unlocked", "lock_available", "update_if_current", "update_unlocked"]
+__all__ = [
+    "are_locked",
+    "join_unlocked",
+    "lock_available",
+    "update_if_current",
+    "update_unlocked",
+]
 
 
 def lock_available(condition: Q) -> list[ViewShard]:
@@ -27,6 +34,20 @@ def lock_available(condition: Q) -> list[ViewShard]:
         return list(shards.select_for_update(skip_locked=True))
     shards.update(token=F("token"))
     return list(shards)
+
+
+def are_locked(shard_ids: Collection[int]) -> set[int]:
+    """Which of these shards a transaction holds, as a batch does until it ends; without waiting."""
+    if not shard_ids:
+        return set()
+    try:
+        with short_transaction():
+            free = lock_available(Q(pk__in=shard_ids))
+    except OperationalError as error:
+        if not errors_of(alias()).is_locked(error):
+            raise
+        free = []  # of SQLite, where a writer locks them all
+    return {*shard_ids} - {shard.pk for shard in free}
 
 
 def update_if_current(shard_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from django.db.models import QuerySet
 
+from .. import changes
 from ..databases import clock
 from ..models import PhaseRun, Refresh, ViewShard
 from ..phases import Phase
@@ -16,6 +17,7 @@ from .transactions import alias
 
 __all__ = ["Claim", "Progress", "RunProgress", "progress_of"]
 
+MIN_TO_MOVE = 10_000  # entries of the log; fewer are moved within a second
 ACTIVE = [state for state in RunState if state.active]
 
 
@@ -93,6 +95,8 @@ class RunProgress:
     claim: Claim | None = None
     #: Whether this process could not record how its last batch ended.
     lost: bool = False
+    #: Entries of the change log that are moved before `run` begins, if that takes a while.
+    to_move: int = 0
 
 
 def progress_of(refresh: Refresh) -> list[RunProgress]:
@@ -149,6 +153,14 @@ def _with_turn(phases: list[RunProgress], shard: ViewShard) -> Iterator[RunProgr
                 current=True,
                 claim=Claim(shard.worker, claimed_at) if claimed_at and not mine else None,
                 lost=bool(claimed_at) and mine,
+                to_move=_to_move(each.run, shard),
             )
         else:
             yield each
+
+
+def _to_move(run: PhaseRun, shard: ViewShard) -> int:
+    if run.batches or run.started_at:
+        return 0
+    logged = changes.count_logged(shard.view_id)
+    return logged if logged >= MIN_TO_MOVE else 0

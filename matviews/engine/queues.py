@@ -16,10 +16,12 @@ MOVE_RETRY_DELAYS = tuple(0.01 * 2**number for number in range(8))
 
 def move_log() -> None:
     """Move the log's entries to the views' queues, except those that another process is moving."""
-    more = changes.is_logged()
-    while more:
+    if changes.move_few():
+        return
+    move = changes.LogMove()
+    while move.more:
         with short_transaction():
-            more = changes.move_log()
+            move.step()
 
 
 def await_changes(logged: ChangesLogged) -> list[str]:

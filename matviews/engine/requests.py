@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from django.db import DatabaseError, connections
@@ -9,9 +10,11 @@ from django.db.models import Exists, OuterRef, QuerySet, Subquery, Sum
 
 from .. import signals
 from ..changes import ChangeStatus
+from ..databases.compiled import update_rows
 from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest, InvalidView, ViewDisabled
 from ..limits import BATCH_SIZE
+from ..logs import log
 from ..models import Origin, PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..redact import bounded, brief
@@ -20,12 +23,14 @@ from ..states import RefreshState
 from .checkpoints import change_status_of
 from .controls import not_ready
 from .locking import join_unlocked
+from .totals import ended
 from .transactions import alias, now, short_transaction
 
-__all__ = ["check_phases", "count_requests", "request", "request_stop"]
+__all__ = ["check_phases", "count_requests", "is_taken", "request", "request_stop"]
 
 MAX_NAME_LENGTH = 255  # characters of the requester, or of a phase in an error
 MAX_PHASES_NAMED = 5  # unknown phases in an error
+CLOCK_TOLERANCE = timedelta(seconds=1)
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +42,16 @@ def request(
     origin: Origin = Origin.API,
     requested_by: str = "",
     batch_size: int | None = None,
+    force: bool = False,
 ) -> Refresh:
     """Record a request to bring a view up to date. It waits for nothing and sends nothing.
 
     The request joins an open refresh for the same phases if no batch has begun it: that refresh
     counts the request and is returned. Inside a transaction of the caller it joins none, because a
     running batch could miss the caller's changes; `engine.close_finished` merges such requests
-    later. If it is known that nothing has changed since the phases last succeeded, the refresh is
-    recorded as succeeded at once: without phase runs, in three statements (five on MariaDB and
-    MySQL, where two set and reset limits).
+    later. If it is known that nothing has changed since the phases last succeeded, and the view has
+    not failed since, the refresh is recorded as succeeded at once: without phase runs, in three
+    statements (five on MariaDB and MySQL, where two set and reset limits).
 
     The caller must call `engine.close_finished` and send its messages *after* the commit: a worker
     that read the requests before the commit does not see this one.
@@ -56,6 +62,7 @@ def request(
         origin: what requests the refresh.
         requested_by: who requests it, for the history.
         batch_size: rows per batch of this refresh; None leaves it to the view.
+        force: whether it begins even while the view waits after a failure or is suspended.
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.
@@ -73,6 +80,7 @@ def request(
         requested_by=bounded(requested_by)[:MAX_NAME_LENGTH],
         requested_at=now(),
         batch_size=batch_size,
+        forced=force,
     )
     refresh, finished = _record(refresh, definition, requested)
     _publish(refresh, definition, finished=finished)
@@ -86,15 +94,15 @@ def _check_batch_size(batch_size: object) -> None:
 
 def _publish(refresh: Refresh, definition: ViewDefinition, *, finished: bool) -> None:
     """Log a request and signal it; likewise the refresh's end, if it had nothing to do."""
-    logger.info(
-        "refresh requested view=%s refresh=%s requests=%s",
-        definition.label, refresh.pk, refresh.requests,
+    joined = refresh.requests > 1  # as each tick does while a failing or paused view waits
+    log(
+        logger, logging.DEBUG if joined else logging.INFO, "refresh requested",
+        view=definition.label, refresh=refresh.pk, requests=refresh.requests,
     )  # fmt: skip
     signals.refresh_requested.send_robust(sender=definition.model, refresh=refresh)
     if finished:
-        logger.info(
-            "refresh finished, nothing had changed view=%s refresh=%s", definition.label, refresh.pk
-        )
+        sentence = "refresh finished, nothing had changed"
+        log(logger, logging.INFO, sentence, view=definition.label, refresh=refresh.pk)
         signals.refresh_finished.send_robust(sender=definition.model, refresh=refresh)
 
 
@@ -115,7 +123,7 @@ def _known_status(
     """The view's change status, and whether its phases are known to have no work.
 
     (None, False) if that is unknown: always inside a transaction, whose snapshot may be old, and
-    for a disabled view.
+    for a disabled view. A view that has failed has work: its next refresh shows that it is mended.
     """
     if _in_transaction():
         return None, False
@@ -123,7 +131,9 @@ def _known_status(
         status, fresh = change_status_of(definition, phases)
     except (InvalidView, DatabaseError):  # the refresh will fail and report why
         return None, False
-    return (status, fresh) if status and status.enabled else (None, False)
+    if status is None or not status.enabled:
+        return None, False
+    return status, fresh and not status.failures
 
 
 def _in_transaction() -> bool:
@@ -133,10 +143,10 @@ def _in_transaction() -> bool:
 def _record_as_open(refresh: Refresh, label: str, status: ChangeStatus | None) -> Refresh:
     """Join an open refresh if possible, else save the new one; the one that counts the request."""
     if status and not status.refreshing:
-        refresh.view_id, refresh.claims_seen = status.view_id, status.claims
+        refresh.view_id, refresh.claims_at_request = status.view_id, status.claims
     else:
         control = _enabled_control(label, refresh)
-        refresh.view_id, refresh.claims_seen = control.pk, control.claims
+        refresh.view_id, refresh.claims_at_request = control.pk, control.claims
         if control.waiting and join_unlocked(control.waiting):
             return Refresh.objects.get(pk=control.waiting)
     refresh.save(force_insert=True)
@@ -148,8 +158,13 @@ def _record_as_done(refresh: Refresh, view_id: int, phases: tuple[Phase, ...]) -
     refresh.started_at = refresh.finished_at = done = now()
     with short_transaction():
         refresh.save(force_insert=True)
-        control = ViewControl.objects.filter(pk=view_id)
-        control.update(**{phase.success_field: done for phase in phases})
+        # `now` goes on from the last reading of the database's clock, which it may be ahead of.
+        as_of = refresh.requested_at - CLOCK_TOLERANCE
+        times = {
+            **{phase.success_field: done for phase in phases},
+            **{phase.as_of_field: as_of for phase in phases},
+        }
+        update_rows(ViewControl, {"id": view_id}, times, ended(refresh.state), using=alias())
 
 
 def request_stop(refresh_id: int) -> bool:
@@ -176,6 +191,13 @@ def count_requests(refresh: Refresh) -> int:
     """How many requests a refresh serves: those that joined it or refreshes merged into it."""
     merged = Refresh.objects.filter(merged_into=refresh).aggregate(total=Sum("requests"))
     return refresh.requests + (merged["total"] or 0)
+
+
+def is_taken(refresh: Refresh) -> bool:
+    """Whether a worker has claimed a batch of the view since the request, or one is running."""
+    shards = list(ViewShard.objects.filter(view=refresh.view_id))
+    claims = sum(shard.claims for shard in shards)
+    return claims != refresh.claims_at_request or any(shard.is_claimed for shard in shards)
 
 
 def check_phases(
@@ -238,6 +260,6 @@ def _joinable(refresh: Refresh) -> QuerySet[Refresh]:
     begun = PhaseRun.objects.filter(refresh=OuterRef("pk"))
     return Refresh.objects.filter(
         ~Exists(begun), view=OuterRef("pk"), state=RefreshState.OPEN, stop_requested=False,
-        phases=refresh.phases, batch_size=refresh.batch_size,
-        claims_seen=Subquery(_claims("view")[:1]),
+        phases=refresh.phases, batch_size=refresh.batch_size, forced=refresh.forced,
+        claims_at_request=Subquery(_claims("view")[:1]),
     ).order_by("pk")  # fmt: skip

@@ -2,18 +2,19 @@
 
 import logging
 from collections.abc import Iterable
-from datetime import timedelta
 
 from django.db.models import Exists, OuterRef, Q
 
-from ..conf import get_settings
 from ..databases.clock import UtcNow
+from ..logs import log
 from ..models import Refresh, ViewShard
-from ..redact import traceback_text
+from ..redact import error_text, loggable
 from ..states import RefreshState
 from .closing import close_finished
+from .failures import may_begin
 from .locking import update_if_current
 from .messages import Message
+from .resends import resend_interval
 from .transactions import drop_broken_connection
 
 __all__ = ["clear_resends", "rescue", "unclaimed_views"]
@@ -28,7 +29,7 @@ def rescue() -> list[Message]:
     interval until the next one doubles, up to MAX_RESEND_INTERVAL, so that a day without workers
     does not fill the broker. Also closes finished refreshes that a killed process left open.
     """
-    quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK)).order_by()
+    quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK), turn_by=None).order_by()
     messages = [_resend_if_quiet(*shard) for shard in quiet.values_list("pk", "resends")]
     return [message for message in messages if message]
 
@@ -52,20 +53,22 @@ def _resend_if_quiet(shard_id: int, resends: int) -> Message | None:
         if message is None or not _record_resend(message, resends + 1):
             return None
     except Exception as error:  # noqa: BLE001 - an error in one shard must not delay the others
-        trace = traceback_text(error, trusted=False)
-        # Not `logger.exception`: a traceback may hold values of rows.
-        logger.error("rescue failed shard=%s\n%s", shard_id, trace)  # noqa: TRY400
+        log(
+            logger, logging.ERROR, "rescue failed", exception=loggable(error, trusted=False),
+            shard=shard_id, error=error_text(error, trusted=False),
+        )  # fmt: skip
         drop_broken_connection()
         return None
-    logger.warning(
-        "message re-sent shard=%s token=%s phase=%s", shard_id, message.token, message.phase
-    )
+    log(
+        logger, logging.WARNING, "message re-sent", shard=shard_id, token=message.token,
+        phase=message.phase, queue=message.queue,
+    )  # fmt: skip
     return message
 
 
 def _record_resend(message: Message, resends: int) -> bool:
     """Record that the message is re-sent; False if the shard is not quiet after all."""
-    resend_after = UtcNow() + _resend_interval(resends)
+    resend_after = UtcNow() + resend_interval(resends)
     return update_if_current(
         message.shard_id, message.token, _QUIET, resend_after=resend_after, resends=resends
     )
@@ -73,13 +76,8 @@ def _record_resend(message: Message, resends: int) -> bool:
 
 _QUIET = Q(resend_after=None) | Q(resend_after__lt=UtcNow())
 _WORK = Refresh.objects.filter(
-    Q(view__enabled=True, view__paused=False) | Q(stop_requested=True),
+    (Q(view__enabled=True, view__paused=False) & (may_begin("view__") | Q(forced=True)))
+    | Q(stop_requested=True),
     view=OuterRef("view"),
     state=RefreshState.OPEN,
 )
-
-
-def _resend_interval(resends: int) -> timedelta:
-    settings = get_settings()
-    doublings = min(resends, 32)
-    return timedelta(seconds=min(settings.LEASE * 2**doublings, settings.MAX_RESEND_INTERVAL))

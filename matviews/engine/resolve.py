@@ -62,7 +62,8 @@ def _reason_of_full_refresh(plan: Plan, change: QueuedChange) -> str:
         return links
     if plan.strategy.incremental_obstacle:
         event = f"{table} changed" if table else "keys were marked as dirty"
-        return f"{event}, and {plan.strategy.incremental_obstacle}"
+        way_out = plan.strategy.way_out
+        return f"{event}, and {plan.strategy.incremental_obstacle}" + f". {way_out}" * bool(way_out)
     if not table:
         return ""
     if links is None:

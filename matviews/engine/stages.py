@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 from django.db import connections
 
+from ..logs import log
 from ..models import PhaseRun, Refresh
 from ..queryset import drop_stage, stages
 from ..states import RefreshState
@@ -27,7 +28,8 @@ def sweep_stages() -> None:
     names = stages(alias())
     still_open = Refresh.objects.filter(pk__in=names, state=RefreshState.OPEN)
     for refresh in names.keys() - set(still_open.values_list("pk", flat=True)):
-        logger.warning("staging table of a closed refresh dropped stage=%s", names[refresh])
+        sentence = "staging table of a closed refresh dropped"
+        log(logger, logging.WARNING, sentence, stage=names[refresh])
         _drop_stage(names[refresh])
 
 

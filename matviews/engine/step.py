@@ -9,15 +9,18 @@ from ..conf import get_settings
 from ..contract import Batch
 from ..definition import HookKind, Hooks, ViewDefinition
 from ..exceptions import NotAdvancing
+from ..logs import log
 from ..models import PhaseRun
 from ..phases import Phase
 from ..states import RunState
-from .checkpoints import claim_changes, save_checkpoint
+from .checkpoints import assign_changes, save_checkpoint
 from .costs import record_cost
 from .derived import do_derived, explained, fits_one_batch, not_migrated
 from .dirty_keys import count_keys, dirty_keys
 from .hooks import call_do, call_needs
 from .pacing import Pace, halved, halvings
+from .parked_keys import forget_underived, take_back_new
+from .splitting import is_careful
 from .transactions import now
 from .work import Work
 
@@ -58,6 +61,13 @@ class Step:
         return self.definition.hooks[self.phase]
 
     @property
+    def is_full(self) -> bool:
+        """Whether the run is a full refresh of a phase derived from `source()`."""
+        definition = self.work.definition
+        derived = definition is not None and self.phase in definition.derived
+        return derived and self.run.dirty_after is None
+
+    @property
     def paced(self) -> bool:
         """Whether the batch has a size, because its hook declares `limit`."""
         return "limit" in self.hooks.do
@@ -90,6 +100,10 @@ class Step:
             f"a library crashed, or a time limit killed it."
         )
 
+    def count_kills(self) -> None:
+        """Count the workers that the batch has killed among the failures of the run."""
+        self.run.failed_batches += self._kills
+
     def needed(self) -> bool:
         """Whether the run has work, by its dirty keys or by `needs_*`, whose estimate it keeps.
 
@@ -98,7 +112,8 @@ class Step:
         if self.hooks.kind is HookKind.CURSOR and self.run.batches:
             return True
         if self.hooks.is_derived:
-            return claim_changes(self.work, self.run)
+            return assign_changes(self.work, self.run)
+        forget_underived(self.work)
         answer = call_needs(self.definition, self.phase, self.work.hook_shard)
         # Estimates of derived phases count keys, not rows.
         if not isinstance(answer, bool) and not self.hooks.do_derived:
@@ -159,16 +174,30 @@ class Step:
         return explained(error, self.definition) if derived else error
 
     def failed(
-        self, error: str, trace: str, *, retry: bool, smaller: bool, size: int | None = None
+        self,
+        error: str,
+        trace: str,
+        *,
+        retry: bool,
+        smaller: bool,
+        external: bool,
+        size: int | None = None,
+        too_many: bool = False,
     ) -> None:
         """Record that a batch was rolled back: the run ends, or its batch is retried.
 
-        If it had fewer keys than its limit, `size` is their number.
+        If it had fewer keys than its limit, `size` is their number. `external` says that the cause
+        lies outside the view, and `too_many` that too many keys have failed.
         """
         run = self.run
         run.failures += 1
+        run.failed_batches += 1
+        self.count_kills()
         if not retry or run.failures > MAX_FAILURES:
+            run.external = external
             self.work.end(run, RunState.FAILED, error=error, trace=trace)
+            if too_many:
+                take_back_new(self.work, run)
             return
         if smaller and self.paced:
             run.batch_size = halved(min(self._size(), size or self._size()), 1, self._floor)
@@ -254,7 +283,7 @@ class Step:
         return RunState.NOT_CONVERGING if stuck else RunState.RUNNING
 
     def _pace(self, batch: Batch, limit: int, seconds: float) -> None:
-        if self._pinned:
+        if self._pinned or is_careful(self.work):
             return
         settings, before = get_settings(), Pace.from_json(self.run.pace, limit)
         # A batch with a cursor has read its whole window, however few rows it wrote.
@@ -264,10 +293,10 @@ class Step:
             floor=settings.BATCH_SIZE_MIN, ceiling=settings.BATCH_SIZE_MAX,
         )  # fmt: skip
         if pace.flat and not before.flat:
-            logger.warning(
-                "smaller batches take just as long: is an index missing? view=%s phase=%s size=%s "
-                "seconds=%.3f",
-                self.definition.label, self.phase, pace.size, seconds,
+            log(
+                logger, logging.WARNING, "smaller batches take just as long: is an index missing?",
+                view=self.definition.label, phase=self.phase, size=pace.size,
+                seconds=round(seconds, 3),
             )  # fmt: skip
         self.run.batch_size = pace.size
         self.run.pace = pace.to_json()
@@ -279,7 +308,8 @@ class Step:
             return
         if state is RunState.SUCCEEDED and self.run.checkpoint:
             save_checkpoint(self.work, self.run)
-            record_cost(self.work, self.run)
+            if not is_careful(self.work):
+                record_cost(self.work, self.run)
         error = self._not_converging() if state is RunState.NOT_CONVERGING else ""
         self.work.end(self.run, state, error=error)
 

@@ -1,20 +1,22 @@
 """The engine's transactions: their database, isolation level and timeouts."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from datetime import datetime
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from typing import Any
 
 from django.db import connections, router, transaction
 
 from ..conf import get_settings
 from ..databases import Limits, clock, sessions_of
+from ..definition import ViewDefinition
 from ..exceptions import InvalidRequest
 from ..models import ViewShard
 
 __all__ = [
     "alias", "batch_transaction", "check_no_transaction", "drop_broken_connection",
-    "in_transaction", "limit_statements", "now", "short_transaction", "timestamp",
+    "in_transaction", "limit_statements", "now", "short_transaction", "snapshot",
+    "statement_budget", "statement_timeout", "timestamp", "utc_now",
 ]  # fmt: skip
 
 SHORT_TIMEOUT = 10.0  # seconds that a short transaction may wait for a lock, or be idle
@@ -33,6 +35,11 @@ def now() -> datetime:
 def timestamp() -> float:
     """The time by the clock of that database, in seconds since 1970."""
     return clock.timestamp(alias())
+
+
+def utc_now() -> datetime:
+    """The same as `now`, always with the zone UTC."""
+    return datetime.fromtimestamp(timestamp(), UTC)
 
 
 def drop_broken_connection() -> None:
@@ -98,15 +105,33 @@ def batch_transaction(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def _transaction(limits: Limits, *, strict: bool = False, durable: bool = True) -> Iterator[None]:
+def snapshot(seconds: float, *, durable: bool = True) -> Iterator[None]:
+    """A transaction that only reads, and all of whose statements see the same commits.
+
+    Its statements time out after `seconds`. Inside a test case's transaction it sees what that
+    sees. One that is not `durable` may be part of a caller's transaction, as in
+    `short_transaction`.
+    """
+    with _transaction(Limits(seconds, seconds, seconds), durable=durable, read_only=True):
+        yield
+
+
+@contextmanager
+def _transaction(
+    limits: Limits, *, strict: bool = False, durable: bool = True, read_only: bool = False
+) -> Iterator[None]:
     # False inside a transaction of the caller or of a test case.
     alone = _open_connection().get_autocommit()
     sessions = sessions_of(alias())
     own = alone or durable  # otherwise it is part of the caller's, which keeps its timeouts
-    limited = sessions.limited(limits, strict=strict, alone=alone) if own else nullcontext()
+    limited = (
+        sessions.limited(limits, strict=strict, alone=alone, snapshot=read_only)
+        if own
+        else nullcontext()
+    )
     with limited, transaction.atomic(using=alias(), durable=durable):
         if alone:
-            sessions.begin(limits)
+            sessions.begin(limits, snapshot=read_only)
         yield
 
 
@@ -121,9 +146,17 @@ def _open_connection() -> Any:
     return database
 
 
-def limit_statements(seconds: float, *, budget: float | None = None) -> None:
-    """Set the timeouts of the batch's following statements, in seconds; SQLite has none.
+def statement_timeout(definition: ViewDefinition | None) -> float:
+    """Seconds that a statement of a view's batch may take."""
+    own = definition and definition.options.statement_timeout
+    return own or get_settings().STATEMENT_TIMEOUT
 
-    With a `budget`, a statement may take no longer than that, waits excepted.
-    """
-    sessions_of(alias()).limit(Limits(budget or seconds, seconds, seconds))
+
+def limit_statements(seconds: float) -> None:
+    """Set the timeouts of the batch's following statements, in seconds; SQLite has none."""
+    sessions_of(alias()).limit(Limits(seconds, seconds, seconds))
+
+
+def statement_budget(seconds: float, allowed: float) -> AbstractContextManager[None]:
+    """A context whose statements may take so many seconds; afterwards, `allowed` seconds again."""
+    return sessions_of(alias()).budget(seconds, Limits(allowed, allowed, allowed))

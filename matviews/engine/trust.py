@@ -7,18 +7,38 @@ from contextlib import contextmanager, nullcontext
 from django.db import DatabaseError, connections
 
 from .. import changes
+from ..logs import log
 from ..models import ViewControl
+from ..redact import error_text, loggable
 from .transactions import alias, short_transaction
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["finish_triggers", "mark_missing_triggers", "mark_mistyped_views", "mark_untrackable"]
+__all__ = [
+    "finish_triggers", "mark_missing_triggers", "mark_mistyped_views", "mark_truncated",
+    "mark_untrackable",
+]  # fmt: skip
 
 
-def mark_missing_triggers() -> None:
-    """Stop trusting triggers that were dropped, disabled or replaced; full refreshes follow."""
+def mark_missing_triggers() -> bool:
+    """Stop trusting triggers that were dropped, disabled or replaced; full refreshes follow.
+
+    Returns:
+        Whether none is trusted any more that was not there.
+    """
     with _limited():
-        changes.mark_missing_triggers(alias())
+        return changes.mark_missing_triggers(alias())
+
+
+def mark_truncated() -> None:
+    """Queue full refreshes after a TRUNCATE that fired no trigger."""
+    with _limited():
+        truncated = changes.mark_truncated(alias())
+    for table in truncated:
+        sentence = (
+            "the table was truncated or rebuilt, which fires no trigger: a full refresh follows"
+        )
+        log(logger, logging.WARNING, sentence, table=table)
 
 
 def mark_untrackable() -> None:
@@ -26,10 +46,8 @@ def mark_untrackable() -> None:
     with _limited():
         untrackable = changes.mark_untrackable(alias())
     for table, reason in untrackable.items():
-        logger.warning(
-            "changes are no longer logged, so every refresh is full table=%s reason=%s",
-            table, reason,
-        )  # fmt: skip
+        sentence = "changes are no longer logged, so every refresh is full"
+        log(logger, logging.WARNING, sentence, table=table, reason=reason)
 
 
 @contextmanager
@@ -48,13 +66,15 @@ def finish_triggers() -> None:
     try:
         unfinished = changes.finish(alias())
     except DatabaseError as error:
-        logger.warning(
+        log(
+            logger, logging.WARNING,
             "triggers are still missing: run `manage.py update_materialized_views --triggers "
-            "install` as the owner of the tables error=%s", str(error).strip(),
+            "install` as the owner of the tables",
+            exception=loggable(error), error=error_text(error),
         )  # fmt: skip
         return
     for table, reason in unfinished.items():
-        logger.warning("triggers are still missing table=%s reason=%s", table, reason)
+        log(logger, logging.WARNING, "triggers are still missing", table=table, reason=reason)
 
 
 def mark_mistyped_views() -> None:
@@ -63,7 +83,6 @@ def mark_mistyped_views() -> None:
     controls = dict(ViewControl.objects.filter(label__in=reasons).values_list("pk", "label"))
     with short_transaction():
         for pk in changes.untrust(controls.keys()):
-            logger.warning(
-                "logged changes are no longer trusted, so every refresh is full view=%s reason=%s",
-                controls[pk], reasons[controls[pk]],
-            )  # fmt: skip
+            sentence = "logged changes are no longer trusted, so every refresh is full"
+            view = controls[pk]
+            log(logger, logging.WARNING, sentence, view=view, reason=reasons[view])

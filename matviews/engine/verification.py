@@ -1,38 +1,24 @@
 """Comparing a view with its source, and repairing the differences."""
 
-import math
-import random
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from django.db import DatabaseError
-from django.db.models import Q
-
-from ..conf import get_settings
-from ..databases.keys import Range
 from ..definition import ViewDefinition
-from ..exceptions import InvalidRequest, ViewBusy
-from ..models import ViewControl, ViewShard
-from ..phases import Phase
-from ..queryset import Difference, Differences, Kind, Plan, compare, plan_of, ranges
+from ..exceptions import InvalidRequest
+from ..limits import SAMPLE_SIZE
+from ..models import Origin, ViewControl
+from ..queryset import Difference, Kind, plan_of
+from ..redact import brief
 from ..registry import registry
 from .controls import not_ready
-from .derived import explained
-from .locking import lock_available
-from .transactions import alias, batch_transaction, check_no_transaction, now
+from .settled import Settled, compare_all, compare_settled
+from .transactions import alias, in_transaction, now
+from .verify_parts import Part, keys_left_out, parts, repair_part
 
-__all__ = ["Verification", "verify"]
+__all__ = ["MAX_EXAMPLES", "Verification", "check_verifiable", "stored_result", "verify"]
 
-KEYS_PER_RANGE = 5_000  # keys compared by one statement
 MAX_EXAMPLES = 5  # differences of each kind that are reported with their values
-REPAIR_TIMEOUT = 30.0  # seconds that a repair waits for running batches
-REPAIR_RETRY_DELAY = 0.05  # seconds between two attempts
-PHASE_OF_KIND = {
-    Kind.MISSING: Phase.INSERT,
-    Kind.DIFFERING: Phase.UPDATE,
-    Kind.SURPLUS: Phase.DELETE,
-}
+PATIENCE = 86_400.0  # seconds that a statement may take while a person waits, who can interrupt it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +44,13 @@ class Verification:
     sample: int | None
     #: Rows of the source that are left out because their key is NULL; None for a sample.
     null_keys: int | None = None
+    #: How many keys are left out because they are parked.
+    parked: int = 0
+    #: How many keys are left out because they differ and have, or may have, a pending change.
+    pending: int = 0
+    #: Why a difference may be a change since the last refresh, if pending changes were to be left
+    #: out; "" if it cannot, or if they were not.
+    untracked: str = ""
 
     @property
     def differences(self) -> int:
@@ -70,41 +63,38 @@ class Verification:
         return not self.differences
 
 
-def verify(view: str | type, *, repair: bool = False, sample: int | None = None) -> Verification:
+def verify(
+    view: str | type,
+    *,
+    repair: bool = False,
+    sample: int | None = None,
+    leave_out_pending: bool = False,
+) -> Verification:
     """Compare a view with the current rows of its `source()`, range by range; record the result.
 
-    One statement compares a range, so it sees one snapshot. Changes of the source since the last
-    refresh count as differences. Differences that belong to a phase that the view does not have are
-    ignored.
+    One statement compares a range, so it sees one snapshot. Differences that belong to a phase that
+    the view does not have are ignored.
 
     Args:
         view: the view's class or label.
         repair: write the rows that differ, and only those, while no batch of the view runs.
         sample: compare about this many keys, in random ranges; None for all of them.
+        leave_out_pending: do not count keys with a pending change; in a transaction, they count.
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.
-        InvalidRequest: it has no `source()`, cannot be sampled, or a repair was requested inside
-            a transaction.
+        InvalidRequest: it has no `source()`, cannot be sampled, or repaired in a transaction.
         ViewNotReady: it has no bookkeeping rows.
         ViewBusy: batches of the view kept running for 30 seconds, so it was not repaired.
     """
-    definition = registry.usable(view)
+    definition = check_verifiable(view, sample)
     control = ViewControl.objects.filter(label=definition.label).first()
     if control is None:
         raise not_ready(definition.label)
-    if not definition.has_source:
-        raise InvalidRequest(
-            f"{definition.label} has no source() to compare it with: only its hooks know its rows."
-        )
-    if sample is not None and sample < 1:
-        raise InvalidRequest(f"A sample must have at least 1 key, not {sample!r}.")
-    total, repaired = _Total(definition), 0
-    for within in _ranges(definition, sample):
-        differences = compare(plan_of(definition, alias()).checked(), within, MAX_EXAMPLES)
-        total.add(differences)
-        if repair and any(differences.counts.values()):
-            repaired += _repair(definition, within)
+    settles = leave_out_pending and not in_transaction()  # which has no snapshot of its own
+    total, left_out = _Total(definition, control.pk), keys_left_out(control.pk)
+    for part in parts(definition, sample, left_out):
+        total.compare(part, settles=settles, repair=repair)
     verification = Verification(
         label=definition.label,
         view_id=control.pk,
@@ -113,98 +103,93 @@ def verify(view: str | type, *, repair: bool = False, sample: int | None = None)
         differing=total.counts[Kind.DIFFERING],
         surplus=total.counts[Kind.SURPLUS],
         examples=tuple(total.examples),
-        repaired=repaired if repair else None,
+        repaired=total.repaired if repair else None,
         sample=sample,
-        null_keys=None if sample else plan_of(definition, alias()).null_keys(),
+        null_keys=None if sample or left_out else plan_of(definition, alias()).null_keys(),
+        parked=len(left_out),
+        pending=total.pending,
+        untracked=total.untracked,
     )
     _save(verification)
     return verification
 
 
-class _Total:
-    """The sum of the differences in all ranges, for the phases that the view has."""
+def check_verifiable(view: str | type, sample: object) -> ViewDefinition:
+    """The definition of a view that can be verified.
 
-    def __init__(self, definition: ViewDefinition) -> None:
-        phases = definition.options.phases
-        self.kinds = [kind for kind, phase in PHASE_OF_KIND.items() if phase in phases]
+    Raises:
+        UnknownView, InvalidView: there is no such view, or it has errors.
+        InvalidRequest: it has no `source()`, or the sample is invalid.
+    """
+    definition = registry.usable(view)
+    if not definition.has_source:
+        raise InvalidRequest(
+            f"{definition.label} has no source() to compare it with: only its hooks know its rows."
+        )
+    if sample is not None and sample not in SAMPLE_SIZE:
+        raise InvalidRequest(f"A sample must have at least 1 key, not {brief(sample)}.")
+    return definition
+
+
+class _Total:
+    """The sum of what all parts have shown."""
+
+    def __init__(self, definition: ViewDefinition, view_id: int) -> None:
+        self._definition, self._view_id = definition, view_id
         self.counts = dict.fromkeys(Kind, 0)
-        self.rows_compared = 0
+        self.rows_compared = self.pending = self.repaired = 0
+        self.untracked = ""
         self.examples: list[Difference] = []
 
-    def add(self, differences: Differences) -> None:
-        """Add the differences of one range, with the first examples of each kind."""
-        self.rows_compared += differences.rows_compared
-        for kind in self.kinds:
+    def compare(self, part: Part, *, settles: bool, repair: bool) -> None:
+        """Compare a part; if it `settles`, without keys that have a pending change."""
+        if settles:
+            found = compare_settled(self._definition, self._view_id, part, PATIENCE)
+        else:
+            found = compare_all(self._definition, part, MAX_EXAMPLES)
+        self._add(found)
+        if repair and found.counts:
+            self.repaired += repair_part(self._definition, part)
+
+    def _add(self, found: Settled) -> None:
+        """Add what a part has shown, with the first examples of each kind."""
+        self.rows_compared += found.rows_compared
+        self.pending += found.pending_count
+        self.untracked = self.untracked or found.untracked
+        for kind, count in found.counts.items():
             room = MAX_EXAMPLES - sum(example.kind is kind for example in self.examples)
-            self.examples += [each for each in differences.examples if each.kind is kind][:room]
-            self.counts[kind] += differences.counts[kind]
-
-
-def _ranges(definition: ViewDefinition, sample: int | None) -> Iterator[Range]:
-    plan = plan_of(definition, alias()).checked()
-    if sample is None:
-        return ranges(plan, KEYS_PER_RANGE)
-    if plan.strategy.staged:
-        raise InvalidRequest(
-            f"{definition.label} cannot be sampled: {plan.strategy.reason}, so its source is "
-            f"computed as a whole anyway. Verify it without a sample."
-        )
-    return _sampled(plan, sample)
-
-
-def _sampled(plan: Plan, sample: int) -> Iterator[Range]:
-    """Ranges of keys that begin at random keys of the view."""
-    size = min(sample, KEYS_PER_RANGE)
-    total = plan.source.model._base_manager.using(alias()).count()
-    for _range in range(math.ceil(sample / size)):
-        skipped = random.randint(0, max(0, total - size))
-        low = plan.statements().next_source_keys(None, skipped).high if skipped else None
-        yield next(ranges(plan, size, low))
-
-
-def _repair(definition: ViewDefinition, within: Range) -> int:
-    """Write the rows of a range that differ, in one transaction, while no batch of the view runs.
-
-    It needs no token: it locks the rows of all shards, which a batch must update before anything
-    else. It advances no cursor or checkpoint, so later batches write the same rows again where
-    changes are pending.
-    """
-    check_no_transaction("verify(repair=True)")
-    deadline = time.monotonic() + REPAIR_TIMEOUT
-    while time.monotonic() < deadline:
-        try:
-            with batch_transaction(get_settings().STATEMENT_TIMEOUT):
-                of_view = Q(view__label=definition.label)
-                if len(lock_available(of_view)) == ViewShard.objects.filter(of_view).count():
-                    return _write(definition, within)
-        except DatabaseError as error:
-            raise explained(error, definition) from error.__cause__
-        time.sleep(REPAIR_RETRY_DELAY)
-    raise ViewBusy(
-        f"{definition.label} was not repaired: its batches are running. Pause it, or try again."
-    )
-
-
-def _write(definition: ViewDefinition, within: Range) -> int:
-    statements = plan_of(definition, alias()).checked().statements()
-    # Deletes come first, because a new row may need the value of another unique constraint that an
-    # old row has.
-    phases = (Phase.DELETE, Phase.UPDATE, Phase.INSERT)
-    return sum(
-        statements.do(phase, within) for phase in phases if phase in definition.options.phases
-    )
+            self.examples += [each for each in found.found if each.kind is kind][:room]
+            self.counts[kind] += count
 
 
 def _save(verification: Verification) -> None:
     """Save the result for the admin."""
-    ViewControl.objects.filter(pk=verification.view_id).update(
-        verification={
-            "at": now().isoformat(),
-            "rows_compared": verification.rows_compared,
-            "missing": verification.missing,
-            "differing": verification.differing,
-            "surplus": verification.surplus,
-            "repaired": verification.repaired,
-            "sample": verification.sample,
-        }
-    )
+    saved: dict[str, Any] = {
+        "verification": stored_result(
+            rows_compared=verification.rows_compared,
+            missing=verification.missing,
+            differing=verification.differing,
+            surplus=verification.surplus,
+            repaired=verification.repaired,
+            sample=verification.sample,
+            parked=verification.parked,
+            pending=verification.pending,
+            untracked=verification.untracked,
+        )
+    }
+    if not verification.sample and (verification.equal or verification.repaired is not None):
+        saved["differing"] = None
+    ViewControl.objects.filter(pk=verification.view_id).update(**saved)
+
+
+def stored_result(**values: Any) -> dict[str, Any]:
+    """The value of `ViewControl.verification`; what is not given is as of a `verify()` in code."""
+    defaults: dict[str, Any] = {
+        "at": now().isoformat(),
+        "examples": [],
+        "seconds": None,
+        "origin": Origin.API.value,
+        "requested_by": "",
+        "error": "",
+    }
+    return {**defaults, **values}

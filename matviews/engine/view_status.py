@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from ..phases import Phase
 from ..states import ViewState
 from .progress import Claim
 from .rows import RowCount
+from .verifying import Verifying
 
 __all__ = ["ViewStatus"]
 
@@ -26,6 +28,11 @@ class ViewStatus:
     enabled: bool = True
     #: Whether its requests wait.
     paused: bool = False
+    #: Since when, and by whom; None and "" if it is not paused, or if that is not known.
+    paused_at: datetime | None = None
+    paused_by: str = ""
+    #: The Celery queue of its tasks; None leaves it to `task_routes`.
+    queue: str | None = None
     #: Whether a refresh of all views includes it.
     include_in_refresh_all: bool = True
     #: The rows of its table, estimated if it is large; None if there is no table.
@@ -48,18 +55,48 @@ class ViewStatus:
     #: The source tables whose changes should be logged but are not, because their triggers are
     #: missing, disabled, replaced, or of another version.
     not_logged: tuple[str, ...] = ()
-    #: Why it is not on time, None if it is: the first of REMOVED, INVALID, FAILED, NOT_MIGRATED,
-    #: NOT_LOGGED, CHANGED, NEVER_BUILT and BEHIND that applies, even if a refresh is open or the
-    #: view is paused or disabled.
-    fault: ViewState | None = None
-    #: The primary keys of its open refreshes, oldest first, at most `status.MAX_OPEN_REFRESHES`.
+    #: How often in a row its refreshes have failed, and since when; None if the last succeeded.
+    failures: int = 0
+    failing_since: datetime | None = None
+    #: How long it still waits before its next try; None if it does not wait, or is suspended.
+    retry_in: timedelta | None = None
+    #: Why its open refreshes wait, if not because of failures; "turns" if for other long ones in
+    #: the queue; "" if they do not.
+    wait_reason: str = ""
+    #: When its quiet hours end, in UTC; None outside of them.
+    quiet_until: datetime | None = None
+    #: Since when it is suspended, None if it is not.
+    suspended_at: datetime | None = None
+    #: How many keys its phases leave out, because their rows cannot be computed or written;
+    #: a key counts once for each phase.
+    parked: int = 0
+    #: Why it is not on time: which of REMOVED, INVALID, SUSPENDED, FAILED, PARKED, DIFFERS,
+    #: NOT_MIGRATED, NOT_LOGGED, CHANGED, NEVER_BUILT and BEHIND apply, in this order, even if a
+    #: refresh is open or the view is paused or disabled.
+    faults: tuple[ViewState, ...] = ()
+    #: The primary keys of its open refreshes, oldest first, at most `MAX_OPEN_REFRESHES`.
     open_refreshes: tuple[int, ...] = ()
-    #: How much of the oldest of these is done, from 0 to 1; None if that is unknown.
+    #: How long no worker has taken the oldest of these, since it was requested or the view was last
+    #: heard of or resumed; None unless the state is WAITING.
+    waiting_for: timedelta | None = None
+    #: How much of that is done, from 0 to 1; None if that is unknown.
     progress: float | None = None
     #: The workers that run its batches now.
     running: tuple[Claim, ...] = ()
-    #: What is wrong with its definition, or else the error of its last refresh; "" without either.
+    #: What the last verification found, as `ViewControl.verification` has it.
+    verification: Mapping[str, Any] | None = None
+    #: The verification that is under way.
+    verifying: Verifying | None = None
+    #: Since when its rows are known to differ, and how many: as `ViewControl.differing` has it.
+    differing: Mapping[str, Any] | None = None
+    #: What is wrong with its definition, or else the error of the last refresh that failed, if it
+    #: is still failing; "" without either.
     error: str = ""
+
+    @property
+    def fault(self) -> ViewState | None:
+        """The first of the faults, None if it is on time."""
+        return next(iter(self.faults), None)
 
     @property
     def on_time(self) -> bool:
@@ -73,5 +110,9 @@ class ViewStatus:
 
     @property
     def failed(self) -> bool:
-        """Whether its definition is invalid or its last refresh failed, and it is not held."""
-        return self.fault in (ViewState.INVALID, ViewState.FAILED) and not self.held
+        """Whether it is invalid, suspended or failed, and not held."""
+        return not self.held and self.fault in (
+            ViewState.INVALID,
+            ViewState.SUSPENDED,
+            ViewState.FAILED,
+        )

@@ -1,53 +1,31 @@
 """The pending work of one shard: its open refreshes, their phase runs, and which run is next."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from django.db import connections
 
 from ..contract import Shard
-from ..databases.keys import Key
 from ..definition import HookKind, ViewDefinition
 from ..json_fields import Checkpoint
-from ..models import PhaseRun, Refresh, ViewShard
+from ..models import ParkedKey, PhaseRun, Refresh, ViewShard
 from ..phases import Phase
 from ..queryset import BatchRunner, Plan, plan_of
 from ..states import RunState
+from . import turns
+from .batch_parts import Attempted, Dirty
+from .long_runs import is_long
 from .messages import Message
-from .transactions import alias, now
+from .transactions import alias, now, utc_now
 
-__all__ = ["MAX_REFRESHES_BEGUN", "Attempted", "Dirty", "Work"]
+__all__ = ["MAX_REFRESHES_BEGUN", "Work"]
 
 # Open refreshes for the same phases that may have begun. Later ones wait, to be merged.
 MAX_REFRESHES_BEGUN = 4
-
-
-@dataclass(kw_only=True, eq=False)
-class Dirty:
-    """A part of a drain's dirty keys: a row of `DirtyKeys`, or a row that is yet to be inserted."""
-
-    drain_number: int
-    #: How many keys the part has.
-    count: int
-    #: The keys; None if they are not loaded.
-    keys: list[Key] | None = None
-    #: The primary key of the row; None before it is inserted.
-    pk: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempted:
-    """The batch of a derived phase that is running; after an error, the one that failed."""
-
-    #: How many phases its statement runs: an error of several does not show which one failed.
-    phases: int
-    #: How many dirty keys it has; 0 in a full refresh.
-    dirty_keys: int = 0
-    #: Seconds that a statement may take.
-    seconds: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -69,9 +47,15 @@ class Work:
     #: Whether there may be more open refreshes than were read.
     truncated: bool = False
     #: Primary keys of the refreshes into which others were merged before they began.
-    works_for_others: frozenset[int] = frozenset()
+    merge_targets: frozenset[int] = frozenset()
     #: How often batches of the view have been claimed.
     claims: int = 0
+    #: Whether other shards take turns in its queue and may go on, see `queue_turns`.
+    crowded: bool = False
+    #: Whether the view waits after a failure, or is suspended, and no open refresh is forced.
+    waits: bool = False
+    #: When a batch first loaded it, by the database's own clock.
+    loaded_at: datetime | None = None
     #: The phase runs of the refreshes in this shard; those not yet inserted have no primary key.
     runs: list[PhaseRun] = field(default_factory=list)
     #: The runs that this batch has changed.
@@ -91,6 +75,14 @@ class Work:
     #: Keys and rows of the runs, by refresh and phase, of which a statement of this batch has done
     #: the work beside that of the first one.
     written: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    #: Whether the batch has failed for its data and is done by keys now.
+    splitting: bool = False
+    #: Whether a staging table is being filled; after an error, whether that failed.
+    staging: bool = False
+    #: Whether the batch has failed because too many keys did.
+    too_many_failed: bool = False
+    #: The parked keys of the shard; None before they are read.
+    parked: list[ParkedKey] | None = None
     #: Whether the change fields of the shard have to be saved.
     shard_changed: bool = False
 
@@ -153,7 +145,7 @@ class Work:
         It may not begin one that was requested after the claim. Until the next claim, further
         requests join that refresh, so its source must not be read yet.
         """
-        return refresh.claims_seen != self.claims
+        return refresh.claims_at_request != self.claims
 
     def mergeable(self) -> list[list[int]]:
         """Groups of equal refreshes, by primary key, that have not begun in this shard.
@@ -165,11 +157,11 @@ class Work:
         alike: dict[Any, list[int]] = defaultdict(list)
         for refresh in self.refreshes:
             if refresh.pk not in begun and not refresh.stop_requested:
-                alike[*refresh.phases, refresh.batch_size].append(refresh.pk)
+                alike[*refresh.phases, refresh.batch_size, refresh.forced].append(refresh.pk)
         return [
             keys
             for keys in alike.values()
-            if len(keys) > 1 and not self.works_for_others.issuperset(keys)
+            if len(keys) > 1 and not self.merge_targets.issuperset(keys)
         ]
 
     def _covers(self, run: PhaseRun) -> bool:
@@ -209,27 +201,21 @@ class Work:
         return (run for run in self.runs if run.active and run.merged_into is leader)
 
     def next_run(self, phase: Phase | None = None) -> PhaseRun | None:
-        """The run whose turn it is, of `phase` if a run of that phase is ready.
+        """The run whose turn it is, of `phase` if a run of that phase is ready."""
+        return turns.next_run(self.runs, phase)
 
-        Within a refresh, a phase waits until the one before it has caught up with its source.
-        Refreshes take turns batch by batch. Of the runs of one phase the oldest goes first.
-        """
-        oldest = [next(self.leaders(candidate), None) for candidate in Phase]
-        by_refresh = self._active_by_refresh()
-        ready = [
-            run
-            for run in oldest
-            if run and any(_comes_next(each, by_refresh) for each in (run, *self.followers(run)))
-        ]
-        preferred = [run for run in ready if run.phase == phase]
-        return min(preferred or ready, key=_turn, default=None)
+    @property
+    def blocked(self) -> bool:
+        """Whether no batch may start: for an operator, failures or quiet hours."""
+        return self.shard.view.held or self.waits or self.quiet_until is not None
 
-    def _active_by_refresh(self) -> dict[int, list[PhaseRun]]:
-        active: dict[int, list[PhaseRun]] = defaultdict(list)
-        for run in self.runs:
-            if run.active:
-                active[run.refresh_id].append(run)
-        return active
+    @property
+    def quiet_until(self) -> datetime | None:
+        """When the view's quiet hours end; None outside of them, or if a refresh is forced."""
+        hours = self.shard.view.quiet_hours
+        if hours is None or any(each.forced and not each.stop_requested for each in self.refreshes):
+            return None
+        return hours.until(utc_now())
 
     def end(self, run: PhaseRun, state: RunState, *, error: str = "", trace: str = "") -> None:
         """Set the final state of a run and of the runs that are merged into it."""
@@ -291,27 +277,31 @@ class Work:
     def next_message(self) -> Message | None:
         """The message for the batch whose turn it is.
 
-        None if none is due or the view is paused or disabled.
+        None if none is due or the view is paused, disabled or waiting after a failure.
         """
-        run = None if self.shard.view.held else self.next_run()
+        run = None if self.blocked else self.next_run()
         if run is None:
             return None
-        return Message(Phase(run.phase), self.shard.pk, self.shard.token)
+        return Message(
+            Phase(run.phase),
+            self.shard.pk,
+            self.shard.token,
+            queue=self.shard.view.queue_name,
+            is_long=is_long(run, self.definition, self.shard),
+            in_turns=self.shard.turn_queue is not None,
+            is_crowded=self.crowded,
+        )
+
+    @property
+    def turns_in(self) -> str | None:
+        """The queue in which other shards take turns with this one; None if none does."""
+        return (self.shard.view.queue_name or "") if self.crowded else None
 
     def ended_refreshes(self) -> list[Refresh]:
         """The open refreshes whose runs in this shard have all ended."""
         active = {run.refresh_id for run in self.runs if run.active}
         ended = {run.refresh_id for run in self.runs if run.pk is not None} - active
         return [refresh for refresh in self.refreshes if refresh.pk in ended]
-
-
-def _comes_next(run: PhaseRun, active: Mapping[int, list[PhaseRun]]) -> bool:
-    """Whether all earlier phases of the run's refresh have ended or caught up."""
-    order = Phase(run.phase).order
-    return not any(
-        Phase(other.phase).order < order and not (other.merged_into or other).caught_up
-        for other in active[run.refresh_id]
-    )
 
 
 def _insert(runs: list[PhaseRun]) -> None:
@@ -327,8 +317,3 @@ def _end_followers(leader: PhaseRun) -> None:
     names = ("state", "error", "traceback", "started_at", "finished_at")
     followers = PhaseRun.objects.filter(merged_into=leader).exclude(state=leader.state)
     followers.update(**{name: getattr(leader, name) for name in names})
-
-
-def _turn(run: PhaseRun) -> tuple[Any, ...]:
-    """The sort key of a run: the run that has waited longest comes first."""
-    return run.ran_at or run.refresh.requested_at, Phase(run.phase).order, run.refresh_id

@@ -10,6 +10,7 @@ from itertools import groupby, islice
 from typing import Any
 
 from django.db.models import (
+    Case,
     Count,
     Exists,
     F,
@@ -20,13 +21,17 @@ from django.db.models import (
     Subquery,
     Sum,
     Value,
+    When,
 )
 from django.db.models.functions import Coalesce
 
 from ..contract import Shard
+from ..databases import clock
+from ..databases.clock import UtcNow
 from ..databases.compiled import MAX_BIGINT, PK_PLACEHOLDER, CompiledSelect
 from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
 from ..states import RefreshState
+from .failures import is_forced, may_begin
 from .transactions import alias
 from .work import Work
 
@@ -59,6 +64,11 @@ def _work_query(using: str, by: str) -> CompiledSelect:
     merged = Refresh.objects.using(using).filter(
         merged_into=OuterRef("pk"), state=RefreshState.MERGED
     )
+    others = ViewShard.objects.using(using).filter(
+        may_begin("view__") | is_forced("view"), view__enabled=True, view__paused=False,
+        turn_queue=OuterRef("view__shards__turn_queue"),
+    )  # fmt: skip
+    others = others.exclude(pk=OuterRef("view__shards__pk")).order_by()
     rows = (
         Refresh.objects.using(using)
         .filter(
@@ -71,8 +81,11 @@ def _work_query(using: str, by: str) -> CompiledSelect:
             here=FilteredRelation("runs", condition=Q(runs__shard=F("view__shards"))),
             total=Subquery(totals.values(total=Count("pk"))),
             claims_now=Subquery(totals.values(total=Sum("claims"))),
-            works_for_others=Exists(merged),
+            is_merge_target=Exists(merged),
+            loaded_at=UtcNow(),
             logged=Subquery(newest),
+            crowded=Exists(others),
+            waits=Case(When(may_begin("view__") | is_forced("view"), then=False), default=True),
         )
         .order_by("view__shards__number", "pk", "here__pk")
     )
@@ -84,7 +97,7 @@ def _fields(model: type[Model]) -> list[str]:
     return [field.attname for field in model._meta.concrete_fields]
 
 
-_FACTS = ("total", "logged", "claims_now", "works_for_others")
+_FACTS = ("total", "logged", "claims_now", "waits", "crowded", "loaded_at", "is_merge_target")
 _PARTS: list[tuple[type[Model], str]] = [
     (Refresh, ""),
     (ViewControl, "view__"),
@@ -111,16 +124,17 @@ def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
 
 
 def _build(rows: list[list[Any]]) -> Work:
-    _refresh, control, shard, _run, total, logged, claims, _for_others = rows[0]
+    _refresh, control, shard, _run, *facts = rows[0]
+    total, logged, claims, waits, crowded, loaded_at, _is_target = facts
     shard.view = control
     refreshes: dict[int, Refresh] = {}
     runs: dict[int, PhaseRun] = {}
-    works_for_others: set[int] = set()
-    for row_refresh, _control, _shard, run, *_facts, for_others in rows:
+    merge_targets: set[int] = set()
+    for row_refresh, _control, _shard, run, *_facts, is_merge_target in rows:
         refresh = refreshes.setdefault(row_refresh.pk, row_refresh)
         refresh.view = control
-        if for_others:
-            works_for_others.add(refresh.pk)
+        if is_merge_target:
+            merge_targets.add(refresh.pk)
         if run.pk is not None:
             run.refresh, run.shard = refresh, shard
             runs[run.pk] = run
@@ -133,8 +147,11 @@ def _build(rows: list[list[Any]]) -> Work:
         definition=control.definition,
         refreshes=list(refreshes.values()),
         truncated=len(refreshes) >= MAX_REFRESHES_READ,
-        works_for_others=frozenset(works_for_others),
+        merge_targets=frozenset(merge_targets),
         claims=claims,
+        waits=bool(waits),
+        crowded=bool(crowded),
+        loaded_at=clock.stored(loaded_at, alias()),
         runs=list(runs.values()),
         logged=logged or 0,
     )

@@ -14,7 +14,7 @@ from matviews.redact import error_text
 from matviews.registry import registry
 from matviews.states import ViewState
 
-from . import tables
+from . import phrases, tables
 from .targets import Targets
 
 __all__ = ["check"]
@@ -39,8 +39,11 @@ def _check_on_time(targets: Targets) -> None:
     found = engine.view_statuses(named or None)
     statuses = found if named else [each for each in found if _is_expected(each)]
     for status in statuses:
-        output.entries.append(tables.timeliness_as_dict(status))
-        output.say(f"{status.label}: {tables.timeliness_in_words(status)}")
+        recent = engine.recent_refreshes(status.label)
+        entry = tables.timeliness_as_dict(status) | tables.recent_as_dict(recent)
+        output.entries.append(entry)
+        full = f"; {recent.in_words}" if recent.usually_full else ""
+        output.say(f"{status.label}: {phrases.timeliness_in_words(status)}{full}")
     if not statuses:
         output.say("Nothing to check: each view is disabled or paused.")
     late = [status.label for status in statuses if not status.on_time]

@@ -10,7 +10,7 @@ from matviews.exceptions import MatviewsError
 from matviews.models import ViewControl
 from matviews.registry import registry
 
-from . import formatting
+from . import formatting, tables
 from .failures import report_failure
 from .targets import Targets
 
@@ -18,7 +18,7 @@ __all__ = ["explain"]
 
 
 def explain(targets: Targets) -> None:
-    """Show the strategy, the indexes, the SQL of each phase and what changes lead to.
+    """Show strategy, indexes, the SQL of each phase, what changes lead to, and what refreshes cost.
 
     Raises:
         CommandError: a source cannot be derived from.
@@ -28,6 +28,8 @@ def explain(targets: Targets) -> None:
         try:
             explanation = queryset.explain(registry.usable(label), engine.alias())
             tracking = _tracking(label)
+            costs = formatting.costs_as_dict(engine.known_costs(registry.usable(label)))
+            recent = engine.recent_refreshes(label)
         except (MatviewsError, DatabaseError) as error:
             text = report_failure(label, error, targets)
             targets.output.entries.append({"view": label, "error": text})
@@ -35,10 +37,18 @@ def explain(targets: Targets) -> None:
         if not targets.options.sql:
             explanation = replace(explanation, staging="", statements={})
         entry = formatting.explanation_as_dict(explanation)
-        targets.output.entries.append({**entry, "tracking": tracking})
-        for line in formatting.explanation_in_lines(explanation):
-            targets.output.say(line)
-        for line in formatting.tracking_in_lines(tracking):
+        definition = registry.usable(label)
+        obstacle = engine.parking_obstacle(definition, queryset.plan_of(definition, engine.alias()))
+        entry |= {"tracking": tracking, "costs": costs, "parking_obstacle": obstacle}
+        targets.output.entries.append(entry | tables.recent_as_dict(recent))
+        lines = [
+            *formatting.explanation_in_lines(explanation),
+            *formatting.tracking_in_lines(tracking),
+            *formatting.costs_in_lines(costs, tracking["incremental_obstacle"]),
+        ]
+        lines += [f"  {recent.in_words}"] * bool(recent.in_words)
+        lines += [f"  one bad row fails the phase: {obstacle}"] * bool(obstacle)
+        for line in lines:
             targets.output.say(line)
     targets.raise_failed(labels)
 
@@ -61,6 +71,7 @@ def _tracking(label: str) -> dict[str, Any]:
     return {
         "reason": tracking.reason,
         "incremental_obstacle": plan.strategy.incremental_obstacle,
+        "way_out": plan.strategy.way_out,
         "tables": tables,
     }
 

@@ -6,13 +6,14 @@ from datetime import date, datetime, time
 from typing import Any
 
 from matviews.conf import get_settings
-from matviews.engine import Verification
-from matviews.presentation import pluralize
+from matviews.engine import KnownCosts, Verification
+from matviews.presentation import format_duration, pluralize
 from matviews.queryset import Difference, ExplainedIndex, Explanation, Kind
+from matviews.states import RefreshStrategy
 
 __all__ = [
-    "explanation_as_dict", "explanation_in_lines", "tracking_in_lines", "verification_as_dict",
-    "verification_in_lines",
+    "costs_as_dict", "costs_in_lines", "explanation_as_dict", "explanation_in_lines",
+    "tracking_in_lines", "verification_as_dict", "verification_in_lines",
 ]  # fmt: skip
 
 MAX_VALUE_LENGTH = 60  # characters of a value in a line
@@ -24,8 +25,13 @@ def verification_in_lines(found: Verification) -> Iterator[str]:
     outcome = f"{pluralize(found.rows_compared, 'row')} compared{sample}"
     if found.null_keys:
         outcome += f"; {pluralize(found.null_keys, 'row')} left out, their key is NULL"
+    if found.parked:
+        outcome += f"; {pluralize(found.parked, 'key')} left out, parked"
+    if found.pending:
+        outcome += f"; {pluralize(found.pending, 'key')} left out, changes are pending"
     if found.equal:
-        yield f"{found.label}: equals its source ({outcome})"
+        but = ", but for pending changes" if found.pending else ""
+        yield f"{found.label}: equals its source{but} ({outcome})"
         return
     counts = f"{found.missing:,} missing, {found.differing:,} differing, {found.surplus:,} surplus"
     repaired = (
@@ -33,6 +39,8 @@ def verification_in_lines(found: Verification) -> Iterator[str]:
     )
     yield f"{found.label}: {counts} ({outcome}){repaired}"
     yield from map(_difference_in_line, _examples(found))
+    if found.untracked:
+        yield f"  These may be changes since its last refresh: {found.untracked}."
 
 
 def _examples(found: Verification) -> tuple[Difference, ...]:
@@ -79,6 +87,9 @@ def verification_as_dict(found: Verification) -> dict[str, Any]:
         "repaired": found.repaired,
         "sample": found.sample,
         "null_keys": found.null_keys,
+        "parked": found.parked,
+        "pending": found.pending,
+        "untracked": found.untracked,
         "examples": [
             {
                 "kind": each.kind.value,
@@ -163,7 +174,8 @@ def tracking_in_lines(tracking: Mapping[str, Any]) -> Iterator[str]:
     if tracking["reason"]:
         yield f"  changes are not tracked: {tracking['reason']}"
     elif tracking["incremental_obstacle"]:
-        yield f"  every change causes a full refresh: {tracking['incremental_obstacle']}"
+        way_out = f". {tracking['way_out']}" if tracking["way_out"] else ""
+        yield f"  every change causes a full refresh: {tracking['incremental_obstacle']}{way_out}"
     for table, spec in tracking["tables"].items():
         columns = "any column" if spec["columns"] is None else ", ".join(spec["columns"])
         links = map(_link_in_words, spec["links"])
@@ -172,6 +184,41 @@ def tracking_in_lines(tracking: Mapping[str, Any]) -> Iterator[str]:
         yield _visible(
             f"  changes of {table} ({columns or 'rows added or removed'}): {leads}; {logged}"
         )
+
+
+def costs_in_lines(costs: Mapping[str, Any], obstacle: str) -> Iterator[str]:
+    """What refreshes took, and which strategy follows from it.
+
+    Args:
+        costs: as `costs_as_dict` returns them.
+        obstacle: why every change causes a full refresh; "" if it does not.
+    """
+    taken = [
+        f"{each['keys'][0]:,} to {each['keys'][1]:,} keys {format_duration(each['seconds'])}"
+        for each in costs["by_keys"]
+    ]
+    if costs["full"] is not None:
+        taken.insert(0, f"a full one {format_duration(costs['full'])}")
+    if taken:
+        yield f"  last refreshes: {', '.join(taken)}"
+    if costs["pinned"]:
+        is_full = obstacle and costs["pinned"] == RefreshStrategy.BY_KEYS
+        full = ", but every refresh is full (see above)" if is_full else ""
+        yield f"  strategy of refreshes: pinned to {costs['pinned']}{full}"
+    elif costs["max_keys"] is not None:
+        keys = pluralize(costs["max_keys"], "dirty key")
+        yield f"  strategy of refreshes: by keys up to {keys}, in full beyond"
+
+
+def costs_as_dict(costs: KnownCosts | None) -> dict[str, Any]:
+    """The same as values, in seconds."""
+    known = costs or KnownCosts(None, None, {}, None)
+    return {
+        "pinned": known.pinned,
+        "full": known.full,
+        "by_keys": [{"keys": keys, "seconds": seconds} for keys, seconds in known.by_keys.items()],
+        "max_keys": known.max_keys,
+    }
 
 
 def _link_in_words(link: Mapping[str, Any]) -> str:

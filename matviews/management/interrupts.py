@@ -27,13 +27,17 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal(tell: Callable[[str], object]) -> Iterator[StopRequest]:
+def stop_on_signal(
+    write: Callable[[str], object],
+    sentence: str = "Stopping after this batch. Ctrl-C again interrupts it.",
+) -> Iterator[StopRequest]:
     """Turn the first Ctrl-C or SIGTERM into a request to stop; the second raises KeyboardInterrupt.
 
     A signal that is ignored, as SIGINT is in a shell's background job, stays ignored.
 
     Args:
-        tell: tells the person that the request was understood.
+        write: shows a sentence to the person who pressed the keys.
+        sentence: that the request was understood.
     """
     request = StopRequest()
 
@@ -42,7 +46,7 @@ def stop_on_signal(tell: Callable[[str], object]) -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal = number
         with suppress(RuntimeError):  # the signal interrupted a write to the same stream
-            tell("Stopping after this batch. Ctrl-C again interrupts it.")
+            write(sentence)
 
     before = {}
     try:

@@ -16,6 +16,7 @@ __all__ = ["REFUSED", "Options", "add_arguments", "parse_options", "refusal"]
 
 REFUSED = 2  # exit status if the options are invalid and nothing was done
 TRIGGER_ACTIONS = ("install", "remove", "sql")
+GRAPH_FORMATS = ("mermaid", "dot")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,8 @@ class Option:
     is_action: bool = False
     #: The action that it belongs to, "" if it can stand alone.
     action: str = ""
+    #: The action that it is an option of, if both are given.
+    modifies: str = ""
     #: The actions that it cannot be combined with, each with the reason.
     conflicts: Mapping[str, str] = field(default_factory=dict)
 
@@ -45,13 +48,19 @@ class Option:
 
 
 SEVERAL: Mapping[str, Any] = {"nargs": "+", "action": "extend"}
+WITHOUT_BATCHES = (
+    "list", "schedules", "check", "verify", "parked", "explain", "graph", "triggers", "health",
+)  # fmt: skip
 OPTIONS = (
     Option(
         name="models",
         settings={**SEVERAL, "metavar": "VIEW"},
         help="views to use, as app_label.ModelName, or ModelName if that is unique; separated by "
         "commas",
-        conflicts={"triggers": "--triggers is for the tables of all views"},
+        conflicts={
+            "triggers": "--triggers is for the tables of all views",
+            "health": "--health is about all views",
+        },
     ),
     Option(
         name="phases",
@@ -61,8 +70,12 @@ OPTIONS = (
             "list": "--list shows the state of views, whatever their phases",
             "schedules": "--schedules shows every schedule of a view",
             "verify": "--verify compares whole rows",
+            "parked": "--parked shows the keys of every phase",
             "explain": "--explain shows every phase",
+            "graph": "--graph shows whole views",
+            "health": "--health is about all views",
             "triggers": "--triggers is about tables",
+            "follow": "--follow requests the phases that the schedules name",
         },
     ),
     Option(
@@ -70,8 +83,8 @@ OPTIONS = (
         settings={"metavar": "N"},
         help="rows per batch; by default, each view adjusts its own",
         conflicts={
-            action: f"--{action} runs no batches"
-            for action in ("list", "schedules", "check", "verify", "explain", "triggers")
+            **{action: f"--{action} runs no batches" for action in WITHOUT_BATCHES},
+            "follow": "--follow leaves the size of batches to the views",
         },
     ),
     Option(
@@ -108,18 +121,57 @@ OPTIONS = (
         help="with --verify: compare about N keys, chosen at random",
     ),
     Option(
+        name="parked",
+        is_action=True,
+        help="show the keys that refreshes leave out, because their rows cannot be computed or "
+        "written; exit status 1 if there are any",
+    ),
+    Option(
+        name="retry",
+        action="parked",
+        help="with --parked: have the next refresh try these keys again",
+    ),
+    Option(
         name="explain",
         is_action=True,
         help="show how views are derived from their source(): strategy, indexes, SQL",
     ),
     Option(name="no-sql", action="explain", help="with --explain: omit the SQL"),
     Option(
+        name="graph",
+        settings={"nargs": "?", "const": GRAPH_FORMATS[0], "choices": GRAPH_FORMATS},
+        is_action=True,
+        help="show which views read which tables and views, as a Mermaid flowchart or, with dot, "
+        "for Graphviz; with --models, these views and whatever they read",
+    ),
+    Option(
         name="triggers",
         settings={"choices": TRIGGER_ACTIONS},
         is_action=True,
         help="install or remove the triggers that log changes; sql: show the SQL that creates them",
     ),
-    Option(name="enqueue", is_action=True, help="leave the work to Celery workers"),
+    Option(
+        name="health",
+        is_action=True,
+        help="for monitoring: exit status 0 fine; 3 a view has a problem; 1 nothing may be "
+        "refreshed: the database, the maintenance task or the workers do not answer, or every view "
+        "fails",
+    ),
+    Option(
+        name="follow",
+        is_action=True,
+        help="look for changes and refresh the views whose schedules are on change, until Ctrl-C "
+        "or SIGTERM; with --enqueue, leave the work to Celery workers",
+    ),
+    Option(
+        name="enqueue", is_action=True, modifies="follow", help="leave the work to Celery workers"
+    ),
+    Option(
+        name="wait",
+        action="enqueue",
+        help="with --enqueue: show the progress until the refreshes have ended; exit status 1 if "
+        "one failed. Ctrl-C stops waiting, and no refresh",
+    ),
 )
 ACTIONS = tuple(option for option in OPTIONS if option.is_action)
 
@@ -142,10 +194,18 @@ class Options:
     repair: bool
     #: How many keys `--verify` compares; None for all.
     sample: int | None
+    #: Whether `--parked` has the keys tried again.
+    retry: bool
     #: Whether `--explain` shows the SQL.
     sql: bool
+    #: One of `GRAPH_FORMATS`; None for the other actions.
+    graph: str | None
     #: One of `TRIGGER_ACTIONS`; None for the other actions.
     triggers: str | None
+    #: Whether `--enqueue` waits until the refreshes have ended.
+    wait: bool
+    #: Whether workers do the work of `--follow`.
+    enqueue: bool
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -172,13 +232,19 @@ def parse_options(given: Mapping[str, Any]) -> Options:
         pending=given["pending"],
         repair=given["repair"],
         sample=_number(given["sample"], "sample", SAMPLE_SIZE),
+        retry=given["retry"],
         sql=not given["no_sql"],
+        graph=given["graph"],
         triggers=given["triggers"],
+        wait=given["wait"],
+        enqueue=given["enqueue"],
     )
 
 
 def _action(given: Mapping[str, Any]) -> str:
-    actions = [option.name for option in ACTIONS if option.is_given(given)]
+    chosen = [option for option in ACTIONS if option.is_given(given)]
+    names = {option.name for option in chosen}
+    actions = [option.name for option in chosen if option.modifies not in names]
     if len(actions) > 1:
         raise refusal(f"Choose one of {' and '.join(f'--{action}' for action in actions)}.")
     return actions[0] if actions else "refresh"

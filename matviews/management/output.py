@@ -30,8 +30,8 @@ class Output:
         self.entries: list[dict[str, Any]] = []
         #: The key under which the document has them.
         self.subject = "views"
-        #: The state of the maintenance task; None if the document is not to have it.
-        self.maintenance: dict[str, Any] | None = None
+        #: What else the document has, beside its objects.
+        self.facts: dict[str, Any] = {}
 
     def say(self, line: str) -> None:
         """Print a line for people, unless verbosity is 0."""
@@ -45,10 +45,7 @@ class Output:
     def finish(self, *, error: str) -> None:
         """Print the JSON document, if that is the format."""
         if self.as_json:
-            document: dict[str, Any] = {self.subject: self.entries}
-            if self.maintenance is not None:
-                document["maintenance"] = self.maintenance
-            document["error"] = error
+            document = {self.subject: self.entries, **self.facts, "error": error}
             self._stdout.write(json.dumps(document, indent=2))
 
     def console(self) -> Console:

@@ -82,7 +82,12 @@ class Meter:
 
     @property
     def waits_for(self) -> str:
-        """The worker that is waited for, as `host:pid`; "" if the wait is too short to mention."""
+        """What is waited for: a worker, as `host:pid`, or "the change log".
+
+        It is "" if the wait is too short to mention.
+        """
+        if self._seen and self._seen.to_move:
+            return "the change log"
         claim = self._seen and self._seen.claim
         return claim.worker if claim and _waited(claim) >= MAX_SILENT_WAIT else ""
 
@@ -104,7 +109,9 @@ class Meter:
     def _circumstances(self, seen: RunProgress) -> Iterator[str]:
         if seen.run.failures:
             yield f"trying again after {first_line(seen.run.error)}"
-        if seen.lost:
+        if seen.to_move:
+            yield f"moving {seen.to_move:,} entries of the change log"
+        elif seen.lost:
             yield "the end of the last batch could not be recorded; trying again"
         elif seen.claim:
             if self.waits_for:

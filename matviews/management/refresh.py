@@ -5,8 +5,9 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from matviews import engine
+from matviews.conf import get_settings
 from matviews.engine import progress_of
-from matviews.models import Refresh
+from matviews.models import Refresh, ViewControl
 from matviews.states import RefreshState
 from matviews.tasks import inline
 
@@ -16,7 +17,7 @@ from .progress import so_far
 from .reporting import Follower, Reporter
 from .targets import Targets
 
-__all__ = ["refresh"]
+__all__ = ["refresh", "report_failure"]
 
 
 def refresh(targets: Targets) -> None:
@@ -37,6 +38,7 @@ def refresh(targets: Targets) -> None:
                 targets.output.entries.append(tables.refresh_as_dict(label, requested))
                 targets.output.say(f"{label}: nothing has changed")
             elif requested:
+                _tell_quiet(label, targets)
                 _run(requested, targets, reporter, stop)
         if stop() and (stopped := _stopped(targets, labels)):
             raise CommandError(stopped, returncode=stop.returncode)
@@ -48,7 +50,10 @@ def _run(requested: Refresh, targets: Targets, reporter: Reporter, stop: StopReq
     try:
         follower.look(now=True)
         ended = inline.run_to_end(
-            requested, on_report=follower.report, on_wait=follower.look, stop=stop
+            requested,
+            on_report=follower.report,
+            on_wait=_Waiting(requested, follower, reporter),
+            stop=stop,
         )
         follower.look(now=True)
     except KeyboardInterrupt:
@@ -56,18 +61,54 @@ def _run(requested: Refresh, targets: Targets, reporter: Reporter, stop: StopReq
     finally:
         reporter.close()
     targets.output.entries.append(tables.refresh_as_dict(ended.view.label, ended))
-    _report_failure(ended, targets, stop)
+    report_failure(ended, targets, stop)
 
 
-def _report_failure(ended: Refresh, targets: Targets, stop: StopRequest) -> None:
+class _Waiting:
+    """Called while a refresh waits: shows its progress, and once why it waits."""
+
+    def __init__(self, requested: Refresh, follower: Follower, reporter: Reporter) -> None:
+        self._view, self._follower, self._reporter = requested.view_id, follower, reporter
+        self._told = False
+
+    def __call__(self) -> None:
+        self._follower.look()
+        view = ViewControl.objects.get(pk=self._view)
+        if view.wait_reason and view.governed_since and not self._told:
+            self._told = True
+            self._reporter.note(
+                f"{view.label} waits, at most {get_settings().GOVERNOR_MAX_WAIT}: "
+                f"{view.wait_reason}"
+            )
+
+
+def _tell_quiet(label: str, targets: Targets) -> None:
+    """Say that a refresh goes ahead in the view's quiet hours, because a person asks for it."""
+    hours = ViewControl.objects.get(label=label).quiet_hours
+    if hours and hours.until(engine.utc_now()):
+        targets.output.say(f"{label}: refreshed now, in its quiet hours ({hours})")
+
+
+def report_failure(ended: Refresh, targets: Targets, stop: StopRequest) -> None:
+    """Report why a refresh has not succeeded, if it has not."""
     label = ended.view.label
     if ended.state == RefreshState.FAILED:
         targets.fail(label, ended.error)
     elif ended.state == RefreshState.STOPPED:
         targets.fail(label, "was stopped by an operator; what was committed stays")
     elif not ended.finished_at and not stop():
-        state, remedy = ("paused", "resumed") if ended.view.paused else ("disabled", "enabled")
-        targets.fail(label, f"is {state}; the refresh continues when it is {remedy}")
+        targets.fail(label, _why_open(ended.view))
+
+
+def _why_open(view: ViewControl) -> str:
+    """Why no batch of a view begins."""
+    if view.paused:
+        return "is paused; the refresh continues when it is resumed"
+    if not view.enabled:
+        return "is disabled; the refresh continues when it is enabled"
+    if view.wait_reason:
+        return f"waits ({view.wait_reason}); workers continue the refresh later"
+    return "has failed and waits; the refresh continues with the next try"
 
 
 def _stopped(targets: Targets, labels: list[str]) -> str:

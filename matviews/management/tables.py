@@ -1,7 +1,8 @@
 """Views, schedules and refreshes, as tables for people and as values for JSON."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console
@@ -10,24 +11,33 @@ from rich.table import Table
 from rich.text import Text
 
 from matviews import engine
-from matviews.engine import ViewStatus, count_requests
-from matviews.models import Heartbeat, PhaseRun, Refresh
-from matviews.presentation import format_duration, format_row_count, format_time
+from matviews.engine import RecentRefreshes, ViewStatus, count_requests
+from matviews.models import PhaseRun, Refresh, RefreshSchedule
+from matviews.presentation import format_duration, format_row_count, format_time, pluralize
 from matviews.registry import registry
 from matviews.states import ViewState
-from matviews.tasks.queues import BATCHES, queues_in_words
 from matviews.tasks.timetable import ScheduleStatus
 
+from .phrases import (
+    differing_in_words,
+    failing_in_words,
+    length,
+    not_logged_in_words,
+    parked_in_words,
+    pausing_in_words,
+    waiting_in_words,
+)
+
 __all__ = [
-    "not_logged_in_words",
     "print_maintenance",
     "print_schedules",
     "print_statuses",
+    "print_usually_full",
+    "recent_as_dict",
     "refresh_as_dict",
     "schedule_as_dict",
     "status_as_dict",
     "timeliness_as_dict",
-    "timeliness_in_words",
 ]
 
 STATUS_HEADINGS = ("view", "state", "enabled", "rows", "last success", "age", "change lag")
@@ -43,14 +53,21 @@ def print_statuses(statuses: Sequence[ViewStatus], console: Console) -> None:
         console.print(note, soft_wrap=True)
 
 
+def print_usually_full(recent: Mapping[str, RecentRefreshes], console: Console) -> None:
+    """A line for each view whose last refreshes were mostly full."""
+    for label, refreshes in recent.items():
+        if refreshes.usually_full:
+            console.print(Text(f"{label}: {refreshes.in_words}", style="yellow"), soft_wrap=True)
+
+
 def print_schedules(statuses: Sequence[ScheduleStatus], console: Console) -> None:
     """What beat requests and when, one line or paragraph per schedule."""
     _print(SCHEDULE_HEADINGS, [_schedule_cells(status) for status in statuses], console)
 
 
-def print_maintenance(heartbeat: Heartbeat | None, problem: str, console: Console) -> None:
+def print_maintenance(ran_at: datetime | None, problem: str, console: Console) -> None:
     """When the maintenance task last ran, and what keeps it from running."""
-    ran = f"ran at {format_time(heartbeat.ran_at)}" if heartbeat else "has not run yet"
+    ran = f"ran at {format_time(ran_at)}" if ran_at else "has not run yet"
     console.print(Text(f"maintenance {ran}"), soft_wrap=True)
     if problem:
         console.print(Text(problem, style="red"), soft_wrap=True)
@@ -93,11 +110,18 @@ def _schedule_cells(status: ScheduleStatus) -> tuple[str, ...]:
     return (
         schedule.view.label,
         schedule.how_often,
-        ", ".join(schedule.phases) or "all",
+        _requested(schedule),
         format_time(status.next_due) if status.next_due else "",
         format_time(status.last_sent) if status.last_sent else "never",
         status.disabled_reason,
     )
+
+
+def _requested(schedule: RefreshSchedule) -> str:
+    """What a schedule requests."""
+    if schedule.refreshes:
+        return ", ".join(schedule.phases) or "all"
+    return f"verify {pluralize(schedule.sample, 'key')}" if schedule.sample else "verify"
 
 
 def _cells(status: ViewStatus) -> tuple[str, ...]:
@@ -107,8 +131,8 @@ def _cells(status: ViewStatus) -> tuple[str, ...]:
         _enabled(status),
         _rows(status),
         format_time(status.last_success) if status.last_success else "never",
-        _length(status.age),
-        _length(status.change_lag),
+        length(status.age),
+        length(status.change_lag),
     )
 
 
@@ -116,10 +140,6 @@ def _rows(status: ViewStatus) -> str:
     return (
         "?" if status.rows is None else format_row_count(status.rows.rows, exact=status.rows.exact)
     )
-
-
-def _length(time: timedelta | None) -> str:
-    return "" if time is None else format_duration(time)
 
 
 def _enabled(status: ViewStatus) -> str:
@@ -136,14 +156,10 @@ def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
             elapsed = format_duration(now - since)
             yield Text(f"{status.label}: running at {worker}, its batch for {elapsed}")
         if status.state == ViewState.WAITING:
-            yield Text(f"{status.label}: {waiting_in_words()}", style="yellow")
-        if status.not_logged:
-            yield Text(f"{status.label}: {not_logged_in_words(status)}", style="red")
-        if status.rows is None and status.label in registry and not status.error:
-            yield Text(
-                f"{status.label}: has no table: run manage.py makemigrations and migrate",
-                style="red",
-            )
+            yield Text(f"{status.label}: {waiting_in_words(status)}", style="yellow")
+        if pauses := pausing_in_words(status):
+            yield Text(f"{status.label}: {pauses}")
+        yield from (Text(f"{status.label}: {each}", style="red") for each in _problems(status))
         if status.definition_changed:
             phases = ", ".join(status.definition_changed)
             yield Text(f"{status.label}: definition changed ({phases})")
@@ -152,12 +168,13 @@ def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
             yield Text(f"{status.label} {text}", style="red")
 
 
-def not_logged_in_words(status: ViewStatus) -> str:
-    """Which tables have no triggers, and what to do about it."""
-    return (
-        f"changes of {', '.join(status.not_logged)} are not logged, so every refresh is full: run "
-        f"`manage.py update_materialized_views --triggers install`"
-    )
+def _problems(status: ViewStatus) -> Iterator[str]:
+    if failing := failing_in_words(status):
+        yield failing
+    of_rows = (parked_in_words(status), differing_in_words(status))
+    yield from filter(None, (not_logged_in_words(status), *of_rows))
+    if status.rows is None and status.label in registry and not status.error:
+        yield "has no table: run manage.py makemigrations and migrate"
 
 
 def status_as_dict(status: ViewStatus) -> dict[str, Any]:
@@ -168,6 +185,9 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
         "definition_changed": list(status.definition_changed),
         "enabled": status.enabled,
         "paused": status.paused,
+        "paused_at": status.paused_at and status.paused_at.isoformat(),
+        "paused_by": status.paused_by,
+        "queue": status.queue,
         "include_in_refresh_all": status.include_in_refresh_all,
         "rows": status.rows and status.rows.rows,
         "rows_exact": status.rows and status.rows.exact,
@@ -176,12 +196,22 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
         "change_lag": _seconds(status.change_lag),
         "target": _seconds(status.target),
         "not_logged": list(status.not_logged),
+        **_failing_as_dict(status),
+        "parked": status.parked,
+        **_verification_as_dict(status),
         "on_time": status.on_time,
+        "waiting_for": _seconds(status.waiting_for),
         "running": [
             {"worker": worker, "since": since.isoformat()} for worker, since in status.running
         ],
         "error": status.error,
     }
+
+
+def recent_as_dict(recent: RecentRefreshes) -> dict[str, Any]:
+    """How often the last refreshes of a view were full, and why."""
+    shown = {"count": recent.count, "full": recent.full, "reason": recent.reason}
+    return {"recent_refreshes": shown}
 
 
 def timeliness_as_dict(status: ViewStatus) -> dict[str, Any]:
@@ -190,53 +220,38 @@ def timeliness_as_dict(status: ViewStatus) -> dict[str, Any]:
         "view": status.label,
         "on_time": status.on_time,
         "reason": status.fault or "",
+        "reasons": list(status.faults),
         "state": status.state,
         "change_lag": _seconds(status.change_lag),
         "age": _seconds(status.age),
         "target": _seconds(status.target),
         "not_logged": list(status.not_logged),
+        **_failing_as_dict(status),
+        "parked": status.parked,
         "error": status.error,
     }
 
 
-def timeliness_in_words(status: ViewStatus) -> str:
-    """The same in one line."""
-    waits = f"; {waiting_in_words()}" if status.state == ViewState.WAITING else ""
-    return f"{_timeliness(status)}{waits}"
+def _failing_as_dict(status: ViewStatus) -> dict[str, Any]:
+    return {
+        "failures": status.failures,
+        "failing_since": status.failing_since and status.failing_since.isoformat(),
+        "retry_in": _seconds(status.retry_in),
+        "wait_reason": status.wait_reason,
+        "quiet_until": status.quiet_until and status.quiet_until.isoformat(),
+        "suspended_at": status.suspended_at and status.suspended_at.isoformat(),
+    }
 
 
-def waiting_in_words() -> str:
-    """Why a refresh may be waiting."""
-    return (
-        f"a refresh is waiting for a worker: check that one runs and listens to "
-        f"{queues_in_words(*BATCHES)}"
-    )
-
-
-def _timeliness(status: ViewStatus) -> str:
-    numbers = ", ".join(_numbers(status))
-    if status.fault is None:
-        return f"on time ({numbers})"
-    if status.fault == ViewState.BEHIND:
-        return f"not on time: behind ({numbers})"
-    if status.fault == ViewState.NOT_LOGGED:
-        return f"not on time: {not_logged_in_words(status)}"
-    if status.fault == ViewState.NOT_MIGRATED:
-        return (
-            "not on time: its table or its bookkeeping is missing; run makemigrations and migrate"
-        )
-    why = status.error.partition("\n")[0].removeprefix(f"{status.label}: ")
-    return f"not on time: {status.fault}{why and f': {why}'}"
-
-
-def _numbers(status: ViewStatus) -> Iterator[str]:
-    if status.change_lag is not None:
-        yield f"oldest change {_length(status.change_lag)} ago"
-    if status.staleness != status.change_lag and status.staleness and status.age is not None:
-        yield f"last success {_length(status.age)} ago"
-    elif status.change_lag is None:
-        yield "no change pending"
-    yield f"target {_length(status.target)}" if status.target else "no target"
+def _verification_as_dict(status: ViewStatus) -> dict[str, Any]:
+    verifying = status.verifying and asdict(status.verifying)
+    if verifying:
+        verifying["since"] = verifying["since"].isoformat()
+    return {
+        "verification": status.verification,
+        "verifying": verifying,
+        "differing": status.differing,
+    }
 
 
 def _seconds(time: timedelta | None) -> float | None:
@@ -250,7 +265,9 @@ def schedule_as_dict(status: ScheduleStatus) -> dict[str, Any]:
         "view": schedule.view.label,
         "schedule": schedule.pk,
         "how_often": schedule.how_often,
+        "kind": schedule.kind,
         "phases": schedule.phases,
+        "sample": schedule.sample,
         "runs": status.runs,
         "disabled_reason": status.disabled_reason,
         "last_sent": status.last_sent and status.last_sent.isoformat(),
@@ -268,6 +285,7 @@ def refresh_as_dict(label: str, refresh: Refresh) -> dict[str, Any]:
         "state": refresh.state,
         "merged_into": refresh.merged_into_id,
         "requests": count_requests(refresh),
+        "waited_out": refresh.waited_out,
         "error": refresh.error,
         "phases": [_run_as_dict(run) for run in runs],
     }
@@ -283,6 +301,8 @@ def _run_as_dict(run: PhaseRun) -> dict[str, Any]:
         "keys_scanned": done.keys_scanned,
         "batches": done.batches,
         "seconds": round(done.seconds, 3),
+        "strategy": done.strategy or None,
+        "expected_seconds": done.expected,
         "full_refresh_reason": done.full_refresh_reason or None,
         "error": run.error,
     }

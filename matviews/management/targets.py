@@ -104,6 +104,7 @@ class Targets:
                 origin=Origin.COMMAND,
                 requested_by=_user(),
                 batch_size=self.options.batch_size,
+                force=True,
             )
         except MatviewsError as error:
             self.fail(label, str(error))

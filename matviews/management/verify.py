@@ -37,7 +37,12 @@ def _differs(label: str, targets: Targets) -> bool:
     """Compare one view and report the outcome; whether it still differs."""
     options, output = targets.options, targets.output
     try:
-        found = api.verify(label, repair=options.repair, sample=options.sample)
+        found = api.verify(
+            label,
+            repair=options.repair,
+            sample=options.sample,
+            leave_out_pending=not options.repair,
+        )
     except (MatviewsError, DatabaseError) as error:
         text = report_failure(label, error, targets)
         output.entries.append({"view": label, "equal": None, "error": text})

@@ -17,6 +17,54 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
+            name="Alarm",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("kind", models.CharField(max_length=32)),
+                ("view", models.CharField(blank=True, max_length=255)),
+                ("slot", models.CharField(max_length=32)),
+                ("text", models.TextField()),
+                ("error", models.TextField(blank=True)),
+                ("views", models.JSONField(default=list)),
+                ("since", models.DateTimeField()),
+                ("gone_since", models.DateTimeField(null=True)),
+                ("raised_at", models.DateTimeField(null=True)),
+                ("ended_at", models.DateTimeField(null=True)),
+                ("current", models.BooleanField(default=True, null=True)),
+                ("notified_at", models.DateTimeField(null=True)),
+                (
+                    "change",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("raised", "Raised"),
+                            ("repeated", "Repeated"),
+                            ("ended", "Ended"),
+                        ],
+                        max_length=8,
+                    ),
+                ),
+                ("undelivered", models.CharField(blank=True, max_length=32)),
+                ("claim", models.CharField(blank=True, max_length=32)),
+                ("claimed_at", models.DateTimeField(null=True)),
+            ],
+            options={
+                "verbose_name": "alarm",
+                "verbose_name_plural": "alarms",
+                "ordering": ("id",),
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("view", "slot", "current"), name="matviews_alarm_current"
+                    )
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="Heartbeat",
             fields=[
                 (
@@ -25,7 +73,15 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("ran_at", models.DateTimeField()),
+                ("ran_at", models.DateTimeField(null=True)),
+                ("began_at", models.DateTimeField(null=True)),
+                ("beat_at", models.DateTimeField(null=True)),
+                ("sent_at", models.DateTimeField(null=True)),
+                ("pulsed_at", models.DateTimeField(null=True)),
+                ("followed_at", models.DateTimeField(null=True)),
+                ("send_failed_at", models.DateTimeField(null=True)),
+                ("send_error", models.CharField(blank=True, max_length=300)),
+                ("triggers_seen_at", models.DateTimeField(null=True)),
             ],
             options={
                 "abstract": False,
@@ -57,8 +113,11 @@ class Migration(migrations.Migration):
                 ("table", matviews.models.tracking.TableNameField(max_length=255, unique=True)),
                 ("columns", models.JSONField(null=True)),
                 ("links", models.JSONField(default=list)),
+                ("recorded", models.JSONField(default=list)),
                 ("triggers", models.JSONField(default=list)),
                 ("views", models.JSONField(default=list)),
+                ("view_columns", models.JSONField(default=dict)),
+                ("storage", models.CharField(blank=True, max_length=40)),
                 ("pending", models.CharField(blank=True, max_length=8)),
             ],
             options={
@@ -75,6 +134,21 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
+                ("insert_batches", models.BigIntegerField(default=0, editable=False)),
+                ("insert_rows", models.BigIntegerField(default=0, editable=False)),
+                ("insert_seconds", models.FloatField(default=0.0, editable=False)),
+                ("insert_failures", models.BigIntegerField(default=0, editable=False)),
+                ("update_batches", models.BigIntegerField(default=0, editable=False)),
+                ("update_rows", models.BigIntegerField(default=0, editable=False)),
+                ("update_seconds", models.FloatField(default=0.0, editable=False)),
+                ("update_failures", models.BigIntegerField(default=0, editable=False)),
+                ("delete_batches", models.BigIntegerField(default=0, editable=False)),
+                ("delete_rows", models.BigIntegerField(default=0, editable=False)),
+                ("delete_seconds", models.FloatField(default=0.0, editable=False)),
+                ("delete_failures", models.BigIntegerField(default=0, editable=False)),
+                ("refreshes_succeeded", models.BigIntegerField(default=0, editable=False)),
+                ("refreshes_failed", models.BigIntegerField(default=0, editable=False)),
+                ("refreshes_stopped", models.BigIntegerField(default=0, editable=False)),
                 ("label", models.CharField(max_length=255, unique=True, verbose_name="label")),
                 (
                     "enabled",
@@ -83,6 +157,11 @@ class Migration(migrations.Migration):
                         help_text="If off, the view is not refreshed, and requests are refused.",
                         verbose_name="enabled",
                     ),
+                ),
+                ("paused_at", models.DateTimeField(editable=False, null=True)),
+                (
+                    "paused_by",
+                    models.CharField(blank=True, editable=False, max_length=255),
                 ),
                 (
                     "paused",
@@ -136,12 +215,82 @@ class Migration(migrations.Migration):
                         verbose_name="freshness target",
                     ),
                 ),
+                (
+                    "strategy",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("by_keys", "by keys"),
+                            ("full", "in full"),
+                            ("full_staged", "in full, staged"),
+                        ],
+                        help_text="How the view is refreshed after a change. Leave empty to use the default from the code, or what costs least.",
+                        max_length=16,
+                        verbose_name="strategy",
+                    ),
+                ),
+                (
+                    "queue",
+                    models.CharField(
+                        blank=True,
+                        help_text="The Celery queue of its tasks. Leave empty to use the default from the code. A worker must listen to it.",
+                        max_length=255,
+                        verbose_name="queue",
+                    ),
+                ),
+                (
+                    "quiet_from",
+                    models.TimeField(
+                        blank=True,
+                        help_text="From this time of each day on, refreshes that nobody forces wait, and lateness is no fault. Leave both empty to use the default from the code; the same time twice means no quiet hours.",
+                        null=True,
+                        verbose_name="quiet from",
+                    ),
+                ),
+                (
+                    "quiet_until",
+                    models.TimeField(
+                        blank=True,
+                        help_text="If it is not later than the start, it is on the next day.",
+                        null=True,
+                        verbose_name="quiet until",
+                    ),
+                ),
+                (
+                    "quiet_zone",
+                    models.CharField(
+                        blank=True,
+                        help_text="As in Europe/Berlin. Leave empty to use the time zone of the project.",
+                        max_length=63,
+                        verbose_name="time zone of the quiet hours",
+                    ),
+                ),
                 ("last_insert", models.DateTimeField(editable=False, null=True)),
                 ("last_update", models.DateTimeField(editable=False, null=True)),
                 ("last_delete", models.DateTimeField(editable=False, null=True)),
+                ("insert_as_of", models.DateTimeField(editable=False, null=True)),
+                ("update_as_of", models.DateTimeField(editable=False, null=True)),
+                ("delete_as_of", models.DateTimeField(editable=False, null=True)),
+                ("failures", models.PositiveIntegerField(default=0, editable=False)),
+                ("failing_since", models.DateTimeField(editable=False, null=True)),
+                ("own_failures", models.PositiveIntegerField(default=0, editable=False)),
+                ("own_failing_since", models.DateTimeField(editable=False, null=True)),
+                ("failed_phases", models.JSONField(default=list, editable=False)),
+                (
+                    "failed_definition",
+                    models.CharField(blank=True, editable=False, max_length=64),
+                ),
+                ("retry_at", models.DateTimeField(editable=False, null=True)),
+                (
+                    "wait_reason",
+                    models.CharField(blank=True, editable=False, max_length=255),
+                ),
+                ("governed_since", models.DateTimeField(editable=False, null=True)),
+                ("suspended_at", models.DateTimeField(editable=False, null=True)),
                 ("default_scheduled", models.BooleanField(default=False, editable=False)),
                 ("fingerprints", models.JSONField(default=dict, editable=False)),
                 ("verification", models.JSONField(editable=False, null=True)),
+                ("differing", models.JSONField(editable=False, null=True)),
             ],
             options={
                 "verbose_name": "materialized view",
@@ -152,6 +301,7 @@ class Migration(migrations.Migration):
                         "operate_viewcontrol",
                         "Can refresh, pause, resume and stop materialized views",
                     ),
+                    ("resume_viewcontrol", "Can resume suspended materialized views"),
                 ),
                 "base_manager_name": "objects",
             },
@@ -168,6 +318,7 @@ class Migration(migrations.Migration):
                 ("table", matviews.models.tracking.TableNameField(max_length=255)),
                 ("links", models.JSONField(null=True)),
                 ("count", models.PositiveIntegerField(db_default=1)),
+                ("changed", models.JSONField(null=True)),
                 ("logged_at", models.DateTimeField(db_default=matviews.databases.clock.UtcNow())),
             ],
             options={
@@ -218,9 +369,13 @@ class Migration(migrations.Migration):
                 ("started_at", models.DateTimeField(null=True)),
                 ("finished_at", models.DateTimeField(null=True)),
                 ("stop_requested", models.BooleanField(default=False)),
+                ("forced", models.BooleanField(default=False)),
                 ("requests", models.PositiveIntegerField(default=1)),
-                ("claims_seen", models.BigIntegerField(null=True)),
+                ("claims_at_request", models.BigIntegerField(null=True)),
                 ("error", models.TextField(blank=True)),
+                ("waited_out", models.CharField(blank=True, max_length=255)),
+                ("repeats", models.PositiveIntegerField(default=0)),
+                ("repeated_since", models.DateTimeField(null=True)),
                 (
                     "merged_into",
                     models.ForeignKey(
@@ -265,6 +420,7 @@ class Migration(migrations.Migration):
                     "view",
                     models.ForeignKey(
                         db_constraint=False,
+                        db_index=False,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="changes",
                         to="matviews.viewcontrol",
@@ -274,6 +430,9 @@ class Migration(migrations.Migration):
             options={
                 "abstract": False,
                 "base_manager_name": "objects",
+                "indexes": [
+                    models.Index(fields=["view", "table"], name="matviews_viewchange_view")
+                ],
             },
         ),
         migrations.CreateModel(
@@ -294,6 +453,14 @@ class Migration(migrations.Migration):
                 ("claimed_token", models.BigIntegerField(default=0)),
                 ("attempts", models.PositiveIntegerField(default=0)),
                 ("claims", models.BigIntegerField(default=0)),
+                ("parked_count", models.PositiveIntegerField(default=0)),
+                (
+                    "turn_queue",
+                    models.CharField(db_index=True, max_length=255, null=True),
+                ),
+                ("turn_by", models.DateTimeField(null=True)),
+                ("turn_token", models.BigIntegerField(default=0)),
+                ("turn_at", models.DateTimeField(null=True)),
                 ("drain_number", models.BigIntegerField(default=0)),
                 ("full_refresh_after", models.BigIntegerField(default=0)),
                 ("full_refresh_reason", models.CharField(blank=True, max_length=255)),
@@ -353,12 +520,15 @@ class Migration(migrations.Migration):
                 ("estimate", models.BigIntegerField(null=True)),
                 ("seconds", models.FloatField(default=0.0)),
                 ("failures", models.PositiveSmallIntegerField(default=0)),
+                ("failed_batches", models.PositiveIntegerField(default=0)),
                 ("caught_up", models.BooleanField(default=False)),
                 ("ran_at", models.DateTimeField(null=True)),
+                ("as_of", models.DateTimeField(null=True)),
                 ("started_at", models.DateTimeField(null=True)),
                 ("finished_at", models.DateTimeField(null=True)),
                 ("error", models.TextField(blank=True)),
                 ("traceback", models.TextField(blank=True)),
+                ("external", models.BooleanField(default=False)),
                 ("fingerprint", models.CharField(blank=True, max_length=64)),
                 ("restarts", models.PositiveSmallIntegerField(default=0)),
                 ("keys_scanned", models.BigIntegerField(default=0)),
@@ -366,7 +536,21 @@ class Migration(migrations.Migration):
                 ("stage", models.CharField(blank=True, max_length=255)),
                 ("checkpoint", models.JSONField(null=True)),
                 ("dirty_after", models.BigIntegerField(null=True)),
+                (
+                    "strategy",
+                    models.CharField(
+                        blank=True,
+                        choices=[
+                            ("by_keys", "by keys"),
+                            ("full", "in full"),
+                            ("full_staged", "in full, staged"),
+                        ],
+                        max_length=16,
+                    ),
+                ),
+                ("expected", models.JSONField(default=dict)),
                 ("full_refresh_reason", models.CharField(blank=True, max_length=255)),
+                ("parked", models.PositiveIntegerField(default=0)),
                 (
                     "merged_into",
                     models.ForeignKey(
@@ -398,6 +582,48 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "phase run",
                 "verbose_name_plural": "phase runs",
+                "ordering": ("id",),
+            },
+        ),
+        migrations.CreateModel(
+            name="ParkedKey",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "phase",
+                    models.CharField(
+                        choices=[("insert", "Insert"), ("update", "Update"), ("delete", "Delete")],
+                        max_length=8,
+                    ),
+                ),
+                ("key", models.JSONField()),
+                ("fingerprint", models.CharField(max_length=64)),
+                ("error_class", models.CharField(max_length=100)),
+                ("code", models.CharField(blank=True, max_length=64)),
+                ("constraint", models.CharField(blank=True, max_length=255)),
+                ("columns", models.JSONField(default=list)),
+                ("message", models.TextField()),
+                ("involves_others", models.BooleanField(default=False)),
+                ("first_seen", models.DateTimeField()),
+                ("last_seen", models.DateTimeField()),
+                ("tries", models.PositiveIntegerField(default=1)),
+                ("retry_at", models.DateTimeField()),
+                (
+                    "shard",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="parked",
+                        to="matviews.viewshard",
+                    ),
+                ),
+            ],
+            options={
                 "ordering": ("id",),
             },
         ),
@@ -437,6 +663,15 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "kind",
+                    models.CharField(
+                        choices=[("refresh", "refresh"), ("verify", "verification")],
+                        default="refresh",
+                        max_length=8,
+                        verbose_name="what",
+                    ),
+                ),
+                (
                     "phases",
                     models.JSONField(
                         blank=True,
@@ -446,12 +681,19 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "on_change",
+                    models.BooleanField(
+                        default=False,
+                        help_text="Refresh after the source has changed, instead of regularly: this long after the first change, 0 for at once. Leave the time empty to refresh as late as the freshness target allows.",
+                        verbose_name="on change",
+                    ),
+                ),
+                (
                     "every",
                     models.PositiveIntegerField(
                         blank=True,
                         help_text="Interval; leave empty to use a crontab.",
                         null=True,
-                        validators=[django.core.validators.MinValueValidator(1)],
                         verbose_name="every",
                     ),
                 ),
@@ -478,6 +720,16 @@ class Migration(migrations.Migration):
                         null=True,
                         validators=[django.core.validators.MaxValueValidator(1800)],
                         verbose_name="jitter",
+                    ),
+                ),
+                (
+                    "sample",
+                    models.PositiveIntegerField(
+                        blank=True,
+                        help_text="About how many keys a verification compares, in random ranges, other ones each time. Leave empty for all keys.",
+                        null=True,
+                        validators=[django.core.validators.MinValueValidator(1)],
+                        verbose_name="sample",
                     ),
                 ),
                 (
@@ -510,14 +762,66 @@ class Migration(migrations.Migration):
                 "constraints": [
                     models.CheckConstraint(
                         condition=models.Q(
-                            models.Q(("crontab", None), ("every__gte", 1)),
-                            models.Q(("crontab__isnull", False), ("every", None)),
+                            models.Q(("crontab", None), ("every__gte", 1), ("on_change", False)),
+                            models.Q(
+                                ("crontab__isnull", False), ("every", None), ("on_change", False)
+                            ),
+                            models.Q(("crontab", None), ("on_change", True)),
                             _connector="OR",
                         ),
                         name="matviews_schedule_either",
                         violation_error_message="Give either an interval of at least 1 or a crontab.",
                     )
                 ],
+            },
+        ),
+        migrations.CreateModel(
+            name="VerifyRun",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("token", models.BigIntegerField(default=1)),
+                ("sample", models.PositiveIntegerField(null=True)),
+                ("repair", models.BooleanField(default=False)),
+                (
+                    "origin",
+                    models.CharField(
+                        choices=[
+                            ("schedule", "schedule"),
+                            ("admin", "admin"),
+                            ("command", "command"),
+                            ("api", "API"),
+                        ],
+                        max_length=16,
+                    ),
+                ),
+                ("requested_by", models.CharField(blank=True, max_length=255)),
+                ("requested_at", models.DateTimeField()),
+                ("started_at", models.DateTimeField(null=True)),
+                ("worker", models.CharField(blank=True, max_length=255)),
+                ("resend_after", models.DateTimeField(null=True)),
+                ("attempts", models.PositiveIntegerField(default=0)),
+                ("progress", models.JSONField(default=dict)),
+                ("wait_reason", models.CharField(blank=True, max_length=255)),
+                ("waiting_since", models.DateTimeField(null=True)),
+                ("waited_out", models.CharField(blank=True, max_length=255)),
+                (
+                    "view",
+                    models.OneToOneField(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="verify_run",
+                        to="matviews.viewcontrol",
+                    ),
+                ),
+            ],
+            options={
+                "abstract": False,
+                "base_manager_name": "objects",
             },
         ),
         migrations.AddIndex(

@@ -1,13 +1,19 @@
 """The bookkeeping tables, the source of truth. A message is only a hint to look here."""
 
+from .alarm import Alarm, AlarmChange
 from .base import Bookkeeping
-from .control import Heartbeat, NamedKey, ViewControl, ViewShard
+from .control import NamedKey, ViewControl, ViewShard
+from .heartbeat import Heartbeat
+from .parked_keys import ParkedKey
 from .refresh import Origin, PhaseRun, Refresh
-from .schedule import MAX_JITTER, Period, RefreshSchedule
+from .schedule import MAX_JITTER, Period, RefreshSchedule, ScheduleKind, intervals_of
+from .totals import TOTALS
 from .tracking import Change, DirtyKeys, LogSecret, TrackedTable, ViewChange
+from .verify_runs import VerifyRun
 
 __all__ = [
-    "MAX_JITTER", "Bookkeeping", "Change", "DirtyKeys", "Heartbeat", "LogSecret", "NamedKey",
-    "Origin", "Period", "PhaseRun", "Refresh", "RefreshSchedule", "TrackedTable", "ViewChange",
-    "ViewControl", "ViewShard",
+    "MAX_JITTER", "TOTALS", "Alarm", "AlarmChange", "Bookkeeping", "Change", "DirtyKeys",
+    "Heartbeat", "LogSecret", "NamedKey", "Origin", "ParkedKey", "Period", "PhaseRun", "Refresh",
+    "RefreshSchedule", "ScheduleKind", "TrackedTable", "VerifyRun", "ViewChange",
+    "ViewControl", "ViewShard", "intervals_of",
 ]  # fmt: skip

@@ -1,33 +1,67 @@
-"""A view as operators see it: its switches, its shards, and the heartbeat of maintenance."""
+"""A view as operators see it: its switches and its shards."""
+
+from typing import Any
 
 from django.core.validators import MinValueValidator
-from django.db import models
+from django.db import models, router
+from django.db.models import Case, F, Value, When
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from ..conf import get_settings
+from ..databases.clock import UtcNow
 from ..definition import ViewDefinition, ViewOptions
 from ..json_fields import CheckpointsField, CostsField, DrainsField
+from ..quiet_hours import QuietHours, zone_fault
 from ..registry import registry
+from ..states import RefreshStrategy
 from .base import Bookkeeping, WriteDatabaseManager
+from .totals import Totals
 
-__all__ = ["ControlManager", "Heartbeat", "NamedKey", "ViewControl", "ViewShard"]
+__all__ = ["ControlManager", "NamedKey", "ViewControl", "ViewShard"]
 
 
 class NamedKey(int):
     """A primary key that was looked up by label, so it is of this database and not from a dump."""
 
 
+def _pause(paused: Any, paused_by: Any = "") -> dict[str, Any]:
+    """What a change of `paused` sets, in this order: MariaDB and MySQL assign from left to right,
+    and must compare with the old value.
+    """
+    since, by = (Value(None), "") if paused is False else (UtcNow(), paused_by or "")
+    kept = When(paused=paused, then=F("paused_at"))
+    return {
+        "paused_at": Case(kept, default=since, output_field=models.DateTimeField(null=True)),
+        "paused_by": Case(When(paused=paused, then=F("paused_by")), default=Value(by)),
+        "paused": paused,
+    }
+
+
+class ControlQuerySet(models.QuerySet["ViewControl"]):
+    """Changes of `paused` record since when, and by whom if that is given."""
+
+    def update(self, **values: Any) -> int:
+        """As in Django; `paused_by` without `paused_at` is who pauses or resumes."""
+        if "paused" in values and "paused_at" not in values:
+            values |= _pause(values.pop("paused"), values.pop("paused_by", ""))
+        return super().update(**values)
+
+
 class ControlManager(WriteDatabaseManager["ViewControl"]):
-    """Finds controls by their natural key."""
+    """Finds controls by their natural key; its changes of `paused` are recorded."""
+
+    def get_queryset(self) -> ControlQuerySet:
+        return ControlQuerySet(self.model, using=self._db or router.db_for_write(self.model))
 
     def get_by_natural_key(self, label: str) -> "ViewControl":
-        """The control of a label; the type of its primary key tells that it was looked up."""
+        """The control of a label; `NamedKey` as its primary key says that it was looked up."""
         found = self.get(label=label)
         found.pk = NamedKey(found.pk)
         return found
 
 
-class ViewControl(models.Model):
+class ViewControl(Totals):
     """What an operator has set for a view. `migrate` creates a row for each registered view."""
 
     label = models.CharField(_("label"), max_length=255, unique=True)
@@ -36,6 +70,10 @@ class ViewControl(models.Model):
         default=True,
         help_text=_("If off, the view is not refreshed, and requests are refused."),
     )
+    #: Since when it is paused, by the database's clock, and by whom; blank if that is not known.
+    #: Before `paused`, for `_pause`.
+    paused_at = models.DateTimeField(null=True, editable=False)
+    paused_by = models.CharField(max_length=255, blank=True, editable=False)
     paused = models.BooleanField(
         _("paused"),
         default=False,
@@ -70,16 +108,84 @@ class ViewControl(models.Model):
         blank=True,
         help_text=_("How old the rows may be. Leave empty to use the default from the code."),
     )
+    strategy = models.CharField(
+        _("strategy"),
+        max_length=16,
+        blank=True,
+        choices=RefreshStrategy.choices,
+        help_text=_(
+            "How the view is refreshed after a change. Leave empty to use the default from the "
+            "code, or what costs least."
+        ),
+    )
+    queue = models.CharField(
+        _("queue"),
+        max_length=255,
+        blank=True,
+        help_text=_(
+            "The Celery queue of its tasks. Leave empty to use the default from the code. A worker "
+            "must listen to it."
+        ),
+    )
+    quiet_from = models.TimeField(
+        _("quiet from"),
+        null=True,
+        blank=True,
+        help_text=_(
+            "From this time of each day on, refreshes that nobody forces wait, and lateness is no "
+            "fault. Leave both empty to use the default from the code; the same time twice means "
+            "no quiet hours."
+        ),
+    )
+    quiet_until = models.TimeField(
+        _("quiet until"),
+        null=True,
+        blank=True,
+        help_text=_("If it is not later than the start, it is on the next day."),
+    )
+    quiet_zone = models.CharField(
+        _("time zone of the quiet hours"),
+        max_length=63,
+        blank=True,
+        help_text=_("As in Europe/Berlin. Leave empty to use the time zone of the project."),
+    )
     #: When each phase last succeeded.
     last_insert = models.DateTimeField(null=True, editable=False)
     last_update = models.DateTimeField(null=True, editable=False)
     last_delete = models.DateTimeField(null=True, editable=False)
+    #: As of when the rows of each phase are: it has processed every change that committed before.
+    #: Stays as it is while keys are parked.
+    insert_as_of = models.DateTimeField(null=True, editable=False)
+    update_as_of = models.DateTimeField(null=True, editable=False)
+    delete_as_of = models.DateTimeField(null=True, editable=False)
+    #: How often in a row refreshes have failed, and since when. These and the next six change in
+    #: the transactions that end refreshes; times are by the database's clock.
+    failures = models.PositiveIntegerField(default=0, editable=False)
+    failing_since = models.DateTimeField(null=True, editable=False)
+    #: The same without failures whose cause lies outside the view.
+    own_failures = models.PositiveIntegerField(default=0, editable=False)
+    own_failing_since = models.DateTimeField(null=True, editable=False)
+    #: The phases that have failed and not succeeded since.
+    failed_phases = models.JSONField(default=list, editable=False)
+    #: The digest of the definition that failed last.
+    failed_definition = models.CharField(max_length=64, blank=True, editable=False)
+    #: Until then, refreshes that nobody forces wait: after a failure, or for `wait_reason`.
+    retry_at = models.DateTimeField(null=True, editable=False)
+    wait_reason = models.CharField(max_length=255, blank=True, editable=False)
+    #: Since when the governor lets its refreshes wait.
+    governed_since = models.DateTimeField(null=True, editable=False)
+    #: Since when refreshes wait for a person, because the view kept failing.
+    suspended_at = models.DateTimeField(null=True, editable=False)
     #: Whether `MatviewMeta.refresh_every` has been applied, which happens only once.
     default_scheduled = models.BooleanField(default=False, editable=False)
     #: By derived phase, the fingerprint of the definition that it last succeeded with.
     fingerprints = models.JSONField(default=dict, editable=False)
     #: The result of the last `verify()`.
     verification = models.JSONField(null=True, editable=False)
+    #: Since when rows are known to differ from the source for no pending change, and how many, as
+    #: the last verification in the background counted them. A full verification that finds none,
+    #: or a repair, clears it.
+    differing = models.JSONField(null=True, editable=False)
 
     objects = ControlManager()
 
@@ -90,10 +196,27 @@ class ViewControl(models.Model):
         verbose_name_plural = _("materialized views")
         permissions = (
             ("operate_viewcontrol", "Can refresh, pause, resume and stop materialized views"),
+            ("resume_viewcontrol", "Can resume suspended materialized views"),
         )
 
     def __str__(self) -> str:
         return self.label
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save the row. If that pauses the view, it is paused since now, and by `paused_by`."""
+        fields = kwargs.get("update_fields")
+        if fields is not None and "paused" not in fields:
+            super().save(*args, **kwargs)
+            return
+        if fields is not None:
+            kwargs["update_fields"] = {*fields, "paused_at", "paused_by"}
+        if self._state.adding:
+            self.paused_at = UtcNow() if self.paused else None
+        else:
+            changes = _pause(self.paused, self.paused_by)
+            self.paused_at, self.paused_by = changes["paused_at"], changes["paused_by"]
+        super().save(*args, **kwargs)
+        self.refresh_from_db(fields=("paused_at", "paused_by"))
 
     def natural_key(self) -> tuple[str]:
         """The label; primary keys differ between databases."""
@@ -115,20 +238,34 @@ class ViewControl(models.Model):
         return self.definition.options if self.definition else ViewOptions()
 
     @property
+    def pinned_strategy(self) -> RefreshStrategy | None:
+        """How every refresh is done: by this row, else by the code; None if by what it costs."""
+        return RefreshStrategy(self.strategy) if self.strategy else self.options.strategy
+
+    @property
+    def queue_name(self) -> str | None:
+        """The Celery queue of its tasks: by this row, else by the code, else by the settings."""
+        return self.queue or self.options.queue or get_settings().CELERY_QUEUE
+
+    @property
+    def quiet_hours(self) -> QuietHours | None:
+        """The quiet hours: by this row, else by the code; None without any."""
+        if self.quiet_from is None or self.quiet_until is None:
+            return self.options.quiet_hours
+        zone = self.quiet_zone or timezone.get_default_timezone_name()
+        if self.quiet_from == self.quiet_until or zone_fault(zone):
+            return None
+        return QuietHours(self.quiet_from, self.quiet_until, zone)
+
+    @property
+    def has_target(self) -> bool:
+        """Whether it has a freshness target of its own: by this row, or by the code."""
+        return bool(self.freshness_target or self.options.targets)
+
+    @property
     def seconds_per_batch(self) -> float:
         """How long a batch should take: by this row, else by the code, else by the settings."""
         return self.batch_target or self.options.batch_target or get_settings().BATCH_TARGET
-
-
-class Heartbeat(Bookkeeping):
-    """When `matviews.maintain` last ran, in one row. Unless it runs, no lost message is re-sent."""
-
-    ran_at = models.DateTimeField()
-
-    objects = WriteDatabaseManager["Heartbeat"]()
-
-    def __str__(self) -> str:
-        return f"maintenance ran at {self.ran_at}"
 
 
 class ViewShard(Bookkeeping):
@@ -150,6 +287,16 @@ class ViewShard(Bookkeeping):
     attempts = models.PositiveIntegerField(default=0)
     #: How many claims there have been. It never decreases.
     claims = models.BigIntegerField(default=0)
+    #: How many rows of `ParkedKey` it has, so that a batch without any reads none.
+    parked_count = models.PositiveIntegerField(default=0)
+
+    #: The queue in which it takes turns with other long refreshes, "" for the default; None: none.
+    turn_queue = models.CharField(max_length=255, null=True, db_index=True)  # noqa: DJ001
+    #: By when its turn should come; None if it does not wait for it.
+    turn_by = models.DateTimeField(null=True)
+    #: The token for which it had its turn, and when.
+    turn_token = models.BigIntegerField(default=0)
+    turn_at = models.DateTimeField(null=True)
 
     # The rest is used by views with change tracking only.
 

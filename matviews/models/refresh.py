@@ -5,7 +5,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..json_fields import CheckpointField
 from ..phases import Phase
-from ..states import RefreshState, RunState, check_transition
+from ..states import RefreshState, RefreshStrategy, RunState, check_transition
 from .base import Bookkeeping, WriteDatabaseManager
 from .control import ViewControl, ViewShard
 
@@ -47,6 +47,8 @@ class Refresh(Bookkeeping):
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     stop_requested = models.BooleanField(default=False)
+    #: Whether it begins even while the view waits after a failure or is suspended.
+    forced = models.BooleanField(default=False)
     #: The refresh whose runs do its work. If it was merged before it began, it has no runs of its
     #: own and ends with that one; if its phases were merged one by one, this is set when it ends.
     merged_into = models.ForeignKey("self", models.SET_NULL, null=True, related_name="merged")
@@ -54,8 +56,14 @@ class Refresh(Bookkeeping):
     requests = models.PositiveIntegerField(default=1)
     #: The sum of the `claims` of the view's shards at the request. While the sum is the same, no
     #: batch can have begun this refresh.
-    claims_seen = models.BigIntegerField(null=True)
+    claims_at_request = models.BigIntegerField(null=True)
     error = models.TextField(blank=True)
+    #: The load of the database in spite of which it went on, because it had waited long enough.
+    waited_out = models.CharField(max_length=255, blank=True)
+    #: How many earlier refreshes it stands for that failed in the same way, and when the first of
+    #: them did.
+    repeats = models.PositiveIntegerField(default=0)
+    repeated_since = models.DateTimeField(null=True)
 
     objects = WriteDatabaseManager["Refresh"]()
 
@@ -103,14 +111,20 @@ class PhaseRun(Bookkeeping):
     seconds = models.FloatField(default=0.0)
     #: How often in a row the current batch has failed.
     failures = models.PositiveSmallIntegerField(default=0)
+    #: How often a batch was rolled back or killed its worker, in all.
+    failed_batches = models.PositiveIntegerField(default=0)
     #: Whether the last batch wrote fewer rows than its limit. The run goes on while `needs_*` says
     #: so, but the next phase no longer waits for it.
     caught_up = models.BooleanField(default=False)
     ran_at = models.DateTimeField(null=True)
+    #: It includes every change that committed before; by the database's own clock.
+    as_of = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     error = models.TextField(blank=True)
     traceback = models.TextField(blank=True)
+    #: Whether it failed for a cause outside the view: a lost connection, a full disk, a right.
+    external = models.BooleanField(default=False)
 
     # The rest is used by phases derived from source() only.
 
@@ -127,7 +141,13 @@ class PhaseRun(Bookkeeping):
     #: Only keys that got dirty after this drain are processed; None for a full refresh, whose
     #: reason is in `full_refresh_reason`.
     dirty_after = models.BigIntegerField(null=True)
+    #: How it was done; blank before it starts, and if nothing had changed.
+    strategy = models.CharField(max_length=16, blank=True, choices=RefreshStrategy.choices)
+    #: Seconds that each strategy was expected to take when the run started, as far as known.
+    expected = models.JSONField(default=dict)
     full_refresh_reason = models.CharField(max_length=255, blank=True)
+    #: How many keys it has left out, because their rows cannot be computed or written.
+    parked = models.PositiveIntegerField(default=0)
 
     objects = WriteDatabaseManager["PhaseRun"]()
 

@@ -1,5 +1,6 @@
 """What triggers log, and what is left to process."""
 
+from collections.abc import Collection, Mapping
 from secrets import token_hex
 from typing import Any
 
@@ -7,6 +8,7 @@ from django.db import models
 
 from ..databases import dialect_of
 from ..databases.clock import UtcNow
+from ..databases.trigger_spec import TriggerSpec
 from .base import Bookkeeping, WriteDatabaseManager
 from .control import ViewControl, ViewShard
 
@@ -34,10 +36,17 @@ class TrackedTable(Bookkeeping):
     columns = models.JSONField(null=True)
     #: The columns whose values are logged, before and after a change.
     links = models.JSONField(default=list)
+    #: The columns of which an entry says whether they changed.
+    recorded = models.JSONField(default=list)
     #: What identifies each trigger. Filled once they log and every view has a full refresh queued.
     triggers = models.JSONField(default=list)
     #: Primary keys of the views' controls.
     views = models.JSONField(default=list)
+    #: The columns that each view reads, by primary key of its control; a view that is missing here
+    #: reads all.
+    view_columns = models.JSONField(default=dict)
+    #: A value of the table that TRUNCATE changes; "" where TRUNCATE fires a trigger.
+    storage = models.CharField(max_length=40, blank=True)
     #: The version of the triggers that are still to be created; "" if there are none.
     pending = models.CharField(max_length=8, blank=True)
 
@@ -45,6 +54,31 @@ class TrackedTable(Bookkeeping):
 
     def __str__(self) -> str:
         return str(self.table)
+
+    def record(self, spec: TriggerSpec, views: Mapping[int, frozenset[str] | None]) -> None:
+        """Set what the triggers log, and the columns that each view reads, None for all."""
+        self.columns = None if spec.columns is None else sorted(spec.columns)
+        self.links, self.recorded = sorted(spec.links), sorted(spec.recorded)
+        self.views = sorted(views)
+        self.view_columns = {
+            str(pk): sorted(columns) for pk, columns in views.items() if columns is not None
+        }
+
+    def concerned(self, changed: Collection[str] | None) -> list[int]:
+        """The views that read one of the changed columns; None if any column may have changed."""
+        if changed is None:
+            return list(self.views)
+        read = {view: self.columns_read(view) for view in self.views}
+        return [
+            view
+            for view, columns in read.items()
+            if columns is None or not columns.isdisjoint(changed)
+        ]
+
+    def columns_read(self, view_id: int) -> frozenset[str] | None:
+        """The columns that a view reads; None for all."""
+        columns = self.view_columns.get(str(view_id))
+        return None if columns is None else frozenset(columns)
 
 
 class Change(Bookkeeping):
@@ -56,6 +90,8 @@ class Change(Bookkeeping):
     links = models.JSONField(null=True)
     #: The number of lists of values.
     count = models.PositiveIntegerField(db_default=1)
+    #: Names of the recorded columns that an UPDATE changed; None if any column may have changed.
+    changed = models.JSONField(null=True)
     logged_at = models.DateTimeField(db_default=UtcNow())
 
     objects = WriteDatabaseManager["Change"]()
@@ -89,16 +125,20 @@ class ViewChange(Bookkeeping):
     """An entry of a view's change queue. Equal entries are merged, and the oldest time is kept."""
 
     view = models.ForeignKey(
-        ViewControl, models.CASCADE, related_name="changes", db_constraint=False
+        ViewControl, models.CASCADE, related_name="changes", db_constraint=False, db_index=False
     )
     #: Blank if no table changed: then `links` has marked keys, or the reason why all are dirty.
     table = TableNameField(max_length=255, blank=True)
     #: As in the log.
     links = models.JSONField(null=True)
+    #: The number of keys or lists of values; 0 if all keys are dirty whatever else is queued.
     count = models.PositiveIntegerField(db_default=1)
     logged_at = models.DateTimeField(db_default=UtcNow())
 
     objects = WriteDatabaseManager["ViewChange"]()
+
+    class Meta(Bookkeeping.Meta):
+        indexes = (models.Index(fields=("view", "table"), name="matviews_viewchange_view"),)
 
     def __str__(self) -> str:
         return f"change {self.pk} for {self.view}"

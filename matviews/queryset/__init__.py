@@ -5,16 +5,20 @@ from .analysis.given_keys import as_key
 from .analysis.reading import key_columns
 from .checks import check_source, check_table
 from .differences import Difference, Differences, Kind, compare, ranges
-from .explain import ExplainedIndex, Explanation, explain
+from .explain import ExplainedIndex, Explanation, explain, source_sql
 from .plan import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
+from .sql.key_lookups import equal_keys, may_differ_in_spelling, spellings
 from .sql.staging import drop_stage, fill_stage, prepare_staging, stage_name, stages, staging_schema
+from .sql.statements import Statements
 from .sql.violations import refused
 from .sql.windows import BatchRunner, WindowProgress
+from .strategy.assumptions import Compared
 from .strategy.links import Link
 from .unmigrated import apps_to_migrate, is_missing, names_own_table, unmigrated
 
 __all__ = [
     "BatchRunner",
+    "Compared",
     "Difference",
     "Differences",
     "ExplainedIndex",
@@ -22,6 +26,7 @@ __all__ = [
     "Kind",
     "Link",
     "Plan",
+    "Statements",
     "WindowProgress",
     "apps_to_migrate",
     "as_key",
@@ -30,6 +35,7 @@ __all__ = [
     "compare",
     "declared_dependencies",
     "drop_stage",
+    "equal_keys",
     "explain",
     "fault_of",
     "fill_stage",
@@ -37,11 +43,14 @@ __all__ = [
     "fingerprint_of",
     "is_missing",
     "key_columns",
+    "may_differ_in_spelling",
     "names_own_table",
     "plan_of",
     "prepare_staging",
     "ranges",
     "refused",
+    "source_sql",
+    "spellings",
     "stage_name",
     "stages",
     "staging_schema",

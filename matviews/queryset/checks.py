@@ -19,6 +19,7 @@ from ..databases.fields import (
     unique_fields,
 )
 from ..definition import ViewDefinition
+from ..states import RefreshStrategy
 from .analysis.boundary import NotUnderstood, looking
 from .analysis.columns import same_type
 from .analysis.dependencies import declared_dependencies
@@ -82,6 +83,7 @@ def _advice(source: Source, again: Source) -> Iterator[CheckMessage]:
     yield from _without_index(source, inspection.strategy)
     yield from _collations(source)
     yield from _inexact(source)
+    yield from _pinned(source, inspection)
     yield from _whole_view(source, inspection)
 
 
@@ -247,17 +249,39 @@ def _inexact(source: Source) -> Iterator[CheckMessage]:
     """W037: a part of the key has no text form that the database turns back into the same value."""
     for obstacle in inexact_key_obstacles(source):
         yield _warning(
-            source.model, "W037", f"{obstacle}, and every refresh is full.",
-            "Use whole numbers, texts, UUIDs or dates as the key; Cast() in source() converts to "
-            "one.",
+            source.model, "W037", f"{obstacle.reason}, and every refresh is full.",
+            obstacle.way_out,
+        )  # fmt: skip
+
+
+def _pinned(source: Source, inspection: Inspection) -> Iterator[CheckMessage]:
+    """W039: a strategy that the view cannot have."""
+    pinned = source.definition.options.strategy
+    obstacle = inspection.strategy.incremental_obstacle
+    if pinned is RefreshStrategy.BY_KEYS and obstacle:
+        yield _warning(
+            source.model, "W039",
+            f"MatviewMeta.strategy is 'by_keys', but it cannot be refreshed by keys: {obstacle}. "
+            f"Every refresh is full.",
+            "Remove MatviewMeta.strategy, or change source() as `--explain` says.",
         )  # fmt: skip
 
 
 def _whole_view(source: Source, inspection: Inspection) -> Iterator[CheckMessage]:
-    """W012, for views with incremental refreshes: others are always refreshed in full."""
-    definition, query = source.definition, source.query
+    """W012 and W040, for tracked views: a change of a table, or any, triggers a full refresh."""
+    definition, query, strategy = source.definition, source.query, inspection.strategy
     tracked = definition.options.tracking and definition.derived >= set(definition.options.phases)
-    if not inspection.strategy.is_incremental or not tracked or inspection.untrackable:
+    pinned = definition.options.strategy
+    if not tracked or inspection.untrackable or (pinned and pinned.is_full):
+        return
+    if not strategy.is_incremental:
+        if not any(inexact_key_obstacles(source)):  # which W037 is about
+            yield _warning(
+                source.model, "W040",
+                f"every change triggers a full refresh: {strategy.incremental_obstacle}.",
+                f"{strategy.way_out} If full refreshes are intended, add 'matviews.W040' to "
+                f"SILENCED_SYSTEM_CHECKS.",
+            )  # fmt: skip
         return
     known = inspection.links.keys() | declared_dependencies(definition).keys()
     for table in sorted(inspection.columns.keys() - known):

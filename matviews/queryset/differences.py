@@ -10,10 +10,11 @@ from django.db import connections
 
 from ..databases import ROWS
 from ..databases.fields import DATE, DATETIME, AnyField, Column, family
-from ..databases.keys import Key, Range
+from ..databases.keys import Key, KeySelection, Range
 from ..databases.sql import SQL, joined
 from .analysis.source_query import from_database
 from .plan import Plan
+from .sql.statements import Statements
 
 __all__ = ["Difference", "Differences", "Kind", "compare", "ranges"]
 
@@ -44,6 +45,8 @@ class Difference:
     in_view: dict[str, Any] | None
     #: The values in the source; None if the key is surplus.
     in_source: dict[str, Any] | None
+    #: The key in exact form; () if it has none.
+    exact: Key = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,15 +80,18 @@ def ranges(plan: Plan, size: int, low: Key | None = None) -> Iterator[Range]:
         low = high
 
 
-def compare(plan: Plan, within: Range, examples: int) -> Differences:
-    """Compare a range of the view with its source.
+def compare(
+    plan: Plan, within: KeySelection, examples: int, statements: Statements | None = None
+) -> Differences:
+    """Compare a range of the view, or some keys, with its source.
 
     Args:
         plan: the plan of the view.
-        within: the range.
+        within: the range or the keys.
         examples: the maximum number of examples of each kind.
+        statements: those that read the source; by default, as a full refresh would.
     """
-    comparison = _Comparison(plan)
+    comparison = _Comparison(plan, statements or plan.statements())
     statement = comparison.statement(within, examples)
     with connections[plan.dialect.using].cursor() as cursor:
         cursor.execute(*statement)
@@ -103,15 +109,15 @@ class _Comparison:
     each column the value in the view and the value in the source.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.statements = plan, plan.statements()
+    def __init__(self, plan: Plan, statements: Statements) -> None:
+        self.plan, self.statements = plan, statements
         self.columns: list[Column] = list(plan.source.columns)
         self.names = plan.dialect.names([column.field for column in self.columns])
 
-    def statement(self, within: Range, examples: int) -> SQL:
+    def statement(self, within: KeySelection, examples: int) -> SQL:
         """One query for everything, which computes the source once."""
         table, key = self.statements.table, self.statements.key
-        rows = self.plan.reader().rows(within)
+        rows = self.statements.reader.rows(within)
         same, is_null = self.statements.same, self.plan.dialect.is_null
         of_view = joined(
             " AND ", [*self.statements.of_view(within), SQL(is_null(f"{ROWS}.{key[0]}"))]
@@ -129,9 +135,10 @@ class _Comparison:
             self._part(Kind.SURPLUS, f"{table} LEFT JOIN {ROWS} ON {same}", of_view),
         ]
         found = joined(" UNION ALL ", parts)
-        nothing = ", ".join(["NULL"] * (2 * len(self.columns)))
         names = [f"c{place}" for place in range(2 * len(self.columns))]
-        width, selected = ", ".join(names), ", ".join(map(self._selected, 2 * self.columns, names))
+        values = [*map(self._selected, 2 * self.columns, names), *self._exact()]
+        nothing = ", ".join(["NULL"] * len(values))
+        width, selected = ", ".join(names), ", ".join(values)
         return SQL(
             f"WITH {ROWS} AS ({rows.text}), matviews_found AS ({found.text}), "
             f"matviews_counted AS (SELECT kind, "
@@ -141,6 +148,18 @@ class _Comparison:
             f"UNION ALL SELECT '', COUNT(*), {nothing} FROM {ROWS}",
             (*rows.params, *found.params, examples),
         )
+
+    def _exact(self) -> list[str]:
+        """The key's columns as exact values; empty if one of them has no exact form."""
+        fields, kinds = [column.field for column in self.columns], self.statements.kinds
+        if not self.statements.exact:
+            return []
+        places = [fields.index(field) for field in self.statements.key_fields]
+        found = [
+            self.plan.dialect.exact(kind, f"COALESCE(c{place}, c{place + len(fields)})")
+            for kind, place in zip(kinds, places, strict=True)
+        ]
+        return [value for value in found if value]
 
     def _part(self, kind: Kind, tables: str, condition: SQL) -> SQL:
         sides = [f"{side}.{name}" for side in (self.statements.table, ROWS) for name in self.names]
@@ -153,13 +172,15 @@ class _Comparison:
     def difference(self, row: tuple[Any, ...]) -> Difference:
         """The difference that a row of the statement is about."""
         kind, width = Kind(row[0]), len(self.columns)
-        in_view, in_source = self._values(row[2 : 2 + width]), self._values(row[2 + width :])
+        in_view = self._values(row[2 : 2 + width])
+        in_source = self._values(row[2 + width : 2 + 2 * width])
         of_key = in_view if kind is Kind.SURPLUS else in_source
         return Difference(
             kind=kind,
             key={field.name: of_key[field.name] for field in self.statements.key_fields},
             in_view=None if kind is Kind.MISSING else in_view,
             in_source=None if kind is Kind.SURPLUS else in_source,
+            exact=tuple(row[2 + 2 * width :]),
         )
 
     def _values(self, values: tuple[Any, ...]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from .sql.readers import whole
 from .sql.staging import SAMPLE_STAGE
 from .strategy.indexes import in_database, required_indexes
 
-__all__ = ["ExplainedIndex", "Explanation", "explain"]
+__all__ = ["ExplainedIndex", "Explanation", "explain", "source_sql"]
 
 SAMPLE_WINDOW = 5_000  # keys
 JSON_WRAPPERS = {"Json", "Jsonb"}  # psycopg's
@@ -73,6 +73,11 @@ def explain(definition: ViewDefinition, using: str) -> Explanation:
     """
     with looking():
         return _explained(definition, plan_of(definition, using).checked(), using)
+
+
+def source_sql(plan: Plan, using: str) -> str:
+    """What `source()` is in SQL, with its parameters filled in, to be read and not to be run."""
+    return _shown(whole(plan.source, plan.dialect), using)
 
 
 def _explained(definition: ViewDefinition, plan: Plan, using: str) -> Explanation:

@@ -21,6 +21,7 @@ from .analysis.reading import read_query, read_source
 from .analysis.source import Source
 from .analysis.source_query import SourceQuery
 from .analysis.sql_text import tables_named
+from .sql import key_lookups
 from .sql.lookups import dependency_keys, linked_keys
 from .sql.readers import KeyReader, SourceReader, StageReader, WindowReader
 from .sql.statements import Statements
@@ -86,6 +87,11 @@ class Plan:
         strategy = Strategy(True, reason, incremental_obstacle=reason)
         return replace(self, inspection=replace(self.inspection, strategy=strategy, links={}))
 
+    def staged(self) -> "Plan":
+        """The same plan, with full refreshes through a staging table."""
+        strategy = replace(self.strategy, staged=True, reason="the view is pinned to staging")
+        return replace(self, inspection=replace(self.inspection, strategy=strategy))
+
     @property
     def has_unique_keys(self) -> bool:
         """Whether it is known that no two rows of the source have the same key."""
@@ -147,7 +153,7 @@ class Plan:
         """The keys that neither the view nor the source has; only for incremental strategies."""
         unknown: list[Key] = []
         for at in range(0, len(keys), MAX_KEYS_PER_LOOKUP):
-            unknown += self._of_keys.unknown(keys[at : at + MAX_KEYS_PER_LOOKUP])
+            unknown += key_lookups.unknown(self._of_keys, keys[at : at + MAX_KEYS_PER_LOOKUP])
         return unknown
 
     def statements(self, stage: str = "") -> Statements:
@@ -226,14 +232,18 @@ def _plan_of(queried: _QueriedView) -> Plan:
     return Plan(source, inspect(source), dialect_of(source.query.using))
 
 
-def find_mismatches(plans: Collection[Plan], using: str) -> dict[str, str]:
-    """Where the database's columns contradict the models, by label of the view."""
+def find_mismatches(
+    compared: Mapping[str, list[tuple[Compared, ...]]], using: str
+) -> dict[str, str]:
+    """Where the database's columns contradict the models, by label of the view.
+
+    Args:
+        compared: the columns that the plan of each view compares, by label.
+        using: alias of the database.
+    """
     dialect = dialect_of(using)
-    stored = stored_columns([group for plan in plans for group in plan.compared_columns], dialect)
-    found = {
-        plan.source.definition.label: find_mismatch(plan.compared_columns, stored, dialect)
-        for plan in plans
-    }
+    stored = stored_columns([group for groups in compared.values() for group in groups], dialect)
+    found = {label: find_mismatch(each, stored, dialect) for label, each in compared.items()}
     return {label: fault for label, fault in found.items() if fault}
 
 

@@ -1,6 +1,6 @@
 """What an operator sets on a view's page: the fields of its control, and its schedules."""
 
-from datetime import timedelta
+from datetime import time, timedelta
 from typing import Any
 from unittest import mock
 
@@ -12,6 +12,7 @@ from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
 from matviews import engine, tasks
 from matviews.models import Refresh, RefreshSchedule, ViewControl
+from matviews.quiet_hours import QuietHours
 
 pytestmark = [
     pytest.mark.django_db,
@@ -20,6 +21,7 @@ pytestmark = [
 
 SETTINGS = {"enabled": "on", "include_in_refresh_all": "on", "shard_count": "1"}
 HOURLY = {
+    "kind": "refresh",
     "enabled": "on",
     "phases": ["insert", "update", "delete"],
     "every": "1",
@@ -128,10 +130,23 @@ class TestSchedules:
         saved(save(admin_client, {**HOURLY, "phases": ["insert"]}, label="sample.Ledger"))
         assert control("sample.Ledger").schedules.get().phases == []
 
+    def test_a_schedule_can_verify_all_or_a_sample(self, admin_client: Client) -> None:
+        verify = {**HOURLY, "kind": "verify"}
+        saved(save(admin_client, {**verify, "sample": "500"}, label="shapes.CustomerTotal"))
+
+        schedule = control("shapes.CustomerTotal").schedules.get()
+        assert (schedule.kind, schedule.phases, schedule.sample) == ("verify", [], 500)
+        # but not of a view without a source, nor a sample of a refresh
+        (_control, found) = errors(save(admin_client, verify))
+        assert found == {"kind": ["sample.Limited has no source() to compare it with."]}
+        (_control, found) = errors(save(admin_client, {**HOURLY, "sample": "5"}))
+        assert list(found) == ["sample"]
+
     @pytest.mark.parametrize(
         ("mistake", "field"),
         [
             ({"every": "0"}, "every"),
+            ({"on_change": "on"}, "on_change"),
             ({"every": "-1"}, "every"),
             ({"every": "soon"}, "every"),
             ({"every": "999999999"}, "every"),
@@ -157,6 +172,39 @@ class TestSchedules:
         assert len(found[1][field]) == 1
         assert not RefreshSchedule.objects.exists()
         assert control().batch_size is None
+
+    def test_a_schedule_can_follow_changes(self, admin_client: Client) -> None:
+        on_change = {**HOURLY, "on_change": "on", "every": "0", "period": "seconds"}
+        saved(save(admin_client, on_change, label="shapes.CustomerTotal"))
+        at_once = control("shapes.CustomerTotal").schedules.get()
+        # without a time, as late as a target allows, if the view has one
+        late = {**on_change, "every": ""}
+        (_control, found) = errors(save(admin_client, late, label="shapes.CustomerTotal"))
+        saved(save(admin_client, late, label="shapes.CustomerTotal", freshness_target="00:10:00"))
+        by_target = control("shapes.CustomerTotal").schedules.get()
+
+        assert (at_once.on_change, at_once.every) == (True, 0)
+        assert list(found) == ["every"]
+        assert (by_target.on_change, by_target.every) == (True, None)
+
+    @pytest.mark.parametrize(
+        ("mistake", "field"),
+        [
+            ({"kind": "verify"}, "on_change"),
+            ({"crontab": "new", "every": ""}, "crontab"),
+            ({"jitter": "5"}, "jitter"),
+        ],
+    )
+    def test_what_goes_with_time_only_is_refused_on_change(
+        self, admin_client: Client, mistake: dict[str, Any], field: str
+    ) -> None:
+        if mistake.get("crontab"):
+            mistake = {**mistake, "crontab": CrontabSchedule.objects.create().pk}
+        given = {**HOURLY, "on_change": "on", **mistake}
+
+        (_control, found) = errors(save(admin_client, given, label="shapes.CustomerTotal"))
+
+        assert field in found
 
     def test_two_schedules_that_share_a_phase_are_saved_with_a_sentence(
         self, admin_client: Client
@@ -204,13 +252,24 @@ class TestSchedules:
 
 class TestSettings:
     def test_they_are_saved(self, admin_client: Client) -> None:
-        settings = {"batch_size": "50", "batch_target": "0.5", "freshness_target": "00:10:00"}
+        settings = {
+            "batch_size": "50", "batch_target": "0.5", "freshness_target": "00:10:00",
+            "queue": "big",
+        }  # fmt: skip
 
         saved(save(admin_client, seen=None, **settings))
 
         view = control()
-        assert (view.batch_size, view.batch_target) == (50, 0.5)
+        assert (view.batch_size, view.batch_target, view.queue) == (50, 0.5, "big")
         assert view.freshness_target == timedelta(minutes=10)
+
+    def test_quiet_hours_need_both_times(self, admin_client: Client) -> None:
+        page = save(admin_client, seen=None, quiet_from="22:00")
+        assert list(errors(page)[0]) == ["quiet_until"]
+
+        saved(save(admin_client, seen=None, quiet_from="22:00", quiet_until="06:00"))
+
+        assert control().quiet_hours == QuietHours(time(22), time(6), "UTC")
 
     def test_disabling_a_view_is_one_of_them(self, admin_client: Client) -> None:
         saved(save(admin_client, enabled=""))
@@ -227,6 +286,9 @@ class TestSettings:
             ("freshness_target", "-1"),
             ("freshness_target", "0"),
             ("freshness_target", "999999999 23:59:59"),
+            ("queue", "amq.big"),
+            ("quiet_from", "22"),
+            ("quiet_zone", "Mars/Olympus"),
             ("shard_count", "0"),
             ("shard_count", "2"),  # its hooks do not declare shard
         ],

@@ -12,7 +12,7 @@ from celery import Celery, current_app
 from django.contrib.admin.models import LogEntry
 from django.contrib.messages import get_messages
 from django.db import connection
-from django.test import Client
+from django.test import Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -89,6 +89,12 @@ def html(client: Client, url: str) -> str:
     answer = client.get(url)
     assert answer.status_code == 200
     return str(answer.content.decode())
+
+
+def badges(shown: str) -> dict[str, str]:
+    """The states that the phases of a view wear."""
+    found = re.findall(r'data-badge="(\w+)"><span class="[^"]*">([^<]*)<', shown)
+    return dict(found)
 
 
 def told(answer: Any) -> list[str]:
@@ -208,6 +214,20 @@ class TestList:
 
         assert re.search(r"<progress [^>]*value=\"25\"[^>]*aria-label=[^>]*>25 %</progress>", shown)
 
+    def test_a_view_that_waits_for_a_worker_says_for_how_long_and_what_the_broker_said(
+        self, admin_client: Client
+    ) -> None:
+        engine.request(Limited)
+        Refresh.objects.update(requested_at=engine.now() - timedelta(minutes=7))
+        ViewShard.objects.update(resend_after=None)
+        Heartbeat.objects.create(send_failed_at=engine.now(), send_error="no route")
+        page = f"{LIST}{control('sample.Limited').pk}/change/"
+
+        assert "no worker has taken it for 7 min" in html(admin_client, f"{LIST}?q=Limited")
+        shown = html(admin_client, page)
+        assert "No worker has taken the message of the refresh requested" in shown
+        assert "The broker could not be reached lately: no route." in shown
+
     def test_it_says_what_is_wrong_with_all_views(self, admin_client: Client) -> None:
         Heartbeat.objects.create(ran_at=timezone.now() - timedelta(hours=1))
         problem = schedules.maintenance_problem()
@@ -316,12 +336,18 @@ class TestViewPage:
                 "update": "pending",
                 "delete": "pending",
             },
+            "badges": {
+                "insert": ["matviews-badge matviews-busy", "running"],
+                "update": ["matviews-badge matviews-quiet", "pending"],
+                "delete": ["matviews-badge matviews-quiet", "pending"],
+            },
             "words": "insert: " + answer.json()["phases"]["insert"],
+            "verifying": "",
         }
         assert answer.json()["phases"]["insert"].startswith("10 of about 30 rows")
         assert "no-store" in answer["Cache-Control"]
-        assert len(answer.content) < 500
-        assert len(captured) <= 7  # two of them are the session and the user
+        assert len(answer.content) < 600
+        assert len(captured) <= 8  # two of them are the session and the user
 
     def test_progress_ends_when_nothing_is_open(self, admin_client: Client) -> None:
         run(Limited)
@@ -388,6 +414,63 @@ class TestViewPage:
         settings.USE_TZ = False
 
         assert "1 d ago</time>" in time_ago(timezone.now() - timedelta(days=1))
+
+    def test_what_is_going_on_comes_first_and_the_settings_last(self, admin_client: Client) -> None:
+        shown = html(admin_client, page("shapes.QuantityTotal"))
+        ids = re.findall(r'id="matviews-(\w+)-heading"|id="(viewcontrol)_form"', shown)
+        order = [section or form for section, form in ids]
+        sections = ["status", "phases", "history", "source", "parked", "verification"]
+        assert order == [*sections, "viewcontrol"]
+
+    def test_a_running_phase_does_not_wear_the_state_of_the_last_run(
+        self, admin_client: Client
+    ) -> None:
+        # given a view that was refreshed, whose next refresh has been claimed by another worker
+        run(Limited)
+        add_items(1)
+        engine.request(Limited)
+        shard = ViewShard.objects.get(view=control())
+        ViewShard.objects.filter(pk=shard.pk).update(
+            claimed_token=shard.token, claimed_at=timezone.now(), worker="elsewhere:7"
+        )
+
+        shown = html(admin_client, page())
+
+        assert badges(shown) == {"insert": "running", "update": "pending", "delete": "pending"}
+        assert "Running: <b>insert</b> on elsewhere:7" in shown
+        live = admin_client.get(page(action="progress")).json()
+        assert live["badges"]["insert"] == ["matviews-badge matviews-busy", "running"]
+
+    def test_a_refresh_that_nobody_takes_says_so(self, admin_client: Client) -> None:
+        engine.request(Limited)
+        ViewShard.objects.update(resend_after=None, resends=3)
+
+        shown = html(admin_client, page())
+
+        assert "No worker has taken the message of the refresh requested" in shown
+        assert "It was sent again 3 times." in shown
+
+    def test_the_history_tells_waiting_from_work(self, admin_client: Client) -> None:
+        add_items(3)
+        refresh = run(Limited)
+        start = timezone.now() - timedelta(minutes=1)
+        Refresh.objects.filter(pk=refresh.pk).update(
+            requested_at=start,
+            started_at=start + timedelta(seconds=2),
+            finished_at=start + timedelta(seconds=5),
+        )
+        refresh.runs.update(seconds=0, started_at=start + timedelta(seconds=2))
+        refresh.runs.filter(phase="insert").update(seconds=0.5)
+        words = "waited 2.0 s, worked 500 ms, 2.5 s between batches"
+
+        for url in (page(), f"/admin/matviews/refresh/{refresh.pk}/change/"):
+            shown = html(admin_client, url)
+            assert words in shown
+            # and the bar has the same scale
+            assert '<rect class="waiting" x="0" y="5" width="400" height="2"/>' in shown
+            assert '<rect class="working" x="400" y="0" width="100" height="12"/>' in shown
+            assert '<rect class="waiting" x="500" y="5" width="500" height="2"/>' in shown
+        assert "insert: 3 rows" in html(admin_client, page())
 
     def test_a_view_whose_code_is_gone_has_a_page(self, admin_client: Client) -> None:
         ViewControl.objects.create(label="shop.Gone")
@@ -464,12 +547,53 @@ class TestActions:
         ]
         assert "Nothing changed." in act(admin_client, "resume", "sample.Limited")[-1]
 
+    def test_a_suspended_view_says_so_and_is_resumed_by_a_person(
+        self, admin_client: Client, sent: list[engine.Message]
+    ) -> None:
+        # given a view that failed twice, and so is suspended, with a request that waits
+        add_items(1)
+        soon = {"SUSPEND_AFTER_FAILURES": 1, "SUSPEND_AFTER": timedelta(microseconds=1)}
+        with override_settings(MATVIEWS=soon), fault(Limited, "do_insert", "raise"):
+            run(Limited), run(Limited)
+        engine.request(Limited)
+        # then list and page say so
+        assert "failed 2 times in a row, suspended" in html(admin_client, LIST)
+        shown = html(admin_client, page())
+        assert re.search(r"Failed 2 times in a row, the first time <time.*Suspended <time", shown)
+        assert page(action="resume-suspended") in html(admin_client, page())
+        # and the action resumes it, is recorded, and does nothing to the others
+        messages = act(admin_client, "resume_suspended", "sample.Limited", "sample.Walked")
+        assert messages == ["No longer suspended: sample.Limited."]
+        assert (control().failures, control().suspended_at) == (1, None)
+        assert [message.shard_id for message in sent] == [ViewShard.objects.get(view=control()).pk]
+        assert noted() == [("sample.Limited", "Resumed after 2 failures.")]
+        assert "Nothing changed." in act(admin_client, "resume_suspended", "sample.Limited")[-1]
+
+    def test_a_failing_view_says_when_it_tries_again(self, admin_client: Client) -> None:
+        add_items(1)
+        with fault(Limited, "do_insert", "raise"):
+            run(Limited)
+
+        for url, words in (
+            (LIST, r"failed once; tries again in (\d+|\d\.\d) s"),
+            (page(), r"Failed once, .* It tries again in (\d+|\d\.\d) s at the earliest, or now."),
+        ):
+            shown = re.search(words, html(admin_client, url))
+            assert shown
+            assert float(shown[1]) <= 10
+        # and now is a button
+        assert "Try now</button>" in html(admin_client, page())
+
     def test_the_page_has_buttons_for_both(
         self, admin_client: Client, sent: list[engine.Message]
     ) -> None:
         admin_client.post(page(action="pause"))
         assert control().paused
-        assert page(action="resume") in html(admin_client, page())
+        shown = html(admin_client, page())
+        assert page(action="resume") in shown
+        assert re.search(r"Paused <time.*</time> by admin; requests wait.", shown)
+        ViewControl.objects.update(paused_by="")
+        assert "it is not known by whom. Requests wait." in html(admin_client, page())
 
         admin_client.post(page(action="resume"))
         assert not control().paused

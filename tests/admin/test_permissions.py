@@ -11,7 +11,7 @@ from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from matviews import engine
-from matviews.models import Refresh, RefreshSchedule, ViewControl
+from matviews.models import Alarm, Refresh, RefreshSchedule, ViewControl
 from tests.helpers.view_classes import run
 from tests.sample.models import Limited
 
@@ -35,8 +35,20 @@ LEADS_ON = {route for route in OURS if route.endswith("/<path:object_id>/")}
 STEERING = {
     route
     for route in OURS
-    if route.endswith(("/<int:pk>/refresh/", "/pause/", "/resume/", "/stop/"))
+    if route.endswith(
+        (
+            "/<int:pk>/refresh/",
+            "/pause/",
+            "/resume/",
+            "/stop/",
+            "/retry/",
+            "/retry-parked/",
+            "/verify/",
+            "/repair/",
+        )
+    )
 }
+RESUMING = {route for route in OURS if route.endswith("/resume-suspended/")}
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +56,8 @@ def _views() -> None:
     engine.sync_controls()
     run(Limited)
     engine.request(Limited)
+    now = engine.now()
+    Alarm.objects.create(kind="behind", view="sample.Limited", since=now, raised_at=now)
 
 
 @pytest.fixture
@@ -52,6 +66,7 @@ def addresses() -> dict[str, str]:
     keys = {
         "admin/matviews/viewcontrol/": ViewControl.objects.get(label="sample.Limited").pk,
         "admin/matviews/refresh/": Refresh.objects.latest("pk").pk,
+        "admin/matviews/alarm/": Alarm.objects.get().pk,
     }
     return {
         route: "/" + re.sub(r"<\w+:\w+>", str(key), route)
@@ -75,7 +90,7 @@ def bookkeeping() -> list[Any]:
     """All that an action in the admin might change."""
     return [
         list(model.objects.order_by("pk").values())
-        for model in (ViewControl, RefreshSchedule, Refresh, LogEntry)
+        for model in (ViewControl, RefreshSchedule, Refresh, Alarm, LogEntry)
     ]
 
 
@@ -130,13 +145,15 @@ def test_staff_without_permission_to_view_is_refused_everything(
 
 
 def test_staff_who_may_view_sees_all_and_changes_nothing(addresses: dict[str, str]) -> None:
-    client = user_with("view_viewcontrol", "view_refresh")
+    client = user_with("view_viewcontrol", "view_refresh", "view_alarm")
     before = bookkeeping()
 
     seen = statuses(client, addresses, "get")
     done = statuses(client, addresses, "post")
 
-    refused = STEERING | {route for route in OURS if route.endswith(("/add/", "/delete/"))}
+    refused = (
+        STEERING | RESUMING | {route for route in OURS if route.endswith(("/add/", "/delete/"))}
+    )
     assert {route for route, status in seen.items() if status == 403} == refused
     assert {route for route, status in seen.items() if status == 200} == (
         addresses.keys() - refused - LEADS_ON
@@ -158,7 +175,9 @@ def test_the_list_does_nothing_for_staff_who_may_only_view(addresses: dict[str, 
     client = user_with("view_viewcontrol")
     before = bookkeeping()
 
-    for action in ("refresh_now", "pause", "resume", "delete_selected"):
+    for action in (
+        "refresh_now", "pause", "resume", "resume_suspended", "delete_selected",
+    ):  # fmt: skip
         key = ViewControl.objects.get(label="sample.Limited").pk
         client.post("/admin/matviews/viewcontrol/", {"action": action, "_selected_action": key})
 
@@ -173,9 +192,19 @@ def test_staff_who_may_refresh_steers_but_sets_nothing(addresses: dict[str, str]
 
     assert {seen[route] for route in STEERING} == {405}
     assert {done[route] for route in STEERING} == {302}
+    assert {done[route] for route in RESUMING} == {403}
     assert done["admin/matviews/viewcontrol/<path:object_id>/change/"] == 403
     assert done["admin/matviews/viewcontrol/<path:object_id>/delete/"] == 403
     assert done["admin/matviews/viewcontrol/add/"] == 403
+
+
+def test_staff_who_may_resume_what_is_suspended_does_only_that(addresses: dict[str, str]) -> None:
+    client = user_with("view_viewcontrol", "resume_viewcontrol")
+
+    done = statuses(client, addresses, "post")
+
+    assert {done[route] for route in RESUMING} == {302}
+    assert {done[route] for route in STEERING} == {403}
 
 
 def test_a_superuser_is_refused_only_what_nobody_may(

@@ -41,6 +41,15 @@ def page_of(refresh: Refresh) -> str:
     return f"{LIST}{refresh.pk}/change/"
 
 
+def test_the_page_of_a_refresh_shows_strategy_and_estimates(admin_client: Client) -> None:
+    refresh = run(Walked)
+    shown_run = {"strategy": "by_keys", "expected": {"by_keys": 0.04, "full": 1.5}}
+    PhaseRun.objects.filter(refresh=refresh, phase="insert").update(**shown_run)
+    text = shown(admin_client, page_of(refresh))
+    assert "Strategy by keys (expected: by keys 40 ms, in full 1.5 s)" in text
+    assert text.count("Strategy") == 1  # of the other phases, which have hooks, there is none
+
+
 def stop_of(refresh: Refresh) -> str:
     return f"{LIST}{refresh.pk}/stop/"
 

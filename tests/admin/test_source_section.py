@@ -1,4 +1,4 @@
-"""What the admin says of views with a `source()`: path, verification, new definition, progress."""
+"""What the admin says of views with a `source()`: path, new definition, progress."""
 
 import re
 from typing import Any
@@ -85,59 +85,6 @@ def test_what_a_source_raises_is_text(admin_client: Client) -> None:
 
     assert "<script>" not in shown
     assert escape("<script>alert(1)</script>") in shown
-
-
-# The last verification
-
-
-def test_a_view_that_was_never_verified_says_how(admin_client: Client) -> None:
-    sourced()
-
-    assert text(section(admin_client, "source")).endswith(
-        f"Never verified: manage.py update_materialized_views --verify --models {LABEL}"
-    )
-
-
-def test_a_verification_that_found_no_difference_is_good(admin_client: Client) -> None:
-    built().verify()
-
-    shown = section(admin_client, "source")
-
-    assert 'matviews-badge matviews-good">equal<' in shown
-    assert re.search(
-        r"equal verified [\d.]+ m?s ago Compared 10 rows, all "
-        r"Differences 0 missing, 0 differing, 0 surplus$",
-        text(shown),
-    )
-
-
-@pytest.mark.parametrize("source", [None, staged])
-def test_what_differed_and_whether_it_was_mended_is_told(admin_client: Client, source: Any) -> None:
-    view = built(source)
-    view.objects.filter(value__lt=4).delete()
-    view.objects.filter(value__gt=7).update(value=0)
-    # when it is only compared
-    view.verify()
-    shown = section(admin_client, "source")
-    assert 'matviews-badge matviews-bad">differs<' in shown
-    assert "4 missing, 2 differing, 0 surplus" in shown
-    assert "Repaired" not in shown
-    # when it is mended
-    view.verify(repair=True)
-    shown = section(admin_client, "source")
-    assert 'matviews-badge matviews-good">repaired<' in shown
-    assert "Repaired 6 rows written" in text(shown)
-    # and when it is compared again
-    view.verify()
-    assert ">equal<" in section(admin_client, "source")
-
-
-def test_a_sample_says_that_it_is_one(admin_client: Client) -> None:
-    built().verify(sample=5)
-
-    shown = text(section(admin_client, "source"))
-
-    assert "Compared 5 rows, a sample of about 5 keys" in shown
 
 
 # Definitions that changed

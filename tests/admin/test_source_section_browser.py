@@ -1,7 +1,6 @@
 """The page of a view with a `source()` in a real browser: nothing of it is cut off."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from matviews.models import ViewControl
 from matviews.registry import registry
 from tests.admin.test_browser import WINDOWS, assert_nothing_is_cut_off, sign_in
 from tests.helpers import chromium
+from tests.helpers.chromium import Pictures
 from tests.helpers.ledger import add_items
 from tests.helpers.source_views import LABEL, sourced
 from tests.helpers.view_classes import run
@@ -30,7 +30,7 @@ def _view(transactional_db: None) -> Iterator[None]:
 
 @pytest.mark.parametrize("window", ["dark", "narrow", "plain"])
 def test_path_verification_and_changed_definition_are_to_be_seen(
-    window: str, browser: Browser, live_server: Any, pictures: Path
+    window: str, browser: Browser, live_server: Any, pictures: Pictures
 ) -> None:
     # given a view that was built, and never verified
     User.objects.create_superuser("operator", password="secret")
@@ -42,7 +42,7 @@ def test_path_verification_and_changed_definition_are_to_be_seen(
         sign_in(page)
         shown = open_view(page)
         expect(shown.get_by_text("Never verified")).to_be_visible()
-        page.screenshot(path=pictures / f"source-unverified-{window}.png", full_page=True)
+        pictures.take(page, f"source-unverified-{window}", full_page=True)
         assert_nothing_is_cut_off(page)
         # when it differs, is verified, and its definition changes
         view.objects.filter(value__lt=3).delete()
@@ -57,17 +57,17 @@ def test_path_verification_and_changed_definition_are_to_be_seen(
         expect(shown.get_by_text("differs", exact=True)).to_be_visible()
         expect(shown.get_by_text("3 missing, 9 differing, 0 surplus")).to_be_visible()
         expect(page.locator("#matviews-phases").get_by_text("definition changed")).to_have_count(2)
-        page.screenshot(path=pictures / f"source-verified-{window}.png", full_page=True)
+        pictures.take(page, f"source-verified-{window}", full_page=True)
         assert_nothing_is_cut_off(page)
         page.goto(reverse("admin:matviews_viewcontrol_changelist"))
         row = page.locator("#result_list tbody tr", has_text=LABEL)
         expect(row.get_by_text("definition changed")).to_be_visible()
-        page.screenshot(path=pictures / f"source-list-{window}.png", full_page=True)
+        pictures.take(page, f"source-list-{window}", full_page=True)
         assert_nothing_is_cut_off(page)
 
 
 def open_view(page: Page) -> Any:
-    """The section of the source on the view's page."""
+    """The section of the verification on the view's page."""
     page.goto(reverse("admin:matviews_viewcontrol_changelist"))
-    page.get_by_role("link", name=LABEL).click()
-    return page.get_by_role("region", name="Source", exact=True)
+    page.get_by_role("link", name=LABEL).first.click()
+    return page.get_by_role("region", name="Verification", exact=True)

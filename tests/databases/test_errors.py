@@ -36,3 +36,24 @@ def test_a_table_that_somebody_holds_is_waited_for(name: str) -> None:
 
 def test_a_missing_table_is_known(name: str) -> None:
     assert is_missing(error(ProgrammingError, name, "42P01"), engine.alias())
+
+
+@pytest.mark.parametrize(
+    ("state", "is_of_data"),
+    [
+        ("22012", True),  # division by zero
+        ("23505", True),  # unique
+        ("P0001", True),  # RAISE
+        ("40P01", False),  # deadlock
+        ("57014", False),  # time limit
+        ("53100", False),  # disk full
+        ("42501", False),  # missing right
+        ("42601", False),  # syntax
+    ],
+)
+def test_only_what_rows_are_at_fault_for_can_park_keys(
+    name: str, state: str, *, is_of_data: bool
+) -> None:
+    raised = error(OperationalError, name, state)
+    assert errors_of("default").is_of_data(raised) is is_of_data
+    assert not errors_of("default").is_of_data(MemoryError())

@@ -12,9 +12,12 @@ import pytest
 from django.db import connection, models
 from django.db.models import Count, F, Subquery
 from django.db.models.functions import Coalesce
+from django.test import override_settings
 
+from benchmarks.statements import statements
 from matviews import changes, engine
 from matviews.databases import dialect_of
+from matviews.databases.keys import Keys
 from matviews.exceptions import InvalidRequest
 from matviews.models import DirtyKeys, PhaseRun
 from matviews.phases import Phase
@@ -185,9 +188,16 @@ def test_a_walk_through_keys_that_the_field_writes_in_upper_case_ends() -> None:
         assert kept.View.verify().equal
 
 
-@pytest.mark.parametrize("phase", [Phase.INSERT, Phase.DELETE])
+@pytest.mark.parametrize(
+    ("phase", "values", "named"),
+    [
+        (Phase.INSERT, "keys", "key B"),
+        (Phase.DELETE, "keys", "key B"),
+        (Phase.DELETE, "none", "key (values left out"),
+    ],
+)
 def test_a_walk_that_does_not_get_on_ends_as_not_converging(
-    phase: Phase, monkeypatch: pytest.MonkeyPatch
+    phase: Phase, values: str, named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = Kept(lambda **more: models.CharField(max_length=8, **more))
     with kept.tracked():
@@ -202,11 +212,12 @@ def test_a_walk_that_does_not_get_on_ends_as_not_converging(
         plan_module._plan_of.cache_clear()
         kept.View.mark_dirty()
 
-        refresh = view_classes.run(kept.View, batch_size=1, phases=[phase])
+        with override_settings(MATVIEWS={"VALUES_IN_ERRORS": values}):
+            refresh = view_classes.run(kept.View, batch_size=1, phases=[phase])
 
         run = view_classes.only_run(refresh)
         assert (run.state, run.batches < 4) == (RunState.NOT_CONVERGING, True)
-        assert "Not converging: the database returns the key B" in run.error
+        assert f"Not converging: the database returns the {named}" in run.error
         assert kept.rows == {"a": 1, "Bb": 2, "c": 3}
 
 
@@ -263,6 +274,45 @@ def test_keys_are_read_alike_whatever_the_session_of_the_writer() -> None:
         kept.change()
 
         assert kept.rows == {"2024-02-01": 1, "2024-01-02": 12}
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [
+        (models.SmallIntegerField, "smallint"),
+        (models.IntegerField, "integer"),
+        (models.BigIntegerField, "bigint"),
+    ],
+)
+def test_an_array_of_keys_has_the_type_of_the_column(field: Any, kind: str) -> None:
+    """Otherwise the array is not hashed, and without an index each row is compared with all."""
+    kept = Kept(field, grouped=True)
+    with kept.tracked():
+        kept.insert((1, 1), (2, 2))
+        kept.refresh()
+        kept.sql("UPDATE ROWS SET n = 5 WHERE k = 1")
+        with statements() as found:
+            kept.change()
+        assert kept.rows == {"1": 5, "2": 2}
+    arrays = {part.split("[]")[0] for sql in found for part in sql.split('ref" = ANY(%s::')[1:]}
+    arrays |= {part.split("[]")[0] for sql in found for part in sql.split('"k" = ANY(%s::')[1:]}
+    assert arrays == {kind}
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
+@pytest.mark.parametrize(
+    ("field", "number"),
+    [(models.SmallIntegerField(), 2**15), (models.IntegerField(), -(2**31) - 1)],
+)
+def test_a_key_that_the_column_cannot_hold_selects_no_row(field: Any, number: int) -> None:
+    keys = Keys(tuple((value,) for value in (1, number, *range(10, 1_000))))
+    among = dialect_of(connection.alias).among(["held.id"], keys, [field])
+    held = f"(SELECT CAST(1 AS {field.rel_db_type(connection)}) AS id) held"
+
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT COUNT(*) FROM {held} WHERE {among.text}", among.params)
+        assert cursor.fetchone() == (1,)
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")

@@ -202,6 +202,43 @@ class TestStages:
         assert QuantityTotal.objects.count() == 6
         assert rows_of(refresh)[Phase.DELETE] == 0
 
+    @pytest.mark.parametrize("pinned", [None, 2])
+    @pytest.mark.parametrize("phases", [tuple(Phase), (Phase.UPDATE, Phase.DELETE)])
+    def test_of_an_older_refresh_undo_nothing_of_a_newer_one(
+        self, phases: tuple[Phase, ...], pinned: int | None
+    ) -> None:
+        # Given a refresh that has read the source and goes on, window by window
+        fill(12)
+        run(QuantityTotal)
+        Order.objects.update(price=2)
+        first = engine.request(QuantityTotal, phases=phases, batch_size=2)
+        while not first.runs.filter(phase=Phase.UPDATE, batches__gt=0).exists():
+            step(QuantityTotal)
+        # When rows are added, and another refresh is requested
+        for number in range(13, 25):
+            order(1, quantity=number)
+        second = engine.request(QuantityTotal, batch_size=pinned)
+        work_off(QuantityTotal)
+        # Then they are there when both have ended
+        assert rows_of(first)[Phase.DELETE] == 0
+        assert rows_of(second)[Phase.INSERT] == 12
+        assert QuantityTotal.verify().equal
+
+    def test_keep_refreshes_waiting_that_have_not_begun(self) -> None:
+        # Given a staged refresh, and another that is requested meanwhile
+        fill()
+        first = engine.request(QuantityTotal, phases=[Phase.INSERT], batch_size=2)
+        step(QuantityTotal)
+        second = engine.request(QuantityTotal, phases=[Phase.DELETE], batch_size=2)
+        # When the first one goes on
+        while first.runs.filter(state__in=(RunState.PENDING, RunState.RUNNING)).exists():
+            assert not second.runs.filter(batches__gt=0).exists()
+            assert set(stages("default")) == {first.pk}
+            step(QuantityTotal)
+        # Then the second one follows
+        work_off(QuantityTotal)
+        assert rows_of(second) == {Phase.DELETE: 0}
+
     def test_of_killed_workers_are_swept(self) -> None:
         fill()
         plan = plan_of(registry.find(QuantityTotal), "default")
@@ -342,7 +379,7 @@ class TestVerify:
         CustomerTotal.objects.bulk_create(
             CustomerTotal(customer_id=number, orders=1) for number in (-5, -4, -3, 90, 91, 92)
         )
-        with mock.patch("matviews.engine.verification.KEYS_PER_RANGE", 2):
+        with mock.patch("matviews.engine.verify_parts.KEYS_PER_RANGE", 2):
             found = CustomerTotal.verify()
         assert (found.missing, found.surplus, found.rows_compared) == (6, 6, 6)
 
@@ -375,7 +412,7 @@ class TestVerify:
         try:
             assert held.wait(10)
             with (
-                mock.patch("matviews.engine.verification.REPAIR_TIMEOUT", 0.2),
+                mock.patch("matviews.engine.verify_parts.REPAIR_TIMEOUT", 0.2),
                 pytest.raises(ViewBusy, match="Pause it, or try again"),
             ):
                 CustomerTotal.verify(repair=True)

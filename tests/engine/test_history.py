@@ -9,10 +9,11 @@ from django.utils import timezone
 from benchmarks.statements import statements
 from matviews import engine
 from matviews.engine import history, trim_history
-from matviews.models import PhaseRun, Refresh, ViewControl
+from matviews.models import PhaseRun, Refresh, RefreshSchedule, ViewControl
 from matviews.states import RefreshState
 from matviews.tasks import inline
-from tests.helpers.engine import due, items, request_apart
+from tests.helpers.engine import due, items, request_apart, travel
+from tests.helpers.ledger import fault
 from tests.helpers.view_classes import run
 from tests.sample.models import Ledger, Limited, Walked
 
@@ -144,11 +145,118 @@ def test_a_long_history_goes_in_small_transactions_and_not_all_in_one_call(
     assert len(left()) == 1
 
 
-def test_it_costs_two_statements_when_all_is_recent() -> None:
+@pytest.mark.parametrize("on_change", [True, False])
+def test_a_view_on_change_keeps_so_many_successes(
+    monkeypatch: pytest.MonkeyPatch, on_change: bool
+) -> None:
+    monkeypatch.setattr(history, "MAX_ON_CHANGE", 2)
+    RefreshSchedule.objects.create(
+        view=ViewControl.objects.get(label="sample.Limited"), on_change=on_change, every=1
+    )
+    old = [ended(Limited, "succeeded", 1).pk, ended(Limited, "succeeded", 1).pk]
+    kept = {ended(view, state, 1).pk for view, state in [
+        (Limited, "failed"), (Limited, "succeeded"), (Limited, "succeeded"), (Limited, "stopped"),
+        (Ledger, "succeeded"), (Ledger, "succeeded"), (Ledger, "succeeded"),
+    ]}  # fmt: skip
+
+    assert trim_history() == (2 if on_change else 0)
+
+    assert left() == (kept if on_change else {*old, *kept})
+
+
+def test_it_costs_three_statements_when_all_is_recent() -> None:
     ended(Limited, "succeeded", 1)
     ended(Limited, "failed", 1)
 
     with statements() as found:
         assert trim_history() == 0
 
-    assert len(found) == 2
+    assert len(found) == 3
+
+
+class TestFolding:
+    """Failures in a row that are alike become one, which counts them."""
+
+    def fail(self, action: str = "raise", hook: str = "do_insert") -> int:
+        with fault(Ledger, hook, action):
+            refresh = run(Ledger)
+        assert refresh.state == RefreshState.FAILED
+        travel(timedelta(minutes=11))
+        return refresh.pk
+
+    def test_the_last_stays_and_counts_the_others(self) -> None:
+        items(1)
+        keys = [self.fail() for _ in range(5)]
+        first = Refresh.objects.get(pk=keys[0]).finished_at
+
+        assert engine.fold_failures() == 4
+        kept = Refresh.objects.get()
+        assert (kept.pk, kept.repeats, kept.repeated_since) == (keys[-1], 4, first)
+        assert "was told to fail" in kept.runs.get().traceback
+        # and later ones are folded as well
+        last = self.fail()
+        assert (engine.fold_failures(), engine.fold_failures()) == (1, 0)
+        kept = Refresh.objects.get()
+        assert (kept.pk, kept.repeats) == (last, 5)
+        assert kept.repeated_since is not None
+
+    def test_others_stay(self) -> None:
+        items(1)
+        keys = [self.fail(), self.fail("misspelt")]  # another class of error
+        assert engine.fold_failures() == 0
+        keys.append(run(Ledger).pk)  # a success
+        items(1)
+        keys.append(self.fail("misspelt"))
+        keys.append(run(Ledger).pk)
+        assert engine.fold_failures() == 0
+        assert left() == set(keys)
+
+    def test_another_error_of_the_same_class_stays(self) -> None:
+        items(1)
+        keys = [self.fail() for _ in range(2)]
+        runs = PhaseRun.objects.filter(state="failed").order_by("pk")
+        for key, error in zip(keys, ("first", "second"), strict=True):
+            runs.filter(refresh=key).update(error=f"RuntimeError: {error} cause")
+        assert engine.fold_failures() == 0
+        for key in keys:
+            runs.filter(refresh=key).update(error=f"RuntimeError: no rate of day {key}")
+        assert engine.fold_failures() == 1
+
+    def test_a_failure_of_a_moment_ago_stays(self) -> None:
+        items(1)
+        keys = {self.fail(), self.fail()}
+        travel(timedelta(minutes=-15))
+
+        assert engine.fold_failures() == 0
+        assert left() == keys
+
+    def test_two_maintenance_tasks_count_each_once(self) -> None:
+        items(1)
+        keys = [self.fail() for _ in range(3)]
+
+        assert [history._fold(keys[0], keys[1]) for _ in range(2)] == [True, False]
+        assert engine.fold_failures() == 1
+        assert Refresh.objects.get().repeats == 2
+
+    def test_one_whose_next_has_been_deleted_meanwhile_stays(self) -> None:
+        items(1)
+        old, next_one = self.fail(), self.fail()
+        Refresh.objects.filter(pk=next_one).delete()
+
+        assert history._fold(old, next_one) is False
+        assert left() == {old}
+
+    def test_what_was_merged_into_it_goes_on_to_the_next(self) -> None:
+        items(1)
+        with fault(Ledger, "do_insert", "raise"):
+            for _ in range(3):
+                request_apart(Ledger, force=True)
+            shard = due(Ledger).shard_id
+            inline.drain([shard])
+        travel(timedelta(minutes=11))
+        last = self.fail()
+
+        while engine.fold_failures():
+            pass
+
+        assert left() == {last}

@@ -1,11 +1,13 @@
 """Pausing a view: its requests are kept and wait, its batches are held."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from benchmarks.statements import statements
 from matviews import engine
+from matviews.databases.clock import UtcNow
 from matviews.engine import Outcome
 from matviews.exceptions import ViewDisabled
 from matviews.models import Refresh, ViewControl, ViewShard
@@ -19,6 +21,8 @@ pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
 HOLDS = pytest.mark.parametrize("hold", [{"paused": True}, {"enabled": False}])
 RELEASED = {"paused": False, "enabled": True}
+MINUTE = timedelta(minutes=1)
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -149,3 +153,62 @@ def test_every_shard_is_held() -> None:
     switch(Sharded, paused=False)
     assert inline.run_to_end(refresh).state == RefreshState.SUCCEEDED
     assert Sharded.objects.count() == 8
+
+
+class TestSinceWhenAndByWhom:
+    """The change and its record are one statement, however the control is changed."""
+
+    def paused(self) -> tuple[bool, bool, str]:
+        """Whether it is paused, whether the time of that is now, and by whom."""
+        control = ViewControl.objects.annotate(now=UtcNow()).get(label="sample.Ledger")
+        is_now = control.paused_at is not None and control.now - control.paused_at < MINUTE
+        return control.paused, is_now, control.paused_by
+
+    def let_it_be_long_ago(self) -> None:
+        ViewControl.objects.update(paused_at=LONG_AGO)
+
+    def test_an_update_records_the_time_and_who_if_that_is_given(self) -> None:
+        switch(Ledger, paused=True)
+        assert self.paused() == (True, True, "")
+        switch(Ledger, paused=False)
+        assert self.paused() == (False, False, "")
+        with statements() as found:
+            ViewControl.objects.filter(label="sample.Ledger").update(paused=True, paused_by="ann")
+        assert len(found) == 1
+        assert self.paused() == (True, True, "ann")
+
+    def test_a_save_records_the_time_and_who_if_that_is_given(self) -> None:
+        control = ViewControl.objects.get(label="sample.Ledger")
+        control.paused, control.paused_by = True, "ann"
+        control.save()
+        assert self.paused() == (True, True, "ann")
+        assert control.paused_by == "ann"
+        assert control.paused_at is not None
+        control.paused = False
+        control.save(update_fields=["paused"])
+        assert self.paused() == (False, False, "")
+        assert (vars(control)["paused_at"], control.paused_by) == (None, "")
+
+    def test_another_row_begins_with_its_own(self) -> None:
+        assert ViewControl.objects.create(label="shop.Paused", paused=True).paused_at
+        assert ViewControl.objects.create(label="shop.Other").paused_at is None
+
+    @pytest.mark.parametrize("again", ["update", "save", "save of another field", "bulk_update"])
+    def test_what_pauses_a_paused_view_again_leaves_both_as_they_were(self, again: str) -> None:
+        control = ViewControl.objects.get(label="sample.Ledger")
+        ViewControl.objects.filter(pk=control.pk).update(paused=True, paused_by="ann")
+        self.let_it_be_long_ago()
+        control.paused, control.paused_by = True, "bob"
+        if again == "update":
+            ViewControl.objects.filter(pk=control.pk).update(paused=True, paused_by="bob")
+        elif again == "bulk_update":
+            ViewControl.objects.bulk_update([control], ["paused"])
+        else:
+            control.save(update_fields=["batch_size"] if "field" in again else None)
+        assert self.paused() == (True, False, "ann")
+
+    def test_a_bulk_update_pauses_from_now_on(self) -> None:
+        control = ViewControl.objects.get(label="sample.Ledger")
+        control.paused = True
+        ViewControl.objects.bulk_update([control], ["paused"])
+        assert self.paused() == (True, True, "")

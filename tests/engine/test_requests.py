@@ -59,7 +59,7 @@ def insert_requests(view: type[Any], count: int) -> None:
         [
             Refresh(
                 view_id=refresh.view_id, phases=refresh.phases, origin=Origin.API,
-                requested_at=timezone.now(), claims_seen=refresh.claims_seen,
+                requested_at=timezone.now(), claims_at_request=refresh.claims_at_request,
             )
             for _ in range(count - 1)
         ],

@@ -141,7 +141,7 @@ class TestWhoeverIsAtWork:
         assert now(refresh) == RefreshState.STOPPED
         assert Ledger.objects.count() == 2
 
-    def test_a_batch_that_is_claimed_and_not_begun_is_overtaken(
+    def test_a_batch_that_is_claimed_and_not_begun_is_superseded(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # given a worker that has claimed its batch
@@ -158,7 +158,7 @@ class TestWhoeverIsAtWork:
         # when the refresh is stopped before it begins
         report = engine.run_batch(message)
         # then it does nothing
-        assert report.outcome is Outcome.OVERTAKEN
+        assert report.outcome is Outcome.SUPERSEDED
         assert now(refresh) == RefreshState.STOPPED
         assert Ledger.objects.count() == 0
 

@@ -4,9 +4,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
@@ -26,6 +27,22 @@ def absence() -> str | None:
     if find_chromium():
         return None
     return f"There is no Chromium: install the package chromium, or set {VARIABLE} to its path."
+
+
+class Pictures:
+    """Screenshots for people; none are taken where nobody has asked for them."""
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = Path(folder) if folder else None
+
+    def __bool__(self) -> bool:
+        return self._folder is not None
+
+    def take(self, shown: Page | Locator, name: str, **options: Any) -> None:
+        """Write `name`.png."""
+        if self._folder:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            shown.screenshot(path=self._folder / f"{name}.png", **options)
 
 
 @contextmanager

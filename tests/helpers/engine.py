@@ -8,11 +8,23 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.models import DateTimeField, F
 from django.utils import timezone
+from django_celery_beat.models import PeriodicTask
 
 from matviews import engine
 from matviews.engine import Message
-from matviews.models import Refresh, ViewShard
+from matviews.models import (
+    Alarm,
+    Change,
+    Heartbeat,
+    PhaseRun,
+    Refresh,
+    VerifyRun,
+    ViewChange,
+    ViewControl,
+    ViewShard,
+)
 from tests.sample.models import Item
 
 LONG_AGO = timedelta(days=1)
@@ -61,6 +73,20 @@ def let_time_pass() -> None:
     past = timezone.now() - LONG_AGO
     ViewShard.objects.update(resend_after=past)
     ViewShard.objects.exclude(claimed_at=None).update(claimed_at=past)
+    ViewShard.objects.exclude(turn_at=None).update(turn_at=past)
+
+
+def travel(time: timedelta) -> None:
+    """Move all times of the bookkeeping into the past, as if the database's clock had gone on.
+
+    Those that beat has saved, too.
+    """
+    ours = (
+        ViewControl, ViewShard, Refresh, PhaseRun, Change, ViewChange, VerifyRun, Heartbeat, Alarm,
+    )  # fmt: skip
+    for model in (*ours, PeriodicTask):
+        fields = [field.name for field in model._meta.fields if isinstance(field, DateTimeField)]
+        model.objects.update(**{name: F(name) - time for name in fields})
 
 
 def in_another_connection(work: Callable[[], None]) -> threading.Thread:

@@ -16,9 +16,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests import ROOT
+from tests.helpers import forked
+from tests.helpers.forked import Forked
 
 DEADLINE = 240.0  # seconds until a test gives up waiting, on a machine that does other things too
-POLL = 0.02
+POLL = 0.05
 MAINTAIN_EVERY = 1.0
 FEW_MESSAGES = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
@@ -29,7 +31,7 @@ class Program:
     def __init__(self, environment: dict[str, str], log: Path, ready: str, *arguments: str) -> None:
         self._environment, self._log, self._ready = environment, log, ready
         self._command = (
-            sys.executable, "-m", "celery", "--app", "tests.celery_app", "--skip-checks",
+            "-m", "celery", "--app", "tests.celery_app", "--skip-checks",
             *arguments, "--loglevel", "INFO",
         )  # fmt: skip
         self.start()
@@ -37,10 +39,13 @@ class Program:
     def start(self) -> None:
         self._starts_at = len(self.lines())
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._environment, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+            self._process = Forked(
+                self._command,
+                cwd=ROOT,
+                env=self._environment,
+                output=log.fileno(),
+                own_group=True,
+            )
 
     @property
     def pid(self) -> int:
@@ -90,7 +95,7 @@ class Worker(Program):
     """A `celery worker` process."""
 
     def __init__(self, environment: dict[str, str], log: Path, *options: str) -> None:
-        name = ("--hostname", f"{log.stem}@%h")
+        name = ("--hostname", f"{log.stem}-{os.getpid()}@%h")  # brokers are shared
         super().__init__(environment, log, " ready.", "worker", *name, *FEW_MESSAGES, *options)
 
 
@@ -159,7 +164,9 @@ class Workers:
     def _settings(self) -> dict[str, str]:
         from django.conf import settings
 
-        return {**self._environment, "MATVIEWS_TEST_SETTINGS": json.dumps(settings.MATVIEWS)}
+        # The next request after a failure is tried at once.
+        ours = {"MAX_RETRY_DELAY": 0.001, **settings.MATVIEWS}
+        return {**self._environment, "MATVIEWS_TEST_SETTINGS": json.dumps(ours)}
 
     def _start(self, children: int) -> Worker:
         pool = (
@@ -256,13 +263,7 @@ def manage(folder: Path, settings: str, *arguments: str) -> subprocess.Completed
         "DJANGO_SETTINGS_MODULE": "other_settings",
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
     }
-    return subprocess.run(
-        [sys.executable, "-m", "django", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return forked.run(["-m", "django", *arguments], cwd=ROOT, env=environment)
 
 
 def ask_at_once(

@@ -5,7 +5,10 @@ from typing import Any
 from django.db import models
 from django.db.models import F, QuerySet
 
-from tests.helpers.view_classes import make_view, ready
+from matviews import changes, engine
+from matviews.models import RefreshSchedule, ViewChange
+from tests.helpers.ledger import add_items
+from tests.helpers.view_classes import make_view, ready, run
 from tests.sample.models import Item, Limited
 
 LABEL = "sample.Sourced"
@@ -31,3 +34,15 @@ def sourced(source: Any = windowed, *, name: str = "Sourced", **others: Any) -> 
             **others,
         )
     )
+
+
+def sourced_up_to_date() -> type[Any]:
+    """A tracked `sourced` view of three rows, refreshed, without schedules."""
+    RefreshSchedule.objects.all().delete()
+    view = sourced()
+    changes.install(engine.alias())
+    add_items(3)
+    run(view)
+    engine.move_log()
+    ViewChange.objects.all().delete()  # of other views
+    return view

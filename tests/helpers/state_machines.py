@@ -69,7 +69,7 @@ class MailboxMachine(RuleBasedStateMachine):
             note(f"{message} {report.outcome.name} rows={report.rows} {report.error}")
             self.worked(report)
             if not report.outcome.refused:
-                for due in engine.close_finished(message.shard_id).messages:
+                for due in engine.close_finished(message.shard_id, report).messages:
                     self.send(due)
 
     def worked(self, report: BatchReport) -> None:

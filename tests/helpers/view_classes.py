@@ -71,8 +71,8 @@ def ready(model: type[Any]) -> type[Any]:
 
 
 def run(view: type[Any] | str, **request: Any) -> Refresh:
-    """A refresh of a view, from its request to its end."""
-    return inline.run_to_end(engine.request(view, **request))
+    """A refresh of a view, from its request to its end, whether or not it failed before."""
+    return inline.run_to_end(engine.request(view, **{"force": True, **request}))
 
 
 def only_run(refresh: Refresh) -> PhaseRun:

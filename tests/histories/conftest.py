@@ -4,7 +4,7 @@ from typing import Protocol
 
 import pytest
 
-SECONDS = 5.0  # that a random test of an ordinary run goes on
+SECONDS = 2.0  # that a random test of an ordinary run goes on
 FEWEST = 5  # examples that it runs, however long they take
 
 
@@ -34,3 +34,9 @@ def run_random(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str
         return count
 
     return run_some
+
+
+@pytest.fixture(autouse=True)
+def _one_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the phases can share an evaluation, they do, however quick it is."""
+    monkeypatch.setattr("matviews.engine.costs.TEMPORARY_TABLE_SECONDS", 0.0)

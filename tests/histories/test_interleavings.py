@@ -15,9 +15,10 @@ from django.db import connection
 
 from matviews import changes, engine
 from matviews.changes import change_log
+from matviews.changes.log_spans import Covering
 from matviews.engine import batch, checkpoints, derived, dirty_keys, step
-from matviews.models import Change, ViewChange
-from tests.helpers.engine import without_sqlite
+from matviews.models import Change, ViewChange, ViewShard
+from tests.helpers.engine import in_another_connection, shard_of, without_sqlite
 from tests.helpers.view_classes import run
 from tests.shapes.models import Customer, Order, Product, Region
 from tests.shapes.models.grouped import RegionTotal, SlotRegion
@@ -157,6 +158,7 @@ def stopping(schedule: Schedule) -> Iterator[None]:
             (changes, "drain_queue", "take"),
             (dirty_keys, "resolve", "resolve"),
             (derived, "_do_dirty", "apply"),
+            (batch, "save_changes", "save"),
         ):
             patch.setattr(module, name, before(slot, getattr(module, name)))
         yield
@@ -229,6 +231,49 @@ def test_no_order_of_the_commits_of_several_loses_a_key(
     assert hold(slots, [Writer(sql) for sql in writers], SlotRegion) == schedules
 
 
+BUILD_SLOTS = ("start", "take", "save", "end")
+
+
+def hold_while_built(monkeypatch: pytest.MonkeyPatch, moved: int) -> int:
+    """Another process moves the log, by so many entries, at any moment of a view's first build.
+
+    The view's queue says that all its keys are dirty, as for each view that was never built.
+    """
+    for name, value in (
+        ("FEW_ENTRIES", 0), ("MAX_MOVED_ENTRIES", moved), ("MAX_DISTINCT_CHANGES", 50_000),
+    ):  # fmt: skip
+        monkeypatch.setattr(change_log, name, value)
+    count = 0
+    for slot in range(len(BUILD_SLOTS)):
+        for schedule in every_schedule(BUILD_SLOTS, [Writer(MOVE_ORDER)]):
+            count += 1
+            begin()
+            forget(RegionTotal)
+            schedule.steps.append((slot, 1, lambda: in_another_connection(engine.move_log).join()))
+            with stopping(schedule):
+                schedule.reach("start")
+                run(RegionTotal)
+                schedule.reach("end")
+            run(RegionTotal)
+            assert differences(RegionTotal) == []
+    return count
+
+
+def forget(view: type[Any]) -> None:
+    """The view is as before its first build, when its tables are tracked already."""
+    view._base_manager.all().delete()
+    shard = shard_of(view)
+    ViewShard.objects.filter(pk=shard.pk).update(checkpoints={})
+    changes.enqueue({shard.view_id}, "changes were not logged before")
+
+
+@pytest.mark.parametrize("moved", [1, pytest.param(5_000, marks=pytest.mark.long)])
+def test_no_order_of_commits_loses_a_change_during_the_first_build(
+    monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    assert hold_while_built(monkeypatch, moved) == 40
+
+
 class TestSeededFaults:
     """What such designs would lose is found."""
 
@@ -236,15 +281,31 @@ class TestSeededFaults:
         """A transaction that commits late has an id below the mark."""
         copy, mark = change_log._copy, 0
 
-        def above_the_mark(found: Sequence[int]) -> None:
+        def above_the_mark(found: Sequence[int], *_without: Any) -> None:
             nonlocal mark
             copy([pk for pk in found if pk > mark])
             mark = max([mark, *found])
 
         monkeypatch.setattr(change_log, "_copy", above_the_mark)
+        monkeypatch.setattr(changes, "move_few", lambda: False)
 
         with pytest.raises(AssertionError):
             hold(FEW_SLOTS, PAIRS["rows of several keys"])
+
+    def test_leaving_out_changes_for_a_view_that_is_being_built(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A batch that is draining the queue may have computed its rows already."""
+
+        def lock_nothing() -> dict[int, Covering]:
+            entries = ViewChange.objects.filter(table="", count=0)
+            found = entries.values_list("view", "pk", "logged_at")
+            return {view: Covering(pk, logged_at) for view, pk, logged_at in found}
+
+        monkeypatch.setattr(change_log, "lock_covering", lock_nothing)
+
+        with pytest.raises(AssertionError):
+            hold_while_built(monkeypatch, 5_000)
 
     def test_computing_before_taking(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What commits in between is taken without having been computed."""

@@ -201,7 +201,7 @@ class TestSeededFaults:
         with pytest.raises(AssertionError, match="has left"):
             history()
 
-    def test_merging_what_works_for_others(
+    def test_merging_a_merge_target(
         self, meeting: Meeting, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def merge(keys: list[int]) -> bool:

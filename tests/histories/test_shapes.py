@@ -122,7 +122,7 @@ class History(MailboxMachine):
         self.define(query)
         self.control = ViewControl.objects.get(label=view._meta.label)
         self.tracked = tracked
-        track_for(view if tracked else None)
+        track_for(view if tracked else None, whatever_it_reads=True)
         for name in ("b", "Ä"):
             self.open_region(name)
             self.add_customer(1, 1, {"name": name, "nickname": None, "active": True})

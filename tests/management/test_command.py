@@ -18,6 +18,7 @@ from matviews import engine, tasks
 from matviews.engine import ViewStatus
 from matviews.management import output
 from matviews.management.commands.update_materialized_views import Command
+from matviews.management.refresh import _why_open
 from matviews.management.tables import status_as_dict
 from matviews.models import Origin, PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.registry import registry
@@ -28,7 +29,7 @@ from tests.helpers.source_views import sourced
 from tests.helpers.view_classes import INSERT_ONLY, make_view, ready, six_hooks
 from tests.sample.models import Item, Limited, Sharded, Walked, Whole
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 IN_BATCH = {"sample.Limited", "sample.MyModel", "sample.Walked", "sample.Whole"}
 
@@ -293,6 +294,18 @@ def test_a_view_that_is_disabled_under_way_is_left_open_and_told() -> None:
     assert Limited.objects.count() == 10
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"paused": True}, "is paused; the refresh continues when it is resumed"),
+        ({"enabled": False}, "is disabled; the refresh continues when it is enabled"),
+        ({}, "has failed and waits; the refresh continues with the next try"),
+    ],
+)
+def test_why_a_refresh_stays_open_is_told(options: dict[str, Any], said: str) -> None:
+    assert _why_open(ViewControl(label="sample.Limited", **options)) == said
+
+
 def test_a_database_that_refuses_is_a_sentence() -> None:
     refusal = OperationalError("server closed the connection\n")
     with mock.patch.object(engine, "views_to_refresh", side_effect=refusal):
@@ -321,6 +334,7 @@ def test_json_is_one_document_also_when_views_fail() -> None:
     assert {**whole["phases"][0], "seconds": 0} == {
         "phase": "insert", "shard": 0, "state": "succeeded", "rows": 0, "keys_scanned": 0,
         "batches": 1, "seconds": 0, "full_refresh_reason": None, "error": "",
+        "strategy": None, "expected_seconds": {},
     }  # fmt: skip
     assert "sample.Limited: insert: RuntimeError" in ran.err
 
@@ -381,9 +395,14 @@ def test_the_list_as_json_has_values() -> None:
     assert datetime.fromisoformat(limited.pop("last_success")).tzinfo is not None
     assert limited == {
         "view": "sample.Limited", "state": "ok, no target", "definition_changed": [],
-        "enabled": True, "paused": False, "include_in_refresh_all": True,
+        "enabled": True, "paused": False, "paused_at": None, "paused_by": "", "queue": None,
+        "verification": None, "verifying": None, "differing": None, "waiting_for": None,
+        "include_in_refresh_all": True,
         "rows": 3, "rows_exact": True, "change_lag": None, "running": [],
-        "target": None, "not_logged": [], "on_time": True, "error": "",
+        "target": None, "not_logged": [], "parked": 0, "on_time": True, "error": "",
+        "failures": 0, "failing_since": None, "retry_in": None, "suspended_at": None,
+        "wait_reason": "", "quiet_until": None,
+        "recent_refreshes": {"count": 1, "full": 0, "reason": ""},
     }  # fmt: skip
     assert (views["sample.Ledger"]["include_in_refresh_all"], views["sample.Ledger"]["age"]) == (
         False, None,
@@ -455,10 +474,15 @@ def test_check_as_json_has_the_numbers() -> None:
     ran = command("--check", "--models", "Limited,Whole", "--format", "json")
 
     limited, whole = ran.document["views"]
+    assert 0 < limited.pop("retry_in") <= 10
+    assert limited.pop("failing_since")
     assert limited == {
         "view": "sample.Limited", "on_time": False, "reason": "failed", "state": "failed",
-        "change_lag": None, "age": None, "target": None, "not_logged": [],
+        "reasons": ["failed", "never built"], "not_logged": [], "parked": 0,
+        "change_lag": None, "age": None, "target": None,
+        "failures": 1, "suspended_at": None, "wait_reason": "", "quiet_until": None,
         "error": "insert: RuntimeError: do_insert was told to fail",
+        "recent_refreshes": {"count": 1, "full": 0, "reason": ""},
     }  # fmt: skip
     assert 0 <= whole.pop("age") < 60
     assert (whole["on_time"], whole["reason"], whole["change_lag"]) == (True, "", None)

@@ -8,8 +8,6 @@ import pty
 import re
 import signal
 import struct
-import subprocess
-import sys
 import termios
 import threading
 import time
@@ -24,13 +22,15 @@ from django.utils import timezone
 
 from matviews import engine
 from matviews.management.interrupts import stop_on_signal
-from matviews.models import PhaseRun, Refresh, ViewShard
+from matviews.models import PhaseRun, Refresh, RefreshSchedule, ViewControl, ViewShard
 from matviews.states import RefreshState
 from tests import ROOT
 from tests.helpers import services
+from tests.helpers.forked import Forked
 from tests.helpers.ledger import add_items, assert_each_item_once, fault
 from tests.helpers.processes import DEADLINE, Workers
 from tests.sample.models import Fault, Item, Ledger, Limited, Walked
+from tests.shapes.models import DayStatus, Order
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -61,11 +61,12 @@ class Process:
     def __init__(self, *arguments: str, columns: int = 0, **environment: str) -> None:
         self.text = ""
         theirs = self._pipe_or_terminal(columns)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "django", "update_materialized_views", *arguments],
-            cwd=ROOT, env=_environment(environment), stdin=subprocess.DEVNULL, stdout=theirs,
-            stderr=theirs,
-        )  # fmt: skip
+        self._process = Forked(
+            ["-m", "django", "update_materialized_views", *arguments],
+            cwd=ROOT,
+            env=_environment(environment),
+            output=theirs,
+        )
         os.close(theirs)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -105,7 +106,7 @@ class Process:
         deadline = time.monotonic() + DEADLINE
         while not holds():
             assert time.monotonic() < deadline, f"still waiting for {what}\n{self.text}"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -408,3 +409,16 @@ def test_the_command_takes_over_from_a_worker_that_is_gone(columns: int, setting
     assert process.status() == 0
     assert re.search(r"waiting for the worker vm-1:4711 \([\d.]+ s so far\)", process.words)
     assert_each_item_once()
+
+
+def test_follow_refreshes_on_change_until_it_is_stopped(tracked: None) -> None:
+    view = ViewControl.objects.get(label="shapes.DayStatus")
+    RefreshSchedule.objects.create(view=view, on_change=True, every=0, period="seconds")
+    process = Process("--follow", "--models", "shapes.DayStatus")
+    process.wait_for("Following changes")
+
+    Order.objects.create(price=1, paid=True, status="new", shipped_on="2026-01-01")
+    process.wait_for(DayStatus.objects.exists)
+    process.signal(signal.SIGTERM)
+
+    assert process.status(AT_ONCE) == 0

@@ -217,6 +217,21 @@ def test_a_worker_is_named_once_it_is_worth_telling(meter: Meter, clock: Clock) 
     )
 
 
+def test_a_long_log_that_is_moved_first_is_told_at_once(
+    meter: Meter, clock: Clock, lines: list[str]
+) -> None:
+    claim = Claim("vm-1:4711", timezone.now() - timedelta(seconds=75))
+    waiting = under_way(0, 0, claim=claim, to_move=250_000)
+    reporter = Lines(lines.append, lines.append, clock=clock)
+    text = "0 rows, moving 250,000 entries of the change log"
+
+    for _look in range(3):
+        reporter.show(LABEL, [waiting])
+
+    assert after(meter, clock, (0, waiting)) == text
+    assert lines == [f"{LABEL} insert: {text}"]
+
+
 @pytest.mark.parametrize(
     ("seen", "text"),
     [

@@ -10,16 +10,19 @@ from uuid import UUID
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError
+from django.db import DatabaseError, transaction
 from django.db.models import F
 
-from matviews import api, tasks
+import matviews
+from matviews import api, engine, tasks
 from matviews.engine import Verification
+from matviews.json_fields import Cost
 from matviews.management import formatting
 from matviews.management.commands.update_materialized_views import Command
-from matviews.models import Refresh, ViewControl
+from matviews.models import Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.queryset import Difference, ExplainedIndex, Explanation, Kind
+from tests.helpers import triggers
 from tests.helpers.ledger import add_items
 from tests.helpers.source_views import LABEL, sourced, staged
 from tests.management.test_command import Ran, command
@@ -72,17 +75,45 @@ def test_what_differs_is_told_with_its_key_and_both_values(source: Any) -> None:
     assert ran.status == 1
     value = Item.objects.get(pk=differing).value
     first, *others = ran.out.splitlines()
+    reason = "no triggers log all changes of sample_item"
     assert first == f"{LABEL}: 1 missing, 1 differing, 1 surplus (10 rows compared)"
     assert sorted(others) == sorted(
         [
             f"  missing key={missing}: in the source value={Item.objects.get(pk=missing).value}",
             f"  differing key={differing}: value is -7, in the source {value}",
             f"  surplus key={surplus}: in the view value=9",
+            f"  These may be changes since its last refresh: {reason}.",
         ]
     )
     assert f"1 of 1 views differ from their source: {LABEL}." in ran.err
     assert "--repair" in ran.err
     assert Limited.objects.filter(key=surplus).exists()
+
+
+def test_pending_changes_do_not_count(tracked: None) -> None:
+    # given a tracked view, and a change that waits for its refresh
+    sourced()
+    add_items(10)
+    triggers.install(engine.alias())
+    command("--models", "Sourced")
+    Item.objects.filter(value=3).update(value=-3)
+    # then only code that asks for it sees a difference
+    ran = verify()
+    assert ran.status == 0
+    compared = "(10 rows compared; 1 key left out, changes are pending)"
+    assert ran.out == f"{LABEL}: equals its source, but for pending changes {compared}\n"
+    assert matviews.verify(LABEL).differing == 1
+    with transaction.atomic():
+        assert matviews.verify(LABEL, leave_out_pending=True).differing == 1
+    # and a row that no change explains counts
+    Limited.objects.filter(value=5).update(value=-5)
+    ran = verify()
+    assert ran.status == 1
+    assert ran.out.splitlines()[0].startswith(f"{LABEL}: 0 missing, 1 differing, 0 surplus")
+    assert verify("--format", "json").document["views"][0]["pending"] == 1
+    # and a repair writes both
+    assert "0 missing, 2 differing, 0 surplus" in verify("--repair").out
+    assert matviews.verify(LABEL).equal
 
 
 def test_json_has_the_counts_and_the_first_differences() -> None:
@@ -95,7 +126,8 @@ def test_json_has_the_counts_and_the_first_differences() -> None:
     examples = {each["kind"]: each for each in found.pop("examples")}
     assert found == {
         "view": LABEL, "equal": False, "compared": 10, "missing": 1, "differing": 1, "surplus": 1,
-        "repaired": None, "sample": None, "null_keys": 0, "error": "",
+        "repaired": None, "sample": None, "null_keys": 0, "parked": 0, "pending": 0,
+        "untracked": "no triggers log all changes of sample_item", "error": "",
     }  # fmt: skip
     assert examples["missing"]["key"] == {"key": missing}
     assert examples["missing"]["in_view"] is None
@@ -282,6 +314,44 @@ def test_explain_tells_the_path_the_indexes_and_the_sql_of_each_phase() -> None:
     assert all(Limited._meta.db_table in statement for statement in statements.values())
     assert "%s" not in ran.out
     assert (Limited.objects.count(), Refresh.objects.count()) == (3, 1)
+
+
+def test_explain_tells_what_refreshes_cost_and_which_strategy_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("matviews.engine.costs.CHEAP_SECONDS", 0.05)
+    sourced()
+    add_items(3)
+    command("--models", "Sourced")
+    costs = dict.fromkeys(Phase, Cost(0.4, {0: 0.01, 2: 0.5}))
+    ViewShard.objects.update(costs=costs)
+
+    ran = command("--explain", "--models", "Sourced")
+    known = command("--explain", "--models", "Sourced", "--format", "json").document["views"][0]
+    ViewControl.objects.update(strategy="full")
+    pinned = command("--explain", "--models", "Sourced")
+
+    taken = "a full one 1.2 s, 1 to 3 keys 30 ms, 16 to 63 keys 1.5 s"
+    choice = "by keys up to 15 dirty keys, in full beyond"
+    assert f"\n  last refreshes: {taken}\n  strategy of refreshes: {choice}\n" in ran.out
+    assert known["costs"] == {
+        "pinned": None, "full": pytest.approx(1.2), "max_keys": 15,
+        "by_keys": [{"keys": [1, 3], "seconds": 0.03}, {"keys": [16, 63], "seconds": 1.5}],
+    }  # fmt: skip
+    assert "\n  strategy of refreshes: pinned to full\n" in pinned.out
+
+
+def test_explain_says_that_a_pin_to_keys_changes_nothing_if_every_refresh_is_full() -> None:
+    sourced(staged)
+    ViewControl.objects.update(strategy="by_keys")
+
+    told = command("--explain", "--models", "Sourced").out
+
+    assert "  every change causes a full refresh: " in told
+    assert (
+        "  strategy of refreshes: pinned to by_keys, but every refresh is full (see above)\n"
+        in told
+    )
 
 
 def test_explain_shows_what_is_staged_and_why() -> None:

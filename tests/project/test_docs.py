@@ -1,5 +1,6 @@
 """The examples of the README and of the docs, run as they stand."""
 
+import json
 import os
 import re
 import sqlite3
@@ -14,10 +15,14 @@ from typing import Any
 
 import pytest
 from django.db.models.functions import Mod
+from django.utils import timezone
 
 from matviews import Batch, Shard
+from matviews.models import Alarm
+from matviews.tasks.check_in import check_in
 from tests import ROOT
-from tests.helpers import services
+from tests.helpers import forked, services
+from tests.helpers.http_server import serving
 from tests.sample.models import Item, Limited, Walked
 
 PAGES = [
@@ -104,10 +109,7 @@ def commands(page: str, number: int) -> list[list[str]]:
 
 
 def run(project: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=project, env=environment(),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = forked.run(arguments, cwd=project, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -135,17 +137,33 @@ def test_a_project_with_the_models_of_the_page_works_as_written(project: Path, p
     printed = run(project, *refresh)
     # Then the view equals its source, and the command says what it did
     assert "shop.Spending insert: 4 rows" in printed
-    assert shell(project, COMPARE).split() == ["5"]
     assert "shop.Spending" in run(project, *show)
-    shell(project, LATER_ORDERS)
+    assert shell(project, COMPARE + LATER_ORDERS).split() == ["5"]
     printed = run(project, *refresh)
     assert shell(project, COMPARE).split() == ["5"]
     for phase, rows in (("insert", 1), ("update", 3), ("delete", 1)):
         assert re.search(rf"shop.Spending {phase}: {rows} rows? in 1 batch", printed), printed
-    # And where it has a source, it can be proved and explained
+    # And where it has a source, it can be verified and explained, and says how recent it is
     if page == "README.md":
         assert "equal" in run(project, *prove)
         assert "windowed" in run(project, *explain)
+        assert_it_is_told_how_recent_rows_are(project)
+
+
+def assert_it_is_told_how_recent_rows_are(project: Path) -> None:
+    """By the view function and the template of the page."""
+    view = named("docs/writing-views.md", "data as of, in views.py")
+    [template] = blocks("docs/writing-views.md", "html")
+    script = (
+        f"from django.http import JsonResponse\nfrom django.template import engines\n"
+        f"from shop.models import Spending\n{view}\n"
+        f"import json\nanswer = json.loads(spending(None).content)\n"
+        f"print(answer['as_of'] is not None, answer['pending'], len(answer['rows']))\n"
+        f"print(engines['django'].from_string({template!r}).render())"
+    )
+    told = shell(project, script)
+    assert told.splitlines()[0] == "True False 5"
+    assert re.search(r"Data as of \d\d:\d\d", told)
 
 
 def test_a_hook_beside_source_wins_over_the_derived_one(project: Path) -> None:
@@ -161,9 +179,9 @@ def test_a_hook_beside_source_wins_over_the_derived_one(project: Path) -> None:
     printed = run(project, "manage.py", "update_materialized_views")
     # Then the hook has kept the row, and the other phases are the derived ones
     assert "shop.Spending delete: 1 row in 1 batch" in printed
-    assert shell(project, COMPARE).split() == ["4"]
-    kept = "from shop.models import PastCustomer; print(*PastCustomer.objects.values_list('total'))"
-    assert shell(project, kept).strip() == f"({sum(range(2, 30, 4))},)"
+    kept = "from shop.models import PastCustomer\nprint(*PastCustomer.objects.values_list('total'))"
+    told = shell(project, COMPARE + kept).splitlines()
+    assert told == ["4", f"({sum(range(2, 30, 4))},)"]
 
 
 def test_the_source_that_is_shown_is_that_of_the_example() -> None:
@@ -286,6 +304,46 @@ def test_the_examples_of_the_page_on_testing_pass(project: Path) -> None:
     assert f"{tests} passed" in printed
 
 
+def test_the_hooks_for_alarms_tell_slack_and_pagerduty(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given the hooks as the page shows them, and a server in the place of both
+    names: dict[str, Any] = {}
+    for body in blocks("docs/production.md", "python"):
+        if body.startswith("# proj/alarms.py"):
+            exec(body, names)
+    raised = Alarm(pk=7, change="raised", text="shop.Spending: it fails", since=timezone.now())
+    ended = Alarm(pk=8, change="ended", text="No worker", ended_at=timezone.now())
+    with serving() as served:
+        for name in ("SLACK_URL", "PAGERDUTY_URL"):
+            monkeypatch.setenv(name, served.url)
+        monkeypatch.setenv("PAGERDUTY_KEY", "secret")
+        # When they are called as the maintenance task does
+        names["to_slack"]([raised, ended])
+        names["to_pagerduty"]([raised, ended])
+    # Then each has got what it reads
+    slack, trigger, resolve = (json.loads(body) for _method, _path, body in served.requests)
+    assert slack == {"text": "raised: shop.Spending: it fails\nended: No worker"}
+    assert (trigger["event_action"], trigger["dedup_key"]) == ("trigger", "matviews-7")
+    assert trigger["payload"]["summary"] == "shop.Spending: it fails"
+    assert (resolve["event_action"], resolve["dedup_key"]) == ("resolve", "matviews-8")
+
+
+def test_the_check_in_of_the_page_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    (body,) = [
+        body
+        for body in blocks("docs/production.md", "python")
+        if body.startswith("# proj/settings.py, at its end") and "CHECK_IN_URL" in body
+    ]
+    with serving() as served:
+        monkeypatch.setenv("CHECK_IN_URL", f"{served.url}/ping")
+        names: dict[str, Any] = {"os": os}
+        exec(body, names)
+        settings.MATVIEWS = names["MATVIEWS"]
+        check_in()
+    assert served.requests == [("GET", "/ping", "")]
+
+
 # Where the README's links lead: PyPI shows it without the repository around it.
 BLOB = "https://github.com/django-matviews/django-matviews/blob/main/"
 RAW = "https://raw.githubusercontent.com/django-matviews/django-matviews/main/"
@@ -340,3 +398,9 @@ def anchors(page: Path) -> set[str]:
 def prose(page: str | Path) -> str:
     """A page without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
+
+
+def test_the_example_for_rest_framework_is_python() -> None:
+    compile(
+        named("docs/writing-views.md", "data as of, with Django REST framework"), "docs", "exec"
+    )

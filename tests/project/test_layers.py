@@ -25,8 +25,11 @@ LAYERS = [
         "presentation",
         "exceptions",
         "conf",
+        "kept",
         "limits",
+        "logs",
         "project_locale",
+        "quiet_hours",
         "redact",
         "signals",
         "sqlstate",
@@ -48,8 +51,9 @@ LAYERS = [
     {"changes"},
     {"engine"},
     {"tasks"},
-    {"api", "mixin", "testing", ""},  # "" is matviews/__init__.py
-    {"checks", "apps", "admin", "management", "pytest_plugin"},
+    # "" is matviews/__init__.py
+    {"api", "health", "health_check", "metrics", "mixin", "series", "testing", ""},
+    {"checks", "apps", "admin", "management", "pytest_plugin", "templatetags"},
 ]
 # The same within the room of querysets; its other modules are on top.
 QUERYSET_LAYERS = ["analysis", "strategy", "sql"]

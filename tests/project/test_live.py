@@ -24,7 +24,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests import ROOT
-from tests.helpers.chromium import window
+from tests.helpers.chromium import Pictures, window
 from tests.helpers.processes import DEADLINE
 
 pytestmark = [
@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc"),
 ]
 
+NOTHING_PENDING = "<dt>oldest pending change</dt><dd>none</dd>"
 EVERYTHING = ("broker", "worker", "beat", "traffic", "web server")
 
 
@@ -167,22 +168,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("live")
 
 
-@pytest.fixture(scope="module")
-def for_pictures(pytestconfig: pytest.Config) -> bool:
-    """Whether the pictures are for people: of all flights, after some minutes."""
-    return pytestconfig.getoption("pictures") is not None
-
-
 @pytest.fixture
-def live(folder: Path) -> Iterator[Live]:
-    with running(folder) as started:
-        yield started
-
-
-@pytest.fixture(scope="class")
-def visited(folder: Path, for_pictures: bool) -> Iterator[Live]:
-    """One that goes on after the test."""
-    with running(folder, days=365 if for_pictures else 1) as started:
+def live(folder: Path, pictures: Pictures) -> Iterator[Live]:
+    with running(folder, days=365 if pictures else 1) as started:
         yield started
 
 
@@ -201,7 +189,7 @@ def wait_for(condition: Callable[[], object], seconds: float = DEADLINE) -> None
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 def assert_nothing_is_left(live: Live, ports: list[int]) -> None:
@@ -229,61 +217,61 @@ def read(browser: urllib.request.OpenerDirector, url: str) -> str:
         return str(page.read().decode())
 
 
-def test_it_serves_the_admin_refreshes_on_schedule_and_ends_on_ctrl_c(live: Live) -> None:
+def test_a_visitor_sees_the_views_at_work_until_ctrl_c(
+    live: Live, browser: Browser, pictures: Pictures
+) -> None:
+    # given a demo that has been running for some time
     assert all(re.search(rf"{name} +ready", live.output) for name in EVERYTHING)
-    assert "Route summaries" in read(logged_in(live.address), live.address)
-    wait_for(lambda: "flights.CarrierDay" in live.successes)
+    often = 25 if pictures else 2
+    wait_for(lambda: live.successes["flights.CarrierDay"] >= often, seconds=20 * often)
+    # when somebody visits it, then everything is shown
+    visit(live, browser, pictures)
+    assert_the_oldest_change_is_told_until_it_is_applied(live)
+    # when Ctrl-C is pressed, then everything ends
     ports = live.ports
-
     live.signal_group(signal.SIGINT)
-
     assert live.wait() == 0
     assert_nothing_is_left(live, ports)
 
 
-class TestAVisitor:
-    def test_sees_the_views_at_work(
-        self, visited: Live, browser: Browser, pictures: Path, for_pictures: bool
-    ) -> None:
-        # given a demo that has been at work for some time
-        often = 25 if for_pictures else 2
-        wait_for(lambda: visited.successes["flights.CarrierDay"] >= often, seconds=20 * often)
-        with window(browser, width=1280, height=640, base_url=visited.address) as page:
-            # when somebody logs in and follows the link to the views
-            page.goto("/admin/")
-            page.get_by_label("Username").fill("demo")
-            page.get_by_label("Password").fill("demo")
-            page.get_by_role("button", name="Log in").click()
-            page.locator("#matviews-viewcontrol").get_by_role(
-                "link", name="Materialized views"
-            ).click()
-            # then the list has all of them
-            expect(page.locator("#result_list tbody tr")).to_have_count(3)
-            page.locator("#content").screenshot(path=pictures / "admin.png")
-            # and the page of one has its schedules and pictures
-            page.get_by_role("link", name="flights.CarrierDay").click()
-            expect(page.get_by_role("img", name=re.compile("Time working")).first).to_be_visible()
-            expect(page.get_by_role("spinbutton", name="Every:").first).to_be_visible()
-            page.locator("#matviews-page").screenshot(path=pictures / "admin-view.png")
+def visit(live: Live, browser: Browser, pictures: Pictures) -> None:
+    with window(browser, width=1280, height=640, base_url=live.address) as page:
+        # when somebody logs in and follows the link to the views
+        page.goto("/admin/")
+        page.get_by_label("Username").fill("demo")
+        page.get_by_label("Password").fill("demo")
+        page.get_by_role("button", name="Log in").click()
+        page.locator("#matviews-viewcontrol").get_by_role("link", name="Materialized views").click()
+        # then the list has all of them
+        expect(page.locator("#result_list tbody tr")).to_have_count(3)
+        pictures.take(page.locator("#content"), "admin")
+        # and the page of one has its schedules and pictures
+        page.get_by_role("link", name="flights.CarrierDay carrier day").click()
+        expect(page.get_by_role("img", name=re.compile("Time working")).first).to_be_visible()
+        expect(page.get_by_role("spinbutton", name="Every:").first).to_be_visible()
+        top = page.locator("#matviews-page").bounding_box()
+        assert top
+        pictures.take(page, "admin-view", full_page=True, clip={**top, "height": 1150})
 
-    def test_sees_how_old_the_oldest_change_is_until_it_is_applied(self, visited: Live) -> None:
-        browser, page = logged_in(visited.address), f"{visited.address}admin/matviews/viewcontrol/"
 
-        def ages() -> dict[str, float | None]:
-            told = json.loads(visited.views("--list", "--format", "json"))["views"]
-            return {each["view"]: each["change_lag"] for each in told}
+def assert_the_oldest_change_is_told_until_it_is_applied(live: Live) -> None:
+    browser, page = logged_in(live.address), f"{live.address}admin/matviews/viewcontrol/"
 
-        # given flights that have changed
-        wait_for(lambda: "change lag" in read(browser, page))
-        wait_for(lambda: ages()["flights.RouteSummary"])
-        # when no more do, and all is applied
-        with visited.without_traffic():
-            visited.views("--enqueue")
-            # then no change is left, and the list tells of none
-            wait_for(lambda: not any(ages().values()))
-            assert "change lag" not in read(browser, page)
-        # until more flights change
-        wait_for(lambda: "change lag" in read(browser, page))
+    def ages() -> dict[str, float | None]:
+        told = json.loads(live.views("--list", "--format", "json"))["views"]
+        return {each["view"]: each["change_lag"] for each in told}
+
+    # given flights that have changed
+    wait_for(lambda: NOTHING_PENDING not in read(browser, page))
+    wait_for(lambda: ages()["flights.RouteSummary"])
+    # when no more do, and all is applied
+    with live.without_traffic():
+        live.views("--enqueue")
+        # then no change is left, and the list tells of none
+        wait_for(lambda: not any(ages().values()))
+        assert NOTHING_PENDING in read(browser, page)
+    # until more flights change
+    wait_for(lambda: NOTHING_PENDING not in read(browser, page))
 
 
 def test_a_second_one_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -299,6 +287,7 @@ def test_a_second_one_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "live.sqlite3").exists()
 
 
+@pytest.mark.long
 def test_it_ends_on_a_sigterm_to_the_launcher_alone(live: Live) -> None:
     ports = live.ports
 

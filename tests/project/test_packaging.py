@@ -311,6 +311,9 @@ def test_celery_discovers_the_tasks_of_the_installed_wheel(python: Path, project
         "matviews.delete_batch",
         "matviews.insert_batch",
         "matviews.maintain",
+        "matviews.pulse",
         "matviews.refresh",
         "matviews.update_batch",
+        "matviews.verify",
+        "matviews.verify_slice",
     ]

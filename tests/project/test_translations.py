@@ -30,7 +30,7 @@ from pytest_django import DjangoCaptureOnCommitCallbacks
 
 from matviews.models import Heartbeat, Refresh, RefreshSchedule, ViewControl, ViewShard
 from matviews.states import ViewState
-from matviews.tasks import schedules, timetable
+from matviews.tasks import heartbeat, schedules
 from tests import ROOT
 from tests.helpers import services
 from tests.helpers.ledger import add_items, fault
@@ -174,7 +174,7 @@ class TestShown:
         shown = text(german, VIEWS)
 
         assert "Materialisierte Views" in shown
-        for heading in ("Zustand", "Zeilen", "Letzter Erfolg", "Alter", "Zeitplan"):
+        for heading in ("Zustand", "Zeilen", "Letzte Aktualisierungen", "Alter", "Nächste"):
             assert f" {heading} " in shown
         assert "nie aufgebaut (" in shown
         assert "Jetzt aktualisieren" in shown
@@ -229,10 +229,11 @@ class TestShown:
 
     def test_how_to_find_out_why_it_does_not_run_is_german(self, german: Client) -> None:
         keep_silent(3600)
+        Heartbeat.objects.update(beat_at=timezone.now(), sent_at=timezone.now())
 
-        assert "ein Worker die Queue „" in text(german, VIEWS)
-        with mock.patch.object(timetable, "queue_of", return_value=""):
-            assert "ein Worker die Queue dieser Aufgabe abhört." in text(german, VIEWS)
+        assert "ein Worker läuft und die Queue „" in text(german, VIEWS)
+        with mock.patch.object(heartbeat, "queue_of", return_value=""):
+            assert "die Queue dieser Aufgabe abhört." in text(german, VIEWS)
 
     @pytest.mark.parametrize(
         ("fields", "shown"),

@@ -1,4 +1,4 @@
-"""Warnings for views with `source()`: W006 to W010, W012, W037; W107 and what is skipped."""
+"""Warnings for a `source()`: W006 to W010, W012, W037, W039, W040; W107 and what is skipped."""
 
 # ruff: noqa: N806 - variables that are models
 
@@ -13,7 +13,7 @@ from django.core.checks import CheckMessage, run_checks
 from django.db import OperationalError, connection, models
 from django.db.models import Count, F, OuterRef, Q, Subquery, Value
 from django.db.models.expressions import RawSQL
-from django.db.models.functions import Now, Random, TruncDate, TruncMonth
+from django.db.models.functions import Cast, Now, Random, TruncDate, TruncMonth
 from django.utils import timezone
 
 from matviews import MaterializedView, checks
@@ -150,7 +150,7 @@ class TestW007:
             ref=key(),
         )  # fmt: skip
 
-        assert found() == []
+        assert [each.id for each in found()] == ["matviews.W040"]
 
 
 class TestW008:
@@ -221,8 +221,9 @@ def test_w010_a_key_whose_collation_differs_between_source_and_view() -> None:
         sku=models.CharField(max_length=40, unique=True, db_collation=collation),
     )
 
-    warning = only("W010")
+    warning, full = found()
 
+    assert (warning.id, full.id) == ("matviews.W010", "matviews.W040")
     assert "key field sku has another collation" in warning.msg
     assert warning.hint == "Set the same db_collation on both fields."
 
@@ -240,6 +241,21 @@ def test_w037_a_key_that_has_no_exact_text(field: type[Any]) -> None:
         (warning,) = warnings
         assert warning.msg.startswith("shapes.Made: key field value is ")
         assert warning.msg.endswith("so all keys are one batch, and every refresh is full.")
+
+
+@pytest.mark.parametrize(("strategy", "warned"), [("by_keys", True), ("full", False)])
+def test_w039_a_strategy_that_the_view_cannot_have(strategy: str, warned: bool) -> None:
+    derived_view(
+        lambda cls: Order.objects.values(ref=F("pk"))[:10],
+        options={"strategy": strategy},
+        ref=models.IntegerField(unique=True),
+    )
+    warnings = [each.msg for each in found() if each.id == "matviews.W039"]
+    assert len(warnings) == warned
+    assert not warned or warnings[0] == (
+        "shapes.Made: MatviewMeta.strategy is 'by_keys', but it cannot be refreshed by keys: "
+        "a slice depends on all rows. Every refresh is full."
+    )
 
 
 class TestW012:
@@ -296,6 +312,65 @@ class TestW012:
 
     def test_is_not_for_a_view_of_which_any_change_concerns_the_whole(self) -> None:
         derived_view(lambda cls: Order.objects.order_by("pk").values(ref=F("pk"))[:5], ref=key())
+
+        assert [each.id for each in found()] == ["matviews.W040"]
+
+
+class TestW040:
+    @pytest.mark.parametrize(
+        ("source", "field", "reason", "way_out"),
+        [
+            (
+                lambda cls: Order.objects.order_by("pk").values(ref=F("pk"))[:5],
+                key, "a slice depends on all rows", "Slice the view when it is read.",
+            ),
+            (
+                lambda cls: Order.objects.order_by().values(ref=F("customer"), n=F("slot")),
+                key, "the same key", "or use a key that is unique in a table",
+            ),
+            # What a row of the key determines, but the key does not.
+            (
+                lambda cls: Order.objects.order_by().values(
+                    ref=F("slot"), n=F("customer__region")
+                ).annotate(m=Count("pk")),
+                key, "they are also grouped by n, which the key may not determine",
+                "Use an aggregate, like Max(...), for n, or add it to the key.",
+            ),
+            (
+                lambda cls: Order.objects.order_by().values(ref=Cast("note", models.IntegerField()))
+                .annotate(m=Count("pk")),
+                key, "computed by Cast to a whole number", 'under "Computed keys"',
+            ),
+        ],
+    )  # fmt: skip
+    def test_names_what_makes_every_refresh_full_and_the_way_out(
+        self, source: Any, field: Any, reason: str, way_out: str
+    ) -> None:
+        derived_view(
+            source,
+            ref=field(), n=models.IntegerField(null=True), m=models.IntegerField(null=True),
+        )  # fmt: skip
+
+        warning = only("W040")
+
+        assert warning.msg.startswith("shapes.Made: every change triggers a full refresh: ")
+        assert reason in warning.msg
+        assert way_out in str(warning.hint)
+
+    @pytest.mark.parametrize("strategy", ["full", "full_staged"])
+    def test_is_not_for_a_view_that_is_pinned_to_full_refreshes(self, strategy: str) -> None:
+        derived_view(
+            lambda cls: Order.objects.order_by("pk").values(ref=F("pk"))[:5],
+            options={"strategy": strategy}, ref=key(),
+        )  # fmt: skip
+
+        assert [each for each in found() if each.id in ("matviews.W040", "matviews.W012")] == []
+
+    def test_is_not_for_a_view_that_is_not_tracked(self) -> None:
+        derived_view(
+            lambda cls: Order.objects.order_by("pk").values(ref=F("pk"))[:5],
+            options={"tracking": False}, ref=key(),
+        )  # fmt: skip
 
         assert found() == []
 
@@ -442,7 +517,7 @@ class TestWhatTheViewDependsOn:
     def test_unless_the_view_tells(self, options: dict[str, Any]) -> None:
         self.raw(**options)
 
-        assert found() == []
+        assert {each.id for each in found()} <= {"matviews.W040"}
 
     @pytest.mark.parametrize(
         ("depends_on", "fault"),

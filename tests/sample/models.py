@@ -216,6 +216,7 @@ class Sharded(Copy):
 
     @classmethod
     def do_insert(cls, limit: int, shard: Shard) -> int:
+        Fault.commit(cls, "do_insert")
         return cls.insert(cls.mine(cls.missing(), shard, "pk").order_by("pk")[:limit])
 
     @classmethod

@@ -13,6 +13,7 @@ from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
 from matviews import engine
+from matviews.changes.change_log import FEW_ENTRIES
 from matviews.models import Refresh, ViewChange, ViewControl
 from tests.helpers import services
 from tests.helpers.engine import due, let_time_pass, shard_of
@@ -51,7 +52,9 @@ class Transaction(NamedTuple):
 
 
 def change_orders(_workers: Workers) -> None:
-    order(1)
+    """So many that the log is not moved by one statement."""
+    for _entry in range(FEW_ENTRIES + 1):
+        order(1)
     CustomerTotal.refresh()
 
 

@@ -16,7 +16,7 @@ from tests.helpers import services
 from tests.helpers.processes import Workers
 
 ASKERS = 4
-ROUNDS = 8
+ROUNDS = 4
 TIMES = 3  # in a round
 ITEMS = 30
 

@@ -181,7 +181,7 @@ def test_the_server_frees_a_batch_from_a_worker_that_has_stopped(workers: Worker
     assert_each_item_once()
     # and when the first goes on, its batch is turned away, and it works as before
     stopped.signal(signal.SIGCONT)
-    workers.wait_for(lambda: stopped.lines("outcome=OVERTAKEN"))
+    workers.wait_for(lambda: stopped.lines("outcome=SUPERSEDED"))
     assert_each_item_once()
     for worker in workers.all:
         if worker is not stopped:

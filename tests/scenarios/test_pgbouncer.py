@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,7 +18,7 @@ from django.db import connection
 from matviews.models import Refresh
 from matviews.states import RefreshState
 from tests import ROOT
-from tests.helpers import processes, services
+from tests.helpers import forked, processes, services
 from tests.helpers.ledger import add_items
 from tests.sample.models import Item, Limited
 from tests.shapes.models import Customer, CustomerTotal, Order, Ranked, Region
@@ -116,10 +115,9 @@ def test_workers_share_its_connections_and_leave_nothing_on_them(
     try:
         # when views are asked for again and again while rows change, by way of PgBouncer too
         for number in range(6):
-            ran = subprocess.run(
-                [sys.executable, "-c", ASK.format(number=number)], env=environment,
-                cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-            )  # fmt: skip
+            ran = forked.run(
+                ["-c", ASK.format(number=number)], cwd=ROOT, env=environment, timeout=120
+            )
             assert ran.returncode == 0, ran.stderr[-2000:]
         deadline = time.monotonic() + processes.DEADLINE
         while Refresh.objects.filter(state=RefreshState.OPEN).exists():

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 from django.db import connection
 
 from tests import ROOT
-from tests.helpers import roles, services
+from tests.helpers import forked, roles, services
 from tests.helpers.processes import Worker
 from tests.helpers.tables import execute
 
@@ -66,10 +64,9 @@ class Deployment:
         }
 
     def manage(self, role: str, *arguments: str) -> str:
-        ran = subprocess.run(
-            [sys.executable, "-c", MANAGE, *arguments], cwd=ROOT, env=self.environment(role),
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+        ran = forked.run(
+            ["-c", MANAGE, *arguments], cwd=ROOT, env=self.environment(role), timeout=300
+        )
         assert ran.returncode == 0, (
             f"{role}: {arguments}\n{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}"
         )

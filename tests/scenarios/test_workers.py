@@ -16,8 +16,11 @@ from tests.sample.models import Copy, Item, Ledger, Limited, Sharded, Walked
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
-TASKS = ["delete_batch", "insert_batch", "maintain", "refresh", "update_batch"]
-ASKERS = 20
+TASKS = [
+    "delete_batch", "insert_batch", "maintain", "pulse", "refresh", "update_batch", "verify",
+    "verify_slice",
+]  # fmt: skip
+ASKERS = 6
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +129,7 @@ def test_a_broker_that_forgets_everything_costs_time_only(
 ) -> None:
     # given a view in the middle of its batches
     workers.start(2)
-    add_items(2_000)
+    add_items(400)
     with fault(Ledger, "before_insert", "sleep", seconds=0.05):
         Ledger.refresh()
         for rows in (5, 30, 60):
@@ -260,7 +263,7 @@ def phase_of(line: str) -> str:
 def test_a_refresh_is_stopped_and_a_view_paused_while_workers_are_at_work(workers: Workers) -> None:
     # given two workers in the middle of a refresh, and a request that came after it had begun
     workers.start(2)
-    add_items(1_000)
+    add_items(400)
     control = ViewControl.objects.get(label="sample.Ledger")
     with fault(Ledger, "before_insert", "sleep", seconds=0.1):
         stopped = Ledger.refresh()
@@ -275,7 +278,7 @@ def test_a_refresh_is_stopped_and_a_view_paused_while_workers_are_at_work(worker
         ViewControl.objects.update(paused=True)
         workers.wait_for(lambda: settled_down(control))
         assert PhaseRun.objects.filter(refresh=other, state="running").exists()
-        assert 0 < Ledger.objects.count() < 1_000
+        assert 0 < Ledger.objects.count() < 400
     # and when it is resumed, then it goes on where it was
     ViewControl.objects.update(paused=False)
     assert tasks.dispatch(control.pk)

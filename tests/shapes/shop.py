@@ -121,19 +121,20 @@ class Shop:
 
     def add_orders(self, rows: list[dict[str, Any]]) -> None:
         """New orders, with `customer`, `product` and `tags` as choices."""
+        customers, products, tags = _keys(Customer), _keys(Product), _keys(Tag)
         orders = [
             Order(
                 pk=self.key(),
-                customer_id=_chosen(Customer, row["customer"]),
-                product_id=_chosen(Product, row["product"]),
+                customer_id=_chosen_of(customers, row["customer"]),
+                product_id=_chosen_of(products, row["product"]),
                 **{name: row[name] for name in COLUMNS[Order]},
             )
             for row in rows
         ]
         Order.objects.bulk_create(orders)
         for order, row in zip(orders, rows, strict=True):
-            tags = {_chosen(Tag, tag) for tag in row["tags"]} - {None}
-            order.tags.add(*tags)
+            if chosen := {_chosen_of(tags, tag) for tag in row["tags"]} - {None}:
+                order.tags.add(*chosen)
 
     def change(self, model: type[models.Model], which: int, column: str, value: Any) -> None:
         """Give some rows another value."""
@@ -175,6 +176,7 @@ class Shop:
         with connection.cursor() as cursor:
             cursor.execute(statement.format(f"id IN ({keys})"))
 
+    @transaction.atomic
     def fill(self, chance: random.Random) -> None:
         """Some rows in every table."""
         for name in ("a", "Ä", "b"):
@@ -186,6 +188,7 @@ class Shop:
             self.add_product(sku, **_row(Product, chance))
         self.add_orders([_order(chance) for _ in range(16)])
 
+    @transaction.atomic
     def stir(self, chance: random.Random) -> None:
         """Changes of many kinds, so that rows of views come, go and change."""
         for statement in RAW:
@@ -223,5 +226,8 @@ def _some(model: type[models.Model], which: int) -> list[Any]:
 
 def _chosen(model: type[models.Model], choice: int) -> Any:
     """The key of one row; None where the choice is 0 or there is no row."""
-    keys = _keys(model)
+    return _chosen_of(_keys(model), choice)
+
+
+def _chosen_of(keys: list[Any], choice: int) -> Any:
     return keys[choice % len(keys)] if keys and choice else None

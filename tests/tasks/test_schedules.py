@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from celery import Celery, current_app
+from celery import Celery, current_app, signals
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.db import DatabaseError, connection, transaction
@@ -46,7 +46,7 @@ from tests.helpers.processes import manage
 from tests.helpers.view_classes import make_view, ready, run, six_hooks
 from tests.sample.models import Limited
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db]
+pytestmark = pytest.mark.django_db
 live = pytest.mark.django_db(transaction=True)  # with commits, and what follows them
 
 LIMITED = "sample.Limited"
@@ -118,6 +118,7 @@ def wait_less(since: datetime, length: timedelta) -> bool:
     return abs(timezone.now() - since - length) < timedelta(seconds=30)
 
 
+@pytest.mark.database
 class TestRows:
     def test_a_saved_schedule_has_its_periodic_task(self) -> None:
         made = schedule(every=5, period=Period.MINUTES)
@@ -189,7 +190,7 @@ class TestRows:
         task = task_of(schedule(crontab=at_four))
 
         assert (task.crontab_id, task.interval_id) == (at_four.pk, None)
-        assert (task.kwargs, good_for(task)) == ("{}", 3600)
+        assert (task.kwargs, good_for(task)) == ('{"crontab": true}', 3600)
 
     @override_settings(MATVIEWS={"CELERY_QUEUE": "slow"})
     def test_the_queue_is_that_of_the_settings(self) -> None:
@@ -320,6 +321,7 @@ EDITS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.database
 class TestHealing:
     @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
     @pytest.mark.parametrize("maintain", [False, True])
@@ -452,6 +454,7 @@ class TestHealing:
         assert PeriodicTasks.last_change() is not None
 
 
+@pytest.mark.database
 class TestCost:
     def statements(self) -> int:
         with CaptureQueriesContext(connection) as captured:
@@ -515,6 +518,7 @@ class TestCost:
             assert reconcile() == 0
 
 
+@pytest.mark.database
 class TestFirstTime:
     """`last_run_at` is set so that beat sends when the view is next due, not an interval later."""
 
@@ -582,6 +586,32 @@ class TestFirstTime:
 
         reconcile()
 
+        assert task_of(made).last_run_at == sent
+
+    @pytest.mark.parametrize(
+        "cause", [reconcile, lambda: signals.beat_init.send(sender=None)], ids=["maintain", "beat"]
+    )
+    def test_a_time_that_a_clock_ahead_has_left_is_forgotten(
+        self, cause: Callable[[], object]
+    ) -> None:
+        made = schedule(every=1, period=Period.HOURS)
+        future = timezone.now() + 24 * HOUR
+        names = [MAINTENANCE, task_of(made).name]
+        PeriodicTask.objects.filter(name__in=names).update(last_run_at=future)
+        told = PeriodicTasks.last_change()
+
+        cause()
+
+        for task in PeriodicTask.objects.filter(name__in=names):
+            assert task.schedule.is_due(task.last_run_at).is_due
+        assert PeriodicTasks.last_change() > told
+
+    def test_a_time_that_is_a_little_ahead_is_kept(self) -> None:
+        made = schedule(every=1, period=Period.HOURS)
+        sent = timezone.now().replace(microsecond=0) + 30 * SECOND
+        ours().update(last_run_at=sent)
+
+        assert reconcile() == 0
         assert task_of(made).last_run_at == sent
 
     @pytest.mark.parametrize("how", ["made", "enabled", "changed"])
@@ -661,6 +691,7 @@ class TestFirstValues:
 
 
 @live
+@pytest.mark.database
 class TestFollowing:
     def test_a_schedule_saved_with_its_view_is_followed_after_the_commit(self) -> None:
         with mock.patch.object(
@@ -835,7 +866,9 @@ class TestTasks:
         tasks.maintain()
 
         assert task_of(made).description != "mine"
-        assert wait_less(Heartbeat.objects.get().ran_at, 0 * HOUR)
+        ran_at = Heartbeat.objects.get().ran_at
+        assert ran_at
+        assert wait_less(ran_at, 0 * HOUR)
         tasks.maintain()
         assert Heartbeat.objects.count() == 1
 
@@ -846,24 +879,37 @@ class TestTasks:
         with (
             mock.patch.multiple(
                 engine,
+                release_changed=idle,
+                wake=idle,
+                due_without_change=idle,
                 rescue=idle,
                 sync_shards=idle,
                 sweep_stages=idle,
+                fold_failures=idle,
                 trim_history=idle,
+                trim_alarms=idle,
                 move_log=idle,
                 collapse_long_queues=idle,
                 mark_mistyped_views=idle,
                 mark_untrackable=idle,
                 mark_missing_triggers=idle,
+                mark_truncated=idle,
                 finish_triggers=idle,
             ),  # fmt: skip
             mock.patch.object(tasks.schedules, "reconcile", idle),
+            mock.patch.object(tasks.alarms, "notify", idle),
+            mock.patch.object(tasks.verifications, "rescue", idle),
+            mock.patch.multiple(
+                engine, due_turns=idle, end_quiet_hours=idle, sweep_dirty_keys=idle
+            ),
             CaptureQueriesContext(connection) as captured,
         ):
             tasks.maintain()
 
         words = [each["sql"].split()[0] for each in captured]
-        assert [word for word in words if word not in ("SAVEPOINT", "RELEASE", "SET")] == ["UPDATE"]
+        assert [word for word in words if word not in ("SAVEPOINT", "RELEASE", "SET")] == [
+            "UPDATE", "UPDATE",
+        ]  # fmt: skip
 
     def test_house_keeping_that_fails_keeps_no_message_from_being_sent(
         self, caplog: pytest.LogCaptureFixture
@@ -878,7 +924,7 @@ class TestTasks:
             tasks.maintain()
 
         assert len(sent.call_args.args[0]) == 1
-        assert caplog.text.count("maintenance could not failing") == 3
+        assert caplog.text.count("maintenance could not do a chore chore=failing") == 3
         assert Heartbeat.objects.exists()
 
     def test_dispatching_several_views_gives_up_at_the_first_refusal(self) -> None:

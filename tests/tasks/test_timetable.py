@@ -19,10 +19,9 @@ from matviews import engine
 from matviews.management.commands.update_materialized_views import Command
 from matviews.models import Heartbeat, Period, RefreshSchedule, ViewControl
 from matviews.tasks.checks import check_maintenance
-from matviews.tasks.queues import queues_in_words
 from matviews.tasks.schedules import ScheduleStatus, maintenance_problem, reconcile, timetable
 
-pytestmark = [pytest.mark.database, pytest.mark.django_db]
+pytestmark = pytest.mark.django_db
 
 LIMITED, WHOLE = "sample.Limited", "sample.Whole"
 HOUR = timedelta(hours=1)
@@ -158,70 +157,6 @@ class TestTimetable:
         assert counts == {2}
 
 
-class TestWatch:
-    def ran(self, ago: timedelta) -> None:
-        ran_at = timezone.now() - ago
-        Heartbeat.objects.update_or_create(pk=1, defaults={"ran_at": ran_at})
-
-    def maintain(self, **values: Any) -> None:
-        PeriodicTask.objects.filter(task="matviews.maintain").update(**values)
-
-    def test_a_fresh_install_is_no_problem_yet(self) -> None:
-        assert maintenance_problem() == ""
-
-    def test_all_is_well_while_it_runs(self) -> None:
-        self.ran(4 * MINUTE)
-        self.maintain(date_changed=timezone.now() - HOUR, total_run_count=500)
-
-        assert maintenance_problem() == ""
-
-    def test_its_row_is_missing(self) -> None:
-        self.ran(0 * MINUTE)
-        PeriodicTask.objects.all().delete()
-
-        assert maintenance_problem() == (
-            "The periodic task 'matviews: maintenance' is missing, so lost messages are not "
-            "re-sent. Run `manage.py migrate`, which creates it."
-        )
-
-    def test_its_row_is_disabled(self) -> None:
-        self.ran(0 * MINUTE)
-        self.maintain(enabled=False)
-
-        assert maintenance_problem() == (
-            "The periodic task 'matviews: maintenance' is disabled, so lost messages are not "
-            "re-sent. Run `manage.py migrate`, which enables it."
-        )
-
-    def test_it_has_not_run_for_a_while(self) -> None:
-        self.ran(12 * MINUTE)
-
-        assert maintenance_problem() == (
-            "The maintenance task has not run for 12 min, so lost messages are not re-sent. Check "
-            "that celery beat (with the DatabaseScheduler of django-celery-beat) is running, and "
-            f"a worker that listens to {queues_in_words('matviews.maintain')}."
-        )
-
-    @pytest.mark.parametrize("never", [{"date_changed": HOUR}, {"total_run_count": 5}])
-    def test_it_has_never_run(self, never: dict[str, Any]) -> None:
-        past = {name: timezone.now() - HOUR for name, value in never.items() if value == HOUR}
-        self.maintain(**{**never, **past})
-
-        assert maintenance_problem().startswith("The maintenance task has not run yet, so lost")
-
-    @pytest.mark.parametrize(
-        "problem", [{"enabled": False}, {"total_run_count": 5}], ids=["disabled", "never"]
-    )
-    def test_what_the_sentence_says_is_a_way_out(self, problem: dict[str, Any]) -> None:
-        self.maintain(**problem)
-        assert maintenance_problem()
-
-        call_command("migrate", verbosity=0)
-        self.ran(0 * MINUTE)
-
-        assert maintenance_problem() == ""
-
-
 class TestCheck:
     def warnings(self, **arguments: Any) -> list[checks.CheckMessage]:
         return check_maintenance(**arguments)
@@ -322,7 +257,9 @@ class TestCommand:
                     "view": LIMITED,
                     "schedule": made.pk,
                     "how_often": "every hour",
+                    "kind": "refresh",
                     "phases": ["insert"],
+                    "sample": None,
                     "runs": True,
                     "disabled_reason": "",
                     "last_sent": last.isoformat(),

@@ -41,8 +41,6 @@ class Catalog:
         using: alias of the database.
     """
 
-    has_estimates = False
-
     def __init__(self, using: str) -> None:
         self.using = using
 

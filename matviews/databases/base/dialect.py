@@ -11,7 +11,7 @@ from ..fields import NUMBER, TEXT, WHOLE, AnyField, Column, family, value_field
 from ..keys import Key, Keys, KeySelection
 from ..sql import SQL, Array, equal, joined, qualified
 
-__all__ = ["FIXED", "ROWS", "Dialect", "opposite"]
+__all__ = ["DIGITS", "FIXED", "ROWS", "Dialect", "opposite"]
 
 ROWS = "matviews_rows"  # alias of the source's rows
 PRECISION = re.compile(r"\(.*?\)")  # as in varchar(10)
@@ -45,6 +45,10 @@ class Dialect:
     extremes_skip_nulls = False
     #: A case- and accent-sensitive collation, where the default is not one.
     exact_collation = ""
+    #: Whether `logged` returns texts with the collations of their columns.
+    logged_texts_have_collation = True
+    #: Table and column, for `columns`, of the collation that the session gives to constants.
+    session_collation: ClassVar[tuple[str, str] | None] = None
     #: The kind of each type; values of one kind compare alike.
     kinds: ClassVar[dict[str, str]] = {}
 
@@ -131,16 +135,17 @@ class Dialect:
         """Columns as one row value."""
         return columns[0] if len(columns) == 1 else f"({', '.join(columns)})"
 
-    def inside(self, columns: Sequence[str], within: KeySelection) -> SQL:
-        """Whether the columns of a key are in a range `(low, high]`, or among keys."""
+    def selects(
+        self, columns: Sequence[str], within: KeySelection, fields: Sequence[AnyField] = ()
+    ) -> SQL:
+        """Whether columns, of these fields if known, are in a range `(low, high]` or among keys."""
         if isinstance(within, Keys):
-            return self.among(columns, within)
-        low, high = within
-        ends = [(">", low), ("<=", high)]
-        return joined(" AND ", (self.beyond(columns, sign, end) for sign, end in ends if end))
+            return self.among(columns, within, fields)
+        ends = zip((">", "<="), within, strict=True)
+        return joined(" AND ", (self.compares(columns, sign, end) for sign, end in ends if end))
 
-    def among(self, columns: Sequence[str], within: Keys) -> SQL:
-        """Whether columns have the values of one of the keys, which are of the same length."""
+    def among(self, columns: Sequence[str], within: Keys, fields: Sequence[AnyField] = ()) -> SQL:
+        """Whether columns, of these fields if known, have the values of one of the keys."""
         marks = ", ".join([self.row(["%s"] * len(columns))] * len(within.keys))
         params = tuple(value for key in within.keys for value in key)
         return SQL(f"{self.row(columns)} IN ({marks})" if within.keys else "1 = 0", params)
@@ -153,7 +158,7 @@ class Dialect:
         """The keys as `among` passes them, if that is one parameter for each part."""
         return []
 
-    def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
+    def compares(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
         """Whether the columns of a key are on one side of `end`."""
         return SQL(f"{self.row(columns)} {sign} {self.row(['%s'] * len(columns))}", end)
 
@@ -170,6 +175,16 @@ class Dialect:
         return SQL(
             f"SELECT {names} FROM jsonb_populate_recordset(NULL::{name}, %s::jsonb)", (given,)
         )
+
+    def numbered(self, table: str, fields: Sequence[AnyField], within: Keys) -> SQL:
+        """A query for keys and their `place`, with the types and collations of a table's columns.
+
+        Args:
+            table: its name, quoted.
+            fields: the fields of the columns.
+            within: the keys; their places are counted from 0.
+        """
+        raise NotImplementedError
 
     def stored(self, column: Column, value: str) -> str:
         """A value of the source as the view's column will store it."""
@@ -216,6 +231,8 @@ class Dialect:
         keys: SQL,
         where: Iterable[SQL],
         pk: Sequence[str],
+        *,
+        stored: bool,
     ) -> list[SQL]:
         """Statements, to be run in order, that delete the view's rows whose keys the source lacks.
 
@@ -225,6 +242,7 @@ class Dialect:
             keys: a query for the keys of the source.
             where: restricts the rows of the view; columns are qualified.
             pk: the columns of the view's primary key, qualified.
+            stored: whether `keys` are a few, from a table of ours: nobody else's rows are read.
         """
         not_in_source = self.not_in_source(keys, key, qualified(table, key))
         condition = joined(" AND ", [*where, not_in_source])
@@ -250,8 +268,7 @@ class Dialect:
             rows: a query for the new rows, with the view's column names.
             where: which rows; the view's columns are of `table`, the new ones of `ROWS`.
             pk: the columns of the view's primary key, qualified.
-            keyed: whether the new rows are those of some keys, whose parts may be in several
-                tables.
+            keyed: whether the new rows are those of some keys, perhaps of several tables.
         """
         sets = ", ".join(f"{value} = {ROWS}.{value}" for value in values)
         same = equal(qualified(table, key), qualified(ROWS, key))
@@ -260,6 +277,10 @@ class Dialect:
             (*rows.params, *where.params),
         )
 
+    def temporary(self, name: str) -> str:
+        """The name of a temporary table, quoted where that is needed."""
+        return name
+
     def delete_by_id(self, table: str, ids: Sequence[int]) -> SQL:
         """Delete rows by their primary key `id`, without waiting for any other row.
 
@@ -267,13 +288,31 @@ class Dialect:
             table: its name, quoted.
             ids: the keys.
         """
-        among = self.inside(["id"], Keys(tuple((pk,) for pk in ids)))
+        among = self.selects(["id"], Keys(tuple((pk,) for pk in ids)))
         return SQL(f"DELETE FROM {table} WHERE {among.text}", among.params)
+
+    def delete_between(self, table: str, low: int, high: int) -> SQL:
+        """Delete the rows whose primary key `id` is at least `low` and below `high`.
+
+        Without waiting for any other row, if the row `high` is not locked by anybody else.
+        """
+        return SQL(f"DELETE FROM {table} WHERE id >= %s AND id < %s", (low, high))
 
     def numbers_in(self, column: str) -> tuple[str, str]:
         """A join to the integers in a JSON array, and the column that holds them then."""
         numbers = f"SELECT number::bigint AS value FROM jsonb_array_elements_text({column}) number"
         return f"CROSS JOIN LATERAL ({numbers}) numbers", "numbers.value"
+
+    def shares_name(self, names: str, by_number: str, number: str) -> str:
+        """Whether a JSON array of names has one that an object has under a number.
+
+        True if the array is NULL, or the object does not have the number.
+        """
+        others = f"({by_number} -> {number}::text)"
+        return (
+            f"({names} IS NULL OR {others} IS NULL OR {names} ?| "
+            f"ARRAY(SELECT jsonb_array_elements_text({others})))"
+        )
 
     def text_literal(self, text: str) -> str:
         """A quoted text."""

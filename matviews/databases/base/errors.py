@@ -56,7 +56,7 @@ class Errors:
         raise NotImplementedError
 
     def is_statement_timeout(self, error: BaseException) -> bool:
-        """Whether a statement took longer than it may; SQLite has no such limit."""
+        """Whether a statement took longer than it may."""
         return False
 
     def is_missing(self, error: DatabaseError) -> bool:
@@ -71,8 +71,34 @@ class Errors:
         """Whether the missing right is one on the whole database."""
         return False
 
+    def is_external(self, error: BaseException | None) -> bool:
+        """Whether the cause lies outside the view: a connection, a disk, rights, others' locks.
+
+        Errors of the operating system count, among them those of connections that a hook opened.
+        """
+        seen: set[int] = set()
+        while error is not None and id(error) not in seen:
+            seen.add(id(error))
+            if isinstance(error, (InterfaceError, OSError)):
+                return True
+            if isinstance(error, DatabaseError) and self._is_external(error):
+                return True
+            error = error.__cause__ or error.__context__
+        return False
+
+    def _is_external(self, error: DatabaseError) -> bool:
+        raise NotImplementedError
+
     def is_locked(self, error: DatabaseError) -> bool:
         """Whether a statement that must not wait found a row locked."""
+        return False
+
+    def code(self, error: BaseException) -> str:
+        """What the database calls the error; "" if it does not say."""
+        return ""
+
+    def is_of_data(self, error: Exception) -> bool:
+        """Whether a statement failed for some rows that it read or wrote, and not as a whole."""
         return False
 
     def violation(self, error: DatabaseError) -> Violation | None:

@@ -26,7 +26,7 @@ class Limits(NamedTuple):
 
 
 class Sessions:
-    """The sessions of SQLite, which has no timeouts and no row locks; other databases override it.
+    """The sessions of a database without timeouts and row locks; most databases override it.
 
     Args:
         using: alias of the database.
@@ -40,30 +40,58 @@ class Sessions:
         """This thread's connection."""
         return connections[self.using]
 
-    def limited(self, limits: Limits, *, strict: bool, alone: bool) -> AbstractContextManager[None]:
+    def limited(
+        self, limits: Limits, *, strict: bool, alone: bool, snapshot: bool = False
+    ) -> AbstractContextManager[None]:
         """A context around a transaction, where timeouts belong to the session.
 
         Args:
             limits: the timeouts.
             strict: refuse values that do not fit a column, whatever the session's mode.
-            alone: whether the transaction is not nested, so that it can be READ COMMITTED.
+            alone: whether the transaction is not nested, so that it can have a level of its own.
+            snapshot: whether all its statements read one snapshot; else it is READ COMMITTED.
         """
         return nullcontext()
 
-    def begin(self, limits: Limits) -> None:
-        """Begin a transaction with its level and timeouts, where they belong to the transaction."""
+    def begin(self, limits: Limits, *, snapshot: bool = False) -> None:
+        """Begin a transaction with its level and timeouts, where they belong to the transaction.
+
+        On SQLite each transaction reads one snapshot.
+        """
 
     def limit(self, limits: Limits) -> None:
-        """Change the timeouts of the current transaction. SQLite has none."""
+        """Change the timeouts of the current transaction."""
+
+    @contextmanager
+    def budget(self, seconds: float, limits: Limits) -> Iterator[None]:
+        """A context in which a statement may take so many seconds, waits for locks excepted.
+
+        Args:
+            seconds: for each statement.
+            limits: the timeouts that apply again afterwards.
+        """
+        self.limit(limits._replace(statement=seconds))
+        yield
+        self.limit(limits)
 
     @contextmanager
     def ended_with_process(self) -> Iterator[None]:
         """A context: KeyboardInterrupt and SystemExit abort the statement that is running in it."""
         yield
 
+    def check_constraints_at_once(self) -> None:
+        """For the rest of the transaction, as far as the database can; else at the commit."""
+
     def commits_one_statement(self) -> bool:
         """Whether `updates` outside a transaction is one statement that commits itself."""
         return True
+
+    def commit_row(self, sql: str) -> tuple[Any, ...]:
+        """Run a statement in a READ COMMITTED transaction of its own, and return its row.
+
+        Only where one statement can write to several tables, and if `commits_one_statement`.
+        """
+        raise NotImplementedError
 
     def updates(
         self, rows: QuerySet[Any], changes: dict[str, Any], locked: QuerySet[Any], *, alone: bool

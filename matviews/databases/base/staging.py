@@ -64,6 +64,8 @@ class Staging:
         fields: Sequence[AnyField],
         key: Sequence[AnyField],
         dialect: Dialect,
+        *,
+        temporary: bool = False,
     ) -> str:
         """A statement that creates a table with the view's column types and its key as primary key.
 
@@ -73,6 +75,7 @@ class Staging:
             fields: the fields of the columns.
             key: those of the key.
             dialect: of the database.
+            temporary: whether only this session sees it.
         """
         stored = dialect.columns([view])  # not what the models say
         columns = []
@@ -83,7 +86,16 @@ class Staging:
             null = " NULL" if field.null else " NOT NULL"
             columns.append(f"{dialect.names([field])[0]} {kind}{collate}{null}")
         names = ", ".join(dialect.names(key))
-        return f"CREATE TABLE {table} ({', '.join(columns)}, PRIMARY KEY ({names}))"
+        kind = "TEMPORARY TABLE" if temporary else "TABLE"
+        return f"CREATE {kind} {table} ({', '.join(columns)}, PRIMARY KEY ({names}))"
+
+    def replacing(self, table: str, create: str) -> list[str]:
+        """The statements that run `create`, for a temporary table, even if there is one already."""
+        return [self.drop_temporary(table), create]
+
+    def drop_temporary(self, table: str) -> str:
+        """A statement that drops a temporary table, if there is one."""
+        return f"DROP TABLE IF EXISTS temp.{table}"
 
     @contextmanager
     def definitions(self, wait: int) -> Iterator[Callable[[str], object]]:

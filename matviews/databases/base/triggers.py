@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,6 +22,8 @@ MAX_LINK_BYTES = 10_000  # an index could not hold a longer one either
 TOO_LONG = f"a changed row has a value of more than {MAX_LINK_BYTES:,} bytes that leads to keys"
 MISSING = "there is no such table: run `manage.py makemigrations` and `manage.py migrate`"
 NOT_ORDINARY = "it is not an ordinary table"
+# In place of a trigger's identity: one of the table's partitions lacks it.
+INCOMPLETE = "incomplete"
 
 
 class TriggerName(NamedTuple):
@@ -31,14 +33,14 @@ class TriggerName(NamedTuple):
     table: str
     #: A digest of all the table's triggers.
     version: str
-    #: "insert", "update", "delete" or "truncate".
+    #: "insert", "update", "delete" or "truncate"; with a digest of its table, if it is on another.
     event: str
 
     def __str__(self) -> str:
         return f"{PREFIX}_{self.table}_{self.version}_{self.event}"
 
 
-NAME_REGEX = re.compile(rf"{PREFIX}_[0-9a-f]{{8}}_[0-9a-f]{{8}}_[a-z]+")
+NAME_REGEX = re.compile(rf"{PREFIX}_[0-9a-f]{{8}}_[0-9a-f]{{8}}_[a-z]+(_[0-9a-f]{{8}})?")
 
 
 def digest(text: str) -> str:
@@ -64,8 +66,8 @@ class Triggers:
     def __init__(self, using: str) -> None:
         self.using = using
         self.log = self.name(CHANGE_LOG)
-        self.logged = f"{self.log} ({self.name('table')}, {self.name('links')})"
         self.secrets = self.name(LOG_SECRET)
+        self._versions: dict[tuple[str, TriggerSpec], str] = {}
 
     @property
     def connection(self) -> Any:
@@ -82,9 +84,16 @@ class Triggers:
         doubled = text.replace("'", "''")
         return f"'{doubled}'"
 
+    def insert(self, values: Mapping[str, str]) -> str:
+        """The beginning of a statement that writes a log entry, by columns of the log."""
+        return f"INSERT INTO {self.log} ({', '.join(map(self.name, values))})"
+
     def version(self, table: str, spec: TriggerSpec) -> str:
         """A digest of a table's triggers, which changes with what they log and how."""
-        return digest("\n".join(self._create(table, spec, version="")))
+        if (table, spec) not in self._versions:  # to write the statements takes long
+            statements = "\n".join(self._create(table, spec, version=""))
+            self._versions[table, spec] = digest(statements)
+        return self._versions[table, spec]
 
     def create(self, table: str, spec: TriggerSpec) -> list[str]:
         """Statements that create the triggers of a table."""
@@ -149,6 +158,28 @@ class Triggers:
             f"WHERE matviews_grouped.matviews_table = {table})"
         )
 
+    def with_partitions(
+        self, present: Mapping[str, Collection[str]]
+    ) -> Mapping[str, Collection[str]]:
+        """Identities of triggers that also stand for those of a table's partitions.
+
+        Args:
+            present: by table, the identities that `installed_sql` finds.
+        """
+        return present
+
+    def lacking(self, tables: Collection[str]) -> dict[str, list[str]]:
+        """The quoted names of partitions that lack a trigger of their table, by table."""
+        return {}
+
+    def fill(self, table: str, spec: TriggerSpec, lacking: Collection[str]) -> list[str]:
+        """Statements that create the triggers of a table on partitions that lack them."""
+        return []
+
+    def were_written(self, partitions: Collection[str]) -> bool:
+        """Whether a partition may ever have had rows; ask when its triggers are there."""
+        return False
+
     def replaced(self, table: str, spec: TriggerSpec) -> set[str]:
         """The triggers of a table with the right name that do something else.
 
@@ -181,6 +212,18 @@ class Triggers:
             for table in tables
             if types.get(table) != "t"
         }
+
+    def storage(self, tables: Collection[str]) -> dict[str, str]:
+        """By table, a value that TRUNCATE changes; empty where TRUNCATE fires a trigger."""
+        return {}
+
+    def was_truncated(self, before: str, now: str) -> bool:
+        """Whether a table may have been truncated between two results of `storage`."""
+        return False
+
+    def unlogged(self, tables: Collection[str]) -> dict[str, str]:
+        """The tables that can now be changed in a way that no trigger logs, and why."""
+        return {}
 
     def suppressed(
         self, tables: Collection[str], secret: Callable[[], str]

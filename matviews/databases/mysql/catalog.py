@@ -16,8 +16,6 @@ GRANT = re.compile(r"GRANT (?P<rights>.+?) ON (?P<database>\S+?)\.(?P<table>\S+)
 class MySQLCatalog(Catalog):
     """Checks this connection's user only: it may not read the rights of others."""
 
-    has_estimates = True
-
     def timestamp(self) -> float:
         ((seconds,),) = self.rows(
             "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1000000"

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from ...conf import get_settings
 from ..base.dialect import ROWS, Dialect
 from ..fields import DATE, DATETIME, NUMBER, TEXT, WHOLE, AnyField, Column, family, field_of_column
-from ..keys import Key
+from ..keys import Key, Keys
 from ..sql import SQL, equal, joined, qualified
 
 __all__ = ["MySQL"]
@@ -27,6 +27,7 @@ class MySQL(Dialect):
     """Compares texts as bytes: to the usual collations "a" equals "A", and "a" equals "a "."""
 
     exact_collation = "utf8mb4_bin"
+    session_collation = ("@@session", "collation_connection")
     kinds: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("tinyint", "smallint", "mediumint", "int", "integer", "bigint"), WHOLE),
         "bool": WHOLE,
@@ -41,6 +42,10 @@ class MySQL(Dialect):
     def columns(self, tables: Collection[str]) -> dict[tuple[str, str], tuple[str, str]]:
         found: dict[tuple[str, str], tuple[str, str]] = {}
         by_database: dict[str, list[str]] = {}
+        if self.session_collation[0] in tables:
+            [found[self.session_collation]] = self._described(
+                "SELECT '', '', 'varchar', @@session.collation_connection", []
+            ).values()
         for table in tables:
             database, _dot, name = table.rpartition("`.`")
             by_database.setdefault(database, []).append(name)
@@ -103,6 +108,15 @@ class MySQL(Dialect):
         params = tuple(value for row in rows for value in row)
         return SQL(empty + f" UNION ALL SELECT {marks}" * len(rows), params)
 
+    def numbered(self, table: str, fields: Sequence[AnyField], within: Keys) -> SQL:
+        """As `logged`."""
+        marks = ", ".join(
+            "%s" if kind in (WHOLE, TEXT) else f"CAST(%s AS {kind})" for kind in within.kinds
+        )
+        empty = f"SELECT 0 AS place, {', '.join(self.names(fields))} FROM {table} WHERE 1 = 0"
+        params = (value for place, key in enumerate(within.keys) for value in (place, *key))
+        return SQL(empty + f" UNION ALL SELECT %s, {marks}" * len(within.keys), tuple(params))
+
     def stored(self, column: Column, value: str) -> str:
         """CAST would clip what an assignment refuses."""
         if family(column.field) in (WHOLE, NUMBER):
@@ -127,7 +141,7 @@ class MySQL(Dialect):
         """
         return SQL(f"IF({condition.text}, 1, 0)", condition.params)
 
-    def beyond(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
+    def compares(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
         """A row comparison would not use an index."""
         strict = sign[0]
         choices = []
@@ -148,23 +162,33 @@ class MySQL(Dialect):
         keys: SQL,
         where: Iterable[SQL],
         pk: Sequence[str],
+        *,
+        stored: bool,
     ) -> list[SQL]:
-        """With a temporary table, which commits nothing."""
+        """With a temporary table, which commits nothing, unless one has the keys already."""
         same = equal(qualified(ROWS, key), qualified(table, key))
         condition = joined(" AND ", [*where, SQL(self.is_null(f"{ROWS}.{key[0]}"))])
+        found = SQL(
+            f"FROM {table} LEFT JOIN ({keys.text}) {ROWS} ON {same} WHERE {condition.text}",
+            (*keys.params, *condition.params),
+        )
+        if stored:
+            return [SQL(f"DELETE {table} {found.text}", found.params)]
         named = {f"pk{place}": name for place, name in enumerate(pk)}
         selected = ", ".join(f"{name} AS {alias}" for alias, name in named.items())
-        schema = get_settings().STAGING_SCHEMA
-        surplus = f"{self.name(schema)}.{SURPLUS}" if schema else SURPLUS
+        surplus = self.temporary(SURPLUS)
         matched = equal(named.values(), qualified(SURPLUS, named))
         drop = SQL(f"DROP TEMPORARY TABLE IF EXISTS {surplus}")
         find = SQL(
-            f"CREATE TEMPORARY TABLE {surplus} AS SELECT {selected} FROM {table} "
-            f"LEFT JOIN ({keys.text}) {ROWS} ON {same} WHERE {condition.text}",
-            (*keys.params, *condition.params),
+            f"CREATE TEMPORARY TABLE {surplus} AS SELECT {selected} {found.text}", found.params
         )
         remove = SQL(f"DELETE {table} FROM {table} JOIN {surplus} AS {SURPLUS} ON {matched}")
         return [drop, find, remove, drop]
+
+    def temporary(self, name: str) -> str:
+        """Where staging tables are: the role has the right there."""
+        schema = get_settings().STAGING_SCHEMA
+        return f"{self.name(schema)}.{name}" if schema else name
 
     def update(
         self,
@@ -211,11 +235,23 @@ class MySQL(Dialect):
             (json.dumps(ids),),
         )
 
+    def delete_between(self, table: str, low: int, high: int) -> SQL:
+        """A range of most rows could be looked for by reading all of them."""
+        return SQL(
+            f"DELETE {table} FROM {table} FORCE INDEX (PRIMARY) WHERE id >= %s AND id < %s",
+            (low, high),
+        )
+
     def numbers_in(self, column: str) -> tuple[str, str]:
         return (
             f"CROSS JOIN JSON_TABLE({column}, '$[*]' COLUMNS (value BIGINT PATH '$')) numbers",
             "numbers.value",
         )
+
+    def shares_name(self, names: str, by_number: str, number: str) -> str:
+        """MariaDB compares names as they are written: both must be escaped alike."""
+        others = f"JSON_EXTRACT({by_number}, CONCAT('$.\"', {number}, '\"'))"
+        return f"({names} IS NULL OR COALESCE(JSON_OVERLAPS({names}, {others}), TRUE))"
 
     def text_literal(self, text: str) -> str:
         return super().text_literal(text).replace("\\", "\\\\")

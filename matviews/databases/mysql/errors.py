@@ -19,6 +19,17 @@ LOCKED = 1205  # also raised at once by a statement that must not wait
 MISSING = {1146, 1054}
 DENIED_IN_DATABASE = 1044
 DENIED = {DENIED_IN_DATABASE, 1142, 1143, 1227, 1370}
+# A full disk or table space, a damaged file, and a server that may only read.
+OUT_OF_ORDER = {3, 5, 9, 14, 28, 1016, 1021, 1030, 1034, 1114, 1194, 1290, 1792, 1836}
+UNREACHABLE = {1045, 1049, 2002, 2003}
+# Values out of range, too long, NULL, not to be cast, computed, uncompressed or converted to
+# another character set; malformed JSON and geometry; violated constraints; a subquery or an INTO
+# with more than one row, a result that GROUP_CONCAT cuts, SIGNAL and CASE in a routine.
+OF_DATA = {
+    1048, 1062, 1172, 1216, 1217, 1242, 1256, 1257, 1258, 1259, 1260, 1264, 1265, 1292, 1300, 1301,
+    1339, 1365, 1366, 1406, 1411, 1416, 1441, 1451, 1452, 1525, 1586, 1644, 1690, 1977, 3140, 3141,
+    3156, 3819, 4025, 4035, 4036, 4037, 4038, 4039, 4040,
+}  # fmt: skip
 # Where an error's text has names. The text may be in any language; the value of a violated key
 # precedes the key's name.
 _KEY = re.compile(r".*'(?:[^'.]*\.)?(?P<name>[^'.]+)'", re.DOTALL)
@@ -53,6 +64,10 @@ class MySQLErrors(Errors):
             return Failure.RETRY_SMALLER
         return Failure.RETRY if number in TRANSIENT | LOST else Failure.FINAL
 
+    def _is_external(self, error: DatabaseError) -> bool:
+        locks = {LOCKED, 1020, 1213}
+        return number_of(error) in LOST | DENIED | OUT_OF_ORDER | UNREACHABLE | locks
+
     def is_statement_timeout(self, error: BaseException) -> bool:
         return number_of(error) in STATEMENT_TIMEOUTS
 
@@ -67,6 +82,13 @@ class MySQLErrors(Errors):
 
     def is_locked(self, error: DatabaseError) -> bool:
         return number_of(error) == LOCKED
+
+    def code(self, error: BaseException) -> str:
+        number = number_of(error)
+        return str(number) if isinstance(number, int) else ""
+
+    def is_of_data(self, error: Exception) -> bool:
+        return isinstance(error, Error) and number_of(error) in OF_DATA
 
     def violation(self, error: DatabaseError) -> Violation | None:
         number, text = error.args if len(error.args) == 2 else (None, "")

@@ -22,7 +22,9 @@ class MySQLSessions(Sessions):
     """Where MariaDB and MySQL differ, MariaDB has a setting that MySQL lacks."""
 
     @contextmanager
-    def limited(self, limits: Limits, *, strict: bool, alone: bool) -> Iterator[None]:
+    def limited(
+        self, limits: Limits, *, strict: bool, alone: bool, snapshot: bool = False
+    ) -> Iterator[None]:
         """One statement saves the session's values, sets ours and begins; another restores them.
 
         A callback after commit may begin another transaction before that, so each depth saves the
@@ -34,7 +36,7 @@ class MySQLSessions(Sessions):
             values["sql_mode"] = "CONCAT(@@SESSION.sql_mode, ',STRICT_TRANS_TABLES')"
         if alone:
             level = "tx_isolation" if database.mysql_is_mariadb else "transaction_isolation"
-            values[level] = "'READ-COMMITTED'"
+            values[level] = "'REPEATABLE-READ'" if snapshot else "'READ-COMMITTED'"
         depth = _DEPTHS[database] = _DEPTHS.get(database, 0) + 1
         saved = [f"@matviews_{depth}_{name} = @@SESSION.{name}" for name in values]
         ours = [f"SESSION {name} = {value}" for name, value in values.items()]

@@ -48,13 +48,25 @@ class MySQLStaging(Staging):
         fields: Sequence[AnyField],
         key: Sequence[AnyField],
         dialect: Dialect,
+        *,
+        temporary: bool = False,
     ) -> str:
         """Copied from the view's table, whose columns keep the collations of its creation."""
         names, keys = ", ".join(dialect.names(fields)), ", ".join(dialect.names(key))
+        kind = "TEMPORARY TABLE" if temporary else "TABLE"
         return (
-            f"CREATE TABLE {table} (PRIMARY KEY ({keys})) "
+            f"CREATE {kind} {table} (PRIMARY KEY ({keys})) "
             f"SELECT {names} FROM {dialect.name(view)} LIMIT 0"
         )
+
+    def replacing(self, table: str, create: str) -> list[str]:
+        """MariaDB does so in one statement."""
+        if not self.connection.mysql_is_mariadb:
+            return super().replacing(table, create)
+        return [create.replace("CREATE ", "CREATE OR REPLACE ", 1)]
+
+    def drop_temporary(self, table: str) -> str:
+        return f"DROP TEMPORARY TABLE IF EXISTS {table}"
 
     @contextmanager
     def definitions(self, wait: int) -> Iterator[Callable[[str], object]]:

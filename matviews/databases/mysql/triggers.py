@@ -1,4 +1,7 @@
-"""MariaDB and MySQL: a trigger per row. TRUNCATE and foreign key actions fire none."""
+"""MariaDB and MySQL: a trigger per row. TRUNCATE and foreign key actions fire none.
+
+What foreign keys change is logged by triggers of the tables that they reference.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -7,104 +10,68 @@ from typing import ClassVar
 from django.db import DatabaseError, Error
 from django.db.transaction import TransactionManagementError
 
-from ..base.triggers import (
-    MAX_LINK_BYTES,
-    NAME_REGEX,
-    TOO_LONG,
-    TriggerName,
-    Triggers,
-    digest,
-    json_of,
-)
+from ..base.triggers import NAME_REGEX, TriggerName, digest
 from ..trigger_spec import TriggerSpec
+from .cascades import CascadeTriggers
+from .trigger_sql import INTRODUCER, MODE_BACK, PLAIN_MODE
 
 __all__ = ["MySQLTriggers"]
 
-ACTION = "it has a foreign key with ON DELETE or ON UPDATE, which fires no trigger here"
+ACTION = (
+    "it has a foreign key with ON DELETE or ON UPDATE to a table in another database, which fires "
+    "no trigger here"
+)
 ENGINE = "its engine is not InnoDB, so a rollback undoes the log entry but not the change"
 PARTITIONED = "it is partitioned, and truncating or dropping a partition fires no trigger here"
+# InnoDB names tables as their files, where `-` is `@002d`.
+TABLE_NAME = (
+    "CONVERT(CONVERT(CONVERT(SUBSTRING_INDEX(name, '/', -1) USING binary) USING filename) "
+    "USING utf8mb4)"
+)
+DATABASE_PART = "CONVERT(SUBSTRING_INDEX(name, '/', 1) USING binary)"
+OWN_PART = "CONVERT(CONVERT(DATABASE() USING filename) USING binary)"
+TABLE_ID, NEXT_NUMBER = "table:", "next:"
+CASCADE_REGEX = "^matviews_[0-9a-f]{8}_[0-9a-f]{8}_[a-z]+_[0-9a-f]{8}$"
 OTHER_DATABASE = "its name includes a database, and triggers work in the connection's database only"
-PLAIN_MODE = "SET @matviews_sql_mode = @@sql_mode, sql_mode = ''"
-NO_SUCH_COLUMN = 1054
-# A session may set the time of its statements, but not that of SYSDATE, which no function returns
-# in UTC.
-UTC_NOW = "UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND"
-# A session may also set the next auto-increment value, which the first insert into any table would
-# take.
-OWN_NUMBER = "IF @@insert_id <> 0 THEN SET insert_id = 0; END IF;"
-INTRODUCER = "_utf8mb4"  # the server may omit it when it shows a trigger
-MODE_BACK = "SET sql_mode = @matviews_sql_mode"
-# JSON escapes a byte as at most six. An array larger than a packet is NULL on MariaDB, an error on
-# MySQL.
-MAX_PACKET_BYTES = "@@max_allowed_packet DIV 8"
-# Types whose text form is exact whatever the session's settings; for texts, in character sets that
-# survive a conversion to UTF-8 and back.
-WRITABLE = {
-    *("tinyint", "smallint", "mediumint", "int", "bigint", "year", "decimal", "date", "datetime"),
-    *("time", "uuid", "inet4", "inet6"),
-}
-TEXTS = {"char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set"}
-CHARSETS = {"utf8mb4", "utf8mb3", "utf8", "latin1", "ascii"}
 
 
-class MySQLTriggers(Triggers):
+class MySQLTriggers(CascadeTriggers):
     """Creating or dropping a trigger commits."""
 
+    # For a trigger on another table, matviews_table is the digest of the table that it logs for.
     catalog: ClassVar[str] = (
-        "SELECT event_object_table AS matviews_table, CONCAT(trigger_name, ':', "
-        "COALESCE(UNIX_TIMESTAMP(created), '')) AS matviews_made FROM information_schema.triggers "
+        f"SELECT CONVERT(IF(trigger_name REGEXP '{CASCADE_REGEX}' AND "
+        "LEFT(SHA2(event_object_table, 256), 8) = SUBSTRING_INDEX(trigger_name, '_', -1), "
+        "SUBSTR(trigger_name, 10, 8), event_object_table) USING utf8mb4) "
+        "COLLATE utf8mb4_bin AS matviews_table, "
+        "CONCAT(trigger_name, ':', COALESCE(UNIX_TIMESTAMP(created), '')) AS matviews_made "
+        "FROM information_schema.triggers "
         "WHERE event_object_schema = DATABASE() AND trigger_name LIKE %s"
     )
 
-    def literal(self, text: str) -> str:
-        """What a backslash means depends on `sql_mode`."""
-        return f"{INTRODUCER} X'{text.encode().hex()}'" if "\\" in text else super().literal(text)
-
-    def __init__(self, using: str) -> None:
-        super().__init__(using)
-        columns = ", ".join(map(self.name, ("table", "links", "logged_at")))
-        self.logged = f"{self.log} ({columns})"
-        self._types: dict[str, dict[str, tuple[str, str]]] = {}
-
-    def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
-        """A trigger always runs with the `sql_mode` that it was created with."""
-        yield PLAIN_MODE
-        yield (
-            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
-            f"FOR EACH ROW {self._action(event, table, spec)}"
+    def installed_sql(self, table: str) -> str:
+        """Both kinds of triggers."""
+        either = f"IN ({table}, LEFT(SHA2({table}, 256), 8))"
+        return (
+            f"(SELECT GROUP_CONCAT(matviews_all SEPARATOR ' ') FROM (SELECT matviews_table, "
+            f"{self.concat_sql} AS matviews_all FROM ({self.catalog}) matviews_present "
+            f"GROUP BY matviews_table) matviews_grouped "
+            f"WHERE matviews_grouped.matviews_table {either})"
         )
-        yield MODE_BACK
 
-    def _action(self, event: str, table: str, spec: TriggerSpec) -> str:
-        """The body of a trigger.
-
-        If a column that it names is gone, only that error is handled: any row may have changed. It
-        is raised before the statement does anything, so it leaves no lock and no rollback behind.
-        """
-        before, after = (
-            f"INSERT INTO {self.logged} "
-            f"VALUES ({self.literal(table)}, {self._links(table, row, spec)}, {UTC_NOW});"
-            for row in ("OLD", "NEW")
-        )
-        body = {"insert": after, "delete": before}.get(event, before)
-        if event == "update" and spec.links:
-            body += f" IF NOT ({self._same(table, spec.links)}) THEN {after} END IF;"
-        if event == "update" and spec.columns is not None:
-            body = f"IF NOT ({self._same(table, spec.columns)}) THEN {body} END IF;"
-        gone = (
-            f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} "
-            f"INSERT INTO {self.logged} VALUES ({self.literal(table)}, NULL, {UTC_NOW}); "
-            if "OLD." in body or "NEW." in body
-            else ""
-        )
-        return f"matviews: BEGIN {gone}{self._leave_if_suppressed(table)} {OWN_NUMBER} {body} END"
+    def installed_triggers(self) -> dict[str, dict[str, str]]:
+        found = super().installed_triggers()
+        tables = {digest(table): table for table in found}
+        for of in [each for each in found if each in tables]:
+            found[tables[of]] |= found.pop(of)
+        return found
 
     def replaced(self, table: str, spec: TriggerSpec) -> set[str]:
         """A role that may create triggers of the table may read their bodies."""
         version = self.version(table, spec)
         required = {
-            str(TriggerName(digest(table), version, event)): self._action(event, table, spec)
-            for event in self.events_of(spec)
+            str(TriggerName(digest(table), version, event)): body
+            for event, body in self._bodies(table, spec).items()
         }
         with self.connection.cursor() as cursor:
             cursor.execute(
@@ -119,17 +86,6 @@ class MySQLTriggers(Triggers):
                 and action is not None
                 and action.replace(INTRODUCER, "") != required[name].replace(INTRODUCER, "")
             }
-
-    def _leave_if_suppressed(self, table: str) -> str:
-        """The secret is read only if the session claims to know it."""
-        session = "CAST(COALESCE(@matviews_suppressed, '') AS BINARY)"
-        value = f"{self.secrets}.{self.name('value')}"
-        return (
-            f"IF INSTR({session}, '{digest(table)}') > 0 "
-            f"THEN IF EXISTS (SELECT 1 FROM {self.secrets} "
-            f"WHERE CAST({value} AS BINARY) = SUBSTRING_INDEX({session}, ' ', 1)) "
-            f"THEN LEAVE matviews; END IF; END IF;"
-        )
 
     @contextmanager
     def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
@@ -148,67 +104,6 @@ class MySQLTriggers(Triggers):
                 self.connection.cursor() as cursor,
             ):  # a lost session has lost the variable too
                 cursor.execute("SET @matviews_suppressed = %s", [before])
-
-    def _links(self, table: str, row: str, spec: TriggerSpec) -> str:
-        """The links of a row as a log entry has them, as JSON."""
-        links = sorted(spec.links)
-        if not links:
-            return self._json([[]])
-        if not all(self._is_writable(table, link) for link in links):
-            return "NULL"
-        texts = [f"CONVERT({row}.{self.name(link)} USING utf8mb4)" for link in links]
-        # CONCAT of a NULL is NULL; in a JSON_ARRAY it would be null, which no refresh can read.
-        entry = (
-            f"CONCAT({self.literal(f'[{json_of(links)}, ')}, JSON_ARRAY({', '.join(texts)}), ']')"
-        )
-        sizes = [
-            f"COALESCE(LENGTH({row}.{self.name(link)}), 0)"
-            for link in links
-            if self._type(table, link)[0] in TEXTS
-        ]
-        if not sizes:
-            return entry
-        size = " + ".join(sizes)
-        return (
-            f"IF({size} > {MAX_LINK_BYTES}, {self._json(TOO_LONG)}, "
-            f"IF({size} > {MAX_PACKET_BYTES}, NULL, {entry}))"
-        )
-
-    def _json(self, value: object) -> str:
-        return self.literal(json_of(value))
-
-    def _is_writable(self, table: str, column: str) -> bool:
-        kind, charset = self._type(table, column)
-        return kind in WRITABLE or (kind in TEXTS and charset in CHARSETS)
-
-    def _type(self, table: str, column: str) -> tuple[str, str]:
-        """The type and character set of a column."""
-        if table not in self._types:
-            with self.connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT table_name, column_name, data_type, character_set_name "
-                    "FROM information_schema.columns "
-                    "WHERE table_schema = DATABASE() AND table_name = %s",
-                    [table],
-                )
-                found = [row for name, *row in cursor.fetchall() if name == table]
-            self._types[table] = {column: (kind, charset or "") for column, kind, charset in found}
-        return self._types[table].get(column, ("", ""))
-
-    def _same(self, table: str, columns: Collection[str]) -> str:
-        """Whether columns of `OLD` and `NEW`, the row before and after a change, are the same."""
-        return " AND ".join(self._same_value(table, column) for column in sorted(columns))
-
-    def _same_value(self, table: str, column: str) -> str:
-        before, after = (f"{row}.{self.name(column)}" for row in ("OLD", "NEW"))
-        same, kind = f"{before} <=> {after}", self._type(table, column)[0]
-        if kind == "timestamp":  # the session's time zone has one hour of the year twice
-            return f"{same} AND UNIX_TIMESTAMP({before}) <=> UNIX_TIMESTAMP({after})"
-        if kind in WRITABLE:
-            return same
-        # As bytes too, because in most collations "a" equals "A"; as values, because FLOAT shows
-        # six digits.
-        return f"{same} AND CAST({before} AS BINARY) <=> CAST({after} AS BINARY)"
 
     def ownerless(self) -> dict[str, str]:
         """Finds none if this account may not read the accounts.
@@ -244,8 +139,9 @@ class MySQLTriggers(Triggers):
         faults = super().untrackable_tables(tables)
         queries = {
             ACTION: "SELECT table_name FROM information_schema.referential_constraints "
-            "WHERE constraint_schema = DATABASE() AND NOT (delete_rule IN ('RESTRICT', "
-            "'NO ACTION') AND update_rule IN ('RESTRICT', 'NO ACTION'))",
+            "WHERE constraint_schema = DATABASE() AND unique_constraint_schema <> DATABASE() "
+            "AND NOT (delete_rule IN ('RESTRICT', 'NO ACTION') "
+            "AND update_rule IN ('RESTRICT', 'NO ACTION'))",
             ENGINE: "SELECT table_name FROM information_schema.tables "
             "WHERE table_schema = DATABASE() AND engine <> 'InnoDB'",
             PARTITIONED: "SELECT table_name FROM information_schema.tables "
@@ -257,6 +153,35 @@ class MySQLTriggers(Triggers):
                 found = {name for (name,) in cursor.fetchall()}
                 faults |= dict.fromkeys(found.intersection(tables), reason)
         return faults | {table: OTHER_DATABASE for table in tables if "`.`" in table}
+
+    def storage(self, tables: Collection[str]) -> dict[str, str]:
+        """InnoDB's ID of each table, which only an account with PROCESS can see.
+
+        Without PROCESS, the next AUTO_INCREMENT value, which nothing else lowers.
+        """
+        with self.connection.cursor() as cursor:
+            source = "innodb_sys_tables" if self.connection.mysql_is_mariadb else "innodb_tables"
+            try:
+                cursor.execute(
+                    f"SELECT {TABLE_NAME}, table_id FROM information_schema.{source} "
+                    f"WHERE {DATABASE_PART} = {OWN_PART}"
+                )
+                ids = {name: f"{TABLE_ID}{number}" for name, number in cursor}
+            except DatabaseError:
+                cursor.execute(
+                    "SELECT table_name, auto_increment FROM information_schema.tables "
+                    "WHERE table_schema = DATABASE() AND auto_increment IS NOT NULL"
+                )
+                ids = {name: f"{NEXT_NUMBER}{number}" for name, number in cursor}
+        return {table: ids[table] for table in tables if table in ids}
+
+    def was_truncated(self, before: str, now: str) -> bool:
+        """False if one is an ID and the other is not: accounts differ in what they see."""
+        kinds = {text.partition(":")[0] for text in (before, now)}
+        if len(kinds) > 1 or before == now:
+            return False
+        numbers = [int(text.partition(":")[2]) for text in (before, now)]
+        return before.startswith(TABLE_ID) or numbers[1] < numbers[0]
 
     @contextmanager
     def definitions(self, tables: int = 1) -> Iterator[None]:
@@ -275,11 +200,12 @@ class MySQLTriggers(Triggers):
         if self.connection.mysql_is_mariadb:
             limits.append("idle_transaction_timeout")
         kept = [f"@matviews_own_{name} = @@{name}, {name} = 1" for name in limits]
+        kept.append("@matviews_own_sql_mode = @@sql_mode")  # PLAIN_MODE stays after an error
         self.execute([f"SET {', '.join(kept)}"])
         try:
             yield
         finally:
-            back = [f"{name} = @matviews_own_{name}" for name in limits]
+            back = [f"{name} = @matviews_own_{name}" for name in (*limits, "sql_mode")]
             self.execute([f"SET {', '.join(back)}"])
 
     def is_locked(self, error: DatabaseError) -> bool:

@@ -17,8 +17,6 @@ STAGE = ("CREATE", "USAGE")
 class PostgreSQLCatalog(Catalog):
     """Checks every role that may write to the bookkeeping tables, not only this connection's."""
 
-    has_estimates = True
-
     def timestamp(self) -> float:
         ((seconds,),) = self.rows("SELECT EXTRACT(EPOCH FROM statement_timestamp())")
         return float(seconds)

@@ -17,6 +17,8 @@ AS_TEXT = {
     "time without time zone", "uuid",
 }  # fmt: skip
 DATE_TYPES = {"date", "timestamp with time zone", "timestamp without time zone"}
+#: By type, its largest value plus one; its smallest value is the negative of this.
+ENDS = {"smallint": 2**15, "integer": 2**31}
 CONVERTED = set(FAMILIES.values()) - {TEXT}
 
 
@@ -80,7 +82,7 @@ class PostgreSQL(Dialect):
         kind = value_field(column.field).rel_db_type(self.connection)
         return f"CAST({value} AS {kind})"
 
-    def among(self, columns: Sequence[str], within: Keys) -> SQL:
+    def among(self, columns: Sequence[str], within: Keys, fields: Sequence[AnyField] = ()) -> SQL:
         """Thousands of values are parsed faster as arrays.
 
         Several columns are joined with the keys: where no index serves it, a list of keys would be
@@ -90,9 +92,10 @@ class PostgreSQL(Dialect):
             return super().among(columns, within)
         arrays = self.arrays(within)
         if len(columns) == 1:
-            # An array of a narrower type than the column would be scanned for each row.
-            whole = "::bigint[]" if all(type(value) is int for (value,) in within.keys) else ""
-            return SQL(f"{columns[0]} = ANY(%s{whole})", tuple(arrays))
+            values = [value for (value,) in within.keys]
+            numbers = all(type(value) is int for value in values)
+            kind = f"::{self._whole_type(values, fields)}[]" if numbers else ""
+            return SQL(f"{columns[0]} = ANY(%s{kind})", tuple(arrays))
         names = [f"part{number}" for number in range(len(columns))]
         parts = map(self.read_back, within.kinds, names)
         marks = (f"%s::{'bigint' if kind == WHOLE else 'text'}[]" for kind in within.kinds)
@@ -102,11 +105,33 @@ class PostgreSQL(Dialect):
             tuple(arrays),
         )
 
+    def _whole_type(self, values: Sequence[int], fields: Sequence[AnyField]) -> str:
+        """The type of an array of whole numbers.
+
+        An array of another type than the column would be scanned for each row: only values of the
+        same type are hashed. A number that the column cannot hold makes it an array of bigint.
+        """
+        kind = (value_field(fields[0]).rel_db_type(self.connection) if fields else None) or ""
+        end = ENDS.get(kind)
+        return kind if end and all(-end <= value < end for value in values) else "bigint"
+
     def arrays(self, within: Keys) -> list[Array]:
         return [
             _array(values, within.first_part + number)
             for number, values in enumerate(zip(*within.keys, strict=True))
         ]
+
+    def numbered(self, table: str, fields: Sequence[AnyField], within: Keys) -> SQL:
+        """UNION ALL gives texts the collations of the table's columns."""
+        names, parts = ", ".join(self.names(fields)), [f"part{n}" for n in range(len(fields))]
+        typed = ", ".join(map(self.read_back, within.kinds, parts))
+        marks = (f"%s::{'bigint' if kind == WHOLE else 'text'}[]" for kind in within.kinds)
+        return SQL(
+            f"SELECT 0::bigint AS place, {names} FROM {table} WHERE false UNION ALL "
+            f"SELECT number - 1, {typed} FROM unnest({', '.join(marks)}) WITH ORDINALITY "
+            f"matviews_key ({', '.join(parts)}, number)",
+            tuple(self.arrays(within)),
+        )
 
     def is_distinct(self, field: AnyField, left: str, right: str) -> str:
         """Texts that are equal in a collation are compared as bytes."""

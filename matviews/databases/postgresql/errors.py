@@ -22,8 +22,19 @@ LIMITS = {QUERY_CANCELED, "55P03", "25P03"}
 TRANSIENT = {
     "40001", "40P01", "25P04", "57P01", "57P02", "57P03", "57P05", "53300", "23503", "23001",
 }  # fmt: skip
+# Classes of errors whose cause lies outside a view: connections, rights, transactions of others, a
+# server without disk, memory or connections, a restart, input and output, a damaged file; and a
+# server or a transaction that may only read.
+EXTERNAL = {"08", "28", "3D", "40", "53", "57", "58", "F0", "XX"}
+READ_ONLY, LOCK_TIMEOUT = "25006", "55P03"
 MISSING = {"42P01", "42703"}
 DENIED = "42501"
+# Data exceptions, violated constraints, and what PL/pgSQL raises; a subquery with more than one
+# row, and a row too long for an index.
+OF_DATA = ("22", "23", "P0")
+ALSO_OF_DATA = {"21000", "54000"}
+# A routine that raises an error blames the row for it, whatever its code, but for these classes.
+NEVER_OF_DATA = {*EXTERNAL, "42"}
 
 
 class PostgreSQLErrors(Errors):
@@ -47,6 +58,14 @@ class PostgreSQLErrors(Errors):
             return Failure.RETRY
         return Failure.FINAL
 
+    def _is_external(self, error: DatabaseError) -> bool:
+        state = sqlstate(error)
+        if state is None:  # the connection is lost, or the driver could not convert a value
+            return isinstance(error, OperationalError)
+        if state in (READ_ONLY, LOCK_TIMEOUT, DENIED):
+            return True
+        return state[:2] in EXTERNAL and state != QUERY_CANCELED
+
     def is_statement_timeout(self, error: BaseException) -> bool:
         return sqlstate(error) == QUERY_CANCELED
 
@@ -55,6 +74,17 @@ class PostgreSQLErrors(Errors):
 
     def is_denied(self, error: BaseException) -> bool:
         return sqlstate(error) == DENIED
+
+    def code(self, error: BaseException) -> str:
+        return sqlstate(error) or ""
+
+    def is_of_data(self, error: Exception) -> bool:
+        state = self.code(error) if isinstance(error, Error) else ""
+        if not state or state[:2] in NEVER_OF_DATA:
+            return False
+        cause: Any = error.__cause__ or error
+        by_routine = hasattr(cause, "diag") and raised_by_routine(cause)
+        return state.startswith(OF_DATA) or state in ALSO_OF_DATA or by_routine
 
     def violation(self, error: DatabaseError) -> Violation | None:
         cause: Any = error.__cause__ or error

@@ -1,14 +1,18 @@
 """PostgreSQL's trigger functions: one trigger per statement, which sees all rows it changed.
 
+A statement fires only the triggers of the table that it names, with the rows of all its partitions.
+So the triggers of a table that is partitioned, or a partition, are also on its relatives: the
+tables below and above it. They call the same functions, with one argument.
+
 The functions run with their owner's rights and are fired by whoever writes to a table, so nothing
-that another role can define may run in them. Names are looked up in `pg_catalog` first. No value is
-cast (`to_jsonb` and `jsonb_build_array` would look casts up as well). `concat` asks a type for its
-text, which only a superuser can define. And no role may attach the functions to a table of its own.
+that another role can define may run in them. Names are looked up in `pg_catalog` first. No value of
+a column is cast (`to_jsonb` and `jsonb_build_array` would look casts up as well). `concat` asks a
+type for its text, which only a superuser can define. And no role may attach the functions to a
+table of its own.
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from ..base.triggers import (
     CHANGE_LOG,
@@ -17,16 +21,16 @@ from ..base.triggers import (
     MAX_LINK_BYTES,
     TOO_LONG,
     TOO_MANY,
-    Triggers,
     digest,
     json_of,
 )
 from ..trigger_spec import TriggerSpec
-from .table_names import cut, identifiers, regclass
+from .trigger_columns import EXACT, INEXACT_TYPES, SETTINGS, TriggerColumns
 
 __all__ = ["ARGUMENTS", "SUPPRESSED", "PostgreSQLTriggerSQL", "doubled"]
 
 BEFORE, AFTER = "matviews_before", "matviews_after"
+PAIRS, OLD, NEW = "matviews_pairs", "matviews_old", "matviews_new"
 MAX_LINKS_BYTES = 16_000_000  # of one statement; JSON ends at 255 MB
 TOO_LARGE = f"what leads from the changed rows to keys is more than {MAX_LINKS_BYTES:,} bytes"
 SUPPRESSED = "matviews.suppressed"
@@ -39,43 +43,28 @@ TRANSITIONS = {
     "delete": f"REFERENCING OLD TABLE AS {BEFORE}",
     "truncate": "",
 }
-# Types whose equal values are identical, and the settings that their text form depends on.
-EXACT: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("int2", "int4", "int8", "bool", "uuid", "time"), ()),
-    "bytea": ("bytea_output",),
-    **dict.fromkeys(("date", "timestamp"), ("DateStyle",)),
-    "timestamptz": ("DateStyle", "TimeZone"),
-}
-INEXACT_TYPES = ("text", "varchar", "bpchar", "numeric")  # their text form depends on no setting
-SETTINGS = {
-    "DateStyle": "'ISO, YMD'",
-    "IntervalStyle": "'postgres'",
-    "TimeZone": "'UTC'",
-    "bytea_output": "'hex'",
-    "extra_float_digits": "1",
-    "lc_monetary": "'C'",
-}
+# The transition tables of an UPDATE have each row that it moves to another partition, before and
+# after. If MERGE moves it, they have neither (PostgreSQL 15), and no other trigger need fire. The
+# only sign is the statement's text: of the client's statement, or of those that functions run, but
+# not of a function in SQL. The UPDATE of a foreign key fires triggers with the statement that
+# caused it.
+STACK = "matviews_stack"
+MERGE, EXECUTE, WRITE = (
+    f"'[[:<:]]({words})[[:>:]]'" for words in ("merge", "execute", "insert|update|delete")
+)
+SHOWN = f"concat(coalesce(current_query(), 'merge'), {STACK})"
+MAY_LACK_ROWS = (
+    f"{SHOWN} ~* {MERGE} OR {STACK} <> '' AND {STACK} !~* {WRITE} OR {SHOWN} ~* {EXECUTE} "
+    f"AND EXISTS (SELECT 1 FROM pg_prepared_statements WHERE statement ~* {MERGE}) "
+    # A trigger of the table may keep the row from its new partition.
+    f"OR (SELECT count(*) FROM {BEFORE}) <> (SELECT count(*) FROM {AFTER})"
+)
 
 
-class TableLocation(NamedTuple):
-    """Where a table is, by the search path of this connection."""
-
-    #: The table's schema.
-    schema: str
-    #: The table's own name.
-    table: str
-    #: The type name of each column, "" if the type is not built in.
-    types: dict[str, str]
-
-
-class PostgreSQLTriggerSQL(Triggers):
-    """Compares multisets, not rows: rows alike in all tracked columns are interchangeable."""
+class PostgreSQLTriggerSQL(TriggerColumns):
+    """The SQL of functions and triggers."""
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "truncate")
-
-    def __init__(self, using: str) -> None:
-        super().__init__(using)
-        self._locations: dict[str, TableLocation] = {}
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
         """The function runs with its owner's rights, so that writers need no right to the log.
@@ -102,17 +91,42 @@ class PostgreSQLTriggerSQL(Triggers):
             )
             yield f"REVOKE ALL ON FUNCTION {check} FROM PUBLIC"
         body = self._body(event, table, spec, self._of_ours(name) if column_check else "")
-        body = f"#variable_conflict use_column\nBEGIN {body} RETURN NULL; END"
+        variables = f"DECLARE {STACK} text; " if event == "update" else ""
+        body = f"#variable_conflict use_column\n{variables}BEGIN {body} RETURN NULL; END"
         yield (
             f"CREATE FUNCTION {function} RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER "
             f"SET search_path = pg_catalog, pg_temp{settings} AS {self.literal(body)}"
         )
         yield f"REVOKE ALL ON FUNCTION {function} FROM PUBLIC"
+        yield from self._triggers(name, event, self.name(table))
+
+    def _triggers(self, name: str, event: str, on: str, argument: str = "") -> Iterator[str]:
+        """Statements that create a trigger, which also fires where most others do not.
+
+        With `session_replication_role = replica`, which loaders of data set, only a trigger fires
+        that its table's owner has enabled so.
+
+        Args:
+            name: of the trigger and its function.
+            event: the event that fires it.
+            on: the quoted name of its table.
+            argument: a literal; "" for none.
+        """
         yield (
-            f"CREATE OR REPLACE TRIGGER {self.name(name)} "
-            f"AFTER {event.upper()} ON {self.name(table)} "
-            f"{TRANSITIONS[event]} FOR EACH STATEMENT EXECUTE FUNCTION {function}"
+            f"CREATE OR REPLACE TRIGGER {self.name(name)} AFTER {event.upper()} ON {on} "
+            f"{TRANSITIONS[event]} FOR EACH STATEMENT "
+            f"EXECUTE FUNCTION {self._of_ours(name)}({argument})"
         )
+        always = f"ALTER TABLE ONLY {on} ENABLE ALWAYS TRIGGER {self.name(name)}"
+        owner = (
+            f"(SELECT relowner FROM pg_catalog.pg_class "
+            f"WHERE oid = {self.literal(on)}::pg_catalog.regclass::pg_catalog.oid)"
+        )
+        block = (
+            f"BEGIN IF pg_catalog.pg_has_role({owner}, 'USAGE') THEN "
+            f"EXECUTE {self.literal(always)}; END IF; END"
+        )
+        yield f"DO {self.literal(block)}"
 
     def _body(self, event: str, table: str, spec: TriggerSpec, check: str) -> str:
         """Log changed rows if the table is the right one; read no column of any other table.
@@ -122,7 +136,8 @@ class PostgreSQLTriggerSQL(Triggers):
         table in a schema that the function's owner may no longer use.
 
         Tables are compared by name and not by OID, because a dump keeps no OIDs. Views never read a
-        temporary table, whatever its name is.
+        temporary table, whatever its name is. A relative has the same columns. One that has been
+        detached is no part of the table any more.
 
         Args:
             event: the event that fires the trigger.
@@ -140,17 +155,35 @@ class PostgreSQLTriggerSQL(Triggers):
             f"WHERE value = split_part({session}, ' ', 1)) THEN RETURN NULL; END IF; END IF; "
             f"{self._entry(log, event, table, spec)};"
         )
+        named = f'"{doubled(location.schema)}"."{doubled(location.table)}"'
         if check:
-            named = f'"{doubled(location.schema)}"."{doubled(location.table)}"'
             checked = f"{check}({self.literal(named)}::regclass)"
             entry = f"IF {checked} THEN {entry} ELSE {whole} END IF;"
-            if location.schema != self._schema:
-                may_name = f"has_schema_privilege({self.literal(location.schema)}, 'USAGE')"
-                entry = f"IF {may_name} THEN {entry} ELSE {whole} END IF;"
+        schema = self.literal(f'"{doubled(location.schema)}"')
+        may_name = (
+            f"to_regnamespace({schema}) IS NOT NULL "
+            f"AND has_schema_privilege({self.literal(location.schema)}, 'USAGE')"
+        )
+        if check and location.schema != self._schema:
+            entry = f"IF {may_name} THEN {entry} ELSE {whole} END IF;"
+        if event == "update":
+            entry = f"{self._if_rows_may_lack(whole)} {entry}"
+        root = f"pg_partition_root(to_regclass({self.literal(named)}))"
         return (
             f"IF TG_TABLE_SCHEMA = {self.literal(location.schema)} "
-            f"AND TG_TABLE_NAME = {self.literal(location.table)} THEN {entry} "
+            f"AND TG_TABLE_NAME = {self.literal(location.table)} OR TG_NARGS = 1 "
+            f"AND {may_name} AND pg_partition_root(TG_RELID) = {root} THEN {entry} "
+            f"ELSIF TG_NARGS = 1 AND pg_partition_root(TG_RELID) IS NULL THEN NULL; "
             f"ELSIF NOT starts_with(TG_TABLE_SCHEMA::text, 'pg_temp_') THEN {whole} END IF;"
+        )
+
+    def _if_rows_may_lack(self, whole: str) -> str:
+        """Of a partitioned table, log that any row may have changed, and leave."""
+        return (
+            f"IF pg_partition_root(TG_RELID) IS NOT NULL THEN "
+            f"GET CURRENT DIAGNOSTICS {STACK} = PG_CONTEXT; "
+            f"{STACK} = substr({STACK}, strpos(concat({STACK}, chr(10)), chr(10))); "
+            f"IF {MAY_LACK_ROWS} THEN {whole} RETURN NULL; END IF; END IF;"
         )
 
     def _column_check(self, event: str, table: str, spec: TriggerSpec) -> str:
@@ -161,7 +194,7 @@ class PostgreSQLTriggerSQL(Triggers):
         The catalogs' rows are as old as the transaction in REPEATABLE READ; the results of catalog
         functions are current. A table whose column types change gets a new file.
         """
-        named = spec.links | (spec.columns or frozenset() if event == "update" else frozenset())
+        named = spec.links | (spec.compared if event == "update" else frozenset())
         if event == "truncate" or not named:
             return ""
         kinds = {column: self._kind(table, column) for column in sorted(named)}
@@ -178,7 +211,8 @@ class PostgreSQLTriggerSQL(Triggers):
         return (
             f"(SELECT count(*) FROM pg_attribute "
             f"WHERE attrelid = $1 AND ({column_checks}) AND attname = {now}) = {len(named)} "
-            f"AND pg_relation_filenode($1) = (SELECT relfilenode FROM pg_class WHERE oid = $1)"
+            f"AND coalesce(pg_relation_filenode($1), 0) = "
+            f"(SELECT relfilenode FROM pg_class WHERE oid = $1)"
         )
 
     def _columns(self, *names: str) -> str:
@@ -193,113 +227,98 @@ class PostgreSQLTriggerSQL(Triggers):
         text = self.literal(table)
         if event == "truncate":
             return f"{log} {self._columns('table')} VALUES ({text})"
-        rows = {"insert": AFTER, "delete": BEFORE}.get(event) or self._changed(table, spec)
+        parts, rows = self._rows(event, table, spec)
+        changed = {"changed": self._changed(spec)} if event == "update" and spec.recorded else {}
         if not spec.links:
+            values = {"table": text, "links": self._json([[]]), **changed}
             return (
-                f"{log} {self._columns('table', 'links')} "
-                f"SELECT {text}, {self._json([[]])} WHERE EXISTS (SELECT 1 FROM {rows})"
+                f"{parts and f'WITH {parts} '}{log} {self._columns(*values)} "
+                f"SELECT {', '.join(values.values())} WHERE EXISTS (SELECT 1 FROM {rows})"
             )
         links = sorted(spec.links)
         names = ", ".join(map(self.name, links))
         sizes = [f"coalesce(octet_length({self.name(link)}), 0)" for link in links]
         distinct = self._selected(table, links, MAX_LINK_BYTES + 1)
-        values = ", ".join(f"{self._text(link)} AS {self.name(link)}" for link in links)
+        texts = ", ".join(f"{self._text(link)} AS {self.name(link)}" for link in links)
+        values = {
+            "table": text,
+            "count": "n",
+            "links": f"CASE WHEN n > {MAX_DISTINCT_CHANGES} THEN {self._json(TOO_MANY)} "
+            f"WHEN longest > {MAX_LINK_BYTES} THEN {self._json(TOO_LONG)} "
+            f"WHEN size > {MAX_LINKS_BYTES} THEN {self._json(TOO_LARGE)} "
+            f"ELSE {self._json([links])} "
+            f"|| (SELECT jsonb_agg(jsonb_build_array({names})) FROM matviews_links) END",
+            **changed,
+        }
         return (
-            f"WITH matviews_links AS MATERIALIZED (SELECT {values} "
+            f"WITH {parts and f'{parts}, '}matviews_links AS MATERIALIZED (SELECT {texts} "
             f"FROM (SELECT DISTINCT {distinct} FROM {rows} LIMIT {MAX_DISTINCT_CHANGES + 1}) "
             f"matviews_distinct), "
             f"matviews_size AS (SELECT count(*) AS n, "
             f"max(greatest({', '.join(sizes)})) AS longest, "
             f"sum({' + '.join(sizes)}) AS size FROM matviews_links) "
-            f"{log} {self._columns('table', 'count', 'links')} SELECT {text}, n, "
-            f"CASE WHEN n > {MAX_DISTINCT_CHANGES} THEN {self._json(TOO_MANY)} "
-            f"WHEN longest > {MAX_LINK_BYTES} THEN {self._json(TOO_LONG)} "
-            f"WHEN size > {MAX_LINKS_BYTES} THEN {self._json(TOO_LARGE)} "
-            f"ELSE {self._json([links])} "
-            f"|| (SELECT jsonb_agg(jsonb_build_array({names})) FROM matviews_links) END "
+            f"{log} {self._columns(*values)} SELECT {', '.join(values.values())} "
             f"FROM matviews_size WHERE n > 0"
         )
 
     def _json(self, value: object) -> str:
         return f"{self.literal(json_of(value))}::jsonb"
 
-    def _changed(self, table: str, spec: TriggerSpec) -> str:
-        """The rows that an UPDATE changed, before and after."""
-        if spec.columns is None:
-            links = ", ".join(map(self.name, sorted(spec.links))) or "1"
-            selects = [f"SELECT {links} FROM {rows}" for rows in (BEFORE, AFTER)]
-            return f"({' UNION ALL '.join(selects)}) matviews_changed"
-        values = self._selected(table, sorted(spec.columns))
-        before, after = (f"SELECT {values} FROM {rows}" for rows in (BEFORE, AFTER))
+    def _rows(self, event: str, table: str, spec: TriggerSpec) -> tuple[str, str]:
+        """A part that precedes the statement, and the changed rows, each before and after."""
+        if event != "update":
+            return "", AFTER if event == "insert" else BEFORE
+        links = list(map(self.name, sorted(spec.links)))
+        of_each = [(", ".join(links) or "1", rows) for rows in (BEFORE, AFTER)]
+        if spec.compared:
+            of_each = [
+                (", ".join(f"{row}_{n} AS {link}" for n, link in enumerate(links)) or "1", PAIRS)
+                for row in (OLD, NEW)
+            ]
+        selects = [f"SELECT {names} FROM {rows}" for names, rows in of_each]
+        changed = f"({' UNION ALL '.join(selects)}) matviews_changed"
+        return (self._pairs(table, spec), changed) if spec.compared else ("", changed)
+
+    def _pairs(self, table: str, spec: TriggerSpec) -> str:
+        """The links of each row that an UPDATE changed, and which of the recorded columns differ.
+
+        A row before the change is compared with the one at its place after it: PostgreSQL fills the
+        transition tables in the same order. Any other pairing would be exact too, and only find
+        more: if the columns of a view are equal in each pair, the table has the same rows for it as
+        before. The join is a FULL JOIN because a plan that was made for one row is used again for a
+        million, and that cannot be a nested loop.
+        """
+        columns = self._selected(table, sorted(spec.compared | spec.links))
+        before, after = (
+            f"(SELECT row_number() OVER () AS matviews_row, {columns} FROM {rows}) {row}"
+            for rows, row in ((BEFORE, OLD), (AFTER, NEW))
+        )
+        differs = {
+            column: f"{OLD}.{self.name(column)} IS DISTINCT FROM {NEW}.{self.name(column)}"
+            for column in sorted(spec.compared)
+        }
+        values = [
+            f"{row}.{self.name(link)} AS {row}_{n}"
+            for row in (OLD, NEW)
+            for n, link in enumerate(sorted(spec.links))
+        ]
+        values += [
+            f"{differs[column]} AS matviews_differs_{n}"
+            for n, column in enumerate(sorted(spec.recorded))
+        ]
+        counts = "" if spec.columns is None else f" WHERE {' OR '.join(differs.values())}"
         return (
-            f"(({before} EXCEPT ALL {after}) UNION ALL ({after} EXCEPT ALL {before})) "
-            f"matviews_changed"
+            f"{PAIRS} AS MATERIALIZED (SELECT {', '.join(values) or '1'} "
+            f"FROM {before} FULL JOIN {after} USING (matviews_row){counts})"
         )
 
-    def _selected(self, table: str, columns: Iterable[str], limit: int | None = None) -> str:
-        """Columns as they are compared: as bytes, where equal values need not be identical."""
-        return ", ".join(
-            name if self._kind(table, column) in EXACT else f"{self._text(column, limit)} AS {name}"
-            for column, name in ((column, self.name(column)) for column in columns)
+    def _changed(self, spec: TriggerSpec) -> str:
+        """The recorded columns that differ in some pair."""
+        names = ", ".join(
+            f"CASE WHEN bool_or(matviews_differs_{n}) THEN {self.literal(column)} END"
+            for n, column in enumerate(sorted(spec.recorded))
         )
-
-    def _text(self, column: str, limit: int | None = None) -> str:
-        """The text form of a column, with at most `limit` characters."""
-        name = self.name(column)
-        text = f"concat({name})" if limit is None else f"left(concat({name}), {limit})"
-        return f'CASE WHEN {name} IS NULL THEN NULL ELSE {text} END COLLATE pg_catalog."C"'
-
-    def literal(self, text: str) -> str:
-        """What a backslash means depends on `standard_conforming_strings`."""
-        doubled = text.replace("\\", "\\\\")
-        return f" E{super().literal(doubled)}" if "\\" in text else super().literal(text)
-
-    def _settings(self, table: str, spec: TriggerSpec) -> list[str]:
-        """The session settings that the text forms of a table's columns depend on."""
-        columns = spec.columns or frozenset()
-        texts = {column for column in columns if self._kind(table, column) not in EXACT}
-        found: set[str] = set()
-        for column in texts | spec.links:
-            kind = self._kind(table, column)
-            if kind not in INEXACT_TYPES:
-                found |= set(EXACT.get(kind, SETTINGS))
-        return sorted(found)
-
-    def _kind(self, table: str, column: str) -> str:
-        """The name of a column's type, "" if the type is not built in or the column is missing."""
-        return self._location(table).types.get(self._as_stored(column), "")
-
-    def _as_stored(self, column: str) -> str:
-        return next(map(cut, identifiers(self.name(column))), column)
-
-    def _location(self, table: str) -> TableLocation:
-        if table not in self._locations:
-            self._locations[table] = self._find(table)
-        return self._locations[table]
-
-    def _find(self, table: str) -> TableLocation:
-        with self.connection.cursor() as cursor:
-            cursor.execute(  # no row, if no table can have the name
-                "SELECT n.nspname, c.relname, a.attname, CASE WHEN t.typnamespace = "
-                "'pg_catalog'::pg_catalog.regnamespace::pg_catalog.oid THEN t.typname ELSE '' END "
-                "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-                "LEFT JOIN (pg_attribute a JOIN pg_type t ON t.oid = a.atttypid) "
-                "ON a.attrelid = c.oid AND a.attnum > 0 "
-                "WHERE c.oid = pg_catalog.to_regclass(%s)::pg_catalog.oid",
-                [regclass(self.name(table))],
-            )
-            rows = cursor.fetchall()
-        schema, name = rows[0][:2] if rows else ("", table)
-        return TableLocation(schema, name, {column: kind for *_location, column, kind in rows})
-
-    @cached_property
-    def _schema(self) -> str:
-        """The schema of the log, which may differ from the table's."""
-        return self._location(CHANGE_LOG).schema
-
-    def _of_ours(self, name: str) -> str:
-        """A function or table of this package, with its schema."""
-        return f"{self.name(self._schema)}.{self.name(name)}"
+        return f"(SELECT to_jsonb(array_remove(ARRAY[{names}], NULL)) FROM {PAIRS})"
 
     def drop(self, table: str, names: Iterable[str]) -> list[str]:
         """Dropping a function drops its trigger."""

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
 
 from django.db import DatabaseError
 
 from ...sqlstate import sqlstate
 from ..base.triggers import LOG_SECRET, MISSING, NAME_REGEX, NOT_ORDINARY, digest
+from .partitions import IDENTITY, PARTS, PartitionTriggers
 from .table_names import MAX_NAME_BYTES, cut, identifiers, regclass
-from .trigger_sql import ARGUMENTS, SUPPRESSED, PostgreSQLTriggerSQL, doubled
+from .trigger_sql import ARGUMENTS, SUPPRESSED, doubled
 
 __all__ = ["PostgreSQLTriggers"]
 
@@ -19,18 +19,20 @@ LOCK_TIMEOUT_MS = 500
 IDLE_TIMEOUT_MS = 1_000
 LOCKED_STATES = {"55P03", "40P01", "25P03"}  # lock timeout, deadlock, idle timeout
 UNLOGGED = "it is unlogged: a crash empties it without firing a trigger"
-FAMILY = "it is partitioned, or inherits from another table"
+INHERITED = (
+    "it inherits from another table, or another from it, by INHERITS: make it a partitioned table, "
+    "or end that by NO INHERIT"
+)
+PARTLY_UNLOGGED = "one of its partitions is unlogged or a foreign table"
+SUBSCRIBED = "a subscription writes to it, and logical replication fires no statement trigger"
 # Statements on the catalogs run as whoever migrates: no function or operator of another schema may
 # be chosen as the better match.
 LIKE = "OPERATOR(pg_catalog.~~)"
 LOGS = "pg_catalog.has_table_privilege(p.proowner, pg_catalog.to_regclass(%s), 'INSERT')"
 
 
-class PostgreSQLTriggers(PostgreSQLTriggerSQL):
-    # xmin also changes when a trigger is disabled and enabled again.
+class PostgreSQLTriggers(PartitionTriggers):
     """Recognizes functions and triggers by their names and by what the owners may do."""
-
-    identity: ClassVar[str] = "pg_catalog.concat(t.tgname, ':', t.oid, '.', t.xmin)"
 
     def installed_triggers(self) -> dict[str, dict[str, str]]:
         """Triggers that call functions of this package, in whatever schema their table is.
@@ -42,27 +44,31 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
         with self.connection.cursor() as cursor:
             cursor.execute(
                 f"SELECT n.nspname, c.relname, pg_catalog.pg_table_is_visible(c.oid), t.tgname, "
-                f"{self.identity} FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
+                f"{IDENTITY} FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid "
                 "JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_proc p ON p.oid = t.tgfoid "
                 "JOIN pg_namespace s ON s.oid = p.pronamespace "
                 f"WHERE s.nspname = %s AND t.tgname {LIKE} %s AND t.tgenabled IN ('O', 'A') "
-                f"AND {LOGS} AND p.proname = t.tgname AND p.pronargs = 0",
+                f"AND {LOGS} AND p.proname = t.tgname AND p.pronargs = 0 AND t.tgnargs = 0",
                 [self._schema, *self.NAME_PATTERN, self.log],
             )
             for schema, table, visible, name, made in cursor.fetchall():
                 if NAME_REGEX.fullmatch(name):
                     spelled = _spelled(schema, table, visible, name)
                     found.setdefault(spelled, {})[name] = made
-        return found
+        whole = self.with_partitions({table: found[table].values() for table in found})
+        return {
+            table: {made.partition(":")[0]: made for made in triggers}
+            for table, triggers in whole.items()
+        }
 
     def installed_sql(self, table: str) -> str:
         """Planning the query of `installed_triggers` would take longer than the rest."""
         return (
-            f"(SELECT pg_catalog.string_agg({self.identity}, ' ') FROM pg_trigger t "
+            f"(SELECT pg_catalog.string_agg({IDENTITY}, ' ') FROM pg_trigger t "
             f"WHERE t.tgrelid = (SELECT pg_catalog.to_regclass(CASE "
             f"WHEN {table} {LIKE} '\"%%\"' THEN {table}::pg_catalog.text "
             f"ELSE pg_catalog.concat('\"', {table}, '\"') END)::pg_catalog.oid) "
-            f"AND t.tgname {LIKE} %s AND t.tgenabled IN ('O', 'A'))"
+            f"AND t.tgname {LIKE} %s AND t.tgenabled IN ('O', 'A') AND t.tgnargs = 0)"
         )
 
     @contextmanager
@@ -130,11 +136,22 @@ class PostgreSQLTriggers(PostgreSQLTriggerSQL):
                 "SELECT given.name, "
                 "CASE WHEN c.relkind NOT IN ('r', 'p') OR c.relpersistence = 't' THEN %s "
                 "WHEN c.relpersistence = 'u' THEN %s "
-                "WHEN c.relkind = 'p' OR EXISTS (SELECT 1 FROM pg_inherits i "
-                "WHERE c.oid IN (i.inhrelid, i.inhparent)) THEN %s END "
+                "WHEN EXISTS (SELECT 1 FROM pg_inherits i JOIN pg_class child "
+                "ON child.oid = i.inhrelid WHERE c.oid IN (i.inhrelid, i.inhparent) "
+                "AND NOT child.relispartition) THEN %s "
+                "WHEN EXISTS (SELECT 1 FROM pg_class part WHERE part.oid = ANY (parts.oids) "
+                "AND (part.relkind = 'f' OR part.relpersistence = 'u')) THEN %s "
+                "WHEN EXISTS (SELECT 1 FROM pg_subscription_rel s "
+                "WHERE s.srrelid = ANY (pg_catalog.array_append(parts.oids, c.oid))) THEN %s END "
                 "FROM unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) given (name, quoted) "
-                "JOIN pg_class c ON c.oid = pg_catalog.to_regclass(given.quoted)::pg_catalog.oid",
-                [NOT_ORDINARY, UNLOGGED, FAMILY, names, list(map(self.name, names))],
+                "JOIN pg_class c ON c.oid = pg_catalog.to_regclass(given.quoted)::pg_catalog.oid "
+                "CROSS JOIN LATERAL (SELECT "
+                f"{PARTS.format(of='coalesce(pg_catalog.pg_partition_root(c.oid), c.oid)')} "
+                "AS oids) parts",
+                [
+                    *(NOT_ORDINARY, UNLOGGED, INHERITED, PARTLY_UNLOGGED, SUBSCRIBED),
+                    *(names, list(map(self.name, names))),
+                ],
             )
             faults |= dict(cursor.fetchall())
         faults |= {

@@ -4,12 +4,14 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from ..base.dialect import FIXED, Dialect, opposite
+from ..base.dialect import DIGITS, FIXED, Dialect, opposite
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, Column, column_of, family
 from ..keys import Keys
 from ..sql import SQL
 
 __all__ = ["SQLite"]
+
+NUMERAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?").fullmatch
 
 
 def _collation(sql: str, column: str) -> str:
@@ -28,6 +30,7 @@ class SQLite(Dialect):
     kept_types = (bytes, float)
     returns_json_parts = False
     json_may_be_bytes = True
+    logged_texts_have_collation = False
     max_keys = 1_000  # a statement has at most 32,766 parameters
 
     def kind(self, type_name: str) -> str:
@@ -60,6 +63,13 @@ class SQLite(Dialect):
         """The sign stops the driver from converting the value by the column's type."""
         return f"+{value}"
 
+    def as_exact(self, kind: str, part: Any) -> Any:
+        """A text that looks like a number becomes one in a column of numbers."""
+        if kind in (NUMBER, "real") and isinstance(part, str) and NUMERAL(part):
+            number = int(part) if DIGITS(part) else float(part)
+            return number if abs(number) < 2**63 else float(number)
+        return super().as_exact(kind, part)
+
     def read_back(self, kind: str, exact: str) -> str:
         """The column itself, with its affinity."""
         return exact.removeprefix("+")
@@ -69,6 +79,19 @@ class SQLite(Dialect):
         row = f"({', '.join(['%s'] * len(columns))})"
         return SQL(
             f"VALUES {', '.join([row] * len(rows))}", tuple(value for row in rows for value in row)
+        )
+
+    def numbered(self, table: str, fields: Sequence[AnyField], within: Keys) -> SQL:
+        """Exact values need no type, as the database has made them."""
+        columns = []
+        for number, field in enumerate(fields, start=2):
+            collation = field.db_parameters(self.connection).get("collation")
+            collate = f" COLLATE {self.name(collation)}" if collation else ""
+            columns.append(f"column{number}{collate} AS {self.name(field.column or '')}")
+        rows = ", ".join([f"({', '.join(['%s'] * (len(fields) + 1))})"] * len(within.keys))
+        params = (value for place, key in enumerate(within.keys) for value in (place, *key))
+        return SQL(
+            f"SELECT column1 AS place, {', '.join(columns)} FROM (VALUES {rows})", tuple(params)
         )
 
     def stored(self, column: Column, value: str) -> str:
@@ -90,15 +113,13 @@ class SQLite(Dialect):
     def smaller(self, left: str, right: str) -> str:
         return f"min({left}, {right})"
 
-    def among(self, columns: Sequence[str], within: Keys) -> SQL:
+    def among(self, columns: Sequence[str], within: Keys, fields: Sequence[AnyField] = ()) -> SQL:
         """Several columns can be compared with rows of VALUES only."""
         condition = super().among(columns, within)
-        several = len(columns) > 1 and within.keys
-        return (
-            SQL(condition.text.replace(" IN (", " IN (VALUES ", 1), condition.params)
-            if several
-            else condition
-        )
+        if len(columns) == 1 or not within.keys:
+            return condition
+        row = f"{self.row(columns)} IN ("
+        return SQL(f"{row}VALUES {condition.text.removeprefix(row)}", condition.params)
 
     def not_in_source(self, keys: SQL, key: Sequence[str], of_view: Sequence[str]) -> SQL:
         """With NOT EXISTS the keys would be computed for each row."""
@@ -106,6 +127,14 @@ class SQLite(Dialect):
 
     def numbers_in(self, column: str) -> tuple[str, str]:
         return f"CROSS JOIN json_each({column}) numbers", "numbers.value"
+
+    def shares_name(self, names: str, by_number: str, number: str) -> str:
+        path = f"'$.\"' || {number} || '\"'"
+        return (
+            f"({names} IS NULL OR json_type({by_number}, {path}) IS NULL "
+            f"OR EXISTS (SELECT 1 FROM json_each({names}) one "
+            f"JOIN json_each({by_number}, {path}) other ON other.value = one.value))"
+        )
 
     def utc(self, value: str, zone: str) -> SQL:
         """With a function that Django adds to SQLite.

@@ -9,7 +9,16 @@ from ..base.errors import ConstraintKind, Errors, Failure, Violation
 __all__ = ["SQLiteErrors"]
 
 TRANSIENT = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CONSTRAINT_FOREIGNKEY")
+EXTERNAL = (
+    "SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_CORRUPT", "SQLITE_FULL", "SQLITE_IOERR",
+    "SQLITE_LOCKED", "SQLITE_NOMEM", "SQLITE_NOTADB", "SQLITE_PERM", "SQLITE_PROTOCOL",
+    "SQLITE_READONLY",
+)  # fmt: skip
 MISSING = ("no such table", "no such column", "has no column")
+
+OF_DATA = ("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG")
+# The text is all that tells these from a faulty statement.
+OF_DATA_BY_TEXT = ("integer overflow", "malformed JSON", "user-defined function raised exception")
 
 
 def _name(error: BaseException) -> str:
@@ -28,10 +37,27 @@ class SQLiteErrors(Errors):
     }
 
     def _failure(self, error: Error) -> Failure:
+        if self.is_statement_timeout(error):
+            return Failure.RETRY_SMALLER
         return Failure.RETRY if _name(error).startswith(TRANSIENT) else Failure.FINAL
+
+    def is_statement_timeout(self, error: BaseException) -> bool:
+        return _name(error) == "SQLITE_INTERRUPT"
+
+    def _is_external(self, error: DatabaseError) -> bool:
+        return _name(error).startswith(EXTERNAL)
 
     def is_missing(self, error: DatabaseError) -> bool:
         return any(words in str(error.__cause__ or error) for words in MISSING)
+
+    def code(self, error: BaseException) -> str:
+        return _name(error)
+
+    def is_of_data(self, error: Exception) -> bool:
+        if not isinstance(error, Error):
+            return False
+        text = str(error.__cause__ or error)
+        return _name(error).startswith(OF_DATA) or text.startswith(OF_DATA_BY_TEXT)
 
     def violation(self, error: DatabaseError) -> Violation | None:
         kind = self.kinds.get(_name(error))

@@ -41,7 +41,10 @@ class SQLiteTriggers(Triggers):
         when, rows = "", {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
         if event == "update" and spec.columns is not None:
             when = f"WHEN NOT ({self._same(table, spec.columns)}) "
-        logs = [self._log(table, spec, row) for row in rows if row == rows[0] or spec.links]
+        changed = self._changed(spec) if event == "update" else ""
+        logs = [
+            self._log(table, spec, row, changed) for row in rows if row == rows[0] or spec.links
+        ]
         if event == "update" and spec.links:
             logs[1] += f" WHERE NOT ({self._same(table, spec.links)})"
         yield (
@@ -49,14 +52,30 @@ class SQLiteTriggers(Triggers):
             f"BEGIN {' '.join(f'{log};' for log in logs)} END"
         )
 
-    def _log(self, table: str, spec: TriggerSpec, row: str) -> str:
-        text = self.literal(table)
-        log = f"INSERT INTO {self.logged} SELECT {text}, {self._links(row, spec.links)}"
+    def _log(self, table: str, spec: TriggerSpec, row: str, changed: str = "") -> str:
+        values = {"table": self.literal(table), "links": self._links(row, spec.links)}
+        if changed:
+            values["changed"] = changed
+        log = f"{self.insert(values)} SELECT {', '.join(values.values())}"
         if spec.links:
             return log
+        waiting = self.name("changed")
+        covered = f"{waiting} IS NULL{changed and f' OR {waiting} = {changed}'}"
         return (
-            f"{log} WHERE NOT EXISTS (SELECT 1 FROM {self.log} WHERE {self.name('table')} = {text})"
+            f"{log} WHERE NOT EXISTS (SELECT 1 FROM {self.log} "
+            f"WHERE {self.name('table')} = {values['table']} AND ({covered}))"
         )
+
+    def _changed(self, spec: TriggerSpec) -> str:
+        """The recorded columns that an UPDATE changed, as JSON; "" if none is recorded."""
+        if not spec.recorded:
+            return ""
+        names = " || ".join(
+            f"CASE WHEN {self._same_value(column)} THEN '' "
+            f"ELSE {self.literal(f',{json_of(column)}')} END"
+            for column in sorted(spec.recorded)
+        )
+        return f"'[' || substr({names}, 2) || ']'"
 
     def untrackable_tables(self, tables: Collection[str]) -> dict[str, str]:
         """A virtual table can have no trigger."""
@@ -134,6 +153,8 @@ class SQLiteTriggers(Triggers):
         return {tuple(filter(None, columns)) for columns in found.values() if all(columns)}
 
     def _same(self, table: str, columns: Collection[str]) -> str:
-        return " AND ".join(
-            f"OLD.{name} COLLATE BINARY IS NEW.{name}" for name in map(self.name, sorted(columns))
-        )
+        return " AND ".join(map(self._same_value, sorted(columns)))
+
+    def _same_value(self, column: str) -> str:
+        name = self.name(column)
+        return f"OLD.{name} COLLATE BINARY IS NEW.{name}"

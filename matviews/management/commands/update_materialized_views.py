@@ -8,9 +8,20 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 
 from matviews import engine
-from matviews.api import NOT_MIGRATED
-from matviews.exceptions import MatviewsError
-from matviews.management import actions, checking, explain, options, refresh, triggers, verify
+from matviews.exceptions import NOT_MIGRATED, MatviewsError
+from matviews.management import (
+    actions,
+    checking,
+    explain,
+    follow,
+    graph,
+    health,
+    options,
+    parked,
+    refresh,
+    triggers,
+    verify,
+)
 from matviews.management.output import Output
 from matviews.management.targets import Targets
 from matviews.queryset import is_missing
@@ -25,8 +36,12 @@ ACTIONS: dict[str, Callable[[Targets], None]] = {
     "schedules": actions.list_schedules,
     "check": checking.check,
     "verify": verify.verify,
+    "parked": parked.parked,
     "explain": explain.explain,
+    "graph": graph.graph,
     "triggers": triggers.triggers,
+    "health": health.health,
+    "follow": follow.follow,
     "enqueue": actions.enqueue,
     "refresh": refresh.refresh,
 }
@@ -40,8 +55,8 @@ class Command(BaseCommand):
         "is enabled, not paused and included in a refresh of all views. Workers may refresh the "
         "same views meanwhile. Ctrl-C or SIGTERM stops between batches, and the next run "
         "continues; a second one interrupts the batch. Exit status: 0 all succeeded; 1 a view "
-        "failed, is not on time, has changes pending or differs; 2 the options are invalid; 130 or "
-        "143 stopped."
+        "failed, is not on time, has changes pending or differs; 2 the options are invalid; 3 a "
+        "view is not as it should be, as --health reports; 130 or 143 stopped."
     )
     requires_system_checks = ()  # an invalid view fails alone; the others are refreshed
 

@@ -7,19 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.db.models import FilteredRelation, Func, Subquery
-from django.db.models.expressions import Col, OuterRef, RawSQL, ResolvedOuterRef, Value, Window
-from django.db.models.functions import Coalesce, Extract
+from django.db.models.expressions import Col, OuterRef, RawSQL, ResolvedOuterRef, Window
 from django.db.models.functions.datetime import TruncBase
 from django.db.models.lookups import IsNull, Lookup
 from django.db.models.sql import Query
-from django.db.models.sql.where import AND, WhereNode
+from django.db.models.sql.where import AND, OR, WhereNode
 
 __all__ = [
     "columns_in",
     "conjunction",
+    "disjunctions",
     "excludes_null",
     "has_aggregate_or_window",
-    "is_plainly_computed",
     "is_truncated",
     "parts_of",
     "volatile_functions",
@@ -46,6 +45,19 @@ def conjunction(where: Any) -> Iterator[Any]:
             yield from conjunction(child) if isinstance(child, WhereNode) else (child,)
     elif where.negated and len(where.children) == 1 and isinstance(where.children[0], IsNull):
         yield IsNull(where.children[0].lhs, not where.children[0].rhs)
+
+
+def disjunctions(where: Any) -> Iterator[list[list[Any]]]:
+    """The alternatives of each OR that must hold: of each alternative, what must all hold."""
+    if where.connector == OR and not where.negated:
+        yield [
+            list(conjunction(child)) if isinstance(child, WhereNode) else [child]
+            for child in where.children
+        ]
+    elif where.connector == AND and not where.negated:
+        for child in where.children:
+            if isinstance(child, WhereNode):
+                yield from disjunctions(child)
 
 
 def excludes_null(condition: Any) -> bool:
@@ -106,12 +118,6 @@ def columns_in(expression: Any) -> list[Col] | None:
     if any(isinstance(part, (Query, OuterRef, ResolvedOuterRef, RawSQL, Window)) for part in found):
         return None
     return [part for part in found if isinstance(part, Col)]
-
-
-def is_plainly_computed(expression: Any) -> bool:
-    """Whether it consists of functions that return the type they declare, on every database."""
-    plain = (Col, Coalesce, Extract, TruncBase, Value)
-    return all(isinstance(part, plain) for part in (expression, *walk(expression)))
 
 
 def is_truncated(expression: Any) -> bool:

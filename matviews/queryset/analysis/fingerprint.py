@@ -12,6 +12,8 @@ from .source import Source
 __all__ = ["exact_fingerprint", "fingerprint", "has_dates"]
 
 LISTS = re.compile(r"IN \((%s(?:, %s)*)\)")
+# Django writes the types of JSON values on SQLite into the text, in the order of a set.
+LITERALS = re.compile(r"IN \(('\w+'(?:,'\w+')*)\)")
 
 
 def fingerprint(source: Source) -> str:
@@ -43,8 +45,12 @@ def _digest(source: Source, *, with_dates: bool) -> str:
     ]
     key = [column.name for column in source.key]
     texts = [parameter_text(param, with_dates=with_dates) for param in _sorted(sql, params)]
-    parts = [sql, *texts, repr(columns), repr(key)]
+    parts = [LITERALS.sub(_in_order, sql), *texts, repr(columns), repr(key)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _in_order(found: re.Match[str]) -> str:
+    return f"IN ({','.join(sorted(found[1].split(',')))})"
 
 
 def _sorted(sql: str, params: tuple[Any, ...]) -> list[Any]:

@@ -12,7 +12,7 @@ from .expressions import columns_in
 from .source_query import SourceQuery
 from .tables import JoinedTable
 
-__all__ = ["equal_columns", "key_is_unique"]
+__all__ = ["equal_columns", "key_is_unique", "undetermined"]
 
 #: Alias and column.
 ColumnRef = tuple[str, str | None]
@@ -20,22 +20,29 @@ ColumnRef = tuple[str, str | None]
 
 def key_is_unique(query: SourceQuery, key: Sequence[Any]) -> bool:
     """Whether it can be proved that no two rows of a query have the same key expressions."""
-    tables = query.tables
-    refs = [ref for part in key if (ref := column_of(part))]
-    known = _Determined(tables, {(alias, field.column) for alias, field in refs})
-    computed = {query.compile_expression(part) for part in key if column_of(part) is None}
-
-    def cover(expressions: Iterable[Any]) -> bool:
-        return all(
-            known.covers(expression)
-            or (computed and query.compile_expression(expression) in computed)
-            for expression in expressions
-        )
-
     if query.grouping is not None:
-        return cover(query.grouping)
+        return not undetermined(query, key)
+    tables = query.tables
+    known = _Determined(tables, _columns_of(key))
     whole = all(table.alias in known.aliases for table in tables)
-    return whole or (query.distinct and cover(query.expressions.values()))
+    return whole or (query.distinct and not undetermined(query, key))
+
+
+def undetermined(query: SourceQuery, key: Sequence[Any]) -> list[Any]:
+    """What a query groups by, or else selects, that its key expressions do not determine."""
+    known = _Determined(query.tables, _columns_of(key))
+    computed = {query.compile_expression(part) for part in key if column_of(part) is None}
+    expressions = query.expressions.values() if query.grouping is None else query.grouping
+    return [
+        expression
+        for expression in expressions
+        if not known.covers(expression)
+        and not (computed and query.compile_expression(expression) in computed)
+    ]
+
+
+def _columns_of(key: Sequence[Any]) -> set[ColumnRef]:
+    return {(ref[0], ref[1].column) for part in key if (ref := column_of(part))}
 
 
 class _Determined:

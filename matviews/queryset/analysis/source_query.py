@@ -27,7 +27,7 @@ from ...databases.fields import AnyField
 from ...project_locale import project_locale
 from .expressions import conjunction, excludes_null, walk
 from .sql_text import plain_name, tables_named, zones_named
-from .tables import ALL, Edge, JoinedTable, QueryGraph, TableRef, columns_of, tables_of
+from .tables import ALL, JoinedTable, QueryGraph, columns_of, tables_of
 
 __all__ = ["SourceQuery", "from_database"]
 
@@ -302,10 +302,9 @@ class SourceQuery:
                 known.add(column)
         return read
 
-    def graph(self) -> tuple[dict[TableRef, str], list[Edge]]:
+    def graph(self) -> QueryGraph:
         """The tables that it and its subqueries read, and which of their columns are equal."""
-        graph = QueryGraph(self.query, self.using)
-        return graph.tables, graph.edges
+        return QueryGraph(self.query, self.using)
 
     def walk(self) -> Iterator[Any]:
         """Every expression and subquery in it, at any depth."""

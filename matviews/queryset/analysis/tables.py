@@ -9,7 +9,7 @@ from django.db.models.expressions import Col
 from django.db.models.sql import Query
 from django.db.models.sql.datastructures import BaseTable
 
-from .expressions import conjunction, parts_of
+from .expressions import conjunction, disjunctions, parts_of
 
 __all__ = [
     "ALL",
@@ -125,6 +125,8 @@ class QueryGraph:
         self.tables: dict[TableRef, str] = {}
         #: Pairs of tables with the columns that are equal.
         self.edges: list[Edge] = []
+        #: Of each OR in a subquery: the edges of each alternative, which each has at least one.
+        self.alternatives: list[list[list[Edge]]] = []
         self.queries = 0
         self._add(query, (), counted=False)
 
@@ -139,8 +141,11 @@ class QueryGraph:
             if table.parent is not None:
                 self.edges.append(Edge((number, table.parent), (number, table.alias), table.pairs))
         scopes = ((number, own), *outer)
-        for lookup in conjunction(query.where):
-            self._add_equality(lookup, scopes)
+        self.edges += _equalities(conjunction(query.where), scopes)
+        for alternatives in disjunctions(query.where) if outer else ():
+            edges = [list(_equalities(lookups, scopes)) for lookups in alternatives]
+            if all(edges):
+                self.alternatives.append(edges)
         self._add_parts([*parts_of(query), *ordering], scopes, counted=False)
 
     def _add_parts(
@@ -152,13 +157,15 @@ class QueryGraph:
             else:
                 self._add_parts(parts_of(part), scopes, counted=isinstance(part, Exists))
 
-    def _add_equality(self, lookup: Any, scopes: tuple[tuple[int, set[str]], ...]) -> None:
-        """An edge for a condition that two columns are equal, as `OuterRef` makes it."""
+
+def _equalities(lookups: Iterable[Any], scopes: tuple[tuple[int, set[str]], ...]) -> Iterator[Edge]:
+    """An edge for each condition that two columns are equal, as `OuterRef` makes it."""
+    for lookup in lookups:
         sides: tuple[Any, Any] = (getattr(lookup, "lhs", None), getattr(lookup, "rhs", None))
         if getattr(lookup, "lookup_name", "") != "exact" or not all(
             isinstance(side, Col) for side in sides
         ):
-            return
+            continue
         one, other = (
             next((number, side.alias) for number, own in scopes if side.alias in own)
             for side in sides
@@ -166,7 +173,7 @@ class QueryGraph:
         # An equality between two outer tables holds only where the subquery matches.
         if one != other and scopes[0][0] in (one[0], other[0]):
             columns = tuple(side.target.column for side in sides)
-            self.edges.append(Edge(one, other, (columns,)))
+            yield Edge(one, other, (columns,))
 
 
 def _columns_in(

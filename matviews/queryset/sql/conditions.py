@@ -7,6 +7,7 @@ from django.core.exceptions import FullResultSet
 from django.db.models import Expression, F, Lookup
 
 from ...databases import Dialect
+from ...databases.fields import column_of
 from ...databases.keys import KeySelection
 from ...databases.sql import SQL, equal, qualified
 from .date_ranges import DateBound
@@ -79,7 +80,9 @@ class KeyRange(_Condition):
         self.dialect, self.within = dialect, within
 
     def condition(self, columns: list[SQL]) -> SQL:
-        inside = self.dialect.inside([column.text for column in columns], self.within)
+        places = [column_of(column) for column in self.columns]
+        fields = [place[1] for place in places if place] if all(places) else []
+        inside = self.dialect.selects([column.text for column in columns], self.within, fields)
         params = (param for column in columns for param in column.params)
         return SQL(inside.text, (*params, *inside.params))
 

@@ -48,7 +48,7 @@ def ranged_column(expression: Any) -> Any:
 
 
 def date_bounds(expression: Any, within: Keys, part: int) -> list[DateBound]:
-    """Below and above all values of the column with these keys; [] if Python cannot tell.
+    """Below and above all values of the column with these keys; [] if Python does not know them.
 
     Args:
         expression: the part of the key.

@@ -73,7 +73,7 @@ def _key_parts_of(
         parts = ([value[place] for place in places] for value in values)
         known = (key for key in parts if None not in key)
         fields = [source.key[number].field for number in numbers]
-        return as_exact(islice(known, limit), fields, dialect)
+        return set(islice(as_exact(known, fields, dialect), limit))
     found: set[Key] = set()
     rows = list(values)
     for at in range(0, len(rows), CHUNK_SIZE):
@@ -141,7 +141,7 @@ def _in_view(
     keys: set[Key] = set()
     for table in (source.model._meta.db_table, *stages):
         names = dialect.names(fields, dialect.name(table))
-        among = dialect.inside(names[number : number + 1], values)
+        among = dialect.selects(names[number : number + 1], values)
         query = f"SELECT {', '.join(names)} FROM {dialect.name(table)} WHERE {among.text}"
         keys |= _fetched(SQL(query, among.params), source.key, dialect, limit)
     return keys
@@ -157,6 +157,8 @@ def _in_source(number: int, values: Keys, source: Source, dialect: Dialect, limi
 def _fetched(query: SQL, parts: Sequence[Column], dialect: Dialect, limit: int | None) -> set[Key]:
     """The rows of a query as keys, at most `limit`, without those that contain a NULL.
 
+    They are left out before the limit: a caller that gets fewer keys takes them for all.
+
     Args:
         query: selects parts of the key, by the names of the view.
         parts: the parts.
@@ -164,13 +166,18 @@ def _fetched(query: SQL, parts: Sequence[Column], dialect: Dialect, limit: int |
         limit: the maximum number of rows.
     """
     limited = SQL("") if limit is None else SQL(" LIMIT %s", (limit,))
-    exact = ", ".join(exact_values([part.field for part in parts], "matviews_found", dialect))
+    exact = exact_values([part.field for part in parts], "matviews_found", dialect)
     with connections[dialect.using].cursor() as cursor:
         cursor.execute(
-            f"SELECT {exact} FROM ({query.text}) matviews_found{limited.text}",
+            f"SELECT {', '.join(exact)} FROM ({query.text}) matviews_found "
+            f"WHERE {_without_null(exact)}{limited.text}",
             [*query.params, *limited.params],
         )
-        return {row for row in cursor.fetchall() if None not in row}
+        return set(cursor.fetchall())
+
+
+def _without_null(exact: Iterable[str]) -> str:
+    return " AND ".join(f"{value} IS NOT NULL" for value in exact)
 
 
 def _columns(dialect: Dialect, table: str, columns: Sequence[str]) -> list[str]:
@@ -197,7 +204,7 @@ def dependency_keys(
     dialect = dialect_of(using)
     known = {tuple(value) for value in values if None not in value}
     if dependency.get_keys is None:
-        return as_exact(islice(known, limit), fields, dialect)
+        return set(islice(as_exact(known, fields, dialect), limit))
     pk_fields = dependency.model._meta.pk_fields
     within = Keys(tuple(known), tuple(map(dialect.kind_of, pk_fields)))
     among = KeyRange(*[field.attname for field in pk_fields], dialect=dialect, within=within)
@@ -210,12 +217,22 @@ def dependency_keys(
             stored = _query_of_keys(found, fields, using)
             if stored is not None:
                 return _fetched_keys(stored, fields, using, limit)
-            return {as_key(fields, key, using) for key in islice(found, limit)}
+            return _first_keys((as_key(fields, key, using) for key in found), limit)
     except ValueError as error:
         raise InvalidView(
             f"{source.definition.label}: MatviewMeta.depends_on of {dependency.model._meta.label} "
             f"returned an invalid key: {error}"
         ) from error
+
+
+def _first_keys(keys: Iterable[Key], limit: int) -> set[Key]:
+    """The first keys, each counted once."""
+    found: set[Key] = set()
+    for key in keys:
+        if len(found) >= limit:
+            break
+        found.add(key)
+    return found
 
 
 def _query_of_keys(found: Any, fields: Sequence[AnyField], using: str) -> SQL | None:
@@ -239,11 +256,12 @@ def _query_of_keys(found: Any, fields: Sequence[AnyField], using: str) -> SQL | 
 
 def _fetched_keys(query: SQL, fields: Sequence[AnyField], using: str, limit: int) -> set[Key]:
     dialect = dialect_of(using)
-    exact = ", ".join(exact_values(fields, "matviews_found", dialect))
+    exact = exact_values(fields, "matviews_found", dialect)
     with connections[using].cursor() as cursor:
         cursor.execute(
             f"WITH matviews_found ({', '.join(dialect.names(fields))}) AS ({query.text}) "
-            f"SELECT DISTINCT {exact} FROM matviews_found LIMIT %s",
+            f"SELECT DISTINCT {', '.join(exact)} FROM matviews_found "
+            f"WHERE {_without_null(exact)} LIMIT %s",
             (*query.params, limit),
         )
-        return {row for row in cursor.fetchall() if None not in row}
+        return set(cursor.fetchall())

@@ -10,8 +10,10 @@ from django.utils import timezone
 
 from ...databases import Dialect
 from ...databases.fields import AnyField, Column, column_of
-from ...databases.keys import Key, Keys, KeySelection
+from ...databases.keys import Key, Keys, KeySelection, shown
 from ...databases.sql import SQL, equal, joined
+from ...exceptions import NotAdvancing
+from ...redact import OMITTED, may_show_keys
 from ..analysis.lineage import equal_columns
 from ..analysis.source import Source
 from ..analysis.source_query import SourceQuery
@@ -27,9 +29,11 @@ __all__ = [
     "_keys_of_table",
     "as_stored",
     "next_keys",
+    "not_advancing",
     "whole",
 ]
 
+ALL_KEYS = "matviews_all"  # alias of all keys of the source
 COMPUTED = "matviews_computed"  # the CTE with the source's columns as computed
 
 
@@ -117,8 +121,13 @@ class KeyReader:
         return _selected(query, self.source, self.source.key, self.dialect)
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
-        """Keys have no order here."""
-        raise NotImplementedError
+        """Reads all keys of the source, as no index has their order."""
+        query = self.source.query.keys_only([column.name for column in self.source.key])
+        keys = _selected(query, self.source, self.source.key, self.dialect)
+        names = self.dialect.names(_key_fields(self.source))
+        ahead = self.dialect.selects(names, (low, None))
+        found = next_keys(f"({keys.text}) {ALL_KEYS}", names, [ahead], count)
+        return SQL(found.text, (*keys.params, *found.params))
 
     def keys_with(self, number: int, values: Keys) -> SQL:
         """A query for the keys with these values in a part, including those that HAVING drops."""
@@ -165,13 +174,17 @@ class StageReader:
         source: the source.
         dialect: the SQL dialect of its database.
         stage: the name of the staging table; "" evaluates the source.
+        table: the same, already quoted.
     """
 
-    def __init__(self, source: Source, dialect: Dialect, stage: str = "") -> None:
+    def __init__(
+        self, source: Source, dialect: Dialect, stage: str = "", *, table: str = ""
+    ) -> None:
         self.source, self.dialect = source, dialect
-        self.stage = dialect.name(stage or "matviews_whole")
+        self.stage = table or dialect.name(stage or "matviews_whole")
         self.table = SQL(self.stage)
-        if not stage:
+        self.is_stored = bool(stage or table)
+        if not self.is_stored:
             computed = whole(source, dialect)
             self.table = SQL(f"({computed.text}) {self.stage}", computed.params)
         self.key_fields = _key_fields(source)
@@ -191,7 +204,8 @@ class StageReader:
         return SQL(keys.text, (*self.table.params, *keys.params))
 
     def _inside(self, within: KeySelection) -> SQL:
-        return self.dialect.inside(self.dialect.names(self.key_fields, self.stage), within)
+        names = self.dialect.names(self.key_fields, self.stage)
+        return self.dialect.selects(names, within, self.key_fields)
 
     def _missing(self) -> SQL:
         view = self.dialect.name(self.source.model._meta.db_table)
@@ -226,7 +240,7 @@ class _FirstColumn:
         return tuple(
             joined(
                 " AND ",
-                (self.dialect.beyond([column], sign, end[:1]) for sign, end in ends if end),
+                (self.dialect.compares([column], sign, end[:1]) for sign, end in ends if end),
             )
         )
 
@@ -297,7 +311,7 @@ def _keys_of_table(strategy: Strategy, low: Key | None, count: int, dialect: Dia
         for name, field in zip(names, strategy.fields, strict=True)
         if field.null
     )
-    ahead = dialect.inside(names, (low, None))
+    ahead = dialect.selects(names, (low, None))
     unique = any(field.unique for field in strategy.fields)
     return next_keys(table, names, [*known, ahead], count, distinct=not unique)
 
@@ -324,4 +338,13 @@ def next_keys(
         f"SELECT {'DISTINCT ' * distinct}{columns} FROM {table}"
         f"{' WHERE ' * bool(condition)}{condition.text} ORDER BY {columns} LIMIT %s",
         (*condition.params, count),
+    )
+
+
+def not_advancing(key: Key, low: Key | None) -> NotAdvancing:
+    """The error about a key that is not after `low` to the database that returned it."""
+    words = f"{shown(key)}{f' after {shown(low)}' if low else ''}"
+    return NotAdvancing(
+        f"the database returns the key {words if may_show_keys() else f'({OMITTED})'}, but does "
+        f"not find it there again: check the type, collation and index of its columns."
     )

@@ -1,6 +1,6 @@
 """The statements of the phases, each for one range of keys and writing only what differs."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -8,20 +8,19 @@ from django.db import connections
 
 from ...databases import ROWS, Dialect
 from ...databases.fields import Column
-from ...databases.keys import Key, Keys, KeySelection, Range, shown
+from ...databases.keys import Key, Keys, KeySelection, Range
 from ...databases.sql import SQL, Array, equal, joined, qualified
-from ...exceptions import NotAdvancing
 from ...phases import Phase
 from ..analysis.columns import exact_values
 from ..analysis.source import Source
 from .date_ranges import DateBound
-from .readers import KeyReader, SourceReader, StageReader, next_keys
+from .readers import KeyReader, SourceReader, StageReader, next_keys, not_advancing
 
-__all__ = ["Statements"]
+__all__ = ["EVERYTHING", "KEYS", "Statements"]
 
 KEYS = "matviews_keys"  # alias of the next keys
-EVALUATED = "matviews_evaluated"  # the part of a statement that has the source's rows
 EVERYTHING: Range = (None, None)
+MAX_COUNT = 2**63 - 1  # of a LIMIT
 
 
 class NextKeys(NamedTuple):
@@ -44,10 +43,17 @@ class Statements:
         reader: how its rows are read.
         dialect: the SQL dialect of its database.
         kinds: the kinds of the key's columns, by default those of the model.
+        are_few: whether the reader returns so few rows that each is looked up in the view.
     """
 
     def __init__(
-        self, source: Source, reader: SourceReader, dialect: Dialect, kinds: Sequence[str] = ()
+        self,
+        source: Source,
+        reader: SourceReader,
+        dialect: Dialect,
+        kinds: Sequence[str] = (),
+        *,
+        are_few: bool = False,
     ) -> None:
         self.source, self.reader, self.dialect = source, reader, dialect
         self.table = dialect.name(source.model._meta.db_table)
@@ -57,6 +63,7 @@ class Statements:
         # Whether a row of the view and one of `ROWS` have the same key.
         self.same = equal(qualified(self.table, self.key), qualified(ROWS, self.key))
         self.update_columns = [*source.values, *self._collation_updates()]
+        self.are_few = are_few or isinstance(reader, KeyReader)
         self._compiled: dict[tuple[Any, ...], list[SQL]] = {}
 
     def _collation_updates(self) -> list[Column]:
@@ -79,15 +86,16 @@ class Statements:
         rows = self.reader.rows(within)
         where = joined(" AND ", [*self.of_view(within, skipped), self.differs_sql()])
         values = self.dialect.names([column.field for column in self.update_columns])
-        keyed = isinstance(self.reader, KeyReader)
         return self.dialect.update(
-            self.table, self.key, values, rows, where, self._pk(), keyed=keyed
+            self.table, self.key, values, rows, where, self._pk(), keyed=self.are_few
         )
 
     def delete(self, within: KeySelection, skipped: Iterable[Range] = ()) -> list[SQL]:
         """Statements, to be run in order, that delete the rows whose keys are not in the source."""
         keys, where = self.reader.keys(within), self.of_view(within, skipped)
-        return self.dialect.delete(self.table, self.key, keys, where, self._pk())
+        few = isinstance(within, Keys)
+        stored = few and isinstance(self.reader, StageReader) and self.reader.is_stored
+        return self.dialect.delete(self.table, self.key, keys, where, self._pk(), stored=stored)
 
     def differs_sql(self) -> SQL:
         """Whether a value differs between a row of the view and the one of `ROWS` with its key."""
@@ -125,6 +133,12 @@ class Statements:
         has_missing = f"EXISTS (SELECT 1 FROM {KEYS} WHERE NOT EXISTS ({missing}))"
         return self._next_keys(self.reader.keys_after(low, count), low, count, has_missing)
 
+    def count_source_keys(self) -> int:
+        """How many keys `next_source_keys` finds in all."""
+        keys = self.reader.keys_after(None, MAX_COUNT)
+        row = self.row(SQL(f"SELECT COUNT(*) FROM ({keys.text}) {KEYS}", keys.params))
+        return int(row[0]) if row else 0
+
     def next_view_keys(
         self, low: Key | None, count: int, skipped: Iterable[Range] = ()
     ) -> NextKeys:
@@ -137,9 +151,9 @@ class Statements:
         return self._next_keys(keys, low, count, "NULL")
 
     def _next_keys(self, keys: SQL, low: Key | None, count: int, has_missing: str) -> NextKeys:
-        advances = self._advances(low)
+        advances = self.advances(low)
         order = ", ".join(f"{name} DESC" for name in qualified(KEYS, self.key))
-        row = self._row(
+        row = self.row(
             SQL(
                 f"WITH {KEYS} ({', '.join(self.key)}) AS ({keys.text}) "
                 f"SELECT {', '.join(self.exact)}, "
@@ -152,18 +166,14 @@ class Statements:
             return NextKeys(None, 0, False)
         *high, found, is_missing, is_advancing = row
         if not is_advancing:
-            after = f" after {shown(low)}" if low else ""
-            raise NotAdvancing(
-                f"the database returns the key {shown(high)}{after}, but does not find it there "
-                f"again: check the type, collation and index of its columns."
-            )
+            raise not_advancing(tuple(high), low)
         return NextKeys(tuple(high) if found == count else None, found, bool(is_missing))
 
-    def _advances(self, low: Key | None) -> SQL:
+    def advances(self, low: Key | None) -> SQL:
         """Whether the exact values of the next keys read back as the same keys, after `low`."""
         pairs = zip(self.kinds, self.exact, strict=True)
         given_back = [self.dialect.read_back(kind, exact) for kind, exact in pairs]
-        beyond = self.dialect.beyond(given_back, ">", low) if low else SQL("")
+        beyond = self.dialect.compares(given_back, ">", low) if low else SQL("")
         same = SQL(equal(given_back, qualified(KEYS, self.key)))
         return SQL(f"({same.text}{' AND ' * bool(beyond)}{beyond.text})", beyond.params)
 
@@ -171,7 +181,7 @@ class Statements:
         """The last key of the view before this one."""
         columns = qualified(self.table, self.key)
         order = ", ".join(f"{name} DESC" for name in columns)
-        condition = self.dialect.beyond(columns, "<", key)
+        condition = self.dialect.compares(columns, "<", key)
         return self._key(
             SQL(
                 f"SELECT {', '.join(self.key)} FROM {self.table} WHERE {condition.text} "
@@ -185,36 +195,16 @@ class Statements:
         return self._key(next_keys(self.table, self.key, self.of_view((low, None), skipped), 1))
 
     def _key(self, query: SQL) -> Key | None:
-        row = self._row(
+        row = self.row(
             SQL(f"SELECT {', '.join(self.exact)} FROM ({query.text}) {KEYS}", query.params)
         )
         return None if row is None else tuple(row)
 
-    def _row(self, query: SQL) -> tuple[Any, ...] | None:
+    def row(self, query: SQL) -> tuple[Any, ...] | None:
         with connections[self.dialect.using].cursor() as cursor:
             cursor.execute(*query)
             row: tuple[Any, ...] | None = cursor.fetchone()
         return row
-
-    def unknown(self, keys: Sequence[Key]) -> list[Key]:
-        """The keys that neither the view nor the source has; as many as one statement takes."""
-        within = Keys(tuple(keys), tuple(self.kinds))
-        of_view = joined(" AND ", self.of_view(within))
-        of_source = self.reader.keys(within)
-        names, found = ", ".join(self.key), qualified("matviews_found", self.key)
-        among = [self.dialect.among(found, Keys((key,), within.kinds)) for key in keys]
-        columns = joined(
-            ", ",
-            (SQL(f"EXISTS (SELECT 1 FROM matviews_found WHERE {e.text})", e.params) for e in among),
-        )
-        row = self._row(
-            SQL(
-                f"WITH matviews_found AS (SELECT {names} FROM {self.table} WHERE {of_view.text} "
-                f"UNION ALL SELECT {names} FROM ({of_source.text}) {ROWS}) SELECT {columns.text}",
-                (*of_view.params, *of_source.params, *columns.params),
-            )
-        )
-        return [key for key, known in zip(keys, row or (), strict=True) if not known]
 
     def in_view(self, within: Range) -> SQL:
         """A query for whether the view has a row in the range."""
@@ -240,29 +230,34 @@ class Statements:
     def of_view(self, within: KeySelection, skipped: Iterable[Range] = ()) -> Iterable[SQL]:
         """Conditions on rows of the view: in the selection, and outside the skipped ranges."""
         columns = self.dialect.names(self.key_fields, self.table)
-        yield self.dialect.inside(columns, within)
+        yield self.dialect.selects(columns, within, self.key_fields)
         for skipped_range in skipped:
-            inside = self.dialect.inside(columns, skipped_range)
+            inside = self.dialect.selects(columns, skipped_range)
             yield SQL(f"NOT ({inside.text})", inside.params)
 
     def do(
-        self, phase: Phase, within: Range, skipped: Iterable[Range] = (), *, empty: bool = False
+        self,
+        phase: Phase,
+        within: KeySelection,
+        skipped: Iterable[Range] = (),
+        *,
+        empty: bool = False,
     ) -> int:
-        """Run a phase in a range; the number of rows written. `empty`: the view has none there."""
-        return self._rows(phase, self._of(phase, within, skipped, empty=empty))
+        """Run a phase; the number of rows written. `empty`: the view has none there."""
+        return self.written(phase, self.of(phase, within, skipped, empty=empty))
 
     def do_keys(self, phase: Phase, keys: Keys, arrays: Sequence[Array]) -> int:
         """Run a phase for keys, whose parts are `Dialect.arrays`; the number of rows written."""
         if not arrays:
-            return self._rows(phase, self._of(phase, keys))
-        compiled = self._compiled_once([phase], keys, arrays, lambda: self._of(phase, keys))
-        return self._rows(phase, compiled)
+            return self.written(phase, self.of(phase, keys))
+        compiled = self.compiled_once([phase], keys, arrays, lambda: self.of(phase, keys))
+        return self.written(phase, compiled)
 
-    def _rows(self, phase: Phase, statements: Iterable[SQL]) -> int:
+    def written(self, phase: Phase, statements: Iterable[SQL]) -> int:
         rows = self.run(*statements)
         return self.dialect.updated(rows) if phase is Phase.UPDATE else rows
 
-    def _of(
+    def of(
         self,
         phase: Phase,
         within: KeySelection,
@@ -276,43 +271,7 @@ class Statements:
             return [self.update(within, skipped)] if self.update_columns else []
         return self.delete(within, skipped)
 
-    def do_keys_together(
-        self, phases: Collection[Phase], keys: Keys, arrays: Sequence[Array]
-    ) -> dict[Phase, int]:
-        """Run phases for some keys, with one evaluation of the source; the rows that each wrote."""
-        [statement] = self._compiled_once(
-            phases, keys, arrays, lambda: [self._together(phases, keys)]
-        )
-        _keys, *written = self._row(statement) or ()
-        return dict(zip(phases, written, strict=True))
-
-    def do_together(self, phases: Collection[Phase]) -> tuple[int, dict[Phase, int]]:
-        """Run phases for all keys; how many keys the source has, and rows that each wrote."""
-        keys, *written = self._row(self._together(phases, EVERYTHING)) or ()
-        return keys, dict(zip(phases, written, strict=True))
-
-    def _together(self, phases: Collection[Phase], within: KeySelection) -> SQL:
-        """A statement that runs phases, each as a part of it, and counts keys and rows.
-
-        All parts see the view as it was before. None writes a row that another one does: of a key,
-        either the source has a row, or the view, or both.
-        """
-        rows, parts = self.reader.rows(within), list[SQL]()
-        reader = StageReader(self.source, self.dialect, EVALUATED)
-        evaluated = Statements(self.source, reader, self.dialect, self.kinds)
-        for phase in phases:
-            [part] = evaluated._of(phase, within if phase is Phase.DELETE else EVERYTHING)
-            parts.append(SQL(f"matviews_{phase.value} AS ({part.text} RETURNING 1)", part.params))
-        counts = ", ".join(f"(SELECT count(*) FROM matviews_{phase.value})" for phase in phases)
-        columns = ", ".join(self.dialect.names([column.field for column in self.source.columns]))
-        written = joined(", ", parts)
-        return SQL(
-            f"WITH {EVALUATED} ({columns}) AS MATERIALIZED ({rows.text}), {written.text} "
-            f"SELECT (SELECT count(*) FROM {EVALUATED}), {counts}",
-            (*rows.params, *written.params),
-        )
-
-    def _compiled_once(
+    def compiled_once(
         self,
         phases: Iterable[Phase],
         keys: Keys,
@@ -345,4 +304,4 @@ class Statements:
 
     def finds(self, query: SQL) -> bool:
         """Whether a query returns a row."""
-        return self._row(query) is not None
+        return self.row(query) is not None

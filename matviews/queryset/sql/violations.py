@@ -36,6 +36,8 @@ def refused(error: DatabaseError, source: Source, using: str, *, stage: bool = F
         violation = violation._replace(columns=_columns_of(violation.name, source, using))
     explained = RowRefused(_sentence(violation, source)).with_traceback(error.__traceback__)
     explained.__cause__ = error.__cause__ or error
+    for note in getattr(error, "__notes__", ()):
+        explained.add_note(note)
     return explained
 
 

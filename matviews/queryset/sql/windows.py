@@ -4,10 +4,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from django.db import connections
+
 from ...databases.keys import Key, Keys, from_json, to_json
-from ...databases.sql import Array
+from ...databases.sql import SQL, Array, joined, qualified
 from ...phases import Phase
-from .statements import Statements
+from .readers import next_keys, not_advancing
+from .statements import KEYS, Statements
+from .together import do_keys_together, do_together
 
 __all__ = ["BatchRunner", "WindowProgress"]
 
@@ -42,8 +46,8 @@ class BatchRunner:
         self.statements = statements
         self._keys = Keys(())
         self._arrays: list[Array] = []
-        #: Rows that were written for these keys by phases that have yet to be run.
-        self._written: dict[Phase, int] = {}
+        #: Rows that were written for keys by phases that have yet to be run for them.
+        self._written: dict[tuple[Phase, tuple[Key, ...]], int] = {}
 
     def run_window(self, phase: Phase, progress: WindowProgress, limit: int) -> WindowProgress:
         """Run one batch of about `limit` keys; of all keys, if keys have no exact form.
@@ -59,6 +63,54 @@ class BatchRunner:
         if phase is Phase.INSERT:
             return self._insert(progress, limit)
         return self._change(phase, progress, limit)
+
+    def next_keys(
+        self, phase: Phase, progress: WindowProgress, limit: int
+    ) -> tuple[list[Key], JsonKey]:
+        """The keys that `run_window` would process one by one, and its next cursor.
+
+        Raises:
+            DatabaseError: a statement failed.
+            NotAdvancing: the next window does not come after this one.
+        """
+        if not self._writes(phase) or (None, None) in progress.inserted_ranges:
+            return [], None
+        statements, low = self.statements, self._key(progress.cursor)
+        keys = statements.reader.keys_after(low, limit)
+        if phase is not Phase.INSERT:
+            skipped = [(self._key(low), self._key(high)) for low, high in progress.inserted_ranges]
+            of_view = statements.of_view((low, None), skipped)
+            keys = next_keys(statements.table, statements.key, of_view, limit)
+        found = self._listed(keys, low)
+        return found, self._json(found[-1]) if len(found) == limit else None
+
+    def _listed(self, keys: SQL, low: Key | None) -> list[Key]:
+        """The exact values of keys after `low`, in order."""
+        key, advances = self.statements.key, self.statements.advances(low)
+        with connections[self.statements.dialect.using].cursor() as cursor:
+            cursor.execute(
+                f"WITH {KEYS} ({', '.join(key)}) AS ({keys.text}) "
+                f"SELECT {', '.join(self.statements.exact)}, {advances.text} "
+                f"FROM {KEYS} ORDER BY {', '.join(qualified(KEYS, key))}",
+                (*keys.params, *advances.params),
+            )
+            rows = cursor.fetchall()
+        for *found, is_advancing in rows:
+            if not is_advancing:
+                raise not_advancing(tuple(found), low)
+        return [tuple(found) for *found, _is_advancing in rows]
+
+    def compare(self, key: Key) -> None:
+        """Compare a key with those of the view.
+
+        Raises:
+            DatabaseError: the columns of the view's key cannot hold it.
+        """
+        statements = self.statements
+        where = joined(" AND ", statements.of_view(Keys((key,), tuple(statements.kinds))))
+        statements.finds(
+            SQL(f"SELECT 1 FROM {statements.table} WHERE {where.text} LIMIT 1", where.params)
+        )
 
     def run_whole(self, phase: Phase, progress: WindowProgress) -> WindowProgress:
         """Run a phase in one statement, as one batch.
@@ -84,8 +136,8 @@ class BatchRunner:
         Args:
             phase: the phase.
             keys: the keys.
-            others: the phases that will be run for the same keys in this transaction. Where the
-                database can, they are run at once, from one evaluation of the source.
+            others: the phases that will be run for the same keys in this transaction: they are run
+                at once, from one evaluation of the source.
 
         Raises:
             DatabaseError: a statement failed.
@@ -95,16 +147,16 @@ class BatchRunner:
         if tuple(keys) != self._keys.keys:  # consecutive phases pass the same keys
             self._keys = Keys(tuple(keys), tuple(self.statements.kinds))
             self._arrays = self.statements.dialect.arrays(self._keys)
-            self._written = {}
-        if phase not in self._written:
+        if (phase, self._keys.keys) not in self._written:
             phases = [phase, *filter(self._writes, others)]
-            if len(phases) == 1 or not self.statements.dialect.has_writing_parts:
+            if len(phases) == 1:
                 return self.statements.do_keys(phase, self._keys, self._arrays)
-            self._written = self.statements.do_keys_together(phases, self._keys, self._arrays)
-        return self._written.pop(phase)
+            rows = do_keys_together(self.statements, phases, self._keys, self._arrays)
+            self._written |= {(each, self._keys.keys): written for each, written in rows.items()}
+        return self._written.pop((phase, self._keys.keys))
 
     def run_together(self, phases: Collection[Phase]) -> tuple[int, dict[Phase, int]]:
-        """Run phases for all keys in one statement, where the database can.
+        """Run phases for all keys, from one evaluation of the source.
 
         Returns:
             The number of keys in the source, and of rows that each phase wrote.
@@ -113,7 +165,7 @@ class BatchRunner:
             DatabaseError: the statement failed.
         """
         writing = [*filter(self._writes, phases)]
-        keys, written = self.statements.do_together(writing) if writing else (0, {})
+        keys, written = do_together(self.statements, writing) if writing else (0, {})
         return keys, {phase: written.get(phase, 0) for phase in phases}
 
     def _writes(self, phase: Phase) -> bool:

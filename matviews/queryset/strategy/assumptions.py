@@ -8,9 +8,20 @@ refresh through a staging table is right, where the view's own columns are compa
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from ...databases import Dialect
-from ...databases.fields import AnyField, column_of, field_of_column, value_field
+from ...databases import Dialect, dialect_of
+from ...databases.fields import (
+    TEXT,
+    WHOLE,
+    AnyField,
+    Column,
+    column_of,
+    family,
+    field_of_column,
+    value_field,
+)
+from ..analysis.expressions import columns_in
 from ..analysis.lineage import equal_columns
+from ..analysis.row_functions import SESSION, inexact_part, is_collated, text_collations
 from ..analysis.source import Source
 from .links import Link
 
@@ -44,7 +55,34 @@ def _of_keys(source: Source) -> Iterator[list[Compared]]:
             first = (place[0], place[1].column)
             for alias, column in (first, *equal_columns(source.query.tables, first)):
                 group += _column(tables.get(alias, ""), column or "")
+        else:
+            read = _read_by(part, source)
+            yield from ([each] for each in read)
+            if read and family(part.field) == TEXT:
+                group += _collated_like(part, read, dialect_of(source.query.using))
         yield group
+
+
+def _read_by(part: Column, source: Source) -> list[Compared]:
+    """The texts and whole numbers that a computed part is evaluated for when they are logged."""
+    tables = {table.alias: table.table for table in source.query.tables}
+    if inexact_part(part.expression, dialect_of(source.query.using)):
+        return []  # it never is
+    return [
+        each
+        for column in columns_in(part.expression) or ()
+        for each in _column(tables.get(column.alias, ""), column.target.column or "")
+        if family(each.field) in (TEXT, WHOLE)
+    ]
+
+
+def _collated_like(part: Column, read: list[Compared], dialect: Dialect) -> Iterator[Compared]:
+    """What gives a computed text its collation: columns, or the session."""
+    collations = text_collations(part.expression, dialect)
+    if SESSION in collations and (session := dialect.session_collation):
+        yield Compared(*session, part.field)
+    if not is_collated(part.expression):
+        yield from (each for each in read if family(each.field) == TEXT)
 
 
 def _of_link(link: Link, source: Source) -> Iterator[list[Compared]]:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ...logs import log
 from ..analysis.boundary import NotUnderstood, looking
 from ..analysis.dependencies import declared_dependencies
 from ..analysis.expressions import volatile_functions
@@ -47,7 +48,8 @@ def inspect(source: Source) -> Inspection:
             unknown = _unknown(source)
             return _not_inspected(unknown) if unknown else _inspected(source)
     except NotUnderstood as error:
-        logger.info("source() cannot be analysed view=%s", source.definition.label, exc_info=True)
+        view = source.definition.label
+        log(logger, logging.INFO, "source() cannot be analysed", exception=error, view=view)
         return _not_inspected(str(error))
 
 

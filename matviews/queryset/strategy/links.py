@@ -13,8 +13,10 @@ the view (which still has every key as of the last refresh) and in the source.
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, product
+from math import prod
 from typing import Any, NamedTuple
 
 from ...databases.fields import (
@@ -32,13 +34,14 @@ from ..analysis.columns import same_type
 from ..analysis.dependencies import Dependency
 from ..analysis.expressions import columns_in
 from ..analysis.source import Source
-from ..analysis.tables import Edge, TableRef
+from ..analysis.tables import Edge, QueryGraph, TableRef
 from .choose import Strategy
 
 __all__ = ["KeyColumn", "Link", "Step", "find_links", "key_column", "with_dependencies"]
 
 # Kinds of values that JSON returns unchanged on every database. A DATETIME may be logged too, if a
 # part of the key is computed from it and it is not itself compared.
+MAX_CHOICES = 16  # of alternatives in all ORs of a source
 LOGGED = {WHOLE, TEXT, "UUID", DATE}
 
 
@@ -92,16 +95,29 @@ def find_links(source: Source, strategy: Strategy) -> dict[str, tuple[Link, ...]
     """
     if not strategy.is_incremental:
         return {}
-    graph = JoinGraph(source)
+    query = source.query.graph()
+    graphs = [JoinGraph(source, query, chosen) for chosen in _choices(query.alternatives)]
     links: dict[str, tuple[Link, ...]] = {}
     unlinked = set()
-    for ref, table in graph.tables.items():
-        link = next(filter(_can_be_logged, graph.links(ref)), None)
-        if link is None:
-            unlinked.add(table)
-        elif link not in links.get(table, ()):
-            links[table] = (*links.get(table, ()), link)
+    for ref, table in query.tables.items():
+        for graph in graphs:
+            link = next(filter(_can_be_logged, graph.links(ref)), None)
+            if link is None:
+                unlinked.add(table)
+            elif link not in links.get(table, ()):
+                links[table] = (*links.get(table, ()), link)
     return {table: found for table, found in links.items() if table not in unlinked}
+
+
+def _choices(alternatives: Sequence[list[list[Edge]]]) -> list[list[Edge]]:
+    """The edges that hold if one alternative of each OR does, for each choice of them.
+
+    Of each row in a subquery and each row outside that it matches, one choice is true, so the links
+    of all choices together lead to every key.
+    """
+    if prod(map(len, alternatives)) > MAX_CHOICES:
+        return [[]]
+    return [list(chain.from_iterable(chosen)) for chosen in product(*alternatives)]
 
 
 def with_dependencies(
@@ -119,12 +135,17 @@ def with_dependencies(
 
 
 class JoinGraph:
-    """The joins between the tables of a source, and the paths along them to its key."""
+    """The joins between the tables of a source, and the paths along them to its key.
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.tables, edges = source.query.graph()
-        both = _both_directions(self.tables, edges, source.query.using)
+    Args:
+        source: the source.
+        query: the graph of its query.
+        chosen: the edges of one alternative of each OR.
+    """
+
+    def __init__(self, source: Source, query: QueryGraph, chosen: Iterable[Edge]) -> None:
+        self.source, self.tables = source, query.tables
+        both = _both_directions(self.tables, [*query.edges, *chosen], source.query.using)
         #: Whether each edge leads to at most one row.
         self.edges = {edge: self._is_to_one(edge) for edge in both}
         #: Where the parts of the key are.

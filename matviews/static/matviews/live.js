@@ -8,7 +8,10 @@
   const LATEST = 30000; // between two attempts while the server does not answer
   const TIMEOUT = 10000; // for one answer
   const RENEWAL = 15000; // between two renewals of what only the server renders
-  const PARTS = ["matviews-status", "matviews-phases", "matviews-history"];
+  const PARTS = [
+    "matviews-status", "matviews-phases", "matviews-verification", "matviews-history",
+    "matviews-spent", "matviews-parked",
+  ];
   const find = (id) => document.getElementById(id);
   const text = (name, value) => page.dataset[name].replace("{}", value);
   const works = () => find("matviews-status").dataset.works === "yes";
@@ -36,6 +39,13 @@
     for (const each of page.querySelectorAll("[data-phase]")) {
       each.textContent = live.phases[each.dataset.phase] || "";
     }
+    for (const each of page.querySelectorAll("[data-badge]")) {
+      const state = live.badges[each.dataset.badge];
+      const badge = each.querySelector(".matviews-badge");
+      if (state && badge) [badge.className, badge.textContent] = state;
+    }
+    const verifying = find("matviews-verifying");
+    if (verifying) verifying.textContent = live.verifying;
     const bar = find("matviews-done");
     if (!bar) return;
     const percent = live.done === null ? null : Math.round(live.done * 100);
@@ -80,7 +90,9 @@
       const live = await (await ask(page.dataset.progress)).json();
       show(live);
       const shown = find("matviews-status").dataset.refresh;
-      if (!live.works || String(live.refresh) !== shown) await renew(PARTS);
+      const verifies = find("matviews-verification")?.dataset.verifying === "yes";
+      if (!live.works || String(live.refresh ?? "") !== shown) await renew(PARTS);
+      else if (Boolean(live.verifying) !== verifies) await renew(["matviews-verification"]);
       // This part has neither buttons nor tracebacks, which somebody may be using.
       else if (find("matviews-standing") && Date.now() - renewed > RENEWAL) {
         await renew(["matviews-standing"]);

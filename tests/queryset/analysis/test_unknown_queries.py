@@ -237,15 +237,22 @@ MODULES: list[ModuleType] = [
 
 
 def inspecting() -> Iterator[Any]:
-    """Each function of these modules, by where it is looked up."""
+    """Each function of these modules, by where it is looked up; every fourth but with --long."""
+    for number, each in enumerate(_inspecting()):
+        owner, name = each
+        marks = [pytest.mark.long] if number % 4 else []
+        yield pytest.param(*each, id=f"{owner.__name__.rpartition('.')[2]}.{name}", marks=marks)
+
+
+def _inspecting() -> Iterator[tuple[Any, str]]:
     for module in MODULES:
         for name, value in vars(module).items():
             ours = getattr(value, "__module__", "").startswith("matviews.queryset")
             if name not in NO_INSPECTION and ours and python.isfunction(value):
-                yield pytest.param(module, name, id=f"{module.__name__.rpartition('.')[2]}.{name}")
+                yield module, name
     for name in vars(source_query.SourceQuery):
         if name not in NO_INSPECTION and not name.startswith("__"):
-            yield pytest.param(source_query.SourceQuery, name, id=f"SourceQuery.{name}")
+            yield source_query.SourceQuery, name
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="the same on each database")

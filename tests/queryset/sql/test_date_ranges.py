@@ -133,7 +133,9 @@ class TestViews:
         assert view.verify().equal
         return {run.full_refresh_reason for run in refresh.runs.all()}
 
-    def test_follow_rows_at_the_ends_of_periods(self, view: type[Any], zone: str) -> None:
+    def test_follow_rows_at_the_ends_of_periods_and_ask_for_a_range_of_the_column(
+        self, view: type[Any], zone: str
+    ) -> None:
         with override_settings(TIME_ZONE=zone):
             start = datetime(2023, 12, 30, tzinfo=UTC)
             rows = self.Row._base_manager
@@ -141,17 +143,10 @@ class TestViews:
                 rows.create(at=start + timedelta(hours=hours), n=1)
                 rows.create(at=start + timedelta(hours=hours + 5, microseconds=-1), n=1)
             self.refresh(view)
-            for pk in range(1, 40, 3):
+            for pk in range(1, 40, 7):
                 rows.filter(pk=pk).update(n=F("n") + pk)
-                assert self.refresh(view) == {""}
-
-    def test_ask_for_a_range_of_the_column(self, view: type[Any], zone: str) -> None:
-        with override_settings(TIME_ZONE=zone):
-            self.Row._base_manager.create(at=datetime(2024, 5, 5, tzinfo=UTC), n=1)
-            self.refresh(view)
-            self.Row._base_manager.update(n=2)
-            with CaptureQueriesContext(connection) as captured:
-                assert self.refresh(view) == {""}
+                with CaptureQueriesContext(connection) as captured:
+                    assert self.refresh(view) == {""}
         ranged = any('"at" >= ' in e["sql"] or "`at` >= " in e["sql"] for e in captured)
         assert ranged == (services.selected_database() != "sqlite")
         assert plan_of(registry.find(view), "default").strategy.is_incremental

@@ -136,6 +136,55 @@ def links_of_both(rows: QuerySet[Any, Any], more: "models.Field[Any, Any]") -> d
             ),
             {"customer": KEY},
         ),
+        # Each alternative leads to keys.
+        (
+            CUSTOMERS.filter(
+                Exists(
+                    Order.objects.filter(
+                        Q(customer=OuterRef("pk")) | Q(customer__referrer=OuterRef("pk"), slot=1)
+                    )
+                )
+            ),
+            {
+                "customer": [("id",), ("referrer_id",)],
+                "order": [("customer_id",), ("customer_id", "-> customer")],
+            },
+        ),
+        (
+            CUSTOMERS.annotate(
+                value=Subquery(
+                    Order.objects.filter(
+                        Q(customer=OuterRef("pk")) | Q(customer=OuterRef("referrer")),
+                        Q(slot=1) | Q(product__price=OuterRef("pk")),
+                    ).values("slot")[:1]
+                )
+            ),
+            {
+                "customer": [("id",)],
+                "order": [("customer_id",), ("customer_id", "-> customer")],
+                "product": [
+                    ("stock keeping unit", "-> order"),
+                    ("stock keeping unit", "-> order", "-> customer"),
+                ],
+            },
+        ),
+        # One way of two: an order by its note, which may be that of any customer.
+        (
+            CUSTOMERS.filter(
+                Exists(
+                    Order.objects.filter(Q(customer=OuterRef("pk")) | Q(note__gt=OuterRef("name")))
+                )
+            ),
+            {"customer": KEY},
+        ),
+        (
+            CUSTOMERS.filter(
+                Exists(
+                    Order.objects.filter(~(Q(customer=OuterRef("pk")) | Q(slot=OuterRef("pk"))))
+                )
+            ),
+            {"customer": KEY},
+        ),
         (
             CUSTOMERS.filter(Exists(Order.objects.filter(~Q(customer=OuterRef("pk"))))),
             {"customer": KEY},
@@ -228,6 +277,14 @@ def by_region(**more: Any) -> QuerySet[Any, Any]:
                 "customer": [("key:", "region_id")],
             },
         ),
+        (
+            by_region(more=Lower("status")).annotate(value=Count("pk")),
+            models.CharField(max_length=10),
+            {
+                "order": [("status", "customer_id", "-> customer")],
+                "customer": [("key:", "region_id")],
+            },
+        ),
         # What no database carries exactly through JSON.
         (
             by_region(more=F("price")).annotate(value=Count("pk")),
@@ -237,11 +294,6 @@ def by_region(**more: Any) -> QuerySet[Any, Any]:
         # No condition on the key commutes with the query, or finds the rows of it.
         (by_region(more=F("slot"))[:5], models.IntegerField(), WITHOUT_KEYS),
         (by_region(more=F("slot")), models.IntegerField(), WITHOUT_KEYS),
-        (
-            by_region(more=Lower("status")).annotate(value=Count("pk")),
-            models.CharField(max_length=10),
-            WITHOUT_KEYS,
-        ),
         (
             by_region(more=F("slot") / 2).annotate(value=Count("pk")),
             models.IntegerField(),

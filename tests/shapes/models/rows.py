@@ -48,6 +48,7 @@ __all__ = [
     "LatestOrder",
     "Named",
     "OpenOrders",
+    "OwnOrReferred",
     "Person",
     "ProductByBytes",
     "RawColumn",
@@ -226,6 +227,27 @@ class LatestOrder(Shape):
             price=Subquery(latest.values("price")[:1]),
             spent=Coalesce(Subquery(sums), zero),
             referring=Exists(Customer.objects.filter(referrer=OuterRef("pk"))),
+        )
+
+
+class OwnOrReferred(Shape):
+    """A subquery with two ways to a customer: their own orders, and those of whom they referred."""
+
+    customer = identity("Customer")
+    slot = models.IntegerField(null=True)
+    any_dear = models.BooleanField()
+
+    @classmethod
+    def source(cls) -> QuerySet[Any, Any]:
+        either = Q(customer=OuterRef("pk")) | Q(customer__referrer=OuterRef("pk"))
+        orders = Order.objects.filter(cls.query.orders(), either)
+        dear = Q(product__price__gt=1)
+        if cls.query.form % 2:
+            dear = Q(customer=OuterRef("referrer"), slot=1) | Q(product__name=OuterRef("name"))
+        return Customer.objects.values(
+            customer_id=F("pk"),
+            slot=Subquery(orders.order_by("-slot", "pk").values("slot")[:1]),
+            any_dear=Exists(orders.order_by().filter(dear)),
         )
 
 

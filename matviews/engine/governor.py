@@ -1,0 +1,158 @@
+"""The governor: a batch waits while the database is unwell, by the limits in the settings.
+
+It is asked after a commit, before the message of the next batch is sent, and again by the worker
+that takes it. A batch that waits holds nothing: it is a time and a reason in the control, and
+`failures.wake` asks again. Each process reads the load at most every `READ_EVERY` seconds.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+
+from django.db import DatabaseError, InterfaceError, transaction
+from django.db.models.functions import Coalesce
+
+from ..conf import get_settings
+from ..databases import Load, load_reader_of
+from ..databases.clock import UtcNow
+from ..definition import ViewDefinition
+from ..exceptions import InvalidView
+from ..logs import log
+from ..models import PhaseRun, Refresh, ViewControl
+from ..queryset import tables_read
+from .failures import wait
+from .pending import utc
+from .transactions import alias, drop_broken_connection, utc_now
+from .work import Work
+
+__all__ = ["blindness", "is_governed", "load_fault", "must_wait"]
+
+logger = logging.getLogger(__name__)
+
+READ_EVERY = 10.0  # seconds
+ASK_AGAIN = timedelta(seconds=10)
+#: By setting, the field of `Load` that it limits.
+LIMITED = {
+    "GOVERNOR_REPLICATION_LAG": "replication_lag",
+    "GOVERNOR_ACTIVE_SESSIONS": "active_sessions",
+    "GOVERNOR_TRANSACTION_AGE": "transaction_age",
+    "GOVERNOR_VACUUM": "vacuumed",
+}
+
+
+def is_governed() -> bool:
+    """Whether a limit is set."""
+    return any(_limits())
+
+
+def _limits() -> Iterator[str]:
+    settings = get_settings()
+    return (name for name in LIMITED if getattr(settings, name))
+
+
+def blindness() -> dict[str, str]:
+    """The limits that have no effect, by setting, and why."""
+    reader, set_limits = load_reader_of(alias()), list(_limits())
+    unknown = {
+        name: "this database does not tell it" for name in set_limits
+        if LIMITED[name] not in reader.known
+    }  # fmt: skip
+    if len(unknown) == len(set_limits) or reader.may_see():
+        return unknown
+    return dict.fromkeys(set_limits, f"the role is not a member of {reader.right}") | unknown
+
+
+def must_wait(work: Work) -> bool:
+    """Whether the batch that is due must wait; if so, that is recorded, and for how long.
+
+    After `GOVERNOR_MAX_WAIT` the refresh goes on, to its end, and so do others of the view while it
+    is open.
+    """
+    if not is_governed():
+        return False
+    control, since = work.shard.view, work.shard.view.governed_since
+    controls = ViewControl.objects.filter(pk=control.pk)
+    if since is not None and (control.held or work.quiet_until):
+        controls.update(governed_since=None)  # something else holds it now
+    run = None if work.blocked else work.next_run()
+    if run is None or any(refresh.waited_out for refresh in work.refreshes):
+        return False
+    reason = load_fault(work.definition)
+    waited = utc_now() - utc(since) if since else timedelta()
+    out = bool(reason) and waited >= get_settings().GOVERNOR_MAX_WAIT
+    if reason and not out:
+        wait(control, ASK_AGAIN, reason)
+        if since is None:
+            controls.update(governed_since=Coalesce("governed_since", UtcNow()))
+        return True
+    if out:
+        _let_go(run, reason, waited)
+    if since is not None:
+        controls.update(governed_since=None, retry_at=None, wait_reason="")
+    return False
+
+
+def _let_go(run: PhaseRun, reason: str, waited: timedelta) -> None:
+    Refresh.objects.filter(pk=run.refresh_id).update(waited_out=reason)
+    log(
+        logger, logging.WARNING, "refresh goes on, it has waited long enough",
+        view=run.refresh.view.label, refresh=run.refresh_id, reason=reason,
+        seconds=round(waited.total_seconds()),
+    )  # fmt: skip
+
+
+def load_fault(definition: ViewDefinition | None) -> str:
+    """Why the database is too unwell for a view, by the first limit exceeded; "" if it is not."""
+    load, settings = _load(), get_settings()
+    for name, field, unit in (
+        ("GOVERNOR_REPLICATION_LAG", "replication_lag", " s of replication lag"),
+        ("GOVERNOR_ACTIVE_SESSIONS", "active_sessions", " active sessions"),
+        ("GOVERNOR_TRANSACTION_AGE", "transaction_age", " s since a transaction began"),
+    ):
+        limit, value = getattr(settings, name), getattr(load, field)
+        if limit is not None and value is not None and value > limit:
+            return f"{value:,.0f}{unit}, of at most {limit:,.0f}"
+    if not (settings.GOVERNOR_VACUUM and load.vacuumed):
+        return ""
+    vacuumed = ", ".join(sorted(_tables(definition) & load.vacuumed))
+    return f"{vacuumed} is being vacuumed" if vacuumed else ""
+
+
+def _tables(definition: ViewDefinition | None) -> set[str]:
+    if definition is None:
+        return set()
+    read: set[str] = set()
+    if definition.has_source:
+        with suppress(InvalidView, DatabaseError):  # the refresh will fail and say why
+            read = set(tables_read(definition, alias()))
+    return {definition.model._meta.db_table, *read}
+
+
+#: By database, the last reading and when it was made, in seconds of the monotonic clock.
+_READINGS: dict[str, tuple[float, Load]] = {}
+#: The databases whose blindness was logged.
+_TOLD: set[str] = set()
+
+
+def _load() -> Load:
+    """The load, read a moment ago at most. What cannot be read blocks nothing."""
+    using = alias()
+    read_at, load = _READINGS.get(using, (float("-inf"), Load()))
+    if time.monotonic() - read_at < READ_EVERY:
+        return load
+    try:
+        with transaction.atomic(using=using):  # a failure must not break an outer transaction
+            load = load_reader_of(using).read()
+            blind = {} if using in _TOLD else blindness()
+    except (DatabaseError, InterfaceError) as error:
+        drop_broken_connection()
+        log(logger, logging.WARNING, "the load of the database cannot be read", exception=error)
+        load, blind = Load(), {}
+    _READINGS[using] = time.monotonic(), load
+    if blind:
+        _TOLD.add(using)
+        for setting, why in blind.items():
+            log(logger, logging.WARNING, "the governor is blind", setting=setting, reason=why)
+    return load

@@ -1,0 +1,50 @@
+"""Answers that are dear to find, kept for a while in this process."""
+
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["Kept"]
+
+T = TypeVar("T")
+#: An answer is kept this many times as long as it took, so that finding it again and again takes at
+#: most a thousandth of the time, for any number of views.
+FACTOR = 1000
+LONGEST = 60.0
+
+
+class Kept(Generic[T]):
+    """What a function returned last, for some seconds; for longer, if it took long.
+
+    A function that raises is called again the next time. While a thread calls it anew, others have
+    what it returned last.
+    """
+
+    def __init__(self, find: Callable[[], T], seconds: float, longest: float = LONGEST) -> None:
+        self._find, self._seconds, self._longest = find, seconds, longest
+        self._last: tuple[float, T] | None = None
+
+    def __call__(self) -> T:
+        """The answer, found now unless it is kept."""
+        last = self._last
+        if last is None or time.monotonic() > last[0]:
+            self._last = last = self._found_anew(last)
+        return last[1]
+
+    def _found_anew(self, last: tuple[float, T] | None) -> tuple[float, T]:
+        """The answer, and until when it is kept."""
+        began = time.monotonic()
+        if last:  # a time limit, not a lock: a lock would stay taken in a process forked meanwhile
+            self._last = (began + self._longest, last[1])
+        try:
+            answer = self._find()
+        except BaseException:
+            self._last = last
+            raise
+        ended = time.monotonic()
+        lasting = min(max(self._seconds, FACTOR * (ended - began)), self._longest)
+        return ended + lasting, answer
+
+    def forget(self) -> None:
+        """Find the answer anew the next time."""
+        self._last = None

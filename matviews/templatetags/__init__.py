@@ -1,0 +1,3 @@
+"""Template tags of matviews."""
+
+__all__: list[str] = []

@@ -1,0 +1,127 @@
+"""Which problems are one alarm: views that are late for the same cause are listed under it."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from django.db.models import Q
+
+from .. import engine
+from ..models import RefreshSchedule, ViewControl
+from ..states import ViewState
+from .problems import NOBODY_LOOKS, OF_SOME_ROWS, HealthState, Problem
+
+__all__ = ["STATE", "Cause", "causes_of"]
+
+STATE = "state"  # the slot of the alarm about the state of a view as a whole
+LATE = (ViewState.BEHIND, ViewState.NEVER_BUILT, ViewState.CHANGED)
+# A view in these states makes those late that read it; its other states delay nobody.
+MAKES_LATE = (
+    ViewState.INVALID, ViewState.SUSPENDED, ViewState.FAILED, ViewState.NOT_MIGRATED,
+    ViewState.BEHIND,
+)  # fmt: skip
+# What makes every view late, if it is broken.
+FOR_ALL = ("maintenance", "beat", "broker", "no worker")
+# It only repeats what each view says, and its alarm would end with the first one that is mended.
+SUMMARY = "all views"
+
+
+@dataclass(kw_only=True, slots=True)
+class Cause:
+    """A problem that has an alarm of its own, and the views that are late because of it."""
+
+    problem: Problem
+    #: Labels of the views.
+    views: list[str] = field(default_factory=list)
+
+    @property
+    def slot(self) -> str:
+        """What distinguishes the alarms of one view."""
+        kind = self.problem.kind
+        return STATE if kind in ViewState.values and kind not in OF_SOME_ROWS else kind
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What distinguishes the alarm from others that are open."""
+        return self.problem.view, self.slot
+
+
+def causes_of(problems: Iterable[Problem]) -> list[Cause]:
+    """The problems that have an alarm of their own, each with the views that it makes late."""
+    causes = [Cause(problem=each) for each in problems if each.kind != SUMMARY]
+    late = {each.problem.view: each for each in causes if each.problem.kind in LATE}
+    if not late:
+        return causes
+    for_all = next(filter(_makes_all_late, causes), None)
+    roots: dict[str, Cause | None] = (
+        dict.fromkeys(late, for_all) if for_all else _upstream(late, causes)
+    )
+    for cause in causes:
+        if cause.problem.kind == NOBODY_LOOKS and not for_all:
+            _put_under(cause, late, roots)
+    for label, cause in late.items():
+        if root := roots.get(label):
+            root.views.append(label)
+            causes.remove(cause)
+    return causes
+
+
+def _makes_all_late(cause: Cause) -> bool:
+    broken = cause.problem.state is HealthState.BROKEN
+    return broken and cause.problem.kind in FOR_ALL
+
+
+def _put_under(unseen: Cause, late: Mapping[str, Cause], roots: dict[str, Cause | None]) -> None:
+    """Make `unseen` the cause of late views on change, and of views late because of these."""
+    schedules = RefreshSchedule.objects.filter(on_change=True, enabled=True)
+    followed = late.keys() & set(schedules.values_list("view__label", flat=True))
+    for label, root in roots.items():
+        if (root or late[label]).problem.view in followed:
+            roots[label] = unseen
+
+
+def _upstream(late: Mapping[str, Cause], causes: Iterable[Cause]) -> dict[str, Cause | None]:
+    """By view that is late, the first cause among the views that it reads, if there is one."""
+    reads = engine.views_read()
+    by_view = {each.problem.view: each for each in causes if each.problem.kind in MAKES_LATE}
+    roots: dict[str, Cause | None] = {}
+    for label in late:
+        root = _root(label, late, by_view.keys(), reads)
+        roots[label] = by_view[root] if root != label else None
+    _name_held(late, reads)
+    return roots
+
+
+def _root(
+    label: str,
+    late: Collection[str],
+    troubled: Collection[str],
+    reads: Mapping[str, Collection[str]],
+) -> str:
+    """From a view to one that it reads and that makes it late, and on from there if that is late.
+
+    In a cycle of late views, the first by label is the root.
+    """
+    seen = {label}
+    while label in late:
+        above = sorted(each for each in reads.get(label, ()) if each in troubled)
+        if not above:
+            return label
+        if above[0] in seen:
+            return min(seen)
+        label = above[0]
+        seen.add(label)
+    return label
+
+
+def _name_held(late: Mapping[str, Cause], reads: Mapping[str, Collection[str]]) -> None:
+    """Say it where a view that is late reads one that a person has paused or disabled.
+
+    That one has no alarm to be listed under, and a pause should not silence the views behind it.
+    """
+    held = ViewControl.objects.filter(Q(paused=True) | Q(enabled=False))
+    labels = set(held.values_list("label", flat=True))
+    for label, cause in late.items():
+        if above := sorted(labels.intersection(reads.get(label, ()))):
+            verb = "is" if len(above) == 1 else "are"
+            text = f"{cause.problem.text}; it reads {', '.join(above)}, which {verb} held"
+            cause.problem = cause.problem._replace(text=text)

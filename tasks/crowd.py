@@ -1,0 +1,50 @@
+"""The queues in which long refreshes take turns, as far as this process has seen.
+
+A worker that takes a message in such a queue first sends that of the next one, so that as many
+batches run at once as there are workers; and so it does after the batch, which may have been the
+last of its refresh. A process that is new could not do so before its batch. It sends two after it,
+so that workers whose processes run one task each are not left with one batch at a time.
+"""
+
+import time
+from collections.abc import Callable
+
+from .. import engine
+from ..engine import BatchReport, Message
+
+__all__ = ["pass_on", "pass_on_after"]
+
+REMEMBERED = 60.0  # seconds
+NEW_PROCESS_SENDS = 2
+#: By queue, when this process last saw others wait in it, in seconds of the monotonic clock.
+_SEEN: dict[str, float] = {}
+
+
+def pass_on_after(report: BatchReport, send: Callable[[list[Message]], bool]) -> None:
+    """Remember the queue of a batch if others waited in it, and send what is due in these queues.
+
+    Args:
+        report: that of the batch.
+        send: what sends messages.
+    """
+    queue = report.turns_in
+    if queue is not None:
+        if queue not in _SEEN:
+            send(engine.next_turns(queue, at_most=NEW_PROCESS_SENDS))
+        _SEEN[queue] = time.monotonic()
+    pass_on(None, send)
+
+
+def pass_on(taken: int | None, send: Callable[[list[Message]], bool]) -> None:
+    """Send the messages whose turn it is in these queues.
+
+    Args:
+        taken: the primary key of the shard whose message this process has just taken.
+        send: what sends them.
+    """
+    now = time.monotonic()
+    for queue, seen in list(_SEEN.items()):
+        if now - seen > REMEMBERED:
+            del _SEEN[queue]
+        else:
+            send(engine.next_turns(queue, taken=taken))

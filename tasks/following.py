@@ -1,0 +1,166 @@
+"""Following changes: a process that looks for refreshes that are due on change, and runs them.
+
+It requests them as everybody does, so that several may look at once, beside `matviews.pulse`.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+
+from django.db import DatabaseError, InterfaceError
+
+from .. import engine
+from ..engine import Lookout, Message, Outcome
+from ..logs import log
+from ..models import Refresh, RefreshSchedule
+from ..redact import loggable
+from ..states import RefreshState
+from . import dispatch_all, heartbeat, request_due
+
+__all__ = ["Follower"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks: after a refresh, and at most, after looks that found none due.
+SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.1
+GROWTH = 1.25
+#: Seconds until the next attempt while the database cannot be reached: the first, and the longest.
+FIRST_RETRY, LAST_RETRY = 0.1, 5.0
+
+
+class Follower:
+    """A process that looks for refreshes that are due, and runs them here or sends them to workers.
+
+    Args:
+        stop: asked before each look and each batch; if true, it ends.
+        tell_alive: called after each look that succeeded, after each batch, and while the database
+            cannot be reached.
+        labels: the views to follow; all by default.
+        enqueue: whether workers run the refreshes.
+    """
+
+    def __init__(
+        self,
+        *,
+        stop: Callable[[], bool],
+        tell_alive: Callable[[], object],
+        labels: Collection[str] | None = None,
+        enqueue: bool = False,
+    ) -> None:
+        self._stop, self._tell_alive, self._enqueue = stop, tell_alive, enqueue
+        self._labels, self._lookout = labels, Lookout(labels)
+        self._running: _Running | None = None
+
+    def run(self) -> None:
+        """Follow changes until it is to stop."""
+        wait, retry = SHORTEST_WAIT, 0.0
+        while not self._stop():
+            try:
+                worked = self._work()
+            except (DatabaseError, InterfaceError) as error:
+                retry = min(2 * retry, LAST_RETRY) or FIRST_RETRY
+                self._running = None  # the next look finds what is open
+                self._await_database(error, retry)
+                continue
+            if retry:
+                log(logger, logging.INFO, "the database can be reached again")
+                retry = 0.0
+            heartbeat.try_record_look("followed_at")
+            self._tell_alive()
+            wait = SHORTEST_WAIT if worked else min(wait * GROWTH, LONGEST_WAIT)
+            if not (self._running and self._running.views):
+                time.sleep(wait)
+        if self._running:
+            self._running.close()
+
+    def _work(self) -> bool:
+        """Look once, and let each refresh that runs here take a turn; whether there was any."""
+        if self._enqueue:
+            views = request_due(self._lookout)
+            dispatch_all(views)
+            return bool(views)
+        if self._running is None:
+            left = _left_open(self._labels)
+            self._running = _Running(left, self._stop, self._tell_alive)
+        self._running.add(request_due(self._lookout))
+        return self._running.take_turns()
+
+    def _await_database(self, error: Exception, seconds: float) -> None:
+        engine.drop_broken_connection()
+        if seconds == FIRST_RETRY:
+            sentence = "the database refused; following goes on when it no longer does"
+            log(logger, logging.WARNING, sentence, exception=loggable(error, trusted=False))
+        until = time.monotonic() + seconds
+        while not self._stop() and time.monotonic() < until:
+            self._tell_alive()
+            time.sleep(LONGEST_WAIT)
+
+
+def _left_open(labels: Collection[str] | None) -> list[int]:
+    """The views to follow with open refreshes: a process before this one may have left them."""
+    views = RefreshSchedule.objects.filter(on_change=True, enabled=True).values("view")
+    left = Refresh.objects.filter(state=RefreshState.OPEN, view__in=views)
+    if labels is not None:
+        left = left.filter(view__label__in=labels)
+    return sorted(set(left.values_list("view", flat=True)))
+
+
+class _Running:
+    """The refreshes that run in this process, batch by batch.
+
+    Those of one batch come first, so that they wait for at most one batch of a long refresh.
+    """
+
+    def __init__(
+        self, views: list[int], stop: Callable[[], bool], tell_alive: Callable[[], object]
+    ) -> None:
+        #: The primary keys of their views; the one whose long batch ran last is the last.
+        self.views = views
+        self._stop, self._tell_alive = stop, tell_alive
+
+    def add(self, views: Collection[int]) -> None:
+        """Run the refreshes of more views."""
+        self.views += [view for view in views if view not in self.views]
+
+    def take_turns(self) -> bool:
+        """Run all short batches, and one long one; return whether any view had work."""
+        had_work, long = bool(self.views), list[tuple[int, Message]]()
+        for view in list(self.views):
+            long += [(view, message) for message in self._run_short(view)]
+        if long and not self._stop():
+            view, message = long[0]
+            outcome = self._run(message)
+            self.views.remove(view)
+            if _is_ours(outcome):
+                self.views.append(view)
+        return had_work
+
+    def close(self) -> None:
+        """Close the refreshes that the last batches have finished."""
+        with suppress(DatabaseError, InterfaceError):  # `matviews.maintain` does it then
+            for view in self.views:
+                engine.close_finished_in_view(view)
+
+    def _run(self, message: Message) -> Outcome:
+        outcome = engine.run_batch(message).outcome
+        self._tell_alive()
+        return outcome
+
+    def _run_short(self, view: int) -> Iterator[Message]:
+        """Run the batches of a view that are not long; yield those that are."""
+        while not self._stop():
+            due = [step.message for step in engine.close_finished_in_view(view) if step.message]
+            short = [message for message in due if not message.is_long]
+            outcomes = list(map(self._run, short))
+            if not all(map(_is_ours, outcomes)) or not due:
+                self.views.remove(view)
+                return
+            if not short:
+                yield from due
+                return
+
+
+def _is_ours(outcome: Outcome) -> bool:
+    """Whether this process goes on with the shard; else another does, or `matviews.maintain`."""
+    return outcome.recorded
