@@ -37,7 +37,7 @@ TRIED_KEYS = 1_000
 # Keys of one refresh, which are read into memory.
 MAX_KEYS = 1_000_000
 # A batch by keys may take as long as a full refresh. Below, bookkeeping could exceed the limit.
-MIN_BUDGET_SECONDS = 0.5
+MIN_BUDGET_SECONDS = 0.2
 # A batch that should take less of its budget gets no time limit of its own.
 SAFE_FRACTION = 0.25
 # A temporary table is filled once for all phases of keys that take longer.
