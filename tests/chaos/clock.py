@@ -1,4 +1,4 @@
-"""A wall clock that is wrong, in a worker or a beat.
+"""A wall clock that is wrong, in a worker, a beat or a follower.
 
 Covers `time.time()` and `time.time_ns()` wherever they are called, and `datetime.now()`,
 `utcnow()` and `today()` in Celery, kombu, django-celery-beat and `django.utils.timezone`. Does not

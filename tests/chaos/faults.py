@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from .plan import Kind, Step
 from .processes import Process
-from .world import BEATS, SHUTDOWN, WORKERS, World
+from .world import BEATS, FOLLOWERS, SHUTDOWN, WORKERS, World
 
 __all__ = ["FAULTS", "End", "Fault"]
 
@@ -87,7 +87,7 @@ def _shift_clock(world: World, step: Step) -> End:
 
 def _deploy(world: World, step: Step) -> End:
     """Half of the processes run the next version at once, the others at the end."""
-    names = random.Random(step.choice).sample([*WORKERS, *BEATS], len(WORKERS + BEATS))
+    names = random.Random(step.choice).sample(list(world.programs), len(world.programs))
     world.use_version(world.version + 1)
     half = len(names) // 2
     for name in names[:half]:
@@ -144,7 +144,11 @@ FAULTS: dict[Kind, Fault] = {
     Kind(name="beat killed", targets=BEATS, seconds=(0, 8)): _kill,
     Kind(name="beat frozen", targets=BEATS, seconds=(2, 10)): _freeze,
     Kind(name="both beats killed", targets=("beat",), seconds=(2, 6)): _kill,
-    Kind(name="clock wrong", targets=(*WORKERS, *BEATS), seconds=(4, 20)): _shift_clock,
+    Kind(name="follower killed", targets=FOLLOWERS, seconds=(0, 5)): _kill,
+    Kind(name="follower frozen", targets=FOLLOWERS, seconds=(1, 12)): _freeze,
+    Kind(name="both followers killed", targets=("follower",), seconds=(1, 8)): _kill,
+    Kind(name="follower stopped", targets=FOLLOWERS, seconds=(0, 3)): _stop,
+    Kind(name="clock wrong", targets=(*WORKERS, *BEATS, *FOLLOWERS), seconds=(4, 20)): _shift_clock,
     Kind(name="beat's clock wrong", targets=BEATS, seconds=(4, 15)): _shift_clock,
     Kind(name="deploy", targets=("worker",), seconds=(3, 10)): _deploy,
     Kind(name="database stopped", targets=("database",), seconds=(0, 4)): _stop_database,

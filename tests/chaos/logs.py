@@ -1,4 +1,4 @@
-"""What workers and beats have logged: errors by cause, and batches that were done twice."""
+"""What the programs have logged: errors by cause, and batches that were done twice."""
 
 import re
 from collections import Counter

@@ -81,7 +81,7 @@ class EntryDetail(MaterializedView, models.Model):
     ratio = models.FloatField()
 
     class MatviewMeta:
-        refresh_every = timedelta(seconds=2)
+        refresh_on_change = timedelta(seconds=1)
         freshness_target = timedelta(seconds=15)
 
     @classmethod
@@ -135,7 +135,7 @@ class RegionTotal(MaterializedView, models.Model):
     total = models.BigIntegerField()
 
     class MatviewMeta:
-        refresh_every = timedelta(seconds=2)
+        refresh_on_change = timedelta(0)
         freshness_target = timedelta(seconds=20)
 
     @classmethod

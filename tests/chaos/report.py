@@ -34,12 +34,14 @@ def print_report(
         longest = sorted(recoveries.longest.items())
         rows = [[label, f"{seconds:.0f}", what] for label, (seconds, what) in longest]
         _print_table(("view", "seconds", "what was wrong"), rows)
-    if ends := Counter((each.name, str(end)) for each in world.celery for end in each.ends):
+    if ends := Counter(
+        (each.name, str(end)) for each in world.programs.values() for end in each.ends
+    ):
         print("\nProcesses that ended by themselves and were started again, by exit status:")
         rows = [[*which, str(count)] for which, count in sorted(ends.items())]
         _print_table(("process", "status", "count"), rows)
-    if found := tracebacks(each.log for each in world.celery if each.log.exists()):
-        print("\nTracebacks in the logs of workers and beats:")
+    if found := tracebacks(each.log for each in world.programs.values() if each.log.exists()):
+        print("\nTracebacks in the logs of workers, beats and followers:")
         rows = [[str(count), error, subject] for (subject, error), count in found.most_common()]
         _print_table(("count", "error", "logged as"), rows)
 

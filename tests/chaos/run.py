@@ -18,7 +18,7 @@ from .plan import Kind, Step, make_plan
 from .recovery import Recoveries
 from .report import print_plan, print_report
 from .row_faults import StillLocked
-from .world import WORKERS, World
+from .world import FOLLOWERS, WORKERS, World
 
 __all__ = ["run"]
 
@@ -49,7 +49,7 @@ def run(world: World, *, seed: int, seconds: float, lease: float) -> list[str]:
     wrong = _come_to_rest(world, max(MIN_REST, REST_LEASES * lease), actor.recoveries)
     print(f"At rest after {time.monotonic() - since:.1f} s.", flush=True)
     wrong += judgement.verdict()
-    logs = [world.programs[name].log for name in WORKERS]
+    logs = [world.programs[name].log for name in (*WORKERS, *FOLLOWERS)]
     if twice := batches_done_twice(logs):
         wrong.append(f"{len(twice)} batches were done twice by the logs, as {twice[:5]}")
     print_report(world, actor.recoveries, actor.done, actor.skipped)
@@ -67,7 +67,7 @@ def _prepare(world: World, seed: int, lease: float) -> None:
     PeriodicTask.objects.create(name="chaos: maintain", task="matviews.maintain", interval=every)
     writers.fill(random.Random(seed))
     world.reachable = True
-    world.start_celery()
+    world.start_programs()
     for writer in world.writers:
         writer.start()
 
@@ -104,7 +104,7 @@ class _Actor:
         for clock in self.world.clocks.values():
             clock.set(0)
         self.world.end_writers()
-        self.world.start_celery()
+        self.world.start_programs()
         connection.close()
         self._insist(row_faults.heal)
 

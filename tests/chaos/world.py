@@ -1,4 +1,4 @@
-"""The servers, workers, beats and writers of a run, and what is done to the database from here."""
+"""The servers, workers, beats, followers and writers of a run."""
 
 import json
 import os
@@ -14,16 +14,20 @@ from .processes import Process, python
 from .servers import DATABASES, Broker, DatabaseServer
 from .variables import BROKEN, CLOCK, IMPATIENT, VERSION
 
-__all__ = ["BEATS", "QUEUE", "SHUTDOWN", "WORKERS", "World"]
+__all__ = ["BEATS", "FOLLOWERS", "QUEUE", "SHUTDOWN", "WORKERS", "World"]
 
 QUEUE = "chaos"
 WORKERS = ("worker 1", "worker 2", "worker 3")
 BEATS = ("beat 1", "beat 2")
+#: The first refreshes in its own process, the second has workers do it.
+FOLLOWERS = ("follower 1", "follower 2")
 WRITERS = ("writer 1", "writer 2", "writer 3")
 #: Of the last worker, which has a pool; the others do their work themselves.
 CHILDREN = 2
 #: A warm shutdown, before it is a cold one.
 SHUTDOWN = 3.0  # seconds
+#: What workers, beats and followers print once they are at work.
+READY = (" ready.", "beat: Starting...", "Following changes.")
 
 
 class World:
@@ -57,10 +61,12 @@ class World:
             "MATVIEWS_TEST_SETTINGS": json.dumps(_settings(lease)),
             BROKEN: kind,
         }
-        self.clocks = {name: Clock(self._clock_of(name)) for name in (*WORKERS, *BEATS)}
+        names = (*WORKERS, *BEATS, *FOLLOWERS)
+        self.clocks = {name: Clock(self._clock_of(name)) for name in names}
         self.programs = {
             **{name: self._celery(name, *_of_worker(name)) for name in WORKERS},
             **{name: self._celery(name, *_OF_BEAT) for name in BEATS},
+            **{name: self._follower(name) for name in FOLLOWERS},
         }
         self.writers = [self._writer(name) for name in WRITERS]
 
@@ -68,14 +74,20 @@ class World:
         return self.folder / f"{name.replace(' ', '-')}.clock"
 
     def _celery(self, name: str, *arguments: str) -> Process:
-        command = python(
-            "-m", "tests.chaos.celery_process", "--app", "tests.chaos.celery_app", "--skip-checks",
+        return self._program(
+            name, "tests.chaos.celery_process", "--app", "tests.chaos.celery_app", "--skip-checks",
             *arguments, "--loglevel", "INFO",
         )  # fmt: skip
+
+    def _follower(self, name: str) -> Process:
+        enqueue = ["--enqueue"] if name == FOLLOWERS[-1] else []
+        return self._program(name, "tests.chaos.follow_process", *enqueue)
+
+    def _program(self, name: str, *arguments: str) -> Process:
         environment = {**self._environment, CLOCK: str(self._clock_of(name))}
         return Process(
-            name, command, environment, self.folder,
-            ready=lambda text: " ready." in text or "beat: Starting..." in text,
+            name, python("-m", *arguments), environment, self.folder,
+            ready=lambda text: any(sign in text for sign in READY),
         )  # fmt: skip
 
     def _writer(self, name: str) -> Process:
@@ -90,25 +102,20 @@ class World:
         os.environ[IMPATIENT] = "1"
 
     @property
-    def celery(self) -> list[Process]:
-        """Workers and beats."""
-        return list(self.programs.values())
-
-    @property
     def all(self) -> list[Process]:
         """Whoever uses a server comes before it."""
-        return [*self.writers, *self.celery, self.broker, self.database_server]
+        return [*self.writers, *self.programs.values(), self.broker, self.database_server]
 
-    def start_celery(self) -> None:
-        """Start workers and beats and wait until they are at work."""
-        for program in self.celery:
+    def start_programs(self) -> None:
+        """Start workers, beats and followers and wait until they are at work."""
+        for program in self.programs.values():
             program.held = False
             program.start()
-        for program in self.celery:
+        for program in self.programs.values():
             program.wait_until_ready()
 
     def restart(self, name: str) -> None:
-        """Have a worker or a beat end as in a deploy, and start it with the present version."""
+        """Have a program end as in a deploy, and start it with the present version."""
         program = self.programs[name]
         program.ask_to_end(signal.SIGTERM, SHUTDOWN)
         program.environment[VERSION] = str(self.version)
@@ -118,12 +125,12 @@ class World:
         """Have what is started from now on, and this process, run a version of the code."""
         self.version = version
         os.environ[VERSION] = str(version)
-        for program in self.celery:
+        for program in self.programs.values():
             program.environment[VERSION] = str(version)
 
     def revive(self) -> None:
         """Start what has ended by itself."""
-        for process in (*self.writers, *self.celery):
+        for process in (*self.writers, *self.programs.values()):
             process.revive()
 
     def end_writers(self) -> None:
