@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from django.apps import apps
 from django.contrib.auth.models import Permission
 from django.contrib.contenttypes.models import ContentType
-from django.core.management.color import no_style
 from django.db import connections, models, transaction
 from django.db.models.sql import InsertQuery
 from django.test import TransactionTestCase
@@ -55,14 +54,12 @@ def remember(alias: str) -> None:
 def insert_statements(
     written: Iterable[type[models.Model]], alias: str
 ) -> Iterator[tuple[str, Any]]:
-    """What makes the rows that these models have now, and lets PostgreSQL count on from them."""
-    reset = connections[alias].ops.sequence_reset_sql
+    """What makes the rows that these models have now."""
     for model in written:
         if rows := list(model._base_manager.using(alias).order_by("pk")):
             query = InsertQuery(model)
             query.insert_values(model._meta.concrete_fields, rows, raw=True)
             yield from query.get_compiler(using=alias).as_sql()
-            yield from ((statement, None) for statement in reset(no_style(), [model]))
 
 
 def execute(alias: str, statements: Iterable[tuple[str, Any]]) -> None:

@@ -159,9 +159,14 @@ def load(path: Path) -> None:
     call_command("loaddata", str(path), verbosity=0, ignore=True)
 
 
+def flush(**options: Any) -> None:
+    """As between tests: a sequence must not come to the keys of rows that are written back."""
+    call_command("flush", interactive=False, reset_sequences=False, verbosity=0, **options)
+
+
 def flush_without_post_migrate() -> None:
     """Django forgets its content types in post_migrate alone: what is gone must not come back."""
-    call_command("flush", interactive=False, inhibit_post_migrate=True, verbosity=0)
+    flush(inhibit_post_migrate=True)
     ContentType.objects.clear_cache()
 
 
@@ -342,7 +347,7 @@ def test_no_row_of_bookkeeping_is_loaded(model: type[Any]) -> None:
 
 def test_flush_leaves_views_that_are_refreshed_and_changes_that_are_logged(shop: None) -> None:
     order(1)
-    call_command("flush", interactive=False, verbosity=0)
+    flush()
     assert ViewShard.objects.filter(view=control()).get().checkpoints == {}
     Region.objects.create(pk=1, name="here")
     Product.objects.create(sku="a", name="a", price=2)
