@@ -17,7 +17,7 @@ from django.views.decorators.http import require_safe
 
 from . import engine
 from .health import connection_returned, refusal
-from .series import SERIES, Sample, Series, look
+from .series import SERIES, Sample, Series, look, look_at_groups
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -98,15 +98,39 @@ def _by_series() -> dict[Series, list[Sample]]:
     return found
 
 
-def _text() -> str:
-    """The samples as prometheus-client would write them, in a tenth of the time."""
-    found, lines, label = _by_series(), list[str](), cache(_label)
-    for series in SERIES:
-        lines += (f"# HELP {series.name} {series.help}", f"# TYPE {series.name} {series.kind}")
-        for _series, labels, value in found[series]:
-            named = ",".join(map(label, series.labels, labels))
-            lines.append(f"{series.name}{named and f'{{{named}}}'} {float(value)!r}")
-    return "\n".join([*lines, ""])
+class _Text:
+    """The samples as prometheus-client would write them, in a tenth of the time.
+
+    Of groups that have not changed since the last scrape, the lines are kept.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[list[Sample], dict[Series, str]]] = {}
+
+    def __call__(self) -> str:
+        kept, self._kept = self._kept, {}
+        found: dict[Series, list[str]] = defaultdict(list)
+        for group in look_at_groups():
+            known = kept.get(id(group)) or (group, _lines(group))
+            self._kept[id(group)] = known  # with the group, so that no other gets its id
+            for series, lines in known[1].items():
+                found[series].append(lines)
+        text = list[str]()
+        for series in SERIES:
+            text += (f"# HELP {series.name} {series.help}", f"# TYPE {series.name} {series.kind}")
+            text += found[series]
+        return "\n".join([*text, ""])
+
+
+_text = _Text()
+
+
+def _lines(samples: list[Sample]) -> dict[Series, str]:
+    found, label = defaultdict[Series, list[str]](list), cache(_label)
+    for series, labels, value in samples:
+        named = ",".join(map(label, series.labels, labels))
+        found[series].append(f"{series.name}{named and f'{{{named}}}'} {float(value)!r}")
+    return {series: "\n".join(lines) for series, lines in found.items()}
 
 
 def _label(name: str, value: str) -> str:

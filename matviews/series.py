@@ -4,7 +4,7 @@ Every process that looks finds the same, so dashboards take the maximum over pro
 them all.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -13,13 +13,13 @@ from django.db.models import Min
 
 from . import engine
 from .databases.clock import UtcNow
-from .engine import ViewStatus
+from .engine import ViewStatus, ViewTotals
 from .health import HealthState, check_health, recent_statuses
 from .kept import Kept
 from .models import Change, Heartbeat
 from .registry import registry
 
-__all__ = ["SERIES", "Sample", "Series", "look"]
+__all__ = ["SERIES", "Sample", "Series", "look", "look_at_groups"]
 
 #: How long the rows of the views are kept: counting a table may read all of it.
 ROWS_SECONDS = 60.0
@@ -95,11 +95,17 @@ def look() -> list[Sample]:
     They are kept for a while, if there are many. If the database does not answer, or its tables are
     missing, there is only `UP`, with 0.
     """
+    return [sample for group in look_at_groups() for sample in group]
+
+
+def look_at_groups() -> list[list[Sample]]:
+    """The samples of `look`, in groups. One that has not changed is the same list as before."""
     try:
-        return [*recent_samples(), *_totals()]  # counters must never fall between processes
+        # Counters are read each time: they must never fall between processes.
+        return [recent_samples(), *map(_of_totals, engine.view_totals())]
     except (DatabaseError, InterfaceError):
         engine.drop_broken_connection()
-        return [Sample(UP, (), 0)]
+        return [[Sample(UP, (), 0)]]
 
 
 #: What the bookkeeping says, kept a thousand times as long as it takes to find.
@@ -148,13 +154,22 @@ def _seconds(time: timedelta) -> float:
     return time.total_seconds()
 
 
-def _totals() -> Iterable[Sample]:
-    for totals in engine.view_totals():
-        for phase, done in totals.phases.items():
-            labels = (totals.label, phase.value)
-            yield Sample(BATCHES, labels, done.batches)
-            yield Sample(WRITTEN, labels, done.rows)
-            yield Sample(WORK, labels, done.seconds)
-            yield Sample(FAILED, labels, done.failures)
-        for outcome, count in totals.refreshes.items():
-            yield Sample(REFRESHES, (totals.label, outcome.value), count)
+_known_totals: dict[str, tuple[ViewTotals, list[Sample]]] = {}
+
+
+def _of_totals(totals: ViewTotals) -> list[Sample]:
+    known = _known_totals.get(totals.label)
+    if known is None or known[0] != totals:
+        known = _known_totals[totals.label] = totals, list(_counters(totals))
+    return known[1]
+
+
+def _counters(totals: ViewTotals) -> Iterator[Sample]:
+    for phase, done in totals.phases.items():
+        labels = (totals.label, phase.value)
+        yield Sample(BATCHES, labels, done.batches)
+        yield Sample(WRITTEN, labels, done.rows)
+        yield Sample(WORK, labels, done.seconds)
+        yield Sample(FAILED, labels, done.failures)
+    for outcome, count in totals.refreshes.items():
+        yield Sample(REFRESHES, (totals.label, outcome.value), count)

@@ -5,6 +5,7 @@ import re
 import sys
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -95,6 +96,20 @@ def steady(exposition: str) -> Values:
 def never_fell(before: Values, after: Values) -> None:
     fell = {key: (old, after.get(key)) for key, old in before.items() if after.get(key, -1) < old}
     assert not fell
+
+
+def test_only_what_has_changed_is_written_anew(view: type[Any]) -> None:
+    text()
+    with patch.object(metrics, "_lines", wraps=metrics._lines) as written:
+        before = metrics.metrics(request()).content
+        assert not written.called
+        ViewControl.objects.filter(label=LABEL).update(insert_batches=F("insert_batches") + 1)
+        after = metrics.metrics(request()).content
+        assert {sample.labels[0] for call in written.call_args_list for sample in call[0][0]} == {
+            LABEL
+        }
+    assert counters(after.decode()) != counters(before.decode())
+    assert parsed(after.decode()).keys() == parsed(before.decode()).keys()
 
 
 class TestViews:
