@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import current_app, shared_task
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import transaction
 
 from .. import engine
 from ..engine import Message, NextStep, VerifyMessage
@@ -28,6 +28,7 @@ from . import (
     expiry,
     heartbeat,
     inline,
+    looks,
     schedules,
     verifications,
 )
@@ -46,7 +47,6 @@ __all__ = [
     "maintain",
     "pulse",
     "refresh",
-    "request_due",
     "send",
     "update_batch",
     "verify",
@@ -123,7 +123,7 @@ def maintain() -> None:
     heartbeat.try_record(began_at=engine.now())
     _attempt(_dispatch_failing)
     _attempt(_send_due_turns)
-    _attempt(_follow_definitions)
+    _attempt(_request_unlogged)
     messages = engine.rescue()
     if not send(messages):
         engine.clear_resends(messages)
@@ -156,45 +156,19 @@ def pulse() -> None:
     Its message does not expire: `Pulse` sends only a few while no worker takes them, and it is
     never wrong to look late.
     """
-    try:
-        views = request_due(_LOOKOUT)
-    except (OperationalError, InterfaceError) as error:
-        engine.drop_broken_connection()
-        sentence = "no look for changes, the database cannot be reached"
-        log(logger, logging.WARNING, sentence, error=error_text(error, trusted=False))
-        return
-    heartbeat.try_record_look("pulsed_at")
-    dispatch_all(views)
+    if (expiry.came_from_beat(pulse.request) and not looks.is_time()) or _look():
+        heartbeat.try_record_look("pulsed_at")
 
 
-#: One per process: it remembers what is not due yet.
-_LOOKOUT = engine.Lookout()
+def _look() -> bool:
+    """Look for refreshes that are due on change; False if the database cannot be reached."""
+    views = looks.look()
+    dispatch_all(views or ())
+    return views is not None
 
 
-def request_due(lookout: engine.Lookout) -> list[int]:
-    """Request the refreshes due on change; return the primary keys of views that have work."""
-    return _request_all(lookout.look())
-
-
-def _follow_definitions() -> None:
-    """Refresh the views on change that are new, or whose definition has changed."""
-    dispatch_all(_request_all(engine.due_without_change()))
-
-
-def _request_all(refreshes: Iterable[engine.DueRefresh]) -> list[int]:
-    return [view for due in refreshes if (view := _request(due)) is not None]
-
-
-def _request(due: engine.DueRefresh) -> int | None:
-    try:
-        requested = engine.request(due.label, phases=due.phases, origin=Origin.SCHEDULE)
-    except MatviewsError as error:  # it has been disabled, or the code has changed, since the look
-        log(logger, logging.INFO, "refresh refused", view=due.label, error=error)
-        return None
-    if requested.finished_at:  # what the look has found is for code that this process lacks
-        engine.move_log()
-        return None
-    return requested.view_id
+def _request_unlogged() -> None:
+    dispatch_all(looks.request_without_change())
 
 
 def _queues(messages: Iterable[Message]) -> list[str]:
@@ -257,6 +231,8 @@ def _run_batch(phase: Phase, shard_id: Any, token: Any) -> None:
     if report.outcome.recorded:  # otherwise others take care of the shard, or `maintain` will
         _send_due([engine.close_finished(shard_id, report)])
     crowd.pass_on_after(report, _send_turns)
+    if looks.is_time():
+        _look()
 
 
 @shared_task(name=SLICE_TASK, ignore_result=True, serializer="json")

@@ -15,7 +15,7 @@ from .. import engine
 from ..logs import log
 from ..models import ViewControl
 
-__all__ = ["connect", "headers_for", "is_expired", "is_from_beat", "queue_for"]
+__all__ = ["came_from_beat", "connect", "headers_for", "is_expired", "is_from_beat", "queue_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,11 @@ def connect() -> None:
 def is_from_beat(headers: Any) -> bool:
     """Whether beat sends a message for one of our periodic tasks, by its headers."""
     return isinstance(headers, dict) and GOOD_FOR in headers
+
+
+def came_from_beat(request: Any) -> bool:
+    """Whether beat has sent the message of a task that runs, by its request."""
+    return request.get(GOOD_FOR) is not None
 
 
 def _note_time(*, headers: Any = None, **_kwargs: Any) -> None:

@@ -30,19 +30,19 @@ def remarks_on(control: ViewControl) -> Iterator[Remark]:
         return
     if engine.has_dates(control.definition) and all(each.on_change for each in schedules):
         text = _(
-            "%(view)s is refreshed on change only, but the dates in its source() move on without "
-            "one, so rows that only time changes stay as they are."
+            "%(view)s is refreshed only when its source tables change. But its source() has dates "
+            "that move, so its rows also change as time passes, and no refresh follows then."
         )
-        hint = _("Add a schedule by time, as often as the dates move.")
+        hint = _("Add a schedule with an interval or a crontab, as often as its dates move.")
         yield Remark("matviews.W047", text % {"view": control.label}, hint)
     if missed := engine.missed_target(control):
         text = _(
-            "The refreshes of %(view)s usually take %(takes)s, and its target is %(target)s: it "
-            "will be behind after each change."
+            "The rows of %(view)s may be at most %(target)s old, but a refresh usually takes "
+            "%(takes)s: after each change, they will be older than that."
         ) % {
             "view": control.label,
             "takes": format_duration(missed.takes),
             "target": format_duration(missed.target),
         }
-        hint = _("Raise its target, or make refreshes shorter: --explain shows what they do.")
+        hint = _("Raise its freshness target, or make refreshes shorter: --explain shows how.")
         yield Remark("matviews.W048", text, hint)

@@ -11,12 +11,14 @@ from contextlib import suppress
 from django.db import DatabaseError, InterfaceError
 
 from .. import engine
+from ..conf import get_settings
 from ..engine import Lookout, Message, Outcome
 from ..logs import log
 from ..models import Refresh, RefreshSchedule
 from ..redact import loggable
 from ..states import RefreshState
-from . import dispatch_all, heartbeat, request_due
+from . import dispatch_all, heartbeat
+from .looks import request_due, request_without_change
 
 __all__ = ["Follower"]
 
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 #: Seconds between two looks: after a refresh, and at most, after looks that found none due.
 SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.1
 GROWTH = 1.25
+#: How many times per lease, and how often at least and at most, in seconds, it looks for work that
+#: others have left.
+CHECKS_PER_LEASE, SHORTEST_CHECK, LONGEST_CHECK = 4, 1.0, 15.0
 #: Seconds until the next attempt while the database cannot be reached: the first, and the longest.
 FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 
@@ -50,7 +55,9 @@ class Follower:
     ) -> None:
         self._stop, self._tell_alive, self._enqueue = stop, tell_alive, enqueue
         self._labels, self._lookout = labels, Lookout(labels)
+        #: None before the first look, and after an outage.
         self._running: _Running | None = None
+        self._next_check = 0.0
 
     def run(self) -> None:
         """Follow changes until it is to stop."""
@@ -76,15 +83,33 @@ class Follower:
 
     def _work(self) -> bool:
         """Look once, and let each refresh that runs here take a turn; whether there was any."""
+        views = self._begin() if self._running is None else self._left_by_others()
+        views += request_due(self._lookout)
+        assert self._running is not None
         if self._enqueue:
-            views = request_due(self._lookout)
             dispatch_all(views)
             return bool(views)
-        if self._running is None:
-            left = _left_open(self._labels)
-            self._running = _Running(left, self._stop, self._tell_alive)
-        self._running.add(request_due(self._lookout))
+        self._running.add(views)
         return self._running.take_turns()
+
+    def _begin(self) -> list[int]:
+        """The views that a process before this one may have left, or a new release has changed."""
+        views = request_without_change(self._labels)
+        if not self._enqueue:
+            views += _left_open(self._labels)
+        self._running = _Running(self._stop, self._tell_alive)
+        return views
+
+    def _left_by_others(self) -> list[int]:
+        """The views whose messages were lost or whose workers died; workers leave them to
+        `matviews.maintain`.
+        """
+        moment = time.monotonic()
+        if self._enqueue or moment < self._next_check:
+            return []
+        pause = get_settings().LEASE / CHECKS_PER_LEASE
+        self._next_check = moment + min(max(pause, SHORTEST_CHECK), LONGEST_CHECK)
+        return engine.forsaken_views(self._labels)
 
     def _await_database(self, error: Exception, seconds: float) -> None:
         engine.drop_broken_connection()
@@ -112,11 +137,9 @@ class _Running:
     Those of one batch come first, so that they wait for at most one batch of a long refresh.
     """
 
-    def __init__(
-        self, views: list[int], stop: Callable[[], bool], tell_alive: Callable[[], object]
-    ) -> None:
+    def __init__(self, stop: Callable[[], bool], tell_alive: Callable[[], object]) -> None:
         #: The primary keys of their views; the one whose long batch ran last is the last.
-        self.views = views
+        self.views = list[int]()
         self._stop, self._tell_alive = stop, tell_alive
 
     def add(self, views: Collection[int]) -> None:

@@ -22,14 +22,15 @@ from .periodic import MAINTENANCE, MINUTE, PULSE, disabled_reason, from_beat, ou
 from .queues import queue_of
 
 __all__ = [
-    "Interruption", "connect", "interruption", "maintenance_problem", "nobody_looks", "record",
+    "Interruption", "connect", "interruption", "maintenance_problem", "not_polled", "record",
     "try_record", "try_record_look",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 TASK = "matviews.maintain"
-MAX_SILENCE = timedelta(minutes=3)  # of maintenance (three messages of beat), and without a look
+MAX_SILENCE = timedelta(minutes=3)  # of maintenance: three messages of beat
+MAX_UNPOLLED = timedelta(minutes=1)  # six times as long as between two records of looks
 MAX_SENT_IN_VAIN = 5  # messages that beat has sent before maintenance ever ran
 # Beat saves the time of its last message in the periodic task every three minutes only.
 MAX_UNSAVED = timedelta(minutes=5)
@@ -80,9 +81,9 @@ def try_record_look(column: str) -> None:
         try_record(**{column: engine.now()})
 
 
-def nobody_looks() -> bool:
+def not_polled() -> bool:
     """Whether schedules are on change, and neither workers nor `--follow` look for what is due."""
-    heartbeat, recently = Heartbeat.objects.first() or Heartbeat(), engine.now() - MAX_SILENCE
+    heartbeat, recently = Heartbeat.objects.first() or Heartbeat(), engine.now() - MAX_UNPOLLED
     looks = (heartbeat.pulsed_at, heartbeat.followed_at)
     if any(look and look > recently for look in looks) or not _are_followed():
         return False

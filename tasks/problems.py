@@ -22,10 +22,10 @@ from ..states import ViewState
 from . import broker_errors, heartbeat
 from .queues import BATCHES, queue_of
 
-__all__ = ["NOBODY_LOOKS", "OF_SOME_ROWS", "Health", "HealthState", "Problem", "check_health"]
+__all__ = ["NOT_POLLED", "OF_SOME_ROWS", "Health", "HealthState", "Problem", "check_health"]
 
 #: The kind of problem that makes views late that are refreshed on change.
-NOBODY_LOOKS = "nobody looks"
+NOT_POLLED = "not polled"
 #: Seconds that an open refresh may wait for a worker.
 MAX_WAIT = timedelta(minutes=2)
 #: How old the oldest entry of the change log may be: the maintenance task moves it each minute.
@@ -58,7 +58,7 @@ class Problem(NamedTuple):
 
     state: HealthState
     #: What it is, for programs: the state of a view, or "database", "not migrated", "maintenance",
-    #: "beat", "broker", "no worker", "nobody looks", "log" or "all views".
+    #: "beat", "broker", "no worker", "not polled", "log" or "all views".
     kind: str
     #: The label of the view; "" if it concerns all.
     view: str
@@ -187,18 +187,19 @@ def _unclaimed(statuses: Iterable[ViewStatus]) -> Iterator[Problem]:
 
 
 def _looks() -> Iterator[Problem]:
-    if heartbeat.nobody_looks():
+    if heartbeat.not_polled():
         pulses = get_settings().PULSE_SECONDS
         advice = (
-            "check that beat sends matviews.pulse, and that a worker takes it"
+            "check that beat sends matviews.pulse and that a worker takes it, or that the process "
+            "with --follow runs"
             if pulses
             else "start manage.py update_materialized_views --follow, or set "
             "MATVIEWS['PULSE_SECONDS'] to 1"
         )
         yield Problem(
-            HealthState.DEGRADED, NOBODY_LOOKS, "",
-            f"No process has looked for changes for {heartbeat.MAX_SILENCE.seconds // 60} minutes, "
-            f"so views on change are not refreshed: {advice}.",
+            HealthState.DEGRADED, NOT_POLLED, "",
+            f"For {heartbeat.MAX_UNPOLLED.seconds} seconds, no process has looked whether the "
+            f"sources of views on change have changed, so these views are not refreshed: {advice}.",
         )  # fmt: skip
 
 

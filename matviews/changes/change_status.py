@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -157,10 +157,13 @@ def unlogged_tables(trackings: Mapping[int, Tracking], using: str) -> dict[int, 
     }
 
 
-def oldest_waiting() -> dict[int, timedelta]:
+def oldest_waiting(views: Collection[int] | None = None) -> dict[int, timedelta]:
     """The age of the oldest change in the log or in a view's queue, by the view's control.
 
     The number of statements does not depend on the number of views.
+
+    Args:
+        views: the primary keys of the controls whose queues are read; all by default.
     """
     ages: dict[int, timedelta] = {}
 
@@ -178,7 +181,8 @@ def oldest_waiting() -> dict[int, timedelta]:
     for table, changed, age in logged:
         for view in records[table].concerned(changed) if table in records else ():
             note(view, age)
-    for view, age in _ages(ViewChange.objects.all(), "view"):
+    queues = ViewChange.objects.all()
+    for view, age in _ages(queues if views is None else queues.filter(view__in=views), "view"):
         note(view, age)
     return ages
 

@@ -35,7 +35,7 @@ from .hooks import raised_by_hook
 from .long_statements import LongStatement, long_statements
 from .marking import mark_dirty
 from .messages import BatchReport, Message, Outcome
-from .on_change import DueRefresh, Lookout, due_without_change, has_dates, why_not_followed
+from .on_change import DueRefresh, Lookout, has_dates, why_not_followed
 from .parking import Parked, list_parked, retry_parked
 from .progress import Claim, Progress, RunProgress, progress_of
 from .queue_turns import due_turns, give_back, next_turns, take_turns
@@ -43,7 +43,7 @@ from .queues import collapse_long_queues, move_log
 from .recent_refreshes import RecentRefreshes, recent_refreshes
 from .recorded_failures import RecordedFailure, recorded_failures
 from .requests import check_phases, count_requests, is_taken, request, request_stop
-from .rescue import clear_resends, rescue, unclaimed_views
+from .rescue import clear_resends, forsaken_views, rescue, unclaimed_views
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .rows import RowCount, count_rows
 from .spans import connect as connect_spans
@@ -69,6 +69,7 @@ from .trust import (
     mark_truncated,
     mark_untrackable,
 )
+from .unlogged_work import due_without_change
 from .verification import Verification, verify
 from .verify_runs import (
     VerifyMessage,
@@ -131,6 +132,7 @@ __all__ = [
     "find_verifying",
     "finish_triggers",
     "fold_failures",
+    "forsaken_views",
     "give_back",
     "has_dates",
     "in_order",

@@ -26,20 +26,28 @@ class MissedTarget(NamedTuple):
     target: timedelta
 
 
-def usual_duration(view_id: int, phases: Collection[str]) -> timedelta | None:
-    """The median of what the last refreshes of a view took, from request to end.
+def usual_duration(
+    view_id: int, phases: Collection[str], *, since: str = "started_at"
+) -> timedelta | None:
+    """The median of what the last refreshes of a view took, from their first batch to their end.
 
     Refreshes that had nothing to do are ignored. None if no other that included one of the phases
     has succeeded.
+
+    Args:
+        view_id: the primary key of its control.
+        phases: those that count.
+        since: the column to count from; "requested_at" includes the wait for a worker.
     """
     ran = PhaseRun.objects.filter(refresh=OuterRef("pk"), merged_into=None)
     done = Refresh.objects.filter(Exists(ran), view=view_id, state=RefreshState.SUCCEEDED)
-    columns = "phases", "requested_at", "finished_at"
-    rows = list(done.order_by("-pk").values_list(*columns)[: RECENT * len(Phase)])
+    rows = list(
+        done.order_by("-pk").values_list("phases", since, "finished_at")[: RECENT * len(Phase)]
+    )
     took = [
         max(0.0, (end - begin).total_seconds())
         for included, begin, end in rows
-        if end and set(included) & set(phases)
+        if begin and end and set(included) & set(phases)
     ]
     return timedelta(seconds=statistics.median(took[:RECENT])) if took else None
 
@@ -52,7 +60,7 @@ def time_left_after_change(control: ViewControl, phases: Collection[str]) -> tim
     target = min(_targets(control, phases).values(), default=None)
     if target is None:
         return None
-    takes = usual_duration(control.pk, phases) or timedelta()
+    takes = usual_duration(control.pk, phases, since="requested_at") or timedelta()
     return max(target - MARGIN * takes, timedelta())
 
 

@@ -7,29 +7,30 @@ refresh, so several processes may look at once, and correctness depends on none 
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from functools import cached_property
 from typing import NamedTuple
 
-from django.db.models import Exists, OuterRef
+from django.db.models import Min
 
 from .. import changes
 from ..changes import LONG_LOG
 from ..definition import ViewDefinition
-from ..models import ParkedKey, Refresh, RefreshSchedule, ViewShard
+from ..models import ParkedKey, RefreshSchedule, ViewShard
 from ..phases import Phase
-from ..states import RefreshState
 from .durations import time_left_after_change
-from .failures import may_begin
-from .fingerprints import changed_phases
 from .pending import oldest_drained
 from .queues import move_log
 from .transactions import alias, now, utc_now
 
-__all__ = ["DueRefresh", "Lookout", "due_without_change", "has_dates", "why_not_followed"]
+__all__ = ["DueRefresh", "Lookout", "has_dates", "phases_of", "why_not_followed"]
 
-#: Seconds after which a lookout judges a schedule again whose refresh was not due yet, at most.
-TRUSTED = 1.0
+#: Seconds after which a lookout judges a schedule again whose refresh was not due yet, at most: an
+#: operator may have changed it meanwhile.
+TRUSTED = 5.0
+#: Seconds for which it trusts what it has read of how long the refreshes of a view take.
+DURATIONS_TRUSTED = 60.0
 
 
 class DueRefresh(NamedTuple):
@@ -53,7 +54,9 @@ def has_dates(definition: ViewDefinition | None) -> bool:
 class Lookout:
     """Looks for refreshes that are due on change.
 
-    A look is one statement for any number of views, unless a refresh is due or soon will be.
+    A look is one statement for any number of views. It takes some more, again for any number, if
+    changes have come since the last look, or a refresh is due; and one a minute for each view that
+    is refreshed as late as its target allows, while it has changes pending.
 
     Args:
         labels: the views to look at; all by default.
@@ -64,6 +67,8 @@ class Lookout:
         #: When schedules with pending changes are to be judged again, by the monotonic clock, and
         #: whether changes were waiting to be drained when they last were.
         self._again: dict[int, tuple[float, bool]] = {}
+        #: By schedule, the delay that its target allows, and until when that is trusted.
+        self._allowed: dict[int, tuple[timedelta | None, float]] = {}
 
     def look(self) -> list[DueRefresh]:
         """The refreshes that are due. There are none of views with an open refresh."""
@@ -83,16 +88,17 @@ class Lookout:
 
     def _judge(self, found: Mapping[int, bool], moment: float) -> list[DueRefresh]:
         schedules = RefreshSchedule.objects.filter(pk__in=list(found)).select_related("view")
-        ages, due = _Ages(), list[DueRefresh]()
-        for schedule in schedules.order_by("pk"):
-            left = self._seconds_left(schedule, ages, waiting=found[schedule.pk])
+        judged = list(schedules.order_by("pk"))
+        facts, due = _Facts([each.view_id for each in judged]), list[DueRefresh]()
+        for schedule in judged:
+            left = self._seconds_left(schedule, facts, waiting=found[schedule.pk])
             again = moment + max(0.0, min(left, TRUSTED))
             self._again[schedule.pk] = again, found[schedule.pk]
             if left <= 0:
-                due.append(DueRefresh(schedule.view.label, _phases(schedule)))
+                due.append(DueRefresh(schedule.view.label, phases_of(schedule)))
         return due
 
-    def _seconds_left(self, schedule: RefreshSchedule, ages: "_Ages", *, waiting: bool) -> float:
+    def _seconds_left(self, schedule: RefreshSchedule, facts: "_Facts", *, waiting: bool) -> float:
         """How long until a refresh is due; infinite if it has nothing to do, or cannot begin."""
         view, definition = schedule.view, schedule.view.definition
         watched = self._labels is None or view.label in self._labels
@@ -100,55 +106,42 @@ class Lookout:
             return math.inf
         if (hours := view.quiet_hours) and hours.until(utc_now()):
             return math.inf
-        phases = _phases(schedule)
-        delay = schedule.delay
-        if delay is None:
-            delay = time_left_after_change(view, phases)
+        phases = phases_of(schedule)
+        delay = self._delay(schedule, phases)
         if delay is None or not phases:
             return math.inf
         if waiting and not delay:
             return 0.0
-        age = _drained_age(view.pk, phases)
+        age = facts.drained_age(view.pk, phases)
         if waiting:
-            age = max(age or timedelta(), ages.since_seen(schedule, phases))
+            age = max(age or timedelta(), facts.since_seen(schedule, phases))
         return math.inf if age is None else (delay - age).total_seconds()
 
-
-def due_without_change() -> Iterator[DueRefresh]:
-    """The refreshes of views on change that are due although their sources have not changed.
-
-    A `Lookout` does not find them: their phases have never succeeded, or last succeeded with
-    another definition than the code has now.
-    """
-    unfinished = Refresh.objects.filter(view=OuterRef("view"), state=RefreshState.OPEN)
-    schedules = RefreshSchedule.objects.filter(
-        ~Exists(unfinished.order_by()), may_begin("view__"),
-        on_change=True, enabled=True, view__enabled=True, view__paused=False,
-    )  # fmt: skip
-    for schedule in schedules.select_related("view").order_by("pk"):
-        view, definition = schedule.view, schedule.view.definition
-        if definition is None or definition.errors or why_not_followed(definition):
-            continue
-        changed = changed_phases(definition, view)
-        phases = tuple(
-            phase
-            for phase in _phases(schedule)
-            if phase in changed or getattr(view, phase.success_field) is None
-        )
-        if phases:
-            yield DueRefresh(view.label, phases)
+    def _delay(self, schedule: RefreshSchedule, phases: Collection[Phase]) -> timedelta | None:
+        if schedule.delay is not None:
+            return schedule.delay
+        allowed, until = self._allowed.get(schedule.pk, (None, -math.inf))
+        if time.monotonic() >= until:
+            allowed = time_left_after_change(schedule.view, phases)
+            self._allowed[schedule.pk] = allowed, time.monotonic() + DURATIONS_TRUSTED
+        return allowed
 
 
-def _phases(schedule: RefreshSchedule) -> tuple[Phase, ...]:
+def phases_of(schedule: RefreshSchedule) -> tuple[Phase, ...]:
+    """The phases that a schedule requests."""
     has = schedule.view.options.phases
     return tuple(phase for phase in has if not schedule.phases or phase in schedule.phases)
 
 
-class _Ages:
-    """How old the changes are that wait to be drained; read once per look, if at all."""
+class _Facts:
+    """What is known of the changes of some views, read at most once per look, each in a statement.
 
-    def __init__(self) -> None:
-        self._found: Mapping[int, timedelta] | None = None
+    Args:
+        views: the primary keys of their controls.
+    """
+
+    def __init__(self, views: Collection[int]) -> None:
+        self._views = views
 
     def since_seen(self, schedule: RefreshSchedule, phases: Collection[Phase]) -> timedelta:
         """For how long the first change that waits for a view can have been visible, at most.
@@ -156,25 +149,39 @@ class _Ages:
         Its transaction may have logged it long before it committed. But the rows do not include
         it, so it was not visible yet when they were last computed.
         """
-        if self._found is None:
-            self._found = changes.oldest_waiting()
-        age = self._found.get(schedule.view_id, timedelta())
+        age = self._waiting.get(schedule.view_id, timedelta())
         computed = [getattr(schedule.view, phase.as_of_field) for phase in phases]
         since = [now() - moment for moment in computed if moment]
         return min(age, max(since)) if since and None not in computed else age
 
+    def drained_age(self, view_id: int, phases: Collection[Phase]) -> timedelta | None:
+        """How old the oldest drained change is that one of the phases has yet to process.
 
-def _drained_age(view_id: int, phases: Collection[Phase]) -> timedelta | None:
-    """How old the oldest drained change is that one of the phases has yet to process.
+        None if there is none, and no parked key to be tried again now.
+        """
+        shard = self._shards.get(view_id)
+        if shard is None:
+            return None
+        oldest = oldest_drained(shard, phases)
+        ages = [utc_now() - oldest] if oldest else []
+        if shard.parked_count:
+            retries = (self._retries.get((shard.pk, phase.value)) for phase in phases)
+            ages += [now() - moment for moment in retries if moment]
+        return max(ages, default=None)
 
-    None if there is none, and no parked key to be tried again now.
-    """
-    shard = ViewShard.objects.filter(view=view_id).order_by("number").first()
-    if shard is None:
-        return None
-    oldest = oldest_drained(shard, phases)
-    parked = ParkedKey.objects.filter(shard=shard, phase__in=phases, retry_at__lte=now())
-    retries = parked.order_by("retry_at").values_list("retry_at", flat=True)
-    retried = retries.first() if shard.parked_count else None
-    ages = [utc_now() - oldest] if oldest else []
-    return max([*ages, now() - retried] if retried else ages, default=None)
+    @cached_property
+    def _waiting(self) -> Mapping[int, timedelta]:
+        return changes.oldest_waiting(self._views)
+
+    @cached_property
+    def _shards(self) -> Mapping[int, ViewShard]:
+        return {
+            each.view_id: each for each in ViewShard.objects.filter(view__in=self._views, number=0)
+        }
+
+    @cached_property
+    def _retries(self) -> Mapping[tuple[int, str], datetime]:
+        """Since when parked keys are to be tried again, by shard and phase."""
+        due = ParkedKey.objects.filter(shard__view__in=self._views, retry_at__lte=now())
+        rows = due.order_by().values("shard", "phase").annotate(first=Min("retry_at"))
+        return {(each["shard"], each["phase"]): each["first"] for each in rows}

@@ -1,13 +1,15 @@
 """Rescuing quiet shards, whose messages were lost or whose workers died."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from datetime import timedelta
 
 from django.db.models import Exists, OuterRef, Q
 
+from ..conf import get_settings
 from ..databases.clock import UtcNow
 from ..logs import log
-from ..models import Refresh, ViewShard
+from ..models import Refresh, RefreshSchedule, ViewShard
 from ..redact import error_text, loggable
 from ..states import RefreshState
 from .closing import close_finished
@@ -15,9 +17,9 @@ from .failures import may_begin
 from .locking import update_if_current
 from .messages import Message
 from .resends import resend_interval
-from .transactions import drop_broken_connection
+from .transactions import drop_broken_connection, now
 
-__all__ = ["clear_resends", "rescue", "unclaimed_views"]
+__all__ = ["clear_resends", "forsaken_views", "rescue", "unclaimed_views"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,26 @@ def rescue() -> list[Message]:
     quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK), turn_by=None).order_by()
     messages = [_resend_if_quiet(*shard) for shard in quiet.values_list("pk", "resends")]
     return [message for message in messages if message]
+
+
+def forsaken_views(labels: Collection[str] | None = None) -> list[int]:
+    """The views on change whose work nobody has taken for a lease: lost, or left by a dead worker.
+
+    One statement, which changes nothing: whoever runs their batches claims them as always.
+
+    Args:
+        labels: the views to look at; all by default.
+
+    Returns:
+        The primary keys of their controls.
+    """
+    long_ago = now() - timedelta(seconds=get_settings().LEASE)
+    followed = RefreshSchedule.objects.filter(on_change=True, enabled=True, view=OuterRef("view"))
+    old_work = Exists(_WORK.filter(requested_at__lt=long_ago))
+    shards = ViewShard.objects.filter(_QUIET, Exists(followed.order_by()), old_work, turn_by=None)
+    if labels is not None:
+        shards = shards.filter(view__label__in=labels)
+    return sorted(set(shards.order_by().values_list("view", flat=True)))
 
 
 def unclaimed_views(messages: Iterable[Message]) -> list[str]:

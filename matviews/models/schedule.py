@@ -248,7 +248,10 @@ class RefreshSchedule(models.Model):
 
     def _faults_on_change(self) -> Iterator[tuple[str, "StrOrPromise"]]:
         if not self.refreshes:
-            yield "on_change", _("Only refreshes can follow changes.")
+            yield (
+                "on_change",
+                _("A verification cannot run on change: give it an interval or a crontab."),
+            )
         if self.crontab_id is not None:
             yield "crontab", _("A schedule on change has no crontab: add another schedule for it.")
         if self.jitter is not None:
@@ -256,7 +259,7 @@ class RefreshSchedule(models.Model):
         if self.every is None and self.view_id and not self.view.has_target:
             yield (
                 "every",
-                _("Enter a time, 0 for at once, or give the view a freshness target."),
+                _("Enter how long a change may wait, 0 for not at all, or give the view a target."),
             )
 
     def _verification_faults(self) -> Iterator[tuple[str, "StrOrPromise"]]:

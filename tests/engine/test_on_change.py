@@ -19,6 +19,7 @@ from matviews.models import (
     ParkedKey,
     Refresh,
     RefreshSchedule,
+    ViewChange,
     ViewControl,
     ViewShard,
     intervals_of,
@@ -214,6 +215,40 @@ class TestDelay:
 
         assert len(captured) == 1
 
+    @pytest.mark.parametrize("seconds", [0, 60])
+    def test_many_views_are_judged_by_as_many_statements_as_one(
+        self, view: type[Any], seconds: int
+    ) -> None:
+        """However many changes wait for them, and wherever."""
+        on_change(view, seconds)
+        counts, dues = [], []
+        for others in ([], ["Second", "Third"]):
+            for name in others:
+                another = sourced(name=name)
+                changes.install(engine.alias())
+                run(another)
+                on_change(another, seconds)
+            Item.objects.create(value=7)
+            run(view, phases=["delete"])
+            Item.objects.create(value=8)
+            travel(timedelta(seconds=61))
+            look()  # what a process learns once
+            with CaptureQueriesContext(connection) as captured:
+                dues.append(len(look()))
+            counts.append(len(captured))
+
+        assert dues == [1, 3]
+        assert counts[0] == counts[1]
+        assert counts[0] <= 6
+
+    def test_of_what_waits_only_the_queues_of_these_views_are_read(self, view: type[Any]) -> None:
+        control = control_of(view)
+        ViewChange.objects.create(view_id=control.pk + 1_000, table="", links="marked", count=0)
+        ViewChange.objects.create(view_id=control.pk, table="", links="marked", count=0)
+
+        assert changes.oldest_waiting([control.pk]).keys() == {control.pk}
+        assert changes.oldest_waiting().keys() == {control.pk, control.pk + 1_000}
+
     def test_a_change_is_due_at_once_though_another_phase_has_some_left(
         self, view: type[Any]
     ) -> None:
@@ -266,6 +301,19 @@ class TestTarget:
 
         assert before == []
         assert look() == DUE
+
+    def test_how_long_refreshes_take_is_not_read_at_each_look(self, view: type[Any]) -> None:
+        ViewControl.objects.filter(label=LABEL).update(freshness_target=10 * MINUTE)
+        on_change(view, None)
+        Item.objects.create(value=7)
+        lookout, counts = Lookout(), []
+        for _look in range(2):
+            lookout._again.clear()
+            with CaptureQueriesContext(connection) as captured:
+                lookout.look()
+            counts.append(len(captured))
+
+        assert counts[0] == counts[1] + 1
 
     def test_a_view_without_a_target_is_never_due(self, view: type[Any]) -> None:
         on_change(view, None)

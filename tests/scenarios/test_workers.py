@@ -6,13 +6,15 @@ import pytest
 from django.db import models
 
 from matviews import engine, tasks
-from matviews.models import Origin, PhaseRun, Refresh, ViewControl
+from matviews.models import Origin, PhaseRun, Refresh, RefreshSchedule, ViewControl
 from matviews.phases import Phase
 from matviews.states import RefreshState
 from tests.helpers.engine import shards_of
 from tests.helpers.ledger import add_items, assert_each_item_once, fault
 from tests.helpers.processes import Workers, ask_at_once
+from tests.helpers.view_classes import run
 from tests.sample.models import Copy, Item, Ledger, Limited, Sharded, Walked
+from tests.shapes.models import DayStatus, Order
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
@@ -97,6 +99,29 @@ def test_workers_refresh_through_rabbitmq(rabbitmq_workers: Workers) -> None:
 
     assert_each_item_once()
     assert Refresh.objects.get().state == RefreshState.SUCCEEDED
+
+
+def test_a_worker_that_is_busy_looks_for_what_is_due_on_change(
+    workers: Workers, tracked: None
+) -> None:
+    """Between batches: nobody sends a pulse here."""
+    # given one worker in the middle of a long refresh, and a view on change
+    view = ViewControl.objects.get(label="shapes.DayStatus")
+    RefreshSchedule.objects.create(view=view, on_change=True, every=0, period="seconds")
+    run(DayStatus)
+    workers.start()
+    add_items(400)
+    with fault(Ledger, "before_insert", "sleep", seconds=0.05):
+        long = Ledger.refresh()
+        workers.wait_for(Ledger.objects.exists)
+        # when its source changes
+        Order.objects.create(price=1, paid=True, status="new", shipped_on="2026-01-01")
+        # then the view follows before that refresh ends
+        workers.wait_for(DayStatus.objects.exists)
+        assert Refresh.objects.get(pk=long.pk).state == RefreshState.OPEN
+        engine.request_stop(long.pk)
+        workers.wait_until_quiet(meanwhile=workers.maintain)
+    assert workers.lines("ERROR") == []
 
 
 def test_a_message_that_comes_twenty_times_does_one_batch(workers: Workers) -> None:

@@ -38,7 +38,7 @@ LABEL, OTHER = "sample.Limited", "sample.Whole"
 FAILED = Problem(HealthState.DEGRADED, "failed", LABEL, f"{LABEL}: it fails", "ValueError: no")
 SUSPENDED = Problem(HealthState.DEGRADED, "suspended", LABEL, f"{LABEL}: it is suspended")
 BEHIND = Problem(HealthState.DEGRADED, "behind", OTHER, f"{OTHER}: it is late")
-NOBODY_LOOKS = Problem(HealthState.DEGRADED, "nobody looks", "", "Nobody looks")
+NOT_POLLED = Problem(HealthState.DEGRADED, "not polled", "", "Nobody polls")
 NO_WORKER = Problem(HealthState.BROKEN, "no worker", "", "No worker runs")
 DATABASE = Problem(HealthState.BROKEN, "database", "", "The database refuses")
 
@@ -324,20 +324,20 @@ class TestCauses:
             assert self.keys(*self.late("b", "c", "d")) == {"b": ["c", "d"]}
             assert self.keys(failed, *self.late("c")) == {"a": [], "c": []}  # b is on time
 
-    def test_views_on_change_that_are_late_are_listed_under_that_nobody_looks(self) -> None:
+    def test_views_on_change_that_are_late_are_listed_under_that_nobody_polls(self) -> None:
         engine.sync_controls()
         followed = ViewControl.objects.filter(label__in=[LABEL, OTHER])
         for control in followed:
             RefreshSchedule.objects.create(view=control, on_change=True, every=0)
         late = self.late(OTHER, "a", "b")
         with self.reading(a=OTHER):
-            assert self.keys(NOBODY_LOOKS, FAILED, *late) == {
-                "nobody looks": ["a", OTHER],
+            assert self.keys(NOT_POLLED, FAILED, *late) == {
+                "not polled": ["a", OTHER],
                 LABEL: [],
                 "b": [],
             }
-            assert self.keys(NOBODY_LOOKS, NO_WORKER, *late) == {
-                "nobody looks": [],
+            assert self.keys(NOT_POLLED, NO_WORKER, *late) == {
+                "not polled": [],
                 "no worker": ["a", "b", OTHER],
             }
 

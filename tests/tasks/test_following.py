@@ -13,16 +13,17 @@ from django.test import override_settings
 
 from matviews import changes, engine, tasks
 from matviews.engine import Lookout
+from matviews.engine.claim import claim
 from matviews.models import Heartbeat, Refresh, RefreshSchedule, ViewControl
-from matviews.phases import Phase
 from matviews.states import RefreshState
-from matviews.tasks import following, heartbeat, pulses
+from matviews.tasks import following, heartbeat, looks, pulses
 from matviews.tasks.expiry import headers_for
 from matviews.tasks.following import Follower
 from matviews.tasks.periodic import PULSE, desired_tasks, our_tasks
 from matviews.tasks.problems import check_health
 from matviews.tasks.pulses import Pulse
-from tests.helpers.source_views import sourced_up_to_date
+from tests.helpers.engine import due, shard_of, travel
+from tests.helpers.source_views import LABEL, sourced_up_to_date
 from tests.sample.models import Item
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -63,6 +64,38 @@ class TestFollower:
         follow_until_fresh(view)
 
         assert Refresh.objects.get(pk=left.pk).state == RefreshState.SUCCEEDED
+
+    @pytest.mark.parametrize("claimed", [False, True])
+    def test_it_takes_up_later_what_others_have_left(
+        self, view: type[Any], claimed: bool, settings: Any
+    ) -> None:
+        """Messages that were lost, and batches whose workers were killed: after a lease."""
+        settings.MATVIEWS = {"LEASE": 60.0}
+        one = Follower(stop=lambda: False, tell_alive=lambda: None)
+        one._work()
+        engine.mark_dirty(view)
+        left = engine.request(view)
+        if claimed:
+            assert claim(due(view))
+        states = []
+        for seconds in (1, 61):
+            travel(timedelta(seconds=seconds))
+            one._next_check = 0.0
+            one._work()
+            states.append(Refresh.objects.get(pk=left.pk).state)
+
+        assert states == [RefreshState.OPEN, RefreshState.SUCCEEDED]
+
+    def test_it_looks_seldom_for_what_others_have_left(
+        self, view: type[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        check = mock.Mock(return_value=[])
+        monkeypatch.setattr(engine, "forsaken_views", check)
+        one = Follower(stop=lambda: False, tell_alive=lambda: None)
+        for _look in range(5):
+            one._work()
+
+        assert check.call_count == 1
 
     def test_two_at_once_do_no_harm(self, view: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
         """The other does all the work between this one's look and its batch."""
@@ -177,6 +210,43 @@ class TestPulse:
         assert Refresh.objects.order_by("-pk")[0] == requested
         assert Heartbeat.objects.get().pulsed_at is not None
 
+    def test_of_those_that_have_piled_up_one_is_enough(
+        self, view: type[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looked = mock.Mock(return_value=[])
+        monkeypatch.setattr(Lookout, "look", looked)
+        monkeypatch.setattr(looks, "_LOOKED", [float("-inf")])
+        tasks.pulse.push_request(**json.loads(headers_for(60)))
+        for _pulse in range(5):
+            tasks.pulse.run()
+        tasks.pulse.pop_request()
+        by_beat = looked.call_count
+        tasks.pulse.run()  # whoever sends it otherwise, knows of a change
+
+        assert by_beat == 1
+        assert looked.call_count == 2
+        assert Heartbeat.objects.get().pulsed_at is not None
+
+    @pytest.mark.parametrize(("seconds", "looks_made"), [(1, 1), (0, 0)])
+    def test_a_worker_looks_after_its_batches_too(
+        self,
+        view: type[Any],
+        monkeypatch: pytest.MonkeyPatch,
+        settings: Any,
+        seconds: int,
+        looks_made: int,
+    ) -> None:
+        """Not after each, if they are short, and never if no pulses are wanted."""
+        settings.MATVIEWS = {"PULSE_SECONDS": seconds}
+        looked = mock.Mock(return_value=[])
+        monkeypatch.setattr(Lookout, "look", looked)
+        monkeypatch.setattr(looks, "_LOOKED", [float("-inf")])
+        shard = shard_of(view)
+        for _batch in range(3):
+            tasks.insert_batch(shard.pk, shard.token - 1)
+
+        assert looked.call_count == looks_made
+
     def test_beat_sends_it_only_while_a_schedule_is_on_change(self, view: type[Any]) -> None:
         assert desired_tasks()[PULSE].interval == (1, "seconds")
         with override_settings(MATVIEWS={"PULSE_SECONDS": 0}):
@@ -223,43 +293,34 @@ class TestPulse:
 
 
 class TestWithoutChange:
-    """What no change of the source asks for, `matviews.maintain` requests."""
+    """What no change of the source asks for; engine/test_unlogged_work.py has the reasons."""
 
-    def requested(self) -> list[list[str]]:
-        last = Refresh.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
-        tasks._follow_definitions()
-        return list(Refresh.objects.filter(pk__gt=last).values_list("phases", flat=True))
-
-    def test_a_view_that_is_up_to_date_needs_nothing(self, view: type[Any]) -> None:
-        assert self.requested() == []
-
-    def test_a_phase_that_never_succeeded(self, view: type[Any]) -> None:
+    def test_maintenance_requests_it(self, view: type[Any]) -> None:
+        before = Refresh.objects.count()
+        tasks._request_unlogged()
         ViewControl.objects.update(last_update=None)
+        tasks._request_unlogged()
+        tasks._request_unlogged()  # it is open
 
-        assert self.requested() == [["update"]]
-        assert self.requested() == []  # it is open
+        assert [each.phases for each in Refresh.objects.order_by("pk")[before:]] == [["update"]]
 
-    def test_a_definition_that_has_changed(self, view: type[Any]) -> None:
-        ViewControl.objects.update(fingerprints=dict.fromkeys(Phase, "another"))
+    def test_a_follower_requests_it_as_it_starts(self, view: type[Any]) -> None:
+        """A release restarts it, which may have brought another definition."""
+        ViewControl.objects.update(last_update=None)
+        one = Follower(stop=lambda: False, tell_alive=lambda: None)
+        one._work()
+        refreshed = ViewControl.objects.get(label=LABEL).last_update
+        ViewControl.objects.update(last_update=None)
+        one._work()
 
-        assert self.requested() == [["insert", "update", "delete"]]
-
-    @pytest.mark.parametrize(
-        "held",
-        [{"paused": True}, {"enabled": False}, {"suspended_at": "now"}, {"retry_at": "soon"}],
-    )
-    def test_a_view_that_must_not_begin(self, view: type[Any], held: dict[str, Any]) -> None:
-        times = {"now": engine.now(), "soon": engine.now() + timedelta(minutes=1)}
-        values = {name: times.get(str(value), value) for name, value in held.items()}
-        ViewControl.objects.update(last_update=None, **values)
-
-        assert self.requested() == []
+        assert refreshed is not None
+        assert ViewControl.objects.get(label=LABEL).last_update is None
 
     def test_a_schedule_by_time_is_left_to_beat(self, view: type[Any]) -> None:
         RefreshSchedule.objects.update(on_change=False, every=1, period="hours")
         ViewControl.objects.update(last_update=None)
 
-        assert self.requested() == []
+        assert looks.request_without_change() == []
 
 
 class TestHealth:
@@ -273,13 +334,13 @@ class TestHealth:
     def kinds(self) -> dict[str, str]:
         return {each.kind: each.state.value for each in check_health().problems if not each.view}
 
-    def test_nobody_looks(self, view: type[Any]) -> None:
-        assert self.kinds() == {"nobody looks": "degraded"}
+    def test_nobody_polls(self, view: type[Any]) -> None:
+        assert self.kinds() == {"not polled": "degraded"}
         for looker in ("pulsed_at", "followed_at"):
             heartbeat.record(**{looker: engine.now()})
             assert self.kinds() == {}
-            heartbeat.record(**{looker: engine.now() - heartbeat.MAX_SILENCE})
-            assert self.kinds() == {"nobody looks": "degraded"}
+            heartbeat.record(**{looker: engine.now() - heartbeat.MAX_UNPOLLED})
+            assert self.kinds() == {"not polled": "degraded"}
 
         RefreshSchedule.objects.update(enabled=False)
 
@@ -291,7 +352,7 @@ class TestHealth:
         our_tasks().filter(name=PULSE).update(total_run_count=5)
 
         assert at_first == {}
-        assert self.kinds() == {"nobody looks": "degraded"}
+        assert self.kinds() == {"not polled": "degraded"}
 
     @pytest.mark.parametrize("seconds", [0, 1])
     def test_it_says_what_to_start(self, view: type[Any], seconds: int) -> None:
@@ -308,4 +369,4 @@ class TestHealth:
 
         assert self.kinds() == {"beat": "broken"}
         with override_settings(MATVIEWS={"PULSE_SECONDS": 0}):
-            assert self.kinds() == {"beat": "broken", "nobody looks": "degraded"}
+            assert self.kinds() == {"beat": "broken", "not polled": "degraded"}
