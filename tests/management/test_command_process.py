@@ -411,6 +411,30 @@ def test_the_command_takes_over_from_a_worker_that_is_gone(columns: int, setting
     assert_each_item_once()
 
 
+@not_on_sqlite
+@pytest.mark.database
+def test_a_follower_killed_in_a_batch_is_succeeded_by_another(settings: Any) -> None:
+    # given two that follow one view, one of them in the middle of a batch
+    settings.MATVIEWS = {
+        "LEASE": 2.0, "BATCH_SIZE_INITIAL": 5, "BATCH_SIZE_MIN": 5, "BATCH_SIZE_MAX": 5,
+    }  # fmt: skip
+    view = ViewControl.objects.get(label="sample.Ledger")
+    RefreshSchedule.objects.create(view=view, on_change=True, every=0, period="seconds")
+    add_items(30)
+    asked = engine.request(Ledger)
+    with slow(Ledger):
+        followers = [Process("--follow", "--models", "Ledger") for _ in range(2)]
+        followers[0].wait_for(lambda: ViewShard.objects.get(view=view).is_claimed)
+        worker = ViewShard.objects.get(view=view).worker
+        at_work, other = sorted(followers, key=lambda each: f":{each.pid}" not in worker)
+        # when that one is killed
+        at_work.signal(signal.SIGKILL)
+        at_work.status()
+        # then the other goes on after the lease, without maintenance, and no row is written twice
+        other.wait_for(Refresh.objects.filter(pk=asked.pk, state=RefreshState.SUCCEEDED).exists)
+    assert_each_item_once()
+
+
 def test_follow_refreshes_on_change_until_it_is_stopped(tracked: None) -> None:
     view = ViewControl.objects.get(label="shapes.DayStatus")
     RefreshSchedule.objects.create(view=view, on_change=True, every=0, period="seconds")

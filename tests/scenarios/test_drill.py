@@ -43,13 +43,15 @@ from tests.helpers.source_views import LABEL, sourced
 from tests.helpers.tables import derived_view, execute, made, model
 from tests.helpers.view_classes import run
 from tests.management.test_command import command
+from tests.management.test_command_process import Process
 from tests.sample.models import Item, Ledger
+from tests.shapes.models import DayStatus, Order
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
 PATIENCE = 20.0  # seconds that another process may take to tell
 MINUTE = timedelta(minutes=1)
-SIGNS = ("ran_at", "began_at", "beat_at", "sent_at")
+SIGNS = ("ran_at", "began_at", "beat_at", "sent_at", "followed_at")
 TABLE = "### What you see, what it means, what to do"
 
 
@@ -187,6 +189,33 @@ def test_beat_dead(workers: Workers) -> None:
     beat.start()
     workers.wait_for(ran_since(began))
     assert_ended("beat")
+
+
+def test_follower_dead(tracked: None, settings: Any) -> None:
+    settings.MATVIEWS = {"PULSE_SECONDS": 0}
+    view = ViewControl.objects.get(label=DayStatus._meta.label)
+    RefreshSchedule.objects.create(view=view, on_change=True, every=0, period="seconds")
+    follower = followed()
+    follower.signal(signal.SIGKILL)
+    follower.status()
+    Order.objects.create(price=1, paid=True, status="new", shipped_on="2026-01-01")
+    pass_by(2, "followed_at")
+
+    assert_told("not polled", "followed_at")
+    assert not DayStatus.objects.exists()
+
+    follower = followed()
+    follower.wait_for(DayStatus.objects.exists)
+    assert_ended("not polled")
+    follower.end()
+
+
+def followed() -> Process:
+    """A follower that has looked."""
+    Heartbeat.objects.update(followed_at=None)
+    follower = Process("--follow", "--models", DayStatus._meta.label)
+    follower.wait_for(Heartbeat.objects.exclude(followed_at=None).exists)
+    return follower
 
 
 def ran_since(moment: Any) -> Callable[[], bool]:
