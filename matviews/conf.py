@@ -112,6 +112,9 @@ class Settings:
     #: How often beat has a worker look for refreshes that are due on change, in seconds, while a
     #: schedule is on change; 0: never, because `update_materialized_views --follow` looks.
     PULSE_SECONDS: int = 1
+    #: Whether this process has a worker look right after it has committed a change that concerns a
+    #: view on change, instead of with the next pulse.
+    HINT_ON_COMMIT: bool = False
     #: The Celery queue of the tasks; None leaves it to `task_routes` and the default queue. A view
     #: may have another one.
     CELERY_QUEUE: str | None = None
@@ -150,8 +153,6 @@ class Settings:
     def __post_init__(self) -> None:
         for field in fields(self):
             self._check_range(field)
-        if not isinstance(self.GOVERNOR_VACUUM, bool):
-            raise InvalidSetting("MATVIEWS['GOVERNOR_VACUUM'] must be True or False.")
         if self.CELERY_QUEUE is not None and (fault := queue_fault(self.CELERY_QUEUE)):
             raise InvalidSetting(
                 f"MATVIEWS['CELERY_QUEUE'] must be {fault}, or None, not {self.CELERY_QUEUE!r}."
@@ -179,8 +180,6 @@ class Settings:
             )
 
     def _check_alarms(self) -> None:
-        if not isinstance(self.ALARM_MAIL, bool):
-            raise InvalidSetting("MATVIEWS['ALARM_MAIL'] must be True or False.")
         if self.ALARM_HOOK is not None and not _is_dotted_path(self.ALARM_HOOK):
             raise InvalidSetting(
                 "MATVIEWS['ALARM_HOOK'] must be the dotted path of a function, as in "
@@ -194,6 +193,8 @@ class Settings:
 
     def _check_range(self, field: Field[Any]) -> None:
         value, optional = getattr(self, field.name), field.default is None
+        if field.type is bool and not isinstance(value, bool):
+            raise InvalidSetting(f"MATVIEWS[{field.name!r}] must be True or False.")
         limits = RANGES.get(field.name) or RANGES.get(field.type)
         if limits is None or (optional and value is None):
             return

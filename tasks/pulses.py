@@ -14,7 +14,7 @@ from .. import engine
 from ..models import Heartbeat
 from .expiry import is_from_beat
 
-__all__ = ["Pulse"]
+__all__ = ["Pulse", "are_taken"]
 
 #: Pulses that are sent without looking whether workers take them.
 UNCONFIRMED = 20
@@ -39,7 +39,7 @@ class Pulse(Task):  # type: ignore[misc]
         return super().apply_async(*args, **options)
 
     def _may_send(self) -> bool:
-        if self._sent >= UNCONFIRMED and _are_taken():
+        if self._sent >= UNCONFIRMED and are_taken():
             self._sent, self._next, self._wait = 0, 0.0, FIRST_WAIT
         self._sent += 1
         if self._sent <= UNCONFIRMED:
@@ -50,7 +50,8 @@ class Pulse(Task):  # type: ignore[misc]
         return True
 
 
-def _are_taken() -> bool:
+def are_taken() -> bool:
+    """Whether workers have taken pulses lately."""
     heartbeat = Heartbeat.objects.first()
     pulsed_at = heartbeat.pulsed_at if heartbeat else None
     return pulsed_at is not None and pulsed_at > engine.now() - TRUSTED

@@ -261,7 +261,7 @@ class TestPulse:
     ) -> None:
         task, taken, clock = Pulse(), [True], mock.Mock()
         monkeypatch.setattr(pulses, "time", clock)
-        monkeypatch.setattr(pulses, "_are_taken", lambda: taken[0])
+        monkeypatch.setattr(pulses, "are_taken", lambda: taken[0])
 
         def sent(seconds: range) -> int:
             count = 0
@@ -277,11 +277,11 @@ class TestPulse:
         assert sent(range(90_000, 90_060)) == 60
 
     def test_what_workers_have_recorded_lately_is_taken(self) -> None:
-        assert not pulses._are_taken()
+        assert not pulses.are_taken()
         heartbeat.record(pulsed_at=engine.now())
-        assert pulses._are_taken()
+        assert pulses.are_taken()
         heartbeat.record(pulsed_at=engine.now() - pulses.TRUSTED)
-        assert not pulses._are_taken()
+        assert not pulses.are_taken()
 
     def test_only_beat_sends_fewer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         task = Pulse()
