@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .timers import Timer
 
 ENGINE, QUERYSETS, TRACKING, STRATEGY = "engine", "querysets", "tracking", "strategy"
-MONITORING = "monitoring"
+MONITORING, FRESHNESS = "monitoring", "freshness"
 
 REUSE = (0, 10_000)  # Celery closes its database connection after each task, or as good as never
 
@@ -44,6 +44,8 @@ def main() -> int:
             _measure_strategy(options)
         if options.part in (None, MONITORING):
             _measure_monitoring(options)
+        if options.part in (None, FRESHNESS):
+            _measure_freshness(options)
     finally:
         teardown_databases(databases, verbosity=0)
     return 0
@@ -54,7 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="PATH", help="add the figures to this file")
     parser.add_argument(
         "--part",
-        choices=(ENGINE, QUERYSETS, TRACKING, STRATEGY, MONITORING),
+        choices=(ENGINE, QUERYSETS, TRACKING, STRATEGY, MONITORING, FRESHNESS),
         help="measure only this part",
     )
     parser.add_argument("--runs", type=int, default=5, help="runs that medians are taken of")
@@ -75,6 +77,12 @@ def _options() -> argparse.Namespace:
         "Linux and the database on it",
     )
     parser.add_argument("--views", type=int, default=1000, help="views that are idle")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="seconds of silence, and of writes, in the part freshness",
+    )
     parser.add_argument(
         "--rows",
         type=int,
@@ -158,6 +166,19 @@ def _measure_monitoring(options: argparse.Namespace) -> None:
     monitoring.show(found, selected_database(), _console())
     if options.json:
         monitoring.save(found, selected_database(), options.json)
+
+
+def _measure_freshness(options: argparse.Namespace) -> None:
+    from tests.helpers.services import selected_database
+
+    from . import freshness, through_redis
+
+    with through_redis.broker() as address:
+        measured = freshness.measure(address, options.views, options.seconds, options.runs, _say)
+        found = list(measured)
+    freshness.show(found, selected_database(), _console())
+    if options.json:
+        freshness.save(found, selected_database(), options.json)
 
 
 def _say(what: str) -> None:
