@@ -61,8 +61,9 @@ def _statement(using: str) -> str:
         quote(model._meta.db_table) for model in models
     )
     (drained, _params), table = _drained(using), quote("table")
+    # Found once, and not for each view: planners take the tables of young projects for empty.
     return (
-        f"SELECT schedule.id, MAX(pending.waiting) FROM ("
+        f"WITH pending AS {dialect_of(using).computed_once} ("
         f"{_logged(using)} "
         f"UNION ALL SELECT followed.view_id, 1 FROM {schedule} followed "
         f"WHERE followed.on_change AND followed.enabled "
@@ -70,7 +71,7 @@ def _statement(using: str) -> str:
         f"UNION ALL SELECT drained.view_id, 0 FROM ({drained}) drained "
         f"UNION ALL SELECT shard.view_id, 0 FROM {parked} parked "
         f"JOIN {shard} shard ON shard.id = parked.shard_id WHERE parked.retry_at <= %s"
-        f") pending "
+        f") SELECT schedule.id, MAX(pending.waiting) FROM pending "
         f"JOIN {schedule} schedule ON schedule.view_id = pending.view_id "
         f"AND schedule.on_change AND schedule.enabled "
         f"JOIN {control} control ON control.id = pending.view_id "

@@ -72,6 +72,19 @@ class TestPendingChanges:
         assert found == []
         assert len(captured) == 1
 
+    @pytest.mark.skipif(connection.vendor != "postgresql", reason="its planner would inline it")
+    def test_what_is_pending_is_found_once_and_not_for_each_view(self, view: type[Any]) -> None:
+        """Otherwise 300 idle views take 30 ms, and 1,000 ten times as long."""
+        on_change(view)
+        with CaptureQueriesContext(connection) as captured:
+            look()
+        with connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN {captured[-1]['sql']}")
+            plan = "\n".join(line for (line,) in cursor.fetchall())
+
+        assert plan.count("CTE pending") == 1
+        assert "CTE Scan on pending" in plan
+
     def test_a_change_is_due_wherever_it_waits(self, view: type[Any]) -> None:
         """In the log, in the queue, and as the dirty keys of the phases that lack it."""
         on_change(view)
