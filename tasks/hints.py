@@ -169,8 +169,9 @@ _NOTED: WeakKeyDictionary[Any, dict[str, float]] = WeakKeyDictionary()
 
 def _watch(*, connection: Any, **_kwargs: Any) -> None:
     """Have a new connection to the database of the views note what is written."""
-    ours = connection.alias == engine.alias() or _is_same(connection)
-    if get_settings().HINT_ON_COMMIT and ours and _execute not in connection.execute_wrappers:
+    if not get_settings().HINT_ON_COMMIT or _execute in connection.execute_wrappers:
+        return
+    if connection.alias == engine.alias() or _is_same(connection):
         connection.execute_wrappers.append(_execute)
 
 

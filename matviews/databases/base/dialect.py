@@ -31,8 +31,6 @@ class Dialect:
     max_keys = 5_000
     #: Whether one statement can insert, update and delete, each as a part of it.
     has_writing_parts = False
-    #: What a WITH says after AS so that its query runs once; "" if it does anyway.
-    computed_once = ""
     #: Whether a column of dates holds nothing else, so that they are in order.
     has_ordered_dates = True
     #: Whether booleans are stored as integers.

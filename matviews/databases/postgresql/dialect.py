@@ -27,7 +27,6 @@ class PostgreSQL(Dialect):
 
     max_keys = 10_000  # as one array
     has_writing_parts = True
-    computed_once = "MATERIALIZED"
     bool_is_int = False
     extremes_skip_nulls = True
     kinds: ClassVar[dict[str, str]] = {
