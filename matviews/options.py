@@ -85,6 +85,9 @@ class ViewOptions:
     #: How every refresh after a change is done; None leaves the choice to what refreshes cost. Only
     #: for views with a `source()`.
     strategy: RefreshStrategy | None = None
+    #: Whether changes are added to sums and subtracted from them, instead of computing groups anew.
+    #: Only for views whose `source()` counts and adds up rows of one table.
+    additive: bool = False
     #: Dependencies that cannot be derived, by model or label: the names of those fields whose
     #: values are the key; or a callable from a queryset of changed rows to keys; or None if a
     #: change may affect any key. Required, if only as {}, for sources with raw SQL.
@@ -243,6 +246,7 @@ FAULTS: dict[str, Fault] = {
     "quiet_hours": _optional(quiet_hours_fault),
     "tracking": _bool_fault,
     "strategy": _optional(_strategy_fault),
+    "additive": _bool_fault,
     "depends_on": _optional(_depends_on_fault),
 }
 CONVERTERS: dict[str, Callable[[Any], Any]] = {

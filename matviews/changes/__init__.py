@@ -36,6 +36,7 @@ from .trust import (
     untracked_tables,
     untrust,
 )
+from .value_logs import count_values, trim_values
 from .waiting_changes import waiting_changes
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "change_status",
     "collapse_queue",
     "count_logged",
+    "count_values",
     "count_waiting",
     "delete_rows",
     "drain_queue",
@@ -74,6 +76,7 @@ __all__ = [
     "remove",
     "script",
     "tracking_of",
+    "trim_values",
     "unlogged_tables",
     "unmoved",
     "untrackable_tables",

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from django.db import DatabaseError
 from django.db.models import Model
 
-from ..databases.trigger_spec import TriggerSpec
+from ..databases.trigger_spec import TriggerSpec, ValueLog
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..queryset import Compared, Plan, find_mismatches, plan_of
@@ -44,8 +44,16 @@ def tracking_of(plan: Plan) -> Tracking:
     tables = {}
     for table, columns in plan.inspection.columns.items():
         links = {column for link in plan.links.get(table, ()) for column in link.columns}
-        tables[table] = TriggerSpec(columns, frozenset(links))
+        logs = frozenset(_value_logs(plan, table))
+        tables[table] = TriggerSpec(columns, frozenset(links), value_logs=logs)
     return Tracking(tables, has_dates=plan.has_dates)
+
+
+def _value_logs(plan: Plan, table: str) -> Iterator[ValueLog]:
+    if plan.additive:
+        additive = plan.additive.additive
+        if additive.model._meta.db_table == table:
+            yield ValueLog(additive.log, additive.columns)
 
 
 def _obstacles(plan: Plan) -> Iterator[str]:
@@ -123,4 +131,5 @@ def union(specs: Collection[TriggerSpec]) -> TriggerSpec:
         columns=None if None in read else named,
         links=frozenset[str]().union(*(spec.links for spec in specs)),
         recorded=named if len(read) > 1 else frozenset(),
+        value_logs=frozenset[ValueLog]().union(*(spec.value_logs for spec in specs)),
     )

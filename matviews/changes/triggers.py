@@ -9,6 +9,7 @@ from ..databases import Triggers, triggers_of
 from ..databases.trigger_spec import TriggerSpec, is_covered
 from ..exceptions import TablesLocked
 from ..models import TrackedTable, ViewControl
+from . import value_logs
 from .change_log import enqueue
 from .secret import log_secret
 from .table_locks import LOCKED, drop_all, for_each_table
@@ -47,13 +48,17 @@ def install(using: str) -> dict[str, str]:
     faults = dialect.untrackable_tables(required)
     required = {table: views for table, views in required.items() if table not in faults}
     log_secret(dialect.using)  # create it for the roles that may only read it
+    value_logs.create(using, required)
     removals = _removals(dialect, set(_known_tables(dialect)) - required.keys())
     left = for_each_table(dialect, removals)
     _remove_orphans(dialect, required)
     dialect.secure()
     for name in dialect.ownerless():
         dialect.execute(dialect.drop("", [name]))
-    return {**faults, **left, **for_each_table(dialect, _installations(dialect, required))}
+    left |= for_each_table(dialect, _installations(dialect, required))
+    if not left:  # else triggers may still write to them
+        value_logs.drop_unneeded(using, required)
+    return {**faults, **left}
 
 
 def finish(using: str) -> dict[str, str]:
@@ -236,6 +241,8 @@ def remove(using: str, tables: Iterable[str] | None = None) -> list[str]:
         raise TablesLocked(
             f"These tables keep their triggers, because {LOCKED}: {', '.join(sorted(left))}."
         )
+    if tables is None:
+        value_logs.drop_unneeded(using, {})
     return sorted(name for table in set(chosen) for name in present.get(table, ()))
 
 
@@ -258,7 +265,7 @@ def script(using: str) -> str:
     required, dialect = tracked_tables(using), triggers_of(using)
     present, faults = dialect.installed_triggers(), dialect.untrackable_tables(required)
     mark_missing_triggers(using)
-    statements, lacking = [], dialect.lacking(required)
+    statements, lacking = value_logs.missing(using, required), dialect.lacking(required)
     for table in sorted(required.keys() - faults.keys()):
         spec = union(required[table].values())
         if are_up_to_date(dialect, table, spec, present.get(table, {})):

@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 
 from ..databases import Triggers, triggers_of
 from ..databases.base.triggers import INCOMPLETE
-from ..databases.trigger_spec import TriggerSpec, is_covered
+from ..databases.trigger_spec import TriggerSpec, ValueLog, is_covered
 from ..logs import log
 from ..models import TrackedTable, ViewControl
 from .change_log import enqueue
@@ -24,7 +24,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_RECORD = ("table", "columns", "links", "recorded", "triggers", "views", "view_columns")
+_RECORD = (
+    "table",
+    "columns",
+    "links",
+    "recorded",
+    "value_logs",
+    "triggers",
+    "views",
+    "view_columns",
+)
 
 
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
@@ -80,7 +89,8 @@ def is_tracked(
 def _spec_of(record: TrackedTable) -> TriggerSpec:
     """What the recorded triggers log."""
     columns = None if record.columns is None else frozenset(record.columns)
-    return TriggerSpec(columns, frozenset(record.links), frozenset(record.recorded))
+    logs = frozenset(ValueLog(name, tuple(names)) for name, *names in record.value_logs)
+    return TriggerSpec(columns, frozenset(record.links), frozenset(record.recorded), logs)
 
 
 def mark_missing_triggers(using: str) -> bool:

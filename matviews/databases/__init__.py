@@ -14,6 +14,7 @@ from .base.errors import ConstraintKind, Errors, Failure, Violation
 from .base.load import Load, LoadReader
 from .base.sessions import Compiled, Limits, Sessions
 from .base.staging import Staging, StagingRefused
+from .base.sums import SumTables
 from .base.triggers import Triggers
 from .mysql.catalog import MySQLCatalog
 from .mysql.dialect import MySQL
@@ -21,6 +22,7 @@ from .mysql.errors import MySQLErrors
 from .mysql.load import MySQLLoad
 from .mysql.sessions import MySQLSessions
 from .mysql.staging import MySQLStaging
+from .mysql.sums import MySQLSumTables
 from .mysql.triggers import MySQLTriggers
 from .postgresql.catalog import PostgreSQLCatalog
 from .postgresql.dialect import PostgreSQL
@@ -28,6 +30,7 @@ from .postgresql.errors import PostgreSQLErrors
 from .postgresql.load import PostgreSQLLoad
 from .postgresql.sessions import PostgreSQLSessions
 from .postgresql.staging import PostgreSQLStaging
+from .postgresql.sums import PostgreSQLSumTables
 from .postgresql.triggers import PostgreSQLTriggers
 from .sqlite.dialect import SQLite
 from .sqlite.errors import SQLiteErrors
@@ -37,8 +40,9 @@ from .sqlite.triggers import SQLiteTriggers
 __all__ = [
     "ROWS", "Catalog", "Compiled", "ConstraintKind", "Dialect", "Errors", "Failure", "Limits",
     "Load", "LoadReader", "MissingRight", "Needs", "Sessions", "Staging", "StagingRefused",
-    "Triggers", "Violation", "catalog_of", "dialect_of", "errors_of", "is_supported",
-    "load_reader_of", "sessions_of", "staging_of", "triggers_of",
+    "SumTables", "Triggers", "Violation", "catalog_of", "dialect_of", "errors_of", "is_supported",
+    "load_reader_of", "sessions_of", "staging_of",
+    "sums_of", "triggers_of",
 ]  # fmt: skip
 
 
@@ -50,19 +54,21 @@ class _Engine(NamedTuple):
     staging: type[Staging]
     triggers: type[Triggers]
     load: type[LoadReader]
+    sums: type[SumTables]
 
 
 _ENGINES = {
     "postgresql": _Engine(
         PostgreSQLCatalog, PostgreSQL, PostgreSQLErrors, PostgreSQLSessions, PostgreSQLStaging,
-        PostgreSQLTriggers, PostgreSQLLoad,
+        PostgreSQLTriggers, PostgreSQLLoad, PostgreSQLSumTables,
     ),
     "mysql": _Engine(
         MySQLCatalog, MySQL, MySQLErrors, MySQLSessions, MySQLStaging, MySQLTriggers,
-        MySQLLoad,
+        MySQLLoad, MySQLSumTables,
     ),
     "sqlite": _Engine(
-        Catalog, SQLite, SQLiteErrors, SQLiteSessions, Staging, SQLiteTriggers, LoadReader
+        Catalog, SQLite, SQLiteErrors, SQLiteSessions, Staging, SQLiteTriggers, LoadReader,
+        SumTables,
     ),
 }  # fmt: skip
 
@@ -104,6 +110,11 @@ def sessions_of(using: str) -> Sessions:
 def staging_of(using: str) -> Staging:
     """How staging tables are created in the database with this alias."""
     return _engine_of(using).staging(using)
+
+
+def sums_of(using: str) -> SumTables:
+    """The tables of additive views in the database with this alias."""
+    return _engine_of(using).sums(using)
 
 
 def triggers_of(using: str) -> Triggers:

@@ -1,8 +1,22 @@
 """What the triggers of a table log."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["TriggerSpec", "is_covered"]
+__all__ = ["TriggerSpec", "ValueLog", "is_covered"]
+
+
+class ValueLog(NamedTuple):
+    """A table that gets the values of each changed row, for one additive view.
+
+    An entry has a weight: 1 of a row that has come, -1 of one that has gone. Without a weight, an
+    entry says that changes are missing here.
+    """
+
+    #: The table's name.
+    name: str
+    #: The columns whose values it gets, under the same names.
+    columns: tuple[str, ...]
 
 
 def is_covered(columns: frozenset[str] | None, logged: frozenset[str] | None) -> bool:
@@ -22,6 +36,8 @@ class TriggerSpec:
     #: Those of which an entry says whether an UPDATE changed them; none if that makes no
     #: difference, because the views that read the table read the same columns.
     recorded: frozenset[str] = frozenset()
+    #: The value logs that also get each change.
+    value_logs: frozenset[ValueLog] = frozenset()
 
     @property
     def compared(self) -> frozenset[str]:
@@ -30,4 +46,13 @@ class TriggerSpec:
 
     def covers(self, other: "TriggerSpec") -> bool:
         """Whether what is logged suffices for `other`."""
-        return is_covered(other.columns, self.columns) and other.links <= self.links
+        return (
+            is_covered(other.columns, self.columns)
+            and other.links <= self.links
+            and other.value_logs <= self.value_logs
+        )
+
+    @property
+    def valued(self) -> frozenset[str]:
+        """The columns whose values go to a value log."""
+        return frozenset(name for log in self.value_logs for name in log.columns)

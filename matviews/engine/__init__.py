@@ -51,6 +51,7 @@ from .spans import run_batch
 from .splitting import parking_obstacle
 from .stages import drop_orphaned_stages, sweep_stages
 from .status import view_statuses
+from .sums import trim_value_logs
 from .totals import PhaseTotals, ViewTotals, view_totals
 from .transactions import (
     alias,
@@ -185,6 +186,7 @@ __all__ = [
     "timestamp",
     "trim_alarms",
     "trim_history",
+    "trim_value_logs",
     "try_now",
     "unclaimed_views",
     "utc_now",

@@ -27,6 +27,7 @@ from .dirty_keys import (
 from .long_runs import is_long
 from .parked_keys import due_changes, make_due, max_parked
 from .pending import add_drain, drop_processed
+from .sums import distrust_sums
 from .transactions import alias
 from .work import Work
 
@@ -81,7 +82,10 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
         return None, truncate_reason(tracking.reason)
     if work.logged:
         raise ChangesLogged(tracking.tables.keys(), work.logged)
-    if queued := [*changes.drain_queue(shard.view_id), *due_changes(work)]:
+    drained = changes.drain_queue(shard.view_id)
+    if work.plan.additive and any(not change.table for change in drained):
+        distrust_sums(shard.view_id)  # what was marked by hand is not in the value log
+    if queued := [*drained, *due_changes(work)]:
         all_dirty(work)
         shard.drain_number += 1
         work.shard_changed = True

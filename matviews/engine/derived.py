@@ -7,7 +7,6 @@ from contextlib import nullcontext, suppress
 from django.db import DatabaseError, transaction
 
 from ..contract import Batch
-from ..databases import StagingRefused
 from ..databases.keys import Key
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView, ViewNotReady
@@ -15,14 +14,13 @@ from ..logs import log
 from ..models import PhaseRun
 from ..phases import Phase
 from ..queryset import (
+    BatchRunner,
     Plan,
     WindowProgress,
-    fill_stage,
     is_missing,
     names_own_table,
     plan_of,
     refused,
-    stage_name,
     unmigrated,
 )
 from ..states import RefreshStrategy
@@ -30,9 +28,10 @@ from .batch_parts import Attempted, Dirty
 from .checkpoints import needs_full_refresh, set_checkpoint
 from .costs import expected_seconds, is_expensive, keys_budget
 from .dirty_keys import count_keys, dirty_keys, load_keys, save_dirty, truncate_reason
-from .parked_keys import parked, unpark
-from .splitting import can_split, is_careful, run_dirty, walk_keys
+from .splitting import is_careful, run_dirty
+from .sums import sums_runner
 from .transactions import alias, statement_budget, statement_timeout
+from .walking import progress_of, recorded, walk
 from .work import Work
 
 __all__ = [
@@ -60,33 +59,13 @@ def do_derived(work: Work, run: PhaseRun, limit: int) -> Batch:
         plan = _start(work, run, plan)
     if run.dirty_after is not None:
         return _do_dirty(work, run, limit)
+    of_sums = None if run.stage else sums_runner(work, run)
     if fits_one_batch(work, run, limit):
-        return _do_everything(work, run, plan)
-    careful = is_careful(work)
-    if plan.strategy.staged and not run.stage and not _goes_unstaged(work, run, plan):
-        _stage(work, run, plan)
-    unstaged = plan.strategy.staged and run.strategy == RefreshStrategy.FULL
-    if (careful or unstaged) and can_split(plan, run.stage):
-        return walk_keys(work, run, limit)
-    phase = Phase(run.phase)
-    inserted_ranges = tuple((low, high) for low, high in run.inserted_ranges)
-    walk = WindowProgress(cursor=run.cursor, inserted_ranges=inserted_ranges)
-    if plan.strategy.staged and not run.stage:
-        walked = plan.batch_runner().run_whole(phase, walk)
-    else:
-        walked = plan.batch_runner(run.stage).run_window(phase, walk, limit)
-    run.inserted_ranges = list(walked.inserted_ranges)
-    run.keys_scanned += walked.keys_scanned
-    if careful and walked.cursor is None:  # not by keys, so it has left out none
-        unpark(work, parked(work, phase).values())
-    return Batch(walked.rows, walked.cursor)
-
-
-def _goes_unstaged(work: Work, run: PhaseRun, plan: Plan) -> bool:
-    """Whether a run of a staged view goes by keys, because its staging has failed for some rows."""
-    if work.splitting or (run.batches and is_careful(work)):
-        run.strategy = RefreshStrategy.FULL if can_split(plan, "") else run.strategy
-    return run.strategy == RefreshStrategy.FULL
+        return _do_everything(work, run, of_sums or plan.batch_runner())
+    if of_sums:
+        walked = of_sums.run_window(Phase(run.phase), progress_of(run), limit)
+        return recorded(run, walked)
+    return walk(work, run, plan, limit)
 
 
 def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
@@ -140,11 +119,12 @@ def _run_keys(
     seconds = allowed if budget is None else min(budget, allowed)
     limited = statement_budget(seconds, allowed) if seconds < allowed else nullcontext()
     work.attempted = Attempted(phases=1 + len(others), dirty_keys=len(keys), seconds=seconds)
+    runner = sums_runner(work, run) or work.key_runner
     with limited:
         if is_careful(work):
             rows, done = run_dirty(work, run, keys, limit, is_last=is_last)
         else:
-            rows, done = work.key_runner.run_keys(Phase(run.phase), keys, others), len(keys)
+            rows, done = runner.run_keys(Phase(run.phase), keys, others), len(keys)
     work.attempted = None
     return rows, done
 
@@ -205,18 +185,18 @@ def fits_one_batch(work: Work, run: PhaseRun, limit: int) -> bool:
     )
 
 
-def _do_everything(work: Work, run: PhaseRun, plan: Plan) -> Batch:
+def _do_everything(work: Work, run: PhaseRun, runner: BatchRunner) -> Batch:
     """Run a phase for all keys; the first one runs those that follow too."""
     phase = Phase(run.phase)
     if (run.refresh_id, phase) not in work.written:
         others = [other for other in _later_derived(work, run) if needs_full_refresh(work, other)]
         if not others:
-            alone = plan.batch_runner().run_whole(phase, WindowProgress()).rows
+            alone = runner.run_whole(phase, WindowProgress()).rows
             added = alone if phase is Phase.INSERT else 0  # the next one may not fit any more
             run.keys_scanned = (run.estimate or 0) + added
             return Batch(alone, None)
         work.attempted = Attempted(phases=1 + len(others))
-        keys, rows = plan.batch_runner().run_together([phase, *others])
+        keys, rows = runner.run_together([phase, *others])
         work.attempted = None
         work.written = {(run.refresh_id, each): (keys, rows[each]) for each in rows}
     keys, written = work.written.pop((run.refresh_id, phase))
@@ -293,29 +273,6 @@ def _results_to_reuse(work: Work, run: PhaseRun, plan: Plan) -> tuple[list[objec
             )
             stage = other.stage or stage
     return inserted_ranges, stage
-
-
-def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
-    """Create and fill a refresh's staging table; without the right to, the phase uses none."""
-    run.stage = stage_name(run.refresh_id, alias())
-    # The table is replaced, so runs of another definition no longer have one.
-    for other in work.runs:
-        if other.stage == run.stage and other.fingerprint != run.fingerprint:
-            other.stage = ""
-            work.touch(other)
-    work.staging = True
-    try:
-        rows = fill_stage(run.stage, plan.source, plan.dialect)
-    except StagingRefused as error:
-        run.stage, work.staging = "", False
-        sentence = "no staging table, so each phase runs as one statement"
-        log(logger, logging.WARNING, sentence, view=work.shard.view.label, reason=error)
-        return
-    work.staging = False
-    view = work.shard.view.label
-    log(logger, logging.INFO, "source staged", view=view, stage=run.stage, rows=rows)
-    if run.phase == Phase.INSERT:
-        run.estimate = rows
 
 
 def not_migrated(error: Exception, definition: ViewDefinition) -> Exception:

@@ -12,7 +12,7 @@ from django.db import DatabaseError, transaction
 from ..databases import MissingRight, Needs, catalog_of, errors_of
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
-from ..models import ViewShard
+from ..models import ViewShard, ViewSums
 from ..queryset import plan_of, staging_schema, tables_read
 from ..queryset import prepare_staging as make_schema
 from ..registry import registry
@@ -73,6 +73,8 @@ def _needs(definitions: Iterable[ViewDefinition]) -> Needs:
     for view in definitions:
         if view.derived:
             needs[view.model._meta.db_table] = (WRITE, f"the table of {view.label}")
+    for log, table in ViewSums.objects.values_list("log", "table"):
+        needs |= dict.fromkeys((log, table), (WRITE, "the sums of an additive view"))
     return needs | {model._meta.db_table: (WRITE, "the bookkeeping of matviews") for model in ours}
 
 

@@ -32,6 +32,7 @@ from ..queryset import (
 from .derived import explained
 from .locking import lock_available
 from .splitting import splitting_obstacle
+from .sums import distrust_sums
 from .transactions import alias, batch_transaction, check_no_transaction
 
 __all__ = ["PHASE_OF_KIND", "Part", "as_spelled", "keys_left_out", "keys_part", "parts",
@@ -224,7 +225,12 @@ def repair_part(definition: ViewDefinition, part: Part) -> int:
 
 
 def _write(definition: ViewDefinition, part: Part) -> int:
-    statements = statements_of(plan_of(definition, alias()).checked(), part)
+    plan = plan_of(definition, alias()).checked()
+    if plan.additive:
+        of_view = ViewShard.objects.filter(view__label=definition.label)
+        for view_id in of_view.values_list("view", flat=True)[:1]:
+            distrust_sums(view_id)
+    statements = statements_of(plan, part)
     # Deletes come first, because a new row may need the value of another unique constraint that an
     # old row has.
     kinds = (Kind.SURPLUS, Kind.DIFFERING, Kind.MISSING)

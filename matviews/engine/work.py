@@ -75,6 +75,9 @@ class Work:
     #: Keys and rows of the runs, by refresh and phase, of which a statement of this batch has done
     #: the work beside that of the first one.
     written: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    #: What reads the sums of an additive view, by the refresh that is full, 0 for dirty keys; None
+    #: if its rows are computed from the source.
+    sums: dict[int, BatchRunner | None] = field(default_factory=dict)
     #: Whether the batch has failed for its data and is done by keys now.
     splitting: bool = False
     #: Whether a staging table is being filled; after an error, whether that failed.

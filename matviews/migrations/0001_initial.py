@@ -114,6 +114,7 @@ class Migration(migrations.Migration):
                 ("columns", models.JSONField(null=True)),
                 ("links", models.JSONField(default=list)),
                 ("recorded", models.JSONField(default=list)),
+                ("value_logs", models.JSONField(default=list)),
                 ("triggers", models.JSONField(default=list)),
                 ("views", models.JSONField(default=list)),
                 ("view_columns", models.JSONField(default=dict)),
@@ -401,6 +402,40 @@ class Migration(migrations.Migration):
                 "verbose_name": "refresh",
                 "verbose_name_plural": "refreshes",
                 "ordering": ("id",),
+            },
+        ),
+        migrations.CreateModel(
+            name="ViewSums",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("fingerprint", models.CharField(max_length=64)),
+                ("log", models.CharField(max_length=40, unique=True)),
+                ("table", models.CharField(max_length=40)),
+                ("columns", models.CharField(max_length=64)),
+                ("drain_number", models.BigIntegerField(default=-1)),
+                ("refresh", models.BigIntegerField(default=0)),
+                ("reason", models.CharField(blank=True, max_length=255)),
+                (
+                    "view",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="sums",
+                        to="matviews.viewcontrol",
+                    ),
+                ),
+            ],
+            options={
+                "verbose_name_plural": "view sums",
+                "abstract": False,
+                "base_manager_name": "objects",
+                "indexes": [models.Index(fields=["view"], name="matviews_viewsums_view")],
             },
         ),
         migrations.CreateModel(

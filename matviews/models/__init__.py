@@ -8,12 +8,32 @@ from .parked_keys import ParkedKey
 from .refresh import Origin, PhaseRun, Refresh
 from .schedule import MAX_JITTER, Period, RefreshSchedule, ScheduleKind, intervals_of
 from .totals import TOTALS
-from .tracking import Change, DirtyKeys, LogSecret, TrackedTable, ViewChange
+from .tracking import Change, DirtyKeys, LogSecret, TrackedTable, ViewChange, ViewSums
 from .verify_runs import VerifyRun
 
 __all__ = [
-    "MAX_JITTER", "TOTALS", "Alarm", "AlarmChange", "Bookkeeping", "Change", "DirtyKeys",
-    "Heartbeat", "LogSecret", "NamedKey", "Origin", "ParkedKey", "Period", "PhaseRun", "Refresh",
-    "RefreshSchedule", "ScheduleKind", "TrackedTable", "VerifyRun", "ViewChange",
-    "ViewControl", "ViewShard", "intervals_of",
+    "MAX_JITTER",
+    "TOTALS",
+    "Alarm",
+    "AlarmChange",
+    "Bookkeeping",
+    "Change",
+    "DirtyKeys",
+    "Heartbeat",
+    "LogSecret",
+    "NamedKey",
+    "Origin",
+    "ParkedKey",
+    "Period",
+    "PhaseRun",
+    "Refresh",
+    "RefreshSchedule",
+    "ScheduleKind",
+    "TrackedTable",
+    "VerifyRun",
+    "ViewChange",
+    "ViewControl",
+    "ViewShard",
+    "ViewSums",
+    "intervals_of",
 ]  # fmt: skip

@@ -12,7 +12,9 @@ from ..databases.trigger_spec import TriggerSpec
 from .base import Bookkeeping, WriteDatabaseManager
 from .control import ViewControl, ViewShard
 
-__all__ = ["Change", "DirtyKeys", "LogSecret", "TableNameField", "TrackedTable", "ViewChange"]
+__all__ = ["Change", "DirtyKeys", "LogSecret", "TableNameField", "TrackedTable", "ViewChange",
+    "ViewSums",
+]  # fmt: skip
 
 
 class TableNameField(models.CharField):  # type: ignore[type-arg]
@@ -38,6 +40,8 @@ class TrackedTable(Bookkeeping):
     links = models.JSONField(default=list)
     #: The columns of which an entry says whether they changed.
     recorded = models.JSONField(default=list)
+    #: The value logs that get each change: a name and columns.
+    value_logs = models.JSONField(default=list)
     #: What identifies each trigger. Filled once they log and every view has a full refresh queued.
     triggers = models.JSONField(default=list)
     #: Primary keys of the views' controls.
@@ -59,6 +63,7 @@ class TrackedTable(Bookkeeping):
         """Set what the triggers log, and the columns that each view reads, None for all."""
         self.columns = None if spec.columns is None else sorted(spec.columns)
         self.links, self.recorded = sorted(spec.links), sorted(spec.recorded)
+        self.value_logs = sorted([log.name, *log.columns] for log in spec.value_logs)
         self.views = sorted(views)
         self.view_columns = {
             str(pk): sorted(columns) for pk, columns in views.items() if columns is not None
@@ -79,6 +84,44 @@ class TrackedTable(Bookkeeping):
         """The columns that a view reads; None for all."""
         columns = self.view_columns.get(str(view_id))
         return None if columns is None else frozenset(columns)
+
+
+class ViewSums(Bookkeeping):
+    """The tables of an additive view: its value log, and the sums of its groups.
+
+    `migrate` creates and drops them, of one definition of the view; workers of another definition
+    use neither.
+    """
+
+    view = models.ForeignKey(
+        ViewControl, models.CASCADE, related_name="sums", db_constraint=False, db_index=False
+    )
+    #: Digest of the definition.
+    fingerprint = models.CharField(max_length=64)
+    #: The names of the tables.
+    log = models.CharField(max_length=40, unique=True)
+    table = models.CharField(max_length=40)
+    #: Digest of the columns for which they were created.
+    columns = models.CharField(max_length=64)
+    #: The last drain of the shard when the sums were computed; `STALE` or `FAILED` if they may not
+    #: be used.
+    drain_number = models.BigIntegerField(default=-1)
+    #: The refresh that computed them; 0 for none.
+    refresh = models.BigIntegerField(default=0)
+    #: Why they were last given up, "" if never.
+    reason = models.CharField(max_length=255, blank=True)
+
+    objects = WriteDatabaseManager["ViewSums"]()
+
+    STALE = -1
+    FAILED = -2
+
+    class Meta(Bookkeeping.Meta):
+        verbose_name_plural = "view sums"
+        indexes = (models.Index(fields=("view",), name="matviews_viewsums_view"),)
+
+    def __str__(self) -> str:
+        return f"the sums of {self.view}"
 
 
 class Change(Bookkeeping):

@@ -7,9 +7,11 @@ from .checks import check_source, check_table
 from .differences import Difference, Differences, Kind, compare, ranges
 from .explain import ExplainedIndex, Explanation, explain, source_sql
 from .plan import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
+from .sql.adding import Cut, add, build
 from .sql.key_lookups import equal_keys, may_differ_in_spelling, spellings
 from .sql.staging import drop_stage, fill_stage, prepare_staging, stage_name, stages, staging_schema
 from .sql.statements import Statements
+from .sql.sums import GroupSums
 from .sql.violations import refused
 from .sql.windows import BatchRunner, WindowProgress
 from .strategy.assumptions import Compared
@@ -19,17 +21,21 @@ from .unmigrated import apps_to_migrate, is_missing, names_own_table, unmigrated
 __all__ = [
     "BatchRunner",
     "Compared",
+    "Cut",
     "Difference",
     "Differences",
     "ExplainedIndex",
     "Explanation",
+    "GroupSums",
     "Kind",
     "Link",
     "Plan",
     "Statements",
     "WindowProgress",
+    "add",
     "apps_to_migrate",
     "as_key",
+    "build",
     "check_source",
     "check_table",
     "compare",

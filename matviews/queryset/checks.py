@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
-from django.core.checks import CheckMessage, Warning
+from django.core.checks import CheckMessage, Error, Warning
 from django.db.models import Avg, Expression, F, Model, StdDev, UniqueConstraint, Variance
 from django.db.models.functions import Ceil, Floor, Round
 
@@ -28,6 +28,7 @@ from .analysis.nulls import null_reason
 from .analysis.parameters import parameter_text
 from .analysis.reading import find_source
 from .analysis.source import Source
+from .strategy.additive import obstacles_of
 from .strategy.choose import Strategy, inexact_key_obstacles
 from .strategy.indexes import required_indexes
 from .strategy.inspection import Inspection, inspect
@@ -68,6 +69,7 @@ _NOT_ANALYSED = (
 
 def _advice(source: Source, again: Source) -> Iterator[CheckMessage]:
     inspection = inspect(source)
+    yield from _not_additive(source, inspection)
     yield from _other_unique(source)
     yield from _fractions(source)
     if inspection.unknown:
@@ -85,6 +87,18 @@ def _advice(source: Source, again: Source) -> Iterator[CheckMessage]:
     yield from _inexact(source)
     yield from _pinned(source, inspection)
     yield from _whole_view(source, inspection)
+
+
+def _not_additive(source: Source, inspection: Inspection) -> Iterator[CheckMessage]:
+    """E025: a view that was declared additive, and is not."""
+    if source.definition.options.additive:
+        for reason in dict.fromkeys(obstacles_of(source, inspection)):
+            yield Error(
+                f"{source.model._meta.label}: MatviewMeta.additive is True, but {reason}.",
+                hint="Remove additive, or change source(): docs/additive.md says what can be "
+                "added up.",
+                obj=source.model, id="matviews.E025",
+            )  # fmt: skip
 
 
 def check_table(definition: ViewDefinition) -> Iterator[CheckMessage]:

@@ -17,6 +17,7 @@ from .analysis.boundary import looking
 from .plan import Plan, plan_of
 from .sql.readers import whole
 from .sql.staging import SAMPLE_STAGE
+from .strategy.additive import obstacles_of
 from .strategy.indexes import in_database, required_indexes
 
 __all__ = ["ExplainedIndex", "Explanation", "explain", "source_sql"]
@@ -62,6 +63,8 @@ class Explanation:
     statements: dict[Phase, str]
     #: The indexes that the strategy needs.
     indexes: tuple[ExplainedIndex, ...]
+    #: Why changes are not added up; "" if they are.
+    not_additive: str = ""
 
 
 def explain(definition: ViewDefinition, using: str) -> Explanation:
@@ -100,7 +103,14 @@ def _explained(definition: ViewDefinition, plan: Plan, using: str) -> Explanatio
         staging=_shown(whole(plan.source, plan.dialect), using) if plan.strategy.staged else "",
         statements={phase: _shown(sql, using) for phase, sql in _statements(plan).items()},
         indexes=tuple(indexes),
+        not_additive=_not_additive(plan),
     )
+
+
+def _not_additive(plan: Plan) -> str:
+    if reasons := dict.fromkeys(obstacles_of(plan.source, plan.inspection)):
+        return "; ".join(reasons)
+    return "" if plan.additive else "MatviewMeta.additive is not set"
 
 
 def _estimated_rows(definition: ViewDefinition, using: str) -> int | None:

@@ -25,7 +25,9 @@ from .sql import key_lookups
 from .sql.lookups import dependency_keys, linked_keys
 from .sql.readers import KeyReader, SourceReader, StageReader, WindowReader
 from .sql.statements import Statements
+from .sql.sums import GroupSums, SumsReader
 from .sql.windows import BatchRunner
+from .strategy.additive import find_additive
 from .strategy.assumptions import Compared, compared_columns, find_mismatch, stored_columns
 from .strategy.choose import Strategy
 from .strategy.inspection import Inspection, inspect
@@ -66,6 +68,14 @@ class Plan:
     def has_dates(self) -> bool:
         """Whether the exact fingerprint may change while the fingerprint does not."""
         return has_dates(self.source)
+
+    @cached_property
+    def additive(self) -> GroupSums | None:
+        """The sums of the view; None if it is not additive, or has not opted in."""
+        if not self.source.definition.options.additive:
+            return None
+        found = find_additive(self.source, self.inspection)
+        return GroupSums(self.source, found, self.dialect) if found else None
 
     @cached_property
     def compared_columns(self) -> list[tuple[Compared, ...]]:
@@ -142,6 +152,24 @@ class Plan:
     def key_batch_runner(self) -> BatchRunner:
         """Runs batches of dirty keys; only for incremental strategies."""
         return BatchRunner(self._of_keys)
+
+    def sums_runner(self, table: str, *, of_keys: bool) -> BatchRunner:
+        """Runs batches that read the sums of an additive view.
+
+        Args:
+            table: the name of the table of sums.
+            of_keys: whether the batches are of dirty keys.
+        """
+        if (table, of_keys) not in self._of_sums:
+            assert self.additive is not None
+            reader = SumsReader(self.additive, table)
+            statements = Statements(self.source, reader, self.dialect, are_few=of_keys)
+            self._of_sums[table, of_keys] = statements
+        return BatchRunner(self._of_sums[table, of_keys])
+
+    @cached_property
+    def _of_sums(self) -> dict[tuple[str, bool], Statements]:
+        return {}
 
     @cached_property
     def _of_keys(self) -> Statements:

@@ -11,7 +11,7 @@ from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
 from matviews import engine
-from matviews.engine import batch, costs, derived, dirty_keys, transactions
+from matviews.engine import batch, costs, derived, dirty_keys, transactions, walking
 from matviews.json_fields import Cost
 from matviews.models import PhaseRun, ViewControl, ViewShard
 from matviews.phases import Phase
@@ -218,7 +218,7 @@ class TestTimeouts:
                 cursor.execute(SLEEP)
             return 0
 
-        monkeypatch.setattr(derived, "fill_stage", fill)
+        monkeypatch.setattr(walking, "fill_stage", fill)
         row = model("Row", k=models.IntegerField(), n=models.IntegerField())
         view = derived_view(
             lambda cls: row._base_manager.order_by("pk").values("n", ref=F("k"))[:10],

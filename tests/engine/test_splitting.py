@@ -15,7 +15,7 @@ from django.test import override_settings
 
 from benchmarks.statements import statements
 from matviews import engine
-from matviews.engine import derived, splitter
+from matviews.engine import splitter, walking
 from matviews.engine.splitter import Splitter
 from matviews.models import ParkedKey, ViewShard
 from matviews.phases import Phase
@@ -607,7 +607,7 @@ def test_a_staging_that_fails_is_not_tried_again_for_each_batch() -> None:
     with poisoned.ready():
         poisoned.fill(COUNT)
         poisoned.poison(KINDS[0], 59)
-        with mock.patch.object(derived, "fill_stage", wraps=fill_stage) as fill:
+        with mock.patch.object(walking, "fill_stage", wraps=fill_stage) as fill:
             poisoned.refresh(batch_size=10, phases=["insert"])
         assert fill.call_count == 1
         assert poisoned.right() == EVERYTHING - {59}

@@ -11,11 +11,12 @@ from django.db import connections, transaction
 from matviews import changes
 from matviews.changes import triggers
 from matviews.changes.tracking_spec import mistyped, tracked_tables
-from matviews.models import LogSecret, TrackedTable, ViewChange
+from matviews.models import LogSecret, TrackedTable, ViewChange, ViewSums
 from matviews.registry import registry
 from tests.helpers import database
 
-ROWS = (LogSecret, TrackedTable, ViewChange)  # that `changes.install` makes in an emptied database
+# What `changes.install` makes in an emptied database.
+ROWS = (LogSecret, TrackedTable, ViewChange, ViewSums)
 
 CATALOGS = {
     "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'",

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+from ..base.sums import WEIGHT
 from ..base.triggers import TriggerName, digest
 from ..trigger_spec import TriggerSpec
 from .references import Cascade, Reference, cascades_to, read_references
@@ -106,6 +107,12 @@ class CascadeTriggers(MySQLTriggerSQL):
                 f"{self.insert(values)} SELECT {', '.join(values.values())} "
                 f"{self._reached(cascade.path)}{limit} LOCK IN SHARE MODE; "
             )
+        if logs:
+            for log in sorted(spec.value_logs):
+                logs += (
+                    f"INSERT INTO {self.name(log.name)} ({WEIGHT}) SELECT NULL "
+                    f"{self._reached(cascade.path)} LIMIT 1 LOCK IN SHARE MODE; "
+                )
         if cascade.event == "update" and logs:
             same = self._same(cascade.on_table, cascade.path[-1].on_columns)
             return f"IF NOT ({same}) THEN {logs}END IF;"

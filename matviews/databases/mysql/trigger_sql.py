@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Iterator, Mapping
 
+from ..base.sums import WEIGHT
 from ..base.triggers import MAX_LINK_BYTES, TOO_LONG, Triggers, digest, json_of
 from ..trigger_spec import TriggerSpec
 
@@ -72,6 +73,9 @@ class MySQLTriggerSQL(Triggers):
         body = {"insert": after, "delete": before}.get(event, before)
         if event == "update" and spec.links:
             body += f" IF NOT ({self._same(table, spec.links)}) THEN {after} END IF;"
+        body += self._values(
+            {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"]), spec
+        )
         if event == "update" and spec.columns is not None:
             body = f"IF NOT ({self._same(table, spec.columns)}) THEN {body} END IF;"
         gone = (
@@ -80,6 +84,19 @@ class MySQLTriggerSQL(Triggers):
             else ""
         )
         return f"matviews: BEGIN {gone}{self._leave_if_suppressed(table)} {OWN_NUMBER} {body} END"
+
+    def _values(self, rows: Collection[str], spec: TriggerSpec) -> str:
+        """Statements that write the values of `OLD` and `NEW` to the value logs."""
+        statements = ""
+        for log in sorted(spec.value_logs):
+            names = list(map(self.name, log.columns))
+            for row in rows:
+                values = ["-1" if row == "OLD" else "1", *(f"{row}.{name}" for name in names)]
+                statements += (
+                    f" INSERT INTO {self.name(log.name)} ({', '.join([WEIGHT, *names])}) "
+                    f"VALUES ({', '.join(values)});"
+                )
+        return statements
 
     def _bodies(self, table: str, spec: TriggerSpec) -> dict[str, str]:
         """The body of each trigger of a table, by what stands for the event in its name."""

@@ -25,11 +25,11 @@ from ..base.triggers import (
     json_of,
 )
 from ..trigger_spec import TriggerSpec
-from .trigger_columns import EXACT, INEXACT_TYPES, SETTINGS, TriggerColumns
+from .trigger_columns import EXACT, INEXACT_TYPES, SETTINGS
+from .trigger_values import AFTER, BEFORE, TriggerValues
 
 __all__ = ["ARGUMENTS", "SUPPRESSED", "PostgreSQLTriggerSQL", "doubled"]
 
-BEFORE, AFTER = "matviews_before", "matviews_after"
 PAIRS, OLD, NEW = "matviews_pairs", "matviews_old", "matviews_new"
 MAX_LINKS_BYTES = 16_000_000  # of one statement; JSON ends at 255 MB
 TOO_LARGE = f"what leads from the changed rows to keys is more than {MAX_LINKS_BYTES:,} bytes"
@@ -61,7 +61,7 @@ MAY_LACK_ROWS = (
 )
 
 
-class PostgreSQLTriggerSQL(TriggerColumns):
+class PostgreSQLTriggerSQL(TriggerValues):
     """The SQL of functions and triggers."""
 
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "truncate")
@@ -153,7 +153,7 @@ class PostgreSQLTriggerSQL(TriggerColumns):
             f"IF strpos(coalesce({session}, ''), {self.literal(digest(table))}) > 0 THEN "
             f"IF EXISTS (SELECT 1 FROM {self._of_ours(LOG_SECRET)} "
             f"WHERE value = split_part({session}, ' ', 1)) THEN RETURN NULL; END IF; END IF; "
-            f"{self._entry(log, event, table, spec)};"
+            f"{self._entry(log, event, table, spec)};{self._values(event, table, spec)}"
         )
         named = f'"{doubled(location.schema)}"."{doubled(location.table)}"'
         if check:
@@ -194,7 +194,7 @@ class PostgreSQLTriggerSQL(TriggerColumns):
         The catalogs' rows are as old as the transaction in REPEATABLE READ; the results of catalog
         functions are current. A table whose column types change gets a new file.
         """
-        named = spec.links | (spec.compared if event == "update" else frozenset())
+        named = spec.links | spec.valued | (spec.compared if event == "update" else frozenset())
         if event == "truncate" or not named:
             return ""
         kinds = {column: self._kind(table, column) for column in sorted(named)}

@@ -8,10 +8,14 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from ..base.sums import WEIGHT
 from ..base.triggers import MAX_LINK_BYTES, NAME_REGEX, NOT_ORDINARY, TOO_LONG, Triggers, json_of
 from ..trigger_spec import TriggerSpec
 
 __all__ = ["SQLiteTriggers"]
+
+
+WEIGHTS = {"OLD": -1, "NEW": 1}
 
 
 class SQLiteTriggers(Triggers):
@@ -26,16 +30,22 @@ class SQLiteTriggers(Triggers):
     events: ClassVar[tuple[str, ...]] = ("insert", "update", "delete", "replace")
 
     def events_of(self, spec: TriggerSpec) -> list[str]:
-        """ "replace" is only needed if links are logged."""
-        return [event for event in super().events_of(spec) if event != "replace" or spec.links]
+        """ "replace" is only needed if links or values are logged."""
+        needed = spec.links or spec.value_logs
+        return [event for event in super().events_of(spec) if event != "replace" or needed]
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
         """REPLACE fires no trigger for the rows it deletes, so each INSERT looks for them first."""
         if event == "replace":
             log = self._log(table, spec, self.name(table))
+            replaced = f"FROM {self.name(table)} WHERE {self._replaced(table)}"
+            missing = "".join(
+                f" INSERT INTO {self.name(each.name)} ({WEIGHT}) SELECT NULL {replaced};"
+                for each in sorted(spec.value_logs)
+            )
             yield (
                 f"CREATE TRIGGER {self.name(name)} BEFORE INSERT ON {self.name(table)} BEGIN "
-                f"{log} FROM {self.name(table)} WHERE {self._replaced(table)}; END"
+                f"{log} {replaced};{missing} END"
             )
             return
         when, rows = "", {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
@@ -49,8 +59,19 @@ class SQLiteTriggers(Triggers):
             logs[1] += f" WHERE NOT ({self._same(table, spec.links)})"
         yield (
             f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} {when}"
-            f"BEGIN {' '.join(f'{log};' for log in logs)} END"
+            f"BEGIN {' '.join(f'{log};' for log in [*logs, *self._values(rows, spec)])} END"
         )
+
+    def _values(self, rows: Collection[str], spec: TriggerSpec) -> Iterator[str]:
+        """Statements that write the values of `OLD` and `NEW` to the value logs."""
+        for log in sorted(spec.value_logs):
+            names = list(map(self.name, log.columns))
+            for row in rows:
+                values = [str(WEIGHTS[row]), *(f"{row}.{name}" for name in names)]
+                yield (
+                    f"INSERT INTO {self.name(log.name)} ({', '.join([WEIGHT, *names])}) "
+                    f"SELECT {', '.join(values)}"
+                )
 
     def _log(self, table: str, spec: TriggerSpec, row: str, changed: str = "") -> str:
         values = {"table": self.literal(table), "links": self._links(row, spec.links)}

@@ -40,7 +40,7 @@ from django.db.models.lookups import Lookup
 from django.db.models.sql.where import WhereNode
 
 from ...databases import Dialect
-from ...databases.fields import TEXT, WHOLE, AnyField, family
+from ...databases.fields import NUMBER, TEXT, WHOLE, AnyField, family
 from .expressions import parts_of, walk
 
 __all__ = [
@@ -72,9 +72,14 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-def inexact_part(expression: Any, dialect: Dialect) -> str:
-    """The part of an expression that does not qualify, and why, for a person; "" if it does."""
+def inexact_part(expression: Any, dialect: Dialect, *, may_fail: bool = False) -> str:
+    """The part of an expression that does not qualify, and why, for a person; "" if it does.
+
+    `may_fail` accepts arithmetic that may exceed the range of its type.
+    """
     for part in (expression, *walk(expression)):
+        if may_fail and _is_arithmetic(part):
+            continue
         if reason := _reason(part, expression, dialect):
             return reason
     return ""
@@ -170,6 +175,15 @@ def _of_arithmetic(part: Any) -> str:
     if part.connector not in (part.ADD, part.SUB, part.MUL):
         return f"the operator {part.connector}"
     return "" if _is_bounded(part) else "arithmetic, which may exceed the range of its type"
+
+
+def _is_arithmetic(part: Any) -> bool:
+    """Whether it adds, subtracts or multiplies numbers."""
+    return (
+        isinstance(part, CombinedExpression)
+        and part.connector in (part.ADD, part.SUB, part.MUL)
+        and all(_family(each) in (WHOLE, NUMBER) for each in _arguments(part))
+    )
 
 
 def _is_bounded(part: Any) -> bool:

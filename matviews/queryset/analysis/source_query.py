@@ -136,6 +136,22 @@ class SourceQuery:
             sql, params = self._compiler(self.query).compile(renamed)
             return sql, _evaluated(params)
 
+    def compile_condition(self, condition: Any) -> tuple[str, tuple[Any, ...]]:
+        """The SQL of a condition on rows, and its parameters."""
+        try:
+            return self.compile_expression(condition)
+        except EmptyResultSet:
+            return "0 = 1", ()
+        except FullResultSet:
+            return "1 = 1", ()
+
+    @cached_property
+    def conditions(self) -> tuple[Any | None, Any | None]:
+        """Its condition on rows, and its condition on groups; None if there is none."""
+        where: Any = self.query.where
+        of_rows, of_groups, _ = where.split_having_qualify(must_group_by=self.grouped)
+        return of_rows, of_groups
+
     def with_join_condition(self, alias: str, condition: Any) -> "SourceQuery":
         """The same query with another condition on the rows that are joined as `alias`."""
         rows = self.rows.all()

@@ -1,0 +1,162 @@
+"""The tables of additive views: logs of values, and sums by group; what differs between databases.
+
+A value log has a row for each row that has changed, with the columns that a view reads and a
+weight. A table of sums has the view's key, how many rows a group has, and of each argument how many
+values there are and their exact sum.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.db import connections
+
+from ..sql import SQL
+
+__all__ = ["GONE", "ROWS_KEPT", "WEIGHT", "SumTables", "count_name", "sum_name"]
+
+WEIGHT = "matviews_weight"
+ENTRY = "matviews_entry"  # the number of an entry
+ROWS_KEPT = "matviews_rows"  # how many rows a group has
+GONE = "matviews_gone"  # the entries that are being added up
+
+
+def count_name(number: int) -> str:
+    """The column with the number of an argument's values."""
+    return f"matviews_count{number}"
+
+
+def sum_name(number: int) -> str:
+    """The column with the sum of an argument's values."""
+    return f"matviews_sum{number}"
+
+
+class SumTables:
+    """How such tables are created on SQLite, and how numbers are added; the others override it.
+
+    Args:
+        using: alias of the database.
+    """
+
+    #: Whether sums of decimals are exact.
+    adds_decimals = False
+    #: Whether a value log compares texts as their table does.
+    copies_collations = False
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+
+    def name(self, name: str) -> str:
+        """A quoted identifier, for a statement without parameters."""
+        quoted: str = connections[self.using].ops.quote_name(name)
+        return quoted
+
+    def create_log(self, log: str, table: str, columns: Sequence[str]) -> list[str]:
+        """Statements that create a value log for columns of a table."""
+        names = ", ".join(map(self.name, columns))
+        created = (
+            f"CREATE TABLE {self.name(log)} AS SELECT NULL AS {WEIGHT}, {names} "
+            f"FROM {self.name(table)} LIMIT 0"
+        )
+        return [created]
+
+    def columns_of_sums(self, places: Sequence[int]) -> list[str]:
+        """The definitions of the columns beside the key.
+
+        Args:
+            places: of each argument, the digits after the decimal point.
+        """
+        columns = [f"{ROWS_KEPT} BIGINT NOT NULL DEFAULT 0"]
+        for number, each in enumerate(places):
+            columns.append(f"{count_name(number)} BIGINT NOT NULL DEFAULT 0")
+            columns.append(f"{sum_name(number)} {self.sum_type(each)} NOT NULL DEFAULT 0")
+        return columns
+
+    def sum_type(self, places: int) -> str:
+        """The type of a column with an exact sum."""
+        return "BIGINT"
+
+    def whole(self, value: str) -> str:
+        """A sum of whole numbers as a count."""
+        return value
+
+    def exact(self, value: str, places: int) -> str:
+        """A number in the type in which it is added up."""
+        return value
+
+    def mean(self, total: str, count: str, places: int) -> str:
+        """What AVG returns for values with this sum, of which there is at least one.
+
+        Args:
+            total: the sum.
+            count: how many values there are.
+            places: their digits after the decimal point.
+        """
+        return f"CAST({total} AS REAL) / {count}"
+
+    def suspect(self, places: Sequence[int]) -> str:
+        """Whether the sums of a group cannot be right, or will not be after the next change."""
+        of_each = [
+            f"typeof({sum_name(number)}) <> 'integer'" for number, _places in enumerate(places)
+        ]
+        return " OR ".join([*self._impossible(places), *of_each])
+
+    def _impossible(self, places: Sequence[int]) -> list[str]:
+        """Conditions: fewer than no rows or values, and a sum of none."""
+        found = [f"{ROWS_KEPT} < 0"]
+        for number, _places in enumerate(places):
+            count, total = count_name(number), sum_name(number)
+            found.append(f"{count} < 0 OR {count} > {ROWS_KEPT} OR ({count} = 0 AND {total} <> 0)")
+        return found
+
+    def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], rows: SQL) -> SQL:
+        """Add rows to those with the same key.
+
+        Args:
+            table: the table of sums, quoted.
+            columns: all of its columns, quoted, those of the key first.
+            key: the columns of the key.
+            rows: a query for the rows.
+        """
+        sets = ", ".join(
+            f"{name} = {table}.{name} + excluded.{name}" for name in columns[len(key) :]
+        )
+        return SQL(
+            f"INSERT INTO {table} ({', '.join(columns)}) SELECT * FROM ({rows.text}) added "
+            f"WHERE 1 = 1 ORDER BY {', '.join(key)} "
+            f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {sets}",
+            rows.params,
+        )
+
+    #: The number of an entry of a log.
+    entry = "rowid"
+
+    def temporary(self, name: str) -> str:
+        """A temporary table, as statements name it."""
+        return f"temp.{name}"
+
+    def copy_entries(self, copy: str, log: str) -> str:
+        """A statement that copies a value log, quoted, into a temporary table."""
+        return f"CREATE TEMPORARY TABLE {copy} AS SELECT {self.entry} AS {ENTRY}, * FROM {log}"
+
+    def drop_copy(self, copy: str) -> str:
+        """A statement that drops the temporary table, if there is one."""
+        return f"DROP TABLE IF EXISTS temp.{copy}"
+
+    def delete_copied(self, copy: str, log: str) -> str:
+        """A statement that deletes the entries that were copied from a value log."""
+        return f"DELETE FROM {log} WHERE rowid IN (SELECT {ENTRY} FROM temp.{copy})"
+
+    def trim(self, log: str, most: int) -> list[str]:
+        """Statements that delete some entries of a value log, quoted, waiting for no other."""
+        return [
+            f"DELETE FROM {log} WHERE {self.entry} IN (SELECT {self.entry} FROM {log} LIMIT {most})"
+        ]
+
+    def columns(self, table: str) -> dict[str, str]:
+        """The columns of a table that may be missing, with what shows that they have changed."""
+        found: dict[str, str] = {}
+        connection: Any = connections[self.using]
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT name, type FROM pragma_table_info(%s)", [table])
+            found.update(cursor.fetchall())
+        return found

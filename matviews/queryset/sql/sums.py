@@ -1,0 +1,223 @@
+"""The sums of an additive view: what rows give to groups, and the view's rows from that."""
+
+from functools import cached_property
+from typing import Any
+
+from ...databases import Dialect, SumTables, staging_of, sums_of
+from ...databases.base.sums import ROWS_KEPT, WEIGHT, count_name, sum_name
+from ...databases.fields import Column
+from ...databases.sql import SQL, joined
+from ..analysis.aggregates import COUNT, SUM, Added, replaced
+from ..analysis.source import Source
+from ..strategy.additive import Additive
+from .readers import StageReader, as_stored
+
+__all__ = ["GroupSums", "SumsReader"]
+
+KEPT = "matviews_kept"  # alias of the view's rows, made from the sums
+
+
+class GroupSums:
+    """The SQL of an additive view's sums.
+
+    Args:
+        source: the view's source.
+        additive: what is kept of it.
+        dialect: the SQL dialect of its database.
+    """
+
+    def __init__(self, source: Source, additive: Additive, dialect: Dialect) -> None:
+        self.source, self.additive, self.dialect = source, additive, dialect
+        self.tables: SumTables = sums_of(dialect.using)
+        self.key = dialect.names([column.field for column in source.key])
+        self.places = [each.places for each in additive.added]
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The columns of the table of sums, quoted, those of the key first."""
+        return [*self.key, *self.numbers]
+
+    @cached_property
+    def numbers(self) -> list[str]:
+        """The columns that are added up."""
+        numbers = range(len(self.additive.added))
+        pairs = [(count_name(number), sum_name(number)) for number in numbers]
+        return [ROWS_KEPT, *(name for pair in pairs for name in pair)]
+
+    @property
+    def log_columns(self) -> list[str]:
+        """The columns of the value log with values, quoted."""
+        return [self.dialect.name(column) for column in self.additive.columns]
+
+    def create(self, log: str, sums: str) -> list[str]:
+        """Statements that create both tables."""
+        table, view = self.dialect.name(sums), self.source.model._meta.db_table
+        key = [column.field for column in self.source.key]
+        created = staging_of(self.dialect.using).create(table, view, key, key, self.dialect)
+        columns = self.tables.columns_of_sums(self.places)
+        return [
+            *self.tables.create_log(log, self.additive.model._meta.db_table, self.additive.columns),
+            created,
+            *(f"ALTER TABLE {table} ADD COLUMN {column}" for column in columns),
+        ]
+
+    def totals(self, rows: str = "") -> SQL:
+        """A query for what rows give to their groups, as the columns of the table of sums.
+
+        Args:
+            rows: SQL with the rows of a value log and their weights; "" for the source itself.
+        """
+        whole, exact = self.tables.whole, self.tables.exact
+        values = [f"{whole(f'SUM({WEIGHT})')} AS {ROWS_KEPT}"]
+        for number, each in enumerate(self.additive.added):
+            count, total = count_name(number), sum_name(number)
+            weighted = f"{exact(total, each.places)} * {WEIGHT}"
+            values.append(f"{whole(f'SUM({count} * {WEIGHT})')} AS {count}")
+            values.append(f"{exact(f'COALESCE(SUM({weighted}), 0)', each.places)} AS {total}")
+        given, key = self._given(rows), ", ".join(self.key)
+        keyed = " AND ".join(f"{name} IS NOT NULL" for name in self.key)
+        return SQL(
+            f"SELECT {key}, {', '.join(values)} FROM ({given.text}) matviews_given "
+            f"WHERE {keyed} GROUP BY {key}",
+            given.params,
+        )
+
+    def _given(self, rows: str) -> SQL:
+        """A query for what each row gives: the key as it is stored, and numbers."""
+        key = [
+            joined(" AS ", (as_stored(column, name, self.dialect), SQL(name)))
+            for column, name in zip(self.source.key, self.key, strict=True)
+        ]
+        stored, raw = joined(", ", key), self._raw(rows)
+        return SQL(
+            f"SELECT {stored.text}, {', '.join([WEIGHT, *self.numbers[1:]])} "
+            f"FROM ({raw.text}) matviews_raw",
+            (*stored.params, *raw.params),
+        )
+
+    def _raw(self, rows: str) -> SQL:
+        query = self.source.query
+        values = [
+            SQL(f"{text} AS {name}", params)
+            for column, name in zip(self.source.key, self.key, strict=True)
+            for text, params in [query.compile_expression(column.expression)]
+        ]
+        for number, each in enumerate(self.additive.added):
+            values += self._numbers_of(each.argument, each.condition, each.kind, number)
+        values.append(SQL(f"{WEIGHT if rows else 1} AS {WEIGHT}"))
+        table = self.dialect.name(self.additive.model._meta.db_table)
+        of_rows, _of_groups = query.conditions
+        where = SQL("")
+        if of_rows is not None:
+            text, params = query.compile_condition(of_rows)
+            where = SQL(f" WHERE {text}", params)
+        selected = joined(", ", values)
+        return SQL(
+            f"SELECT {selected.text} FROM {rows and f'{rows} '}{table}{where.text}",
+            (*selected.params, *where.params),
+        )
+
+    def _numbers_of(self, argument: Any, condition: Any, kind: str, number: int) -> list[SQL]:
+        """How many values a row has for an aggregate, 0 or 1, and which number it adds."""
+        query, applies = self.source.query, list[SQL]()
+        if condition is not None:
+            text, params = query.compile_condition(condition)
+            applies.append(SQL(f"({text})", params))
+        value = SQL("0")
+        if argument is not None:
+            value = SQL(*query.compile_expression(argument))
+        counted = [*applies, SQL(f"({value.text}) IS NOT NULL", value.params)]
+        when = joined(" AND ", counted if argument is not None else applies)
+        one = SQL(f"CASE WHEN {when.text} THEN 1 ELSE 0 END", when.params) if when else SQL("1")
+        total = SQL("0")
+        if kind != COUNT:
+            when = joined(" AND ", applies)
+            total = (
+                SQL(f"CASE WHEN {when.text} THEN {value.text} END", (*when.params, *value.params))
+                if when
+                else value
+            )
+        return [
+            SQL(f"{one.text} AS {count_name(number)}", one.params),
+            SQL(f"{total.text} AS {sum_name(number)}", total.params),
+        ]
+
+    def rows(self, sums: str) -> SQL:
+        """A query for the rows of the view, from the table of sums, as they will be stored."""
+        raw = joined(", ", (self._kept(column) for column in self.source.columns))
+        names = self.dialect.names([column.field for column in self.source.columns])
+        stored = joined(
+            ", ",
+            (
+                SQL(name)
+                if column in self.source.key
+                else joined(" AS ", (as_stored(column, name, self.dialect), SQL(name)))
+                for column, name in zip(self.source.columns, names, strict=True)
+            ),
+        )
+        return SQL(
+            f"SELECT {stored.text} FROM (SELECT {raw.text} FROM {self.dialect.name(sums)} "
+            f"WHERE {ROWS_KEPT} > 0) matviews_sums",
+            (*stored.params, *raw.params),
+        )
+
+    def _kept(self, column: Column) -> SQL:
+        """A column of the source, computed from the sums."""
+        [name] = self.dialect.names([column.field])
+        if column in self.source.key:
+            return SQL(name)
+        compiled = self.source.query.compile_expression
+        known = {
+            compiled(each.expression): self._value(each, number)
+            for number, each in enumerate(self.additive.added)
+        }
+
+        def value(part: Any) -> str:
+            is_aggregate = getattr(part, "contains_aggregate", False)
+            return known.get(compiled(part), "") if is_aggregate else ""
+
+        text, params = compiled(replaced(column.expression, value))
+        return SQL(f"{text} AS {name}", params)
+
+    def _value(self, added: Added, number: int) -> str:
+        """What an aggregate returns."""
+        count, total = count_name(number), sum_name(number)
+        if added.kind == COUNT:
+            return count
+        mean = self.tables.mean(total, count, added.places)
+        value = total if added.kind == SUM else mean
+        return f"(CASE WHEN {count} > 0 THEN {value} END)"
+
+    def differing(self, log: str, sums: str) -> SQL:
+        """A query for how many groups differ between the sums with what is logged, and the source.
+
+        In one statement, and so at one point in time.
+        """
+        table, columns = self.dialect.name(sums), ", ".join(self.columns)
+        minus = ", ".join([*self.key, *(f"-{name} AS {name}" for name in self.numbers)])
+        logged = self.totals(f"(SELECT * FROM {self.dialect.name(log)})")
+        of_source = self.totals()
+        sums_of_each = ", ".join(f"SUM({name}) AS {name}" for name in self.numbers)
+        differs = " OR ".join(f"{name} <> 0" for name in self.numbers)
+        return SQL(
+            f"SELECT COUNT(*) FROM (SELECT {', '.join(self.key)}, {sums_of_each} FROM "
+            f"(SELECT {columns} FROM {table} UNION ALL SELECT * FROM ({logged.text}) matviews_log "
+            f"UNION ALL SELECT {minus} FROM ({of_source.text}) matviews_source) matviews_each "
+            f"GROUP BY {', '.join(self.key)}) matviews_groups WHERE {differs}",
+            (*logged.params, *of_source.params),
+        )
+
+
+class SumsReader(StageReader):
+    """Reads the rows of the view from its sums.
+
+    Args:
+        sums: the SQL of the sums.
+        table: the name of the table of sums.
+    """
+
+    def __init__(self, sums: GroupSums, table: str) -> None:
+        super().__init__(sums.source, sums.dialect, table=KEPT)
+        rows = sums.rows(table)
+        self.table = SQL(f"({rows.text}) {KEPT}", rows.params)
+        self.is_stored = False

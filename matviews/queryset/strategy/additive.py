@@ -1,0 +1,176 @@
+"""Whether a view is additive: whether its groups can be kept by adding and subtracting rows."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Model
+
+from ...databases import dialect_of, sums_of
+from ...databases.fields import (
+    DATE,
+    DATETIME,
+    NUMBER,
+    TEXT,
+    WHOLE,
+    family,
+    model_of_table,
+)
+from ..analysis.aggregates import Added, added, aggregates_in, row_columns
+from ..analysis.dependencies import declared_dependencies
+from ..analysis.expressions import columns_in
+from ..analysis.fingerprint import fingerprint, has_dates
+from ..analysis.row_functions import inexact_part
+from ..analysis.source import Source
+from .inspection import Inspection
+
+__all__ = ["Additive", "find_additive", "obstacles_of"]
+
+LOGGED = {WHOLE, NUMBER, TEXT, DATE, DATETIME, "boolean", "UUID"}
+
+
+@dataclass(frozen=True, slots=True)
+class Additive:
+    """What is kept of an additive view's source."""
+
+    #: The model of its table.
+    model: type[Model]
+    #: The columns that its groups, filters and aggregates read.
+    columns: tuple[str, ...]
+    #: Its aggregates, each once.
+    added: tuple[Added, ...]
+    #: The name of its value log.
+    log: str
+    #: The name of its table of sums.
+    sums: str
+
+
+def find_additive(source: Source, inspection: Inspection) -> Additive | None:
+    """What is kept of a view's source; None if it is not additive."""
+    if next(obstacles_of(source, inspection), ""):
+        return None
+    [table] = source.query.tables
+    model = model_of_table(table.table)
+    assert model is not None  # an obstacle otherwise
+    name = hashlib.sha256(f"{source.definition.label} {fingerprint(source)}".encode()).hexdigest()
+    return Additive(
+        model=model,
+        columns=tuple(sorted({column.target.column for column in _columns(source)})),
+        added=tuple(_added(source)),
+        log=f"matviews_values_{name[:8]}",
+        sums=f"matviews_sums_{name[:8]}",
+    )
+
+
+def obstacles_of(source: Source, inspection: Inspection) -> Iterator[str]:
+    """Why a view is not additive, for a person; nothing if it is."""
+    yield from _obstacles_of_view(source, inspection)
+    if found := list(_obstacles_of_query(source)):
+        yield from found
+        return
+    yield from _obstacles_of_key(source)
+    if found := list(_obstacles_of_values(source)):
+        yield from found
+        return
+    yield from _obstacles_of_columns(source, inspection)
+
+
+def _obstacles_of_view(source: Source, inspection: Inspection) -> Iterator[str]:
+    definition, unknown = source.definition, inspection.unknown
+    found = {
+        "MatviewMeta.tracking is False": not definition.options.tracking,
+        f"source() cannot be analysed ({unknown})": unknown,
+        inspection.untrackable: inspection.untrackable,
+        inspection.strategy.incremental_obstacle: inspection.strategy.incremental_obstacle,
+        "MatviewMeta.depends_on declares dependencies": declared_dependencies(definition),
+        "source() has a date or time as a parameter, which may move": has_dates(source),
+    }
+    yield from (reason for reason, applies in found.items() if applies)
+    for phase in definition.options.phases:
+        if not definition.hooks[phase].is_derived:
+            yield f"the phase {phase} has hooks of its own"
+
+
+def _obstacles_of_query(source: Source) -> Iterator[str]:
+    query = source.query
+    found = {
+        "source() combines queries, as by union()": query.union,
+        "source() is sliced": query.sliced,
+        "source() has DISTINCT": query.distinct or query.distinct_on,
+        "source() has raw SQL": query.has_raw_sql,
+        "source() has a window function": query.has_window,
+        "source() does not group rows": not query.grouped,
+        "source() has a subquery": any(columns_in(part) is None for _name, part in query.parts),
+    }
+    yield from (reason for reason, applies in found.items() if applies)
+    if query.union:
+        return
+    tables = query.tables
+    if len(tables) != 1:
+        yield f"source() joins {', '.join(table.table for table in tables[1:]) or 'nothing'}"
+    elif model_of_table(tables[0].table) is None or tables[0].alias != tables[0].table:
+        yield f"{tables[0].table} is no plain table of a model"
+    elif set('"`.') & set(tables[0].table):
+        yield f"the name of {tables[0].table} includes a schema"
+    elif not query.union and query.grouped and query.conditions[1] is not None:
+        yield "source() has a condition on groups (HAVING)"
+
+
+def _obstacles_of_key(source: Source) -> Iterator[str]:
+    query, dialect = source.query, dialect_of(source.query.using)
+    key = {query.compile_expression(column.expression) for column in source.key}
+    groups = {query.compile_expression(each) for each in query.grouping or ()}
+    if key != groups:
+        yield "source() is grouped by more, or by other expressions, than the key"
+    for column in source.key:
+        if family(column.field) == TEXT and dialect.has_ci_collation(column.field):
+            yield f"equal texts in key field {column.name} may be spelled differently"
+        if part := inexact_part(column.expression, dialect):
+            yield f"key field {column.name} is computed by {part}"
+
+
+def _obstacles_of_values(source: Source) -> Iterator[str]:
+    dialect = dialect_of(source.query.using)
+    for column in source.values:
+        try:
+            for aggregate in aggregates_in(column.expression):
+                added(aggregate, dialect)
+        except ValueError as error:
+            yield f"the column {column.name} is {error}"
+
+
+def _obstacles_of_columns(source: Source, inspection: Inspection) -> Iterator[str]:
+    dialect, of_rows = dialect_of(source.query.using), source.query.conditions[0]
+    if of_rows is not None and (part := inexact_part(of_rows, dialect)):
+        yield f"the filter of source() has {part}"
+    [table] = source.query.tables
+    copies = sums_of(source.query.using).copies_collations
+    known = inspection.columns.get(table.table)
+    for field in {column.target for column in _columns(source)}:
+        if family(field) not in LOGGED or field.get_internal_type() == "FloatField":
+            yield f"source() reads {field.name}, which is a {family(field)}"
+        elif not copies and family(field) == TEXT and dialect.has_ci_collation(field):
+            yield f"source() reads {field.name}, whose equal texts may be spelled differently"
+        elif known is None or field.column not in known:
+            yield f"changes of {field.name} are not logged"
+
+
+def _columns(source: Source) -> Iterator[Any]:
+    """The columns of a row that decide what it gives to its group."""
+    of_rows, _of_groups = source.query.conditions
+    given = [column.expression for column in source.key]
+    given += [of_rows] if of_rows is not None else []
+    for each in _added(source):
+        given += [part for part in (each.argument, each.condition) if part is not None]
+    return (column for expression in given for column in row_columns(expression))
+
+
+def _added(source: Source) -> list[Added]:
+    """The aggregates of a source, each once."""
+    dialect = dialect_of(source.query.using)
+    found: dict[Any, Added] = {}
+    for column in source.values:
+        for aggregate in aggregates_in(column.expression):
+            found.setdefault(source.query.compile_expression(aggregate), added(aggregate, dialect))
+    return list(found.values())
