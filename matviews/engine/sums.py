@@ -13,16 +13,17 @@ from django.db.models import Q
 
 from .. import changes
 from ..databases import Failure, errors_of
+from ..definition import ViewDefinition
 from ..logs import log
 from ..models import PhaseRun, ViewSums
-from ..queryset import BatchRunner, add, build
+from ..queryset import BatchRunner, add, build, count_differing, plan_of
 from ..redact import error_text
 from .locking import lock_available
 from .splitting import is_careful
 from .transactions import alias, short_transaction
 from .work import Work
 
-__all__ = ["MAX_ENTRIES", "distrust_sums", "sums_runner", "trim_value_logs"]
+__all__ = ["MAX_ENTRIES", "check_sums", "distrust_sums", "sums_runner", "trim_value_logs"]
 
 logger = logging.getLogger(__name__)
 
@@ -140,3 +141,22 @@ def _trim(pk: int) -> bool:
                 changes.trim_values(name, TRIMMED_AT_ONCE)
                 return True
     return False
+
+
+def check_sums(definition: ViewDefinition, view_id: int) -> None:
+    """Compare the sums of an additive view with its source; if they differ, distrust and log them.
+
+    Not while changes are waiting: the sums may lack those that are not logged by their values.
+    """
+    plan = plan_of(definition, alias())
+    kept = ViewSums.objects.filter(view=view_id, fingerprint=plan.fingerprint, drain_number__gte=0)
+    if plan.additive is None or not (found := kept.first()):
+        return
+    status = changes.change_status(definition.label, changes.tracking_of(plan), alias())
+    if status is None or not status.complete:
+        return
+    groups = count_differing(plan.additive, found.log, found.table)
+    if groups:
+        distrust_sums(view_id)
+        sentence = "sums of an additive view differ from its source, and are computed anew"
+        log(logger, logging.ERROR, sentence, view=definition.label, groups=groups)

@@ -12,6 +12,7 @@ from ..redact import brief
 from ..registry import registry
 from .controls import not_ready
 from .settled import Settled, compare_all, compare_settled
+from .sums import check_sums
 from .transactions import alias, in_transaction, now
 from .verify_parts import Part, keys_left_out, parts, repair_part
 
@@ -110,7 +111,7 @@ def verify(
         pending=total.pending,
         untracked=total.untracked,
     )
-    _save(verification)
+    _save(verification, definition)
     return verification
 
 
@@ -162,8 +163,10 @@ class _Total:
             self.counts[kind] += count
 
 
-def _save(verification: Verification) -> None:
-    """Save the result for the admin."""
+def _save(verification: Verification, definition: ViewDefinition) -> None:
+    """Save the result for the admin. The sums of an additive view are verified too."""
+    if verification.sample is None:
+        check_sums(definition, verification.view_id)
     saved: dict[str, Any] = {
         "verification": stored_result(
             rows_compared=verification.rows_compared,

@@ -245,8 +245,11 @@ def _built_in_two(sums: GroupSums, log: str, table: str) -> None:
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     ("name", "fault"),
-    [("add", _not_deleted), ("add", _deleted_later), ("build", _built_in_two)],
-    ids=["not deleted", "deleted later", "built in two statements"],
+    [
+        pytest.param("add", _not_deleted, id="not deleted"),
+        pytest.param("add", _deleted_later, id="deleted later", marks=pytest.mark.long),
+        pytest.param("build", _built_in_two, id="built in two", marks=pytest.mark.long),
+    ],
 )
 def test_the_histories_find_a_fault(name: str, fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault is not _not_deleted and not WRITERS:

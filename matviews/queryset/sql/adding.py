@@ -15,7 +15,7 @@ from ...databases.sql import SQL
 from .adding_in_parts import add_in_parts, build_in_parts
 from .sums import GroupSums
 
-__all__ = ["Cut", "add", "build"]
+__all__ = ["Cut", "add", "build", "count_differing"]
 
 
 class Cut(NamedTuple):
@@ -88,3 +88,13 @@ def build(sums: GroupSums, log: str, table: str) -> None:
             f"INSERT INTO {name} ({', '.join(sums.columns)}) {totals.text}",
             totals.params,
         )
+
+
+def count_differing(sums: GroupSums, log: str, table: str) -> int:
+    """In how many groups the sums with what is logged differ from the source.
+
+    The arguments are those of `add`.
+    """
+    with connections[sums.dialect.using].cursor() as cursor:
+        cursor.execute(*sums.differing(log, table))
+        return int(cursor.fetchone()[0])

@@ -191,7 +191,7 @@ class GroupSums:
     def differing(self, log: str, sums: str) -> SQL:
         """A query for how many groups differ between the sums with what is logged, and the source.
 
-        In one statement, and so at one point in time.
+        One statement sees one snapshot.
         """
         table, columns = self.dialect.name(sums), ", ".join(self.columns)
         minus = ", ".join([*self.key, *(f"-{name} AS {name}" for name in self.numbers)])
