@@ -86,6 +86,20 @@ class TestFollower:
 
         assert states == [RefreshState.OPEN, RefreshState.SUCCEEDED]
 
+    def test_looks_that_take_long_come_seldom(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock, waits = [0.0], list[float]()
+
+        def look(_lookout: Lookout) -> list[int]:
+            clock[0] += 0.3
+            return []
+
+        monkeypatch.setattr(following, "request_due", look)
+        timer = mock.Mock(monotonic=lambda: clock[0], sleep=waits.append)
+        monkeypatch.setattr(following, "time", timer)
+        Follower(stop=lambda: len(waits) == 3, tell_alive=lambda: None).run()
+
+        assert waits == pytest.approx([1.2] * 3)
+
     def test_it_looks_seldom_for_what_others_have_left(
         self, view: type[Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
