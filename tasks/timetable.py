@@ -57,7 +57,8 @@ def _status(schedule: RefreshSchedule, task: Any) -> ScheduleStatus:
             "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` "
             "restores it"
         )
-    sent = task is not None and task.total_run_count > 0
+    # A beat that writes what it has sent may meet our resetting of both columns.
+    sent = task is not None and task.total_run_count > 0 and task.last_run_at is not None
     return ScheduleStatus(
         schedule=schedule,
         runs=not reason,

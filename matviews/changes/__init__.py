@@ -36,7 +36,7 @@ from .trust import (
     untracked_tables,
     untrust,
 )
-from .value_logs import count_values, trim_values
+from .value_logs import columns_of, count_values, trim_values
 from .waiting_changes import waiting_changes
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "Tracking",
     "change_status",
     "collapse_queue",
+    "columns_of",
     "count_logged",
     "count_values",
     "count_waiting",

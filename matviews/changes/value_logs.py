@@ -16,7 +16,7 @@ from ..models import ViewControl, ViewSums
 from ..queryset import GroupSums, plan_of
 from ..registry import registry
 
-__all__ = ["count_values", "create", "drop_unneeded", "missing", "trim_values"]
+__all__ = ["columns_of", "count_values", "create", "drop_unneeded", "missing", "trim_values"]
 
 NAME = re.compile(r"matviews_(values|sums)_[0-9a-f]{8}")
 Required = Mapping[str, Mapping[str, TriggerSpec]]
@@ -36,14 +36,6 @@ class _Needed(NamedTuple):
     def names(self) -> tuple[str, str]:
         return self.log.name, self.sums.additive.sums
 
-    def columns(self, using: str) -> str:
-        """A digest of the columns for which they are created."""
-        found = sums_of(using).columns(self.table)
-        of_view = sums_of(using).columns(self.sums.source.model._meta.db_table)
-        key = [column.field.column or "" for column in self.sums.source.key]
-        described = [[found.get(name) for name in self.log.columns], [of_view.get(k) for k in key]]
-        return hashlib.sha256(repr(described).encode()).hexdigest()
-
 
 def create(using: str, required: Required) -> None:
     """Create the tables that views need and that are not there, or are for other columns.
@@ -56,7 +48,7 @@ def create(using: str, required: Required) -> None:
         if needed.label not in controls:
             continue
         row, present = ViewSums.objects.filter(log=needed.log.name).first(), _present(using)
-        columns = needed.columns(using)
+        columns = columns_of(needed.sums, using)
         complete = present.issuperset(needed.names)
         if complete and row and row.columns == columns and row.view_id == controls[needed.label]:
             continue
@@ -72,6 +64,15 @@ def create(using: str, required: Required) -> None:
             view_id=controls[needed.label], fingerprint=needed.fingerprint,
             log=needed.names[0], table=needed.names[1], columns=columns,
         )  # fmt: skip
+
+
+def columns_of(sums: GroupSums, using: str) -> str:
+    """A digest of the columns for which the tables of an additive view are created, as they are."""
+    found = sums_of(using).columns(sums.additive.model._meta.db_table)
+    of_view = sums_of(using).columns(sums.source.model._meta.db_table)
+    key = [column.field.column or "" for column in sums.source.key]
+    described = [[found.get(name) for name in sums.additive.columns], [of_view.get(k) for k in key]]
+    return hashlib.sha256(repr(described).encode()).hexdigest()
 
 
 def missing(using: str, required: Required) -> list[str]:

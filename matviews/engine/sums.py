@@ -12,7 +12,7 @@ from django.db import DatabaseError, transaction
 from django.db.models import Q
 
 from .. import changes
-from ..databases import Failure, errors_of
+from ..databases import Failure, errors_of, sums_of
 from ..definition import ViewDefinition
 from ..logs import log
 from ..models import PhaseRun, ViewSums
@@ -33,6 +33,9 @@ MAX_ENTRIES = (
 TRIMMED_AT_ONCE = 50_000
 INCOMPLETE = "changes were not logged by their values"
 SUSPECT = "sums were impossible"
+ALTERED = (
+    "a column of its source was altered: run manage.py update_materialized_views --triggers install"
+)
 
 
 def sums_runner(work: Work, run: PhaseRun) -> BatchRunner | None:
@@ -79,6 +82,11 @@ def _add(work: Work, kept: ViewSums) -> bool:
             cut = add(work.plan.additive, kept.log, kept.table)
             if cut.incomplete or cut.suspect:
                 reason = INCOMPLETE if cut.incomplete else SUSPECT
+            elif sums_of(alias()).stores_what_fits and kept.columns != changes.columns_of(
+                work.plan.additive, alias()
+            ):  # asked after the entries were read: whoever altered a column did it before
+                reason = ALTERED
+            if reason:
                 transaction.set_rollback(True, using=alias())
     except DatabaseError as error:
         if errors_of(alias()).failure(error) is Failure.RETRY:

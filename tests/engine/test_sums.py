@@ -175,6 +175,23 @@ def test_impossible_sums_are_computed_anew_and_logged(
     assert kept_of(sales.View).reason
 
 
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="alters no type of a column")
+def test_values_that_an_altered_column_holds_are_not_cut(sales: Sales) -> None:
+    """A value log is as narrow as the column was."""
+    table = sales.Sale._meta.db_table
+    execute(
+        f"ALTER TABLE {table} MODIFY kind BIGINT NOT NULL"
+        if connection.vendor == "mysql"
+        else f"ALTER TABLE {table} ALTER COLUMN kind TYPE bigint"
+    )
+    execute(f"INSERT INTO {table} (shop, kind, qty, note, owner) VALUES (1, 3000000000, 2, '', 0)")
+
+    for _refresh in range(2):
+        refreshed(sales.View)
+        assert sales.rows()[1]["total"] == 3 + 6_000_000_001
+        assert verified(sales)
+
+
 def test_untracked_loads_are_not_lost(sales: Sales) -> None:
     with untracked(sales.Sale):
         sales.add((1, 7, None))

@@ -24,6 +24,7 @@ from matviews.models import (
     Alarm,
     Change,
     Heartbeat,
+    Refresh,
     RefreshSchedule,
     ScheduleKind,
     ViewControl,
@@ -215,6 +216,7 @@ def followed() -> Process:
     Heartbeat.objects.update(followed_at=None)
     follower = Process("--follow", "--models", DayStatus._meta.label)
     follower.wait_for(Heartbeat.objects.exclude(followed_at=None).exists)
+    follower.wait_for(lambda: not Refresh.objects.filter(state=RefreshState.OPEN).exists())
     return follower
 
 

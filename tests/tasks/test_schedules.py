@@ -900,8 +900,12 @@ class TestTasks:
             mock.patch.object(tasks.alarms, "notify", idle),
             mock.patch.object(tasks.verifications, "rescue", idle),
             mock.patch.multiple(
-                engine, due_turns=idle, end_quiet_hours=idle, sweep_dirty_keys=idle
-            ),
+                engine,
+                due_turns=idle,
+                end_quiet_hours=idle,
+                sweep_dirty_keys=idle,
+                trim_value_logs=idle,
+            ),  # fmt: skip
             CaptureQueriesContext(connection) as captured,
         ):
             tasks.maintain()

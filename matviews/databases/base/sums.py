@@ -39,6 +39,8 @@ class SumTables:
 
     #: Whether sums of decimals are exact.
     adds_decimals = False
+    #: Whether a trigger stores another value where a column of a log is too narrow for it.
+    stores_what_fits = False
     #: Whether a value log compares texts as their table does.
     copies_collations = False
 
