@@ -28,6 +28,7 @@ from .live import refresh_progress
 from .phrases import count_batches, duration, number, requesters
 from .presentation import labelled, time_ago
 from .refresh_page import refresh_context, took
+from .wave_section import wave_context
 
 __all__ = ["RefreshAdmin"]
 
@@ -168,6 +169,7 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             "subtitle": str(refresh.view),
             "may_stop": self.has_stop_permission(request),
             "may_view_view": request.user.has_perm("matviews.view_viewcontrol"),
+            "wave": wave_context(refresh, self.admin_site.name),
             **refresh_context(refresh),
         }
         return super().render_change_form(request, {**context, **ours}, *args, **kwargs)

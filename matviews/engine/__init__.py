@@ -36,6 +36,7 @@ from .long_statements import LongStatement, long_statements
 from .marking import mark_dirty
 from .messages import BatchReport, Message, Outcome
 from .on_change import DueRefresh, Lookout, due_without_change, has_dates, why_not_followed
+from .order import Neighbours, Order, neighbours, request_with_neighbours
 from .parking import Parked, list_parked, retry_parked
 from .progress import Claim, Progress, RunProgress, progress_of
 from .queue_turns import due_turns, give_back, next_turns, take_turns
@@ -69,6 +70,7 @@ from .trust import (
     mark_truncated,
     mark_untrackable,
 )
+from .upstream import Upstream, troubles_upstream
 from .verification import Verification, verify
 from .verify_runs import (
     VerifyMessage,
@@ -80,6 +82,7 @@ from .verify_runs import (
 from .verifying import Verifying, find_verifying
 from .view_status import ViewStatus
 from .waiting import Backlog, backlog
+from .wave_history import wave_of
 
 __all__ = [
     "Backlog",
@@ -92,7 +95,9 @@ __all__ = [
     "Lookout",
     "Message",
     "MissingRight",
+    "Neighbours",
     "NextStep",
+    "Order",
     "Outcome",
     "Parked",
     "PhaseTotals",
@@ -101,6 +106,7 @@ __all__ = [
     "RecordedFailure",
     "RowCount",
     "RunProgress",
+    "Upstream",
     "Verification",
     "VerifyMessage",
     "Verifying",
@@ -150,6 +156,7 @@ __all__ = [
     "missed_target",
     "missing_rights",
     "move_log",
+    "neighbours",
     "next_turns",
     "not_migrated",
     "now",
@@ -167,6 +174,7 @@ __all__ = [
     "request",
     "request_stop",
     "request_verification",
+    "request_with_neighbours",
     "rescue",
     "rescue_verifications",
     "resume",
@@ -183,6 +191,7 @@ __all__ = [
     "timestamp",
     "trim_alarms",
     "trim_history",
+    "troubles_upstream",
     "try_now",
     "unclaimed_views",
     "utc_now",
@@ -195,5 +204,6 @@ __all__ = [
     "views_to_refresh",
     "waits",
     "wake",
+    "wave_of",
     "why_not_followed",
 ]

@@ -7,37 +7,26 @@ refresh, so several processes may look at once, and correctness depends on none 
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
-from datetime import timedelta
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
 
 from django.db.models import Exists, OuterRef
 
 from .. import changes
-from ..changes import LONG_LOG
+from ..changes import Followed
 from ..definition import ViewDefinition
-from ..models import ParkedKey, Refresh, RefreshSchedule, ViewShard
-from ..phases import Phase
+from ..models import Refresh, RefreshSchedule
 from ..states import RefreshState
-from .durations import time_left_after_change
+from .echoes import Echoes
 from .failures import may_begin
 from .fingerprints import changed_phases
-from .pending import oldest_drained
 from .queues import move_log
-from .transactions import alias, now, utc_now
+from .transactions import alias, utc_now
+from .waves import Ages, DueRefresh, Wave, delay_of, phases_of
 
 __all__ = ["DueRefresh", "Lookout", "due_without_change", "has_dates", "why_not_followed"]
 
 #: Seconds after which a lookout judges a schedule again whose refresh was not due yet, at most.
 TRUSTED = 1.0
-
-
-class DueRefresh(NamedTuple):
-    """A refresh that is to be requested now."""
-
-    #: The label of the view.
-    label: str
-    phases: tuple[Phase, ...]
 
 
 def why_not_followed(definition: ViewDefinition | None) -> str:
@@ -64,35 +53,42 @@ class Lookout:
         #: When schedules with pending changes are to be judged again, by the monotonic clock, and
         #: whether changes were waiting to be drained when they last were.
         self._again: dict[int, tuple[float, bool]] = {}
+        self._echoes = Echoes()
 
     def look(self) -> list[DueRefresh]:
-        """The refreshes that are due. There are none of views with an open refresh."""
+        """The refreshes that are due, each after those of the views that it reads.
+
+        There are none of views with an open refresh.
+        """
         found = changes.followed_changes(alias())
-        if LONG_LOG in found:  # its entries for other views must not hide those that follow them
+        if found.is_long:  # its entries for other views must not hide those that follow them
             move_log()
             found = changes.followed_changes(alias())
-        found.pop(LONG_LOG, None)
-        moment = time.monotonic()
-        self._again = {pk: again for pk, again in self._again.items() if pk in found}
-        unsettled = {}
-        for pk, waiting in found.items():
+        moment, pending = time.monotonic(), found.pending
+        self._again = {pk: again for pk, again in self._again.items() if pk in pending}
+        unsettled = set()
+        for pk, waiting in pending.items():
             again, was_waiting = self._again.get(pk, (moment, waiting))
             if again <= moment or (waiting and not was_waiting):
-                unsettled[pk] = waiting
-        return self._judge(unsettled, moment) if unsettled else []
+                unsettled.add(pk)
+        return self._judge(found, unsettled, moment) if unsettled else []
 
-    def _judge(self, found: Mapping[int, bool], moment: float) -> list[DueRefresh]:
-        schedules = RefreshSchedule.objects.filter(pk__in=list(found)).select_related("view")
-        ages, due = _Ages(), list[DueRefresh]()
-        for schedule in schedules.order_by("pk"):
-            left = self._seconds_left(schedule, ages, waiting=found[schedule.pk])
-            again = moment + max(0.0, min(left, TRUSTED))
-            self._again[schedule.pk] = again, found[schedule.pk]
-            if left <= 0:
-                due.append(DueRefresh(schedule.view.label, _phases(schedule)))
+    def _judge(self, found: Followed, unsettled: set[int], moment: float) -> list[DueRefresh]:
+        wave, due = Wave(found, self._seconds_left), list[DueRefresh]()
+        for schedule in wave.schedules:
+            if schedule.pk not in unsettled:
+                continue
+            left = wave.seconds_left(schedule)
+            held = left <= 0 and wave.is_held(schedule)
+            if left <= 0 and not held:
+                left = self._echoes.seconds_left(schedule.view)
+            again = moment if held else moment + max(0.0, min(left, TRUSTED))
+            self._again[schedule.pk] = again, found.pending[schedule.pk]
+            if left <= 0 and not held:
+                due.append(wave.due_refresh(schedule))
         return due
 
-    def _seconds_left(self, schedule: RefreshSchedule, ages: "_Ages", *, waiting: bool) -> float:
+    def _seconds_left(self, schedule: RefreshSchedule, ages: Ages, *, waiting: bool) -> float:
         """How long until a refresh is due; infinite if it has nothing to do, or cannot begin."""
         view, definition = schedule.view, schedule.view.definition
         watched = self._labels is None or view.label in self._labels
@@ -100,17 +96,12 @@ class Lookout:
             return math.inf
         if (hours := view.quiet_hours) and hours.until(utc_now()):
             return math.inf
-        phases = _phases(schedule)
-        delay = schedule.delay
-        if delay is None:
-            delay = time_left_after_change(view, phases)
+        phases, delay = phases_of(schedule), delay_of(schedule)
         if delay is None or not phases:
             return math.inf
         if waiting and not delay:
             return 0.0
-        age = _drained_age(view.pk, phases)
-        if waiting:
-            age = max(age or timedelta(), ages.since_seen(schedule, phases))
+        age = ages.since_seen(schedule, waiting=waiting)
         return math.inf if age is None else (delay - age).total_seconds()
 
 
@@ -132,49 +123,8 @@ def due_without_change() -> Iterator[DueRefresh]:
         changed = changed_phases(definition, view)
         phases = tuple(
             phase
-            for phase in _phases(schedule)
+            for phase in phases_of(schedule)
             if phase in changed or getattr(view, phase.success_field) is None
         )
         if phases:
             yield DueRefresh(view.label, phases)
-
-
-def _phases(schedule: RefreshSchedule) -> tuple[Phase, ...]:
-    has = schedule.view.options.phases
-    return tuple(phase for phase in has if not schedule.phases or phase in schedule.phases)
-
-
-class _Ages:
-    """How old the changes are that wait to be drained; read once per look, if at all."""
-
-    def __init__(self) -> None:
-        self._found: Mapping[int, timedelta] | None = None
-
-    def since_seen(self, schedule: RefreshSchedule, phases: Collection[Phase]) -> timedelta:
-        """For how long the first change that waits for a view can have been visible, at most.
-
-        Its transaction may have logged it long before it committed. But the rows do not include
-        it, so it was not visible yet when they were last computed.
-        """
-        if self._found is None:
-            self._found = changes.oldest_waiting()
-        age = self._found.get(schedule.view_id, timedelta())
-        computed = [getattr(schedule.view, phase.as_of_field) for phase in phases]
-        since = [now() - moment for moment in computed if moment]
-        return min(age, max(since)) if since and None not in computed else age
-
-
-def _drained_age(view_id: int, phases: Collection[Phase]) -> timedelta | None:
-    """How old the oldest drained change is that one of the phases has yet to process.
-
-    None if there is none, and no parked key to be tried again now.
-    """
-    shard = ViewShard.objects.filter(view=view_id).order_by("number").first()
-    if shard is None:
-        return None
-    oldest = oldest_drained(shard, phases)
-    parked = ParkedKey.objects.filter(shard=shard, phase__in=phases, retry_at__lte=now())
-    retries = parked.order_by("retry_at").values_list("retry_at", flat=True)
-    retried = retries.first() if shard.parked_count else None
-    ages = [utc_now() - oldest] if oldest else []
-    return max([*ages, now() - retried] if retried else ages, default=None)
