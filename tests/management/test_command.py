@@ -481,6 +481,7 @@ def test_check_as_json_has_the_numbers() -> None:
         "reasons": ["failed", "never built"], "not_logged": [], "parked": 0,
         "change_lag": None, "age": None, "target": None,
         "failures": 1, "suspended_at": None, "wait_reason": "", "quiet_until": None,
+        "upstream_failed": [], "upstream_paused": [], "in_loop": False,
         "error": "insert: RuntimeError: do_insert was told to fail",
         "recent_refreshes": {"count": 1, "full": 0, "reason": ""},
     }  # fmt: skip
