@@ -37,7 +37,11 @@ def statements(table: str) -> tuple[list[str], list[str]]:
     return [f"CREATE TRIGGER made_back {on} {body}"], ["DROP TRIGGER made_back"]
 
 
-@pytest.fixture(params=["A", "B"])
+#: MariaDB refuses to change a table by a trigger of a statement that reads it.
+WHERE = ["B"] if connection.vendor == "mysql" else ["A", "B"]
+
+
+@pytest.fixture(params=WHERE)
 def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Views]:
     """A trigger on the view itself, or on one that reads it, changes its source."""
     monkeypatch.setattr(echoes, "UNSUSPECTED", 3)
@@ -79,6 +83,7 @@ def test_what_changes_besides_is_refreshed_at_once(loop: Views) -> None:
     runs(loop, 30)
     loop.set("A", echoes=8)
     loop.settle()
+    travel(timedelta(seconds=1))
     loop.change(2)
 
     assert "A" in loop.look()
@@ -97,6 +102,7 @@ def test_a_busy_source_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(echoes, "UNSUSPECTED", 2)
     with built({"A": ""}) as views:
         for _time in range(6):
+            travel(timedelta(seconds=1))
             views.change()
             assert views.look_and_run() == "A"
 

@@ -69,6 +69,16 @@ class Views:
             ran += found
         raise AssertionError(f"no rest after {ran}")
 
+    def request(self, name: str, **around: bool) -> None:
+        """Request a refresh, and of views around it, without running it."""
+        engine.request_with_neighbours(label(name), **around)
+
+    def finish(self) -> None:
+        """Run what is open, and refresh until nothing is due."""
+        while left := Refresh.objects.filter(state=RefreshState.OPEN).order_by("pk"):
+            inline.drain(left[0].view.shards.values_list("pk", flat=True))
+        self.settle()
+
     def _run(self, view_id: int) -> str:
         refresh = Refresh.objects.filter(view=view_id, state=RefreshState.OPEN).order_by("pk")[0]
         ended = inline.run_to_end(refresh)
