@@ -24,6 +24,7 @@ from .change_status import (
     unlogged_tables,
 )
 from .followed import LONG_LOG, followed_changes
+from .secret import as_batch
 from .table_locks import LOCKED
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
 from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
@@ -46,6 +47,7 @@ __all__ = [
     "LogMove",
     "QueuedChange",
     "Tracking",
+    "as_batch",
     "change_status",
     "collapse_queue",
     "count_logged",

@@ -19,6 +19,7 @@ from ..databases.base.triggers import MAX_DISTINCT_CHANGES
 from ..databases.compiled import PK_PLACEHOLDER, CompiledSelect
 from ..databases.keys import Keys
 from ..models import Change, TrackedTable, ViewChange
+from .concerned import concerned_sql
 from .log_spans import (
     Covering,
     Stretch,
@@ -146,9 +147,10 @@ def _any(using: str) -> CompiledSelect:
 
 def count_logged(view_id: int) -> int:
     """The number of entries in the log that one view will need."""
-    tracked = TrackedTable.objects.values_list("table", "views")
-    tables = [table for table, views in tracked if view_id in views]
-    return Change.objects.filter(table__in=tables).count()
+    tracked = TrackedTable.objects.values_list("table", "views", "own_view")
+    own = {table: view == view_id for table, views, view in tracked if view_id in views}
+    entries = Change.objects.filter(table__in=own)
+    return entries.exclude(table__in=[table for table in own if own[table]], by_batch=True).count()
 
 
 def unmoved(tables: Collection[str], newest: int) -> list[str]:
@@ -273,16 +275,15 @@ def _copying(log: str, condition: str, using: str) -> str:
         condition: which of these, by the alias `log`.
         using: alias of the database.
     """
-    queue, tracked, table, links, number, changed, logged_at = map(
+    queue, tracked, table, links, number, logged_at = map(
         connections[using].ops.quote_name,
         (
             ViewChange._meta.db_table, TrackedTable._meta.db_table,
-            "table", "links", "count", "changed", "logged_at",
+            "table", "links", "count", "logged_at",
         ),
     )  # fmt: skip
-    dialect = dialect_of(using)
-    views, view = dialect.numbers_in("tracked.views")
-    concerned = dialect.shares_name(f"log.{changed}", "tracked.view_columns", view)
+    views, view = dialect_of(using).numbers_in("tracked.views")
+    concerned = concerned_sql("tracked", view, using)
     return (
         f"INSERT INTO {queue} (view_id, {table}, {links}, {number}, {logged_at}) "
         f"SELECT {view}, log.{table}, log.{links}, MAX(log.{number}), MIN(log.{logged_at}) "

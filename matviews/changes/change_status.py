@@ -11,12 +11,13 @@ from django.db.models import DateTimeField, Min, QuerySet, Sum
 from django.db.models.expressions import Combinable, RawSQL
 from django.db.models.functions import Greatest
 
-from ..databases import clock, dialect_of, triggers_of
+from ..databases import clock, triggers_of
 from ..databases.clock import UtcNow
 from ..databases.trigger_spec import TriggerSpec
 from ..json_fields import Checkpoint
 from ..models import Change, ParkedKey, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
 from ..states import RefreshState
+from .concerned import concerned_sql
 from .tracking_spec import Tracking
 from .trust import is_tracked, row_to_tracked, select_tracked
 
@@ -105,7 +106,7 @@ def _from_log(control: str, tables: int, using: str) -> str:
     """The entries of the log that concern a view, from FROM on; the parameters are its tables."""
     names = (Change._meta.db_table, TrackedTable._meta.db_table, "table")
     log, tracked, table = map(connections[using].ops.quote_name, names)
-    concerned = dialect_of(using).shares_name("log.changed", "readers.view_columns", control)
+    concerned = concerned_sql("readers", control, using)
     return (
         f"FROM {log} log JOIN {tracked} readers ON readers.{table} = log.{table} "
         f"WHERE log.{table} IN ({', '.join(['%s'] * tables)}) AND {concerned}"
@@ -168,15 +169,13 @@ def oldest_waiting() -> dict[int, timedelta]:
         ages[view] = max(age, ages.get(view, timedelta()))
 
     # The log first: an entry that is moved meanwhile is found in the queue.
-    logged = list(_ages(Change.objects.all(), "table", "changed"))
+    logged = list(_ages(Change.objects.all(), "table", "changed", "by_batch"))
     records = {
         record.table: record
-        for record in TrackedTable.objects.filter(
-            table__in={table for table, _changed, _age in logged}
-        )
+        for record in TrackedTable.objects.filter(table__in={table for table, *_others in logged})
     }
-    for table, changed, age in logged:
-        for view in records[table].concerned(changed) if table in records else ():
+    for table, changed, by_batch, age in logged:
+        for view in records[table].concerned(changed, by_batch) if table in records else ():
             note(view, age)
     for view, age in _ages(ViewChange.objects.all(), "view"):
         note(view, age)
@@ -194,11 +193,11 @@ def count_waiting() -> dict[int, int]:
     An entry that may concern any key counts as one.
     """
     counts = Counter[int]()
-    logged = list(_counted(Change.objects.all(), "table", "changed"))
-    tables = {table for table, _changed, _count in logged}
+    logged = list(_counted(Change.objects.all(), "table", "changed", "by_batch"))
+    tables = {table for table, *_others in logged}
     records = {each.table: each for each in TrackedTable.objects.filter(table__in=tables)}
-    for table, changed, count in logged:
-        for view in records[table].concerned(changed) if table in records else ():
+    for table, changed, by_batch, count in logged:
+        for view in records[table].concerned(changed, by_batch) if table in records else ():
             counts[view] += count
     for view, count in _counted(ViewChange.objects.all(), "view"):
         counts[view] += count

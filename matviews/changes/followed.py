@@ -22,6 +22,7 @@ from ..models import (
     ViewShard,
 )
 from ..states import RefreshState
+from .concerned import concerned_sql
 
 __all__ = ["LONG_LOG", "followed_changes"]
 
@@ -86,13 +87,13 @@ def _statement(using: str) -> str:
 
 def _logged(using: str) -> str:
     """The views that need one of the oldest entries of the log."""
-    quote, dialect = connections[using].ops.quote_name, dialect_of(using)
+    quote = connections[using].ops.quote_name
     table, log = quote("table"), quote(Change._meta.db_table)
-    views, view = dialect.numbers_in("tracked.views")
-    concerned = dialect.shares_name("log.changed", "tracked.view_columns", view)
+    views, view = dialect_of(using).numbers_in("tracked.views")
+    concerned = concerned_sql("tracked", view, using)
     return (
         f"SELECT {view} AS view_id, 1 AS waiting "
-        f"FROM (SELECT {table}, changed FROM {log} ORDER BY id LIMIT {MAX_READ}) log "
+        f"FROM (SELECT {table}, changed, by_batch FROM {log} ORDER BY id LIMIT {MAX_READ}) log "
         f"JOIN {quote(TrackedTable._meta.db_table)} tracked ON tracked.{table} = log.{table} "
         f"{views} WHERE {concerned}"
     )

@@ -120,13 +120,13 @@ def readers(low: int, high: int) -> dict[int, datetime]:
     table later gets a full refresh queued, which finds these changes in its source.
     """
     entries = Change.objects.filter(pk__gte=low, pk__lte=high).order_by()
-    kinds = entries.values("table", "changed").values_list("table", "changed", Min("logged_at"))
-    logged = list(kinds)
-    tables = {table for table, _changed, _oldest in logged}
+    names = ("table", "changed", "by_batch")
+    logged = list(entries.values(*names).values_list(*names, Min("logged_at")))
+    tables = {table for table, *_others in logged}
     records = {each.table: each for each in TrackedTable.objects.filter(table__in=tables)}
     found: dict[int, datetime] = {}
-    for table, changed, oldest in logged:
-        for view in records[table].concerned(changed) if table in records else ():
+    for table, changed, by_batch, oldest in logged:
+        for view in records[table].concerned(changed, by_batch) if table in records else ():
             found[view] = min(oldest, found.get(view, oldest))
     return found
 

@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from django.db import DatabaseError
 from django.db.models import Model
 
-from ..databases.trigger_spec import TriggerSpec
+from ..databases.trigger_spec import BatchWrites, TriggerSpec
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..queryset import Compared, Plan, find_mismatches, plan_of
@@ -45,7 +45,17 @@ def tracking_of(plan: Plan) -> Tracking:
     for table, columns in plan.inspection.columns.items():
         links = {column for link in plan.links.get(table, ()) for column in link.columns}
         tables[table] = TriggerSpec(columns, frozenset(links))
+    if plan.source.definition.options.read_only:
+        own = plan.source.model._meta.db_table
+        tables.setdefault(own, _of_own_table(plan, own))
     return Tracking(tables, has_dates=plan.has_dates)
+
+
+def _of_own_table(plan: Plan, table: str) -> TriggerSpec:
+    """What is logged of a read-only view's own table: all but the writes of its batches."""
+    written = (column.field.column or "" for column in plan.source.columns)
+    links = {column for link in plan.links.get(table, ()) for column in link.columns}
+    return TriggerSpec(frozenset(written), frozenset(links), batches=BatchWrites.SKIPPED)
 
 
 def _obstacles(plan: Plan) -> Iterator[str]:
@@ -118,9 +128,11 @@ def _compared(model: type[Model], using: str) -> list[tuple[Compared, ...]]:
 def union(specs: Collection[TriggerSpec]) -> TriggerSpec:
     """One spec that covers those of several views, and keeps their changes apart."""
     read = {spec.columns for spec in specs}
+    batches = {spec.batches for spec in specs}
     named = frozenset[str]().union(*(columns for columns in read if columns is not None))
     return TriggerSpec(
         columns=None if None in read else named,
         links=frozenset[str]().union(*(spec.links for spec in specs)),
         recorded=named if len(read) > 1 else frozenset(),
+        batches=batches.pop() if len(batches) == 1 else BatchWrites.MARKED,
     )

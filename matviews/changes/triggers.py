@@ -6,7 +6,7 @@ from functools import partial
 from django.db import transaction
 
 from ..databases import Triggers, triggers_of
-from ..databases.trigger_spec import TriggerSpec, is_covered
+from ..databases.trigger_spec import BatchWrites, TriggerSpec, is_covered
 from ..exceptions import TablesLocked
 from ..models import TrackedTable, ViewControl
 from .change_log import enqueue
@@ -107,7 +107,7 @@ def _installations(dialect: Triggers, required: RequiredTriggers) -> dict[str, C
             dialect,
             table,
             union(by_view.values()),
-            {controls[label]: spec.columns for label, spec in by_view.items() if label in controls},
+            {controls[label]: spec for label, spec in by_view.items() if label in controls},
             present.get(table, {}),
             lacking.get(table, []),
         )
@@ -141,17 +141,17 @@ def _install(
     dialect: Triggers,
     table: str,
     spec: TriggerSpec,
-    views: Mapping[int, frozenset[str] | None],
+    specs: Mapping[int, TriggerSpec],
     present: Mapping[str, str],
     lacking: Collection[str],
 ) -> None:
-    """Bring one table's triggers and record up to date; `views` are the columns that each reads.
+    """Bring one table's triggers and record up to date; `specs` are those of its views.
 
     The record names the triggers only once they exist and the views have their full refresh queued:
     whoever reads the names may trust that nothing was missed. Nothing was, of a partition that
     never had a row before it got its triggers.
     """
-    names = dialect.names(table, spec)
+    names, views = dialect.names(table, spec), {pk: each.columns for pk, each in specs.items()}
     record = TrackedTable.objects.filter(table=table).first() or TrackedTable(table=table)
     known = {pk: record.columns_read(pk) for pk in record.views if record.triggers}
     up_to_date = are_up_to_date(dialect, table, spec, present)
@@ -168,7 +168,7 @@ def _install(
     record = _record_pending(dialect, table, dialect.version(table, spec))
     with dialect.definitions():
         record.triggers = []
-        record.record(spec, views)
+        record.record(spec, views, _own_view(specs))
         if not up_to_date:
             record.save()
             present = dialect.installed_triggers().get(table, {})
@@ -186,6 +186,12 @@ def _install(
             if not same:  # else only `mark_truncated` may take note of a TRUNCATE
                 record.storage = dialect.storage([table]).get(table, "")
             record.save()
+
+
+def _own_view(specs: Mapping[int, TriggerSpec]) -> int | None:
+    """The view whose own table it is."""
+    own = (pk for pk, spec in specs.items() if spec.batches is BatchWrites.SKIPPED)
+    return next(own, None)
 
 
 def _record_pending(dialect: Triggers, table: str, version: str) -> TrackedTable:

@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 
 from ..databases import Triggers, triggers_of
 from ..databases.base.triggers import INCOMPLETE
-from ..databases.trigger_spec import TriggerSpec, is_covered
+from ..databases.trigger_spec import BatchWrites, TriggerSpec, is_covered
 from ..logs import log
 from ..models import TrackedTable, ViewControl
 from .change_log import enqueue
@@ -24,7 +24,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_RECORD = ("table", "columns", "links", "recorded", "triggers", "views", "view_columns")
+_RECORD = ("table", "batches", "columns", "links", "recorded", "triggers", "views", "view_columns")
 
 
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
@@ -56,9 +56,9 @@ def select_tracked(tracked: str, dialect: Triggers) -> str:
 
 def row_to_tracked(values: Sequence[Any]) -> tuple[TrackedTable, list[str]]:
     """The record of a table, and its installed triggers in the form the record has."""
-    table, *others, present = values
-    known = dict(zip(_RECORD[1:], (value and json.loads(value) for value in others), strict=True))
-    return TrackedTable(table=table, **known), (present or "").split()
+    table, batches, *others, present = values
+    known = dict(zip(_RECORD[2:], (value and json.loads(value) for value in others), strict=True))
+    return TrackedTable(table=table, batches=batches, **known), (present or "").split()
 
 
 def is_tracked(
@@ -80,7 +80,9 @@ def is_tracked(
 def _spec_of(record: TrackedTable) -> TriggerSpec:
     """What the recorded triggers log."""
     columns = None if record.columns is None else frozenset(record.columns)
-    return TriggerSpec(columns, frozenset(record.links), frozenset(record.recorded))
+    return TriggerSpec(
+        columns, frozenset(record.links), frozenset(record.recorded), BatchWrites(record.batches)
+    )
 
 
 def mark_missing_triggers(using: str) -> bool:

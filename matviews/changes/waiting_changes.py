@@ -36,8 +36,10 @@ def waiting_changes(view_id: int, tables: Collection[str]) -> list[QueuedChange]
         *(as_change(*entry) for entry in _entries(queued)),
         *(
             as_change(table, links, logged_at)
-            for table, links, logged_at, changed in _entries(logged, "changed")
-            if view_id in concerned[table].concerned(changed)
+            for table, links, logged_at, changed, by_batch in _entries(
+                logged, "changed", "by_batch"
+            )
+            if view_id in concerned[table].concerned(changed, by_batch)
         ),
     ]
 

@@ -25,6 +25,7 @@ from .dirty_keys import (
     truncate_reason,
 )
 from .long_runs import is_long
+from .own_writes import note_foreign_writes
 from .parked_keys import due_changes, make_due, max_parked
 from .pending import add_drain, drop_processed
 from .transactions import alias
@@ -86,6 +87,7 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
         shard.drain_number += 1
         work.shard_changed = True
         add_drain(shard, min(change.logged_at for change in queued), work.runs)
+        note_foreign_writes(work.plan.source.definition, queued)
         add_dirty(work, queued)
     if missing := changes.untracked_tables(shard.view_id, tracking, alias()):
         changes.mark_missing_triggers(alias())

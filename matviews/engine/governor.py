@@ -24,6 +24,7 @@ from ..models import PhaseRun, Refresh, ViewControl
 from ..queryset import tables_read
 from .failures import wait
 from .pending import utc
+from .refresh_limit import is_limited, limit_fault
 from .transactions import alias, drop_broken_connection, utc_now
 from .work import Work
 
@@ -43,8 +44,8 @@ LIMITED = {
 
 
 def is_governed() -> bool:
-    """Whether a limit is set."""
-    return any(_limits())
+    """Whether a limit is set, of the load or of refreshes."""
+    return any(_limits()) or is_limited()
 
 
 def _limits() -> Iterator[str]:
@@ -79,7 +80,7 @@ def must_wait(work: Work) -> bool:
     run = None if work.blocked else work.next_run()
     if run is None or any(refresh.waited_out for refresh in work.refreshes):
         return False
-    reason = load_fault(work.definition)
+    reason = load_fault(work.definition) or limit_fault(control)
     waited = utc_now() - utc(since) if since else timedelta()
     out = bool(reason) and waited >= get_settings().GOVERNOR_MAX_WAIT
     if reason and not out:
@@ -105,6 +106,8 @@ def _let_go(run: PhaseRun, reason: str, waited: timedelta) -> None:
 
 def load_fault(definition: ViewDefinition | None) -> str:
     """Why the database is too unwell for a view, by the first limit exceeded; "" if it is not."""
+    if not any(_limits()):
+        return ""
     load, settings = _load(), get_settings()
     for name, field, unit in (
         ("GOVERNOR_REPLICATION_LAG", "replication_lag", " s of replication lag"),

@@ -18,6 +18,7 @@ from .costs import record_cost
 from .derived import do_derived, explained, fits_one_batch, not_migrated
 from .dirty_keys import count_keys, dirty_keys
 from .hooks import call_do, call_needs
+from .own_writes import own_writes
 from .pacing import Pace, halved, halvings
 from .parked_keys import forget_underived, take_back_new
 from .splitting import is_careful
@@ -135,7 +136,8 @@ class Step:
         run.started_at = run.started_at or now()
         if self.hooks.do_derived:
             try:
-                batch = do_derived(self.work, run, limit)
+                with own_writes(self.definition):
+                    batch = do_derived(self.work, run, limit)
             except NotAdvancing as error:
                 self.work.end(run, RunState.NOT_CONVERGING, error=f"Not converging: {error}")
                 return Batch(0, None)

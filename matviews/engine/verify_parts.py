@@ -31,6 +31,7 @@ from ..queryset import (
 )
 from .derived import explained
 from .locking import lock_available
+from .own_writes import own_writes
 from .splitting import splitting_obstacle
 from .transactions import alias, batch_transaction, check_no_transaction
 
@@ -229,6 +230,9 @@ def _write(definition: ViewDefinition, part: Part) -> int:
     # old row has.
     kinds = (Kind.SURPLUS, Kind.DIFFERING, Kind.MISSING)
     phases = [PHASE_OF_KIND[kind] for kind in kinds if kind in part.kinds]
-    return sum(
-        statements.do(phase, part.within) for phase in phases if phase in definition.options.phases
-    )
+    with own_writes(definition):
+        return sum(
+            statements.do(phase, part.within)
+            for phase in phases
+            if phase in definition.options.phases
+        )

@@ -96,6 +96,7 @@ class Migration(migrations.Migration):
                     models.PositiveSmallIntegerField(default=1, primary_key=True, serialize=False),
                 ),
                 ("value", models.CharField(default=secrets.token_hex, max_length=64)),
+                ("batch", models.CharField(db_default="", max_length=8)),
             ],
             options={
                 "default_permissions": (),
@@ -117,6 +118,8 @@ class Migration(migrations.Migration):
                 ("triggers", models.JSONField(default=list)),
                 ("views", models.JSONField(default=list)),
                 ("view_columns", models.JSONField(default=dict)),
+                ("own_view", models.BigIntegerField(null=True)),
+                ("batches", models.CharField(default="logged", max_length=7)),
                 ("storage", models.CharField(blank=True, max_length=40)),
                 ("pending", models.CharField(blank=True, max_length=8)),
             ],
@@ -286,6 +289,7 @@ class Migration(migrations.Migration):
                     models.CharField(blank=True, editable=False, max_length=255),
                 ),
                 ("governed_since", models.DateTimeField(editable=False, null=True)),
+                ("slot", models.CharField(editable=False, max_length=255, null=True)),
                 ("suspended_at", models.DateTimeField(editable=False, null=True)),
                 ("default_scheduled", models.BooleanField(default=False, editable=False)),
                 ("fingerprints", models.JSONField(default=dict, editable=False)),
@@ -319,6 +323,7 @@ class Migration(migrations.Migration):
                 ("links", models.JSONField(null=True)),
                 ("count", models.PositiveIntegerField(db_default=1)),
                 ("changed", models.JSONField(null=True)),
+                ("by_batch", models.BooleanField(db_default=False)),
                 ("logged_at", models.DateTimeField(db_default=matviews.databases.clock.UtcNow())),
             ],
             options={

@@ -174,6 +174,8 @@ class ViewControl(Totals):
     wait_reason = models.CharField(max_length=255, blank=True, editable=False)
     #: Since when the governor lets its refreshes wait.
     governed_since = models.DateTimeField(null=True, editable=False)
+    #: The queue in which it is counted while `MAX_REFRESHES` limits how many views are refreshed.
+    slot = models.CharField(max_length=255, null=True, editable=False)  # noqa: DJ001
     #: Since when refreshes wait for a person, because the view kept failing.
     suspended_at = models.DateTimeField(null=True, editable=False)
     #: Whether `MatviewMeta.refresh_every` has been applied, which happens only once.

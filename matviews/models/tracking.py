@@ -8,7 +8,7 @@ from django.db import models
 
 from ..databases import dialect_of
 from ..databases.clock import UtcNow
-from ..databases.trigger_spec import TriggerSpec
+from ..databases.trigger_spec import BatchWrites, TriggerSpec
 from .base import Bookkeeping, WriteDatabaseManager
 from .control import ViewControl, ViewShard
 
@@ -45,6 +45,10 @@ class TrackedTable(Bookkeeping):
     #: The columns that each view reads, by primary key of its control; a view that is missing here
     #: reads all.
     view_columns = models.JSONField(default=dict)
+    #: The primary key of the control of the read-only view whose table this is.
+    own_view = models.BigIntegerField(null=True)
+    #: What the triggers do about the batches of that view, as in `TriggerSpec`.
+    batches = models.CharField(max_length=7, default=BatchWrites.LOGGED)
     #: A value of the table that TRUNCATE changes; "" where TRUNCATE fires a trigger.
     storage = models.CharField(max_length=40, blank=True)
     #: The version of the triggers that are still to be created; "" if there are none.
@@ -55,8 +59,14 @@ class TrackedTable(Bookkeeping):
     def __str__(self) -> str:
         return str(self.table)
 
-    def record(self, spec: TriggerSpec, views: Mapping[int, frozenset[str] | None]) -> None:
+    def record(
+        self,
+        spec: TriggerSpec,
+        views: Mapping[int, frozenset[str] | None],
+        own_view: int | None = None,
+    ) -> None:
         """Set what the triggers log, and the columns that each view reads, None for all."""
+        self.own_view, self.batches = own_view, spec.batches
         self.columns = None if spec.columns is None else sorted(spec.columns)
         self.links, self.recorded = sorted(spec.links), sorted(spec.recorded)
         self.views = sorted(views)
@@ -64,11 +74,15 @@ class TrackedTable(Bookkeeping):
             str(pk): sorted(columns) for pk, columns in views.items() if columns is not None
         }
 
-    def concerned(self, changed: Collection[str] | None) -> list[int]:
-        """The views that read one of the changed columns; None if any column may have changed."""
+    def concerned(self, changed: Collection[str] | None, by_batch: bool) -> list[int]:
+        """The views that read one of the changed columns; None if any column may have changed.
+
+        What a batch of the view itself has changed does not concern that view.
+        """
+        views = [view for view in self.views if not (by_batch and view == self.own_view)]
         if changed is None:
-            return list(self.views)
-        read = {view: self.columns_read(view) for view in self.views}
+            return views
+        read = {view: self.columns_read(view) for view in views}
         return [
             view
             for view, columns in read.items()
@@ -92,6 +106,8 @@ class Change(Bookkeeping):
     count = models.PositiveIntegerField(db_default=1)
     #: Names of the recorded columns that an UPDATE changed; None if any column may have changed.
     changed = models.JSONField(null=True)
+    #: Whether the table is that of a read-only view, and a batch of that view changed it.
+    by_batch = models.BooleanField(db_default=False)
     logged_at = models.DateTimeField(db_default=UtcNow())
 
     objects = WriteDatabaseManager["Change"]()
@@ -106,11 +122,15 @@ class Change(Bookkeeping):
 class LogSecret(Bookkeeping):
     """What a session must know to switch logging off, as `untracked()` does; one row.
 
-    Who can read it can write without being logged, so only the roles of matviews may.
+    Batches of read-only views show it, too. Who can read it can write without being logged, so only
+    the roles of matviews may.
     """
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)
     value = models.CharField(max_length=64, default=token_hex)
+    #: On SQLite, which has no variables of a session: whose batch has the only write lock. Every
+    #: other transaction sees "".
+    batch = models.CharField(max_length=8, db_default="")
 
     objects = WriteDatabaseManager["LogSecret"]()
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from django.db import DatabaseError, connections, transaction
 
-from ..trigger_spec import TriggerSpec
+from ..trigger_spec import BatchWrites, TriggerSpec
 
 __all__ = ["MAX_DISTINCT_CHANGES", "TriggerName", "Triggers"]
 
@@ -234,6 +234,22 @@ class Triggers:
         proves the right.
         """
         raise NotImplementedError
+
+    def as_batch(self, table: str, secret: str) -> AbstractContextManager[None]:
+        """A context, in a transaction, in which a batch of a view writes to the view's table.
+
+        Only this transaction is taken for one; neither a later one of the session nor another
+        session is. `secret` proves the right.
+        """
+        raise NotImplementedError
+
+    def is_batch(self, table: str) -> str:
+        """An expression of a trigger: whether a batch of the view whose table it is writes."""
+        raise NotImplementedError
+
+    def marks(self, table: str, spec: TriggerSpec) -> dict[str, str]:
+        """What an entry says about batches, by columns of the log."""
+        return {"by_batch": self.is_batch(table)} if spec.batches is BatchWrites.MARKED else {}
 
     def password(self, before: str, tables: Collection[str], secret: str) -> str:
         """A session value that suppresses tables in addition to `before`: secret, then digests."""

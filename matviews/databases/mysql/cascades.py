@@ -92,8 +92,9 @@ class CascadeTriggers(MySQLTriggerSQL):
         logs = " ".join(self._cascade_logs(table, spec, each) for each in cascades)
         return (
             f"matviews: BEGIN DECLARE EXIT HANDLER FOR {NO_SUCH_TABLE} BEGIN END; "
-            f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} {self._log(table, 'NULL', {})} "
-            f"{self._leave_if_suppressed(table)} {OWN_NUMBER} {logs} END"
+            f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} "
+            f"{self._log(table, 'NULL', self.marks(table, spec))} "
+            f"{self._leave_early(table, spec)} {OWN_NUMBER} {logs} END"
         )
 
     def _cascade_logs(self, table: str, spec: TriggerSpec, cascade: Cascade) -> str:
@@ -102,6 +103,7 @@ class CascadeTriggers(MySQLTriggerSQL):
         logs = ""
         for entry in self._cascade_entries(table, spec, cascade):
             values = {"table": self.literal(table), "logged_at": UTC_NOW, **entry}
+            values |= self.marks(table, spec)
             logs += (
                 f"{self.insert(values)} SELECT {', '.join(values.values())} "
                 f"{self._reached(cascade.path)}{limit} LOCK IN SHARE MODE; "

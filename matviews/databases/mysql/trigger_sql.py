@@ -4,20 +4,23 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 
 from ..base.triggers import MAX_LINK_BYTES, TOO_LONG, Triggers, digest, json_of
-from ..trigger_spec import TriggerSpec
+from ..trigger_spec import BatchWrites, TriggerSpec
 
 __all__ = [
+    "BATCH",
     "INTRODUCER",
     "MODE_BACK",
     "NO_SUCH_COLUMN",
     "OWN_NUMBER",
     "PLAIN_MODE",
+    "SUPPRESSED",
     "UTC_NOW",
     "MySQLTriggerSQL",
 ]
 
 PLAIN_MODE = "SET @matviews_sql_mode = @@sql_mode, sql_mode = ''"
 NO_SUCH_COLUMN = 1054
+SUPPRESSED, BATCH = "@matviews_suppressed", "@matviews_batch"
 # A session may set the time of its statements, but not that of SYSDATE, which no function returns
 # in UTC.
 UTC_NOW = "UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND"
@@ -66,6 +69,7 @@ class MySQLTriggerSQL(Triggers):
         is raised before the statement does anything, so it leaves no lock and no rollback behind.
         """
         changed = self._changed(table, spec) if event == "update" else {}
+        changed |= self.marks(table, spec)
         before, after = (
             self._log(table, self._links(table, row, spec), changed) for row in ("OLD", "NEW")
         )
@@ -75,25 +79,39 @@ class MySQLTriggerSQL(Triggers):
         if event == "update" and spec.columns is not None:
             body = f"IF NOT ({self._same(table, spec.columns)}) THEN {body} END IF;"
         gone = (
-            f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} {self._log(table, 'NULL', {})} "
+            f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} "
+            f"{self._log(table, 'NULL', self.marks(table, spec))} "
             if "OLD." in body or "NEW." in body
             else ""
         )
-        return f"matviews: BEGIN {gone}{self._leave_if_suppressed(table)} {OWN_NUMBER} {body} END"
+        return f"matviews: BEGIN {gone}{self._leave_early(table, spec)} {OWN_NUMBER} {body} END"
 
     def _bodies(self, table: str, spec: TriggerSpec) -> dict[str, str]:
         """The body of each trigger of a table, by what stands for the event in its name."""
         return {event: self._action(event, table, spec) for event in self.events_of(spec)}
 
-    def _leave_if_suppressed(self, table: str) -> str:
-        """The secret is read only if the session claims to know it."""
-        session = "CAST(COALESCE(@matviews_suppressed, '') AS BINARY)"
+    def _leave_early(self, table: str, spec: TriggerSpec) -> str:
+        """Log nothing of what is suppressed, nor of batches that are skipped."""
+        skipped = spec.batches is BatchWrites.SKIPPED
+        shown = [SUPPRESSED, BATCH] if skipped else [SUPPRESSED]
+        return " ".join(
+            f"IF {self._is_shown(variable, table)} THEN LEAVE matviews; END IF;"
+            for variable in shown
+        )
+
+    def is_batch(self, table: str) -> str:
+        return self._is_shown(BATCH, table)
+
+    def _is_shown(self, variable: str, table: str) -> str:
+        """Whether a variable of the session names the table, and the secret.
+
+        The secret is read, which locks its row, only if the session claims to know it.
+        """
+        session = f"CAST(COALESCE({variable}, '') AS BINARY)"
         value = f"{self.secrets}.{self.name('value')}"
         return (
-            f"IF INSTR({session}, '{digest(table)}') > 0 "
-            f"THEN IF EXISTS (SELECT 1 FROM {self.secrets} "
-            f"WHERE CAST({value} AS BINARY) = SUBSTRING_INDEX({session}, ' ', 1)) "
-            f"THEN LEAVE matviews; END IF; END IF;"
+            f"IF(INSTR({session}, '{digest(table)}') > 0, EXISTS (SELECT 1 FROM {self.secrets} "
+            f"WHERE CAST({value} AS BINARY) = SUBSTRING_INDEX({session}, ' ', 1)), 0)"
         )
 
     def _links(

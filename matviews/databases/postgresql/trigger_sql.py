@@ -24,16 +24,16 @@ from ..base.triggers import (
     digest,
     json_of,
 )
-from ..trigger_spec import TriggerSpec
+from ..trigger_spec import BatchWrites, TriggerSpec
 from .trigger_columns import EXACT, INEXACT_TYPES, SETTINGS, TriggerColumns
 
-__all__ = ["ARGUMENTS", "SUPPRESSED", "PostgreSQLTriggerSQL", "doubled"]
+__all__ = ["ARGUMENTS", "BATCH", "SUPPRESSED", "PostgreSQLTriggerSQL", "doubled"]
 
 BEFORE, AFTER = "matviews_before", "matviews_after"
 PAIRS, OLD, NEW = "matviews_pairs", "matviews_old", "matviews_new"
 MAX_LINKS_BYTES = 16_000_000  # of one statement; JSON ends at 255 MB
 TOO_LARGE = f"what leads from the changed rows to keys is more than {MAX_LINKS_BYTES:,} bytes"
-SUPPRESSED = "matviews.suppressed"
+SUPPRESSED, BATCH = "matviews.suppressed", "matviews.batch"
 # A trigger has two functions: the one that it calls, and the one that checks the columns. Their
 # arguments, by the OIDs of the types:
 ARGUMENTS = {"": "", "2205": "regclass"}
@@ -146,15 +146,9 @@ class PostgreSQLTriggerSQL(TriggerColumns):
             check: the name of the function that checks the columns; "" if there is none.
         """
         location = self._location(table)
-        session = f"current_setting({self.literal(SUPPRESSED)}, true)"
         log = f"INSERT INTO {self._of_ours(CHANGE_LOG)}"
-        whole = f"{log} {self._columns('table')} VALUES ({self.literal(table)});"
-        entry = (
-            f"IF strpos(coalesce({session}, ''), {self.literal(digest(table))}) > 0 THEN "
-            f"IF EXISTS (SELECT 1 FROM {self._of_ours(LOG_SECRET)} "
-            f"WHERE value = split_part({session}, ' ', 1)) THEN RETURN NULL; END IF; END IF; "
-            f"{self._entry(log, event, table, spec)};"
-        )
+        whole = self._whole(log, table, spec)
+        entry = f"{self._leave_if_shown(SUPPRESSED, table)} {self._entry(log, event, table, spec)};"
         named = f'"{doubled(location.schema)}"."{doubled(location.table)}"'
         if check:
             checked = f"{check}({self.literal(named)}::regclass)"
@@ -169,13 +163,35 @@ class PostgreSQLTriggerSQL(TriggerColumns):
         if event == "update":
             entry = f"{self._if_rows_may_lack(whole)} {entry}"
         root = f"pg_partition_root(to_regclass({self.literal(named)}))"
+        skipped = spec.batches is BatchWrites.SKIPPED
+        leave = f"{self._leave_if_shown(BATCH, table)} " if skipped else ""
         return (
-            f"IF TG_TABLE_SCHEMA = {self.literal(location.schema)} "
+            f"{leave}IF TG_TABLE_SCHEMA = {self.literal(location.schema)} "
             f"AND TG_TABLE_NAME = {self.literal(location.table)} OR TG_NARGS = 1 "
             f"AND {may_name} AND pg_partition_root(TG_RELID) = {root} THEN {entry} "
             f"ELSIF TG_NARGS = 1 AND pg_partition_root(TG_RELID) IS NULL THEN NULL; "
             f"ELSIF NOT starts_with(TG_TABLE_SCHEMA::text, 'pg_temp_') THEN {whole} END IF;"
         )
+
+    def is_batch(self, table: str) -> str:
+        return f"({' AND '.join(self._shown(BATCH, table))})"
+
+    def _leave_if_shown(self, setting: str, table: str) -> str:
+        """The secret is read, and the right to read it needed, only if the session claims it."""
+        named, proven = self._shown(setting, table)
+        return f"IF {named} THEN IF {proven} THEN RETURN NULL; END IF; END IF;"
+
+    def _shown(self, setting: str, table: str) -> tuple[str, str]:
+        """Whether a setting of the session names the table, and whether it has the secret."""
+        session = f"current_setting({self.literal(setting)}, true)"
+        named = f"strpos(coalesce({session}, ''), {self.literal(digest(table))}) > 0"
+        secrets = f"SELECT value FROM {self._of_ours(LOG_SECRET)}"
+        return named, f"split_part({session}, ' ', 1) IN ({secrets})"
+
+    def _whole(self, log: str, table: str, spec: TriggerSpec) -> str:
+        """A statement that logs that any row may have changed."""
+        values = {"table": self.literal(table), **self.marks(table, spec)}
+        return f"{log} {self._columns(*values)} VALUES ({', '.join(values.values())});"
 
     def _if_rows_may_lack(self, whole: str) -> str:
         """Of a partitioned table, log that any row may have changed, and leave."""
@@ -226,9 +242,10 @@ class PostgreSQLTriggerSQL(TriggerColumns):
         """
         text = self.literal(table)
         if event == "truncate":
-            return f"{log} {self._columns('table')} VALUES ({text})"
+            return self._whole(log, table, spec).removesuffix(";")
         parts, rows = self._rows(event, table, spec)
         changed = {"changed": self._changed(spec)} if event == "update" and spec.recorded else {}
+        changed |= self.marks(table, spec)
         if not spec.links:
             values = {"table": text, "links": self._json([[]]), **changed}
             return (

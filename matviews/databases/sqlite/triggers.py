@@ -8,8 +8,16 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from ..base.triggers import MAX_LINK_BYTES, NAME_REGEX, NOT_ORDINARY, TOO_LONG, Triggers, json_of
-from ..trigger_spec import TriggerSpec
+from ..base.triggers import (
+    MAX_LINK_BYTES,
+    NAME_REGEX,
+    NOT_ORDINARY,
+    TOO_LONG,
+    Triggers,
+    digest,
+    json_of,
+)
+from ..trigger_spec import BatchWrites, TriggerSpec
 
 __all__ = ["SQLiteTriggers"]
 
@@ -31,16 +39,18 @@ class SQLiteTriggers(Triggers):
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
         """REPLACE fires no trigger for the rows it deletes, so each INSERT looks for them first."""
+        skipped = spec.batches is BatchWrites.SKIPPED
+        conditions = [f"NOT {self.is_batch(table)}"] if skipped else []
         if event == "replace":
-            log = self._log(table, spec, self.name(table))
+            log, when = self._log(table, spec, self.name(table)), _when(conditions)
             yield (
-                f"CREATE TRIGGER {self.name(name)} BEFORE INSERT ON {self.name(table)} BEGIN "
+                f"CREATE TRIGGER {self.name(name)} BEFORE INSERT ON {self.name(table)} {when}BEGIN "
                 f"{log} FROM {self.name(table)} WHERE {self._replaced(table)}; END"
             )
             return
-        when, rows = "", {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
+        rows = {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
         if event == "update" and spec.columns is not None:
-            when = f"WHEN NOT ({self._same(table, spec.columns)}) "
+            conditions.append(f"NOT ({self._same(table, spec.columns)})")
         changed = self._changed(spec) if event == "update" else ""
         logs = [
             self._log(table, spec, row, changed) for row in rows if row == rows[0] or spec.links
@@ -48,19 +58,22 @@ class SQLiteTriggers(Triggers):
         if event == "update" and spec.links:
             logs[1] += f" WHERE NOT ({self._same(table, spec.links)})"
         yield (
-            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} {when}"
-            f"BEGIN {' '.join(f'{log};' for log in logs)} END"
+            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
+            f"{_when(conditions)}BEGIN {' '.join(f'{log};' for log in logs)} END"
         )
 
     def _log(self, table: str, spec: TriggerSpec, row: str, changed: str = "") -> str:
         values = {"table": self.literal(table), "links": self._links(row, spec.links)}
         if changed:
             values["changed"] = changed
+        values |= self.marks(table, spec)
         log = f"{self.insert(values)} SELECT {', '.join(values.values())}"
         if spec.links:
             return log
         waiting = self.name("changed")
         covered = f"{waiting} IS NULL{changed and f' OR {waiting} = {changed}'}"
+        if spec.batches is BatchWrites.MARKED:
+            covered = f"({covered}) AND by_batch <= {self.is_batch(table)}"
         return (
             f"{log} WHERE NOT EXISTS (SELECT 1 FROM {self.log} "
             f"WHERE {self.name('table')} = {values['table']} AND ({covered}))"
@@ -129,6 +142,20 @@ class SQLiteTriggers(Triggers):
         yield
         self.execute(triggers.values())
 
+    @contextmanager
+    def as_batch(self, table: str, secret: str) -> Iterator[None]:
+        """With a value that only this transaction sees, because it never commits it."""
+        self._set_batch(digest(table))
+        yield
+        self._set_batch("")
+
+    def _set_batch(self, table: str) -> None:
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"UPDATE {self.secrets} SET batch = %s", [table])
+
+    def is_batch(self, table: str) -> str:
+        return f"EXISTS (SELECT 1 FROM {self.secrets} WHERE batch = {self.literal(digest(table))})"
+
     def _replaced(self, table: str) -> str:
         """Whether a new row would replace this one."""
         row = self.name(table)
@@ -158,3 +185,7 @@ class SQLiteTriggers(Triggers):
     def _same_value(self, column: str) -> str:
         name = self.name(column)
         return f"OLD.{name} COLLATE BINARY IS NEW.{name}"
+
+
+def _when(conditions: Collection[str]) -> str:
+    return f"WHEN {' AND '.join(conditions)} " if conditions else ""

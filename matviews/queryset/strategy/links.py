@@ -37,7 +37,9 @@ from ..analysis.source import Source
 from ..analysis.tables import Edge, QueryGraph, TableRef
 from .choose import Strategy
 
-__all__ = ["KeyColumn", "Link", "Step", "find_links", "key_column", "with_dependencies"]
+__all__ = [
+    "KeyColumn", "Link", "Step", "can_be_logged", "find_links", "key_column", "with_dependencies",
+]  # fmt: skip
 
 # Kinds of values that JSON returns unchanged on every database. A DATETIME may be logged too, if a
 # part of the key is computed from it and it is not itself compared.
@@ -101,7 +103,7 @@ def find_links(source: Source, strategy: Strategy) -> dict[str, tuple[Link, ...]
     unlinked = set()
     for ref, table in query.tables.items():
         for graph in graphs:
-            link = next(filter(_can_be_logged, graph.links(ref)), None)
+            link = next(filter(can_be_logged, graph.links(ref)), None)
             if link is None:
                 unlinked.add(table)
             elif link not in links.get(table, ()):
@@ -127,7 +129,7 @@ def with_dependencies(
     links = dict(links)
     for table, dependency in dependencies.items() if strategy.is_incremental else ():
         link = Link(table, dependency.columns, dependency=dependency)
-        if dependency.concerns_any_key or not _can_be_logged(link):
+        if dependency.concerns_any_key or not can_be_logged(link):
             links.pop(table, None)
         else:
             links[table] = (*links.get(table, ()), link)
@@ -330,7 +332,7 @@ def _drop_if_superfluous(
     ]
 
 
-def _can_be_logged(link: Link) -> bool:
+def can_be_logged(link: Link) -> bool:
     """Whether JSON returns each column unchanged. A datetime may not be compared."""
     fields = [field_of_column(link.table, column) for column in link.columns]
     compared = {near for step in link.steps if step.near == 0 for near, _far in step.columns}
