@@ -184,7 +184,7 @@ def _minute() -> Cost:
 
 
 class _Clock:
-    """Seconds of the minute that is acted, and what work really takes."""
+    """Seconds of the simulated minutes, and the time that work really takes."""
 
     second = 0
 

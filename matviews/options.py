@@ -85,7 +85,7 @@ class ViewOptions:
     #: How every refresh after a change is done; None leaves the choice to what refreshes cost. Only
     #: for views with a `source()`.
     strategy: RefreshStrategy | None = None
-    #: Whether changes are added to sums and subtracted from them, instead of computing groups anew.
+    #: Whether changes are added to sums and subtracted from them, instead of recomputing groups.
     #: Only for views whose `source()` counts and adds up rows of one table.
     additive: bool = False
     #: Dependencies that cannot be derived, by model or label: the names of those fields whose

@@ -1,9 +1,9 @@
-"""The sums of additive views in batches: kept by adding what has been logged, or computed anew.
+"""The sums of additive views in batches: kept by adding what has been logged, or recomputed.
 
 In every snapshot, the sums plus the entries of the value log are what the source says, for each
 group. A batch adds first and writes the view then, in one transaction that holds the shard, so
 that the rows it writes include each change that it has drained. Whatever is wrong with the sums,
-the view's rows are right: the batch computes the sums anew, or the rows from the source.
+the view's rows are right: the batch recomputes the sums, or the rows from the source.
 """
 
 import logging
@@ -27,9 +27,8 @@ __all__ = ["MAX_ENTRIES", "check_sums", "distrust_sums", "sums_runner", "trim_va
 
 logger = logging.getLogger(__name__)
 
-MAX_ENTRIES = (
-    200_000  # of a view that nobody refreshes; to add more may take longer than to compute
-)
+# Of a view that nobody refreshes: to add more may take longer than to recompute its sums.
+MAX_ENTRIES = 200_000
 TRIMMED_AT_ONCE = 50_000
 INCOMPLETE = "changes were not logged by their values"
 SUSPECT = "sums were impossible"
@@ -95,14 +94,14 @@ def _add(work: Work, kept: ViewSums) -> bool:
     if not reason:
         return True
     level = logging.INFO if reason == INCOMPLETE else logging.WARNING
-    sentence = "the sums of an additive view are computed anew"
+    sentence = "the sums of an additive view are recomputed"
     log(logger, level, sentence, view=work.shard.view.label, reason=reason)
     kept.reason = reason[:255]
     return False
 
 
 def _build(work: Work, kept: ViewSums, refresh_id: int) -> bool:
-    """Compute the sums anew; False if that failed, which the next full refresh tries again."""
+    """Recompute the sums; False if that failed, which the next full refresh tries again."""
     assert work.plan.additive is not None
     try:
         with transaction.atomic(using=alias()):
@@ -122,14 +121,14 @@ def _build(work: Work, kept: ViewSums, refresh_id: int) -> bool:
 
 
 def distrust_sums(view_id: int) -> None:
-    """Have the sums of a view computed anew by its next batch."""
+    """Have the next batch recompute the sums of a view."""
     ViewSums.objects.filter(view=view_id, drain_number__gte=0).update(drain_number=ViewSums.STALE)
 
 
 def trim_value_logs() -> None:
     """Empty the value logs of views whose sums are not used, or that have too many entries.
 
-    Such sums are computed anew when the view is refreshed.
+    Their next refresh recomputes the sums.
     """
     for kept in ViewSums.objects.order_by("pk"):
         while _trim(kept.pk):
@@ -166,5 +165,5 @@ def check_sums(definition: ViewDefinition, view_id: int) -> None:
     groups = count_differing(plan.additive, found.log, found.table)
     if groups:
         distrust_sums(view_id)
-        sentence = "sums of an additive view differ from its source, and are computed anew"
+        sentence = "sums of an additive view differ from its source, and are recomputed"
         log(logger, logging.ERROR, sentence, view=definition.label, groups=groups)

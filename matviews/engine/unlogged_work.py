@@ -51,8 +51,8 @@ def due_without_change(labels: Collection[str] | None = None) -> Iterator[DueRef
     """The refreshes of views on change that are due although no change is pending.
 
     So their phases have never succeeded, or have failed; or their rows are not all of the present
-    `source()`, as after a definition that was rolled back half-built; or they must be computed
-    anew; or changes are not logged.
+    `source()`, as after a definition that was rolled back half-built; or they must be
+    recomputed; or changes are not logged.
 
     The number of statements does not depend on the number of views, except on how many of them lack
     triggers. Dates in `source()` that have moved are no reason: a schedule by time is for them.

@@ -136,7 +136,7 @@ def _broken(sales: Sales) -> None:
 
 
 @pytest.mark.parametrize("how", ["full", "keys", "repair"])
-def test_what_asks_for_the_source_computes_the_sums_anew(sales: Sales, how: str) -> None:
+def test_what_asks_for_the_source_recomputes_the_sums(sales: Sales, how: str) -> None:
     _broken(sales)
     if how == "repair":
         engine.verify(sales.View, repair=True)
@@ -162,7 +162,7 @@ def test_verifying_a_view_compares_its_sums_too(
     assert verified(sales)
 
 
-def test_impossible_sums_are_computed_anew_and_logged(
+def test_impossible_sums_are_recomputed_and_logged(
     sales: Sales, caplog: pytest.LogCaptureFixture
 ) -> None:
     execute(f"UPDATE {kept_of(sales.View).table} SET matviews_rows = 1 WHERE shop = 1")
@@ -171,7 +171,7 @@ def test_impossible_sums_are_computed_anew_and_logged(
     refreshed(sales.View)
 
     assert verified(sales)
-    assert "computed anew" in caplog.text
+    assert "are recomputed" in caplog.text
     assert kept_of(sales.View).reason
 
 

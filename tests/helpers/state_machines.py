@@ -11,11 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from matviews import engine
 from matviews.engine import BatchReport, Message
-from matviews.models import Refresh
+from matviews.models import Refresh, ViewShard
 from matviews.states import RefreshState
+from matviews.tasks import inline
 from tests.helpers.engine import let_time_pass
 
-__all__ = ["FOUND", "Killed", "MailboxMachine", "killed_before_statement"]
+__all__ = ["FOUND", "Killed", "MailboxMachine", "killed_before_statement", "refreshed_despite"]
 
 QUIET_ROUNDS = 60
 # How histories tell of a seeded fault. Flaky if the same history does not find it again: primary
@@ -43,6 +44,22 @@ def killed_before_statement(number: int | None) -> Iterator[None]:
 
     with connection.execute_wrapper(count):
         yield
+
+
+def refreshed_despite(kill: int | None, view: type[Any], **options: Any) -> Refresh:
+    """A refresh, whose worker may be killed before a statement; then another one goes on."""
+    refresh = engine.request(view, **options)
+    shard = ViewShard.objects.get(view=refresh.view_id)
+    try:
+        with killed_before_statement(kill):
+            inline.drain([shard.pk])
+    except Killed:
+        note(f"killed before statement {kill}")
+        let_time_pass()
+        inline.drain([shard.pk])
+    refresh.refresh_from_db()
+    assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
+    return refresh
 
 
 class MailboxMachine(RuleBasedStateMachine):

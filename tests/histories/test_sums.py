@@ -18,13 +18,9 @@ from hypothesis import strategies as st
 
 from matviews import engine, untracked
 from matviews.engine import sums as engine_sums
-from matviews.models import ViewShard
 from matviews.queryset import GroupSums, add
-from matviews.states import RefreshState
-from matviews.tasks import inline
 from tests.helpers.additive_views import Sales, kept_of, sums_differ
-from tests.helpers.engine import let_time_pass
-from tests.helpers.state_machines import FOUND, Killed, killed_before_statement
+from tests.helpers.state_machines import FOUND, refreshed_despite
 from tests.histories.conftest import RunRandom
 
 pytestmark = [
@@ -142,11 +138,11 @@ def _histories(sales: Sales, examples: int, **options: Any) -> None:
                 _round(sales, writers, turns, besides, kill)
             for writer in writers:
                 writer.end("COMMIT")
-        _refresh(sales, None)
+        refreshed_despite(None, sales.View)
         assert engine.verify(sales.View).equal
         assert sums_differ(sales.View) == 0
 
-    _refresh(sales, None)
+    refreshed_despite(None, sales.View)
     history()
 
 
@@ -166,7 +162,7 @@ def _round(
     note(f"besides: {besides}")
     _do(sales, besides)
     with _ending(ends):
-        _refresh(sales, kill)
+        refreshed_despite(kill, sales.View)
     for writer, how in (each for left in ends.values() for each in left):
         writer.end(how)
     if kept_of(sales.View).drain_number >= 0:
@@ -189,21 +185,6 @@ def _do(sales: Sales, besides: str) -> None:
     elif besides == "incomplete":
         with connection.cursor() as cursor:
             cursor.execute(f"INSERT INTO {kept.log} (matviews_weight) VALUES (NULL)")
-
-
-def _refresh(sales: Sales, kill: int | None) -> None:
-    """A refresh, whose worker may be killed before a statement; then another one goes on."""
-    refresh = engine.request(sales.View)
-    shard = ViewShard.objects.get(view=refresh.view_id)
-    try:
-        with killed_before_statement(kill):
-            inline.drain([shard.pk])
-    except Killed:
-        note(f"killed before statement {kill}")
-        let_time_pass()
-        inline.drain([shard.pk])
-    refresh.refresh_from_db()
-    assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
 
 
 @pytest.mark.usefixtures("alone")

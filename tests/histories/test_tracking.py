@@ -24,10 +24,8 @@ from matviews.phases import Phase
 from matviews.queryset import plan_of
 from matviews.queryset.strategy import links
 from matviews.registry import registry
-from matviews.states import RefreshState, RefreshStrategy
-from matviews.tasks import inline
-from tests.helpers.engine import let_time_pass
-from tests.helpers.state_machines import FOUND, Killed, killed_before_statement
+from matviews.states import RefreshStrategy
+from tests.helpers.state_machines import FOUND, refreshed_despite
 from tests.histories.conftest import RunRandom
 from tests.histories.test_shapes import COLUMN, MODELS, ORDERS, PARTS, QUERIES, values
 from tests.shapes.models import Customer, Shape, Tag
@@ -173,13 +171,13 @@ class Histories:
             self.seen[view.__name__] += 1
             shop = _begin(view, query)
             shop.add_orders(orders)
-            _refresh(view, 50)
+            refreshed_despite(None, view, batch_size=50)
             for number, (writes, batch_size, kill) in enumerate(rounds):
                 for write in writes:
                     note(f"{write}")
                     write(shop)
                 with _refreshed_by(view, strategies.get(number, "")):
-                    refresh = _refresh(view, batch_size, kill)
+                    refresh = refreshed_despite(kill, view, batch_size=batch_size)
                 self.by_keys += refresh.runs.exclude(dirty_after=None).filter(batches__gt=0).count()
                 assert differences(view) == []
                 if number in neighbour:
@@ -230,7 +228,7 @@ def _visit(neighbour: type[Any], what: str) -> None:
     elif what == "checkpoints":
         control = ViewControl.objects.get(label=neighbour._meta.label)
         ViewShard.objects.filter(view=control).update(checkpoints={})
-    _refresh(neighbour, 50)
+    refreshed_despite(None, neighbour, batch_size=50)
     assert differences(neighbour) == []
 
 
@@ -248,22 +246,6 @@ def _refreshed_by(view: type[Any], how: str) -> Iterator[None]:
             known = {phase: Cost(0.0005, dear) for phase in Phase}
             ViewShard.objects.filter(view__label=view._meta.label).update(costs=known)
         yield
-
-
-def _refresh(view: type[Any], batch_size: int, kill: int | None = None) -> Refresh:
-    """A refresh, whose worker may be killed before a statement; then another one goes on."""
-    refresh = engine.request(view, batch_size=batch_size)
-    shard = ViewShard.objects.get(view=refresh.view_id)
-    try:
-        with killed_before_statement(kill):
-            inline.drain([shard.pk])
-    except Killed:
-        note(f"killed before statement {kill}")
-        let_time_pass()
-        inline.drain([shard.pk])
-    refresh.refresh_from_db()
-    assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
-    return refresh
 
 
 def test_no_key_is_missed(run_random: RunRandom) -> None:

@@ -17,7 +17,7 @@ PREFIX = "matviews"
 # The tables of `models.Change` and `models.LogSecret`.
 CHANGE_LOG, LOG_SECRET = "matviews_change", "matviews_logsecret"
 MAX_DISTINCT_CHANGES = 50_000  # beyond that, changes are not resolved to keys
-MAX_VALUES = 200_000  # rows whose values one statement logs; beyond that, sums are computed anew
+MAX_VALUES = 200_000  # rows whose values one statement logs; beyond that, sums are recomputed
 TOO_MANY = f"more than {MAX_DISTINCT_CHANGES:,} rows have changed at once"
 MAX_LINK_BYTES = 10_000  # an index could not hold a longer one either
 TOO_LONG = f"a changed row has a value of more than {MAX_LINK_BYTES:,} bytes that leads to keys"

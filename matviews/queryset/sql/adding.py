@@ -1,7 +1,7 @@
-"""Adding logged values to the sums of an additive view, and computing the sums anew.
+"""Adding logged values to the sums of an additive view, and recomputing the sums.
 
 Each entry that is committed and visible is counted once: it is deleted in the transaction that adds
-it, and computing anew deletes those entries that the very same snapshot has seen. What commits
+it, and recomputing deletes those entries that the very same snapshot has seen. What commits
 later stays in the log. No number or time of an entry is ever compared: entries do not commit in
 their order.
 """

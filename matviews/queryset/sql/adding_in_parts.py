@@ -1,7 +1,7 @@
 """The same as `adding`, where no statement writes to several tables: through a temporary table.
 
 One statement copies what its snapshot sees into the temporary table: entries, and when the sums are
-computed anew, these too. All that follows goes by the copy.
+recomputed, these too. All that follows goes by the copy.
 """
 
 from django.db import connections
@@ -43,7 +43,7 @@ def add_in_parts(sums: GroupSums, log: str, table: str) -> tuple[int, bool, int]
 
 
 def build_in_parts(sums: GroupSums, log: str, table: str) -> None:
-    """Compute the sums anew, as `build`."""
+    """Recompute the sums, as `build`."""
     tables, name = sums.tables, sums.dialect.name(table)
     totals, columns = sums.totals(), ", ".join(sums.columns)
     nothing = ", ".join(["NULL"] * len(sums.columns))
