@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .measured import Measured
     from .querysets import figures as querysets
     from .report import Figures
     from .timers import Timer
 
 ENGINE, QUERYSETS, TRACKING, STRATEGY = "engine", "querysets", "tracking", "strategy"
-MONITORING, FRESHNESS = "monitoring", "freshness"
+MONITORING, FRESHNESS, ADDITIVE = "monitoring", "freshness", "additive"
 
 REUSE = (0, 10_000)  # Celery closes its database connection after each task, or as good as never
 
@@ -46,6 +47,8 @@ def main() -> int:
             _measure_monitoring(options)
         if options.part in (None, FRESHNESS):
             _measure_freshness(options)
+        if options.part in (None, ADDITIVE):
+            _measure_additive(options)
     finally:
         teardown_databases(databases, verbosity=0)
     return 0
@@ -56,7 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="PATH", help="add the figures to this file")
     parser.add_argument(
         "--part",
-        choices=(ENGINE, QUERYSETS, TRACKING, STRATEGY, MONITORING, FRESHNESS),
+        choices=(ENGINE, QUERYSETS, TRACKING, STRATEGY, MONITORING, FRESHNESS, ADDITIVE),
         help="measure only this part",
     )
     parser.add_argument("--runs", type=int, default=5, help="runs that medians are taken of")
@@ -126,8 +129,6 @@ def _measure_querysets(options: argparse.Namespace) -> "querysets.Figures":
 
 
 def _measure_tracking(options: argparse.Namespace) -> None:
-    from tests.helpers.services import selected_database
-
     from . import through_redis, tracking
 
     found = tracking.measure(options.rows, options.runs, _timer(options), _say)
@@ -135,9 +136,24 @@ def _measure_tracking(options: argparse.Namespace) -> None:
         for reuse in REUSE:
             _say("from a commit to the view's row")
             found.append(tracking.until_seen(address, reuse, 10 * options.runs))
-    tracking.show(found, selected_database(), _console())
-    if options.json:
-        tracking.save(found, selected_database(), options.json)
+    _publish_measured(found, TRACKING, options.json)
+
+
+def _measure_additive(options: argparse.Namespace) -> None:
+    from .additive import measure
+
+    found = measure.measure(options.rows, options.runs, _timer(options), _say)
+    _publish_measured(found, ADDITIVE, options.json)
+
+
+def _publish_measured(found: "list[Measured]", part: str, path: Path | None) -> None:
+    from tests.helpers.services import selected_database
+
+    from . import measured
+
+    measured.show(found, f"{selected_database()}: {part}", _console())
+    if path:
+        measured.save(found, part, selected_database(), path)
 
 
 def _measure_strategy(options: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 from django.db import models
 
+from .additive.models import *  # noqa: F403 - Django looks for the models of an app here
 from .hooks import NoHooksMixin
-from .querysets.models import *  # noqa: F403 - Django looks for the models of an app here
+from .querysets.models import *  # noqa: F403
 from .strategy.models import *  # noqa: F403
 
 

@@ -4,33 +4,28 @@ Times are seconds, elapsed ones or those of processors. The ways take turns, as 
 queryset views.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 from django.db import connection
 from django.db.models import F
 from django.db.models.constants import OnConflict
 from django.db.models.functions import Mod
-from rich.console import Console
-from rich.table import Table
 
 from matviews import changes, engine
 from matviews.models import PhaseRun, Refresh
 
+from .measured import Measured, medians
 from .models import NoOp, Order, Spending, SpendingByStatement
 from .querysets.loading import load_orders, tidy
 from .querysets.ways import Native, Statement, View, Way
-from .report import add
 from .statements import statements
 from .through_redis import own_workers
 from .timers import Timer
 
-__all__ = ["Measured", "measure", "save", "show", "until_seen"]
+__all__ = ["measure", "until_seen"]
 
 KEY = ("customer",)
 BULK, ROWS = 10, 500  # one order of ten in a bulk; rows that are written one by one
@@ -39,26 +34,6 @@ PARTITIONS = 24
 POLL = 0.001  # seconds between two looks at the view
 WARM_UPS = 5  # refreshes of another view
 PATIENCE = 60.0  # seconds until a row that does not come is given up
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One thing, measured in several ways: the median of each.
-
-    Attributes:
-        name: of the thing.
-        seconds: by the name of the way, the first one being ours.
-        statements: how many a run takes, by the name of the way; empty if they were not counted.
-    """
-
-    name: str
-    seconds: dict[str, float]
-    statements: dict[str, int] = field(default_factory=dict)
-
-    def ratios(self) -> dict[str, float]:
-        """What ours takes of each other."""
-        ours, *others = self.seconds
-        return {name: self.seconds[ours] / self.seconds[name] for name in others}
 
 
 class ByHand(Statement):
@@ -109,7 +84,7 @@ def _grown(rows: int, runs: int, timer: Timer, say: Callable[[str], object]) -> 
         view.build()
         view.tidy()
         times[count] += _few_changed(view, runs, timer)
-    seconds = _medians({f"of {count:,}": taken for count, taken in times.items()})
+    seconds = medians({f"of {count:,}": taken for count, taken in times.items()})
     return Measured(name=f"{10 * FEW:,} orders changed", seconds=seconds)
 
 
@@ -147,7 +122,7 @@ def _partitioned(rows: int, runs: int, timer: Timer, say: Callable[[str], object
     )
     load_orders(rows)
     changes.install(engine.alias())
-    return Measured(name=f"{10 * FEW:,} orders changed, partitioned", seconds=_medians(times))
+    return Measured(name=f"{10 * FEW:,} orders changed, partitioned", seconds=medians(times))
 
 
 def _partition(rows: int) -> None:
@@ -209,7 +184,7 @@ def _refreshes(
             with statements() as found:
                 way.renew()
             counts[way.name] = len(found)
-        yield Measured(name=name, seconds=_medians(times), statements=counts)
+        yield Measured(name=name, seconds=medians(times), statements=counts)
     with connection.cursor() as cursor:
         cursor.execute("DROP TABLE benchmarks_dirty")
     assert engine.verify(Spending).equal
@@ -242,7 +217,7 @@ def until_seen(address: str, reuse: int, count: int) -> Measured:
     name = "from the commit of a change to the view's row"
     if reuse:
         name += ", connection kept"
-    return Measured(name=name, seconds=_medians({"refresh": times}))
+    return Measured(name=name, seconds=medians({"refresh": times}))
 
 
 def _seconds_until_seen(customer: int) -> float:
@@ -290,7 +265,7 @@ def _writes(runs: int, timer: Timer, say: Callable[[str], object]) -> Iterator[M
                 times[name][tracked].append(timer(partial(job, number)))
             engine.move_log()
     for name, found in times.items():
-        yield Measured(name=name, seconds=_medians(found))
+        yield Measured(name=name, seconds=medians(found))
 
 
 def _one_by_one(number: int) -> None:
@@ -301,28 +276,3 @@ def _one_by_one(number: int) -> None:
 def _in_bulk(number: int) -> None:
     rows = Order.objects.alias(residue=Mod(F("pk"), BULK)).filter(residue=number % BULK)
     rows.update(amount=F("amount") + 1)
-
-
-def _medians(times: dict[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(runs) for name, runs in times.items()}
-
-
-def show(found: list[Measured], database: str, console: Console) -> None:
-    """Print a table; `database` goes into its title."""
-    table = Table(title=f"{database}: change tracking, milliseconds", title_justify="left")
-    for column in ("", "", "median", "ratio", "statements"):
-        table.add_column(column, justify="right" if column else "left")
-    for each in found:
-        table.add_section()
-        ratios = each.ratios()
-        for number, (way, seconds) in enumerate(each.seconds.items()):
-            name = "" if number else each.name
-            ratio = f"{ratios[way]:.4f}" if way in ratios else ""
-            count = each.statements.get(way, "")
-            table.add_row(name, way, f"{1000 * seconds:.1f}", ratio, str(count))
-    console.print(table)
-
-
-def save(found: list[Measured], database: str, path: Path) -> None:
-    """Put the figures into a JSON file, beside what else it has of the database."""
-    add(path, database, {"tracking": [asdict(each) for each in found]})

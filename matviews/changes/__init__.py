@@ -36,7 +36,7 @@ from .trust import (
     untracked_tables,
     untrust,
 )
-from .value_logs import columns_of, count_values, trim_values
+from .value_logs import count_values, present_logs, trim_values
 from .waiting_changes import waiting_changes
 
 __all__ = [
@@ -49,7 +49,6 @@ __all__ = [
     "Tracking",
     "change_status",
     "collapse_queue",
-    "columns_of",
     "count_logged",
     "count_values",
     "count_waiting",
@@ -73,6 +72,7 @@ __all__ = [
     "oldest_logged",
     "oldest_waiting",
     "overlong_queues",
+    "present_logs",
     "recorded_as_unlogged",
     "remove",
     "script",

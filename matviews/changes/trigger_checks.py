@@ -9,7 +9,8 @@ from ..databases.trigger_spec import TriggerSpec, is_covered
 from ..models import TrackedTable, ViewControl
 from ..queryset import apps_to_migrate
 from ..registry import registry
-from .tracking_spec import tracked_tables, union
+from . import value_logs
+from .tracking_spec import tracked_tables
 from .triggers import RequiredTriggers, are_up_to_date, find_orphans
 
 __all__ = ["find_exposed", "find_ownerless", "find_problems", "find_untrackable"]
@@ -60,7 +61,7 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
         if table in faults:
             yield _cannot_be_logged(table, by_view, faults[table])
             continue
-        found, spec = present.get(table, {}), union(by_view.values())
+        found, spec = present.get(table, {}), value_logs.installable(using, by_view)
         if not are_up_to_date(dialect, table, spec, found):
             yield (
                 f"The triggers on {table} (read by {views}) are "
@@ -73,6 +74,7 @@ def find_problems(using: str, *, migrated: bool = True) -> Iterator[str]:
             )
         else:
             yield from _faults_of_record(table, by_view, recorded.get(table), found, controls)
+        yield from value_logs.find_unusable(using, by_view)
     for table in sorted(present.keys() - required.keys()):
         yield f"{table} has triggers, but no view reads it."
     for name in sorted(find_orphans(dialect, required, faults)):

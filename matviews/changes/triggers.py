@@ -1,6 +1,7 @@
 """Installing and removing the triggers of the tables that views read."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from django.db import transaction
@@ -48,7 +49,6 @@ def install(using: str) -> dict[str, str]:
     faults = dialect.untrackable_tables(required)
     required = {table: views for table, views in required.items() if table not in faults}
     log_secret(dialect.using)  # create it for the roles that may only read it
-    value_logs.create(using, required)
     removals = _removals(dialect, set(_known_tables(dialect)) - required.keys())
     left = for_each_table(dialect, removals)
     _remove_orphans(dialect, required)
@@ -111,7 +111,7 @@ def _installations(dialect: Triggers, required: RequiredTriggers) -> dict[str, C
             _install,
             dialect,
             table,
-            union(by_view.values()),
+            by_view,
             {controls[label]: spec.columns for label, spec in by_view.items() if label in controls},
             present.get(table, {}),
             lacking.get(table, []),
@@ -145,7 +145,7 @@ def _known_tables(dialect: Triggers) -> list[str]:
 def _install(
     dialect: Triggers,
     table: str,
-    spec: TriggerSpec,
+    by_view: Mapping[str, TriggerSpec],
     views: Mapping[int, frozenset[str] | None],
     present: Mapping[str, str],
     lacking: Collection[str],
@@ -156,6 +156,8 @@ def _install(
     whoever reads the names may trust that nothing was missed. Nothing was, of a partition that
     never had a row before it got its triggers.
     """
+    required = union(by_view.values())
+    spec = replace(required, value_logs=value_logs.create(dialect, by_view))
     names = dialect.names(table, spec)
     record = TrackedTable.objects.filter(table=table).first() or TrackedTable(table=table)
     known = {pk: record.columns_read(pk) for pk in record.views if record.triggers}
@@ -165,15 +167,12 @@ def _install(
         return
     to_refresh = {*views, *known}
     if same:
-        to_refresh = {
-            pk
-            for pk, columns in views.items()
-            if not (pk in known and is_covered(columns, known[pk]))
-        }
-    record = _record_pending(dialect, table, dialect.version(table, spec))
+        to_refresh = {pk for pk in views if not (pk in known and is_covered(views[pk], known[pk]))}
+    record = _record_pending(dialect, table, dialect.version(table, required))
     with dialect.definitions():
         record.triggers = []
         record.record(spec, views)
+        value_logs.forget(to_refresh.union(views, known), spec.value_logs)
         if not up_to_date:
             record.save()
             present = dialect.installed_triggers().get(table, {})
@@ -265,9 +264,10 @@ def script(using: str) -> str:
     required, dialect = tracked_tables(using), triggers_of(using)
     present, faults = dialect.installed_triggers(), dialect.untrackable_tables(required)
     mark_missing_triggers(using)
-    statements, lacking = value_logs.missing(using, required), dialect.lacking(required)
+    statements, lacking = list[str](), dialect.lacking(required)
     for table in sorted(required.keys() - faults.keys()):
-        spec = union(required[table].values())
+        statements += value_logs.missing(using, required[table])
+        spec = value_logs.installable(using, required[table])
         if are_up_to_date(dialect, table, spec, present.get(table, {})):
             statements += dialect.fill(table, spec, lacking.get(table, ()))
         else:

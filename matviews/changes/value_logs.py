@@ -1,101 +1,153 @@
 """The tables of additive views: `install` creates and drops them, and nobody else.
 
-Triggers write to a value log, so it is there before them, and dropped after them.
+Triggers write to a value log, so it is there before them, and dropped after them. A view has a
+`ViewSums` only while the triggers of its table write to its log, or are about to.
 """
 
-import hashlib
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
-from django.db import connections, router
+from django.db import DatabaseError, connections, router
 
-from ..databases import sums_of, triggers_of
+from ..databases import Triggers, sums_of, triggers_of
 from ..databases.trigger_spec import TriggerSpec, ValueLog
+from ..logs import log as write_log
 from ..models import ViewControl, ViewSums
 from ..queryset import GroupSums, plan_of
+from ..redact import error_text
 from ..registry import registry
+from .tracking_spec import union
 
-__all__ = ["columns_of", "count_values", "create", "drop_unneeded", "missing", "trim_values"]
+__all__ = [
+    "count_values", "create", "drop_unneeded", "find_unusable", "forget", "installable", "missing",
+    "present_logs", "trim_values",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"matviews_(values|sums)_[0-9a-f]{8}")
-Required = Mapping[str, Mapping[str, TriggerSpec]]
+ByView = Mapping[str, TriggerSpec]
 
 
 class _Needed(NamedTuple):
     """The tables that a view needs."""
 
     label: str
-    #: The table whose changes are logged.
-    table: str
     log: ValueLog
     sums: GroupSums
     fingerprint: str
 
-    @property
-    def names(self) -> tuple[str, str]:
-        return self.log.name, self.sums.additive.sums
 
-
-def create(using: str, required: Required) -> None:
+def create(dialect: Triggers, by_view: ByView) -> frozenset[ValueLog]:
     """Create the tables that views need and that are not there, or are for other columns.
 
+    A view whose tables cannot be created is refreshed from its source, as the log says.
+
+    Args:
+        dialect: of the database.
+        by_view: what the views that read one table require of its triggers.
+
+    Returns:
+        The logs that the triggers may write to.
+
     Raises:
-        DatabaseError: the role may not create tables.
+        DatabaseError: a table stayed locked.
     """
-    dialect, controls = triggers_of(using), dict(ViewControl.objects.values_list("label", "pk"))
-    for needed in _needed(using, required):
+    found, controls = set(), dict(ViewControl.objects.values_list("label", "pk"))
+    for needed in _needed(dialect.using, by_view):
         if needed.label not in controls:
             continue
-        row, present = ViewSums.objects.filter(log=needed.log.name).first(), _present(using)
-        columns = columns_of(needed.sums, using)
-        complete = present.issuperset(needed.names)
-        if complete and row and row.columns == columns and row.view_id == controls[needed.label]:
-            continue
-        ViewSums.objects.filter(log=needed.log.name).delete()
-        if not complete or row:
-            with dialect.definitions():
-                installed = dialect.installed_triggers().get(needed.table, {})
-                if needed.log.name in present:
-                    dialect.execute(dialect.drop(needed.table, installed))
-                dialect.execute(_drop(using, needed.names))
-                dialect.execute(needed.sums.create(*needed.names))
-        ViewSums.objects.create(
-            view_id=controls[needed.label], fingerprint=needed.fingerprint,
-            log=needed.names[0], table=needed.names[1], columns=columns,
-        )  # fmt: skip
+        reason = needed.sums.misfit()
+        try:
+            if not reason:
+                with dialect.definitions():
+                    _create(dialect, needed, controls[needed.label])
+                found.add(needed.log)
+        except DatabaseError as error:
+            if dialect.is_locked(error):
+                raise
+            reason = error_text(error)
+        if reason:
+            sentence = "an additive view is refreshed from its source"
+            write_log(logger, logging.WARNING, sentence, view=needed.label, reason=reason)
+    return frozenset(found)
 
 
-def columns_of(sums: GroupSums, using: str) -> str:
-    """A digest of the columns for which the tables of an additive view are created, as they are."""
-    found = sums_of(using).columns(sums.additive.model._meta.db_table)
-    of_view = sums_of(using).columns(sums.source.model._meta.db_table)
-    key = [column.field.column or "" for column in sums.source.key]
-    described = [[found.get(name) for name in sums.additive.columns], [of_view.get(k) for k in key]]
-    return hashlib.sha256(repr(described).encode()).hexdigest()
+def _create(dialect: Triggers, needed: _Needed, view_id: int) -> None:
+    row = ViewSums.objects.filter(log=needed.log.name).first()
+    fit = needed.sums.fit()
+    if fit and row and row.view_id == view_id:
+        return
+    ViewSums.objects.filter(log=needed.log.name).delete()
+    if not fit:
+        dialect.execute(_drop(dialect.using, needed.sums.names))
+        dialect.execute(needed.sums.create())
+    log, table = needed.sums.names
+    ViewSums.objects.create(
+        view_id=view_id, fingerprint=needed.fingerprint, log=log, table=table
+    )  # fmt: skip
 
 
-def missing(using: str, required: Required) -> list[str]:
-    """The statements that create the tables that are not there."""
-    present = _present(using)
+def forget(views: Collection[int], logs: Iterable[ValueLog]) -> None:
+    """Let views use no sums but those whose logs are about to be written.
+
+    Args:
+        views: primary keys of the controls of the views that read a table.
+        logs: the logs that the triggers of the table write to.
+    """
+    ViewSums.objects.filter(view__in=views).exclude(log__in=[log.name for log in logs]).delete()
+
+
+def installable(using: str, by_view: ByView) -> TriggerSpec:
+    """What triggers log for the views that read a table, if the tables can all be created."""
+    logs = {each.log for each in _needed(using, by_view) if not each.sums.misfit()}
+    return replace(union(by_view.values()), value_logs=frozenset(logs))
+
+
+def find_unusable(using: str, by_view: ByView) -> Iterator[str]:
+    """The additive views whose tables cannot be used, a sentence each."""
+    for needed in _needed(using, by_view):
+        reason = needed.sums.misfit()
+        if reason:
+            yield f"{needed.label} cannot be additive: {reason}. It is refreshed from its source."
+        elif not needed.sums.fit():
+            yield (
+                f"The tables of the additive view {needed.label} are missing or out of date, so it "
+                f"is refreshed from its source."
+            )
+
+
+def missing(using: str, by_view: ByView) -> list[str]:
+    """The statements that create the tables that are not as they should be."""
     return [
         statement
-        for needed in _needed(using, required)
-        if not present.issuperset(needed.names)
-        for statement in [
-            *_drop(using, sorted(present & {*needed.names})),
-            *needed.sums.create(*needed.names),
-        ]
+        for needed in _needed(using, by_view)
+        if not needed.sums.misfit() and not needed.sums.fit()
+        for statement in [*_drop(using, needed.sums.names), *needed.sums.create()]
     ]
 
 
-def drop_unneeded(using: str, required: Required) -> None:
+def drop_unneeded(using: str, required: Mapping[str, ByView]) -> None:
     """Drop the tables that no view needs any more. Call it when no trigger writes to them."""
-    needed = {name for each in _needed(using, required) for name in each.names}
+    needed = {
+        name
+        for by_view in required.values()
+        for each in _needed(using, by_view)
+        for name in each.sums.names
+    }
     ViewSums.objects.exclude(log__in=needed).delete()
     if unneeded := sorted(_present(using) - needed):
         with triggers_of(using).definitions():
             triggers_of(using).execute(_drop(using, unneeded))
+
+
+def present_logs() -> set[str]:
+    """The names of the value logs that are there, needed or not."""
+    using = router.db_for_write(ViewSums)
+    return {name for name in _present(using) if name.startswith("matviews_values_")}
 
 
 def count_values(log: str, most: int) -> int:
@@ -115,19 +167,18 @@ def trim_values(log: str, most: int) -> None:
             cursor.execute(statement)
 
 
-def _needed(using: str, required: Required) -> Iterator[_Needed]:
-    for table, by_view in required.items():
-        for label, spec in by_view.items():
-            for log in sorted(spec.value_logs):
-                plan = plan_of(registry.find(label), using)
-                if plan.additive and plan.additive.additive.log == log.name:
-                    yield _Needed(label, table, log, plan.additive, plan.fingerprint)
+def _needed(using: str, by_view: ByView) -> Iterator[_Needed]:
+    for label, spec in by_view.items():
+        for log in sorted(spec.value_logs):
+            plan = plan_of(registry.find(label), using)
+            if plan.additive and plan.additive.additive.log == log.name:
+                yield _Needed(label, log, plan.additive, plan.fingerprint)
 
 
 def _present(using: str) -> set[str]:
-    names = connections[using].introspection.table_names()
-    return {name for name in names if NAME.fullmatch(name)}
+    return {name for name in sums_of(using).present() if NAME.fullmatch(name)}
 
 
 def _drop(using: str, names: Iterable[str]) -> list[str]:
-    return [f"DROP TABLE IF EXISTS {sums_of(using).name(name)}" for name in names]
+    tables = sums_of(using)
+    return [f"DROP TABLE IF EXISTS {tables.name(tables.home(name))}" for name in names]

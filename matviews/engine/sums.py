@@ -81,10 +81,8 @@ def _add(work: Work, kept: ViewSums) -> bool:
             cut = add(work.plan.additive, kept.log, kept.table)
             if cut.incomplete or cut.suspect:
                 reason = INCOMPLETE if cut.incomplete else SUSPECT
-            elif sums_of(alias()).stores_what_fits and kept.columns != changes.columns_of(
-                work.plan.additive, alias()
-            ):  # asked after the entries were read: whoever altered a column did it before
-                reason = ALTERED
+            elif sums_of(alias()).stores_what_fits and not work.plan.additive.fit():
+                reason = ALTERED  # before the entries were read, or it would wait for this batch
             if reason:
                 transaction.set_rollback(True, using=alias())
     except DatabaseError as error:
@@ -106,16 +104,17 @@ def _build(work: Work, kept: ViewSums, refresh_id: int) -> bool:
     try:
         with transaction.atomic(using=alias()):
             build(work.plan.additive, kept.log, kept.table)
+            if reason := work.plan.additive.misfit():
+                transaction.set_rollback(True, using=alias())
     except DatabaseError as error:
         if errors_of(alias()).failure(error) is Failure.RETRY:
             raise
-        kept.drain_number, kept.reason = ViewSums.FAILED, error_text(error)[:255]
+        reason = error_text(error)
+    kept.drain_number, kept.refresh = work.shard.drain_number, refresh_id
+    if reason:
+        kept.drain_number, kept.reason = ViewSums.FAILED, reason[:255]
         sentence = "the sums of an additive view cannot be computed, so it is refreshed without"
-        log(
-            logger, logging.WARNING, sentence, view=work.shard.view.label, reason=kept.reason
-        )  # fmt: skip
-    else:
-        kept.drain_number, kept.refresh = work.shard.drain_number, refresh_id
+        log(logger, logging.WARNING, sentence, view=work.shard.view.label, reason=reason)
     kept.save()
     return kept.drain_number >= 0
 
@@ -125,14 +124,36 @@ def distrust_sums(view_id: int) -> None:
     ViewSums.objects.filter(view=view_id, drain_number__gte=0).update(drain_number=ViewSums.STALE)
 
 
-def trim_value_logs() -> None:
+def trim_value_logs() -> bool:
     """Empty the value logs of views whose sums are not used, or that have too many entries.
 
-    Their next refresh recomputes the sums.
+    Their next refresh recomputes the sums. Logs that no view uses any more are emptied too.
+
+    Returns:
+        Whether all could be.
     """
-    for kept in ViewSums.objects.order_by("pk"):
-        while _trim(kept.pk):
+    used = dict(ViewSums.objects.order_by("pk").values_list("log", "pk"))
+    emptied = [_empty(name, used.get(name)) for name in sorted(changes.present_logs())]
+    return all(emptied)
+
+
+def _empty(name: str, pk: int | None) -> bool:
+    """Empty a value log, of the `ViewSums` with this primary key; whether that was possible."""
+    try:
+        while pk and _trim(pk):
             pass
+        while not pk and changes.count_values(name, 1):
+            _trim_unused(name)
+    except DatabaseError as error:
+        sentence = "a value log cannot be emptied"
+        log(logger, logging.ERROR, sentence, table=name, reason=error_text(error))
+        return False
+    return True
+
+
+def _trim_unused(name: str) -> None:
+    with short_transaction():
+        changes.trim_values(name, TRIMMED_AT_ONCE)
 
 
 def _trim(pk: int) -> bool:
@@ -141,8 +162,8 @@ def _trim(pk: int) -> bool:
         kept = ViewSums.objects.filter(pk=pk)
         if not lock_available(Q(view__in=kept.values("view"))):
             return False
-        for view_id, name, drain in kept.values_list("view", "log", "drain_number"):
-            few = MAX_ENTRIES if drain >= 0 else 0
+        for view_id, name, drain_number in kept.values_list("view", "log", "drain_number"):
+            few = MAX_ENTRIES if drain_number >= 0 else 0
             if changes.count_values(name, few + 1) > few:
                 distrust_sums(view_id)
                 changes.trim_values(name, TRIMMED_AT_ONCE)
@@ -162,7 +183,15 @@ def check_sums(definition: ViewDefinition, view_id: int) -> None:
     status = changes.change_status(definition.label, changes.tracking_of(plan), alias())
     if status is None or not status.complete:
         return
-    groups = count_differing(plan.additive, found.log, found.table)
+    try:
+        with transaction.atomic(using=alias()):
+            groups = count_differing(plan.additive, found.log, found.table)
+    except DatabaseError as error:
+        if errors_of(alias()).failure(error) is Failure.RETRY:
+            raise
+        sentence = "the sums of an additive view cannot be verified"
+        log(logger, logging.ERROR, sentence, view=definition.label, reason=error_text(error))
+        return
     if groups:
         distrust_sums(view_id)
         sentence = "sums of an additive view differ from its source, and are recomputed"

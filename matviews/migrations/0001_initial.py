@@ -416,7 +416,6 @@ class Migration(migrations.Migration):
                 ("fingerprint", models.CharField(max_length=64)),
                 ("log", models.CharField(max_length=40, unique=True)),
                 ("table", models.CharField(max_length=40)),
-                ("columns", models.CharField(max_length=64)),
                 ("drain_number", models.BigIntegerField(default=-1)),
                 ("refresh", models.BigIntegerField(default=0)),
                 ("reason", models.CharField(blank=True, max_length=255)),

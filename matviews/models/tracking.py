@@ -101,8 +101,6 @@ class ViewSums(Bookkeeping):
     #: The names of the tables.
     log = models.CharField(max_length=40, unique=True)
     table = models.CharField(max_length=40)
-    #: Digest of the columns for which they were created.
-    columns = models.CharField(max_length=64)
     #: The last drain of the shard when the sums were computed; `STALE` or `FAILED` if they may not
     #: be used.
     drain_number = models.BigIntegerField(default=-1)

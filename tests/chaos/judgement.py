@@ -5,7 +5,7 @@ from typing import Any
 
 from django.db import connection, models
 
-from matviews import engine
+from matviews import changes, engine
 from matviews.changes import find_problems
 from matviews.models import (
     Change,
@@ -15,9 +15,11 @@ from matviews.models import (
     ViewChange,
     ViewControl,
     ViewShard,
+    ViewSums,
 )
 from matviews.queryset import stages
 from matviews.states import RefreshState
+from tests.helpers.sums import sums_differ
 
 from . import oracle
 from .comparison import ledger_faults
@@ -69,6 +71,17 @@ def _transactions() -> list[Any]:
         return list(cursor.fetchall())
 
 
+def _unused_sums() -> list[str]:
+    """Additive views that are refreshed without their sums, or have values to add."""
+    found = {
+        "without sums": [each for each in ViewSums.objects.all() if each.drain_number < 0],
+        "with values to add": [
+            each for each in ViewSums.objects.all() if changes.count_values(each.log, 1)
+        ],
+    }
+    return [f"{each.view.label} {what}" for what, sums in found.items() for each in sums]
+
+
 def _held_views() -> list[str]:
     held = [each for each in ViewControl.objects.all() if each.held or each.suspended_at]
     return [each.label for each in held]
@@ -80,6 +93,7 @@ _LOOKS: dict[str, Callable[[], Any]] = {
     "parked keys": lambda: list(ParkedKey.objects.values_list("key", "message")),
     "views not on time": late_views,
     "views held": _held_views,
+    "additive views": _unused_sums,
     "claims": _claims,
     "staging tables": lambda: list(stages(engine.alias()).values()),
     "open transactions": _transactions,
@@ -89,7 +103,7 @@ _LOOKS: dict[str, Callable[[], Any]] = {
 
 def verdict() -> list[str]:
     """What is wrong, a line each."""
-    return [*_wrong_rows(), *_wrong_ledgers()]
+    return [*_wrong_rows(), *_wrong_sums(), *_wrong_ledgers()]
 
 
 def _wrong_rows() -> Iterator[str]:
@@ -103,6 +117,12 @@ def _wrong_rows() -> Iterator[str]:
                 f"{label} differs by verify: {found.missing} missing, {found.differing} differing, "
                 f"{found.surplus} surplus"
             )
+
+
+def _wrong_sums() -> Iterator[str]:
+    for view in oracle.ADDITIVE:
+        if groups := sums_differ(view):
+            yield f"{view._meta.label} has {groups} groups of wrong sums"
 
 
 def _wrong_ledgers() -> Iterator[str]:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.db import models
-from django.db.models import Count, Exists, ExpressionWrapper, F, OuterRef, QuerySet, Sum, Window
+from django.db.models import Count, Exists, ExpressionWrapper, F, OuterRef, Q, QuerySet, Sum, Window
 from django.db.models.functions import Mod, RowNumber
 
 from matviews import Batch, MaterializedView, Shard
@@ -14,11 +14,13 @@ from matviews import Batch, MaterializedView, Shard
 from .variables import VERSION
 
 __all__ = [
+    "LARGE",
     "Account",
     "AccountTotal",
     "Entry",
     "EntryDetail",
     "Item",
+    "KindTotal",
     "Ledger",
     "Ranked",
     "RegionKind",
@@ -29,6 +31,7 @@ __all__ = [
 
 #: How long the ledgers take between reading and writing: a second batch may come in between.
 HOOK_SECONDS = 0.03
+LARGE = 50  # an amount
 
 
 def smallest_amount() -> int:
@@ -88,6 +91,26 @@ class EntryDetail(MaterializedView, models.Model):
     def source(cls) -> QuerySet[Any, Any]:
         ratio = ExpressionWrapper(F("amount") * 1.0 / F("divisor"), models.FloatField())
         return Entry.objects.values(entry=F("pk"), region=F("account__region"), ratio=ratio)
+
+
+class KindTotal(MaterializedView, models.Model):
+    """Few large groups, kept by adding and subtracting."""
+
+    kind = models.IntegerField(unique=True)
+    entries = models.IntegerField()
+    large = models.IntegerField()
+    total = models.BigIntegerField()
+
+    class MatviewMeta:
+        additive = True
+        refresh_on_change = timedelta(seconds=1)
+        freshness_target = timedelta(seconds=15)
+
+    @classmethod
+    def source(cls) -> QuerySet[Any, Any]:
+        return Entry.objects.values("kind").annotate(
+            entries=Count("pk"), large=Count("pk", filter=Q(amount__gt=LARGE)), total=Sum("amount")
+        )
 
 
 class RegionKind(MaterializedView, models.Model):

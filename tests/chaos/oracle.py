@@ -10,7 +10,7 @@ from django.db import models
 from . import models as bank
 from .comparison import Rows, compare
 
-__all__ = ["VIEWS", "differences"]
+__all__ = ["ADDITIVE", "VIEWS", "differences"]
 
 
 class Bank:
@@ -32,6 +32,15 @@ class Bank:
         return {
             pk: (self.regions[account], amount / divisor)
             for pk, account, _kind, amount, divisor in self.entries
+        }
+
+    def kind_totals(self) -> Rows:
+        amounts = defaultdict(list)
+        for _pk, _account, kind, amount, _divisor in self.entries:
+            amounts[kind].append(amount)
+        return {
+            kind: (len(each), sum(amount > bank.LARGE for amount in each), sum(each))
+            for kind, each in amounts.items()
         }
 
     def region_kinds(self) -> Rows:
@@ -60,10 +69,15 @@ class Bank:
 VIEWS: dict[type[models.Model], tuple[tuple[str, ...], tuple[str, ...], Callable[[Bank], Rows]]] = {
     bank.AccountTotal: (("account_id",), ("entries", "total"), Bank.account_totals),
     bank.EntryDetail: (("entry_id",), ("region", "ratio"), Bank.entry_details),
+    bank.KindTotal: (("kind",), ("entries", "large", "total"), Bank.kind_totals),
     bank.RegionKind: (("region", "kind"), ("total",), Bank.region_kinds),
     bank.Ranked: (("entry_id",), ("place",), Bank.ranked),
     bank.RegionTotal: (("region",), ("accounts", "total"), Bank.region_totals),
 }
+
+
+#: The views that are kept by adding and subtracting.
+ADDITIVE = (bank.KindTotal,)
 
 
 def differences(view: type[models.Model]) -> list[str]:

@@ -7,27 +7,22 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from django.db import connection
+from django.db import connection, models
 from django.db.models import Avg, Count, F, Max, Sum
 from django.test.utils import CaptureQueriesContext
 
 from matviews import changes, engine, untracked
+from matviews.changes import value_logs
 from matviews.engine import sums as engine_sums
 from matviews.models import ViewShard, ViewSums
-from matviews.queryset import BatchRunner, check_source, explain
+from matviews.queryset import BatchRunner, GroupSums, check_source, explain
 from matviews.registry import registry
 from matviews.states import RefreshStrategy
 from matviews.tasks import inline
-from tests.helpers.additive_views import (
-    DECIMALS,
-    Sales,
-    additive_of,
-    counted,
-    kept_of,
-    sums_differ,
-)
+from tests.helpers.additive_views import DECIMALS, Sales, counted
 from tests.helpers.engine import let_time_pass
 from tests.helpers.state_machines import Killed, killed_before_statement
+from tests.helpers.sums import additive_of, kept_of, sums_differ
 from tests.helpers.tables import execute, made, refreshed
 from tests.helpers.view_classes import run
 
@@ -175,20 +170,78 @@ def test_impossible_sums_are_recomputed_and_logged(
     assert kept_of(sales.View).reason
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="alters no type of a column")
-def test_values_that_an_altered_column_holds_are_not_cut(sales: Sales) -> None:
-    """A value log is as narrow as the column was."""
-    table = sales.Sale._meta.db_table
-    execute(
-        f"ALTER TABLE {table} MODIFY kind BIGINT NOT NULL"
-        if connection.vendor == "mysql"
-        else f"ALTER TABLE {table} ALTER COLUMN kind TYPE bigint"
-    )
-    execute(f"INSERT INTO {table} (shop, kind, qty, note, owner) VALUES (1, 3000000000, 2, '', 0)")
+ALTERATIONS = {
+    "wider": ("kind", "bigint", "3000000000"),
+    "more digits": ("price", "numeric(24, 2)", "99999999999999.99"),
+    "more places": ("price", "numeric(20, 6)", "0.000003"),
+    "floats": ("qty", "double precision", "2"),
+    "longer texts": ("note", "varchar(200)", f"'{'x' * 99}'"),
+    "any text": ("note", "text", f"'{'x' * 99}'"),
+}
 
-    for _refresh in range(2):
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="alters no type of a column")
+@pytest.mark.parametrize("install", [False, True], ids=["", "installed"])
+@pytest.mark.parametrize("alteration", ALTERATIONS)
+def test_a_column_altered_by_hand_fails_no_writer_and_no_sum(
+    alteration: str, install: bool
+) -> None:
+    """A value log may be as narrow as the column was, and sums as exact as the model is."""
+    column, kind, value = ALTERATIONS[alteration]
+
+    def source(rows: Any) -> Any:
+        return (
+            rows.exclude(note="none").values("shop")
+            .annotate(total=Sum(F("qty") * F("kind")), money=Sum("price"), sales=Count("note"))
+        )  # fmt: skip
+
+    with Sales(source).tracked() as sales:
+        table = sales.Sale._meta.db_table
+        sales.add((1, 2, "1.10"), (1, 3, None), (2, 3, "0.30"))
         refreshed(sales.View)
-        assert sales.rows()[1]["total"] == 3 + 6_000_000_001
+        execute(
+            f"ALTER TABLE {table} MODIFY {column} {kind} NULL"
+            if connection.vendor == "mysql"
+            else f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {kind}"
+        )
+        if install:
+            changes.install(engine.alias())
+            refreshed(sales.View)
+        for _refresh in range(2):
+            sales.add((1, 2, "0.50"))
+            execute(f"UPDATE {table} SET {column} = {value} WHERE shop = 2")
+            refreshed(sales.View)
+            assert engine.verify(sales.View).equal
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_column_that_may_be_null_in_the_database_alone_is_counted_as_there() -> None:
+    def source(rows: Any) -> Any:
+        return rows.values("shop").annotate(sales=Count("kind"), priced=Count("owner"))
+
+    with Sales(source).tracked() as sales:
+        table = sales.Sale._meta.db_table
+        if connection.vendor == "sqlite":
+            with connection.schema_editor() as editor:
+                old = sales.Sale._meta.get_field("kind")
+                new = models.IntegerField(null=True)
+                new.set_attributes_from_name("kind")
+                new.model = sales.Sale
+                changes.drop_before_migrate(engine.alias())
+                editor.alter_field(sales.Sale, old, new)
+        elif connection.vendor == "mysql":
+            execute(f"ALTER TABLE {table} MODIFY kind integer NULL")
+        else:
+            execute(f"ALTER TABLE {table} ALTER COLUMN kind DROP NOT NULL")
+        changes.install(engine.alias())
+        refreshed(sales.View)
+        execute(f"INSERT INTO {table} (shop, kind, note, owner) VALUES (1, NULL, '', 0)")
+        execute(f"INSERT INTO {table} (shop, kind, note, owner) VALUES (1, 4, '', 0)")
+
+        refreshed(sales.View)
+
+        assert sales.rows()[1]["sales"] == 1
         assert verified(sales)
 
 
@@ -289,6 +342,150 @@ def test_a_view_with_another_definition_uses_nothing(sales: Sales) -> None:
     sales.add((1, 9, None))
     refreshed(sales.View)
     assert verified(sales)
+
+
+@pytest.mark.parametrize("which", ["log", "table"])
+def test_a_table_that_somebody_dropped_fails_no_writer_and_comes_back(
+    sales: Sales, which: str
+) -> None:
+    if connection.vendor == "sqlite" and which == "log":
+        pytest.skip("a trigger cannot ask whether a table is there")
+    kept = kept_of(sales.View)
+    execute(f"DROP TABLE {getattr(kept, which)}")
+
+    sales.add((1, 7, None))
+    sales.Sale._base_manager.filter(shop=2).update(qty=9)
+    sales.Sale._base_manager.filter(shop=3).delete()
+    for _refresh in range(2):
+        refreshed(sales.View)
+        assert engine.verify(sales.View).equal
+    engine.trim_value_logs()
+
+    assert any("are missing" in each for each in changes.find_problems(engine.alias()))
+    changes.install(engine.alias())
+    assert not list(changes.find_problems(engine.alias()))
+    sales.add((1, 8, None))
+    refreshed(sales.View)
+    sales.add((1, 9, None))
+    with CaptureQueriesContext(connection) as queries:
+        refreshed(sales.View)
+    assert verified(sales)
+    assert not reads_source(sales, queries)
+
+
+def test_tables_that_somebody_else_has_created_are_used_if_they_fit(sales: Sales) -> None:
+    """As the script of `--triggers sql` does, run by whoever may create tables."""
+    kept = kept_of(sales.View)
+    kept.delete()
+    changes.install(engine.alias())
+    assert kept_of(sales.View).log == kept.log
+    sales.add((1, 7, None))
+    refreshed(sales.View)
+    assert verified(sales)
+
+    kept_of(sales.View).delete()
+    execute(f"ALTER TABLE {kept.log} DROP COLUMN qty")
+    changes.install(engine.alias())
+    sales.add((1, 8, None))
+    refreshed(sales.View)
+    assert verified(sales)
+
+
+def test_the_tables_of_one_view_that_cannot_be_created_stop_no_other(
+    sales: Sales, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The role may not create tables, say."""
+    changes.remove(engine.alias())
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupSums, "create", lambda self: ["CREATE TABLE not valid"])
+        for _again in range(2):
+            assert not changes.install(engine.alias())
+
+        assert "is refreshed from its source" in caplog.text
+        assert not ViewSums.objects.exists()
+        refreshed(sales.View)
+        sales.add((1, 7, None))
+        refresh = run(sales.View)
+        assert {each.strategy for each in refresh.runs.all()} == {RefreshStrategy.BY_KEYS}
+        assert engine.verify(sales.View).equal
+
+    changes.install(engine.alias())
+    refreshed(sales.View)
+    sales.add((1, 8, None))
+    refreshed(sales.View)
+    assert verified(sales)
+    assert ViewSums.objects.get().drain_number >= 0
+
+
+def test_triggers_that_write_to_no_log_leave_no_sums_in_use(
+    sales: Sales, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process with another version of the code may have created them."""
+    with monkeypatch.context() as patch:
+        patch.setattr(value_logs, "create", mock.Mock(return_value=frozenset()))
+        changes.install(engine.alias())
+    assert not ViewSums.objects.exists()
+    refreshed(sales.View)
+    sales.add((1, 7, None))
+    refreshed(sales.View)
+    assert engine.verify(sales.View).equal
+
+
+def test_a_log_that_no_view_uses_is_emptied(sales: Sales) -> None:
+    kept = kept_of(sales.View)
+    kept.delete()
+    sales.add((1, 7, None))
+    assert changes.count_values(kept.log, 9) == 1
+
+    assert engine.trim_value_logs()
+
+    assert changes.count_values(kept.log, 9) == 0
+
+
+def test_a_log_that_cannot_be_emptied_keeps_no_other_full(
+    sales: Sales, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = kept_of(sales.View)
+    kept.delete()
+    sales.add((1, 7, None))
+    monkeypatch.setattr(changes, "present_logs", lambda: {"matviews_values_00000000", kept.log})
+
+    assert not engine.trim_value_logs()
+
+    assert changes.count_values(kept.log, 9) == 0
+    assert "cannot be emptied" in caplog.text
+
+
+def test_sums_that_are_gone_are_no_reason_not_to_verify_a_view(
+    sales: Sales, caplog: pytest.LogCaptureFixture
+) -> None:
+    execute(f"DROP TABLE {kept_of(sales.View).table}")
+
+    assert engine.verify(sales.View).equal
+
+    assert "cannot be verified" in caplog.text
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="has a search path")
+def test_a_schema_that_comes_first_in_the_search_path_changes_nothing(sales: Sales) -> None:
+    execute("CREATE SCHEMA matviews_other")
+    try:
+        execute("SET search_path = matviews_other, public")
+        for _again in range(2):
+            changes.install(engine.alias())
+            sales.add((1, 7, None))
+            refreshed(sales.View)
+            assert verified(sales)
+            changes.remove(engine.alias())
+        changes.install(engine.alias())
+        execute("RESET search_path")
+        sales.add((1, 7, None))
+        refreshed(sales.View)
+        sales.add((1, 8, None))
+        refreshed(sales.View)
+        assert verified(sales)
+    finally:
+        execute("RESET search_path", "DROP SCHEMA matviews_other CASCADE")
 
 
 def test_removed_triggers_leave_no_tables(sales: Sales) -> None:

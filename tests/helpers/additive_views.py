@@ -9,12 +9,9 @@ from django.db.models import Avg, Case, Count, F, Q, QuerySet, Sum, Value, When
 from django.db.models.functions import Coalesce
 
 from matviews import changes, engine
-from matviews.models import ViewSums
-from matviews.queryset import GroupSums, count_differing, plan_of
-from matviews.registry import registry
 from tests.helpers.tables import derived_view, made, model
 
-__all__ = ["DECIMALS", "Sales", "additive_of", "kept_of", "sums_differ"]
+__all__ = ["DECIMALS", "Sales", "counted"]
 
 # SQLite adds decimals up as floats.
 DECIMALS = connection.vendor != "sqlite"
@@ -97,20 +94,3 @@ class Sales:
     def rows(self) -> dict[int, dict[str, Any]]:
         """The rows of the view by shop."""
         return {row["shop"]: row for row in self.View._base_manager.values()}
-
-
-def additive_of(view: type[Any]) -> GroupSums | None:
-    """The sums of a view, if it is additive."""
-    return plan_of(registry.find(view), engine.alias()).additive
-
-
-def kept_of(view: type[Any]) -> ViewSums:
-    """The record of a view's sums."""
-    return ViewSums.objects.get(view__label=view._meta.label)
-
-
-def sums_differ(view: type[Any]) -> int:
-    """In how many groups the sums with what is logged differ from the source."""
-    sums, kept = additive_of(view), kept_of(view)
-    assert sums is not None
-    return count_differing(sums, kept.log, kept.table)

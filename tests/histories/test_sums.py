@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from matviews import engine, untracked
 from matviews.engine import sums as engine_sums
 from matviews.queryset import GroupSums, add
-from tests.helpers.additive_views import Sales, kept_of, sums_differ
+from tests.helpers.additive_views import Sales
 from tests.helpers.state_machines import FOUND, refreshed_despite
+from tests.helpers.sums import kept_of, sums_differ
 from tests.histories.conftest import RunRandom
 
 pytestmark = [

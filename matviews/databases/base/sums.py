@@ -5,8 +5,7 @@ weight. A table of sums has the view's key, how many rows a group has, and of ea
 values there are and their exact sum.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from django.db import connections
 
@@ -52,14 +51,44 @@ class SumTables:
         quoted: str = connections[self.using].ops.quote_name(name)
         return quoted
 
-    def create_log(self, log: str, table: str, columns: Sequence[str]) -> list[str]:
-        """Statements that create a value log for columns of a table."""
-        names = ", ".join(map(self.name, columns))
-        created = (
-            f"CREATE TABLE {self.name(log)} AS SELECT NULL AS {WEIGHT}, {names} "
-            f"FROM {self.name(table)} LIMIT 0"
-        )
-        return [created]
+    def present(self) -> set[str]:
+        """The tables that are there, whosever they are."""
+        return set(connections[self.using].introspection.table_names())
+
+    def home(self, name: str) -> str:
+        """A table of ours, as `Meta.db_table` would name it, wherever the search path leads."""
+        return name
+
+    def create_log(self, log: str, columns: Mapping[str, tuple[str, str]]) -> str:
+        """A statement that creates a value log.
+
+        Args:
+            log: its name, quoted.
+            columns: the types and collations ("" for the default) of its columns.
+        """
+        named = [f"{WEIGHT} BIGINT"]
+        for column, (kind, collation) in columns.items():
+            collate = f" COLLATE {self.name(collation)}" if collation else ""
+            named.append(f"{self.name(column)} {kind}{collate}{self.nullable}")
+        return f"CREATE TABLE {log} ({', '.join([*self.numbered, *named])})"
+
+    #: The column with the number of an entry, where each has one.
+    numbered: tuple[str, ...] = ()
+    #: What says that a column may be NULL, where that is not the default for all types.
+    nullable = ""
+
+    def unlimited(self, kind: str) -> str:
+        """The type of a value log's column, so that it holds what a column of type `kind` does."""
+        return kind
+
+    def is_finer(self, kind: str, places: int) -> bool:
+        """Whether numbers of a column have more digits after the decimal point, or are floats.
+
+        Args:
+            kind: the type of the column.
+            places: the digits that are expected.
+        """
+        return False
 
     def columns_of_sums(self, places: Sequence[int]) -> list[str]:
         """The definitions of the columns beside the key.
@@ -153,12 +182,3 @@ class SumTables:
         return [
             f"DELETE FROM {log} WHERE {self.entry} IN (SELECT {self.entry} FROM {log} LIMIT {most})"
         ]
-
-    def columns(self, table: str) -> dict[str, str]:
-        """The columns of a table that may be missing, with what shows that they have changed."""
-        found: dict[str, str] = {}
-        connection: Any = connections[self.using]
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT name, type FROM pragma_table_info(%s)", [table])
-            found.update(cursor.fetchall())
-        return found

@@ -17,6 +17,7 @@ from .references import Cascade, Reference, cascades_to, read_references
 from .trigger_sql import (
     MODE_BACK,
     NO_SUCH_COLUMN,
+    NO_SUCH_TABLE,
     OWN_NUMBER,
     PLAIN_MODE,
     UTC_NOW,
@@ -25,7 +26,6 @@ from .trigger_sql import (
 
 __all__ = ["CascadeTrigger", "CascadeTriggers"]
 
-NO_SUCH_TABLE = 1146
 NEW_KEY = "a foreign key with ON DELETE or ON UPDATE, which fires no trigger here, was added"
 
 

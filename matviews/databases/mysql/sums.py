@@ -1,16 +1,15 @@
 """The tables of additive views on MariaDB and MySQL."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
-from django.db import connections
-
-from ..base.sums import ENTRY, WEIGHT, SumTables
+from ..base.sums import ENTRY, SumTables
 from ..sql import SQL
 
 __all__ = ["MySQLSumTables"]
 
-
 COPY = "matviews_trimmed"
+EXACT_NUMBER = re.compile(r"\w*int\b|decimal\(\d+,(?P<places>\d+)\)")
 
 
 class MySQLSumTables(SumTables):
@@ -21,17 +20,15 @@ class MySQLSumTables(SumTables):
     stores_what_fits = True
     copies_collations = True
 
-    def create_log(self, log: str, table: str, columns: Sequence[str]) -> list[str]:
-        """Its columns may be NULL: an entry may have no values."""
-        name, names = self.name(log), ", ".join(map(self.name, columns))
-        nothing = ", ".join(f"NULLIF({each}, {each}) AS {each}" for each in map(self.name, columns))
-        created = (
-            f"CREATE TABLE {name} ({ENTRY} BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY, "
-            f"{WEIGHT} BIGINT NULL) ENGINE = InnoDB "
-            f"SELECT {names} FROM (SELECT {names} FROM {self.name(table)} UNION ALL "
-            f"SELECT {nothing} FROM {self.name(table)}) matviews_nothing LIMIT 0"
-        )
-        return [created]
+    numbered = (f"{ENTRY} BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY",)
+    nullable = " NULL"
+
+    def create_log(self, log: str, columns: Mapping[str, tuple[str, str]]) -> str:
+        return f"{super().create_log(log, columns)} ENGINE = InnoDB"
+
+    def is_finer(self, kind: str, places: int) -> bool:
+        found = EXACT_NUMBER.match(kind)
+        return not found or int(found["places"] or 0) > places
 
     def sum_type(self, places: int) -> str:
         return f"DECIMAL(65, {places})"
@@ -81,13 +78,3 @@ class MySQLSumTables(SumTables):
             self.delete_copied(COPY, log),
             self.drop_copy(COPY),
         ]
-
-    def columns(self, table: str) -> dict[str, str]:
-        with connections[self.using].cursor() as cursor:
-            cursor.execute(
-                "SELECT column_name, CONCAT_WS(' ', column_type, collation_name) "
-                "FROM information_schema.columns "
-                "WHERE table_schema = DATABASE() AND table_name = %s",
-                [table],
-            )
-            return dict(cursor.fetchall())

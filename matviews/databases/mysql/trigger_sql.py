@@ -11,6 +11,7 @@ __all__ = [
     "INTRODUCER",
     "MODE_BACK",
     "NO_SUCH_COLUMN",
+    "NO_SUCH_TABLE",
     "OWN_NUMBER",
     "PLAIN_MODE",
     "UTC_NOW",
@@ -18,7 +19,7 @@ __all__ = [
 ]
 
 PLAIN_MODE = "SET @matviews_sql_mode = @@sql_mode, sql_mode = ''"
-NO_SUCH_COLUMN = 1054
+NO_SUCH_COLUMN, NO_SUCH_TABLE = 1054, 1146
 # A session may set the time of its statements, but not that of SYSDATE, which no function returns
 # in UTC.
 UTC_NOW = "UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND"
@@ -63,8 +64,9 @@ class MySQLTriggerSQL(Triggers):
     def _action(self, event: str, table: str, spec: TriggerSpec) -> str:
         """The body of a trigger.
 
-        If a column that it names is gone, only that error is handled: any row may have changed. It
-        is raised before the statement does anything, so it leaves no lock and no rollback behind.
+        If a column that it names is gone, or a value log, only that error is handled: any row may
+        have changed. It is raised before the statement does anything, so it leaves no lock and no
+        rollback behind.
         """
         changed = self._changed(table, spec) if event == "update" else {}
         before, after = (
@@ -78,8 +80,9 @@ class MySQLTriggerSQL(Triggers):
         )
         if event == "update" and spec.columns is not None:
             body = f"IF NOT ({self._same(table, spec.columns)}) THEN {body} END IF;"
+        errors = f"{NO_SUCH_COLUMN}, {NO_SUCH_TABLE}" if spec.value_logs else NO_SUCH_COLUMN
         gone = (
-            f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} {self._log(table, 'NULL', {})} "
+            f"DECLARE EXIT HANDLER FOR {errors} {self._log(table, 'NULL', {})} "
             if "OLD." in body or "NEW." in body
             else ""
         )

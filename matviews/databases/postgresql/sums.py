@@ -1,13 +1,19 @@
 """The tables of additive views on PostgreSQL."""
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 
-from django.db import connections
-
-from ..base.sums import WEIGHT, SumTables, sum_name
-from .table_names import regclass
+from ..base.sums import SumTables, sum_name
+from ..base.triggers import CHANGE_LOG
+from .staging import PostgreSQLStaging
 
 __all__ = ["PostgreSQLSumTables"]
+
+LIMIT = re.compile(r"\(.*?\)")  # of characters, digits or fractions of seconds
+# Without a limit, these names mean a single character or bit.
+OF_ANY_LENGTH = {"character": "bpchar", "bit": "bit varying"}
+EXACT_NUMBERS = ("smallint", "integer", "bigint", "numeric")
 
 
 class PostgreSQLSumTables(SumTables):
@@ -15,13 +21,29 @@ class PostgreSQLSumTables(SumTables):
 
     adds_decimals = True
 
-    def create_log(self, log: str, table: str, columns: Sequence[str]) -> list[str]:
-        names = ", ".join(map(self.name, columns))
-        created = (
-            f"CREATE TABLE {self.name(log)} AS SELECT NULL::pg_catalog.int8 AS {WEIGHT}, {names} "
-            f"FROM ONLY {self.name(table)} WITH NO DATA"
-        )
-        return [created]
+    def present(self) -> set[str]:
+        return set(self._staging.tables(self._schema))
+
+    def home(self, name: str) -> str:
+        """The triggers write to the schema of the change log."""
+        return self._staging.table(self._schema, name)
+
+    @cached_property
+    def _schema(self) -> str:
+        return self._staging.home(CHANGE_LOG)
+
+    @property
+    def _staging(self) -> PostgreSQLStaging:
+        return PostgreSQLStaging(self.using)
+
+    def unlimited(self, kind: str) -> str:
+        """An entry must not fail because its column has been widened since."""
+        plain = LIMIT.sub("", kind)
+        return OF_ANY_LENGTH.get(plain, plain)
+
+    def is_finer(self, kind: str, places: int) -> bool:
+        """NUMERIC has as many digits as needed."""
+        return LIMIT.sub("", kind) not in EXACT_NUMBERS
 
     #: Entries have no numbers: a sequence would cost the writers more.
     entry = "ctid"
@@ -43,14 +65,3 @@ class PostgreSQLSumTables(SumTables):
         names = [sum_name(number) for number, _places in enumerate(places)]
         not_finite = [f"{name} - {name} <> 0" for name in names]
         return " OR ".join([*self._impossible(places), *not_finite])
-
-    def columns(self, table: str) -> dict[str, str]:
-        with connections[self.using].cursor() as cursor:
-            cursor.execute(
-                "SELECT a.attname, concat(pg_catalog.format_type(a.atttypid, a.atttypmod), ' ', "
-                "a.attcollation) FROM pg_attribute a "
-                "WHERE a.attrelid = pg_catalog.to_regclass(%s)::pg_catalog.oid "
-                "AND a.attnum > 0 AND NOT a.attisdropped",
-                [regclass(self.name(table))],
-            )
-            return dict(cursor.fetchall())

@@ -153,7 +153,7 @@ class PostgreSQLTriggerSQL(TriggerValues):
             f"IF strpos(coalesce({session}, ''), {self.literal(digest(table))}) > 0 THEN "
             f"IF EXISTS (SELECT 1 FROM {self._of_ours(LOG_SECRET)} "
             f"WHERE value = split_part({session}, ' ', 1)) THEN RETURN NULL; END IF; END IF; "
-            f"{self._entry(log, event, table, spec)};{self._values(event, table, spec)}"
+            f"{self._entry(log, event, table, spec)};{self._values(event, table, spec, whole)}"
         )
         named = f'"{doubled(location.schema)}"."{doubled(location.table)}"'
         if check:
@@ -202,7 +202,7 @@ class PostgreSQLTriggerSQL(TriggerValues):
             f"attname = {self.literal(self._as_stored(column))}"
             + (
                 f" AND atttypid = '{kind}'::regtype"
-                if kind in EXACT or kind in INEXACT_TYPES
+                if kind in EXACT or kind in INEXACT_TYPES or (kind and column in spec.valued)
                 else ""
             )
             for column, kind in kinds.items()

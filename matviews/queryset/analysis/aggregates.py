@@ -15,8 +15,8 @@ from .expressions import walk
 from .row_functions import inexact_part
 
 __all__ = [
-    "AVERAGE", "COUNT", "SUM", "Added", "Known", "added", "aggregates_in", "places_of", "replaced",
-    "row_columns",
+    "AVERAGE", "COUNT", "SUM", "Added", "Known", "added", "aggregates_in", "places_of",
+    "places_of_column", "replaced", "row_columns",
 ]  # fmt: skip
 
 COUNT, SUM, AVERAGE = "count", "sum", "average"
@@ -137,8 +137,8 @@ def _counted(argument: Any, dialect: Dialect) -> Any | None:
     """The values that are counted; None if each row counts."""
     if type(argument).__name__ == "Star":
         return None
-    if isinstance(argument, Col) and not argument.target.null:
-        return None
+    if isinstance(argument, Col) and argument.target.primary_key:
+        return None  # any other column may be NULL in the database, whatever its model says
     if part := inexact_part(argument, dialect, may_fail=True):
         raise ValueError(f"Count of {part}")
     return argument
@@ -160,7 +160,7 @@ def _places(part: Any) -> int:
     if isinstance(part, Value):
         return _places_of_value(part.value)
     if isinstance(part, Col):
-        return _places_of_column(part.target)
+        return places_of_column(part.target)
     parts = [each for each in part.get_source_expressions() if each is not None]
     if isinstance(part, CombinedExpression):
         each = [_places(side) for side in parts]
@@ -183,7 +183,12 @@ def _places_of_value(value: Any) -> int:
     raise ValueError(f"a constant that is a {type(value).__name__}")
 
 
-def _places_of_column(field: Any) -> int:
+def places_of_column(field: Any) -> int:
+    """How many digits after the decimal point a column has, as its model says.
+
+    Raises:
+        ValueError: as `places_of`.
+    """
     kind = family(field)
     if kind == WHOLE:
         return 0

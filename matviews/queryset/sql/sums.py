@@ -1,19 +1,22 @@
 """The sums of an additive view: what rows give to groups, and the view's rows from that."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 from ...databases import Dialect, SumTables, staging_of, sums_of
-from ...databases.base.sums import ROWS_KEPT, WEIGHT, count_name, sum_name
-from ...databases.fields import Column
+from ...databases.base.sums import ENTRY, ROWS_KEPT, WEIGHT, count_name, sum_name
+from ...databases.fields import NUMBER, WHOLE, AnyField, Column, family
 from ...databases.sql import SQL, joined
-from ..analysis.aggregates import COUNT, SUM, Added, replaced
+from ..analysis.aggregates import COUNT, SUM, Added, places_of_column, replaced
 from ..analysis.source import Source
 from ..strategy.additive import Additive
 from .readers import StageReader, as_stored
 
 __all__ = ["GroupSums", "SumsReader"]
 
+OWN_COLUMNS = (ENTRY, WEIGHT)  # of a value log
+Described = Mapping[tuple[str, str], tuple[str, str]]  # as `Dialect.columns` returns it
 KEPT = "matviews_kept"  # alias of the view's rows, made from the sums
 
 
@@ -49,17 +52,76 @@ class GroupSums:
         """The columns of the value log with values, quoted."""
         return [self.dialect.name(column) for column in self.additive.columns]
 
-    def create(self, log: str, sums: str) -> list[str]:
-        """Statements that create both tables."""
-        table, view = self.dialect.name(sums), self.source.model._meta.db_table
-        key = [column.field for column in self.source.key]
-        created = staging_of(self.dialect.using).create(table, view, key, key, self.dialect)
+    def misfit(self) -> str:
+        """Why the columns of the source's table cannot be added up exactly; "" if they can be.
+
+        The model may say something else of them than the database.
+        """
+        table, found = self.additive.model._meta.db_table, self._described()
+        fields = {field.column: field for field in self.additive.model._meta.concrete_fields}
+        for column in self.additive.columns:
+            kind, _collation = found.get((table, column), ("", ""))
+            if (table, column) not in found:
+                return f"{table} has no column {column}"
+            numeric = family(fields[column]) in (WHOLE, NUMBER)
+            if numeric and self.tables.is_finer(kind, places_of_column(fields[column])):
+                return f"{table}.{column} is {kind} in the database, unlike in the model"
+        return ""
+
+    def fit(self) -> bool:
+        """Whether both tables are there, with the columns that `create` would give them."""
+        found, sums = self._described(), self.additive.sums
+        log = {name: kind for (table, name), kind in found.items() if table == self.additive.log}
+        in_sums = {name for table, name in found if table == sums}
+        numbers = [*(field.column for field in self._key_fields), *self.numbers]
+        return (
+            {name: kind for name, kind in log.items() if name not in OWN_COLUMNS}
+            == self._logged(found)
+            and in_sums == set(numbers)
+            and all(
+                found.get((sums, column or "")) == found.get((self._view, column or ""))
+                for column in (field.column for field in self._key_fields)
+            )
+        )
+
+    def create(self) -> list[str]:
+        """Statements that create both tables, where they belong."""
+        name, found = self.dialect.name, self._described()
+        log, sums = (name(self.tables.home(each)) for each in self.names)
+        key = self._key_fields
         columns = self.tables.columns_of_sums(self.places)
         return [
-            *self.tables.create_log(log, self.additive.model._meta.db_table, self.additive.columns),
-            created,
-            *(f"ALTER TABLE {table} ADD COLUMN {column}" for column in columns),
+            self.tables.create_log(log, self._logged(found)),
+            staging_of(self.dialect.using).create(sums, self._view, key, key, self.dialect),
+            *(f"ALTER TABLE {sums} ADD COLUMN {column}" for column in columns),
         ]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names of the value log and of the table of sums."""
+        return self.additive.log, self.additive.sums
+
+    @property
+    def _view(self) -> str:
+        return self.source.model._meta.db_table
+
+    @property
+    def _key_fields(self) -> list[AnyField]:
+        return [column.field for column in self.source.key]
+
+    def _described(self) -> Described:
+        table = self.additive.model._meta.db_table
+        return self.dialect.columns([table, self._view, *self.names])
+
+    def _logged(self, found: Described) -> dict[str, tuple[str, str]]:
+        """The types and collations of the value log's columns with values."""
+        table = self.additive.model._meta.db_table
+        of_table = {column: found.get((table, column)) for column in self.additive.columns}
+        return {
+            column: (self.tables.unlimited(described[0]), described[1])
+            for column, described in of_table.items()
+            if described
+        }
 
     def totals(self, rows: str = "") -> SQL:
         """A query for what rows give to their groups, as the columns of the table of sums.
