@@ -34,7 +34,7 @@ __all__ = [
 
 @register(Tags.models)
 def check_views(**_kwargs: Any) -> list[CheckMessage]:
-    """Problems in the classes of views: W101 to W108, W113, W121; W001 and W004."""
+    """Problems in the classes of views: W101 to W108, W113, W121, W122; W001 and W004."""
     return [problem for definition in registry for problem in definition.all_problems]
 
 

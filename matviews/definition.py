@@ -98,6 +98,14 @@ def define(model: type[Model]) -> ViewDefinition:
 
 def _base_problems(model: type[Model]) -> Iterator[CheckMessage]:
     label = model._meta.label
+    for base, name in _lost_fields(model):
+        yield fault_in(
+            model,
+            "W122",
+            f" lacks the field {name} of {base.__name__}, because MaterializedView, which comes "
+            f"first, has a method of that name.",
+            f"Put {base.__name__} before MaterializedView, or define the field in {label}.",
+        )
     if model._meta.proxy:
         concrete = model._meta.concrete_model
         yield fault_in(
@@ -123,3 +131,18 @@ def _base_problems(model: type[Model]) -> Iterator[CheckMessage]:
                 obj=model,
                 id="matviews.W001",
             )
+
+
+def _lost_fields(model: type[Model]) -> Iterator[tuple[type, str]]:
+    """The fields that Django leaves out of a model, and the abstract models that have them.
+
+    It does if a base that comes before has an attribute of that name.
+    """
+    own = {field.name for field in model._meta.fields}
+    for base in model.__mro__:
+        if issubclass(base, Model) and getattr(getattr(base, "_meta", None), "abstract", False):
+            for field in base._meta.local_fields:
+                held_by = next((each for each in model.__mro__ if field.name in vars(each)), object)
+                ours = issubclass(held_by, ViewMarker) and not issubclass(held_by, Model)
+                if field.name not in own and ours:
+                    yield base, field.name

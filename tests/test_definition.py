@@ -565,6 +565,27 @@ class Elsewhere:
         return "elsewhere" if model._meta.app_label == "sample" else None
 
 
+@pytest.mark.usefixtures("_own_models")
+class TestFieldsOfAbstractModels:
+    def test_w122_a_field_that_django_leaves_out(self) -> None:
+        class Base(models.Model):
+            state = models.IntegerField()
+            status = models.IntegerField()
+
+            class Meta:
+                abstract = True
+                app_label = "sample"
+
+        hooks = six_hooks()
+        after = make_view("After", options=INSERT_ONLY, **hooks, bases=(MaterializedView, Base))
+        before = make_view("Before", options=INSERT_ONLY, **hooks, bases=(Base, MaterializedView))
+
+        fault = only(define(after).errors, "W122")
+        assert "lacks the field status of Base" in fault.msg
+        assert not define(before).errors
+        assert before._meta.get_field("status")
+
+
 class TestChecksOfTheProject:
     def test_w108_a_view_in_another_database(self) -> None:
         with override_settings(DATABASE_ROUTERS=[Elsewhere()]):
