@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 from django.db import connection, models
-from django.db.models import Avg, Count, F, Max, Sum
+from django.db.models import Avg, Count, F, Max, Q, Sum
 from django.test.utils import CaptureQueriesContext
 
 from matviews import changes, engine, untracked
@@ -513,6 +513,40 @@ def test_a_view_that_has_not_opted_in_is_refreshed_as_ever() -> None:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Q(sales__gte=2),
+        ~Q(sales=1),
+        Q(large__gt=F("known")) | Q(priced__in=[2, 4]),
+        Q(total__isnull=True) | Q(total__range=(3, 9)),
+        Q(sales__in=[]) | Q(sales__gt=2),
+    ],
+)
+def test_a_condition_on_groups_hides_rows_and_no_sums(condition: Q) -> None:
+    def source(rows: Any) -> Any:
+        found = rows.values("shop").annotate(
+            sales=Count("pk"), priced=Count("qty"), total=Sum("qty")
+        )
+        return found.alias(large=Sum("qty"), known=Count("note")).filter(condition)
+
+    with Sales(source).tracked() as sales:
+        sales.add((1, 2, None), (2, 3, None), (2, None, None), (3, None, None))
+        refreshed(sales.View)
+        assert verified(sales)
+        for added in ([(1, 2, None)], [(3, 1, None), (3, 4, None), (1, 5, None)]):
+            sales.add(*added)
+            with CaptureQueriesContext(connection) as queries:
+                refreshed(sales.View)
+            assert verified(sales)
+            assert not reads_source(sales, queries)
+        sales.Sale._base_manager.filter(shop__in=(1, 3)).delete()
+        sales.Sale._base_manager.filter(shop=2).update(qty=1)
+        refreshed(sales.View)
+        assert verified(sales)
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.skipif(not DECIMALS, reason="adds decimals up as floats")
 def test_decimals_are_exact() -> None:
     def source(rows: Any) -> Any:
@@ -546,8 +580,16 @@ def test_decimals_are_exact() -> None:
         (lambda rows: rows.values("shop").annotate(sales=Sum("qty") + 1), "of aggregates"),
         (lambda rows: rows.values("shop").annotate(sales=Count("pk"))[:5], "sliced"),
         (
-            lambda rows: rows.values("shop").annotate(sales=Count("pk")).filter(sales__gt=1),
+            lambda rows: rows.values("shop").annotate(mean=Avg("qty")).filter(mean__gt=1),
             "HAVING",
+        ),
+        (
+            lambda rows: rows.values("shop").annotate(sales=Count("pk")).filter(sales__contains=1),
+            "HAVING",
+        ),
+        (
+            lambda rows: rows.values("shop").alias(most=Max("qty")).filter(most__gt=1),
+            "not Count, Sum or Avg",
         ),
         (lambda rows: rows.values("shop", sales=F("qty")).distinct(), "DISTINCT"),
     ],

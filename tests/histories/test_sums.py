@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.db.models import Q
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from matviews import engine, untracked
 from matviews.engine import sums as engine_sums
 from matviews.queryset import GroupSums, add
-from tests.helpers.additive_views import Sales
+from tests.helpers.additive_views import Sales, counted
 from tests.helpers.state_machines import FOUND, refreshed_despite
 from tests.helpers.sums import kept_of, sums_differ
 from tests.histories.conftest import RunRandom
@@ -188,9 +189,17 @@ def _do(sales: Sales, besides: str) -> None:
             cursor.execute(f"INSERT INTO {kept.log} (matviews_weight) VALUES (NULL)")
 
 
+def hiding(rows: Any) -> Any:
+    """Groups come and go with their condition, too."""
+    return counted(rows).filter(Q(sales__gt=1) | Q(total__lt=0))
+
+
 @pytest.mark.usefixtures("alone")
-def test_nothing_is_counted_twice_or_lost(run_random: RunRandom) -> None:
-    with Sales().tracked() as sales:
+@pytest.mark.parametrize(
+    "source", [pytest.param(counted, marks=pytest.mark.long), hiding], ids=["all", "some"]
+)
+def test_nothing_is_counted_twice_or_lost(run_random: RunRandom, source: Any) -> None:
+    with Sales(source).tracked() as sales:
         run_random(partial(_histories, sales), long=10_000)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from django.db.models import Aggregate, Avg, Case, Count, Expression, Sum, Value
 from django.db.models.expressions import Col, CombinedExpression, ExpressionWrapper, Ref
 from django.db.models.functions import Coalesce, NullIf
+from django.db.models.lookups import Lookup
+from django.db.models.sql.where import WhereNode
 
 from ...databases import Dialect, sums_of
 from ...databases.fields import NUMBER, WHOLE, AnyField, family
@@ -15,14 +17,15 @@ from .expressions import walk
 from .row_functions import inexact_part
 
 __all__ = [
-    "AVERAGE", "COUNT", "SUM", "Added", "Known", "added", "aggregates_in", "places_of",
-    "places_of_column", "replaced", "row_columns",
+    "AVERAGE", "COUNT", "SUM", "Added", "Known", "added", "aggregates_in",
+    "aggregates_of_groups", "places_of", "places_of_column", "replaced", "row_columns",
 ]  # fmt: skip
 
 COUNT, SUM, AVERAGE = "count", "sum", "average"
 KINDS: dict[type, str] = {Count: COUNT, Sum: SUM, Avg: AVERAGE}
 
 MAX_PLACES = 20
+COMPARISONS = {"exact", "gt", "gte", "lt", "lte", "in", "range", "isnull"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,25 @@ def aggregates_in(expression: Any) -> Iterator[Any]:
         raise ValueError(f"the column {expression.target.column}, which is not part of the key")
     elif not isinstance(expression, Value):
         raise ValueError(f"{type(expression).__name__} of aggregates")
+
+
+def aggregates_of_groups(condition: Any) -> Iterator[Any]:
+    """The aggregates that a condition on groups compares.
+
+    Raises:
+        ValueError: it has something else in it; the message says what.
+    """
+    if isinstance(condition, WhereNode):
+        for child in condition.children:
+            yield from aggregates_of_groups(child)
+    elif isinstance(condition, Lookup) and condition.lookup_name in COMPARISONS:
+        for part in condition.get_source_expressions():
+            for aggregate in aggregates_in(part):
+                if isinstance(aggregate, Avg):  # of as many digits as the database likes
+                    raise ValueError("an average")  # noqa: TRY004 - callers tell people what it is
+                yield aggregate
+    else:
+        raise ValueError(getattr(condition, "lookup_name", type(condition).__name__))
 
 
 def added(aggregate: Any, dialect: Dialect) -> Added:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from django.db.models import Aggregate
+
 from ...databases import Dialect, SumTables, staging_of, sums_of
 from ...databases.base.sums import ENTRY, ROWS_KEPT, WEIGHT, count_name, sum_name
 from ...databases.fields import NUMBER, WHOLE, AnyField, Column, family
@@ -217,29 +219,43 @@ class GroupSums:
                 for column, name in zip(self.source.columns, names, strict=True)
             ),
         )
+        hidden = self._having()
         return SQL(
             f"SELECT {stored.text} FROM (SELECT {raw.text} FROM {self.dialect.name(sums)} "
-            f"WHERE {ROWS_KEPT} > 0) matviews_sums",
-            (*stored.params, *raw.params),
+            f"WHERE {ROWS_KEPT} > 0{hidden.text}) matviews_sums",
+            (*stored.params, *raw.params, *hidden.params),
         )
+
+    def _having(self) -> SQL:
+        """The condition on groups: those that it hides have sums all the same."""
+        _of_rows, condition = self.source.query.conditions
+        if condition is None:
+            return SQL("")
+        text, params = self.source.query.compile_condition(replaced(condition, self._known))
+        return SQL(f" AND ({text})", params)
 
     def _kept(self, column: Column) -> SQL:
         """A column of the source, computed from the sums."""
         [name] = self.dialect.names([column.field])
         if column in self.source.key:
             return SQL(name)
+        expression = replaced(column.expression, self._known)
+        text, params = self.source.query.compile_expression(expression)
+        return SQL(f"{text} AS {name}", params)
+
+    def _known(self, part: Any) -> str:
+        """What an aggregate returns; "" if the part is none."""
         compiled = self.source.query.compile_expression
-        known = {
+        return self._values[compiled(part)] if isinstance(part, Aggregate) else ""
+
+    @cached_property
+    def _values(self) -> dict[Any, str]:
+        """What the aggregates return, by their SQL."""
+        compiled = self.source.query.compile_expression
+        return {
             compiled(each.expression): self._value(each, number)
             for number, each in enumerate(self.additive.added)
         }
-
-        def value(part: Any) -> str:
-            is_aggregate = getattr(part, "contains_aggregate", False)
-            return known.get(compiled(part), "") if is_aggregate else ""
-
-        text, params = compiled(replaced(column.expression, value))
-        return SQL(f"{text} AS {name}", params)
 
     def _value(self, added: Added, number: int) -> str:
         """What an aggregate returns."""

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from django.db.models import Model
@@ -17,7 +18,13 @@ from ...databases.fields import (
     family,
     model_of_table,
 )
-from ..analysis.aggregates import Added, added, aggregates_in, row_columns
+from ..analysis.aggregates import (
+    Added,
+    added,
+    aggregates_in,
+    aggregates_of_groups,
+    row_columns,
+)
 from ..analysis.dependencies import declared_dependencies
 from ..analysis.expressions import columns_in
 from ..analysis.fingerprint import fingerprint, has_dates
@@ -113,8 +120,6 @@ def _obstacles_of_query(source: Source) -> Iterator[str]:
         yield f"{tables[0].table} is no plain table of a model"
     elif set('"`.') & set(tables[0].table):
         yield f"the name of {tables[0].table} includes a schema"
-    elif not query.union and query.grouped and query.conditions[1] is not None:
-        yield "source() has a condition on groups (HAVING)"
 
 
 def _obstacles_of_key(source: Source) -> Iterator[str]:
@@ -138,6 +143,11 @@ def _obstacles_of_values(source: Source) -> Iterator[str]:
                 added(aggregate, dialect)
         except ValueError as error:
             yield f"the column {column.name} is {error}"
+    try:
+        for aggregate in _of_groups(source):
+            added(aggregate, dialect)
+    except ValueError as error:
+        yield f"the condition on groups (HAVING) has {error}"
 
 
 def _obstacles_of_columns(source: Source, inspection: Inspection) -> Iterator[str]:
@@ -170,7 +180,13 @@ def _added(source: Source) -> list[Added]:
     """The aggregates of a source, each once."""
     dialect = dialect_of(source.query.using)
     found: dict[Any, Added] = {}
-    for column in source.values:
-        for aggregate in aggregates_in(column.expression):
-            found.setdefault(source.query.compile_expression(aggregate), added(aggregate, dialect))
+    of_columns = (each for column in source.values for each in aggregates_in(column.expression))
+    for aggregate in chain(of_columns, _of_groups(source)):
+        found.setdefault(source.query.compile_expression(aggregate), added(aggregate, dialect))
     return list(found.values())
+
+
+def _of_groups(source: Source) -> Iterator[Any]:
+    """The aggregates of the condition on groups."""
+    _of_rows, condition = source.query.conditions
+    return iter(()) if condition is None else aggregates_of_groups(condition)
