@@ -11,7 +11,7 @@ from django.db import connections
 
 from ..sql import SQL
 
-__all__ = ["GONE", "ROWS_KEPT", "WEIGHT", "SumTables", "count_name", "sum_name"]
+__all__ = ["GONE", "ROWS_KEPT", "WEIGHT", "SumTables", "count_name", "sum_name", "sum_names"]
 
 WEIGHT = "matviews_weight"
 ENTRY = "matviews_entry"  # the number of an entry
@@ -27,6 +27,11 @@ def count_name(number: int) -> str:
 def sum_name(number: int) -> str:
     """The column with the sum of an argument's values."""
     return f"matviews_sum{number}"
+
+
+def sum_names(places: Sequence[int | None]) -> list[str]:
+    """The columns with sums; `places` as in `SumTables.columns_of_sums`."""
+    return [sum_name(number) for number, each in enumerate(places) if each is not None]
 
 
 class SumTables:
@@ -90,16 +95,18 @@ class SumTables:
         """
         return False
 
-    def columns_of_sums(self, places: Sequence[int]) -> list[str]:
+    def columns_of_sums(self, places: Sequence[int | None]) -> list[str]:
         """The definitions of the columns beside the key.
 
         Args:
-            places: of each argument, the digits after the decimal point.
+            places: of each argument, the digits after the decimal point of its sum; None if it has
+                none.
         """
         columns = [f"{ROWS_KEPT} BIGINT NOT NULL DEFAULT 0"]
         for number, each in enumerate(places):
             columns.append(f"{count_name(number)} BIGINT NOT NULL DEFAULT 0")
-            columns.append(f"{sum_name(number)} {self.sum_type(each)} NOT NULL DEFAULT 0")
+            if each is not None:
+                columns.append(f"{sum_name(number)} {self.sum_type(each)} NOT NULL DEFAULT 0")
         return columns
 
     def sum_type(self, places: int) -> str:
@@ -124,19 +131,19 @@ class SumTables:
         """
         return f"CAST({total} AS REAL) / {count}"
 
-    def suspect(self, places: Sequence[int]) -> str:
+    def suspect(self, places: Sequence[int | None]) -> str:
         """Whether the sums of a group cannot be right, or will not be after the next change."""
-        of_each = [
-            f"typeof({sum_name(number)}) <> 'integer'" for number, _places in enumerate(places)
-        ]
+        of_each = [f"typeof({name}) <> 'integer'" for name in sum_names(places)]
         return " OR ".join([*self._impossible(places), *of_each])
 
-    def _impossible(self, places: Sequence[int]) -> list[str]:
+    def _impossible(self, places: Sequence[int | None]) -> list[str]:
         """Conditions: fewer than no rows or values, and a sum of none."""
         found = [f"{ROWS_KEPT} < 0"]
-        for number, _places in enumerate(places):
+        for number, each in enumerate(places):
             count, total = count_name(number), sum_name(number)
-            found.append(f"{count} < 0 OR {count} > {ROWS_KEPT} OR ({count} = 0 AND {total} <> 0)")
+            found.append(f"{count} < 0 OR {count} > {ROWS_KEPT}")
+            if each is not None:
+                found.append(f"{count} = 0 AND {total} <> 0")
         return found
 
     def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], rows: SQL) -> SQL:

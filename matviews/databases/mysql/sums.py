@@ -43,7 +43,7 @@ class MySQLSumTables(SumTables):
         """Rounded, as AVG is where a query of groups is part of another one."""
         return f"ROUND({total} / {count}, {places} + @@div_precision_increment)"
 
-    def suspect(self, places: Sequence[int]) -> str:
+    def suspect(self, places: Sequence[int | None]) -> str:
         return " OR ".join(self._impossible(places))
 
     def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], rows: SQL) -> SQL:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 
-from ..base.sums import SumTables, sum_name
+from ..base.sums import SumTables, sum_names
 from ..base.triggers import CHANGE_LOG
 from .staging import PostgreSQLStaging
 
@@ -60,8 +60,7 @@ class PostgreSQLSumTables(SumTables):
     def mean(self, total: str, count: str, places: int) -> str:
         return f"{total} / {count}"
 
-    def suspect(self, places: Sequence[int]) -> str:
+    def suspect(self, places: Sequence[int | None]) -> str:
         """NaN and Infinity never leave a sum."""
-        names = [sum_name(number) for number, _places in enumerate(places)]
-        not_finite = [f"{name} - {name} <> 0" for name in names]
+        not_finite = [f"{name} - {name} <> 0" for name in sum_names(places)]
         return " OR ".join([*self._impossible(places), *not_finite])

@@ -30,16 +30,14 @@ COMPARISONS = {"exact", "gt", "gte", "lt", "lte", "in", "range", "isnull"}
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """An aggregate, and what it adds up."""
+    """What is counted, and maybe added up: the values of an argument, or rows."""
 
-    #: The aggregate.
-    expression: Any
-    #: `COUNT`, `SUM` or `AVERAGE`.
-    kind: str
-    #: The values that are counted or added up; None if each row counts.
+    #: The values; None if each row counts.
     argument: Any | None
     #: Which rows it is about; None for all.
     condition: Any | None
+    #: Whether the values are added up, too.
+    summed: bool = False
     #: Digits after the decimal point of the sum.
     places: int = 0
 
@@ -113,8 +111,8 @@ def aggregates_of_groups(condition: Any) -> Iterator[Any]:
         raise ValueError(getattr(condition, "lookup_name", type(condition).__name__))
 
 
-def added(aggregate: Any, dialect: Dialect) -> Added:
-    """What an aggregate adds up.
+def added(aggregate: Any, dialect: Dialect) -> tuple[str, Added]:
+    """The kind of an aggregate, `COUNT`, `SUM` or `AVERAGE`, and what it counts or adds up.
 
     Raises:
         ValueError: it cannot be kept by adding and subtracting; the message says what it is.
@@ -133,11 +131,11 @@ def added(aggregate: Any, dialect: Dialect) -> Added:
     if condition is not None and (part := inexact_part(condition, dialect)):
         raise ValueError(f"{name} with a filter by {part}")
     if kind == COUNT:
-        return Added(aggregate, kind, _counted(argument, dialect), condition)
+        return kind, Added(_counted(argument, dialect), condition)
     places = _places_of_argument(argument, name, dialect)
     if kind == AVERAGE and places and any(map(_chooses, (argument, *walk(argument)))):
         raise ValueError("Avg of decimals that are chosen by Case, Coalesce or NullIf")
-    return Added(aggregate, kind, argument, condition, places)
+    return kind, Added(argument, condition, summed=True, places=places)
 
 
 def _places_of_argument(argument: Any, name: str, dialect: Dialect) -> int:

@@ -1,7 +1,7 @@
 """The sums of an additive view: what rows give to groups, and the view's rows from that."""
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from django.db.models import Aggregate
@@ -35,7 +35,7 @@ class GroupSums:
         self.source, self.additive, self.dialect = source, additive, dialect
         self.tables: SumTables = sums_of(dialect.using)
         self.key = dialect.names([column.field for column in source.key])
-        self.places = [each.places for each in additive.added]
+        self.places = [each.places if each.summed else None for each in additive.added]
 
     @cached_property
     def columns(self) -> list[str]:
@@ -45,9 +45,10 @@ class GroupSums:
     @cached_property
     def numbers(self) -> list[str]:
         """The columns that are added up."""
-        numbers = range(len(self.additive.added))
-        pairs = [(count_name(number), sum_name(number)) for number in numbers]
-        return [ROWS_KEPT, *(name for pair in pairs for name in pair)]
+        names = [ROWS_KEPT]
+        for number, each in enumerate(self.additive.added):
+            names += [count_name(number), *([sum_name(number)] if each.summed else [])]
+        return names
 
     @property
     def log_columns(self) -> list[str]:
@@ -131,13 +132,9 @@ class GroupSums:
         Args:
             rows: SQL with the rows of a value log and their weights; "" for the source itself.
         """
-        whole, exact = self.tables.whole, self.tables.exact
-        values = [f"{whole(f'SUM({WEIGHT})')} AS {ROWS_KEPT}"]
+        values = [f"{self.tables.whole(f'SUM({WEIGHT})' if rows else 'COUNT(*)')} AS {ROWS_KEPT}"]
         for number, each in enumerate(self.additive.added):
-            count, total = count_name(number), sum_name(number)
-            weighted = f"{exact(total, each.places)} * {WEIGHT}"
-            values.append(f"{whole(f'SUM({count} * {WEIGHT})')} AS {count}")
-            values.append(f"{exact(f'COALESCE(SUM({weighted}), 0)', each.places)} AS {total}")
+            values += self._totals_of(each, number, weighted=bool(rows))
         given, key = self._given(rows), ", ".join(self.key)
         keyed = " AND ".join(f"{name} IS NOT NULL" for name in self.key)
         return SQL(
@@ -145,6 +142,16 @@ class GroupSums:
             f"WHERE {keyed} GROUP BY {key}",
             given.params,
         )
+
+    def _totals_of(self, added: Added, number: int, *, weighted: bool) -> list[str]:
+        whole, exact = self.tables.whole, partial(self.tables.exact, places=added.places)
+        count, total = count_name(number), sum_name(number)
+        counted = f"SUM({count} * {WEIGHT})" if weighted else f"SUM({count})"
+        found = [f"{whole(counted)} AS {count}"]
+        if added.summed:
+            summed = f"SUM({exact(total)} * {WEIGHT})" if weighted else f"SUM({total})"
+            found.append(f"{exact(f'COALESCE({summed}, 0)')} AS {total}")
+        return found
 
     def _given(self, rows: str) -> SQL:
         """A query for what each row gives: the key as it is stored, and numbers."""
@@ -167,7 +174,7 @@ class GroupSums:
             for text, params in [query.compile_expression(column.expression)]
         ]
         for number, each in enumerate(self.additive.added):
-            values += self._numbers_of(each.argument, each.condition, each.kind, number)
+            values += self._numbers_of(each, number)
         values.append(SQL(f"{WEIGHT if rows else 1} AS {WEIGHT}"))
         table = self.dialect.name(self.additive.model._meta.db_table)
         of_rows, _of_groups = query.conditions
@@ -181,30 +188,27 @@ class GroupSums:
             (*selected.params, *where.params),
         )
 
-    def _numbers_of(self, argument: Any, condition: Any, kind: str, number: int) -> list[SQL]:
-        """How many values a row has for an aggregate, 0 or 1, and which number it adds."""
-        query, applies = self.source.query, list[SQL]()
-        if condition is not None:
-            text, params = query.compile_condition(condition)
+    def _numbers_of(self, added: Added, number: int) -> list[SQL]:
+        """How many values a row has, 0 or 1, and which number it adds."""
+        query, applies, value = self.source.query, list[SQL](), SQL("")
+        if added.condition is not None:
+            text, params = query.compile_condition(added.condition)
             applies.append(SQL(f"({text})", params))
-        value = SQL("0")
-        if argument is not None:
-            value = SQL(*query.compile_expression(argument))
-        counted = [*applies, SQL(f"({value.text}) IS NOT NULL", value.params)]
-        when = joined(" AND ", counted if argument is not None else applies)
-        one = SQL(f"CASE WHEN {when.text} THEN 1 ELSE 0 END", when.params) if when else SQL("1")
-        total = SQL("0")
-        if kind != COUNT:
-            when = joined(" AND ", applies)
-            total = (
-                SQL(f"CASE WHEN {when.text} THEN {value.text} END", (*when.params, *value.params))
-                if when
-                else value
-            )
-        return [
-            SQL(f"{one.text} AS {count_name(number)}", one.params),
-            SQL(f"{total.text} AS {sum_name(number)}", total.params),
-        ]
+        counted = [*applies]
+        if added.argument is not None:
+            value = SQL(*query.compile_expression(added.argument))
+            counted.append(SQL(f"({value.text}) IS NOT NULL", value.params))
+        when = joined(" AND ", counted)
+        one = SQL(
+            f"CASE WHEN {when.text} THEN 1 ELSE 0 END AS {count_name(number)}", when.params
+        )  # fmt: skip
+        if not added.summed:
+            return [one]
+        if applies:
+            [when] = applies
+            params = (*when.params, *value.params)
+            value = SQL(f"CASE WHEN {when.text} THEN {value.text} END", params)
+        return [one, SQL(f"{value.text} AS {sum_name(number)}", value.params)]
 
     def rows(self, sums: str) -> SQL:
         """A query for the rows of the view, from the table of sums, as they will be stored."""
@@ -245,26 +249,16 @@ class GroupSums:
 
     def _known(self, part: Any) -> str:
         """What an aggregate returns; "" if the part is none."""
-        compiled = self.source.query.compile_expression
-        return self._values[compiled(part)] if isinstance(part, Aggregate) else ""
-
-    @cached_property
-    def _values(self) -> dict[Any, str]:
-        """What the aggregates return, by their SQL."""
-        compiled = self.source.query.compile_expression
-        return {
-            compiled(each.expression): self._value(each, number)
-            for number, each in enumerate(self.additive.added)
-        }
-
-    def _value(self, added: Added, number: int) -> str:
-        """What an aggregate returns."""
+        if not isinstance(part, Aggregate):
+            return ""
+        kind, number = self.additive.returned[self.source.query.compile_expression(part)]
+        if number is None:
+            return ROWS_KEPT
         count, total = count_name(number), sum_name(number)
-        if added.kind == COUNT:
+        if kind == COUNT:
             return count
-        mean = self.tables.mean(total, count, added.places)
-        value = total if added.kind == SUM else mean
-        return f"(CASE WHEN {count} > 0 THEN {value} END)"
+        mean = self.tables.mean(total, count, self.additive.added[number].places)
+        return f"(CASE WHEN {count} > 0 THEN {total if kind == SUM else mean} END)"
 
     def differing(self, log: str, sums: str) -> SQL:
         """A query for how many groups differ between the sums with what is logged, and the source.

@@ -1,10 +1,10 @@
 """Whether a view is additive: whether its groups can be kept by adding and subtracting rows."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db.models import Model
 
@@ -20,11 +20,11 @@ from ...databases.fields import (
 )
 from ..analysis.aggregates import (
     Added,
-    added,
     aggregates_in,
     aggregates_of_groups,
     row_columns,
 )
+from ..analysis.aggregates import added as of_aggregate
 from ..analysis.dependencies import declared_dependencies
 from ..analysis.expressions import columns_in
 from ..analysis.fingerprint import fingerprint, has_dates
@@ -32,9 +32,21 @@ from ..analysis.row_functions import inexact_part
 from ..analysis.source import Source
 from .inspection import Inspection
 
-__all__ = ["Additive", "find_additive", "obstacles_of"]
+__all__ = ["Additive", "Returned", "find_additive", "obstacles_of"]
 
 LOGGED = {WHOLE, NUMBER, TEXT, DATE, DATETIME, "boolean", "UUID"}
+
+
+Compiled = tuple[str, tuple[Any, ...]]
+
+
+class Returned(NamedTuple):
+    """What an aggregate returns."""
+
+    #: `COUNT`, `SUM` or `AVERAGE`.
+    kind: str
+    #: Of which of `Additive.added`; None for the count of all rows.
+    number: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +57,10 @@ class Additive:
     model: type[Model]
     #: The columns that its groups, filters and aggregates read.
     columns: tuple[str, ...]
-    #: Its aggregates, each once.
+    #: What its aggregates count and add up, each once.
     added: tuple[Added, ...]
+    #: What its aggregates return, by their SQL and its parameters.
+    returned: Mapping[Compiled, Returned]
     #: The name of its value log.
     log: str
     #: The name of its table of sums.
@@ -60,11 +74,13 @@ def find_additive(source: Source, inspection: Inspection) -> Additive | None:
     [table] = source.query.tables
     model = model_of_table(table.table)
     assert model is not None  # an obstacle otherwise
+    added, returned = _added(source)
     name = hashlib.sha256(f"{source.definition.label} {fingerprint(source)}".encode()).hexdigest()
     return Additive(
         model=model,
         columns=tuple(sorted({column.target.column for column in _columns(source)})),
-        added=tuple(_added(source)),
+        added=added,
+        returned=returned,
         log=f"matviews_values_{name[:8]}",
         sums=f"matviews_sums_{name[:8]}",
     )
@@ -140,12 +156,12 @@ def _obstacles_of_values(source: Source) -> Iterator[str]:
     for column in source.values:
         try:
             for aggregate in aggregates_in(column.expression):
-                added(aggregate, dialect)
+                of_aggregate(aggregate, dialect)
         except ValueError as error:
             yield f"the column {column.name} is {error}"
     try:
         for aggregate in _of_groups(source):
-            added(aggregate, dialect)
+            of_aggregate(aggregate, dialect)
     except ValueError as error:
         yield f"the condition on groups (HAVING) has {error}"
 
@@ -171,19 +187,32 @@ def _columns(source: Source) -> Iterator[Any]:
     of_rows, _of_groups = source.query.conditions
     given = [column.expression for column in source.key]
     given += [of_rows] if of_rows is not None else []
-    for each in _added(source):
+    added, _returned = _added(source)
+    for each in added:
         given += [part for part in (each.argument, each.condition) if part is not None]
     return (column for expression in given for column in row_columns(expression))
 
 
-def _added(source: Source) -> list[Added]:
-    """The aggregates of a source, each once."""
-    dialect = dialect_of(source.query.using)
-    found: dict[Any, Added] = {}
+def _added(source: Source) -> tuple[tuple[Added, ...], dict[Compiled, Returned]]:
+    """What the aggregates of a source count and add up, and what each returns of it."""
+    query, dialect = source.query, dialect_of(source.query.using)
+    found: dict[tuple[Compiled | None, Compiled | None], Added] = {}
+    returned: dict[Compiled, Returned] = {}
     of_columns = (each for column in source.values for each in aggregates_in(column.expression))
     for aggregate in chain(of_columns, _of_groups(source)):
-        found.setdefault(source.query.compile_expression(aggregate), added(aggregate, dialect))
-    return list(found.values())
+        kind, each = of_aggregate(aggregate, dialect)
+        of = (
+            None if each.argument is None else query.compile_expression(each.argument),
+            None if each.condition is None else query.compile_condition(each.condition),
+        )
+        number = None
+        if of != (None, None):
+            known = found.setdefault(of, each)
+            if each.summed and not known.summed:
+                found[of] = each
+            number = [*found].index(of)
+        returned[query.compile_expression(aggregate)] = Returned(kind, number)
+    return tuple(found.values()), returned
 
 
 def _of_groups(source: Source) -> Iterator[Any]:
