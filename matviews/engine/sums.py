@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 MAX_ENTRIES = 200_000
 TRIMMED_AT_ONCE = 50_000
 INCOMPLETE = "changes were not logged by their values"
+LEFT = "the largest or smallest value of a group may have gone"
 SUSPECT = "sums were impossible"
 ALTERED = (
     "a column of its source was altered: run manage.py update_materialized_views --triggers install"
@@ -79,8 +80,8 @@ def _add(work: Work, kept: ViewSums) -> bool:
     try:
         with transaction.atomic(using=alias()):
             cut = add(work.plan.additive, kept.log, kept.table)
-            if cut.incomplete or cut.suspect:
-                reason = INCOMPLETE if cut.incomplete else SUSPECT
+            if cut.incomplete or cut.left or cut.suspect:
+                reason = INCOMPLETE if cut.incomplete else LEFT if cut.left else SUSPECT
             elif sums_of(alias()).stores_what_fits and not work.plan.additive.fit():
                 reason = ALTERED  # before the entries were read, or it would wait for this batch
             if reason:
@@ -91,7 +92,7 @@ def _add(work: Work, kept: ViewSums) -> bool:
         reason = error_text(error)
     if not reason:
         return True
-    level = logging.INFO if reason == INCOMPLETE else logging.WARNING
+    level = logging.INFO if reason in (INCOMPLETE, LEFT) else logging.WARNING
     sentence = "the sums of an additive view are recomputed"
     log(logger, level, sentence, view=work.shard.view.label, reason=reason)
     kept.reason = reason[:255]

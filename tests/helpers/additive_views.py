@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from django.db import connection, models
-from django.db.models import Avg, Case, Count, F, Q, QuerySet, Sum, Value, When
+from django.db.models import Avg, Case, Count, F, Max, Min, Q, QuerySet, Sum, Value, When
 from django.db.models.functions import Coalesce
 
 from matviews import changes, engine
 from tests.helpers.tables import derived_view, made, model
 
-__all__ = ["DECIMALS", "Sales", "counted"]
+__all__ = ["DECIMALS", "Sales", "counted", "extremes"]
 
 # SQLite adds decimals up as floats.
 DECIMALS = connection.vendor != "sqlite"
@@ -35,6 +35,19 @@ def counted(rows: QuerySet[Any, Any]) -> QuerySet[Any, Any]:
     return found
 
 
+def extremes(rows: QuerySet[Any, Any]) -> QuerySet[Any, Any]:
+    """Sales by shop, with the first and the last of several kinds of values."""
+    found: QuerySet[Any, Any] = rows.values("shop").annotate(
+        sales=Count("pk"),
+        most=Max("qty"),
+        least=Min("qty", filter=Q(kind=1)),
+        total=Sum("qty"),
+        last=Max("made"),
+        dearest=Max("price"),
+    )
+    return found
+
+
 class Sales:
     """The models of a test. Within `alone`.
 
@@ -54,6 +67,7 @@ class Sales:
             kind=models.IntegerField(default=1),
             qty=models.IntegerField(null=True),
             price=models.DecimalField(max_digits=12, decimal_places=2, null=True),
+            made=models.DateTimeField(null=True),
             note=models.CharField(max_length=20, default=""),
             owner=models.IntegerField(default=0, db_index=True),
             code=models.IntegerField(null=True, unique=True),
@@ -70,6 +84,10 @@ class Sales:
             known=models.IntegerField(null=True),
             chosen=models.BigIntegerField(null=True),
             mean=models.FloatField(null=True),
+            most=models.IntegerField(null=True),
+            least=models.IntegerField(null=True),
+            last=models.DateTimeField(null=True),
+            dearest=models.DecimalField(max_digits=12, decimal_places=2, null=True),
             money=models.DecimalField(max_digits=30, decimal_places=4, null=True),
             share=models.DecimalField(max_digits=30, decimal_places=2, null=True),
         )

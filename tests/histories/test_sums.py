@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from matviews import engine, untracked
 from matviews.engine import sums as engine_sums
 from matviews.queryset import GroupSums, add
-from tests.helpers.additive_views import Sales, counted
+from tests.helpers.additive_views import Sales, counted, extremes
 from tests.helpers.state_machines import FOUND, refreshed_despite
 from tests.helpers.sums import kept_of, sums_differ
 from tests.histories.conftest import RunRandom
@@ -196,7 +196,9 @@ def hiding(rows: Any) -> Any:
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
-    "source", [pytest.param(counted, marks=pytest.mark.long), hiding], ids=["all", "some"]
+    "source",
+    [pytest.param(counted, marks=pytest.mark.long), hiding, extremes],
+    ids=["all", "some", "extremes"],
 )
 def test_nothing_is_counted_twice_or_lost(run_random: RunRandom, source: Any) -> None:
     with Sales(source).tracked() as sales:
@@ -227,7 +229,7 @@ def _built_in_two(sums: GroupSums, log: str, table: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"DELETE FROM {table}")
         totals = sums.totals()
-        columns = ", ".join(sums.columns)
+        columns = ", ".join(sums.columns.all)
         cursor.execute(f"INSERT INTO {table} ({columns}) {totals.text}", totals.params)
         cursor.execute(f"DELETE FROM {log}")
 

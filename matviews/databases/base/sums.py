@@ -6,12 +6,17 @@ values there are and their exact sum.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from django.db import connections
 
 from ..sql import SQL
 
-__all__ = ["GONE", "ROWS_KEPT", "WEIGHT", "SumTables", "count_name", "sum_name", "sum_names"]
+__all__ = [
+    "GONE", "ROWS_KEPT", "WEIGHT", "Extreme", "SumColumns", "SumTables", "count_name", "sum_name",
+    "sum_names",
+]  # fmt: skip
 
 WEIGHT = "matviews_weight"
 ENTRY = "matviews_entry"  # the number of an entry
@@ -32,6 +37,49 @@ def sum_name(number: int) -> str:
 def sum_names(places: Sequence[int | None]) -> list[str]:
     """The columns with sums; `places` as in `SumTables.columns_of_sums`."""
     return [sum_name(number) for number, each in enumerate(places) if each is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Extreme:
+    """The largest or the smallest of an argument's values in a group."""
+
+    #: The argument's number.
+    number: int
+    is_largest: bool
+
+    @property
+    def name(self) -> str:
+        """Its column."""
+        return f"matviews_{'max' if self.is_largest else 'min'}{self.number}"
+
+    @property
+    def gone(self) -> str:
+        """The column with the extreme of the values that have gone, of rows to be added."""
+        return f"{self.name}_gone"
+
+    @property
+    def net(self) -> str:
+        """The column with how many rows of a group have got or lost a value of the argument."""
+        return f"matviews_net{self.number}"
+
+    @property
+    def count(self) -> str:
+        """The column with the number of the argument's values."""
+        return count_name(self.number)
+
+
+class SumColumns(NamedTuple):
+    """The columns of a table of sums, quoted."""
+
+    key: list[str]
+    #: What is added up.
+    numbers: list[str]
+    extremes: list[Extreme]
+
+    @property
+    def all(self) -> list[str]:
+        """Their names."""
+        return [*self.key, *self.numbers, *(each.name for each in self.extremes)]
 
 
 class SumTables:
@@ -146,23 +194,61 @@ class SumTables:
                 found.append(f"{count} = 0 AND {total} <> 0")
         return found
 
-    def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], rows: SQL) -> SQL:
+    #: The functions that return the larger and the smaller of two values.
+    larger, smaller = "MAX", "MIN"
+
+    def further(self, extreme: "Extreme", one: str, other: str) -> str:
+        """The larger or the smaller of two values that may be NULL."""
+        chosen = self.larger if extreme.is_largest else self.smaller
+        return f"COALESCE({chosen}({one}, {other}), {one}, {other})"
+
+    def upsert(self, table: str, columns: "SumColumns", rows: SQL) -> SQL:
         """Add rows to those with the same key.
 
         Args:
             table: the table of sums, quoted.
-            columns: all of its columns, quoted, those of the key first.
-            key: the columns of the key.
+            columns: of the table.
             rows: a query for the rows.
         """
-        sets = ", ".join(
-            f"{name} = {table}.{name} + excluded.{name}" for name in columns[len(key) :]
-        )
+        names, key = ", ".join(columns.all), ", ".join(columns.key)
         return SQL(
-            f"INSERT INTO {table} ({', '.join(columns)}) SELECT * FROM ({rows.text}) added "
-            f"WHERE 1 = 1 ORDER BY {', '.join(key)} "
-            f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {sets}",
+            f"INSERT INTO {table} ({names}) SELECT {names} FROM ({rows.text}) added "
+            f"WHERE 1 = 1 ORDER BY {key} "
+            f"ON CONFLICT ({key}) DO UPDATE SET {self._sets(table, columns, 'excluded.{}')}",
             rows.params,
+        )
+
+    def _sets(self, table: str, columns: "SumColumns", given: str) -> str:
+        """The assignments of an upsert; extremes first, as MariaDB assigns one after the other."""
+        found = []
+        for each in columns.extremes:
+            old, new = f"{table}.{each.name}", given.format(each.name)
+            count = f"{table}.{each.count} + {given.format(each.count)}"
+            kept = f"CASE WHEN {count} > 0 THEN {self.further(each, old, new)} END"
+            found.append(f"{each.name} = {kept}")
+        found += [f"{name} = {table}.{name} + {given.format(name)}" for name in columns.numbers]
+        return ", ".join(found)
+
+    def left(self, table: str, columns: "SumColumns", rows: str) -> str:
+        """A query for how many groups may have lost an extreme value; ask it before adding.
+
+        Args:
+            table: the table of sums, quoted.
+            columns: of the table.
+            rows: SQL with the rows to be added, and the extremes of what has gone.
+        """
+        same = " AND ".join(f"kept.{name} = given.{name}" for name in columns.key)
+        lost = []
+        for each in columns.extremes:
+            gone, beyond = f"given.{each.gone}", ">=" if each.is_largest else "<="
+            best = self.further(each, f"kept.{each.name}", f"given.{each.name}")
+            lost.append(
+                f"{gone} IS NOT NULL AND (kept.{ROWS_KEPT} IS NULL OR "
+                f"kept.{each.count} + given.{each.count} > 0 AND {gone} {beyond} {best})"
+            )
+        return (
+            f"SELECT count(*) FROM {rows} given LEFT JOIN {table} kept ON {same} "
+            f"WHERE {' OR '.join(lost) or '1 = 0'}"
         )
 
     #: The number of an entry of a log.

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from ..base.sums import ENTRY, SumTables
+from ..base.sums import ENTRY, SumColumns, SumTables
 from ..sql import SQL
 
 __all__ = ["MySQLSumTables"]
@@ -16,6 +16,7 @@ class MySQLSumTables(SumTables):
     """The entries of a log are numbered: whatever else is locked, one is found by its number."""
 
     adds_decimals = True
+    larger, smaller = "GREATEST", "LEAST"
     #: A trigger runs without strict mode, so that it never makes a writer fail.
     stores_what_fits = True
     copies_collations = True
@@ -46,13 +47,12 @@ class MySQLSumTables(SumTables):
     def suspect(self, places: Sequence[int | None]) -> str:
         return " OR ".join(self._impossible(places))
 
-    def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], rows: SQL) -> SQL:
-        sets = ", ".join(
-            f"{name} = {table}.{name} + VALUES({name})" for name in columns[len(key) :]
-        )
+    def upsert(self, table: str, columns: SumColumns, rows: SQL) -> SQL:
+        names = ", ".join(columns.all)
         return SQL(
-            f"INSERT INTO {table} ({', '.join(columns)}) SELECT * FROM ({rows.text}) added "
-            f"ORDER BY {', '.join(key)} ON DUPLICATE KEY UPDATE {sets}",
+            f"INSERT INTO {table} ({names}) SELECT {names} FROM ({rows.text}) added "
+            f"ORDER BY {', '.join(columns.key)} "
+            f"ON DUPLICATE KEY UPDATE {self._sets(table, columns, 'VALUES({})')}",
             rows.params,
         )
 

@@ -20,6 +20,7 @@ class PostgreSQLSumTables(SumTables):
     """Whole numbers are added up as NUMERIC: in BIGINT, AVG would become an integer division."""
 
     adds_decimals = True
+    larger, smaller = "GREATEST", "LEAST"
 
     def present(self) -> set[str]:
         return set(self._staging.tables(self._schema))

@@ -1,30 +1,31 @@
 """What the aggregates of a source add up, and what a row gives to them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from django.db.models import Aggregate, Avg, Case, Count, Expression, Sum, Value
+from django.db.models import Aggregate, Avg, Case, Count, Expression, Max, Min, Sum, Value
 from django.db.models.expressions import Col, CombinedExpression, ExpressionWrapper, Ref
 from django.db.models.functions import Coalesce, NullIf
 from django.db.models.lookups import Lookup
 from django.db.models.sql.where import WhereNode
 
 from ...databases import Dialect, sums_of
-from ...databases.fields import NUMBER, WHOLE, AnyField, family
+from ...databases.fields import DATE, DATETIME, NUMBER, WHOLE, AnyField, family
 from .expressions import walk
 from .row_functions import inexact_part
 
 __all__ = [
-    "AVERAGE", "COUNT", "SUM", "Added", "Known", "added", "aggregates_in",
+    "AVERAGE", "COUNT", "LARGEST", "SMALLEST", "SUM", "Added", "Known", "added", "aggregates_in",
     "aggregates_of_groups", "places_of", "places_of_column", "replaced", "row_columns",
 ]  # fmt: skip
 
-COUNT, SUM, AVERAGE = "count", "sum", "average"
-KINDS: dict[type, str] = {Count: COUNT, Sum: SUM, Avg: AVERAGE}
+COUNT, SUM, AVERAGE, LARGEST, SMALLEST = "count", "sum", "average", "largest", "smallest"
+KINDS: dict[type, str] = {Count: COUNT, Sum: SUM, Avg: AVERAGE, Max: LARGEST, Min: SMALLEST}
 
 MAX_PLACES = 20
+ORDERED = {WHOLE, NUMBER, DATE, DATETIME}
 COMPARISONS = {"exact", "gt", "gte", "lt", "lte", "in", "range", "isnull"}
 
 
@@ -40,6 +41,15 @@ class Added:
     summed: bool = False
     #: Digits after the decimal point of the sum.
     places: int = 0
+    #: Which extremes are kept: `LARGEST`, `SMALLEST`.
+    extremes: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Added") -> "Added":
+        """What both keep of the same values."""
+        return replace(
+            self, summed=self.summed or other.summed, places=max(self.places, other.places),
+            extremes=self.extremes | other.extremes,
+        )  # fmt: skip
 
 
 class Known(Expression):
@@ -112,30 +122,40 @@ def aggregates_of_groups(condition: Any) -> Iterator[Any]:
 
 
 def added(aggregate: Any, dialect: Dialect) -> tuple[str, Added]:
-    """The kind of an aggregate, `COUNT`, `SUM` or `AVERAGE`, and what it counts or adds up.
+    """The kind of an aggregate, such as `SUM`, and what it counts or adds up.
 
     Raises:
         ValueError: it cannot be kept by adding and subtracting; the message says what it is.
     """
-    name = type(aggregate).__name__
-    kind = KINDS.get(type(aggregate))
-    if kind is None:
-        raise ValueError(f"{name}, which is not Count, Sum or Avg")
-    if aggregate.distinct:
-        raise ValueError(f"{name}(distinct=True)")
-    if aggregate.extra or getattr(aggregate, "order_by", None):
-        raise ValueError(f"{name} with SQL of its own")
+    name, kind, condition = _accepted(aggregate, dialect)
     argument, *_others = aggregate.get_source_expressions()
-    condition = aggregate.filter
-    condition = getattr(condition, "condition", condition)  # of Django 6.1
-    if condition is not None and (part := inexact_part(condition, dialect)):
-        raise ValueError(f"{name} with a filter by {part}")
     if kind == COUNT:
         return kind, Added(_counted(argument, dialect), condition)
+    if kind in (LARGEST, SMALLEST):
+        if not isinstance(argument, Col) or family(argument.target) not in ORDERED:
+            raise ValueError(f"{name} of something else than a column of numbers or dates")
+        return kind, Added(argument, condition, extremes=frozenset({kind}))
     places = _places_of_argument(argument, name, dialect)
     if kind == AVERAGE and places and any(map(_chooses, (argument, *walk(argument)))):
         raise ValueError("Avg of decimals that are chosen by Case, Coalesce or NullIf")
     return kind, Added(argument, condition, summed=True, places=places)
+
+
+def _accepted(aggregate: Any, dialect: Dialect) -> tuple[str, str, Any | None]:
+    """The name and the kind of an aggregate, and its condition on rows."""
+    name = type(aggregate).__name__
+    kind = KINDS.get(type(aggregate))
+    if kind is None:
+        raise ValueError(f"{name}, which is not Count, Sum, Avg, Min or Max")
+    if aggregate.distinct:
+        raise ValueError(f"{name}(distinct=True)")
+    if aggregate.extra or getattr(aggregate, "order_by", None):
+        raise ValueError(f"{name} with SQL of its own")
+    condition = aggregate.filter
+    condition = getattr(condition, "condition", condition)  # of Django 6.1
+    if condition is not None and (part := inexact_part(condition, dialect)):
+        raise ValueError(f"{name} with a filter by {part}")
+    return name, kind, condition
 
 
 def _places_of_argument(argument: Any, name: str, dialect: Dialect) -> int:

@@ -27,6 +27,8 @@ class Cut(NamedTuple):
     incomplete: bool
     #: How many groups have sums that cannot be right.
     suspect: int
+    #: How many groups may have lost an extreme value, which only the source knows then.
+    left: int
 
 
 def add(sums: GroupSums, log: str, table: str) -> Cut:
@@ -44,29 +46,28 @@ def add(sums: GroupSums, log: str, table: str) -> Cut:
         return Cut(*add_in_parts(sums, log, table))
     totals = sums.totals(f"(SELECT * FROM {GONE} WHERE {WEIGHT} IS NOT NULL)")
     names = ", ".join([WEIGHT, *sums.log_columns])
-    changed = " OR ".join(f"{name} <> 0" for name in sums.numbers)
-    added = sums.tables.upsert(
-        sums.dialect.name(table), sums.columns, sums.key,
-        SQL(f"SELECT * FROM matviews_totals WHERE {changed}"),
-    )  # fmt: skip
-    nothing = " AND ".join(f"{name} = 0" for name in sums.numbers)
+    given = SQL(f"SELECT * FROM matviews_totals WHERE {sums.changed}")
+    added = sums.tables.upsert(sums.dialect.name(table), sums.columns, given)
+    left = sums.tables.left(sums.dialect.name(table), sums.columns, "matviews_totals")
+    numbers = sums.columns.numbers
+    nothing = " AND ".join(f"{name} = 0" for name in numbers)
     with connections[sums.dialect.using].cursor() as cursor:
         cursor.execute(
             f"WITH {GONE} AS (DELETE FROM {sums.dialect.name(log)} RETURNING {names}), "
             f"matviews_totals AS ({totals.text}), "
-            f"matviews_added AS ({added.text} RETURNING ctid, {', '.join(sums.numbers)}) "
+            f"matviews_added AS ({added.text} RETURNING ctid, {', '.join(numbers)}) "
             f"SELECT (SELECT count(*) FROM {GONE}), "
             f"(SELECT count(*) FROM {GONE} WHERE {WEIGHT} IS NULL), "
             f"count(*) FILTER (WHERE {sums.tables.suspect(sums.places)}), "
-            f"array_agg(ctid::text) FILTER (WHERE {nothing}) FROM matviews_added",
+            f"array_agg(ctid::text) FILTER (WHERE {nothing}), ({left}) FROM matviews_added",
             (*totals.params, *added.params),
         )
-        entries, incomplete, suspect, empty = cursor.fetchone()
+        entries, incomplete, suspect, empty, lost = cursor.fetchone()
         if empty:
             cursor.execute(
                 f"DELETE FROM {sums.dialect.name(table)} WHERE ctid = ANY(%s::tid[])", [empty]
             )
-    return Cut(entries, bool(incomplete), suspect)
+    return Cut(entries, bool(incomplete), suspect, lost)
 
 
 def build(sums: GroupSums, log: str, table: str) -> None:
@@ -85,7 +86,7 @@ def build(sums: GroupSums, log: str, table: str) -> None:
         cursor.execute(f"DELETE FROM {name}")
         cursor.execute(
             f"WITH {GONE} AS (DELETE FROM {sums.dialect.name(log)}) "
-            f"INSERT INTO {name} ({', '.join(sums.columns)}) {totals.text}",
+            f"INSERT INTO {name} ({', '.join(sums.columns.all)}) {totals.text}",
             totals.params,
         )
 

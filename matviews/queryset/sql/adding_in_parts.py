@@ -15,38 +15,41 @@ __all__ = ["add_in_parts", "build_in_parts"]
 COPY = "matviews_cut"
 
 
-def add_in_parts(sums: GroupSums, log: str, table: str) -> tuple[int, bool, int]:
-    """Entries, whether some are missing, and suspect groups, as in `Cut`."""
+def add_in_parts(sums: GroupSums, log: str, table: str) -> tuple[int, bool, int, int]:
+    """Entries, whether some are missing, suspect groups and lost extremes, as in `Cut`."""
     tables, name = sums.tables, sums.dialect.name(table)
     with connections[sums.dialect.using].cursor() as cursor:
         cursor.execute(tables.drop_copy(COPY))
         cursor.execute(tables.copy_entries(COPY, sums.dialect.name(log)))
         cursor.execute(f"SELECT COUNT(*), COUNT({WEIGHT}) FROM {tables.temporary(COPY)}")
         entries, weighted = cursor.fetchone()
-        suspect = 0
+        suspect = left = 0
         if weighted:
             rows = f"(SELECT * FROM {tables.temporary(COPY)} WHERE {WEIGHT} IS NOT NULL)"
             totals = sums.totals(rows)
-            changed = " OR ".join(f"{number} <> 0" for number in sums.numbers)
+            if sums.columns.extremes:
+                cursor.execute(tables.left(name, sums.columns, f"({totals.text})"), totals.params)
+                left = cursor.fetchone()[0]
             given = SQL(
-                f"SELECT * FROM ({totals.text}) matviews_totals WHERE {changed}", totals.params
+                f"SELECT * FROM ({totals.text}) matviews_totals WHERE {sums.changed}",
+                totals.params,
             )
-            cursor.execute(*tables.upsert(name, sums.columns, sums.key, given))
-            nothing = " AND ".join(f"{number} = 0" for number in sums.numbers)
+            cursor.execute(*tables.upsert(name, sums.columns, given))
+            nothing = " AND ".join(f"{number} = 0" for number in sums.columns.numbers)
             cursor.execute(f"DELETE FROM {name} WHERE {ROWS_KEPT} = 0 AND {nothing}")
             cursor.execute(f"SELECT COUNT(*) FROM {name} WHERE {tables.suspect(sums.places)}")
             suspect = cursor.fetchone()[0]
         if entries:
             cursor.execute(tables.delete_copied(COPY, sums.dialect.name(log)))
         cursor.execute(tables.drop_copy(COPY))
-    return entries, weighted < entries, suspect
+    return entries, weighted < entries, suspect, left
 
 
 def build_in_parts(sums: GroupSums, log: str, table: str) -> None:
     """Recompute the sums, as `build`."""
     tables, name = sums.tables, sums.dialect.name(table)
-    totals, columns = sums.totals(), ", ".join(sums.columns)
-    nothing = ", ".join(["NULL"] * len(sums.columns))
+    totals, columns = sums.totals(), ", ".join(sums.columns.all)
+    nothing = ", ".join(["NULL"] * len(sums.columns.all))
     with connections[sums.dialect.using].cursor() as cursor:
         cursor.execute(tables.drop_copy(COPY))
         cursor.execute(

@@ -1,133 +1,35 @@
 """The sums of an additive view: what rows give to groups, and the view's rows from that."""
 
-from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from django.db.models import Aggregate
 
-from ...databases import Dialect, SumTables, staging_of, sums_of
-from ...databases.base.sums import ENTRY, ROWS_KEPT, WEIGHT, count_name, sum_name
-from ...databases.fields import NUMBER, WHOLE, AnyField, Column, family
+from ...databases.base.sums import (
+    ROWS_KEPT,
+    WEIGHT,
+    Extreme,
+    count_name,
+    sum_name,
+)
+from ...databases.fields import Column
 from ...databases.sql import SQL, joined
-from ..analysis.aggregates import COUNT, SUM, Added, places_of_column, replaced
-from ..analysis.source import Source
-from ..strategy.additive import Additive
+from ..analysis.aggregates import COUNT, LARGEST, SMALLEST, SUM, Added, replaced
 from .readers import StageReader, as_stored
+from .sums_schema import SumsSchema
 
 __all__ = ["GroupSums", "SumsReader"]
 
-OWN_COLUMNS = (ENTRY, WEIGHT)  # of a value log
-Described = Mapping[tuple[str, str], tuple[str, str]]  # as `Dialect.columns` returns it
 KEPT = "matviews_kept"  # alias of the view's rows, made from the sums
 
 
-class GroupSums:
-    """The SQL of an additive view's sums.
-
-    Args:
-        source: the view's source.
-        additive: what is kept of it.
-        dialect: the SQL dialect of its database.
-    """
-
-    def __init__(self, source: Source, additive: Additive, dialect: Dialect) -> None:
-        self.source, self.additive, self.dialect = source, additive, dialect
-        self.tables: SumTables = sums_of(dialect.using)
-        self.key = dialect.names([column.field for column in source.key])
-        self.places = [each.places if each.summed else None for each in additive.added]
-
-    @cached_property
-    def columns(self) -> list[str]:
-        """The columns of the table of sums, quoted, those of the key first."""
-        return [*self.key, *self.numbers]
-
-    @cached_property
-    def numbers(self) -> list[str]:
-        """The columns that are added up."""
-        names = [ROWS_KEPT]
-        for number, each in enumerate(self.additive.added):
-            names += [count_name(number), *([sum_name(number)] if each.summed else [])]
-        return names
-
-    @property
-    def log_columns(self) -> list[str]:
-        """The columns of the value log with values, quoted."""
-        return [self.dialect.name(column) for column in self.additive.columns]
-
-    def misfit(self) -> str:
-        """Why the columns of the source's table cannot be added up exactly; "" if they can be.
-
-        The model may say something else of them than the database.
-        """
-        table, found = self.additive.model._meta.db_table, self._described()
-        fields = {field.column: field for field in self.additive.model._meta.concrete_fields}
-        for column in self.additive.columns:
-            kind, _collation = found.get((table, column), ("", ""))
-            if (table, column) not in found:
-                return f"{table} has no column {column}"
-            numeric = family(fields[column]) in (WHOLE, NUMBER)
-            if numeric and self.tables.is_finer(kind, places_of_column(fields[column])):
-                return f"{table}.{column} is {kind} in the database, unlike in the model"
-        return ""
-
-    def fit(self) -> bool:
-        """Whether both tables are there, with the columns that `create` would give them."""
-        found, sums = self._described(), self.additive.sums
-        log = {name: kind for (table, name), kind in found.items() if table == self.additive.log}
-        in_sums = {name for table, name in found if table == sums}
-        numbers = [*(field.column for field in self._key_fields), *self.numbers]
-        return (
-            {name: kind for name, kind in log.items() if name not in OWN_COLUMNS}
-            == self._logged(found)
-            and in_sums == set(numbers)
-            and all(
-                found.get((sums, column or "")) == found.get((self._view, column or ""))
-                for column in (field.column for field in self._key_fields)
-            )
-        )
-
-    def create(self) -> list[str]:
-        """Statements that create both tables, where they belong."""
-        name, found = self.dialect.name, self._described()
-        log, sums = (name(self.tables.home(each)) for each in self.names)
-        key = self._key_fields
-        columns = self.tables.columns_of_sums(self.places)
-        return [
-            self.tables.create_log(log, self._logged(found)),
-            staging_of(self.dialect.using).create(sums, self._view, key, key, self.dialect),
-            *(f"ALTER TABLE {sums} ADD COLUMN {column}" for column in columns),
-        ]
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """The names of the value log and of the table of sums."""
-        return self.additive.log, self.additive.sums
-
-    @property
-    def _view(self) -> str:
-        return self.source.model._meta.db_table
-
-    @property
-    def _key_fields(self) -> list[AnyField]:
-        return [column.field for column in self.source.key]
-
-    def _described(self) -> Described:
-        table = self.additive.model._meta.db_table
-        return self.dialect.columns([table, self._view, *self.names])
-
-    def _logged(self, found: Described) -> dict[str, tuple[str, str]]:
-        """The types and collations of the value log's columns with values."""
-        table = self.additive.model._meta.db_table
-        of_table = {column: found.get((table, column)) for column in self.additive.columns}
-        return {
-            column: (self.tables.unlimited(described[0]), described[1])
-            for column, described in of_table.items()
-            if described
-        }
+class GroupSums(SumsSchema):
+    """The SQL of an additive view's sums."""
 
     def totals(self, rows: str = "") -> SQL:
         """A query for what rows give to their groups, as the columns of the table of sums.
+
+        Of a value log, also for the extremes of what has gone.
 
         Args:
             rows: SQL with the rows of a value log and their weights; "" for the source itself.
@@ -135,7 +37,11 @@ class GroupSums:
         values = [f"{self.tables.whole(f'SUM({WEIGHT})' if rows else 'COUNT(*)')} AS {ROWS_KEPT}"]
         for number, each in enumerate(self.additive.added):
             values += self._totals_of(each, number, weighted=bool(rows))
+        for extreme in self.columns.extremes:
+            values += self._extremes_of(extreme, weighted=bool(rows))
         given, key = self._given(rows), ", ".join(self.key)
+        if rows:
+            given = self._netted(given)
         keyed = " AND ".join(f"{name} IS NOT NULL" for name in self.key)
         return SQL(
             f"SELECT {key}, {', '.join(values)} FROM ({given.text}) matviews_given "
@@ -153,6 +59,29 @@ class GroupSums:
             found.append(f"{exact(f'COALESCE({summed}, 0)')} AS {total}")
         return found
 
+    def _extremes_of(self, extreme: Extreme, *, weighted: bool) -> list[str]:
+        function, value = "MAX" if extreme.is_largest else "MIN", sum_name(extreme.number)
+        if not weighted:
+            return [f"{function}({value}) AS {extreme.name}"]
+        return [
+            f"{function}(CASE WHEN {extreme.net} > 0 THEN {value} END) AS {extreme.name}",
+            f"{function}(CASE WHEN {extreme.net} < 0 THEN {value} END) AS {extreme.gone}",
+        ]
+
+    def _netted(self, given: SQL) -> SQL:
+        """Also how many rows of a group have got or lost a value: most changes are of others."""
+        nets = {
+            f"SUM({WEIGHT}) OVER (PARTITION BY {', '.join(self.key)}, {sum_name(each.number)}) "
+            f"AS {each.net}"
+            for each in self.columns.extremes
+        }
+        if not nets:
+            return given
+        counted = ", ".join(sorted(nets))
+        return SQL(
+            f"SELECT matviews_each.*, {counted} FROM ({given.text}) matviews_each", given.params
+        )
+
     def _given(self, rows: str) -> SQL:
         """A query for what each row gives: the key as it is stored, and numbers."""
         key = [
@@ -161,10 +90,16 @@ class GroupSums:
         ]
         stored, raw = joined(", ", key), self._raw(rows)
         return SQL(
-            f"SELECT {stored.text}, {', '.join([WEIGHT, *self.numbers[1:]])} "
+            f"SELECT {stored.text}, {', '.join([WEIGHT, *self._given_names()])} "
             f"FROM ({raw.text}) matviews_raw",
             (*stored.params, *raw.params),
         )
+
+    def _given_names(self) -> list[str]:
+        names = []
+        for number, each in enumerate(self.additive.added):
+            names += [count_name(number), *([sum_name(number)] if _has_values(each) else [])]
+        return names
 
     def _raw(self, rows: str) -> SQL:
         query = self.source.query
@@ -189,7 +124,7 @@ class GroupSums:
         )
 
     def _numbers_of(self, added: Added, number: int) -> list[SQL]:
-        """How many values a row has, 0 or 1, and which number it adds."""
+        """How many values a row has, 0 or 1, and which one."""
         query, applies, value = self.source.query, list[SQL](), SQL("")
         if added.condition is not None:
             text, params = query.compile_condition(added.condition)
@@ -202,7 +137,7 @@ class GroupSums:
         one = SQL(
             f"CASE WHEN {when.text} THEN 1 ELSE 0 END AS {count_name(number)}", when.params
         )  # fmt: skip
-        if not added.summed:
+        if not _has_values(added):
             return [one]
         if applies:
             [when] = applies
@@ -257,6 +192,8 @@ class GroupSums:
         count, total = count_name(number), sum_name(number)
         if kind == COUNT:
             return count
+        if kind in (LARGEST, SMALLEST):
+            return f"(CASE WHEN {count} > 0 THEN {Extreme(number, kind == LARGEST).name} END)"
         mean = self.tables.mean(total, count, self.additive.added[number].places)
         return f"(CASE WHEN {count} > 0 THEN {total if kind == SUM else mean} END)"
 
@@ -265,19 +202,32 @@ class GroupSums:
 
         One statement sees one snapshot.
         """
-        table, columns = self.dialect.name(sums), ", ".join(self.columns)
-        minus = ", ".join([*self.key, *(f"-{name} AS {name}" for name in self.numbers)])
+        key, numbers, extremes = self.columns
+        names = [each.name for each in extremes]
+        nothing = [f"NULL AS {name}" for name in names]
+        minus = [f"-{name} AS {name}" for name in numbers]
         logged = self.totals(f"(SELECT * FROM {self.dialect.name(log)})")
         of_source = self.totals()
-        sums_of_each = ", ".join(f"SUM({name}) AS {name}" for name in self.numbers)
-        differs = " OR ".join(f"{name} <> 0" for name in self.numbers)
+        parts = [
+            ([*key, *numbers, *names, "0 AS matviews_logged"], self.dialect.name(sums)),
+            ([*key, *numbers, *nothing, "1"], f"({logged.text}) matviews_log"),
+            ([*key, *minus, *names, "0"], f"({of_source.text}) matviews_source"),
+        ]
+        each = " UNION ALL ".join(f"SELECT {', '.join(part)} FROM {rows}" for part, rows in parts)
+        differs = [f"SUM({name}) <> 0" for name in numbers]
+        differs += [
+            f"SUM(matviews_logged) = 0 AND (COUNT({name}) = 1 OR MIN({name}) <> MAX({name}))"
+            for name in names
+        ]
         return SQL(
-            f"SELECT COUNT(*) FROM (SELECT {', '.join(self.key)}, {sums_of_each} FROM "
-            f"(SELECT {columns} FROM {table} UNION ALL SELECT * FROM ({logged.text}) matviews_log "
-            f"UNION ALL SELECT {minus} FROM ({of_source.text}) matviews_source) matviews_each "
-            f"GROUP BY {', '.join(self.key)}) matviews_groups WHERE {differs}",
+            f"SELECT COUNT(*) FROM (SELECT {', '.join(key)} FROM ({each}) matviews_each "
+            f"GROUP BY {', '.join(key)} HAVING {' OR '.join(differs)}) matviews_groups",
             (*logged.params, *of_source.params),
         )
+
+
+def _has_values(added: Added) -> bool:
+    return added.summed or bool(added.extremes)
 
 
 class SumsReader(StageReader):

@@ -43,7 +43,7 @@ Compiled = tuple[str, tuple[Any, ...]]
 class Returned(NamedTuple):
     """What an aggregate returns."""
 
-    #: `COUNT`, `SUM` or `AVERAGE`.
+    #: `COUNT`, `SUM`, `AVERAGE`, `LARGEST` or `SMALLEST`.
     kind: str
     #: Of which of `Additive.added`; None for the count of all rows.
     number: int | None
@@ -207,9 +207,7 @@ def _added(source: Source) -> tuple[tuple[Added, ...], dict[Compiled, Returned]]
         )
         number = None
         if of != (None, None):
-            known = found.setdefault(of, each)
-            if each.summed and not known.summed:
-                found[of] = each
+            found[of] = found.get(of, each) | each
             number = [*found].index(of)
         returned[query.compile_expression(aggregate)] = Returned(kind, number)
     return tuple(found.values()), returned
