@@ -23,6 +23,7 @@ from .limits import (
     PULSE_SECONDS,
     RETENTION,
     SESSION_COUNT,
+    VIEW_COUNT,
     DurationRange,
     Range,
     queue_fault,
@@ -118,6 +119,9 @@ class Settings:
     #: The Celery queue of the tasks; None leaves it to `task_routes` and the default queue. A view
     #: may have another one.
     CELERY_QUEUE: str | None = None
+    #: How many views are refreshed at the same time in each queue: a number, or a dict of numbers
+    #: by queue, "" for that of views that have none; the others wait. None is no limit.
+    MAX_REFRESHES: int | dict[str, int] | None = None
     #: How many batches of long refreshes run at once in each queue; None: as many as workers can.
     MAX_LONG_BATCHES: int | None = None
     #: The governor: batches wait while a replica is behind by more seconds, more sessions are
@@ -163,6 +167,7 @@ class Settings:
                 "spaces, or None."
             )
         self._check_alarms()
+        self._check_max_refreshes()
         if self.STAGING_SCHEMA is not None and not _is_identifier(self.STAGING_SCHEMA):
             raise InvalidSetting(
                 f"MATVIEWS['STAGING_SCHEMA'] must be the name of a schema (letters, digits and "
@@ -189,6 +194,18 @@ class Settings:
             raise InvalidSetting(
                 "MATVIEWS['CHECK_IN_URL'] must be a URL that begins with http:// or https://, or "
                 "None."
+            )
+
+    def _check_max_refreshes(self) -> None:
+        limits = self.MAX_REFRESHES
+        by_queue = limits if isinstance(limits, dict) else {"": limits}
+        named = all(queue == "" or not queue_fault(queue) for queue in by_queue)
+        if limits is not None and not (
+            named and all(map(VIEW_COUNT.__contains__, by_queue.values()))
+        ):
+            raise InvalidSetting(
+                f"MATVIEWS['MAX_REFRESHES'] must be {VIEW_COUNT.fault(None)}, a dict of these by "
+                f"the name of a queue, '' for views without one, or None, not {limits!r}."
             )
 
     def _check_range(self, field: Field[Any]) -> None:

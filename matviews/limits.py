@@ -6,7 +6,8 @@ from datetime import timedelta
 __all__ = [
     "BATCH_COUNT", "BATCH_SECONDS", "BATCH_SIZE", "FAILURE_COUNT", "FRESHNESS_TARGET",
     "PARKED_KEYS", "PULSE_SECONDS", "REFRESH_DELAY", "REFRESH_INTERVAL", "RETENTION",
-    "SAMPLE_SIZE", "SESSION_COUNT", "SHARD_COUNT", "DurationRange", "Range", "queue_fault",
+    "SAMPLE_SIZE", "SESSION_COUNT", "SHARD_COUNT", "VIEW_COUNT", "DurationRange", "Range",
+    "queue_fault",
 ]  # fmt: skip
 
 MAX_INTEGER = 2**31 - 1  # of an integer column
@@ -72,6 +73,7 @@ class DurationRange:
 
 BATCH_SIZE = Range(low=1, high=MAX_INTEGER, unit="rows")
 BATCH_COUNT = Range(low=1, high=MAX_SMALL_INTEGER, unit="batches")
+VIEW_COUNT = Range(low=1, high=MAX_SMALL_INTEGER, unit="views")
 SESSION_COUNT = Range(low=1, high=MAX_INTEGER, unit="sessions")
 SAMPLE_SIZE = Range(low=1, high=MAX_INTEGER, unit="keys")
 FAILURE_COUNT = Range(low=1, high=MAX_INTEGER, unit="failures")

@@ -274,10 +274,14 @@ def dispatch_all(view_ids: Iterable[int]) -> bool:
 
 
 def _send_due(steps: Iterable[NextStep]) -> bool:
+    steps = list(steps)
     messages = [message for step in steps for message in step.messages]
     if current_app.conf.task_always_eager:
         return send(messages)
-    return _send_turns(engine.take_turns(messages))
+    sent = _send_turns(engine.take_turns(messages))
+    if any(step.closed for step in steps):
+        return dispatch_all(engine.next_in_line()) and sent
+    return sent
 
 
 def send(messages: Iterable[Message]) -> bool:

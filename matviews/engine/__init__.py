@@ -42,6 +42,7 @@ from .queue_turns import due_turns, give_back, next_turns, take_turns
 from .queues import collapse_long_queues, move_log
 from .recent_refreshes import RecentRefreshes, recent_refreshes
 from .recorded_failures import RecordedFailure, recorded_failures
+from .refresh_limit import next_in_line
 from .requests import check_phases, count_requests, is_taken, request, request_stop
 from .rescue import clear_resends, forsaken_views, rescue, unclaimed_views
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
@@ -153,6 +154,7 @@ __all__ = [
     "missed_target",
     "missing_rights",
     "move_log",
+    "next_in_line",
     "next_turns",
     "not_migrated",
     "now",

@@ -27,6 +27,7 @@ from .fingerprints import save_fingerprints
 from .governor import must_wait
 from .locking import lock_available, update_if_current, update_unlocked
 from .messages import BatchReport, Message
+from .refresh_limit import release_permit
 from .stages import drop_stages
 from .totals import ended
 from .transactions import alias, now, short_transaction, utc_now
@@ -200,6 +201,7 @@ def _close(refresh: Refresh, work: Work) -> bool:
     ending = _save_closed(refresh, runs, work)
     if ending is None:
         return False
+    release_permit(refresh.view_id)
     drop_stages(runs)
     log(
         logger, logging.WARNING if refresh.state == RefreshState.FAILED else logging.INFO,

@@ -42,6 +42,7 @@ __all__ = [
     "wait",
     "waits",
     "wake",
+    "wake_views",
 ]
 
 logger = logging.getLogger(__name__)
@@ -268,6 +269,12 @@ def wake() -> list[int]:
     still_open = Refresh.objects.filter(view=OuterRef("pk"), state=RefreshState.OPEN)
     free = over.filter(Exists(still_open.order_by()), enabled=True, paused=False)
     return [pk for pk in free.order_by("pk").values_list("pk", flat=True) if _wake(pk, over)]
+
+
+def wake_views(view_ids: Iterable[int]) -> list[int]:
+    """End the waits of views that have not failed; those that this process has woken."""
+    waiting = ViewControl.objects.filter(suspended_at=None).exclude(wait_reason="")
+    return [pk for pk in view_ids if _wake(pk, waiting)]
 
 
 def _wake(view_id: int, over: QuerySet[ViewControl]) -> bool:

@@ -1,4 +1,4 @@
-"""The governor: a batch waits while the database is unwell, by the limits in the settings.
+"""The governor: a batch waits while the database is unwell, or too many views are refreshed.
 
 It is asked after a commit, before the message of the next batch is sent, and again by the worker
 that takes it. A batch that waits holds nothing: it is a time and a reason in the control, and
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 from django.db import DatabaseError, InterfaceError, transaction
 from django.db.models.functions import Coalesce
@@ -24,6 +25,7 @@ from ..models import PhaseRun, Refresh, ViewControl
 from ..queryset import tables_read
 from .failures import wait
 from .pending import utc
+from .refresh_limit import is_limited, permit_fault, release_permit
 from .transactions import alias, drop_broken_connection, utc_now
 from .work import Work
 
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 READ_EVERY = 10.0  # seconds
 ASK_AGAIN = timedelta(seconds=10)
+GOES_ON: dict[str, Any] = {"governed_since": None, "retry_at": None, "wait_reason": ""}
 #: By setting, the field of `Load` that it limits.
 LIMITED = {
     "GOVERNOR_REPLICATION_LAG": "replication_lag",
@@ -43,8 +46,8 @@ LIMITED = {
 
 
 def is_governed() -> bool:
-    """Whether a limit is set."""
-    return any(_limits())
+    """Whether a limit is set, of the load or of refreshes."""
+    return any(_limits()) or is_limited()
 
 
 def _limits() -> Iterator[str]:
@@ -72,26 +75,42 @@ def must_wait(work: Work) -> bool:
     """
     if not is_governed():
         return False
-    control, since = work.shard.view, work.shard.view.governed_since
-    controls = ViewControl.objects.filter(pk=control.pk)
-    if since is not None and (control.held or work.quiet_until):
-        controls.update(governed_since=None)  # something else holds it now
+    control = work.shard.view
+    if control.held or work.quiet_until:  # something else holds it now
+        release_permit(control.pk)
+        if control.governed_since is not None:
+            ViewControl.objects.filter(pk=control.pk).update(governed_since=None)
     run = None if work.blocked else work.next_run()
-    if run is None or any(refresh.waited_out for refresh in work.refreshes):
+    if run is None:
         return False
-    reason = load_fault(work.definition)
+    if any(refresh.waited_out for refresh in work.refreshes):
+        permit_fault(control, beyond=True)
+        return False
+    return _asks(work, run)
+
+
+def _asks(work: Work, run: PhaseRun) -> bool:
+    control, since = work.shard.view, work.shard.view.governed_since
     waited = utc_now() - utc(since) if since else timedelta()
-    out = bool(reason) and waited >= get_settings().GOVERNOR_MAX_WAIT
-    if reason and not out:
-        wait(control, ASK_AGAIN, reason)
-        if since is None:
-            controls.update(governed_since=Coalesce("governed_since", UtcNow()))
-        return True
-    if out:
+    out, load = waited >= get_settings().GOVERNOR_MAX_WAIT, load_fault(work.definition)
+    reason = load if load and not out else permit_fault(control, beyond=out) or load
+    if reason and out:
         _let_go(run, reason, waited)
-    if since is not None:
-        controls.update(governed_since=None, retry_at=None, wait_reason="")
+    elif reason:
+        _wait(control, reason)
+        # One that has just ended, and given up its permit, may not have seen that this one waits.
+        if load or permit_fault(control):
+            return True
+    if since is not None or reason:
+        ViewControl.objects.filter(pk=control.pk).update(**GOES_ON)
     return False
+
+
+def _wait(control: ViewControl, reason: str) -> None:
+    wait(control, ASK_AGAIN, reason)
+    if control.governed_since is None:
+        waiting = ViewControl.objects.filter(pk=control.pk)
+        waiting.update(governed_since=Coalesce("governed_since", UtcNow()))
 
 
 def _let_go(run: PhaseRun, reason: str, waited: timedelta) -> None:
@@ -105,6 +124,8 @@ def _let_go(run: PhaseRun, reason: str, waited: timedelta) -> None:
 
 def load_fault(definition: ViewDefinition | None) -> str:
     """Why the database is too unwell for a view, by the first limit exceeded; "" if it is not."""
+    if not any(_limits()):
+        return ""
     load, settings = _load(), get_settings()
     for name, field, unit in (
         ("GOVERNOR_REPLICATION_LAG", "replication_lag", " s of replication lag"),

@@ -1,12 +1,14 @@
 """Locking and updating bookkeeping rows without waiting for transactions that hold them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
 from django.db import OperationalError, connections, transaction
 from django.db.models import F, Q, QuerySet
 
+from ..conf import get_settings
 from ..databases import Compiled, errors_of, sessions_of
 from ..databases.compiled import PK_PLACEHOLDER, TOKEN_PLACEHOLDER
 from ..models import Refresh, ViewShard
@@ -14,9 +16,9 @@ from ..states import RefreshState
 from .transactions import alias, short_transaction
 
 __all__ = [
-    "are_locked",
     "join_unlocked",
     "lock_available",
+    "running",
     "update_if_current",
     "update_unlocked",
 ]
@@ -48,6 +50,18 @@ def are_locked(shard_ids: Collection[int]) -> set[int]:
             raise
         free = []  # of SQLite, where a writer locks them all
     return {*shard_ids} - {shard.pk for shard in free}
+
+
+def running(shards: Iterable[Any]) -> set[int]:
+    """The shards whose batches run, or whose workers were killed less than a lease ago.
+
+    Args:
+        shards: annotated with the time `now`.
+    """
+    lease = timedelta(seconds=get_settings().LEASE)
+    claimed = [each for each in shards if each.is_claimed and each.claimed_at]
+    lately = {each.pk for each in claimed if each.claimed_at > each.now - lease}
+    return lately | are_locked({each.pk for each in claimed} - lately)
 
 
 def update_if_current(shard_id: int, token: int, fits: Q | None = None, /, **changes: Any) -> bool:

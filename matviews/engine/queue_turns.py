@@ -23,7 +23,7 @@ from ..databases.clock import UtcNow
 from ..models import Refresh, RefreshSchedule, ScheduleKind, ViewShard
 from ..states import RefreshState
 from .closing import close_finished
-from .locking import are_locked, update_if_current
+from .locking import running, update_if_current
 from .messages import Message
 
 __all__ = ["due_turns", "give_back", "next_turns", "take_turns"]
@@ -65,18 +65,10 @@ def next_turns(
     found = list(shards.only(*_READ).order_by("turn_by", "pk"))
     untaken = sum(each.pk != taken and _is_untaken(each) for each in found)
     if limit := get_settings().MAX_LONG_BATCHES:
-        running = {each.pk for each in found if each.pk == taken} | _running(found)
-        at_most = min(at_most, limit - len(running))
+        busy = {each.pk for each in found if each.pk == taken} | running(found)
+        at_most = min(at_most, limit - len(busy))
     waiting = (each for each in found if each.turn_by is not None and each.pk != taken)
     return list(_granted(waiting, at_most - untaken))
-
-
-def _running(shards: Iterable[Any]) -> set[int]:
-    """The shards whose batches run, or whose workers were killed less than a lease ago."""
-    lease = timedelta(seconds=get_settings().LEASE)
-    claimed = [each for each in shards if each.is_claimed and each.claimed_at]
-    lately = {each.pk for each in claimed if each.claimed_at > each.now - lease}
-    return lately | are_locked({each.pk for each in claimed} - lately)
 
 
 def _is_untaken(shard: Any) -> bool:

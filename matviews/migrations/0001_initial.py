@@ -858,6 +858,39 @@ class Migration(migrations.Migration):
                 "base_manager_name": "objects",
             },
         ),
+        migrations.CreateModel(
+            name="RefreshPermit",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("queue", models.CharField(blank=True, max_length=255)),
+                ("number", models.PositiveIntegerField(null=True)),
+                ("used_at", models.DateTimeField(null=True)),
+                ("waiting_since", models.DateTimeField(null=True)),
+                (
+                    "view",
+                    models.OneToOneField(
+                        db_constraint=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="permit",
+                        to="matviews.viewcontrol",
+                    ),
+                ),
+            ],
+            options={
+                "abstract": False,
+                "base_manager_name": "objects",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("queue", "number"), name="matviews_permit_number"
+                    )
+                ],
+            },
+        ),
         migrations.AddIndex(
             model_name="refresh",
             index=models.Index(fields=["view", "state"], name="matviews_refresh_state"),

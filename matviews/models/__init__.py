@@ -5,6 +5,7 @@ from .base import Bookkeeping
 from .control import NamedKey, ViewControl, ViewShard
 from .heartbeat import Heartbeat
 from .parked_keys import ParkedKey
+from .permits import RefreshPermit
 from .refresh import Origin, PhaseRun, Refresh
 from .schedule import MAX_JITTER, Period, RefreshSchedule, ScheduleKind, intervals_of
 from .totals import TOTALS
@@ -27,6 +28,7 @@ __all__ = [
     "Period",
     "PhaseRun",
     "Refresh",
+    "RefreshPermit",
     "RefreshSchedule",
     "ScheduleKind",
     "TrackedTable",

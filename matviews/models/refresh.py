@@ -58,7 +58,7 @@ class Refresh(Bookkeeping):
     #: batch can have begun this refresh.
     claims_at_request = models.BigIntegerField(null=True)
     error = models.TextField(blank=True)
-    #: The load of the database in spite of which it went on, because it had waited long enough.
+    #: The load, or the limit, in spite of which it went on, because it had waited long enough.
     waited_out = models.CharField(max_length=255, blank=True)
     #: How many earlier refreshes it stands for that failed in the same way, and when the first of
     #: them did.

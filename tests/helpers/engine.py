@@ -20,6 +20,7 @@ from matviews.models import (
     Heartbeat,
     PhaseRun,
     Refresh,
+    RefreshPermit,
     VerifyRun,
     ViewChange,
     ViewControl,
@@ -83,6 +84,7 @@ def travel(time: timedelta) -> None:
     """
     ours = (
         ViewControl, ViewShard, Refresh, PhaseRun, Change, ViewChange, VerifyRun, Heartbeat, Alarm,
+        RefreshPermit,
     )  # fmt: skip
     for model in (*ours, PeriodicTask):
         fields = [field.name for field in model._meta.fields if isinstance(field, DateTimeField)]
