@@ -127,8 +127,8 @@ class Poisoned:
         self.Row.objects.filter(k__in=keys).update(**HEALTHY, second=F("k"))
 
     def change(self, *keys: int) -> None:
-        """Give healthy rows another value."""
-        self.Row.objects.filter(k__in=keys).update(number=F("number") + 1)
+        """Give rows another value, which heals none."""
+        self.Row.objects.filter(k__in=keys, number__gte=0).update(number=F("number") + 1)
 
     def refresh(self, **request: Any) -> Refresh:
         """Refresh the view, which succeeds."""
