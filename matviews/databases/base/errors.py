@@ -17,12 +17,13 @@ class Failure(Enum):
 
 
 class ConstraintKind(Enum):
-    """The kinds of constraints, and a value that is too long."""
+    """The kinds of constraints, and a value that is too long or does not fit otherwise."""
 
     UNIQUE = auto()
     NOT_NULL = auto()
     FOREIGN_KEY = auto()
     TOO_LONG = auto()
+    UNFIT = auto()
     OTHER = auto()
 
 

@@ -35,6 +35,7 @@ OF_DATA = {
 _KEY = re.compile(r".*'(?:[^'.]*\.)?(?P<name>[^'.]+)'", re.DOTALL)
 _FOREIGN_KEY = re.compile(r"`(?P<table>[^`]*)`, CONSTRAINT `(?P<name>[^`]*)`")
 _COLUMN = re.compile(r"'(?P<column>[^']*)'")
+_COLUMN_AFTER_VALUE = re.compile(r".*[`'](?P<column>[^`']+)[`']", re.DOTALL)
 
 
 def number_of(error: BaseException) -> object:
@@ -49,7 +50,10 @@ class MySQLErrors(Errors):
     kinds: ClassVar[dict[Any, Any]] = {
         1048: (ConstraintKind.NOT_NULL, _COLUMN),
         1062: (ConstraintKind.UNIQUE, _KEY),
+        1264: (ConstraintKind.UNFIT, _COLUMN),
+        1265: (ConstraintKind.UNFIT, _COLUMN),
         1364: (ConstraintKind.NOT_NULL, _COLUMN),
+        1366: (ConstraintKind.UNFIT, _COLUMN_AFTER_VALUE),
         1406: (ConstraintKind.TOO_LONG, _COLUMN),
         1451: (ConstraintKind.FOREIGN_KEY, _FOREIGN_KEY),
         1452: (ConstraintKind.FOREIGN_KEY, _FOREIGN_KEY),
@@ -97,6 +101,6 @@ class MySQLErrors(Errors):
         kind, pattern = self.kinds[number]
         found = pattern.search(str(text))
         names: dict[str, Any] = found.groupdict() if found else {}
-        if kind in (ConstraintKind.NOT_NULL, ConstraintKind.TOO_LONG):
+        if "column" in pattern.groupindex:
             return Violation(kind, columns=(names["column"],)) if names else None
         return Violation(kind, **names)

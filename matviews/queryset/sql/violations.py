@@ -50,6 +50,19 @@ def _columns_of(constraint: str, source: Source, using: str) -> tuple[str, ...]:
     return tuple(column for column in columns or () if column)
 
 
+#: What is wrong with a value, and what to do.
+_OF_VALUES = {
+    ConstraintKind.TOO_LONG: (
+        "is too long for",
+        "increase the field's max_length, or shorten the value in source(), with Left().",
+    ),
+    ConstraintKind.UNFIT: (
+        "does not fit",
+        "give the field a type that holds it, or change the value in source().",
+    ),
+}
+
+
 def _sentence(violation: Violation, source: Source) -> str:
     if violation.kind is ConstraintKind.UNIQUE:
         return _unique_sentence(violation, source)
@@ -63,12 +76,10 @@ def _sentence(violation: Violation, source: Source) -> str:
             f"{name[0].upper()}{name[1:]} of {table} is violated, and the database enforces it "
             f"(matviews.W009): set db_constraint=False and on_delete=models.DO_NOTHING."
         )
-    if violation.kind is ConstraintKind.TOO_LONG:
+    if violation.kind in _OF_VALUES:
+        wrong, way_out = _OF_VALUES[violation.kind]
         column = "".join(f"column {name} of " for name in _field_names(violation.columns, source))
-        return (
-            f"A value of source() is too long for {column}{label}: increase the field's "
-            f"max_length, or shorten the value in source(), with Left()."
-        )
+        return f"A value of source() {wrong} {column}{label}: {way_out}"
     return (
         f"The row violates the constraint {violation.name} of {label}: leave such rows out of "
         f"source(), or change the constraint."

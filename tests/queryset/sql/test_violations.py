@@ -11,6 +11,7 @@ from django.db.models.functions import Lower
 from django.test import override_settings
 
 from matviews import engine
+from matviews.databases import ConstraintKind, Violation, errors_of
 from matviews.models import ParkedKey, Refresh
 from matviews.queryset import check_source
 from matviews.registry import registry
@@ -43,6 +44,40 @@ def error_of(view: type[Any]) -> str:
     told = "\n".join([refresh.error, *parked])
     assert SECRET not in told
     return told
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="others name no column")
+def test_a_number_out_of_range_is_told_with_its_column() -> None:
+    Rows = rows()
+    view = tables.derived_view(
+        lambda cls: Rows.objects.values(ref=F("pk"), large=F("n") * 1_000_000),
+        ref=tables.key(),
+        large=models.IntegerField(),
+    )
+    with tables.made(Rows, view):
+        Rows.objects.create(pk=1, n=31415926)
+        assert error_of(view).strip() == (
+            "insert: RowRefused: A value of source() does not fit column large of shapes.Made: "
+            "give the field a type that holds it, or change the value in source()."
+        )
+        assert ParkedKey.objects.get().columns == ["large"]
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="others name no column")
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("number", 3_000_000_000), ("choice", "it's `else`"), ("number", "it's `no` number")],
+)
+def test_the_column_that_a_value_does_not_fit_is_known(column: str, value: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION sql_mode = 'STRICT_ALL_TABLES'")
+        cursor.execute("CREATE TEMPORARY TABLE unfit (number INT, choice ENUM('x'))")
+        with pytest.raises(DatabaseError) as error:
+            cursor.execute(f"INSERT INTO unfit ({column}) SELECT %s", [value])
+        cursor.execute("DROP TEMPORARY TABLE unfit")
+        cursor.execute("SET SESSION sql_mode = DEFAULT")
+    found = errors_of("default").violation(error.value)
+    assert found == Violation(ConstraintKind.UNFIT, columns=(column,))
 
 
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="there a text may have any length")
