@@ -27,8 +27,9 @@ def log(
     """Log an event with its fields.
 
     The message is a template that does not depend on values, so tools can group by it. The record
-    has each field as an attribute and, from a warning on, a `fingerprint` to group by. An attribute
-    that the project's `LogRecordFactory` sets stays as it is: `logging` lets nobody replace it.
+    has each field as an attribute and, from a warning on, the list `grouping`, which tells causes
+    apart. An attribute that the project's `LogRecordFactory` sets stays as it is: `logging` lets
+    nobody replace it.
 
     Args:
         logger: the logger of the caller's module.
@@ -42,7 +43,7 @@ def log(
     values = {name: _plain(value) for name, value in fields.items()}
     extra = dict(values)
     if level >= logging.WARNING:
-        extra["fingerprint"] = [
+        extra["grouping"] = [
             event, *(str(values.get(name, "")) for name in ("view", "phase")), cause(_error(values))
         ]  # fmt: skip
     taken = vars(logger.makeRecord(logger.name, level, "", 0, "", (), None))

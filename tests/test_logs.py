@@ -1,7 +1,9 @@
-"""Log lines: one line each with quoted values, the same keys as attributes, a fingerprint."""
+"""Log lines: one line each with quoted values, the same keys as attributes, a grouping."""
 
+import ast
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,11 +27,14 @@ from matviews.models import Alarm, AlarmChange
 from matviews.phases import Phase
 from matviews.redact import cause, loggable
 from matviews.tasks.delivery import deliver
+from tests import ROOT
 from tests.helpers.engine import items
 from tests.helpers.ledger import fault
 from tests.helpers.view_classes import run
 from tests.sample.models import Ledger, Limited
 
+# What is logged as **fields.
+OTHERS = ("rows_compared", "missing", "differing", "surplus", "repaired", "pending")
 LOGGER = logging.getLogger("matviews.tests")
 STANDARD = vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}
 
@@ -84,14 +89,32 @@ def test_fields_are_attributes_that_json_can_hold() -> None:
 
     assert line["message"] == "done phase=insert rows=3 limit=None error=7"
     assert (line["phase"], line["rows"], line["limit"], line["error"]) == ("insert", 3, None, "7")
-    assert "fingerprint" not in line
+    assert "grouping" not in line
+
+
+def test_every_key_is_documented() -> None:
+    modules = [*(ROOT / "matviews").rglob("*.py"), *(ROOT / "tasks").glob("*.py")]
+    calls = [
+        node
+        for module in modules
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "log"
+    ]
+    used = {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
+    page = (ROOT / "docs/production.md").read_text()
+    table = page[page.index("| key | value |") :].split("\n\n")[0]
+    documented = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert used - {"exception"} <= documented
+    assert documented <= used | {"grouping", *OTHERS}
 
 
 @pytest.mark.parametrize("phases", ["", "insert: ", "insert, update, delete: "])
-def test_the_fingerprint_has_the_class_whichever_phases_failed(phases: str) -> None:
+def test_the_grouping_has_the_class_whichever_phases_failed(phases: str) -> None:
     line = logged(logging.WARNING, "refresh finished", error=f"{phases}ValueError: at 17")
 
-    assert line["fingerprint"] == ["refresh finished", "", "", "ValueError"]
+    assert line["grouping"] == ["refresh finished", "", "", "ValueError"]
 
 
 def test_what_the_projects_record_factory_sets_stays() -> None:
@@ -113,7 +136,7 @@ def test_what_the_projects_record_factory_sets_stays() -> None:
 
 
 @pytest.mark.django_db
-def test_failures_have_their_exception_and_a_fingerprint_by_view_phase_and_class() -> None:
+def test_failures_have_their_exception_and_a_grouping_by_view_phase_and_class() -> None:
     engine.sync_controls()
     handler, logger = Kept(), logging.getLogger("matviews")
     logger.addHandler(handler)
@@ -127,14 +150,12 @@ def test_failures_have_their_exception_and_a_fingerprint_by_view_phase_and_class
         logger.removeHandler(handler)
 
     errors = [line for line in handler.lines if line["level"] == "ERROR"]
-    assert [line["fingerprint"] for line in errors[::2]] == [
+    assert [line["grouping"] for line in errors[::2]] == [
         ["phase failed", "sample.Ledger", "insert", "RuntimeError"],
         ["phase failed", "sample.Ledger", "insert", "ValueError"],
         ["phase failed", "sample.Limited", "insert", "RuntimeError"],
     ]
-    assert [line["fingerprint"] for line in errors[1::2]] == [
-        line["fingerprint"] for line in errors[::2]
-    ]
+    assert [line["grouping"] for line in errors[1::2]] == [line["grouping"] for line in errors[::2]]
 
 
 @pytest.fixture

@@ -402,7 +402,7 @@ class TestCauses:
 
 
 class TestLog:
-    def test_a_record_with_fields_and_a_fingerprint_for_each_kind_and_view(
+    def test_a_record_with_fields_and_a_grouping_for_each_kind_and_view(
         self, told: Told, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "matviews")
@@ -413,7 +413,7 @@ class TestLog:
 
         raised, ended = (each for each in caplog.records if "alarm" in each.getMessage())
         assert (raised.levelno, ended.levelno) == (logging.ERROR, logging.INFO)
-        assert raised.__dict__["fingerprint"] == ["alarm: failed", LABEL, "", "ValueError"]
+        assert raised.__dict__["grouping"] == ["alarm: failed", LABEL, "", "ValueError"]
         assert (raised.__dict__["view"], raised.__dict__["kind"]) == (LABEL, "failed")
         assert ended.getMessage().startswith(f"alarm: failed change=ended view={LABEL} ")
 
