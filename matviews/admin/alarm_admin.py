@@ -18,6 +18,7 @@ from ..states import ViewState
 from .addresses import page_of
 from .badges import badge
 from .presentation import labelled, time_ago
+from .record_admin import RecordAdmin
 
 __all__ = ["AlarmAdmin"]
 
@@ -27,7 +28,7 @@ _LABELS = dict(ViewState.choices)
 
 
 @admin.register(Alarm)
-class AlarmAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class AlarmAdmin(RecordAdmin):
     """Viewing needs Django's view permission; nobody can do more."""
 
     list_display = ("problem", "condition", "lasting", "notified", "cause", "late_views")
@@ -43,18 +44,6 @@ class AlarmAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     class Media:
         css = {"all": ("matviews/admin.css",)}
-
-    def has_add_permission(self, *_args: Any) -> bool:
-        """Nobody: the maintenance task raises alarms."""
-        return False
-
-    def has_change_permission(self, *_args: Any, **_kwargs: Any) -> bool:
-        """Nobody: an alarm ends with its problem."""
-        return False
-
-    def has_delete_permission(self, *_args: Any, **_kwargs: Any) -> bool:
-        """Nobody: maintenance deletes those that ended long ago."""
-        return False
 
     def get_urls(self) -> list[URLPattern]:
         """Only the list, which has all of an alarm."""

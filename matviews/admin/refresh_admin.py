@@ -27,6 +27,7 @@ from .badges import badge
 from .live import refresh_progress
 from .phrases import count_batches, duration, number, requesters
 from .presentation import labelled, time_ago
+from .record_admin import RecordAdmin
 from .refresh_page import refresh_context, took
 
 __all__ = ["RefreshAdmin"]
@@ -46,7 +47,7 @@ class NewestPages(Paginator):  # type: ignore[type-arg]
 
 
 @admin.register(Refresh)
-class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class RefreshAdmin(RecordAdmin):
     """Viewing needs Django's view permission; stopping one needs `operate_viewcontrol` too."""
 
     list_display = ("primary_key", "view_and_phases", "condition", "requested", "took", "rows")
@@ -67,18 +68,6 @@ class RefreshAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         css = {"all": ("matviews/admin.css", "matviews/pictures.css")}
 
     # Permissions
-
-    def has_add_permission(self, *_args: Any) -> bool:
-        """Nobody: refreshes are requested with a button."""
-        return False
-
-    def has_change_permission(self, *_args: Any, **_kwargs: Any) -> bool:
-        """Nobody: a refresh is a record."""
-        return False
-
-    def has_delete_permission(self, *_args: Any, **_kwargs: Any) -> bool:
-        """Nobody: maintenance deletes old ones, and a view takes its refreshes along."""
-        return False
 
     def has_stop_permission(self, request: HttpRequest) -> bool:
         """Whether the user may stop refreshes."""
