@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, models
-from django.db.models import F, Func, Value
+from django.db.models import F, Func, Q, Value
 
 from matviews import changes, engine
 from matviews.models import ParkedKey, ViewShard
@@ -12,6 +12,7 @@ from matviews.registry import registry
 from matviews.states import RefreshState
 from tests.helpers import view_classes
 from tests.helpers.tables import derived_view, execute, made, model
+from tests.management.test_command import command
 
 pytestmark = [
     pytest.mark.database,
@@ -131,3 +132,27 @@ def test_a_swap_beside_a_conflict_that_lasts() -> None:
             assert parked() == [10]
         finally:
             changes.remove(engine.alias())
+
+
+def test_a_source_that_is_only_computed_as_a_whole_says_so_and_parks_what_cannot_be_written() -> (
+    None
+):
+    row = model("Row", k=models.BigIntegerField(unique=True), v=models.IntegerField())
+    view = derived_view(
+        lambda cls: row._base_manager.order_by("k").values("v", ref=F("k"))[:50],
+        key=["ref"],
+        ref=models.BigIntegerField(unique=True),
+        v=models.IntegerField(),
+        meta={"constraints": [models.CheckConstraint(condition=Q(v__gte=0), name="made_v")]},
+    )
+    with made(row, view):
+        for key in range(1, 6):
+            row._default_manager.create(k=key, v=-1 if key == 3 else key)
+        explained = command("--explain", "--models", view._meta.label).out
+        assert "one bad row fails the phase: a slice depends on all rows" in explained
+        refresh = view_classes.run(view)
+        assert refresh.state == RefreshState.SUCCEEDED, refresh.error
+        assert parked() == [3]
+        assert list(view._default_manager.order_by("ref").values_list("ref", flat=True)) == [
+            1, 2, 4, 5,
+        ]  # fmt: skip

@@ -11,17 +11,18 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.db.models.functions import Mod
 from django.utils import timezone
 
-from matviews import Batch, Shard
+from matviews import Batch, Shard, engine
 from matviews.models import Alarm
 from matviews.tasks.check_in import check_in
 from tests import ROOT
-from tests.helpers import forked, services
+from tests.helpers import forked, services, view_classes
 from tests.helpers.http_server import serving
 from tests.sample.models import Item, Limited, Walked
 
@@ -400,7 +401,27 @@ def prose(page: str | Path) -> str:
     return re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
 
 
-def test_the_example_for_rest_framework_is_python() -> None:
-    compile(
-        named("docs/writing-views.md", "data as of, with Django REST framework"), "docs", "exec"
-    )
+class ListAPIView:
+    """What the example needs of Django REST framework: a response with the data of a queryset."""
+
+    queryset: Any
+
+    def list(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        return SimpleNamespace(data=list(self.queryset.all().values("key", "value")))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_example_for_rest_framework_adds_as_of_when_the_rows_are() -> None:
+    engine.sync_controls()
+    Item.objects.create(value=7)
+    view_classes.run(Limited)
+    of_the_page = {"ListAPIView": ListAPIView, "Spending": Limited, "SpendingSerializer": None}
+    example = named("docs/writing-views.md", "data as of, with Django REST framework")
+    exec(compile(example, "docs", "exec"), of_the_page)
+
+    page: Any = of_the_page["SpendingList"]
+    data = page().list(None).data
+
+    assert data["rows"] == list(Limited.objects.values("key", "value")) != []
+    assert data["as_of"] == Limited.status().as_of is not None
+    assert data["state"] == Limited.status().state
