@@ -16,8 +16,8 @@ from matviews.models import ParkedKey, Period, Refresh, RefreshSchedule, ViewCon
 from matviews.phases import Phase
 from matviews.states import RefreshState, RefreshStrategy
 from matviews.tasks import inline, looks
-from tests.helpers.additive_views import kept_of, sums_differ
 from tests.helpers.poison import KINDS, Poisoned
+from tests.helpers.sums import kept_of, sums_differ
 from tests.helpers.tables import alone, derived_view, made, model, refreshed
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
