@@ -58,6 +58,8 @@ def refresh(
     phases: Iterable[Phase | str] | None = None,
     requested_by: str = "",
     force: bool = False,
+    upstream: bool = False,
+    downstream: bool = False,
 ) -> "Refresh":
     """Request a refresh of a view, which workers run in the background.
 
@@ -74,19 +76,28 @@ def refresh(
         requested_by: who asks, for the record.
         force: begin at once, even if the view waits after a failure or is suspended; one that
             succeeds ends that.
+        upstream: refresh the views that it reads first, over any number of views.
+        downstream: refresh the views that read it afterwards, over any number of views. Each view
+            begins when the refreshes before it have ended or cannot go on. Views that are disabled
+            are left out; `phases` are those of the view itself.
 
     Returns:
-        The recorded request. Call its `refresh_from_db()` to see its outcome.
+        The recorded request of the view. Call its `refresh_from_db()` to see its outcome.
 
     Raises:
-        UnknownView, InvalidView, ViewDisabled, ViewNotReady, InvalidRequest: nothing was recorded.
+        UnknownView, InvalidView, ViewDisabled, ViewNotReady, InvalidRequest: no refresh of the view
+            was recorded.
     """
     from . import engine, tasks
 
-    requested = engine.request(view, phases=phases, requested_by=requested_by, force=force)
-    if requested.finished_at is None:
-        tasks.dispatch_on_commit(requested.view_id)
-        _warn_in_test(requested)
+    requested, *others = engine.request_with_neighbours(
+        view, phases=phases, requested_by=requested_by, force=force,
+        upstream=upstream, downstream=downstream,
+    )  # fmt: skip
+    for each in (*others, requested):
+        if each.finished_at is None:
+            tasks.dispatch_on_commit(each.view_id)
+            _warn_in_test(each)
     return requested
 
 
@@ -108,7 +119,8 @@ def _warn_in_test(requested: "Refresh") -> None:
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
     """Whether no phase of a view has pending work, according to its `needs_*` hooks.
 
-    It is not fresh while keys are parked. If changes of the view are tracked and none has been
+    It is not fresh while keys are parked, nor while a view that it reads, over any number of views,
+    has failed or is paused or disabled. If changes of the view are tracked and none has been
     logged since its last success, it is fresh, and its source is not read.
 
     Args:
@@ -177,15 +189,16 @@ def parked(view: str | type) -> "list[Parked]":
 def status(view: str | type) -> "DataStatus":
     """As of when the rows of a view are, for pages that show them: "data as of 12:03".
 
-    It takes two statements at most. Call it before you read the rows: what is read later may be
-    more recent, what was read earlier may be older.
+    It takes two statements at most, and one more if the view reads other views. Call it before you
+    read the rows: what is read later may be more recent, what was read earlier may be older.
 
     Args:
         view: the view's class or label.
 
     Returns:
         `as_of`: every change of the source that committed before this moment is in the rows.
-        `pending`, `state` and `on_time`: how it is now.
+        `pending`, `state` and `on_time`: how it is now. `upstream_failed`, `upstream_paused`: which
+        views that it reads, over any number of views, have failed or are held.
 
     Raises:
         UnknownView: there is no such view.

@@ -2,7 +2,8 @@
 
 Problems of a single view are found when its class is defined (`definition.py`). They are reported
 here, with those that only settings or databases show. A problem of one view is a warning at most:
-Django runs the checks in `migrate` and `makemigrations`, and an error would stop both.
+Django runs the checks in `migrate` and `makemigrations`, and an error would stop both. A cycle of
+views is an error: no refresh would ever bring all of them up to date.
 """
 
 from collections.abc import Iterator
@@ -40,7 +41,9 @@ def check_views(**_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.models)
 def check_sources(**_kwargs: Any) -> list[CheckMessage]:
-    """W115 to W120, W006 to W010, W012, W036, W037, W039, W040 for `source()`; W009 for every view.
+    """W115 to W120, W006 to W010, W012, W037, W039, W040 for `source()`; W009 for every view.
+
+    E026: views read each other in a cycle.
 
     Skips what needs a database that is not reachable, or tables that are not migrated.
     """
@@ -78,12 +81,12 @@ def check_on_change(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]
 def _cycles() -> Iterator[CheckMessage]:
     with suppress(DatabaseFailure):
         if cycle := engine.find_cycle():
-            yield Warning(
+            yield Error(
                 f"Views read each other in a cycle, {', '.join(cycle)}: no order of refreshes "
                 f"brings all of them up to date.",
                 hint="Change one of them to read the tables that the others are computed from.",
                 obj=registry.find(cycle[0]).model,
-                id="matviews.W036",
+                id="matviews.E026",
             )
 
 

@@ -39,10 +39,17 @@ class MaterializedView(ViewMarker):
 
     @classmethod
     def refresh(
-        cls, phases: Iterable[Phase | str] | None = None, *, force: bool = False
+        cls,
+        phases: Iterable[Phase | str] | None = None,
+        *,
+        force: bool = False,
+        upstream: bool = False,
+        downstream: bool = False,
     ) -> "Refresh":
         """Request a refresh: `matviews.refresh` for this view."""
-        return api.refresh(cls, phases=phases, force=force)
+        return api.refresh(
+            cls, phases=phases, force=force, upstream=upstream, downstream=downstream
+        )
 
     @classmethod
     def is_fresh(cls, phases: Iterable[Phase | str] | None = None) -> bool:

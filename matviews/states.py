@@ -81,6 +81,8 @@ class ViewState(TextChoices):
     DIFFERS = "rows differ", pgettext_lazy("state", "rows differ")
     NOT_LOGGED = "changes not logged", pgettext_lazy("state", "changes not logged")
     WAITING = "waiting", pgettext_lazy("state", "waiting")
+    UPSTREAM_FAILED = "upstream failed", pgettext_lazy("state", "upstream failed")
+    UPSTREAM_PAUSED = "upstream paused", pgettext_lazy("state", "upstream paused")
     CHANGED = "definition changed", pgettext_lazy("state", "definition changed")
     BEHIND = "behind", pgettext_lazy("state", "behind")
     NOT_MIGRATED = "not migrated", pgettext_lazy("state", "not migrated")
@@ -128,6 +130,14 @@ _MEANINGS = {
     ViewState.WAITING: _(
         "A refresh is waiting, and no worker has picked it up. Check that a worker is running and "
         "listens to the queue of its tasks."
+    ),
+    ViewState.UPSTREAM_FAILED: _(
+        "A view that it reads, perhaps through others, has failed, so it follows old rows. Fix "
+        "that one; this view then follows."
+    ),
+    ViewState.UPSTREAM_PAUSED: _(
+        "A view that it reads, perhaps through others, is paused or disabled, so it follows old "
+        "rows until that one is resumed."
     ),
     ViewState.CHANGED: _(
         "source() has changed since its rows were built; the next refresh updates them."

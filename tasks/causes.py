@@ -3,21 +3,22 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from django.db.models import Q
-
 from .. import engine
-from ..models import RefreshSchedule, ViewControl
+from ..models import RefreshSchedule
 from ..states import ViewState
 from .problems import NOT_POLLED, OF_SOME_ROWS, HealthState, Problem
 
 __all__ = ["STATE", "Cause", "causes_of"]
 
 STATE = "state"  # the slot of the alarm about the state of a view as a whole
-LATE = (ViewState.BEHIND, ViewState.NEVER_BUILT, ViewState.CHANGED)
+LATE = (
+    ViewState.BEHIND, ViewState.NEVER_BUILT, ViewState.CHANGED, ViewState.UPSTREAM_FAILED,
+    ViewState.UPSTREAM_PAUSED,
+)  # fmt: skip
 # A view in these states makes those late that read it; its other states delay nobody.
 MAKES_LATE = (
     ViewState.INVALID, ViewState.SUSPENDED, ViewState.FAILED, ViewState.NOT_MIGRATED,
-    ViewState.BEHIND,
+    ViewState.BEHIND, ViewState.UPSTREAM_FAILED, ViewState.UPSTREAM_PAUSED,
 )  # fmt: skip
 # What makes every view late, if it is broken.
 FOR_ALL = ("maintenance", "beat", "broker", "no worker")
@@ -62,6 +63,7 @@ def causes_of(problems: Iterable[Problem]) -> list[Cause]:
         if root := roots.get(label):
             root.views.append(label)
             causes.remove(cause)
+    _join_held(causes)
     return causes
 
 
@@ -79,6 +81,22 @@ def _put_under(unseen: Cause, late: Mapping[str, Cause], roots: dict[str, Cause 
             roots[label] = unseen
 
 
+def _join_held(causes: list[Cause]) -> None:
+    """One alarm for all views that wait only for views which a person has paused or disabled.
+
+    The first by label has it, and the others are listed under it.
+    """
+    held = [each for each in causes if each.problem.kind == ViewState.UPSTREAM_PAUSED]
+    waiting = sorted(held, key=_label)
+    for cause in waiting[1:]:
+        waiting[0].views += [cause.problem.view, *cause.views]
+        causes.remove(cause)
+
+
+def _label(cause: Cause) -> str:
+    return cause.problem.view
+
+
 def _upstream(late: Mapping[str, Cause], causes: Iterable[Cause]) -> dict[str, Cause | None]:
     """By view that is late, the first cause among the views that it reads, if there is one."""
     reads = engine.views_read()
@@ -87,7 +105,6 @@ def _upstream(late: Mapping[str, Cause], causes: Iterable[Cause]) -> dict[str, C
     for label in late:
         root = _root(label, late, by_view.keys(), reads)
         roots[label] = by_view[root] if root != label else None
-    _name_held(late, reads)
     return roots
 
 
@@ -111,17 +128,3 @@ def _root(
         label = above[0]
         seen.add(label)
     return label
-
-
-def _name_held(late: Mapping[str, Cause], reads: Mapping[str, Collection[str]]) -> None:
-    """Say it where a view that is late reads one that a person has paused or disabled.
-
-    That one has no alarm to be listed under, and a pause should not silence the views behind it.
-    """
-    held = ViewControl.objects.filter(Q(paused=True) | Q(enabled=False))
-    labels = set(held.values_list("label", flat=True))
-    for label, cause in late.items():
-        if above := sorted(labels.intersection(reads.get(label, ()))):
-            verb = "is" if len(above) == 1 else "are"
-            text = f"{cause.problem.text}; it reads {', '.join(above)}, which {verb} held"
-            cause.problem = cause.problem._replace(text=text)

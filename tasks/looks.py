@@ -76,7 +76,12 @@ def _request_all(refreshes: Iterable[engine.DueRefresh]) -> list[int]:
 
 def _request(due: engine.DueRefresh) -> int | None:
     try:
-        requested = engine.request(due.label, phases=due.phases, origin=Origin.SCHEDULE)
+        requested = engine.request(
+            due.label,
+            phases=due.phases,
+            origin=Origin.DEPENDENCY if due.causes else Origin.SCHEDULE,
+            causes=due.causes,
+        )
     except MatviewsError as error:  # it has been disabled, or the code has changed, since the look
         log(logger, logging.INFO, "refresh refused", view=due.label, error=error)
         return None

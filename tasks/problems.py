@@ -26,6 +26,12 @@ __all__ = ["NOT_POLLED", "OF_SOME_ROWS", "Health", "HealthState", "Problem", "ch
 
 #: The kind of problem that makes views late that are refreshed on change.
 NOT_POLLED = "not polled"
+#: The kind of problem of a view whose refreshes change its own source.
+LOOP = "loop"
+LOOP_TEXT = (
+    "its refreshes change its own source, so they are slowed: look for a trigger that writes into "
+    "a table that it reads when its rows change"
+)
 #: Seconds that an open refresh may wait for a worker.
 MAX_WAIT = timedelta(minutes=2)
 #: How old the oldest entry of the change log may be: the maintenance task moves it each minute.
@@ -58,7 +64,7 @@ class Problem(NamedTuple):
 
     state: HealthState
     #: What it is, for programs: the state of a view, or "database", "not migrated", "maintenance",
-    #: "beat", "broker", "no worker", "not polled", "log" or "all views".
+    #: "beat", "broker", "no worker", "not polled", "log", "loop" or "all views".
     kind: str
     #: The label of the view; "" if it concerns all.
     view: str
@@ -134,11 +140,24 @@ def _of_views(statuses: Iterable[ViewStatus]) -> Iterator[Problem]:
         for fault in _independent(status.faults):
             built = status.state == ViewState.REFRESHING and fault in BEING_BUILT
             error = "" if fault in OF_SOME_ROWS else status.error
-            text = f"{status.label}: {TEXTS[fault]}"
+            text = f"{status.label}: {TEXTS[fault]}{_named(fault, status)}"
             if not built:
                 yield Problem(HealthState.DEGRADED, fault.value, status.label, text, error)
+        if status.in_loop:
+            text = f"{status.label}: {LOOP_TEXT}"
+            yield Problem(HealthState.DEGRADED, LOOP, status.label, text)
     if expected and all(status.fault in FAILING for status in expected):
         yield _broken("all views", "Every view fails.")
+
+
+def _named(fault: ViewState, status: ViewStatus) -> str:
+    """The views upstream that are meant, for the end of a sentence."""
+    upstream = {
+        ViewState.UPSTREAM_FAILED: status.upstream.failed,
+        ViewState.UPSTREAM_PAUSED: status.upstream.held,
+    }
+    labels = upstream.get(fault, ())
+    return f" ({', '.join(labels)})" if labels else ""
 
 
 def _independent(faults: Iterable[ViewState]) -> Iterator[ViewState]:
@@ -164,6 +183,8 @@ TEXTS = {
         "changes of a source table are not logged, so every refresh is full: run "
         "manage.py update_materialized_views --triggers install"
     ),
+    ViewState.UPSTREAM_FAILED: "a view that it reads has failed: fix that one",
+    ViewState.UPSTREAM_PAUSED: "a view that it reads is paused or disabled: resume that one",
     ViewState.CHANGED: "its definition has changed since its last refresh",
     ViewState.NEVER_BUILT: "it has never been refreshed",
     ViewState.BEHIND: "its rows are older than its target",

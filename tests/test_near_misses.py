@@ -183,12 +183,12 @@ def copies(alone: None) -> Callable[..., Any]:
 
 
 @pytest.mark.django_db
-def test_w036_views_that_read_each_other_in_a_cycle(copies: Callable[..., Any]) -> None:
+def test_e026_views_that_read_each_other_in_a_cycle(copies: Callable[..., Any]) -> None:
     copies("First", "Third")
     copies("Second", "First")
     copies("Third", "Second")
 
-    (problem,) = [each for each in checks.check_sources() if each.id == "matviews.W036"]
+    (problem,) = [each for each in checks.check_sources() if each.id == "matviews.E026"]
 
     assert "in a cycle" in problem.msg
     assert problem.msg.count("shapes.Second") == 1

@@ -60,11 +60,16 @@ class OperatorActions:
         self._broker_error = _("see the log")
 
     def refresh(self, controls: Iterable[ViewControl], phases: list[str] | None = None) -> None:
-        """Request a refresh of each view. A refused view does not stop the others."""
+        """Request a refresh of each view, of one after those of the views that it reads.
+
+        A refused view does not stop the others.
+        """
         requested: list[ViewControl] = []
-        for control in controls:
+        by_label = {control.label: control for control in controls}
+        order = engine.Order(label for label in by_label if label in registry)
+        for control in [by_label[label] for label in dict.fromkeys([*order.labels, *by_label])]:
             try:
-                refresh = self._request_refresh(control.label, phases)
+                refresh = self._request_refresh(control.label, phases, order)
             except MatviewsError as error:
                 refused = _("Cannot refresh %(view)s: %(error)s")
                 names = {"view": control.label, "error": _refusal(error, control, phases)}
@@ -192,16 +197,22 @@ class OperatorActions:
         else:
             self._message(ended, messages.WARNING)
 
-    def _request_refresh(self, label: str, phases: list[str] | None) -> Refresh:
+    def _request_refresh(
+        self, label: str, phases: list[str] | None, order: engine.Order
+    ) -> Refresh:
         if label not in registry:
             raise UnknownView(_("The code no longer defines it."))
-        return engine.request(
+        refresh = engine.request(
             label,
             phases=phases,
             origin=Origin.ADMIN,
             requested_by=self._request.user.get_username(),
             force=True,
+            causes=order.follows(label),
+            ordered=True,
         )
+        order.add(label, refresh)
+        return refresh
 
     def _set_paused(self, controls: Iterable[ViewControl], paused: bool) -> list[ViewControl]:
         changed = [control for control in controls if control.paused != paused]

@@ -19,6 +19,8 @@ _TONES: dict[str, str] = {
     ViewState.DIFFERS: "bad",
     ViewState.NOT_LOGGED: "bad",
     ViewState.WAITING: "warning",
+    ViewState.UPSTREAM_FAILED: "warning",
+    ViewState.UPSTREAM_PAUSED: "warning",
     ViewState.CHANGED: "warning",
     ViewState.BEHIND: "warning",
     ViewState.NOT_MIGRATED: "warning",

@@ -27,6 +27,7 @@ __all__ = [
     "schedule_lines",
     "state_text",
     "time_ago",
+    "upstream_text",
     "waiting_text",
 ]  # fmt: skip
 
@@ -77,6 +78,16 @@ def failing_text(status: ViewStatus) -> str:
         return counted
     tries = _("%(failed)s; tries again in %(time)s at the earliest")
     return tries % {"failed": counted, "time": duration(status.retry_in)}
+
+
+def upstream_text(status: ViewStatus) -> str:
+    """Which views that it reads are not kept up to date, and why; "" if all are."""
+    upstream = status.upstream
+    texts = (
+        (upstream.failed, _("upstream failed: %(views)s")),
+        (upstream.held, _("upstream paused: %(views)s")),
+    )
+    return "; ".join(text % {"views": ", ".join(labels)} for labels, text in texts if labels)
 
 
 def waiting_text(status: ViewStatus) -> str:

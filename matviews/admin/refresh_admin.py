@@ -29,6 +29,7 @@ from .phrases import count_batches, duration, number, requesters
 from .presentation import labelled, time_ago
 from .record_admin import RecordAdmin
 from .refresh_page import refresh_context, took
+from .wave_section import wave_context
 
 __all__ = ["RefreshAdmin"]
 
@@ -157,6 +158,7 @@ class RefreshAdmin(RecordAdmin):
             "subtitle": str(refresh.view),
             "may_stop": self.has_stop_permission(request),
             "may_view_view": request.user.has_perm("matviews.view_viewcontrol"),
+            "wave": wave_context(refresh, self.admin_site.name),
             **refresh_context(refresh),
         }
         return super().render_change_form(request, {**context, **ours}, *args, **kwargs)

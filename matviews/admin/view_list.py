@@ -34,6 +34,7 @@ from .presentation import (
     pausing_text,
     row_count,
     state_text,
+    upstream_text,
     waiting_text,
 )
 from .strips import age_bar, last_refreshes, strip
@@ -63,6 +64,7 @@ def state(control: Any) -> SafeString:
         "failing": failing_text(status),
         "waiting": waiting_text(status),
         "pausing": pausing_text(status),
+        "upstream": upstream_text(status),
     }
     return render_to_string("matviews/view_state.html", context)
 

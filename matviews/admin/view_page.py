@@ -22,7 +22,7 @@ from .live import oldest_open, phase_states, refresh_progress
 from .parked_section import parked_context
 from .phrases import duration, requesters, work_done
 from .pictures import MAX_BARS, durations_picture, rows_picture
-from .presentation import next_lines, pausing_text, row_count, state_text, time_ago
+from .presentation import next_lines, pausing_text, row_count, state_text, time_ago, upstream_text
 from .situation import situation_context
 from .source_section import source_context
 from .verification_section import verification_context
@@ -47,6 +47,7 @@ def page_context(control: ViewControl) -> dict[str, Any]:
         "now": situation_context(status, oldest, progress),
         "planned": next_lines(schedules.timetable([control.label])),
         "pausing": pausing_text(status),
+        "upstream": upstream_text(status),
         "verbose_name": definition.model._meta.verbose_name if definition else "",
         "rows": row_count(status.rows),
         "age": "" if status.age is None else duration(status.age),

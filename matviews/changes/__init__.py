@@ -18,12 +18,14 @@ from .change_status import (
     ChangeStatus,
     change_status,
     count_waiting,
+    newest_waiting,
     oldest_logged,
     oldest_waiting,
     recorded_as_unlogged,
     unlogged_tables,
+    waiting_tables,
 )
-from .followed import LONG_LOG, followed_changes
+from .followed import Followed, followed_changes
 from .table_locks import LOCKED
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
 from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
@@ -41,9 +43,9 @@ from .waiting_changes import waiting_changes
 
 __all__ = [
     "LOCKED",
-    "LONG_LOG",
     "ChangeStatus",
     "ChangesLogged",
+    "Followed",
     "LogMove",
     "QueuedChange",
     "Tracking",
@@ -69,6 +71,7 @@ __all__ = [
     "mark_untrackable",
     "mistyped",
     "move_few",
+    "newest_waiting",
     "oldest_logged",
     "oldest_waiting",
     "overlong_queues",
@@ -85,4 +88,5 @@ __all__ = [
     "untracked_tables",
     "untrust",
     "waiting_changes",
+    "waiting_tables",
 ]

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from django.db import connections
-from django.db.models import DateTimeField, Min, QuerySet, Sum
+from django.db.models import DateTimeField, Max, Min, QuerySet, Sum
 from django.db.models.expressions import Combinable, RawSQL
 from django.db.models.functions import Greatest
 
@@ -21,8 +21,8 @@ from .tracking_spec import Tracking
 from .trust import is_tracked, row_to_tracked, select_tracked
 
 __all__ = [
-    "ChangeStatus", "change_status", "count_waiting", "oldest_logged", "oldest_waiting",
-    "recorded_as_unlogged", "unlogged_tables",
+    "ChangeStatus", "change_status", "count_waiting", "newest_waiting", "oldest_logged",
+    "oldest_waiting", "recorded_as_unlogged", "unlogged_tables", "waiting_tables",
 ]  # fmt: skip
 
 
@@ -185,6 +185,23 @@ def oldest_waiting(views: Collection[int] | None = None) -> dict[int, timedelta]
     for view, age in _ages(queues if views is None else queues.filter(view__in=views), "view"):
         note(view, age)
     return ages
+
+
+def newest_waiting(view_id: int, tables: Collection[str]) -> timedelta | None:
+    """The age of the newest change of these tables in the log, or of a view's queue; or None."""
+    logged = Change.objects.filter(table__in=tables)
+    queued = ViewChange.objects.filter(view=view_id)
+    age = UtcNow() - Max("logged_at")
+    ages = [rows.aggregate(age=age)["age"] for rows in (logged, queued)]
+    return min((each for each in ages if each is not None), default=None)
+
+
+def waiting_tables(view_id: int, tables: Collection[str]) -> set[str]:
+    """Those of the tables of which changes are in the log or in a view's queue."""
+    logged = Change.objects.filter(table__in=tables)
+    queued = ViewChange.objects.filter(table__in=tables, view=view_id)
+    names = (rows.order_by().values_list("table", flat=True) for rows in (logged, queued))
+    return set[str]().union(*(each.distinct() for each in names))
 
 
 def _ages(rows: QuerySet[Any], *by: str) -> QuerySet[Any, tuple[Any, ...]]:

@@ -6,7 +6,7 @@ log only the oldest entries.
 
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 
@@ -23,23 +23,38 @@ from ..models import (
 )
 from ..states import RefreshState
 
-__all__ = ["LONG_LOG", "followed_changes"]
+__all__ = ["Followed", "PendingSchedule", "followed_changes"]
 
 #: Entries of the log that are read. If there are more, it is to be moved first.
 MAX_READ = 1_000
-#: Stands for a schedule in the answer if the log is longer.
-LONG_LOG = 0
 
 
-def followed_changes(using: str) -> dict[int, bool]:
-    """The schedules on change whose views may have changes to process, by primary key.
+class PendingSchedule(NamedTuple):
+    """A schedule on change whose view may have changes to process."""
+
+    #: Whether some of the changes wait to be drained. If not, only some phases have them left to
+    #: process, or there are parked keys to try again.
+    waiting: bool
+    #: The label of the view.
+    label: str
+
+
+class Followed(NamedTuple):
+    """What is pending and what is running, as one statement has seen it."""
+
+    #: By primary key of the schedule.
+    pending: dict[int, PendingSchedule]
+    #: The views with an open refresh that may go on: by label, the primary key of the control.
+    running: dict[str, int]
+    #: Whether the log has more entries than were read.
+    is_long: bool
+
+
+def followed_changes(using: str) -> Followed:
+    """The schedules on change whose views may have changes to process.
 
     They are enabled, and their views are neither held nor waiting or suspended after failures, and
-    have no open refresh. `LONG_LOG` is one of the keys if the log has more entries than are read.
-
-    Returns:
-        Whether some of the changes wait to be drained. If not, only some phases have them left to
-        process, or there are parked keys to try again.
+    have no open refresh.
     """
     connection: Any = connections[using]
     moment = connection.ops.adapt_datetimefield_value(clock.now(using))
@@ -48,19 +63,32 @@ def followed_changes(using: str) -> dict[int, bool]:
         in_utc = in_utc.replace(tzinfo=None)
     _sql, params = _drained(using)
     with connection.cursor() as cursor:
-        cursor.execute(_statement(using), [*params, moment, str(in_utc)])
-        return {pk: bool(waiting) for pk, waiting in cursor.fetchall()}
+        cursor.execute(_statement(using), [*params, moment, str(in_utc), str(in_utc)])
+        rows = cursor.fetchall()
+    return Followed(
+        pending={
+            schedule: PendingSchedule(bool(waiting), label)
+            for schedule, waiting, _view, label in rows
+            if schedule
+        },
+        running={label: view for schedule, _waiting, view, label in rows if label and not schedule},
+        is_long=any(not view for _schedule, _waiting, view, _label in rows),
+    )
 
 
 @lru_cache(maxsize=8)
 def _statement(using: str) -> str:
-    """The statement; its parameters are those of `_drained`, the time, and the time in UTC."""
+    """The statement; its parameters are those of `_drained`, the time, and twice that in UTC."""
     quote = connections[using].ops.quote_name
     models = (ViewShard, ViewChange, ParkedKey, RefreshSchedule, ViewControl, Refresh, Change)
     shard, queue, parked, schedule, control, refresh, log = (
         quote(model._meta.db_table) for model in models
     )
     (drained, _params), table = _drained(using), quote("table")
+    goes_on = (
+        "control.enabled AND NOT control.paused AND control.suspended_at IS NULL "
+        "AND (control.retry_at IS NULL OR control.retry_at <= %s)"
+    )
     # Found once, and not for each view: planners take the tables of young projects for empty.
     # Databases without parts that write do so anyway, and may not know the word.
     once = "MATERIALIZED " if dialect_of(using).has_writing_parts else ""
@@ -73,16 +101,19 @@ def _statement(using: str) -> str:
         f"UNION ALL SELECT drained.view_id, 0 FROM ({drained}) drained "
         f"UNION ALL SELECT shard.view_id, 0 FROM {parked} parked "
         f"JOIN {shard} shard ON shard.id = parked.shard_id WHERE parked.retry_at <= %s"
-        f") SELECT schedule.id, MAX(pending.waiting) FROM pending "
+        f") SELECT schedule.id, MAX(pending.waiting), MAX(control.id), MAX(control.label) "
+        f"FROM pending "
         f"JOIN {schedule} schedule ON schedule.view_id = pending.view_id "
         f"AND schedule.on_change AND schedule.enabled "
-        f"JOIN {control} control ON control.id = pending.view_id "
-        f"AND control.enabled AND NOT control.paused AND control.suspended_at IS NULL "
-        f"AND (control.retry_at IS NULL OR control.retry_at <= %s) "
+        f"JOIN {control} control ON control.id = pending.view_id AND {goes_on} "
         f"WHERE NOT EXISTS (SELECT 1 FROM {refresh} refresh WHERE refresh.view_id = control.id "
         f"AND refresh.state = '{RefreshState.OPEN.value}') "
         f"GROUP BY schedule.id "
-        f"UNION ALL SELECT {LONG_LOG}, 0 FROM "
+        # No join: planners would begin with the views, of which most have no open refresh.
+        f"UNION ALL SELECT 0, 0, refresh.view_id, (SELECT control.label FROM {control} control "
+        f"WHERE control.id = refresh.view_id AND {goes_on}) "
+        f"FROM {refresh} refresh WHERE refresh.state = '{RefreshState.OPEN.value}' "
+        f"UNION ALL SELECT 0, 0, 0, '' FROM "
         f"(SELECT {table} FROM {log} ORDER BY id LIMIT 1 OFFSET {MAX_READ}) further"
     )
 

@@ -35,7 +35,8 @@ from .hooks import raised_by_hook
 from .long_statements import LongStatement, long_statements
 from .marking import mark_dirty
 from .messages import BatchReport, Message, Outcome
-from .on_change import DueRefresh, Lookout, has_dates, why_not_followed
+from .on_change import Lookout, has_dates, why_not_followed
+from .order import Neighbours, Order, neighbours, request_with_neighbours
 from .parking import Parked, list_parked, retry_parked
 from .progress import Claim, Progress, RunProgress, progress_of
 from .queue_turns import due_turns, give_back, next_turns, take_turns
@@ -72,6 +73,7 @@ from .trust import (
     mark_untrackable,
 )
 from .unlogged_work import due_without_change
+from .upstream import Upstream, troubles_upstream
 from .verification import Verification, verify
 from .verify_runs import (
     VerifyMessage,
@@ -83,6 +85,8 @@ from .verify_runs import (
 from .verifying import Verifying, find_verifying
 from .view_status import ViewStatus
 from .waiting import Backlog, backlog
+from .wave_history import wave_of
+from .waves import DueRefresh
 
 __all__ = [
     "Backlog",
@@ -95,7 +99,9 @@ __all__ = [
     "Lookout",
     "Message",
     "MissingRight",
+    "Neighbours",
     "NextStep",
+    "Order",
     "Outcome",
     "Parked",
     "PhaseTotals",
@@ -104,6 +110,7 @@ __all__ = [
     "RecordedFailure",
     "RowCount",
     "RunProgress",
+    "Upstream",
     "Verification",
     "VerifyMessage",
     "Verifying",
@@ -154,6 +161,7 @@ __all__ = [
     "missed_target",
     "missing_rights",
     "move_log",
+    "neighbours",
     "next_in_line",
     "next_turns",
     "not_migrated",
@@ -172,6 +180,7 @@ __all__ = [
     "request",
     "request_stop",
     "request_verification",
+    "request_with_neighbours",
     "rescue",
     "rescue_verifications",
     "resume",
@@ -189,6 +198,7 @@ __all__ = [
     "trim_alarms",
     "trim_history",
     "trim_value_logs",
+    "troubles_upstream",
     "try_now",
     "unclaimed_views",
     "utc_now",
@@ -201,5 +211,6 @@ __all__ = [
     "views_to_refresh",
     "waits",
     "wake",
+    "wave_of",
     "why_not_followed",
 ]

@@ -27,6 +27,7 @@ from .fingerprints import save_fingerprints
 from .governor import must_wait
 from .locking import lock_available, update_if_current, update_unlocked
 from .messages import BatchReport, Message
+from .ordered import views_of_waiting
 from .refresh_limit import release_permit
 from .stages import drop_stages
 from .totals import ended
@@ -48,7 +49,8 @@ class NextStep(NamedTuple):
     message: Message | None = None
     #: The refreshes that were closed.
     closed: tuple[Refresh, ...] = ()
-    #: The batches that are due in other shards of the view, where waiting refreshes may begin now.
+    #: The batches that are due in other shards, where waiting refreshes may begin now: of the view,
+    #: and of views whose refreshes have waited for those that were closed.
     other_shards: tuple[Message, ...] = ()
 
     @property
@@ -64,10 +66,11 @@ def close_finished(shard_id: int, report: BatchReport | None = None) -> NextStep
     has committed. Calling it again does no harm. If nobody calls it, `matviews.maintain` does so a
     lease later. A worker passes the report of its batch: what it knows need not be read again.
     """
-    closed, is_over = _close_known(report)
+    closed, others_wait, is_over = _close_known(report)
     if is_over:
-        return NextStep(closed=tuple(closed))
+        return NextStep(closed=tuple(closed), other_shards=_due_after(closed, others_wait))
     while work := load_work(shard_id):
+        others_wait = others_wait or work.others_wait
         if _merge(work) or (work.to_stop and _stop(work.shard)):
             continue
         new = _close_ended(work)
@@ -75,16 +78,19 @@ def close_finished(shard_id: int, report: BatchReport | None = None) -> NextStep
         if new and work.truncated:
             continue
         other_shards = _due_elsewhere(work) if closed and work.hook_shard.count > 1 else ()
-        return NextStep(_due(work), tuple(closed), other_shards)
-    return NextStep(closed=tuple(closed))
+        return NextStep(
+            _due(work), tuple(closed), (*other_shards, *_due_after(closed, others_wait))
+        )
+    return NextStep(closed=tuple(closed), other_shards=_due_after(closed, others_wait))
 
 
 def close_finished_in_view(view_id: int, report: BatchReport | None = None) -> list[NextStep]:
     """Like `close_finished`, for all shards of a view, which are read in one query."""
-    closed, is_over = _close_known(report)
+    closed, others_wait, is_over = _close_known(report)
     if is_over:
-        return [NextStep(closed=tuple(closed))]
+        return [NextStep(closed=tuple(closed), other_shards=_due_after(closed, others_wait))]
     while works := load_works(view_id):
+        others_wait = others_wait or works[0].others_wait
         stopped = [work.to_stop and _stop(work.shard) for work in works]
         if any(stopped) or _merge(works[0]):
             continue
@@ -93,30 +99,35 @@ def close_finished_in_view(view_id: int, report: BatchReport | None = None) -> l
         if not new or (len(works) == 1 and not works[0].truncated):
             break
     messages = [_due(work) for work in works] or [None]
-    return [NextStep(messages[0], tuple(closed)), *map(NextStep, messages[1:])]
+    first = NextStep(messages[0], tuple(closed), _due_after(closed, others_wait))
+    return [first, *map(NextStep, messages[1:])]
 
 
-def _close_known(report: BatchReport | None) -> tuple[list[Refresh], bool]:
+def _close_known(report: BatchReport | None) -> tuple[list[Refresh], bool, bool]:
     """Close the refreshes that a batch has ended, if it knew of no others.
 
-    Returns these refreshes, and whether the view is known to have no open one left.
+    Returns these refreshes, whether open ones of any view wait for others, and whether the view is
+    known to have no open one left.
 
     What the batch has read of them is still true: once a refresh has begun, only the batches of its
     view's one shard change its runs, nothing is merged into it, and no request joins it.
     """
     work: Work | None = report.work if report else None
     if work is None or work.hook_shard.count > 1 or work.truncated:
-        return [], False
+        return [], False, False
     if len(work.ended_refreshes()) < len(work.refreshes):
-        return [], False
-    return _close_ended(work), not _open_refresh(alias()).run(work.shard.view_id)
+        return [], False, False
+    closed, left = _close_ended(work), _open_refreshes(alias()).run(work.shard.view_id)
+    others_wait = any(ordered for _view, ordered in left)
+    return closed, others_wait, all(view != work.shard.view_id for view, _ordered in left)
 
 
 @lru_cache(maxsize=8)
-def _open_refresh(using: str) -> CompiledSelect:
-    """An open refresh of a view, if there is one."""
-    refreshes = Refresh.objects.using(using).filter(view=PK_PLACEHOLDER, state=RefreshState.OPEN)
-    return CompiledSelect(refreshes.order_by().values_list("pk")[:1])
+def _open_refreshes(using: str) -> CompiledSelect:
+    """Which views have an open refresh, of a view and those that wait for others; and whether."""
+    of_interest = Q(view=PK_PLACEHOLDER) | Q(ordered=True)
+    refreshes = Refresh.objects.using(using).filter(of_interest, state=RefreshState.OPEN)
+    return CompiledSelect(refreshes.order_by().values_list("view", "ordered").distinct())
 
 
 def _close_ended(work: Work) -> list[Refresh]:
@@ -135,6 +146,13 @@ def _due(work: Work) -> Message | None:
 def _due_elsewhere(work: Work) -> tuple[Message, ...]:
     due = map(_due, load_works(work.shard.view_id))
     return tuple(message for message in due if message and message.shard_id != work.shard.pk)
+
+
+def _due_after(closed: list[Refresh], others_wait: bool) -> tuple[Message, ...]:
+    """The batches that are due in views whose refreshes have waited for some that were closed."""
+    views = views_of_waiting(closed) if closed and others_wait else []
+    due = [_due(work) for view in views for work in load_works(view)]
+    return tuple(message for message in due if message)
 
 
 def _merge(work: Work) -> bool:
@@ -172,7 +190,7 @@ def _merge_alike(keys: list[int]) -> bool:
         return False
     alike = waiting.filter(
         ~is_merge_target, view=first.view_id, phases=first.phases, batch_size=first.batch_size,
-        forced=first.forced,
+        forced=first.forced, ordered=False,
     )  # fmt: skip
     alike = alike.exclude(pk=first.pk)
     return update_unlocked(alike, state=RefreshState.MERGED, merged_into_id=first.pk)

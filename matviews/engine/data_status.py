@@ -1,5 +1,7 @@
 """As of when the rows of a view are: one or two statements, for pages that show them.
 
+A third one looks at the views that it reads, if it reads any.
+
 The statements read no catalog, so that triggers count as they were when the maintenance task last
 looked. All times are of what has committed, and so no later than the snapshot of a caller's
 transaction.
@@ -49,6 +51,7 @@ from .pending import oldest_drained
 from .status import judge
 from .timeliness import Sources
 from .transactions import alias
+from .upstream import Upstream, troubles_upstream
 from .view_status import ViewStatus
 
 __all__ = ["DataStatus", "data_status"]
@@ -65,8 +68,13 @@ class DataStatus:
     pending: bool | None
     #: The state that operators see.
     state: ViewState
-    #: Whether it works and its rows are no older than its target, if it has one.
+    #: Whether it works and its rows are no older than its target, if it has one, and no view that
+    #: it reads has failed or is held.
     on_time: bool
+    #: Labels of the views that it reads, over any number of views, and that have failed; and of
+    #: those that a person has paused or disabled.
+    upstream_failed: tuple[str, ...] = ()
+    upstream_paused: tuple[str, ...] = ()
 
 
 def data_status(view: str | type) -> DataStatus:
@@ -84,7 +92,8 @@ def data_status(view: str | type) -> DataStatus:
     first, shards = rows[0], list({row.pk: row for row in rows}.values())
     control = _control(rows, shards)
     unlogged = set() if tracking.reason else changes.recorded_as_unlogged(control.pk, tracking)
-    status = _judged(definition, control, first, tracking, unlogged)
+    upstream = troubles_upstream(definition.label)
+    status = _judged(definition, control, first, tracking, unlogged, upstream)
     read = _Read(definition, control, shards, status)
     logged = not tracking.reason and not unlogged
     return DataStatus(
@@ -92,6 +101,8 @@ def data_status(view: str | type) -> DataStatus:
         pending=not read.is_current if logged else None,
         state=status.state,
         on_time=status.on_time,
+        upstream_failed=upstream.failed,
+        upstream_paused=upstream.held,
     )
 
 
@@ -170,7 +181,12 @@ def _control(rows: Sequence[Any], shards: list[Any]) -> Any:
 
 
 def _judged(
-    definition: ViewDefinition, control: Any, facts: Any, tracking: Tracking, unlogged: set[str]
+    definition: ViewDefinition,
+    control: Any,
+    facts: Any,
+    tracking: Tracking,
+    unlogged: set[str],
+    upstream: Upstream,
 ) -> ViewStatus:
     since = [moment for moment in (facts.logged_at, facts.queued_at) if moment]
     tracked = {} if tracking.reason else {control.pk: tracking}
@@ -181,7 +197,7 @@ def _judged(
         unlogged={control.pk: unlogged} if tracked else {},
         untrackable=(),
     )
-    return judge(definition.label, definition, control, None, sources)
+    return judge(definition.label, definition, control, None, sources, upstream)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from ..registry import registry
 from .checkpoints import change_status_of
 from .hooks import call_needs
 from .requests import check_phases
+from .upstream import troubles_upstream
 
 __all__ = ["is_fresh"]
 
@@ -19,11 +20,15 @@ __all__ = ["is_fresh"]
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
     """Whether no phase of a view has pending work in any shard, and no key is parked.
 
+    It is not fresh while a view that it reads, over any number of views, has failed or is held.
+
     Raises:
         UnknownView, InvalidView, InvalidRequest, HookError.
     """
     definition = registry.usable(view)
     requested = check_phases(definition, phases)
+    if any(troubles_upstream(definition.label)):
+        return False
     status, fresh = change_status_of(definition, requested)
     if status and fresh and not status.parked:
         return True

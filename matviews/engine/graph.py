@@ -1,4 +1,7 @@
-"""Which view reads which tables and views: the order of refreshes, and the graph of all."""
+"""Which view reads which tables and views: the order of refreshes, and the graph of all.
+
+What hooks read is known if `MatviewMeta.depends_on` declares it.
+"""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -8,16 +11,19 @@ from graphlib import CycleError, TopologicalSorter
 from django.db.models import Model
 
 from ..definition import ViewDefinition
-from ..queryset import tables_read
+from ..queryset import declared_tables, tables_read
 from ..registry import registry
 from .transactions import alias
 
-__all__ = ["ViewGraph", "find_cycle", "in_order", "in_order_of_reading", "view_graph", "views_read"]
+__all__ = [
+    "ViewGraph", "find_cycle", "in_order", "in_order_of_reading", "reached", "view_graph",
+    "views_read", "views_upstream",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewGraph:
-    """Which view reads which tables and views. What hooks read is unknown."""
+    """Which view reads which tables and views."""
 
     #: By label of a view, the labels of the views that it reads.
     views_read: Mapping[str, tuple[str, ...]]
@@ -45,9 +51,9 @@ class ViewGraph:
             labels: the views.
             readers: whether the views that read them belong to it, over any number of views.
         """
-        wanted = _reached(labels, self.views_read)
+        wanted = reached(labels, self.views_read)
         if readers:
-            wanted |= _reached(labels, self.views_reading)
+            wanted |= reached(labels, self.views_reading)
         return ViewGraph(
             views_read={
                 label: tuple(other for other in read if other in wanted)
@@ -60,13 +66,31 @@ class ViewGraph:
         )
 
 
-def _reached(labels: Iterable[str], leads_to: Mapping[str, Collection[str]]) -> set[str]:
-    reached, left = set[str](), list(labels)
+def reached(labels: Iterable[str], leads_to: Mapping[str, Collection[str]]) -> set[str]:
+    """Views, and those to which they lead, over any number of views."""
+    found, left = set[str](), list(labels)
     while left:
-        if (label := left.pop()) in leads_to and label not in reached:
-            reached.add(label)
+        if (label := left.pop()) in leads_to and label not in found:
+            found.add(label)
             left += leads_to[label]
-    return reached
+    return found
+
+
+def views_upstream(*labels: str) -> dict[str, set[str]]:
+    """The views that some views read, over any number of views, each with the views that it reads.
+
+    Only their sources are compiled, not those of all views. The views themselves are included.
+    """
+    labels_of = defaultdict(set)
+    for definition in registry:
+        labels_of[definition.model._meta.db_table].add(definition.label)
+    found, left = dict[str, set[str]](), [label for label in labels if label in registry]
+    while left:
+        if (each := left.pop()) not in found:
+            tables = _known_tables(registry.find(each))
+            found[each] = set[str]().union(*(labels_of.get(name, ()) for name in tables)) - {each}
+            left += found[each]
+    return found
 
 
 def view_graph() -> ViewGraph:
@@ -167,4 +191,6 @@ def _tables_of(by_label: Mapping[str, ViewDefinition]) -> dict[str, set[str]]:
 
 
 def _tables_read(definition: ViewDefinition) -> set[str]:
-    return tables_read(definition, alias()) if definition.has_source else set()
+    if definition.has_source:
+        return tables_read(definition, alias())
+    return declared_tables(definition)

@@ -43,15 +43,16 @@ def request(
     requested_by: str = "",
     batch_size: int | None = None,
     force: bool = False,
+    causes: Iterable[Refresh] = (),
+    ordered: bool = False,
 ) -> Refresh:
     """Record a request to bring a view up to date. It waits for nothing and sends nothing.
 
-    The request joins an open refresh for the same phases if no batch has begun it: that refresh
-    counts the request and is returned. Inside a transaction of the caller it joins none, because a
-    running batch could miss the caller's changes; `engine.close_finished` merges such requests
-    later. If it is known that nothing has changed since the phases last succeeded, and the view has
-    not failed since, the refresh is recorded as succeeded at once: without phase runs, in three
-    statements (five on MariaDB and MySQL, where two set and reset limits).
+    It joins an open refresh for the same phases if no batch has begun that, which counts the
+    request and is returned. In a transaction of the caller it joins none, because a running batch
+    could miss the caller's changes; `engine.close_finished` merges such requests later. If it is
+    known that nothing has changed since the phases last succeeded, and the view has not failed
+    since, it is recorded as succeeded at once, in three statements (five on MariaDB and MySQL).
 
     The caller must call `engine.close_finished` and send its messages *after* the commit: a worker
     that read the requests before the commit does not see this one.
@@ -61,27 +62,26 @@ def request(
         phases: the phases; by default all that the view has.
         origin: what requests the refresh.
         requested_by: who requests it, for the history.
-        batch_size: rows per batch of this refresh; None leaves it to the view.
+        batch_size: rows per batch; None leaves it to the view.
         force: whether it begins even while the view waits after a failure or is suspended.
+        causes: refreshes of views that it reads, which it follows.
+        ordered: whether it begins only when these have ended, or cannot go on.
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.
         InvalidRequest: the view does not have one of the phases, or the batch size is invalid.
-        ViewDisabled: an operator has disabled the view.
-        ViewNotReady: the view has no bookkeeping rows.
+        ViewDisabled, ViewNotReady: an operator has disabled it, or it has no bookkeeping rows.
     """
     definition = registry.usable(view)
     requested = check_phases(definition, phases)
     _check_batch_size(batch_size)
+    followed = list(causes)
     refresh = Refresh(
-        phases=[phase.value for phase in requested],
-        state=RefreshState.OPEN,
-        origin=origin,
-        requested_by=bounded(requested_by)[:MAX_NAME_LENGTH],
-        requested_at=now(),
-        batch_size=batch_size,
-        forced=force,
-    )
+        phases=[phase.value for phase in requested], state=RefreshState.OPEN, origin=origin,
+        requested_by=bounded(requested_by)[:MAX_NAME_LENGTH], requested_at=now(),
+        batch_size=batch_size, forced=force, causes=[cause.pk for cause in followed],
+        ordered=ordered and any(cause.finished_at is None for cause in followed),
+    )  # fmt: skip
     refresh, finished = _record(refresh, definition, requested)
     _publish(refresh, definition, finished=finished)
     return refresh
@@ -111,7 +111,7 @@ def _record(
 ) -> tuple[Refresh, bool]:
     """The refresh that counts a request, and whether it had nothing to do."""
     status, fresh = _known_status(definition, phases)
-    if status and fresh:
+    if status and fresh and not refresh.ordered:
         _record_as_done(refresh, status.view_id, phases)
         return refresh, True
     return _record_as_open(refresh, definition.label, status), False
@@ -231,7 +231,8 @@ def _enabled_control(label: str, refresh: Refresh) -> Any:
     Raises:
         ViewNotReady, ViewDisabled.
     """
-    joinable = Refresh.objects.none() if _in_transaction() else _joinable(refresh)
+    joins_none = refresh.ordered or _in_transaction()
+    joinable = Refresh.objects.none() if joins_none else _joinable(refresh)
     control: Any = (
         ViewControl.objects.filter(label=label)
         .annotate(claims=Subquery(_claims("pk")), waiting=Subquery(joinable.values("pk")[:1]))
@@ -260,6 +261,6 @@ def _joinable(refresh: Refresh) -> QuerySet[Refresh]:
     begun = PhaseRun.objects.filter(refresh=OuterRef("pk"))
     return Refresh.objects.filter(
         ~Exists(begun), view=OuterRef("pk"), state=RefreshState.OPEN, stop_requested=False,
-        phases=refresh.phases, batch_size=refresh.batch_size, forced=refresh.forced,
+        phases=refresh.phases, batch_size=refresh.batch_size, forced=refresh.forced, ordered=False,
         claims_at_request=Subquery(_claims("view")[:1]),
     ).order_by("pk")  # fmt: skip

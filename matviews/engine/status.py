@@ -9,16 +9,18 @@ from ..databases import clock
 from ..definition import ViewDefinition
 from ..models import ViewControl
 from ..phases import Phase
-from ..queryset import fault_of
 from ..registry import registry
 from ..states import RefreshState, ViewState
+from .echoes import is_in_loop
 from .fingerprints import changed_phases
+from .graph import views_read, views_upstream
 from .progress import Claim, Progress
 from .resends import first_sent
 from .rows import RowCount, count_rows
 from .status_records import load_records
 from .timeliness import Sources, change_lag, timeliness
 from .transactions import alias, now
+from .upstream import NO_TROUBLE, Upstream, fault_of_class, troubled
 from .verifying import verifying_of
 from .view_status import ViewStatus
 from .wait_status import is_late, quiet_until, retry_in, wait_reason
@@ -36,15 +38,22 @@ def view_statuses(labels: Iterable[str] | None = None, *, counted: bool = True) 
         counted: whether to count their rows, which also shows whether their tables exist.
     """
     requested = None if labels is None else set(labels)
+    reads = views_read() if requested is None else views_upstream(*requested)
     waiting = (
         changes.oldest_waiting()
     )  # first: if changes are drained meanwhile, the controls show them
-    controls = {control.label: control for control in load_records(requested)}
+    needed = None if requested is None else {*requested, *reads}
+    records = {control.label: control for control in load_records(needed)}
+    read = set[str]().union(*reads.values()) & records.keys()
+    found = troubled({label: records[label] for label in sorted(read)})
+    controls = {
+        label: each for label, each in records.items() if requested is None or label in requested
+    }
     views = {each.label: each for each in registry if requested is None or each.label in requested}
     rows = count_rows(views.values()) if counted else None
     sources = _sources(views, controls, waiting)
     return [
-        judge(label, views.get(label), controls.get(label), rows, sources)
+        judge(label, views.get(label), controls.get(label), rows, sources, found.of(label, reads))
         for label in sorted({*controls, *views})
     ]
 
@@ -81,6 +90,7 @@ def judge(
     control: Any,
     rows_of: Mapping[str, RowCount] | None,
     sources: Sources,
+    upstream: Upstream = NO_TROUBLE,
 ) -> ViewStatus:
     """The status of a view; `control` is as of `load_records`, `rows_of` None if not counted."""
     rows = rows_of.get(label) if rows_of else None
@@ -90,40 +100,57 @@ def judge(
     no_table = rows_of is not None and rows is None
     successes = _successes(definition, control)
     last_success = None if None in successes.values() else min(filter(None, successes.values()))
-    age = sources.now - last_success if last_success else None
     target, staleness = timeliness(definition, control, successes, sources)
-    changed = _changed(definition, control)
-    not_logged, parked = sources.missing(control), _parked(definition, control)
-    invalid = _fault_of_class(definition) if definition else ""
-    faults = {
-        ViewState.REMOVED: definition is None,
-        ViewState.INVALID: bool(invalid),
-        ViewState.SUSPENDED: control.suspended_at is not None,
-        ViewState.FAILED: control.last_state == RefreshState.FAILED or control.failures > 0,
-        ViewState.PARKED: parked > 0,
-        ViewState.DIFFERS: definition is not None and control.differing is not None,
-        ViewState.NOT_MIGRATED: bool(definition) and no_table and last_success is None,
-        ViewState.NOT_LOGGED: bool(not_logged),
-        ViewState.CHANGED: bool(changed),
-        ViewState.NEVER_BUILT: staleness is None,
-        ViewState.BEHIND: is_late(control, staleness, target),
+    known: dict[str, Any] = {
+        "definition_changed": _changed(definition, control),
+        "target": target,
+        "staleness": staleness,
+        "not_logged": sources.missing(control),
+        "parked": _parked(definition, control),
+        "upstream": upstream,
     }
+    invalid = fault_of_class(definition) if definition else ""
+    no_rows = bool(definition) and no_table and last_success is None
+    faults = _faults(definition, control, known, invalid=bool(invalid), no_rows=no_rows)
     return ViewStatus(
         label=label,
-        definition_changed=changed,
         rows=rows,
         successes=successes,
         last_success=last_success,
-        age=age,
+        age=sources.now - last_success if last_success else None,
         change_lag=change_lag(control, successes, sources),
-        target=target,
-        staleness=staleness,
-        not_logged=not_logged,
-        parked=parked,
+        in_loop=is_in_loop(control),
         faults=tuple(fault for fault, applies in faults.items() if applies),
+        **known,
         **_of_control(control, _state(control, target, faults)),
         error=invalid or (control.last_error or "" if faults[ViewState.FAILED] else ""),
     )
+
+
+def _faults(
+    definition: ViewDefinition | None,
+    control: Any,
+    known: Mapping[str, Any],
+    *,
+    invalid: bool,
+    no_rows: bool,
+) -> dict[ViewState, bool]:
+    """What keeps a view from being on time; `known` has what the status is known to have."""
+    return {
+        ViewState.REMOVED: definition is None,
+        ViewState.INVALID: invalid,
+        ViewState.SUSPENDED: control.suspended_at is not None,
+        ViewState.FAILED: control.last_state == RefreshState.FAILED or control.failures > 0,
+        ViewState.PARKED: known["parked"] > 0,
+        ViewState.DIFFERS: definition is not None and control.differing is not None,
+        ViewState.NOT_MIGRATED: no_rows,
+        ViewState.NOT_LOGGED: bool(known["not_logged"]),
+        ViewState.UPSTREAM_FAILED: bool(known["upstream"].failed),
+        ViewState.UPSTREAM_PAUSED: bool(known["upstream"].held),
+        ViewState.CHANGED: bool(known["definition_changed"]),
+        ViewState.NEVER_BUILT: known["staleness"] is None,
+        ViewState.BEHIND: is_late(control, known["staleness"], known["target"]),
+    }
 
 
 def _of_control(control: Any, state: ViewState) -> dict[str, Any]:
@@ -174,13 +201,6 @@ def _parked(definition: ViewDefinition | None, control: Any) -> int:
 
 def _changed(definition: ViewDefinition | None, control: Any) -> tuple[Phase, ...]:
     return tuple(changed_phases(definition, control)) if definition else ()
-
-
-def _fault_of_class(definition: ViewDefinition) -> str:
-    """Why the view cannot be refreshed, "" if it can."""
-    if definition.errors:
-        return " ".join(str(each.msg) for each in definition.errors)
-    return fault_of(definition, alias()) if definition.derived else ""
 
 
 def _state(control: Any, target: timedelta | None, faults: Mapping[ViewState, bool]) -> ViewState:

@@ -17,13 +17,14 @@ from ..models import Refresh, RefreshSchedule, ViewControl, ViewShard
 from ..phases import Phase
 from ..queryset import fingerprint_of
 from ..states import RefreshState
+from .ages import phases_of
 from .durations import usual_duration
 from .failures import may_begin
 from .fingerprints import changed_phases
-from .on_change import DueRefresh, phases_of
 from .parked_keys import max_parked
 from .pending import oldest_drained
 from .transactions import alias, now, utc_now
+from .waves import DueRefresh
 
 __all__ = ["due_without_change"]
 

@@ -9,6 +9,7 @@ from ..phases import Phase
 from ..states import ViewState
 from .progress import Claim
 from .rows import RowCount
+from .upstream import NO_TROUBLE, Upstream
 from .verifying import Verifying
 
 __all__ = ["ViewStatus"]
@@ -70,9 +71,13 @@ class ViewStatus:
     #: How many keys its phases leave out, because their rows cannot be computed or written;
     #: a key counts once for each phase.
     parked: int = 0
+    #: The views that it reads, over any number of views, and whose rows are not kept up to date.
+    upstream: Upstream = NO_TROUBLE
+    #: Whether its refreshes change its own source, again and again, so that they are slowed.
+    in_loop: bool = False
     #: Why it is not on time: which of REMOVED, INVALID, SUSPENDED, FAILED, PARKED, DIFFERS,
-    #: NOT_MIGRATED, NOT_LOGGED, CHANGED, NEVER_BUILT and BEHIND apply, in this order, even if a
-    #: refresh is open or the view is paused or disabled.
+    #: NOT_MIGRATED, NOT_LOGGED, UPSTREAM_FAILED, UPSTREAM_PAUSED, CHANGED, NEVER_BUILT and BEHIND
+    #: apply, in this order, even if a refresh is open or the view is paused or disabled.
     faults: tuple[ViewState, ...] = ()
     #: The primary keys of its open refreshes, oldest first, at most `MAX_OPEN_REFRESHES`.
     open_refreshes: tuple[int, ...] = ()

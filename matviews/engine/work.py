@@ -52,6 +52,8 @@ class Work:
     claims: int = 0
     #: Whether other shards take turns in its queue and may go on, see `queue_turns`.
     crowded: bool = False
+    #: Whether there are open refreshes that wait for others, of whatever view.
+    others_wait: bool = False
     #: Whether the view waits after a failure, or is suspended, and no open refresh is forced.
     waits: bool = False
     #: When a batch first loaded it, by the database's own clock.

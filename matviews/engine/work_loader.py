@@ -32,6 +32,7 @@ from ..databases.compiled import MAX_BIGINT, PK_PLACEHOLDER, CompiledSelect
 from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
 from ..states import RefreshState
 from .failures import is_forced, may_begin
+from .ordered import waits_for_others
 from .transactions import alias
 from .work import Work
 
@@ -69,6 +70,7 @@ def _work_query(using: str, by: str) -> CompiledSelect:
         turn_queue=OuterRef("view__shards__turn_queue"),
     )  # fmt: skip
     others = others.exclude(pk=OuterRef("view__shards__pk")).order_by()
+    ordered = Refresh.objects.using(using).filter(ordered=True, state=RefreshState.OPEN).order_by()
     rows = (
         Refresh.objects.using(using)
         .filter(
@@ -85,6 +87,7 @@ def _work_query(using: str, by: str) -> CompiledSelect:
             loaded_at=UtcNow(),
             logged=Subquery(newest),
             crowded=Exists(others),
+            others_wait=Exists(ordered),
             waits=Case(When(may_begin("view__") | is_forced("view"), then=False), default=True),
         )
         .order_by("view__shards__number", "pk", "here__pk")
@@ -97,7 +100,10 @@ def _fields(model: type[Model]) -> list[str]:
     return [field.attname for field in model._meta.concrete_fields]
 
 
-_FACTS = ("total", "logged", "claims_now", "waits", "crowded", "loaded_at", "is_merge_target")
+_FACTS = (
+    "total", "logged", "claims_now", "waits", "crowded", "others_wait", "loaded_at",
+    "is_merge_target",
+)  # fmt: skip
 _PARTS: list[tuple[type[Model], str]] = [
     (Refresh, ""),
     (ViewControl, "view__"),
@@ -125,7 +131,7 @@ def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
 
 def _build(rows: list[list[Any]]) -> Work:
     _refresh, control, shard, _run, *facts = rows[0]
-    total, logged, claims, waits, crowded, loaded_at, _is_target = facts
+    total, logged, claims, waits, crowded, others_wait, loaded_at, _is_target = facts
     shard.view = control
     refreshes: dict[int, Refresh] = {}
     runs: dict[int, PhaseRun] = {}
@@ -141,16 +147,19 @@ def _build(rows: list[list[Any]]) -> Work:
     for run in runs.values():
         if run.merged_into_id in runs:
             run.merged_into = runs[run.merged_into_id]
+    begun = {run.refresh_id for run in runs.values()}
+    waiting = waits_for_others(each for each in refreshes.values() if each.pk not in begun)
     return Work(
         shard=shard,
         hook_shard=Shard(shard.number, total),
         definition=control.definition,
-        refreshes=list(refreshes.values()),
+        refreshes=[each for each in refreshes.values() if each.pk not in waiting],
         truncated=len(refreshes) >= MAX_REFRESHES_READ,
         merge_targets=frozenset(merge_targets),
         claims=claims,
         waits=bool(waits),
         crowded=bool(crowded),
+        others_wait=bool(others_wait),
         loaded_at=clock.stored(loaded_at, alias()),
         runs=list(runs.values()),
         logged=logged or 0,

@@ -82,10 +82,11 @@ def enqueue(targets: Targets) -> None:
     """
     if targets.options.wait:
         targets.refuse_in_transaction()
-    labels = targets.labels()
+    order = engine.Order(targets.labels())
+    labels = order.labels
     open_refreshes = []
     for label in labels:
-        if refresh := targets.request(label):
+        if refresh := targets.request(label, order):
             _enqueue(refresh, targets)
             open_refreshes += [] if refresh.finished_at else [refresh]
     if targets.options.wait:
@@ -102,6 +103,7 @@ def _enqueue(refresh: Refresh, targets: Targets) -> None:
             "refresh": refresh.pk,
             "state": refresh.state if done else "requested",
             "requests": refresh.requests,
+            "causes": refresh.causes,
             "sent": sent,
             "error": "",
         }

@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from matviews import engine
-from matviews.engine import ViewStatus
+from matviews.engine import Upstream, ViewStatus
 from matviews.exceptions import MatviewsError
 from matviews.models import ViewControl
 from matviews.phases import Phase
@@ -99,12 +99,10 @@ def _pending(label: str, targets: Targets, changed: Sequence[Phase]) -> dict[str
             trusted = engine.raised_by_hook(error)
             errors.append(f"{phase}: {error_text(error, trusted=trusted)}")
     pending = [phase for phase, fresh in phases.items() if not fresh]
-    if changed_definition:
-        targets.output.say(f"{label}: definition changed ({', '.join(changed_definition)})")
-    elif pending:
-        targets.output.say(f"{label}: source changed since the last refresh ({', '.join(pending)})")
-    elif not errors:
-        targets.output.say(f"{label}: nothing pending")
+    upstream = engine.troubles_upstream(label)
+    if pending or not errors:
+        told = _pending_in_words(pending, changed_definition, upstream)
+        targets.output.say(f"{label}: {told}")
     for line in errors:
         targets.fail(label, line)
     return {
@@ -113,5 +111,19 @@ def _pending(label: str, targets: Targets, changed: Sequence[Phase]) -> dict[str
         "fresh": False if pending else None if errors else True,
         "phases": phases,
         "definition_changed": changed_definition,
+        **tables.upstream_as_dict(upstream),
         "error": "\n".join(errors),
     }
+
+
+def _pending_in_words(
+    pending: Sequence[str], changed_definition: Sequence[str], upstream: Upstream
+) -> str:
+    """Why a view is not up to date; "nothing pending" if it is."""
+    if changed_definition:
+        return f"definition changed ({', '.join(changed_definition)})"
+    if pending and any(upstream):
+        return "; ".join(phrases.upstream_in_words(upstream))
+    if pending:
+        return f"source changed since the last refresh ({', '.join(pending)})"
+    return "nothing pending"

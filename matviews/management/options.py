@@ -50,7 +50,12 @@ class Option:
 SEVERAL: Mapping[str, Any] = {"nargs": "+", "action": "extend"}
 WITHOUT_BATCHES = (
     "list", "schedules", "check", "verify", "parked", "explain", "graph", "triggers", "health",
+    "wave",
 )  # fmt: skip
+ONLY_REFRESHES = {
+    **{action: f"--{action} refreshes no views" for action in WITHOUT_BATCHES},
+    "follow": "--follow refreshes the views whose schedules are on change",
+}
 OPTIONS = (
     Option(
         name="models",
@@ -60,6 +65,7 @@ OPTIONS = (
         conflicts={
             "triggers": "--triggers is for the tables of all views",
             "health": "--health is about all views",
+            "wave": "--wave is about one refresh",
         },
     ),
     Option(
@@ -75,6 +81,7 @@ OPTIONS = (
             "graph": "--graph shows whole views",
             "health": "--health is about all views",
             "triggers": "--triggers is about tables",
+            "wave": "--wave shows whole refreshes",
             "follow": "--follow requests the phases that the schedules name",
         },
     ),
@@ -91,6 +98,16 @@ OPTIONS = (
         name="format",
         settings={"choices": ("text", "json"), "default": "text"},
         help="json: one document on stdout; errors are in it and on stderr",
+    ),
+    Option(
+        name="with-upstream",
+        help="refresh the views that the named ones read first, over any number of views",
+        conflicts=ONLY_REFRESHES,
+    ),
+    Option(
+        name="with-downstream",
+        help="refresh the views that read the named ones afterwards, over any number of views",
+        conflicts=ONLY_REFRESHES,
     ),
     Option(name="list", is_action=True, help="show the state of every view"),
     Option(name="schedules", is_action=True, help="show which refreshes beat requests, and when"),
@@ -158,6 +175,12 @@ OPTIONS = (
         "fails",
     ),
     Option(
+        name="wave",
+        is_action=True,
+        settings={"metavar": "REFRESH"},
+        help="show the refreshes that one has followed and led to, and when; REFRESH is its number",
+    ),
+    Option(
         name="follow",
         is_action=True,
         help="look for changes and refresh the views whose schedules are on change, until Ctrl-C "
@@ -188,6 +211,9 @@ class Options:
     phases: tuple[Phase, ...] | None
     #: Rows per batch; None leaves it to the views.
     batch_size: int | None
+    #: Whether the views that the named ones read are refreshed, too; and those that read them.
+    upstream: bool
+    downstream: bool
     #: Whether `--check` asks for pending changes instead of targets.
     pending: bool
     #: Whether `--verify` writes what differs.
@@ -202,6 +228,8 @@ class Options:
     graph: str | None
     #: One of `TRIGGER_ACTIONS`; None for the other actions.
     triggers: str | None
+    #: The primary key of the refresh whose wave is shown; None for the other actions.
+    wave: int | None
     #: Whether `--enqueue` waits until the refreshes have ended.
     wait: bool
     #: Whether workers do the work of `--follow`.
@@ -229,6 +257,8 @@ def parse_options(given: Mapping[str, Any]) -> Options:
         labels=_labels(given["models"]),
         phases=_phases(given["phases"]),
         batch_size=_number(given["batch_size"], "batch-size", BATCH_SIZE),
+        upstream=given["with_upstream"],
+        downstream=given["with_downstream"],
         pending=given["pending"],
         repair=given["repair"],
         sample=_number(given["sample"], "sample", SAMPLE_SIZE),
@@ -236,6 +266,7 @@ def parse_options(given: Mapping[str, Any]) -> Options:
         sql=not given["no_sql"],
         graph=given["graph"],
         triggers=given["triggers"],
+        wave=_key(given["wave"]),
         wait=given["wait"],
         enqueue=given["enqueue"],
     )
@@ -255,6 +286,8 @@ def _check_combination(option: Option, action: str, given: Mapping[str, Any]) ->
         raise refusal(f"{reason}: leave out --{option.name}.")
     if option.action not in ("", action):
         raise refusal(f"--{option.name} is for --{option.action}: add that, or leave it out.")
+    if option.name in ("with-upstream", "with-downstream") and not given["models"]:
+        raise refusal(f"--{option.name} is for named views: add --models.")
     if (option.name, action) == ("phases", "check") and not given["pending"]:
         raise refusal("--check is about whole views: leave out --phases, or add --pending.")
 
@@ -301,6 +334,14 @@ def _number(given: str | int | None, option: str, limits: Range) -> int | None:
     if number is None or number not in limits:
         raise refusal(f"--{option} must be {limits}, not {text!r}.")
     return number
+
+
+def _key(given: str | int | None) -> int | None:
+    """The primary key of a refresh."""
+    text = "" if given is None else str(given)
+    if given is not None and not (text.isascii() and text.isdecimal()):
+        raise refusal(f"--wave needs the number of a refresh, not {text!r}.")
+    return int(text) if text else None
 
 
 def refusal(sentence: str) -> CommandError:

@@ -3,15 +3,22 @@
 from collections.abc import Iterator
 from datetime import timedelta
 
-from matviews.engine import ViewStatus
+from matviews.engine import Upstream, ViewStatus
 from matviews.presentation import format_duration, format_time, pluralize
 from matviews.states import ViewState
 from matviews.tasks.queues import BATCHES, queues_in_words
 
 __all__ = [
-    "differing_in_words", "failing_in_words", "length", "not_logged_in_words", "parked_in_words",
+    "IN_LOOP",
+    "differing_in_words",
+    "failing_in_words",
+    "length",
+    "not_logged_in_words",
+    "parked_in_words",
     "pausing_in_words",
-    "timeliness_in_words", "waiting_in_words",
+    "timeliness_in_words",
+    "upstream_in_words",
+    "waiting_in_words",
 ]  # fmt: skip
 
 
@@ -43,6 +50,21 @@ def pausing_in_words(status: ViewStatus) -> str:
     if status.wait_reason == "turns":
         return "takes turns with other long refreshes in its queue"
     return f"waits: {status.wait_reason}" if status.wait_reason else ""
+
+
+#: That a view is slowed, because nothing but its own refreshes changes its source.
+IN_LOOP = (
+    "its refreshes change its own source, so they are slowed to one a minute: look for a trigger "
+    "that writes into a table that it reads when its rows change"
+)
+
+
+def upstream_in_words(upstream: Upstream) -> Iterator[str]:
+    """Which views that it reads are not kept up to date, and why, a sentence for each reason."""
+    if upstream.failed:
+        yield f"upstream failed: {', '.join(upstream.failed)}"
+    if upstream.held:
+        yield f"upstream paused: {', '.join(upstream.held)}"
 
 
 def not_logged_in_words(status: ViewStatus) -> str:
@@ -100,6 +122,8 @@ def _timeliness(status: ViewStatus) -> str:
         return f"not on time: behind ({numbers})"
     if status.fault == ViewState.NOT_LOGGED:
         return f"not on time: {not_logged_in_words(status)}"
+    if status.fault in (ViewState.UPSTREAM_FAILED, ViewState.UPSTREAM_PAUSED):
+        return f"not on time: {'; '.join(upstream_in_words(status.upstream))}"
     if status.fault in (ViewState.PARKED, ViewState.DIFFERS):
         words = parked_in_words if status.fault == ViewState.PARKED else differing_in_words
         behind = f"; behind ({numbers})" if ViewState.BEHIND in status.faults else ""

@@ -6,7 +6,7 @@ from django.core.management.base import CommandError
 
 from matviews import engine
 from matviews.conf import get_settings
-from matviews.engine import progress_of
+from matviews.engine import Order, progress_of
 from matviews.models import Refresh, ViewControl
 from matviews.states import RefreshState
 from matviews.tasks import inline
@@ -27,13 +27,14 @@ def refresh(targets: Targets) -> None:
         CommandError: a view failed, or the command was interrupted.
     """
     targets.refuse_in_transaction()
-    labels = engine.in_order(targets.labels())
+    order = Order(targets.labels())
+    labels = order.labels
     reporter = targets.output.reporter()
     with stop_on_signal(reporter.note) as stop:
         for label in labels:
             if stop():
                 break
-            requested = targets.request(label)
+            requested = targets.request(label, order)
             if requested and requested.finished_at:
                 targets.output.entries.append(tables.refresh_as_dict(label, requested))
                 targets.output.say(f"{label}: nothing has changed")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from matviews import engine
-from matviews.engine import RecentRefreshes, ViewStatus, count_requests
+from matviews.engine import RecentRefreshes, Upstream, ViewStatus, count_requests
 from matviews.models import PhaseRun, Refresh, RefreshSchedule
 from matviews.presentation import format_duration, format_row_count, format_time, pluralize
 from matviews.registry import registry
@@ -19,12 +19,14 @@ from matviews.states import ViewState
 from matviews.tasks.timetable import ScheduleStatus
 
 from .phrases import (
+    IN_LOOP,
     differing_in_words,
     failing_in_words,
     length,
     not_logged_in_words,
     parked_in_words,
     pausing_in_words,
+    upstream_in_words,
     waiting_in_words,
 )
 
@@ -38,6 +40,7 @@ __all__ = [
     "schedule_as_dict",
     "status_as_dict",
     "timeliness_as_dict",
+    "upstream_as_dict",
 ]
 
 STATUS_HEADINGS = ("view", "state", "enabled", "rows", "last success", "age", "change lag")
@@ -171,6 +174,9 @@ def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
 def _problems(status: ViewStatus) -> Iterator[str]:
     if failing := failing_in_words(status):
         yield failing
+    yield from upstream_in_words(status.upstream)
+    if status.in_loop:
+        yield IN_LOOP
     of_rows = (parked_in_words(status), differing_in_words(status))
     yield from filter(None, (not_logged_in_words(status), *of_rows))
     if status.rows is None and status.label in registry and not status.error:
@@ -198,6 +204,8 @@ def status_as_dict(status: ViewStatus) -> dict[str, Any]:
         "not_logged": list(status.not_logged),
         **_failing_as_dict(status),
         "parked": status.parked,
+        **upstream_as_dict(status.upstream),
+        "in_loop": status.in_loop,
         **_verification_as_dict(status),
         "on_time": status.on_time,
         "waiting_for": _seconds(status.waiting_for),
@@ -228,6 +236,8 @@ def timeliness_as_dict(status: ViewStatus) -> dict[str, Any]:
         "not_logged": list(status.not_logged),
         **_failing_as_dict(status),
         "parked": status.parked,
+        **upstream_as_dict(status.upstream),
+        "in_loop": status.in_loop,
         "error": status.error,
     }
 
@@ -241,6 +251,11 @@ def _failing_as_dict(status: ViewStatus) -> dict[str, Any]:
         "quiet_until": status.quiet_until and status.quiet_until.isoformat(),
         "suspended_at": status.suspended_at and status.suspended_at.isoformat(),
     }
+
+
+def upstream_as_dict(upstream: Upstream) -> dict[str, Any]:
+    """The views that one reads, over any number of views, and that are not kept up to date."""
+    return {"upstream_failed": list(upstream.failed), "upstream_paused": list(upstream.held)}
 
 
 def _verification_as_dict(status: ViewStatus) -> dict[str, Any]:
@@ -283,6 +298,8 @@ def refresh_as_dict(label: str, refresh: Refresh) -> dict[str, Any]:
         "view": label,
         "refresh": refresh.pk,
         "state": refresh.state,
+        "origin": refresh.origin,
+        "causes": refresh.causes,
         "merged_into": refresh.merged_into_id,
         "requests": count_requests(refresh),
         "waited_out": refresh.waited_out,

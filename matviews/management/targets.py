@@ -7,6 +7,7 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from matviews import engine
+from matviews.engine import Order
 from matviews.exceptions import InvalidRequest, MatviewsError
 from matviews.models import Origin, Refresh, ViewControl
 from matviews.phases import Phase
@@ -28,15 +29,25 @@ class Targets:
     output: Output
     #: The labels of the views that have failed so far.
     failed: list[str] = field(default_factory=list)
+    #: Those that are refreshed because they read the named ones.
+    downstream: tuple[str, ...] = ()
 
     def labels(self) -> list[str]:
         """The views that were named, or else those of a refresh of all that have the phases.
+
+        Those around the named ones are included if they were asked for, except disabled ones.
 
         Raises:
             CommandError: no view is defined, or none has the phases.
         """
         if self.options.labels:
-            return list(self.options.labels)
+            around = engine.neighbours(
+                self.options.labels,
+                upstream=self.options.upstream,
+                downstream=self.options.downstream,
+            )
+            self.downstream = around.downstream
+            return [*around.upstream, *self.options.labels, *around.downstream]
         self.refuse_without_views()
         included = engine.views_to_refresh()
         labels = [label for label in included if self.phases_of(label) != ()]
@@ -91,17 +102,25 @@ class Targets:
     def phases_of(self, label: str) -> tuple[Phase, ...] | None:
         """The requested phases; if the view was not named, only those that it has."""
         phases = self.options.phases
-        if phases is None or self.options.labels:
+        if phases is None or label in self.options.labels:
             return phases
         return tuple(phase for phase in registry.find(label).options.phases if phase in phases)
 
-    def request(self, label: str) -> Refresh | None:
-        """Request a refresh; if it is refused, report why and return None."""
+    def request(self, label: str, order: Order) -> Refresh | None:
+        """Request a refresh; if it is refused, report why and return None.
+
+        Args:
+            label: the view.
+            order: what was requested before. If any of it is open and of a view that this one
+                reads, the refresh waits for that.
+        """
         try:
-            return engine.request(
+            requested = engine.request(
                 label,
                 phases=self.phases_of(label),
-                origin=Origin.COMMAND,
+                origin=Origin.DEPENDENCY if label in self.downstream else Origin.COMMAND,
+                causes=order.follows(label),
+                ordered=True,
                 requested_by=_user(),
                 batch_size=self.options.batch_size,
                 force=True,
@@ -110,6 +129,8 @@ class Targets:
             self.fail(label, str(error))
             self.output.entries.append(_refused(label, str(error)))
             return None
+        order.add(label, requested)
+        return requested
 
     def fail(self, label: str, error: str) -> None:
         """Report an error of a view, each line after its label."""

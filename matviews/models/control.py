@@ -174,6 +174,8 @@ class ViewControl(Totals):
     wait_reason = models.CharField(max_length=255, blank=True, editable=False)
     #: Since when the governor lets its refreshes wait.
     governed_since = models.DateTimeField(null=True, editable=False)
+    #: How often in a row only its own refreshes have changed its source, see `engine.echoes`.
+    echoes = models.PositiveSmallIntegerField(default=0, editable=False)
     #: Since when refreshes wait for a person, because the view kept failing.
     suspended_at = models.DateTimeField(null=True, editable=False)
     #: Whether `MatviewMeta.refresh_every` has been applied, which happens only once.

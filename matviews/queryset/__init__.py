@@ -1,6 +1,6 @@
 """Views of one queryset: hooks derived from `source()`, as SQL. It knows nothing of refreshes."""
 
-from .analysis.dependencies import declared_dependencies
+from .analysis.dependencies import declared_dependencies, declared_tables
 from .analysis.given_keys import as_key
 from .analysis.reading import key_columns
 from .checks import check_source, check_table
@@ -41,6 +41,7 @@ __all__ = [
     "compare",
     "count_differing",
     "declared_dependencies",
+    "declared_tables",
     "drop_stage",
     "equal_keys",
     "explain",

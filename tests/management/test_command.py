@@ -402,6 +402,7 @@ def test_the_list_as_json_has_values() -> None:
         "target": None, "not_logged": [], "parked": 0, "on_time": True, "error": "",
         "failures": 0, "failing_since": None, "retry_in": None, "suspended_at": None,
         "wait_reason": "", "quiet_until": None,
+        "upstream_failed": [], "upstream_paused": [], "in_loop": False,
         "recent_refreshes": {"count": 1, "full": 0, "reason": ""},
     }  # fmt: skip
     assert (views["sample.Ledger"]["include_in_refresh_all"], views["sample.Ledger"]["age"]) == (
@@ -481,6 +482,7 @@ def test_check_as_json_has_the_numbers() -> None:
         "reasons": ["failed", "never built"], "not_logged": [], "parked": 0,
         "change_lag": None, "age": None, "target": None,
         "failures": 1, "suspended_at": None, "wait_reason": "", "quiet_until": None,
+        "upstream_failed": [], "upstream_paused": [], "in_loop": False,
         "error": "insert: RuntimeError: do_insert was told to fail",
         "recent_refreshes": {"count": 1, "full": 0, "reason": ""},
     }  # fmt: skip
@@ -596,6 +598,7 @@ def test_check_tells_of_a_changed_definition_without_asking_hooks(
         "view": SOURCED, "pending": ["insert", "delete"], "fresh": False,
         "phases": {"insert": False, "delete": False},
         "definition_changed": ["insert", "delete"], "error": "",
+        "upstream_failed": [], "upstream_paused": [],
     }  # fmt: skip
 
 

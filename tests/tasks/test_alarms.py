@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from matviews import engine, signals, tasks
 from matviews.checks import check_settings
 from matviews.models import Alarm, AlarmChange, Heartbeat, RefreshSchedule, ViewControl
-from matviews.tasks import alarms, causes, delivery, inline, time_limits
+from matviews.tasks import alarms, delivery, inline, time_limits
 from matviews.tasks.causes import causes_of
 from matviews.tasks.heartbeat import record
 from matviews.tasks.problems import Health, HealthState, Problem, check_health
@@ -363,13 +363,15 @@ class TestCauses:
         with self.reading(b="a"):
             assert self.keys(FAILED._replace(view="b"), *self.late("a")) == {"a": [], "b": []}
 
-    def test_a_paused_view_has_no_alarm_so_those_that_read_it_name_it(self) -> None:
-        engine.sync_controls()
-        ViewControl.objects.filter(label=LABEL).update(paused=True)
-        with self.reading(**{OTHER: LABEL}):
-            (found,) = causes_of([BEHIND])
+    def test_views_that_read_a_failed_one_are_listed_under_it(self) -> None:
+        upstream = [BEHIND._replace(view=each, kind="upstream failed") for each in "bc"]
+        with self.reading(b=LABEL, c="b"):
+            assert self.keys(FAILED, *upstream) == {LABEL: ["b", "c"]}
 
-        assert found.problem.text == f"{OTHER}: it is late; it reads {LABEL}, which is held"
+    def test_a_paused_view_has_no_alarm_so_the_first_that_reads_it_lists_the_others(self) -> None:
+        upstream = [BEHIND._replace(view=each, kind="upstream paused") for each in "cbd"]
+        with self.reading(b="a", c="b", d="a"):
+            assert self.keys(*upstream) == {"b": ["c", "d"]}
 
     @given(
         st.dictionaries(st.sampled_from("abcdef"), st.sets(st.sampled_from("abcdef"))),
@@ -380,10 +382,7 @@ class TestCauses:
         self, reads: dict[str, set[str]], late: set[str], failed: set[str]
     ) -> None:
         found = [*self.late(*late - failed), *(FAILED._replace(view=each) for each in failed)]
-        with (
-            mock.patch.object(engine, "views_read", return_value=reads),
-            mock.patch.object(causes, "_name_held"),
-        ):
+        with mock.patch.object(engine, "views_read", return_value=reads):
             keys = self.keys(*found)
 
         listed = [label for labels in keys.values() for label in labels]

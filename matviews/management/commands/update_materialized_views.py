@@ -21,6 +21,7 @@ from matviews.management import (
     refresh,
     triggers,
     verify,
+    wave,
 )
 from matviews.management.output import Output
 from matviews.management.targets import Targets
@@ -40,6 +41,7 @@ ACTIONS: dict[str, Callable[[Targets], None]] = {
     "explain": explain.explain,
     "graph": graph.graph,
     "triggers": triggers.triggers,
+    "wave": wave.wave,
     "health": health.health,
     "follow": follow.follow,
     "enqueue": actions.enqueue,

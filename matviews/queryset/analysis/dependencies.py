@@ -1,6 +1,7 @@
 """The dependencies that a view declares itself: `MatviewMeta.depends_on`."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from django.db.models import Model
 from ...databases.fields import AnyField
 from ...definition import DependsOn, ViewDefinition
 
-__all__ = ["Dependency", "declared_dependencies", "dependency_faults"]
+__all__ = ["Dependency", "declared_dependencies", "declared_tables", "dependency_faults"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,15 @@ def declared_dependencies(definition: ViewDefinition) -> dict[str, Dependency]:
         model = _model(to)
         found[model._meta.db_table] = _declared(model, on)
     return found
+
+
+def declared_tables(definition: ViewDefinition) -> set[str]:
+    """The tables of the models that a view declares to depend on, as far as they exist."""
+    tables = set()
+    for to in definition.options.depends_on or {}:
+        with suppress(LookupError, ValueError):
+            tables.add(_model(to)._meta.db_table)
+    return tables
 
 
 def _declared(model: type[Model], on: DependsOn) -> Dependency:
