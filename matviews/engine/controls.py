@@ -46,7 +46,7 @@ def sync_controls() -> None:
 
     Rows of removed views stay: they hold the history and the operators' settings.
     """
-    known = set(ViewControl.objects.values_list("label", flat=True))
+    known = dict(ViewControl.objects.values_list("label", "default_scheduled"))
     new = [definition for definition in registry if definition.label not in known]
     ViewControl.objects.bulk_create(
         [ViewControl(label=view.label, **_first_values(view)) for view in new],
@@ -63,9 +63,11 @@ def sync_controls() -> None:
         ignore_conflicts=True,
     )
     sync_shards()
-    for control in ViewControl.objects.filter(default_scheduled=False):
-        if control.definition and any(_proposed(control.definition)):
-            _schedule(control, control.definition)
+    unscheduled = [each for each in registry if not known.get(each.label)]
+    if labels := [each.label for each in unscheduled if any(_proposed(each))]:
+        for control in ViewControl.objects.filter(label__in=labels):
+            if control.definition:
+                _schedule(control, control.definition)
 
 
 def rename_controls(renames: Iterable[tuple[str, str]]) -> None:
@@ -117,9 +119,12 @@ def sync_shards() -> None:
 
     A view with an open refresh has to wait, because its hooks were given the old number of shards.
     """
-    counted = ViewControl.objects.annotate(present=Count("shards"))
-    for control in counted.exclude(present=F("shard_count")):
-        if control.definition and control.present != _required_shards(control):
+    counted = ViewControl.objects.values("pk", "shard_count").annotate(present=Count("shards"))
+    present = dict(counted.exclude(present=F("shard_count")).values_list("pk", "present"))
+    if not present:
+        return
+    for control in ViewControl.objects.filter(pk__in=present):
+        if control.definition and present[control.pk] != _required_shards(control):
             _sync_shards(control)
 
 

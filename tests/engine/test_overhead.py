@@ -136,3 +136,12 @@ def test_eager_tasks_neither_recurse_nor_pile_up(view: type[Any], batches: int) 
 
     assert Refresh.objects.get().state == RefreshState.SUCCEEDED
     watched.assert_flat(batches)
+
+
+@pytest.mark.database
+def test_bookkeeping_rows_that_are_all_there_are_found_by_three_statements(
+    django_assert_num_queries: Any,
+) -> None:
+    engine.sync_controls()
+    with django_assert_num_queries(3):
+        engine.sync_controls()
