@@ -273,7 +273,7 @@ def test_no_key_of_several_tables_is_missed() -> None:
 def test_the_histories_find_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     views: Sequence[type[Any]] = ()
     if fault in ("view", "source"):
-        views = SPREAD
+        views = [{"view": TagRegion, "source": ReferredSlot}[fault]]  # where it is found soonest
         monkeypatch.setattr(f"matviews.queryset.sql.lookups._in_{fault}", lambda *_arguments: set())
     elif fault == "queue":
         views = [RegionTotal]
