@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hypothesis
 import pytest
 
-from tests.helpers import processes, quick, services
+from tests.helpers import choice, processes, quick, services
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -15,27 +15,6 @@ if TYPE_CHECKING:
     from tests.helpers.chromium import Pictures
 
 TESTS = Path(__file__).parent
-# Begun first, so that none of them is what the others wait for at the end.
-LONGEST_FILES = (
-    "changes/test_tracking.py",
-    "project/test_live.py",
-    "scenarios/test_workers.py",
-    "admin/test_browser.py",
-    "project/test_docs.py",
-    "queryset/strategy/test_choose.py",
-    "engine/test_splitting.py",
-    "queryset/test_shapes.py",
-    "management/test_command_process.py",
-    "scenarios/test_kills.py",
-    "tasks/test_beat.py",
-    "scenarios/test_joining_processes.py",
-    "histories/test_interleavings.py",
-    "histories/test_tracking.py",
-    "queryset/test_hostile_schemas.py",
-    "admin/test_list_browser.py",
-    "project/test_example_project.py",
-    "queryset/sql/test_date_ranges.py",
-)
 
 # To shrink a failure can take longer than a test may: it is left to runs with --long.
 hypothesis.settings.register_profile(
@@ -57,6 +36,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--long", action="store_true", help="long forms of the random tests, and tests marked long"
     )
     parser.addoption(
+        "--all-servers",
+        action="store_true",
+        help="each test marked database on both servers, as with --long",
+    )
+    parser.addoption(
         "--quick", action="store_true", help="only tests that start no process and commit nothing"
     )
     parser.addoption(
@@ -76,6 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if services.selected_database() != "sqlite":
             left_out.add("finds_fault")  # it is the random test that is tested, not the database
         _deselect(config, items, lambda item: any(map(item.get_closest_marker, left_out)))
+        if not config.getoption("all_servers"):
+            _deselect(config, items, _is_left_to_another_server)
     if config.getoption("quick"):
         _deselect(config, items, lambda item: not quick.is_quick(item))
         quick.forbid_processes()
@@ -90,9 +76,16 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(100_000, 20, 50)
 
 
+def _is_left_to_another_server(item: pytest.Item) -> bool:
+    return choice.is_left_to_another_server(_name(item), services.selected_database())
+
+
 def _place(item: pytest.Item) -> int:
-    name = item.path.relative_to(TESTS).as_posix()
-    return LONGEST_FILES.index(name) if name in LONGEST_FILES else len(LONGEST_FILES)
+    return choice.place(_name(item))
+
+
+def _name(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).as_posix()
 
 
 def _skip_without_database(items: list[pytest.Item]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests import ROOT
+from tests.helpers import choice
 
 HANGS = 600  # seconds
 PLUGINS_OFF = ("-p", "no:django", "-p", "no:randomly", "-p", "no:cacheprovider")
@@ -133,3 +134,29 @@ raise SystemExit(script["run"](parts))
     assert "== long\n" in output
     assert "== longer\n" in output
     assert "Summary" not in output
+
+
+ON_ONE_SERVER = sorted(file for files in choice.ON_ONE_SERVER.values() for file in files)
+
+
+def left_out_on(file: str) -> list[str]:
+    databases = run_tests.DATABASES
+    return [each for each in databases if choice.is_left_to_another_server(file, each)]
+
+
+@pytest.mark.parametrize("file", choice.LONGEST_FILES)
+def test_a_file_to_begin_with_exists(file: str) -> None:
+    assert (ROOT / "tests" / file).is_file()
+
+
+def test_each_file_runs_on_sqlite_and_on_one_server_at_least() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        left = left_out_on(path.relative_to(ROOT / "tests").as_posix())
+        assert len(left) <= 1
+        assert "sqlite" not in left
+
+
+@pytest.mark.parametrize("file", ON_ONE_SERVER)
+def test_what_one_server_leaves_out_the_other_runs(file: str) -> None:
+    assert "mark.database" in (ROOT / "tests" / file).read_text()
+    assert len(left_out_on(file)) == 1
