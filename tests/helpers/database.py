@@ -6,6 +6,7 @@ views and of their schedules are not made again but written back as `migrate` ha
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 from django.apps import apps
@@ -39,7 +40,10 @@ class _Kept(NamedTuple):
     inserts: list[tuple[str, Any]]
 
 
+FLUSHES_PER_VACUUM = 50
+
 _kept: dict[str, _Kept] = {}
+_flushes = count(1)
 
 
 def remember(alias: str) -> None:
@@ -59,7 +63,17 @@ def insert_statements(
         if rows := list(model._base_manager.using(alias).order_by("pk")):
             query = InsertQuery(model)
             query.insert_values(model._meta.concrete_fields, rows, raw=True)
-            yield from query.get_compiler(using=alias).as_sql()
+            for each in query.get_compiler(using=alias).as_sql():
+                yield _with_values(alias, *each)
+
+
+def _with_values(alias: str, statement: str, parameters: Any) -> tuple[str, Any]:
+    """A statement with its thousands of values, or the driver would convert them each time."""
+    connection = connections[alias]
+    with connection.cursor() as cursor:
+        if connection.vendor == "sqlite":
+            return connection.ops.last_executed_query(cursor, statement, parameters), None
+        return cursor.mogrify(statement, parameters), None
 
 
 def execute(alias: str, statements: Iterable[tuple[str, Any]]) -> None:
@@ -87,10 +101,28 @@ def flush(alias: str) -> None:
                 cursor.execute(f"DELETE FROM {q}")
             execute(alias, kept.inserts)
             PeriodicTask.objects.using(alias).update(date_changed=now())  # as if just migrated
+    if connection.vendor == "postgresql" and next(_flushes) % FLUSHES_PER_VACUUM == 0:
+        _vacuum(alias)
     batch._SHARDS_WITH_CHANGES.clear()  # the numbers of shards may come again, as after loaddata
     if list(registry) != kept.views:  # a fixture's views outlive this flush
         engine.sync_controls()
         schedules.reconcile_if_possible()
+
+
+def _vacuum(alias: str) -> None:
+    """Forget dead rows of PostgreSQL's catalogs and of what each flush writes.
+
+    Tests make and drop tables by the thousand, faster than autovacuum comes, if it is on at all.
+    The tables of users' models are left as they are: their estimates are what tests are about.
+    """
+    connection = connections[alias]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT format('pg_catalog.%I', relname) FROM pg_class WHERE relkind = 'r' "
+            "AND relnamespace = 'pg_catalog'::regnamespace AND NOT relisshared"
+        )
+        written = [connection.ops.quote_name(model._meta.db_table) for model in WRITTEN_BACK]
+        cursor.execute(f"VACUUM {', '.join([*(name for (name,) in cursor.fetchall()), *written])}")
 
 
 def flush_filled_tables(test_case: TransactionTestCase) -> None:
