@@ -4,7 +4,7 @@ VENV ?= .venv
 # A Django release to test with, as in DJANGO=5.2; empty: the newest that Python can run.
 DJANGO ?=
 PYTEST_ARGS ?=
-# As in LIVE_ARGS="--port 9000", or LIVE_ARGS=--fresh to begin anew.
+# As in LIVE_ARGS="--port 9000", or LIVE_ARGS=--fresh to start from scratch.
 LIVE_ARGS ?=
 # As in BENCH_ARGS="--json figures.json".
 BENCH_ARGS ?=

@@ -16,7 +16,7 @@ LONGEST = 60.0
 class Kept(Generic[T]):
     """What a function returned last, for some seconds; for longer, if it took long.
 
-    A function that raises is called again the next time. While a thread calls it anew, others have
+    A function that raises is called again the next time. While one thread calls it, the others get
     what it returned last.
     """
 
@@ -28,10 +28,10 @@ class Kept(Generic[T]):
         """The answer, found now unless it is kept."""
         last = self._last
         if last is None or time.monotonic() > last[0]:
-            self._last = last = self._found_anew(last)
+            self._last = last = self._found_again(last)
         return last[1]
 
-    def _found_anew(self, last: tuple[float, T] | None) -> tuple[float, T]:
+    def _found_again(self, last: tuple[float, T] | None) -> tuple[float, T]:
         """The answer, and until when it is kept."""
         began = time.monotonic()
         if last:  # a time limit, not a lock: a lock would stay taken in a process forked meanwhile
@@ -46,5 +46,5 @@ class Kept(Generic[T]):
         return ended + lasting, answer
 
     def forget(self) -> None:
-        """Find the answer anew the next time."""
+        """Call the function the next time, however recent its answer is."""
         self._last = None

@@ -63,7 +63,7 @@ class Hinter:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, as a process that was forked must."""
+        """Start from scratch, as a forked process must."""
         self._wake, self._starting = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
         #: The tables written since the last step; its values say nothing.

@@ -93,7 +93,7 @@ def check_health(statuses: Callable[[], list[ViewStatus]] | None = None) -> Heal
     The number of statements does not depend on the number of views.
 
     Args:
-        statuses: what finds the status of every view; by default it is found anew.
+        statuses: what finds the status of every view; by default it is read from the database.
     """
     try:
         with translation.override(None):

@@ -60,7 +60,7 @@ class _AfterCommit:
         self.done = True
         engine.sync_shards()
         reconcile_if_possible()
-        engine.try_now(self.view_ids, anew=True)
+        engine.try_now(self.view_ids, wait_again=True)
         dispatch_all(_runnable(self.view_ids))
 
 

@@ -1,4 +1,4 @@
-"""Answers that are kept: for how long, and when they are found anew."""
+"""Answers that are kept: for how long, and when the function is called again."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +70,7 @@ def test_nor_does_an_error_keep_the_answer_before_it(clock: Clock) -> None:
     assert answer() == 8
 
 
-def test_who_asks_while_it_is_found_anew_has_the_last_answer(clock: Clock) -> None:
+def test_who_asks_while_it_is_called_again_gets_the_last_answer(clock: Clock) -> None:
     meanwhile: list[int] = []
 
     def find() -> int:

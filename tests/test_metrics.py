@@ -98,7 +98,7 @@ def never_fell(before: Values, after: Values) -> None:
     assert not fell
 
 
-def test_only_what_has_changed_is_written_anew(view: type[Any]) -> None:
+def test_only_what_has_changed_is_written_again(view: type[Any]) -> None:
     text()
     with patch.object(metrics, "_lines", wraps=metrics._lines) as written:
         before = metrics.metrics(request()).content

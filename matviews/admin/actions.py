@@ -222,7 +222,7 @@ class OperatorActions:
             paused=paused, paused_by=self._request.user.get_username()
         )
         if not paused:
-            engine.try_now(keys, anew=True)
+            engine.try_now(keys, wait_again=True)
         for control in changed:
             self._log(control, "Paused." if paused else "Resumed.")
         if changed:

@@ -209,19 +209,19 @@ def publish_ending(ending: Ending, refresh: Refresh) -> None:
         )
 
 
-def try_now(view_ids: Iterable[int], *, anew: bool = False) -> None:
+def try_now(view_ids: Iterable[int], *, wait_again: bool = False) -> None:
     """End the waits of views after failures, which still count; suspended ones wait on.
 
     The caller sends their messages, and those of views that are no longer held.
 
     Args:
         view_ids: their primary keys.
-        anew: whether the governor may let them wait for `GOVERNOR_MAX_WAIT` again.
+        wait_again: whether the governor may let them wait for `GOVERNOR_MAX_WAIT` again.
     """
     with short_transaction(durable=False):
         waiting = ViewControl.objects.filter(pk__in=list(view_ids), suspended_at=None)
         waiting.exclude(retry_at=None).update(retry_at=None, wait_reason="")
-        if anew:
+        if wait_again:
             waiting.exclude(governed_since=None).update(governed_since=None)
         _expect_messages(view_ids)
 

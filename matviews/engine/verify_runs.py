@@ -67,7 +67,7 @@ class VerifyMessage(NamedTuple):
 
 
 class _Superseded(Exception):
-    """Another worker has the run, or it was requested anew."""
+    """Another worker has the run, or it was requested again."""
 
 
 def request_verification(

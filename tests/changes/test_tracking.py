@@ -816,7 +816,7 @@ class TestWhatForcesAFullPass:
         at_rest(CustomerTotal)
 
     @only_postgres
-    def test_triggers_that_stay_disabled_are_made_anew(self) -> None:
+    def test_triggers_that_stay_disabled_are_recreated(self) -> None:
         at_rest(CustomerTotal)
         execute("ALTER TABLE shapes_order DISABLE TRIGGER USER")
         order(1)

@@ -29,7 +29,7 @@ SOON = timedelta(minutes=5)
 
 
 @pytest.fixture(autouse=True)
-def _read_anew() -> Iterator[None]:
+def _read_again() -> Iterator[None]:
     clock._READINGS.clear()
     engine.sync_controls()
     yield

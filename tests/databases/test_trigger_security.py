@@ -179,7 +179,7 @@ class TestAttack:
                 run(f"ALTER TABLE made_rows ALTER {column} DROP NOT NULL")
                 run(f"ALTER TABLE made_rows ALTER {column} TYPE {kind} USING NULL::{kind}")
             run("GRANT SELECT ON made_rows TO PUBLIC")
-            for _made_anew in range(2):
+            for _recreated in range(2):
                 run(f"INSERT INTO made_rows VALUES ({one}, {one})")
                 run(f"UPDATE made_rows SET id = {two}, n = {two}")
                 run("DELETE FROM made_rows")
@@ -499,7 +499,7 @@ class TestMute:
             execute(insert(5))
             assert logged()[-1][1] is not None
 
-    def test_a_secret_that_is_gone_is_made_anew(self) -> None:
+    def test_a_secret_that_is_gone_is_recreated(self) -> None:
         """As after a flush."""
         with defined(ROWS, undone=GONE), tracked_view_of("made_rows"):
             LogSecret.objects.all().delete()
@@ -762,7 +762,7 @@ def trigger_named(event: str) -> str:
 
 
 @on_mysql
-def test_triggers_whose_definer_was_dropped_are_named_and_made_anew() -> None:
+def test_triggers_whose_definer_was_dropped_are_named_and_recreated() -> None:
     with defined(ROWS, undone=GONE), tracked_view_of("made_rows"):
         changes.remove(engine.alias())
         with database_role("owner", "GRANT ALL ON *.* TO {}") as role, as_role(role):

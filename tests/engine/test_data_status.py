@@ -193,7 +193,7 @@ class TestTrackedView:
         assert status(view).as_of is not None
 
     @pytest.mark.parametrize("backwards", [True, False])
-    def test_a_table_that_was_made_anew_has_no_moment(
+    def test_a_table_that_was_recreated_has_no_moment(
         self, view: type[Any], backwards: bool
     ) -> None:
         tasks.maintain()

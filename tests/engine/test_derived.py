@@ -1,5 +1,5 @@
 """What the engine keeps for phases that are derived from `source()`: what they may leave out, where
-they begin anew, what they leave behind.
+they start from scratch, what they leave behind.
 """
 
 import threading
@@ -136,7 +136,7 @@ class TestAnotherDefinition:
         return {number: number for number in range(1, 7)}
 
     @BOTH
-    def test_begins_a_run_anew(self, view: type[Any]) -> None:
+    def test_starts_a_run_from_scratch(self, view: type[Any]) -> None:
         # Given a view whose rows are being updated, window by window
         fill()
         run(view)
@@ -261,7 +261,7 @@ class TestStages:
         engine.close_finished(shard_of(QuantityTotal).pk)
         assert stages("default") == {}
 
-    def test_are_made_anew_after_a_batch_that_was_rolled_back(self) -> None:
+    def test_are_recreated_after_a_batch_that_was_rolled_back(self) -> None:
         fill()
         refresh = engine.request(QuantityTotal)
         with mock.patch("matviews.queryset.Plan.batch_runner", side_effect=MemoryError):

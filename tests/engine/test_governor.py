@@ -46,7 +46,7 @@ def rows(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def load(found: Load | Exception) -> Iterator[mock.Mock]:
-    """What the database tells within; it is read anew."""
+    """What the database tells within the block; an earlier reading does not count."""
     governor._READINGS.clear()
     answer: Any = (
         {"side_effect": found} if isinstance(found, Exception) else {"return_value": found}
@@ -291,7 +291,7 @@ def waits_again(view: type[Any] = Limited) -> bool:
 
 
 class TestAWaitThatSomethingElseEnded:
-    """The next one begins anew."""
+    """The next wait may be as long as the first."""
 
     @pytest.fixture(autouse=True)
     def governed(self) -> Iterator[Refresh]:

@@ -79,7 +79,7 @@ def untracked_when_it_ran(view: type[Any]) -> None:
     set_checkpoints(view, lambda _old: UNTRACKED)
 
 
-def all_to_be_computed_anew(view: type[Any]) -> None:
+def all_to_be_recomputed(view: type[Any]) -> None:
     """As after a batch by keys that the database could not read."""
     number = shard_of(view).drain_number + 1
     ViewShard.objects.update(
@@ -120,7 +120,7 @@ WITHOUT_CHANGE: list[tuple[Callable[[type[Any]], None], dict[str, Any]]] = [
     (rows_of_several_definitions, {}),
     (tracked_only_now, {}),
     (untracked_when_it_ran, {}),
-    (all_to_be_computed_anew, {}),
+    (all_to_be_recomputed, {}),
     (failed, {}),
     (failed_in_a_phase_that_is_gone, {}),
     (parked_but_may_not_be, {"MAX_PARKED_KEYS": 0}),

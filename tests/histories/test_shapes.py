@@ -114,7 +114,7 @@ class History(MailboxMachine):
         self.seen[view.__name__] += 1
         for model in (PhaseRun, Refresh, CustomerTotal, view):
             model._base_manager.all().delete()
-        # Of this view alone: to make those of all views anew takes longer than a history.
+        # Of this view alone: to recreate those of all views takes longer than a history.
         ViewControl.objects.filter(label=view._meta.label).delete()
         engine.sync_controls()
         self.shop = Shop()

@@ -166,7 +166,7 @@ def test_a_derived_phase_that_writes_nothing_has_a_rate_and_an_end(
     )
 
 
-def test_a_run_that_begins_anew_is_not_said_to_go_backwards(meter: Meter, clock: Clock) -> None:
+def test_a_run_that_starts_again_is_not_said_to_go_backwards(meter: Meter, clock: Clock) -> None:
     # given a run whose definition changes under way
     text = after(
         meter, clock, (0, looking(0, 0)), (1, looking(9000, 5)), (1, looking(100, 6, batches=2))

@@ -280,7 +280,7 @@ class Shade(models.TextChoices):
 
 
 def parameters() -> list[tuple[Any, Any, Any]]:
-    """Of each kind of parameter: a value, the same made anew, and another one."""
+    """Of each kind of parameter: a value, an equal one, and a different one."""
     zone = dt_timezone(timedelta(hours=2))
     found: list[tuple[Any, Any, Any]] = [
         (1, 1, True), (1, 1, 1.0), (float("nan"), float("nan"), float("inf")), ("a", "a", b"a"),
