@@ -61,7 +61,6 @@ ON_ONE_SERVER = {
         "engine/test_overhead.py",
         "engine/test_pacing.py",
         "engine/test_recent_refreshes.py",
-        "engine/test_splitting.py",
         "engine/test_status.py",
         "management/test_command_process.py",
         "management/test_verify.py",
