@@ -18,6 +18,7 @@ from ..phases import Phase
 from .expiry import headers_for
 
 __all__ = [
+    "DEFAULTS",
     "MAINTENANCE",
     "MINUTE",
     "PREFIX",
@@ -41,6 +42,7 @@ MIN_EXPIRY = 60  # seconds; a worker may be busy that long
 # Seconds. A crontab picks a time of day, perhaps to avoid the load hours later.
 CRONTAB_EXPIRY = 3600
 MINUTE = timedelta(minutes=1)
+#: The columns of which all of our tasks have the same value.
 DEFAULTS = {
     "solar_id": None,
     "clocked_id": None,

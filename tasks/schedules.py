@@ -15,7 +15,7 @@ from .. import engine
 from ..logs import log
 from ..redact import loggable
 from .heartbeat import maintenance_problem
-from .periodic import DesiredTask, alias, desired_tasks, from_beat, our_tasks, to_beat
+from .periodic import DEFAULTS, DesiredTask, alias, desired_tasks, from_beat, our_tasks, to_beat
 from .timetable import ScheduleStatus, timetable
 
 __all__ = [
@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 
 MISSING = 0  # no row has this primary key
 OURS = "matviews."  # prefix of our Celery tasks
+#: The columns of a periodic task that are ours to set.
+_COMPARED = (
+    *DEFAULTS, "args", "kwargs", "crontab_id", "queue", "headers", "enabled", "description",
+    "interval_id", "last_run_at", "total_run_count",
+)  # fmt: skip
 MAX_AHEAD = timedelta(minutes=1)  # of beat's clock
 
 
@@ -102,43 +107,41 @@ class _Changes:
 
 
 def _find_changes() -> _Changes:
+    """Compare rows with what they should be; models are made of those that differ only."""
     changes, intervals = _Changes(), _intervals()
-    present = {task.name: task for task in our_tasks()}
+    present = {task["name"]: task for task in our_tasks().values("pk", "name", "task", *_COMPARED)}
     for name, desired in desired_tasks().items():
         task = present.pop(name, None)
+        values = _values(desired, task, intervals)
         if task is None:
-            task = PeriodicTask(name=name, enabled=False)
-            changes.created.append(task)
-            _apply(desired, task, intervals)
-        elif columns := _apply(desired, task, intervals):
-            changes.updated[columns].append(task)
-    changes.orphans += [task for task in present.values() if task.task.startswith(OURS)]
+            changes.created.append(PeriodicTask(name=name, **values))
+        elif different := {key: value for key, value in values.items() if task[key] != value}:
+            changes.updated[frozenset(different)].append(PeriodicTask(pk=task["pk"], **different))
+    left = [task["pk"] for task in present.values() if task["task"].startswith(OURS)]
+    changes.orphans += our_tasks().filter(pk__in=left) if left else ()
     return changes
 
 
-def _apply(
-    desired: DesiredTask, task: Any, intervals: dict[tuple[int, str], int]
-) -> frozenset[str]:
-    """Set the values that a task should have; return the columns that had others."""
+def _values(
+    desired: DesiredTask, task: dict[str, Any] | None, intervals: dict[tuple[int, str], int]
+) -> dict[str, Any]:
+    """The values that a task should have; `task` are those that it has, if it is there."""
     values = dict(desired.fields)
     values["interval_id"] = intervals.get(desired.interval, MISSING) if desired.interval else None
-    if desired.fields["enabled"] and _starts(desired, task):
+    if desired.fields["enabled"] and (task is None or _starts(desired, task)):
         values |= {"last_run_at": to_beat(desired.starts_after), "total_run_count": 0}
-    different = {name: value for name, value in values.items() if getattr(task, name) != value}
-    for name, value in different.items():
-        setattr(task, name, value)
-    return frozenset(different)
+    return values
 
 
-def _starts(desired: DesiredTask, task: Any) -> bool:
+def _starts(desired: DesiredTask, task: dict[str, Any]) -> bool:
     """Whether its first interval begins now: beat would add another, or run a past crontab.
 
     Or the clock of beat was ahead when it sent the last message, and beat would wait until then.
     """
-    other_crontab = desired.fields["crontab_id"] not in (None, task.crontab_id)
-    if other_crontab or not task.enabled or task.last_run_at is None:
+    other_crontab = desired.fields["crontab_id"] not in (None, task["crontab_id"])
+    if other_crontab or not task["enabled"] or task["last_run_at"] is None:
         return True
-    return from_beat(task.last_run_at) > engine.now() + MAX_AHEAD
+    return from_beat(task["last_run_at"]) > engine.now() + MAX_AHEAD
 
 
 def _intervals() -> dict[tuple[int, str], int]:
