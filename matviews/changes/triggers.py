@@ -172,7 +172,7 @@ def _install(
     with dialect.definitions():
         record.triggers = []
         record.record(spec, views)
-        value_logs.forget(to_refresh.union(views, known), spec.value_logs)
+        value_logs.forget(table, {*views, *known}, spec.value_logs)
         if not up_to_date:
             record.save()
             present = dialect.installed_triggers().get(table, {})

@@ -91,14 +91,26 @@ def _create(dialect: Triggers, needed: _Needed, view_id: int) -> None:
     )  # fmt: skip
 
 
-def forget(views: Collection[int], logs: Iterable[ValueLog]) -> None:
+def forget(table: str, views: Collection[int], logs: Iterable[ValueLog]) -> None:
     """Let views use no sums but those whose logs are about to be written.
 
     Args:
-        views: primary keys of the controls of the views that read a table.
-        logs: the logs that the triggers of the table write to.
+        table: the table whose triggers write to the logs.
+        views: primary keys of the controls of the views that read it, or have read it.
+        logs: the logs.
     """
-    ViewSums.objects.filter(view__in=views).exclude(log__in=[log.name for log in logs]).delete()
+    kept = [log.name for log in logs]
+    for row in ViewSums.objects.filter(view__in=views).exclude(log__in=kept).select_related("view"):
+        if _source_of(row, router.db_for_write(ViewSums)) in ("", table):
+            row.delete()
+
+
+def _source_of(row: ViewSums, using: str) -> str:
+    """The table whose changes are in a value log; "" if the view needs another one."""
+    plan = plan_of(registry.find(row.view.label), using) if row.view.label in registry else None
+    if plan is None or plan.additive is None or plan.additive.additive.log != row.log:
+        return ""
+    return plan.additive.additive.model._meta.db_table
 
 
 def installable(using: str, by_view: ByView) -> TriggerSpec:
