@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from django.db import transaction
+from django.db import DatabaseError, transaction
 
 from ..databases import Triggers, triggers_of
 from ..databases.trigger_spec import TriggerSpec, is_covered
@@ -157,13 +157,14 @@ def _install(
     never had a row before it got its triggers.
     """
     required = union(by_view.values())
-    spec = replace(required, value_logs=value_logs.create(dialect, by_view))
+    spec = _with_logs(dialect, table, required, by_view)
     names = dialect.names(table, spec)
     record = TrackedTable.objects.filter(table=table).first() or TrackedTable(table=table)
     known = {pk: record.columns_read(pk) for pk in record.views if record.triggers}
     up_to_date = are_up_to_date(dialect, table, spec, present)
     same = up_to_date and set(present.values()) == set(record.triggers)
     if same and known == views and not lacking:
+        TrackedTable.objects.filter(table=table).exclude(pending="").update(pending="")
         return
     to_refresh = {*views, *known}
     if same:
@@ -190,6 +191,17 @@ def _install(
             if not same:  # else only `mark_truncated` may take note of a TRUNCATE
                 record.storage = dialect.storage([table]).get(table, "")
             record.save()
+
+
+def _with_logs(
+    dialect: Triggers, table: str, required: TriggerSpec, by_view: Mapping[str, TriggerSpec]
+) -> TriggerSpec:
+    """What the triggers of a table log, with those value logs that there are now."""
+    try:
+        return replace(required, value_logs=value_logs.create(dialect, by_view))
+    except DatabaseError:  # one of them is locked: later, so are the triggers
+        _record_pending(dialect, table, dialect.version(table, required))
+        raise
 
 
 def _record_pending(dialect: Triggers, table: str, version: str) -> TrackedTable:

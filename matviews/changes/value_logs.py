@@ -81,10 +81,10 @@ def _create(dialect: Triggers, needed: _Needed, view_id: int) -> None:
     fit = needed.sums.fit()
     if fit and row and row.view_id == view_id:
         return
-    ViewSums.objects.filter(log=needed.log.name).delete()
     if not fit:
         dialect.execute(_drop(dialect.using, needed.sums.names))
         dialect.execute(needed.sums.create())
+    ViewSums.objects.filter(log=needed.log.name).delete()
     log, table = needed.sums.names
     ViewSums.objects.create(
         view_id=view_id, fingerprint=needed.fingerprint, log=log, table=table
@@ -121,14 +121,15 @@ def installable(using: str, by_view: ByView) -> TriggerSpec:
 
 def find_unusable(using: str, by_view: ByView) -> Iterator[str]:
     """The additive views whose tables cannot be used, a sentence each."""
+    used = set(ViewSums.objects.values_list("log", flat=True))
     for needed in _needed(using, by_view):
         reason = needed.sums.misfit()
         if reason:
             yield f"{needed.label} cannot be additive: {reason}. It is refreshed from its source."
-        elif not needed.sums.fit():
+        elif needed.log.name not in used or not needed.sums.fit():
             yield (
-                f"The tables of the additive view {needed.label} are missing or out of date, so it "
-                f"is refreshed from its source."
+                f"The tables of the additive view {needed.label} are missing, out of date or not "
+                f"recorded, so it is refreshed from its source."
             )
 
 

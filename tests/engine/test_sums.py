@@ -23,10 +23,10 @@ from matviews.registry import registry
 from matviews.states import RefreshStrategy
 from matviews.tasks import inline
 from tests.helpers.additive_views import DECIMALS, Sales, counted, extremes
-from tests.helpers.engine import let_time_pass
+from tests.helpers.engine import held_open, let_time_pass
 from tests.helpers.state_machines import Killed, killed_before_statement
 from tests.helpers.sums import additive_of, kept_of, sums_differ
-from tests.helpers.tables import execute, made, refreshed
+from tests.helpers.tables import derived_view, execute, made, model, refreshed
 from tests.helpers.view_classes import run
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -666,8 +666,119 @@ def test_decimals_are_exact() -> None:
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
+    "condition",
+    [
+        Q(dearest__gt=Decimal("1.5")),
+        Q(dearest__lte=Decimal("1.5")),
+        Q(dearest__in=[Decimal("2.25")]),
+        Q(dearest__range=(Decimal("1.5"), Decimal("9"))),
+        ~Q(dearest=Decimal("1.5")),
+    ],
+)
+def test_a_condition_compares_decimals_as_numbers(condition: Q) -> None:
+    with Sales(lambda rows: extremes(rows).filter(condition)).tracked() as sales:
+        sales.add((1, 1, "1.50"), (2, 1, "2.25"), (3, 1, None), (4, 1, "10.00"), (5, 1, "-3"))
+        refreshed(sales.View)
+        assert verified(sales)
+        sales.add((1, 1, "11"), (5, 1, "2.25"), (6, 1, "1.5"))
+        refreshed(sales.View)
+        assert verified(sales)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="has such types")
+@pytest.mark.parametrize("kind", ["json", "zz_text", "xml", "citext"])
+def test_a_type_that_the_model_does_not_know_fails_no_writer(kind: str) -> None:
+    def source(rows: Any) -> Any:
+        return rows.values("shop").annotate(sales=Count("note"))
+
+    execute(
+        "CREATE EXTENSION IF NOT EXISTS citext",
+        "CREATE DOMAIN zz_text AS text NOT NULL CHECK (VALUE IS NOT NULL)",
+    )
+    try:
+        with Sales(source).tracked() as sales:
+            table = sales.Sale._meta.db_table
+            default = "'{}'" if kind == "json" else "''"
+            execute(
+                f"ALTER TABLE {table} ALTER note DROP DEFAULT, "
+                f"ALTER note TYPE {kind} USING {default}::{kind}"
+            )
+            changes.install(engine.alias())
+            insert = f"INSERT INTO {table} (shop, kind, owner, note) VALUES (1, 1, 0, {default})"
+            execute(insert, insert, f"UPDATE {table} SET shop = 2")
+            refreshed(sales.View)
+            assert engine.verify(sales.View).equal
+            problems = list(changes.find_problems(engine.alias()))
+            assert any("cannot be additive" in each for each in problems)
+    finally:
+        execute("DROP DOMAIN zz_text")
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_view_that_moves_to_another_table_takes_its_new_sums_along() -> None:
+    with Sales().tracked() as here, Sales(prefix="Other").tracked() as there:
+        of_here, of_there = here.View.source, there.View.source
+        here.View.source = of_there
+        changes.install(engine.alias())
+
+        assert ViewSums.objects.filter(view__label=here.View._meta.label).count() == 1
+        assert not list(changes.find_problems(engine.alias()))
+        there.add((1, 2, None))
+        refreshed(here.View)
+        assert here.rows()[1]["sales"] == 1
+        here.View.source = of_here
+
+
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="locks the whole database")
+def test_a_value_log_that_is_locked_is_made_later(sales: Sales) -> None:
+    kept = kept_of(sales.View)
+    execute(f"ALTER TABLE {kept.table} ADD COLUMN zz integer")
+    with held_open(partial(sales.add, (1, 1, None))):
+        assert changes.install(engine.alias())
+
+    assert not changes.finish(engine.alias())
+    assert not list(changes.find_problems(engine.alias()))
+    refreshed(sales.View)
+    assert verified(sales)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="has no NaN")
+def test_nan_is_no_difference(caplog: pytest.LogCaptureFixture) -> None:
+    with Sales(lambda rows: rows.values("shop").annotate(money=Sum("price"))).tracked() as sales:
+        sales.add((1, 1, "1.50"), (2, 1, "2"))
+        execute(f"UPDATE {sales.Sale._meta.db_table} SET price = 'NaN' WHERE shop = 1")
+        refreshed(sales.View)
+        assert engine.verify(sales.View).equal
+        assert "differ from its source" not in caplog.text
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("column", ["matviews_entry", "rowid", "Matviews_Weight", "q%ty"])
+def test_a_column_named_like_ours_is_refused(column: str) -> None:
+    if column == "rowid" and connection.vendor != "sqlite":
+        pytest.skip("means nothing there")
+    sale = model("Odd", shop=IntegerField(null=True), qty=IntegerField(db_column=column))
+    view = derived_view(
+        lambda cls: sale._base_manager.values("shop").annotate(total=Sum("qty")),
+        options={"additive": True}, shop=IntegerField(unique=True), total=IntegerField(),
+    )  # fmt: skip
+    with made(sale, view):
+        found = check_source(registry.find(view), engine.alias())
+        assert any(column in each.msg for each in found if each.id == "matviews.E025")
+        assert additive_of(view) is None
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
     ("source", "reason"),
     [
+        pytest.param(
+            lambda rows: rows.values("shop").annotate(total=Sum("qty", filter=Q(pk__in=[]))),
+            "a filter that nothing meets",
+            marks=pytest.mark.skipif(connection.vendor == "mysql", reason="has no FILTER"),
+        ),
         (lambda rows: rows.values("shop").annotate(mean=StdDev("qty")), "not Count, Sum, Avg"),
         (lambda rows: rows.values("shop").annotate(sales=Max(F("qty") + 1)), "Max of something"),
         (

@@ -54,15 +54,17 @@ class Sales:
     Args:
         source: the rows of the view from those of the sales.
         options: more of `MatviewMeta`.
+        prefix: of the names of the models.
     """
 
     def __init__(
         self,
         source: Callable[[QuerySet[Any, Any]], QuerySet[Any, Any]] = counted,
         options: dict[str, Any] | None = None,
+        prefix: str = "",
     ) -> None:
         self.Sale = sale = model(
-            "Sale",
+            f"{prefix}Sale",
             shop=models.IntegerField(null=True, db_index=True),
             kind=models.IntegerField(default=1),
             qty=models.IntegerField(null=True),
@@ -74,7 +76,7 @@ class Sales:
         )
         self.View = derived_view(
             lambda cls: source(sale._base_manager.all()),
-            name="ShopTotal",
+            name=f"{prefix}ShopTotal",
             options={"additive": True, **(options or {})},
             shop=models.IntegerField(unique=True),
             sales=models.IntegerField(null=True),

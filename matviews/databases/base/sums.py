@@ -134,14 +134,27 @@ class SumTables:
         """The type of a value log's column, so that it holds what a column of type `kind` does."""
         return kind
 
-    def is_finer(self, kind: str, places: int) -> bool:
-        """Whether numbers of a column have more digits after the decimal point, or are floats.
+    def is_ours(self, column: str) -> bool:
+        """Whether a column of the source or of the key would be mistaken for one of these."""
+        return (
+            column.lower().startswith("matviews_") or column.lower() in self.taken or "%" in column
+        )
+
+    #: Names of columns that mean something else.
+    taken: tuple[str, ...] = ("rowid", "oid", "_rowid_")
+
+    def accepts(self, kind: str, places: int | None) -> bool:
+        """Whether equal values of a column are the same, and numbers are exact.
 
         Args:
             kind: the type of the column.
-            places: the digits that are expected.
+            places: the digits after the decimal point that numbers may have; None for other values.
         """
-        return False
+        return True
+
+    def differs(self, difference: str) -> str:
+        """Whether a difference of sums shows that they differ."""
+        return f"{difference} <> 0"
 
     def columns_of_sums(self, places: Sequence[int | None]) -> list[str]:
         """The definitions of the columns beside the key.

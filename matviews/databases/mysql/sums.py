@@ -9,7 +9,8 @@ from ..sql import SQL
 __all__ = ["MySQLSumTables"]
 
 COPY = "matviews_trimmed"
-EXACT_NUMBER = re.compile(r"\w*int\b|decimal\(\d+,(?P<places>\d+)\)")
+EXACT_TYPE = re.compile(r"(\w*text|varchar|char|enum|date|datetime|timestamp|uuid)\b")
+EXACT_NUMBER = re.compile(r"(tiny|small|medium|big)?int\b|decimal\(\d+,(?P<places>\d+)\)")
 
 
 class MySQLSumTables(SumTables):
@@ -27,9 +28,13 @@ class MySQLSumTables(SumTables):
     def create_log(self, log: str, columns: Mapping[str, tuple[str, str]]) -> str:
         return f"{super().create_log(log, columns)} ENGINE = InnoDB"
 
-    def is_finer(self, kind: str, places: int) -> bool:
+    taken = ()
+
+    def accepts(self, kind: str, places: int | None) -> bool:
+        if places is None:
+            return bool(EXACT_NUMBER.match(kind) or EXACT_TYPE.match(kind))
         found = EXACT_NUMBER.match(kind)
-        return not found or int(found["places"] or 0) > places
+        return found is not None and int(found["places"] or 0) <= places
 
     def sum_type(self, places: int) -> str:
         return f"DECIMAL(65, {places})"

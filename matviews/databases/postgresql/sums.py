@@ -14,6 +14,10 @@ LIMIT = re.compile(r"\(.*?\)")  # of characters, digits or fractions of seconds
 # Without a limit, these names mean a single character or bit.
 OF_ANY_LENGTH = {"character": "bpchar", "bit": "bit varying"}
 EXACT_NUMBERS = ("smallint", "integer", "bigint", "numeric")
+EXACT_TYPES = (
+    *EXACT_NUMBERS, "boolean", "uuid", "text", "character varying", "character", "date",
+    "timestamp without time zone", "timestamp with time zone",
+)  # fmt: skip
 
 
 class PostgreSQLSumTables(SumTables):
@@ -42,9 +46,18 @@ class PostgreSQLSumTables(SumTables):
         plain = LIMIT.sub("", kind)
         return OF_ANY_LENGTH.get(plain, plain)
 
-    def is_finer(self, kind: str, places: int) -> bool:
-        """NUMERIC has as many digits as needed."""
-        return LIMIT.sub("", kind) not in EXACT_NUMBERS
+    taken = ()
+
+    def accepts(self, kind: str, places: int | None) -> bool:
+        """NUMERIC has as many digits as needed.
+
+        A domain may refuse the NULL of an entry without values, and not every type has an equality.
+        """
+        return LIMIT.sub("", kind) in (EXACT_TYPES if places is None else EXACT_NUMBERS)
+
+    def differs(self, difference: str) -> str:
+        """NaN and Infinity minus themselves are NaN; `suspect` finds those."""
+        return f"{difference} NOT IN (0, 'NaN')"
 
     #: Entries have no numbers: a sequence would cost the writers more.
     entry = "ctid"

@@ -6,7 +6,13 @@ from decimal import Decimal
 from typing import Any
 
 from django.db.models import Aggregate, Avg, Case, Count, Expression, Max, Min, Sum, Value
-from django.db.models.expressions import Col, CombinedExpression, ExpressionWrapper, Ref
+from django.db.models.expressions import (
+    Col,
+    CombinedExpression,
+    ExpressionWrapper,
+    Ref,
+    SQLiteNumericMixin,
+)
 from django.db.models.functions import Coalesce, NullIf
 from django.db.models.lookups import Lookup
 from django.db.models.sql.where import WhereNode
@@ -52,7 +58,7 @@ class Added:
         )  # fmt: skip
 
 
-class Known(Expression):
+class Known(SQLiteNumericMixin, Expression):
     """SQL without parameters, in place of an expression.
 
     Args:

@@ -214,7 +214,7 @@ class GroupSums(SumsSchema):
             ([*key, *minus, *names, "0"], f"({of_source.text}) matviews_source"),
         ]
         each = " UNION ALL ".join(f"SELECT {', '.join(part)} FROM {rows}" for part, rows in parts)
-        differs = [f"SUM({name}) <> 0" for name in numbers]
+        differs = [self.tables.differs(f"SUM({name})") for name in numbers]
         differs += [
             f"SUM(matviews_logged) = 0 AND (COUNT({name}) = 1 OR MIN({name}) <> MAX({name}))"
             for name in names

@@ -83,7 +83,8 @@ class SumsSchema:
             if (table, column) not in found:
                 return f"{table} has no column {column}"
             numeric = family(fields[column]) in (WHOLE, NUMBER)
-            if numeric and self.tables.is_finer(kind, places_of_column(fields[column])):
+            places = places_of_column(fields[column]) if numeric else None
+            if not self.tables.accepts(kind, places):
                 return f"{table}.{column} is {kind} in the database, unlike in the model"
         return ""
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
+from django.core.exceptions import EmptyResultSet
 from django.db.models import Model
 
-from ...databases import dialect_of, sums_of
+from ...databases import Dialect, dialect_of, sums_of
 from ...databases.fields import (
     DATE,
     DATETIME,
@@ -156,14 +157,23 @@ def _obstacles_of_values(source: Source) -> Iterator[str]:
     for column in source.values:
         try:
             for aggregate in aggregates_in(column.expression):
-                of_aggregate(aggregate, dialect)
+                _check(aggregate, source, dialect)
         except ValueError as error:
             yield f"the column {column.name} is {error}"
     try:
         for aggregate in _of_groups(source):
-            of_aggregate(aggregate, dialect)
+            _check(aggregate, source, dialect)
     except ValueError as error:
         yield f"the condition on groups (HAVING) has {error}"
+
+
+def _check(aggregate: Any, source: Source, dialect: Dialect) -> None:
+    """Raise a ValueError if an aggregate cannot be kept; the message says what it is."""
+    of_aggregate(aggregate, dialect)
+    try:
+        source.query.compile_expression(aggregate)
+    except EmptyResultSet as error:
+        raise ValueError(f"{type(aggregate).__name__} with a filter that nothing meets") from error
 
 
 def _obstacles_of_columns(source: Source, inspection: Inspection) -> Iterator[str]:
@@ -173,7 +183,11 @@ def _obstacles_of_columns(source: Source, inspection: Inspection) -> Iterator[st
     [table] = source.query.tables
     copies = sums_of(source.query.using).copies_collations
     known = inspection.columns.get(table.table)
-    for field in {column.target for column in _columns(source)}:
+    fields = {column.target for column in _columns(source)}
+    names = {each.column or "" for each in (*fields, *(column.field for column in source.key))}
+    for name in sorted(filter(sums_of(source.query.using).is_ours, names)):
+        yield f"the column {name} has a name that the tables of sums cannot have"
+    for field in fields:
         if family(field) not in LOGGED or field.get_internal_type() == "FloatField":
             yield f"source() reads {field.name}, which is a {family(field)}"
         elif not copies and family(field) == TEXT and dialect.has_ci_collation(field):
