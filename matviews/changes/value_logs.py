@@ -14,6 +14,7 @@ from django.db import DatabaseError, connections, router
 
 from ..databases import Triggers, sums_of, triggers_of
 from ..databases.trigger_spec import TriggerSpec, ValueLog
+from ..exceptions import MatviewsError
 from ..logs import log as write_log
 from ..models import ViewControl, ViewSums
 from ..queryset import GroupSums, plan_of
@@ -107,10 +108,13 @@ def forget(table: str, views: Collection[int], logs: Iterable[ValueLog]) -> None
 
 def _source_of(row: ViewSums, using: str) -> str:
     """The table whose changes are in a value log; "" if the view needs another one."""
-    plan = plan_of(registry.find(row.view.label), using) if row.view.label in registry else None
-    if plan is None or plan.additive is None or plan.additive.additive.log != row.log:
+    try:
+        sums = plan_of(registry.find(row.view.label), using).additive
+    except MatviewsError:  # no such view any more, or one that is invalid
         return ""
-    return plan.additive.additive.model._meta.db_table
+    if sums is None or sums.additive.log != row.log:
+        return ""
+    return sums.additive.model._meta.db_table
 
 
 def installable(using: str, by_view: ByView) -> TriggerSpec:

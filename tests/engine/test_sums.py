@@ -730,6 +730,24 @@ def test_a_view_that_moves_to_another_table_takes_its_new_sums_along() -> None:
         here.View.source = of_here
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_view_that_has_become_invalid_stops_no_installation() -> None:
+    with Sales().tracked() as sales:
+        other = derived_view(
+            lambda cls: sales.Sale._base_manager.values("shop").annotate(most=Max("owner")),
+            name="Other", shop=IntegerField(unique=True), most=IntegerField(),
+        )  # fmt: skip
+        with made(other), pytest.MonkeyPatch.context() as patch:
+            wrong = classmethod(lambda cls: sales.Sale._base_manager.values("note"))
+            patch.setattr(sales.View, "source", wrong)
+            changes.install(engine.alias())
+            assert not ViewSums.objects.exists()
+        changes.install(engine.alias())
+        sales.add((1, 2, None))
+        refreshed(sales.View)
+        assert verified(sales)
+
+
 @pytest.mark.skipif(connection.vendor == "sqlite", reason="locks the whole database")
 def test_a_value_log_that_is_locked_is_made_later(sales: Sales) -> None:
     kept = kept_of(sales.View)
