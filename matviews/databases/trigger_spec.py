@@ -45,7 +45,7 @@ class TriggerSpec:
         return self.recorded | (self.columns or frozenset())
 
     def covers(self, other: "TriggerSpec") -> bool:
-        """Whether what is logged suffices for `other`, value logs apart, which are no must."""
+        """Whether what is logged suffices for `other`, which can do without a value log."""
         return is_covered(other.columns, self.columns) and other.links <= self.links
 
     @property

@@ -108,7 +108,7 @@ def _record(view: ViewControl, echoes: int) -> None:
     same = ViewControl.objects.filter(pk=view.pk, echoes=view.echoes)
     if same.update(echoes=echoes) and echoes == REPORTED > view.echoes:
         sentence = (
-            "its refreshes change its own source, so they are made rarer: look for a trigger that "
+            "its refreshes change its own source, so they are slowed: look for a trigger that "
             "writes into a table that it reads when its rows change"
         )
         log(logger, logging.WARNING, sentence, view=view.label)

@@ -134,14 +134,16 @@ class SumTables:
         """The type of a value log's column, so that it holds what a column of type `kind` does."""
         return kind
 
-    def is_ours(self, column: str) -> bool:
-        """Whether a column of the source or of the key would be mistaken for one of these."""
+    def is_reserved(self, column: str) -> bool:
+        """Whether no column of the source or of the key may have this name."""
         return (
-            column.lower().startswith("matviews_") or column.lower() in self.taken or "%" in column
+            column.lower().startswith("matviews_")
+            or column.lower() in self.reserved
+            or "%" in column
         )
 
-    #: Names of columns that mean something else.
-    taken: tuple[str, ...] = ("rowid", "oid", "_rowid_")
+    #: Names that mean the number of a row.
+    reserved: tuple[str, ...] = ("rowid", "oid", "_rowid_")
 
     def accepts(self, kind: str, places: int | None) -> bool:
         """Whether equal values of a column are the same, and numbers are exact.

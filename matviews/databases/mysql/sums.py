@@ -28,7 +28,7 @@ class MySQLSumTables(SumTables):
     def create_log(self, log: str, columns: Mapping[str, tuple[str, str]]) -> str:
         return f"{super().create_log(log, columns)} ENGINE = InnoDB"
 
-    taken = ()
+    reserved = ()
 
     def accepts(self, kind: str, places: int | None) -> bool:
         if places is None:

@@ -11,8 +11,6 @@ from .staging import PostgreSQLStaging
 __all__ = ["PostgreSQLSumTables"]
 
 LIMIT = re.compile(r"\(.*?\)")  # of characters, digits or fractions of seconds
-# Without a limit, these names mean a single character or bit.
-OF_ANY_LENGTH = {"character": "bpchar", "bit": "bit varying"}
 EXACT_NUMBERS = ("smallint", "integer", "bigint", "numeric")
 EXACT_TYPES = (
     *EXACT_NUMBERS, "boolean", "uuid", "text", "character varying", "character", "date",
@@ -44,9 +42,9 @@ class PostgreSQLSumTables(SumTables):
     def unlimited(self, kind: str) -> str:
         """An entry must not fail because its column has been widened since."""
         plain = LIMIT.sub("", kind)
-        return OF_ANY_LENGTH.get(plain, plain)
+        return "bpchar" if plain == "character" else plain  # without a length: a single character
 
-    taken = ()
+    reserved = ()
 
     def accepts(self, kind: str, places: int | None) -> bool:
         """NUMERIC has as many digits as needed.

@@ -23,8 +23,9 @@ from .expressions import walk
 from .row_functions import inexact_part
 
 __all__ = [
-    "AVERAGE", "COUNT", "LARGEST", "SMALLEST", "SUM", "Added", "Known", "added", "aggregates_in",
-    "aggregates_of_groups", "places_of", "places_of_column", "replaced", "row_columns",
+    "AVERAGE", "COUNT", "LARGEST", "SMALLEST", "SUM", "Added", "Known", "aggregates_in",
+    "aggregates_of_groups", "of_aggregate", "places_of", "places_of_column", "replaced",
+    "row_columns",
 ]  # fmt: skip
 
 COUNT, SUM, AVERAGE, LARGEST, SMALLEST = "count", "sum", "average", "largest", "smallest"
@@ -127,7 +128,7 @@ def aggregates_of_groups(condition: Any) -> Iterator[Any]:
         raise ValueError(getattr(condition, "lookup_name", type(condition).__name__))
 
 
-def added(aggregate: Any, dialect: Dialect) -> tuple[str, Added]:
+def of_aggregate(aggregate: Any, dialect: Dialect) -> tuple[str, Added]:
     """The kind of an aggregate, such as `SUM`, and what it counts or adds up.
 
     Raises:

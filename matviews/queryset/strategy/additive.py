@@ -1,7 +1,7 @@
 """Whether a view is additive: whether its groups can be kept by adding and subtracting rows."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -23,9 +23,9 @@ from ..analysis.aggregates import (
     Added,
     aggregates_in,
     aggregates_of_groups,
+    of_aggregate,
     row_columns,
 )
-from ..analysis.aggregates import added as of_aggregate
 from ..analysis.dependencies import declared_dependencies
 from ..analysis.expressions import columns_in
 from ..analysis.fingerprint import fingerprint, has_dates
@@ -79,7 +79,7 @@ def find_additive(source: Source, inspection: Inspection) -> Additive | None:
     name = hashlib.sha256(f"{source.definition.label} {fingerprint(source)}".encode()).hexdigest()
     return Additive(
         model=model,
-        columns=tuple(sorted({column.target.column for column in _columns(source)})),
+        columns=tuple(sorted({column.target.column for column in _columns(source, added)})),
         added=added,
         returned=returned,
         log=f"matviews_values_{name[:8]}",
@@ -183,10 +183,11 @@ def _obstacles_of_columns(source: Source, inspection: Inspection) -> Iterator[st
     [table] = source.query.tables
     copies = sums_of(source.query.using).copies_collations
     known = inspection.columns.get(table.table)
-    fields = {column.target for column in _columns(source)}
+    added, _returned = _added(source)
+    fields = {column.target for column in _columns(source, added)}
     names = {each.column or "" for each in (*fields, *(column.field for column in source.key))}
-    for name in sorted(filter(sums_of(source.query.using).is_ours, names)):
-        yield f"the column {name} has a name that the tables of sums cannot have"
+    for name in sorted(filter(sums_of(source.query.using).is_reserved, names)):
+        yield f"the column {name} has a name that is reserved for the tables of sums"
     for field in fields:
         if family(field) not in LOGGED or field.get_internal_type() == "FloatField":
             yield f"source() reads {field.name}, which is a {family(field)}"
@@ -196,12 +197,11 @@ def _obstacles_of_columns(source: Source, inspection: Inspection) -> Iterator[st
             yield f"changes of {field.name} are not logged"
 
 
-def _columns(source: Source) -> Iterator[Any]:
+def _columns(source: Source, added: Iterable[Added]) -> Iterator[Any]:
     """The columns of a row that decide what it gives to its group."""
     of_rows, _of_groups = source.query.conditions
     given = [column.expression for column in source.key]
     given += [of_rows] if of_rows is not None else []
-    added, _returned = _added(source)
     for each in added:
         given += [part for part in (each.argument, each.condition) if part is not None]
     return (column for expression in given for column in row_columns(expression))
