@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from django.db import connection
-from hypothesis import note
+from hypothesis import HealthCheck, note, settings
 from hypothesis.errors import FlakyFailure
-from hypothesis.stateful import RuleBasedStateMachine, rule
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from matviews import engine
 from matviews.engine import BatchReport, Message
@@ -16,7 +16,10 @@ from matviews.states import RefreshState
 from matviews.tasks import inline
 from tests.helpers.engine import let_time_pass
 
-__all__ = ["FOUND", "Killed", "MailboxMachine", "killed_before_statement", "refreshed_despite"]
+__all__ = [
+    "FOUND", "Killed", "MailboxMachine", "killed_before_statement", "refreshed_despite",
+    "run_machine",
+]  # fmt: skip
 
 QUIET_ROUNDS = 60
 # How histories tell of a seeded fault. Flaky if the same history does not find it again: primary
@@ -120,3 +123,24 @@ class MailboxMachine(RuleBasedStateMachine):
                 yield
             except Killed:
                 note(f"killed before statement {kill}")
+
+
+def run_machine(machine: type[Any], examples: int, *, steps: int = 20, **options: Any) -> None:
+    """Run so many random histories of a state machine.
+
+    Args:
+        machine: the class of the state machine.
+        examples: how many.
+        steps: of each, at most.
+        options: more of Hypothesis's settings.
+    """
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            **options,
+        ),
+    )

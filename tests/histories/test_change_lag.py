@@ -14,10 +14,10 @@ import pytest
 from django.db import connection
 from django.db.models import DateTimeField, QuerySet, Value
 from django.utils import timezone
-from hypothesis import HealthCheck, note, settings
 from hypothesis import Phase as Stage
+from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from matviews import changes, engine, untracked
 from matviews.changes import change_log
@@ -31,7 +31,7 @@ from matviews.queryset.sql.windows import BatchRunner
 from matviews.registry import registry
 from matviews.states import RefreshState, RunState
 from tests.helpers.source_views import sourced, staged, windowed
-from tests.helpers.state_machines import FOUND, MailboxMachine
+from tests.helpers.state_machines import FOUND, MailboxMachine, run_machine
 from tests.histories.conftest import RunRandom
 from tests.sample.models import Item, Limited
 
@@ -345,17 +345,7 @@ class ChangeLag(MailboxMachine):
 
 
 def run(examples: int, *, steps: int = 20, **options: Any) -> None:
-    run_state_machine_as_test(
-        ChangeLag,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-            **options,
-        ),
-    )
+    run_machine(ChangeLag, examples, steps=steps, database=None, **options)
 
 
 @pytest.fixture(autouse=True)

@@ -7,18 +7,17 @@ view of views says which refreshes it follows.
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from django.db import connection
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     initialize,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from matviews import engine
@@ -27,7 +26,7 @@ from matviews.models import Change, Origin, PhaseRun, Refresh, ViewChange, ViewC
 from matviews.tasks import looks
 from tests.helpers import state_machines, tables
 from tests.helpers.engine import travel
-from tests.helpers.state_machines import MailboxMachine
+from tests.helpers.state_machines import MailboxMachine, run_machine
 from tests.helpers.view_graphs import DIAMOND, built, label
 from tests.histories.conftest import RunRandom
 
@@ -216,18 +215,7 @@ def diamond(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waves]:
 
 
 def test_at_rest_every_row_is_right(run_random: RunRandom) -> None:
-    def run(examples: int) -> None:
-        run_state_machine_as_test(
-            Waves,
-            settings=settings(
-                max_examples=examples,
-                stateful_step_count=20,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
-
-    run_random(run, long=100)
+    run_random(partial(run_machine, Waves), long=100)
 
 
 class TestSeededFaults:

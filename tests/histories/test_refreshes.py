@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from django.db import InterfaceError, transaction
 from django.db.models import F, Q, Sum
-from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -21,7 +20,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from matviews import engine
@@ -30,7 +28,7 @@ from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState
 from tests.helpers.engine import let_time_pass, shards_of
-from tests.helpers.state_machines import MailboxMachine
+from tests.helpers.state_machines import MailboxMachine, run_machine
 from tests.histories.conftest import RunRandom
 from tests.sample.models import Copy, Fault, Item, Ledger, Limited, Sharded, Walked, Whole
 
@@ -268,16 +266,7 @@ def engine_definition(view: type[Copy]) -> Any:
 
 
 def run(examples: int, **options: Any) -> None:
-    run_state_machine_as_test(
-        History,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=25,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            **options,
-        ),
-    )
+    run_machine(History, examples, steps=25, **options)
 
 
 def test_any_history_ends_with_the_right_table(run_random: RunRandom) -> None:

@@ -1,19 +1,18 @@
 """Random histories of requests that meet: each gets what it asks for, whichever refresh does it."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
 from django.db import connection, transaction
 from django.db.models import F, Q
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     initialize,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from matviews import engine
@@ -23,7 +22,7 @@ from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.states import RefreshState
 from tests.helpers import state_machines
 from tests.helpers.engine import let_time_pass, shards_of
-from tests.helpers.state_machines import MailboxMachine
+from tests.helpers.state_machines import MailboxMachine, run_machine
 from tests.histories.conftest import RunRandom
 from tests.sample.models import Item, Limited, Sharded, Walked
 
@@ -147,18 +146,7 @@ def meeting(monkeypatch: pytest.MonkeyPatch) -> Meeting:
 
 
 def test_any_history_keeps_what_each_request_was_promised(run_random: RunRandom) -> None:
-    def run(examples: int) -> None:
-        run_state_machine_as_test(
-            Meeting,
-            settings=settings(
-                max_examples=examples,
-                stateful_step_count=20,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
-
-    run_random(run, long=2_000)
+    run_random(partial(run_machine, Meeting), long=2_000)
 
 
 class TestSeededFaults:

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 from django.db import connection, models
-from hypothesis import HealthCheck, note, settings
 from hypothesis import Phase as Stage
+from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     initialize,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from matviews import engine
@@ -31,7 +30,7 @@ from matviews.queryset.sql.statements import Statements
 from matviews.registry import registry
 from matviews.states import RefreshState
 from tests.helpers.engine import let_time_pass, shards_of
-from tests.helpers.state_machines import FOUND, MailboxMachine
+from tests.helpers.state_machines import FOUND, MailboxMachine, run_machine
 from tests.histories.conftest import RunRandom
 from tests.shapes.models import Customer, Order, Product, Region, Shape, Tag
 from tests.shapes.models.grouped import CustomerTotal, ViewOfView
@@ -296,16 +295,7 @@ def _definitions() -> Iterator[None]:
 
 
 def run(examples: int, **options: Any) -> None:
-    run_state_machine_as_test(
-        History,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=20,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            **options,
-        ),
-    )
+    run_machine(History, examples, **options)
 
 
 def test_any_history_of_any_source_ends_with_its_rows(run_random: RunRandom) -> None:
