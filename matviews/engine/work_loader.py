@@ -1,10 +1,10 @@
-"""Reading the pending work of a shard, or of all shards of a view, in one query.
+"""Reading the pending work of a shard, or of all shards of a view, in one query as a rule.
 
 Inside the shard's batch the result is exact. Outside it is a guess; if the guess is wrong, the
 token makes it harmless.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import groupby, islice
 from typing import Any
@@ -31,7 +31,7 @@ from ..databases.clock import UtcNow
 from ..databases.compiled import MAX_BIGINT, PK_PLACEHOLDER, CompiledSelect
 from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
 from ..states import RefreshState
-from .failures import is_forced, may_begin
+from .failures import is_forced, may_begin, waits
 from .ordered import waits_for_others
 from .transactions import alias
 from .work import Work
@@ -40,45 +40,48 @@ __all__ = ["MAX_REFRESHES_READ", "load_work", "load_works"]
 
 # Open refreshes of a view that are read, oldest first. The others wait until these have ended.
 MAX_REFRESHES_READ = 100
+#: Rows of a query that reads a view's work: a row for each phase run, or for a refresh without any.
+MAX_ROWS_READ = MAX_REFRESHES_READ
 
 
 def load_work(shard_id: int) -> Work | None:
     """Load the work of a shard in one query; None if no refresh is open."""
-    return next(_works(_work_query(alias(), "view__shards").run(shard_id)), None)
+    return next(_works(_rows("view__shards", shard_id)), None)
 
 
 def load_works(view_id: int) -> list[Work]:
     """Load the work of each shard of a view in one query; empty if no refresh is open."""
-    return list(_works(_work_query(alias(), "view").run(view_id)))
+    return list(_works(_rows("view", view_id)))
+
+
+def _rows(by: str, key: int) -> list[list[Any]]:
+    """The rows of the query by a primary key; a second query only if very many are open."""
+    rows = _work_query(alias(), by, oldest=False).run(key)
+    return rows if len(rows) < MAX_ROWS_READ else _work_query(alias(), by, oldest=True).run(key)
 
 
 @lru_cache(maxsize=16)
-def _work_query(using: str, by: str) -> CompiledSelect:
-    """The query of `load_work` and `load_works`; its parameter is the primary key of `by`."""
+def _work_query(using: str, by: str, *, oldest: bool) -> CompiledSelect:
+    """The query of `load_work` and `load_works`; its parameter is the primary key of `by`.
+
+    Every batch runs it several times, and on PostgreSQL to plan it takes longer than to run it, so
+    it has no subquery that Python or a rarer statement can do without.
+
+    Args:
+        using: alias of the database.
+        by: the relation from a refresh to the view, or to a shard.
+        oldest: whether only the oldest refreshes are read; else any `MAX_ROWS_READ` rows.
+    """
     columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
     totals = ViewShard.objects.filter(view=OuterRef("view")).order_by().values("view")
     newest = Change.objects.using(using).order_by("-pk").values("pk")[:1]
-    open_refreshes = Refresh.objects.using(using).filter(
-        **{by: PK_PLACEHOLDER}, state=RefreshState.OPEN
-    )
-    end = open_refreshes.order_by("pk").values("pk")[MAX_REFRESHES_READ : MAX_REFRESHES_READ + 1]
     merged = Refresh.objects.using(using).filter(
         merged_into=OuterRef("pk"), state=RefreshState.MERGED
     )
-    others = ViewShard.objects.using(using).filter(
-        may_begin("view__") | is_forced("view"), view__enabled=True, view__paused=False,
-        turn_queue=OuterRef("view__shards__turn_queue"),
-    )  # fmt: skip
-    others = others.exclude(pk=OuterRef("view__shards__pk")).order_by()
     ordered = Refresh.objects.using(using).filter(ordered=True, state=RefreshState.OPEN).order_by()
     rows = (
         Refresh.objects.using(using)
-        .filter(
-            **{by: PK_PLACEHOLDER},
-            view__shards__isnull=False,
-            state=RefreshState.OPEN,
-            pk__lt=Coalesce(Subquery(end), Value(MAX_BIGINT)),
-        )
+        .filter(**{by: PK_PLACEHOLDER}, view__shards__isnull=False, state=RefreshState.OPEN)
         .annotate(
             here=FilteredRelation("runs", condition=Q(runs__shard=F("view__shards"))),
             total=Subquery(totals.values(total=Count("pk"))),
@@ -86,13 +89,19 @@ def _work_query(using: str, by: str) -> CompiledSelect:
             is_merge_target=Exists(merged),
             loaded_at=UtcNow(),
             logged=Subquery(newest),
-            crowded=Exists(others),
             others_wait=Exists(ordered),
-            waits=Case(When(may_begin("view__") | is_forced("view"), then=False), default=True),
+            may_begin=Case(When(may_begin("view__"), then=True), default=False),
         )
         .order_by("view__shards__number", "pk", "here__pk")
+        .values_list(*columns, *_FACTS)
     )
-    return CompiledSelect(rows.values_list(*columns, *_FACTS))
+    if oldest:
+        open_refreshes = Refresh.objects.using(using).filter(
+            **{by: PK_PLACEHOLDER}, state=RefreshState.OPEN
+        )
+        end = open_refreshes.order_by("pk").values("pk")[MAX_REFRESHES_READ:][:1]
+        return CompiledSelect(rows.filter(pk__lt=Coalesce(Subquery(end), Value(MAX_BIGINT))))
+    return CompiledSelect(rows[:MAX_ROWS_READ])
 
 
 @cache
@@ -101,8 +110,7 @@ def _fields(model: type[Model]) -> list[str]:
 
 
 _FACTS = (
-    "total", "logged", "claims_now", "waits", "crowded", "others_wait", "loaded_at",
-    "is_merge_target",
+    "total", "logged", "claims_now", "may_begin", "others_wait", "loaded_at", "is_merge_target",
 )  # fmt: skip
 _PARTS: list[tuple[type[Model], str]] = [
     (Refresh, ""),
@@ -131,7 +139,7 @@ def _works(rows: Iterable[Sequence[Any]]) -> Iterator[Work]:
 
 def _build(rows: list[list[Any]]) -> Work:
     _refresh, control, shard, _run, *facts = rows[0]
-    total, logged, claims, waits, crowded, others_wait, loaded_at, _is_target = facts
+    total, logged, claims, may_begin_now, others_wait, loaded_at, _is_target = facts
     shard.view = control
     refreshes: dict[int, Refresh] = {}
     runs: dict[int, PhaseRun] = {}
@@ -157,10 +165,28 @@ def _build(rows: list[list[Any]]) -> Work:
         truncated=len(refreshes) >= MAX_REFRESHES_READ,
         merge_targets=frozenset(merge_targets),
         claims=claims,
-        waits=bool(waits),
-        crowded=bool(crowded),
+        waits=not (may_begin_now or _has_forced(control, refreshes.values())),
+        crowded=_is_crowded(shard),
         others_wait=bool(others_wait),
         loaded_at=clock.stored(loaded_at, alias()),
         runs=list(runs.values()),
         logged=logged or 0,
     )
+
+
+def _has_forced(control: ViewControl, refreshes: Collection[Refresh]) -> bool:
+    """Whether a view has a forced refresh to do, perhaps among those that were not read."""
+    if any(each.forced and not each.stop_requested for each in refreshes):
+        return True
+    return len(refreshes) >= MAX_REFRESHES_READ and not waits(control.pk)
+
+
+def _is_crowded(shard: ViewShard) -> bool:
+    """Whether other shards take turns in its queue and may go on; a statement if it takes turns."""
+    if shard.turn_queue is None:
+        return False
+    others = ViewShard.objects.using(alias()).filter(
+        may_begin("view__") | is_forced("view"), view__enabled=True, view__paused=False,
+        turn_queue=shard.turn_queue,
+    )  # fmt: skip
+    return others.exclude(pk=shard.pk).order_by().exists()

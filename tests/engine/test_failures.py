@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from matviews import engine, signals, tasks
 from matviews.databases import errors_of
-from matviews.engine import closing, failures
+from matviews.engine import closing, failures, work_loader
 from matviews.engine.definition_digest import definition_digest
 from matviews.engine.work_loader import load_works
 from matviews.health import check_health
@@ -84,6 +85,20 @@ def fail(times: int, view: type[Any] = Ledger) -> None:
     for _ in range(times):
         assert run(view).state == RefreshState.FAILED
         travel(timedelta(seconds=10))
+
+
+@contextmanager
+def few_refreshes_read(count: int) -> Iterator[None]:
+    """Read no more than `count` open refreshes of a view."""
+    work_loader._work_query.cache_clear()
+    with (
+        mock.patch.object(work_loader, "MAX_REFRESHES_READ", count),
+        mock.patch.object(work_loader, "MAX_ROWS_READ", count),
+    ):
+        try:
+            yield
+        finally:
+            work_loader._work_query.cache_clear()
 
 
 @pytest.fixture
@@ -182,6 +197,19 @@ class TestWaiting:
         assert engine.close_finished(shard_of(Ledger).pk).message is not None
         engine.request_stop(forced.pk)
         assert engine.close_finished(shard_of(Ledger).pk).message is None
+
+    @pytest.mark.usefixtures("failing")
+    def test_a_forced_request_begins_behind_any_number_that_wait(self) -> None:
+        tick()
+        oldest = [request_apart(Ledger), request_apart(Ledger)]
+        last = Refresh.objects.filter(pk=request_apart(Ledger).pk)
+        last.update(forced=True)
+
+        with few_refreshes_read(2):
+            work = load_works(oldest[0].view_id)[0]
+            assert (work.refreshes, work.truncated, work.waits) == (oldest, True, False)
+            last.update(stop_requested=True)
+            assert load_works(oldest[0].view_id)[0].waits
 
     def test_what_is_fresh_does_not_depend_on_the_wait(self) -> None:
         items(1)

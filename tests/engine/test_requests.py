@@ -402,7 +402,10 @@ class TestStopping:
 
 
 class TestCost:
-    """The same number of statements and rows, whatever number of requests is open."""
+    """No more statements and rows, whatever number of requests is open.
+
+    Reading which work is due takes a second statement if many are.
+    """
 
     @pytest.mark.parametrize("number", NUMBERS)
     def test_of_another_request_and_of_looking_at_the_view(
@@ -441,7 +444,8 @@ class TestCost:
         many = look()
         settled = look()
 
-        assert [each.statements for each in many] == [each.statements for each in few]
+        more = [each.statements - before.statements for each, before in zip(many, few, strict=True)]
+        assert set(more) <= {0, 1}
         more = [each.rows - before.rows for each, before in zip(many, few, strict=True)]
         assert max(more) <= 2 * MAX_REFRESHES_READ
         # In all: a request that joins no other, as its row is locked right then, reads a row less.
@@ -461,7 +465,7 @@ class TestCost:
         assert set(Refresh.objects.values_list("state", flat=True)) == {RefreshState.SUCCEEDED}
         assert PhaseRun.objects.count() == 3
         assert found.statements < 80
-        assert found.rows < 200
+        assert found.rows < 3 * MAX_REFRESHES_READ
 
     def test_of_working_off_what_an_earlier_version_has_begun(self) -> None:
         """It made phase runs for each, merged into those of the first."""
