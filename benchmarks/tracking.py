@@ -6,7 +6,6 @@ queryset views.
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import pairwise
 
 from django.db import connection
@@ -24,6 +23,7 @@ from .querysets.ways import Native, Statement, View, Way
 from .statements import statements
 from .through_redis import own_workers
 from .timers import Timer
+from .writers import measure_writes
 
 __all__ = ["measure", "until_seen"]
 
@@ -250,22 +250,15 @@ def _change_orders(keys: int, number: int) -> int:
 
 def _writes(runs: int, timer: Timer, say: Callable[[str], object]) -> Iterator[Measured]:
     say("writes with and without triggers")
-    jobs = {"500 rows one by one": _one_by_one, "10 % of the rows in one statement": _in_bulk}
-    times: dict[str, dict[str, list[float]]] = {
-        name: {"with triggers": [], "without": []} for name in jobs
+    jobs = {
+        f"{ROWS} rows one by one": _one_by_one,
+        f"{100 // BULK} % of the rows in one statement": _in_bulk,
     }
-    for number in range(runs):
-        for tracked in ("with triggers", "without") if number % 2 else ("without", "with triggers"):
-            if tracked == "without":
-                changes.remove(engine.alias())
-            else:
-                changes.install(engine.alias())
-            for name, job in jobs.items():
-                tidy(Order)
-                times[name][tracked].append(timer(partial(job, number)))
-            engine.move_log()
-    for name, found in times.items():
-        yield Measured(name=name, seconds=medians(found))
+    triggers: dict[str, Callable[[str], object]] = {
+        "with triggers": changes.install,
+        "without": changes.remove,
+    }
+    return measure_writes(Order, jobs, triggers, runs, timer)
 
 
 def _one_by_one(number: int) -> None:

@@ -28,10 +28,6 @@ __all__ = ["NOT_POLLED", "OF_SOME_ROWS", "Health", "HealthState", "Problem", "ch
 NOT_POLLED = "not polled"
 #: The kind of problem of a view whose refreshes change its own source.
 LOOP = "loop"
-LOOP_TEXT = (
-    "its refreshes change its own source, so they are slowed: look for a trigger that writes into "
-    "a table that it reads when its rows change"
-)
 #: Seconds that an open refresh may wait for a worker.
 MAX_WAIT = timedelta(minutes=2)
 #: How old the oldest entry of the change log may be: the maintenance task moves it each minute.
@@ -144,7 +140,7 @@ def _of_views(statuses: Iterable[ViewStatus]) -> Iterator[Problem]:
             if not built:
                 yield Problem(HealthState.DEGRADED, fault.value, status.label, text, error)
         if status.in_loop:
-            text = f"{status.label}: {LOOP_TEXT}"
+            text = f"{status.label}: {engine.LOOP_TEXT}"
             yield Problem(HealthState.DEGRADED, LOOP, status.label, text)
     if expected and all(status.fault in FAILING for status in expected):
         yield _broken("all views", "Every view fails.")

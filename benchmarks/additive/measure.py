@@ -4,7 +4,6 @@ Groups are few and large. Times are seconds. The ways take turns.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from unittest import mock
 
 from django.db import connection, transaction
@@ -22,6 +21,7 @@ from ..querysets.loading import empty, numbers, tidy
 from ..querysets.ways import Native, View, Way
 from ..statements import statements
 from ..timers import Timer
+from ..writers import measure_writes
 
 __all__ = ["measure"]
 
@@ -150,24 +150,12 @@ def _writes(runs: int, timer: Timer, say: Callable[[str], object]) -> Iterator[M
     """What writers take without triggers, with those of a view by keys, and with its value log."""
     say("writes")
     jobs = {f"{SINGLE} rows one by one": _one_by_one, "2 % of the rows in one statement": _in_bulk}
-    installed: dict[str, Callable[[str], object]] = {
+    triggers: dict[str, Callable[[str], object]] = {
         "with a value log": changes.install,
         "without a value log": _install_without_logs,
         "without triggers": changes.remove,
     }
-    times = {job: {name: list[float]() for name in installed} for job in jobs}
-    for number in range(runs + 1):
-        for name in [*installed][:: 1 if number % 2 else -1]:
-            installed[name](engine.alias())
-            for job, work in jobs.items():
-                tidy(Line)
-                taken = timer(partial(work, number))
-                if number:  # warm
-                    times[job][name].append(taken)
-            engine.move_log()
-            engine.trim_value_logs()
-    for job, found in times.items():
-        yield Measured(name=job, seconds=medians(found))
+    return measure_writes(Line, jobs, triggers, runs, timer)
 
 
 def _install_without_logs(using: str) -> None:

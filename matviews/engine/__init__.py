@@ -17,6 +17,7 @@ from .data_status import DataStatus, data_status
 from .derived import not_migrated, own_tables_missing
 from .dirty_keys import sweep_dirty_keys
 from .durations import missed_target
+from .echoes import LOOP_TEXT
 from .failures import (
     end_quiet_hours,
     release_changed,
@@ -89,6 +90,7 @@ from .wave_history import wave_of
 from .waves import DueRefresh
 
 __all__ = [
+    "LOOP_TEXT",
     "Backlog",
     "BatchReport",
     "Claim",

@@ -17,7 +17,7 @@ from ..phases import Phase
 from .graph import reached, view_graph
 from .transactions import alias, now
 
-__all__ = ["Echoes", "is_in_loop"]
+__all__ = ["LOOP_TEXT", "Echoes", "is_in_loop"]
 
 #: A refresh that is due so soon after the last one may be an echo of it.
 QUICK = timedelta(seconds=3)
@@ -29,6 +29,11 @@ FIRST_WAIT, MAX_WAIT = timedelta(milliseconds=100), timedelta(minutes=1)
 REPORTED = 10
 #: Refreshes that are looked at, of all views in question.
 RECENT = 20
+#: What is wrong, for a person.
+LOOP_TEXT = (
+    "its refreshes change its own source, so they are slowed: look for a trigger that writes into "
+    "a table that it reads when its rows change"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +112,4 @@ def _record(view: ViewControl, echoes: int) -> None:
         return
     same = ViewControl.objects.filter(pk=view.pk, echoes=view.echoes)
     if same.update(echoes=echoes) and echoes == REPORTED > view.echoes:
-        sentence = (
-            "its refreshes change its own source, so they are slowed: look for a trigger that "
-            "writes into a table that it reads when its rows change"
-        )
-        log(logger, logging.WARNING, sentence, view=view.label)
+        log(logger, logging.WARNING, LOOP_TEXT, view=view.label)
