@@ -76,7 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--processor-time",
         action="store_true",
-        help="in the parts tracking and strategy, measure processor time: for a busy machine with "
+        help="in the parts tracking and strategy, measure CPU time: for a busy machine with "
         "Linux and the database on it",
     )
     parser.add_argument("--views", type=int, default=1000, help="views that are idle")

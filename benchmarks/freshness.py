@@ -196,7 +196,7 @@ def _quantiles(
 
 
 def _idle(views: int, runs: int) -> Iterator[Figure]:
-    """The processor time of looks, with the server's, at the pace of idle views."""
+    """The CPU time of looks, with the server's, at the pace of idle views."""
     with idle_views(views):
         RefreshSchedule.objects.update(on_change=True, every=0, period="seconds")
         lookout = engine.Lookout()

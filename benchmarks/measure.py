@@ -57,7 +57,7 @@ class Synchronous:
     Attributes:
         statements: per batch, without BEGIN, COMMIT and what the hooks do.
         batch: from the end of a batch to the end of the next.
-        cpu: processor time of this process per batch.
+        cpu: CPU time of this process per batch.
         hooks: the same hooks alone, each call in a transaction.
         update: one UPDATE of one row, each in a transaction.
     """
@@ -84,7 +84,7 @@ class Long:
     Attributes:
         batches: how many.
         first, last: median of the first and of the last thousand batches.
-        cpu_first, cpu_last: mean processor time of a batch in these.
+        cpu_first, cpu_last: mean CPU time of a batch in these.
         rss_growth: resident memory at the end less that after the first thousand batches, in KiB.
     """
 

@@ -112,7 +112,7 @@ def _times(figures: Figures, verdicts: dict[str, str]) -> Table:
             name, f"{times.median:.2f}", f"{times.p90:.2f}", f"{times.low:.2f}-{times.high:.2f}",
             ratio, verdicts.get(aim.name) if aim else "",
         )  # fmt: skip
-    table.add_row("synchronous batch, processor time", f"{figures.synchronous.cpu:.2f}")
+    table.add_row("synchronous batch, CPU time", f"{figures.synchronous.cpu:.2f}")
     return table
 
 
@@ -132,7 +132,7 @@ def _rows(figures: Figures) -> Iterator[tuple[str, Times, Times | None, Aim | No
 def _long(long: Long) -> str:
     return (
         f"{long.batches} batches in one refresh: {long.first:.2f} ms in the first thousand, "
-        f"{long.last:.2f} ms in the last, ratio {long.ratio:.2f}; of it processor time "
+        f"{long.last:.2f} ms in the last, ratio {long.ratio:.2f}; of it CPU time "
         f"{long.cpu_first:.2f} and {long.cpu_last:.2f} ms; resident memory "
         f"{long.rss_growth:+d} KiB after the first thousand\n"
     )

@@ -28,7 +28,7 @@ LOOKS, READS = 12, 1 / 3
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one call: statements, and milliseconds of processor time."""
+    """Of one call: statements, and milliseconds of CPU time."""
 
     statements: int
     #: Of this process.

@@ -1,4 +1,4 @@
-"""What work takes: elapsed time, or processor time where other work shares the machine."""
+"""What work takes: elapsed time, or CPU time where other work shares the machine."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def elapsed(work: Callable[[], object]) -> float:
 
 
 def processor(work: Callable[[], object]) -> float:
-    """Seconds of processor time of this process and of its session in a server on this machine.
+    """Seconds of CPU time of this process and of its session in a server on this machine.
 
     Only on Linux. PostgreSQL starts no parallel workers meanwhile, which would not be seen. Waiting
     counts as nothing, not even for a disk.

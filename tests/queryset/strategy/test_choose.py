@@ -347,7 +347,7 @@ def _fill_posts(given: Models) -> None:
     given["Post"]._base_manager.bulk_create(posts)
 
 
-@example("default managers that hide rows: `source()` does not see those rows either", WINDOWED,
+@example("default managers that hide rows", WINDOWED,
          given=_with_hidden_rows, n=number())  # fmt: skip
 def _(cls: Any) -> Any:
     return cls.given["Post"].objects.values("n", ref=F("pk"))
@@ -770,9 +770,7 @@ def test_a_refused_view_fails_with_the_reason_and_the_others_do_not(shop: Shop) 
 
 
 def test_the_page_has_the_examples_and_no_other() -> None:
-    section = (
-        PAGE.read_text().partition("## What a queryset may be made of")[2].partition("\n## ")[0]
-    )
+    section = PAGE.read_text().partition("## What a queryset may contain")[2].partition("\n## ")[0]
     table = re.findall(r"^\| (.+?) \| (.+?) \|", section, re.M)[1:]
 
     assert dict(table) == {construct: each.shown for construct, each in EXAMPLES.items()}
