@@ -73,13 +73,13 @@ def refresh(
     Args:
         view: the view's class or label.
         phases: which phases to run; all that the view has by default.
-        requested_by: who asks, for the record.
-        force: begin at once, even if the view waits after a failure or is suspended; one that
-            succeeds ends that.
-        upstream: refresh the views that it reads first, over any number of views.
-        downstream: refresh the views that read it afterwards, over any number of views. Each view
-            begins when the refreshes before it have ended or cannot go on. Views that are disabled
-            are left out; `phases` are those of the view itself.
+        requested_by: who requests it, for the record.
+        force: begin at once, even if the view waits after a failure or is suspended; success ends
+            that.
+        upstream: first refresh the views that it reads, directly or through others.
+        downstream: afterwards refresh the views that read it, directly or through others. Each view
+            begins when the refreshes before it have ended or cannot continue. Views that are
+            disabled are left out; `phases` are those of the view itself.
 
     Returns:
         The recorded request of the view. Call its `refresh_from_db()` to see its outcome.
@@ -107,9 +107,8 @@ def _warn_in_test(requested: "Refresh") -> None:
 
     if hasattr(mail, "outbox") and transaction.get_connection(engine.alias()).in_atomic_block:
         warnings.warn(
-            f"refresh of {requested.view.label} recorded, it starts after the commit. If this "
-            f"transaction belongs to a test, which never commits, call "
-            f"matviews.testing.refresh_views",
+            f"The refresh of {requested.view.label} is recorded, and starts after the commit. The "
+            f"transaction of a test never commits: call matviews.testing.refresh_views there.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -119,9 +118,9 @@ def _warn_in_test(requested: "Refresh") -> None:
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
     """Whether no phase of a view has pending work, according to its `needs_*` hooks.
 
-    It is not fresh while keys are parked, nor while a view that it reads, over any number of views,
-    has failed or is paused or disabled. If changes of the view are tracked and none has been
-    logged since its last success, it is fresh, and its source is not read.
+    It is not fresh while keys are parked, nor while a view that it reads, directly or through
+    others, has failed or is paused or disabled. If changes of the view are tracked and none has
+    been logged since its last success, it is fresh, and its source is not read.
 
     Args:
         view: the view's class or label.
@@ -137,9 +136,9 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
 
 @_installed()
 def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]:
-    """Have the next refresh of a view compare rows again, because of a change that no trigger logs.
+    """Make the next refresh of a view compare rows again, because of a change that no trigger logs.
 
-    This is part of the current transaction, and a rollback undoes it. It does not request a
+    This is part of the current transaction, so a rollback undoes it. It does not request a
     refresh.
 
     Args:
@@ -150,10 +149,9 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]
             database's text.
 
     Returns:
-        Those of the keys, as they were given, that neither the view nor its source has at this
-        moment, perhaps because a field spells them differently from the database. They are marked
-        anyway, because their rows may still be uncommitted. Empty if the next refresh compares all
-        keys.
+        The given keys that neither the view nor its source contains now, perhaps because a field
+        spells them differently from the database. They are marked anyway, because their rows may
+        still be uncommitted. Empty if the next refresh compares all keys.
 
     Raises:
         UnknownView, InvalidView, ViewNotReady.
@@ -168,14 +166,14 @@ def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]
 def parked(view: str | type) -> "list[Parked]":
     """The keys that refreshes left out, because their rows cannot be computed or written.
 
-    A row of the view with such a key stays as it was. The key is tried again if a change concerns
-    it, if the definition changes, and after a while, at most a day.
+    A row of the view with such a key stays as it was. The key is tried again if a change affects
+    it, if the definition changes, and after a wait of at most a day.
 
     Args:
         view: the view's class or label.
 
     Returns:
-        For each phase and key, what the database said, how often and since when.
+        For each phase and key, the database's error, how often it occurred and since when.
 
     Raises:
         UnknownView: there is no such view.
@@ -187,18 +185,18 @@ def parked(view: str | type) -> "list[Parked]":
 
 @_installed()
 def status(view: str | type) -> "DataStatus":
-    """As of when the rows of a view are, for pages that show them: "data as of 12:03".
+    """How recent the rows of a view are, for pages that show them: "data as of 12:03".
 
-    It takes two statements at most, and one more if the view reads other views. Call it before you
-    read the rows: what is read later may be more recent, what was read earlier may be older.
+    It takes at most two statements, and one more if the view reads other views. Call it before you
+    read the rows: rows that you read later may be more recent, but rows read earlier may be older.
 
     Args:
         view: the view's class or label.
 
     Returns:
-        `as_of`: every change of the source that committed before this moment is in the rows.
-        `pending`, `state` and `on_time`: how it is now. `upstream_failed`, `upstream_paused`: which
-        views that it reads, over any number of views, have failed or are held.
+        `as_of`: the rows include every change of the source that committed before this moment.
+        `pending`, `state` and `on_time`: its present status. `upstream_failed`, `upstream_paused`:
+        which views that it reads, directly or through others, have failed or are held.
 
     Raises:
         UnknownView: there is no such view.

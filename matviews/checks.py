@@ -1,7 +1,7 @@
-"""System checks: what is known to be wrong before anything runs.
+"""System checks: problems that can be found before anything runs.
 
 Problems of a single view are found when its class is defined (`definition.py`). They are reported
-here, with those that only settings or databases show. A problem of one view is a warning at most:
+here, with those that only settings or databases reveal. A problem of one view is at most a warning:
 Django runs the checks in `migrate` and `makemigrations`, and an error would stop both. A cycle of
 views is an error: no refresh would ever bring all of them up to date.
 """
@@ -207,7 +207,7 @@ def check_full_refreshes(databases: Any = None, **_kwargs: Any) -> list[CheckMes
     problems: list[CheckMessage] = []
     for definition in registry:
         tracking = changes.known_tracking(definition, alias)
-        # Of a view whose changes never lead to keys, W040 is about the definition.
+        # If the changes of a view never lead to keys, W040 says so.
         if not any(spec.links for spec in tracking.tables.values()):
             continue
         with suppress(DatabaseFailure):  # not migrated, or not reachable
@@ -238,7 +238,7 @@ def check_governor(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
         return [
             Warning(
                 f"MATVIEWS[{setting!r}] has no effect: {why}.",
-                hint="Grant the workers' role pg_monitor, if it is PostgreSQL; or remove the "
+                hint="On PostgreSQL, grant pg_monitor to the workers' role; otherwise remove the "
                 "setting.",
                 id="matviews.W045",
             )

@@ -67,7 +67,7 @@ def _is_web_address(value: object) -> bool:
     try:
         parts = urlsplit(str(value))
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none, or half an IPv6 address
+    except ValueError:  # an invalid port, or half an IPv6 address
         return False
 
 
@@ -99,22 +99,22 @@ class Settings:
     #: The longest wait of a failing view before its next try, in seconds. The wait begins at the
     #: interval of its schedule, at least 10 seconds, and doubles with each failure.
     MAX_RETRY_DELAY: float = 3600.0
-    #: A view is suspended after so many failures in a row of its own making, but not before the
-    #: first of them is `SUSPEND_AFTER` ago.
+    #: A view is suspended after this many consecutive failures of its own, but not before the first
+    #: of them is `SUSPEND_AFTER` ago.
     SUSPEND_AFTER_FAILURES: int = 20
     SUSPEND_AFTER: timedelta = timedelta(hours=6)
-    #: How many keys of a view are parked at most, counted once for each phase; beyond that, a phase
-    #: fails. 0 parks none.
+    #: The maximum number of parked keys of a view, each counted once per phase; beyond that, a
+    #: phase fails. 0 parks none.
     MAX_PARKED_KEYS: int = 1_000
     #: How long a succeeded refresh stays in the history.
     KEEP_SUCCEEDED: timedelta = timedelta(days=7)
     #: How long a failed or stopped one stays. The last refresh of a view to end always stays.
     KEEP_FAILED: timedelta = timedelta(days=30)
-    #: How often beat has a worker look for refreshes that are due on change, in seconds, while a
-    #: schedule is on change; 0: never, because `update_materialized_views --follow` looks.
+    #: How often, in seconds, a worker checks for refreshes that are due on change, while a schedule
+    #: is on change; 0: never, because `update_materialized_views --follow` does.
     PULSE_SECONDS: int = 1
-    #: Whether this process has a worker look right after it has committed a change that concerns a
-    #: view on change, instead of with the next pulse.
+    #: Whether a commit of this process that changes the source of a view on change sends a worker
+    #: to check at once, instead of with the next pulse.
     HINT_ON_COMMIT: bool = False
     #: The Celery queue of the tasks; None leaves it to `task_routes` and the default queue. A view
     #: may have another one.
@@ -131,7 +131,7 @@ class Settings:
     GOVERNOR_ACTIVE_SESSIONS: int | None = None
     GOVERNOR_TRANSACTION_AGE: float | None = None
     GOVERNOR_VACUUM: bool = False
-    #: How long a refresh waits for that; then it goes on, to its end.
+    #: How long a refresh waits for that; then it runs to its end.
     GOVERNOR_MAX_WAIT: timedelta = timedelta(minutes=30)
     #: The schema of staging tables on PostgreSQL, their database on MariaDB and MySQL; None for
     #: that of our own tables. Workers need the right to create tables there.

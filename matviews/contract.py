@@ -14,8 +14,8 @@ class ViewMarker:
 class Shard:
     """The part of the view's keys that a hook processes if it declares `shard`.
 
-    With `count` 4, a hook may take the keys for which `key % 4 == number`. Any rule will do that
-    assigns every key to exactly one number.
+    With `count` 4, a hook may take the keys for which `key % 4 == number`. Any rule will do, as
+    long as it assigns every key to exactly one number.
     """
 
     #: Which of the shards this is, from 0.

@@ -51,7 +51,7 @@ class ViewNotReady(MatviewsError):
 
 
 class InvalidRequest(MatviewsError):
-    """A refresh was requested with invalid phases or sizes."""
+    """A request has invalid phases or sizes, or asks to verify a view without `source()`."""
 
 
 class NotAdvancing(MatviewsError):

@@ -54,7 +54,7 @@ def connection_returned() -> Iterator[None]:
 
 
 def refusal(request: HttpRequest) -> JsonResponse | None:
-    """What a request without the right token is answered, None if it has it or needs none."""
+    """The answer to a request without the right token; None if it has the token or needs none."""
     token = get_settings().HEALTH_TOKEN
     given = request.headers.get("Authorization", "").encode()
     if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):

@@ -58,7 +58,7 @@ class MaterializedView(ViewMarker):
 
     @classmethod
     def mark_dirty(cls, keys: Iterable[Any] | None = None) -> list[Any]:
-        """Have the next refresh compare rows again: `matviews.mark_dirty` for this view."""
+        """Make the next refresh compare rows again: `matviews.mark_dirty` for this view."""
         return api.mark_dirty(cls, keys)
 
     @classmethod

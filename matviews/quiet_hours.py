@@ -1,4 +1,4 @@
-"""The hours of a day in which a view is not refreshed, by the clock of a place."""
+"""The hours of each day in which a view is not refreshed, by the local time of a zone."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -18,8 +18,8 @@ FAULT = (
 class QuietHours:
     """The time of each day from `start` to `end`, which is on the next day if it is not later.
 
-    If the clocks go back meanwhile, a start that comes twice is the first and an end the last; if
-    they go forward, times that are skipped are an hour later.
+    If the clocks go back, the hours last from the first occurrence of their start to the last
+    occurrence of their end. If the clocks go forward, skipped times are an hour later.
     """
 
     #: The local time at which they begin.
@@ -33,7 +33,7 @@ class QuietHours:
         return f"{self.start:%H:%M} to {self.end:%H:%M} {self.zone}"
 
     def until(self, moment: datetime) -> datetime | None:
-        """When the quiet hours end in which a moment lies, in UTC; None if it lies in none."""
+        """When the quiet hours around a moment end, in UTC; None if it is outside of them."""
         return next((end for start, end in self._near(moment) if start <= moment < end), None)
 
     def last_end(self, moment: datetime) -> datetime:
@@ -41,7 +41,7 @@ class QuietHours:
         return max(end for _start, end in self._near(moment) if end <= moment)
 
     def _near(self, moment: datetime) -> list[tuple[datetime, datetime]]:
-        """The beginnings and ends of those around a moment."""
+        """The starts and ends of the quiet hours around a moment."""
         today = moment.astimezone(_zone(self.zone)).date()
         days = [today + timedelta(days=offset) for offset in (-2, -1, 0)]
         later = timedelta(days=0 if self.start < self.end else 1)
@@ -50,7 +50,7 @@ class QuietHours:
         ]
 
     def _utc(self, day: date, wall: time, fold: int) -> datetime:
-        # A time that is skipped, by the offset before: as much later as the clocks go forward.
+        # A skipped time, by the offset before it: as much later as the clocks go forward.
         local = datetime.combine(day, wall.replace(fold=fold), _zone(self.zone))
         skipped = local.astimezone(UTC).astimezone(local.tzinfo).replace(tzinfo=None) != (
             local.replace(tzinfo=None)
@@ -84,7 +84,7 @@ def quiet_hours_fault(value: object) -> str | None:
 
 
 def read_quiet_hours(value: Any) -> QuietHours:
-    """Those of a `MatviewMeta` in which `quiet_hours_fault` finds no fault."""
+    """The quiet hours of a `MatviewMeta` in which `quiet_hours_fault` finds no fault."""
     start, end, zone = value
     return QuietHours(_time(start), _time(end), zone)
 

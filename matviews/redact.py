@@ -89,7 +89,7 @@ def may_show_keys() -> bool:
 def error_text(
     error: BaseException, *, trusted: bool = True, key: frozenset[str] = frozenset()
 ) -> str:
-    """The class and message of an error, as far as they may be stored.
+    """The class and message of an error, without what must not be stored.
 
     Args:
         error: the error.

@@ -1,6 +1,6 @@
-"""The series that metrics consist of, as one look at the bookkeeping finds them.
+"""The series that the metrics consist of, from one reading of the bookkeeping.
 
-Every process that looks finds the same, so dashboards take the maximum over processes. `SERIES` has
+Every process reads the same values, so dashboards take the maximum over processes. `SERIES` has
 them all.
 """
 

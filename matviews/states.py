@@ -1,6 +1,6 @@
 """The states of views, refreshes and phase runs, and the allowed changes between them.
 
-Values are English: JSON and the database have them. Labels and meanings are translated.
+Values are English and are what JSON and the database contain. Labels and meanings are translated.
 """
 
 from collections.abc import Iterable
@@ -132,12 +132,12 @@ _MEANINGS = {
         "listens to the queue of its tasks."
     ),
     ViewState.UPSTREAM_FAILED: _(
-        "A view that it reads, perhaps through others, has failed, so it follows old rows. Fix "
-        "that one; this view then follows."
+        "A view that it reads, directly or through others, has failed, so its rows are computed "
+        "from old ones. Fix that view, and this one follows."
     ),
     ViewState.UPSTREAM_PAUSED: _(
-        "A view that it reads, perhaps through others, is paused or disabled, so it follows old "
-        "rows until that one is resumed."
+        "A view that it reads, directly or through others, is paused or disabled, so its rows are "
+        "computed from old ones until that view is resumed."
     ),
     ViewState.CHANGED: _(
         "source() has changed since its rows were built; the next refresh updates them."
@@ -148,7 +148,7 @@ _MEANINGS = {
     ),
     ViewState.REMOVED: _("The code no longer defines it; its history is kept."),
     ViewState.NEVER_BUILT: _("At least one of its phases has never succeeded."),
-    ViewState.PAUSED: _("No further batch of it starts; requests wait."),
+    ViewState.PAUSED: _("No further batch starts; requests wait."),
     ViewState.DISABLED: _("It is not refreshed; requests are refused."),
     ViewState.REFRESHING: _("A refresh is running."),
     ViewState.ON_TIME: _("Its rows are as recent as its target requires."),

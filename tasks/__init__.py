@@ -201,7 +201,7 @@ def _attempt(work: Callable[[], object]) -> bool:
     except Exception as error:  # noqa: BLE001 - the next run tries again
         engine.drop_broken_connection()
         log(
-            logger, logging.ERROR, "maintenance could not do a chore", chore=work.__name__,
+            logger, logging.ERROR, "a maintenance chore failed", chore=work.__name__,
             exception=loggable(error, trusted=False), error=error_text(error, trusted=False),
         )  # fmt: skip
         return False

@@ -54,7 +54,7 @@ def clear() -> None:
 
 
 def last_error() -> str:
-    """The error with which a message was refused lately, "" if none was."""
+    """The error with which the broker last refused a message; "" if it did not recently."""
     refused = Heartbeat.objects.filter(send_failed_at__gt=engine.now() - MAX_AGE).first()
     return refused.send_error if refused else ""
 

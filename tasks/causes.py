@@ -84,7 +84,7 @@ def _put_under(unseen: Cause, late: Mapping[str, Cause], roots: dict[str, Cause 
 def _join_held(causes: list[Cause]) -> None:
     """One alarm for all views that wait only for views which a person has paused or disabled.
 
-    The first by label has it, and the others are listed under it.
+    The first one by label carries the alarm, and the others are listed under it.
     """
     held = [each for each in causes if each.problem.kind == ViewState.UPSTREAM_PAUSED]
     waiting = sorted(held, key=_label)

@@ -215,8 +215,8 @@ def check_staged_views(databases: Any = None, **_kwargs: Any) -> list[CheckMessa
     return [
         Warning(
             f"{each.label}: its source is computed in one statement, which takes up to "
-            f"{format_duration(each.takes)}. A worker that runs it cannot refresh {each.other} "
-            f"meanwhile, whose rows may be no older than {format_duration(each.target)}: both use "
+            f"{format_duration(each.takes)}. Meanwhile its worker cannot refresh {each.other}, "
+            f"whose rows may be no older than {format_duration(each.target)}: both use "
             f"the queue {queue_of(BATCHES[0], each.queue)!r}.",
             hint=f"Give {each.label} a queue of its own (MatviewMeta.queue, or its page in the "
             f"admin), and start a worker for it. With several workers on this queue, and few such "

@@ -1,9 +1,9 @@
-"""The queues in which long refreshes take turns, as far as this process has seen.
+"""The queues in which long refreshes take turns, as seen by this process.
 
-A worker that takes a message in such a queue first sends that of the next one, so that as many
-batches run at once as there are workers; and so it does after the batch, which may have been the
-last of its refresh. A process that is new could not do so before its batch. It sends two after it,
-so that workers whose processes run one task each are not left with one batch at a time.
+A worker that takes a message in such a queue first sends that of the next refresh, so that as many
+batches run at once as there are workers. It does so again after the batch, which may have been the
+last of its refresh. A new process cannot do so before its first batch, so it sends two messages
+after it: otherwise workers whose processes run one task each would run one batch at a time.
 """
 
 import time

@@ -24,10 +24,10 @@ QUEUE = "matviews_queue"
 
 
 def headers_for(seconds: int, queue: str | None = None) -> str:
-    """The headers of a periodic task whose messages are valid for so many seconds.
+    """The headers of a periodic task whose messages expire.
 
     Args:
-        seconds: how many.
+        seconds: how long a message is valid.
         queue: that of its view, for what it sends in its turn; None leaves it to `task_routes`.
     """
     return json.dumps({GOOD_FOR: seconds} | ({QUEUE: queue} if queue else {}))

@@ -30,19 +30,20 @@ def remarks_on(control: ViewControl) -> Iterator[Remark]:
         return
     if engine.has_dates(control.definition) and all(each.on_change for each in schedules):
         text = _(
-            "%(view)s is refreshed only when its source tables change. But its source() has dates "
-            "that move, so its rows also change as time passes, and no refresh follows then."
+            "%(view)s is refreshed only when its source tables change. But its source() depends "
+            "on the current date, so its rows also change as time passes, and nothing refreshes "
+            "them then."
         )
-        hint = _("Add a schedule with an interval or a crontab, as often as its dates move.")
+        hint = _("Add a schedule with an interval or a crontab, as often as its dates change.")
         yield Remark("matviews.W047", text % {"view": control.label}, hint)
     if missed := engine.missed_target(control):
         text = _(
-            "The rows of %(view)s may be at most %(target)s old, but a refresh usually takes "
-            "%(takes)s: after each change, they will be older than that."
+            "The target of %(view)s is %(target)s, but a refresh usually takes %(takes)s, so its "
+            "rows exceed the target after each change."
         ) % {
             "view": control.label,
             "takes": format_duration(missed.takes),
             "target": format_duration(missed.target),
         }
-        hint = _("Raise its freshness target, or make refreshes shorter: --explain shows how.")
+        hint = _("Raise its freshness target, or make its refreshes shorter: --explain shows how.")
         yield Remark("matviews.W048", text, hint)

@@ -119,7 +119,7 @@ class Follower:
     def _await_database(self, error: Exception, seconds: float) -> None:
         engine.drop_broken_connection()
         if seconds == FIRST_RETRY:
-            sentence = "the database refused; following goes on when it no longer does"
+            sentence = "the database refused; following continues when it accepts again"
             log(logger, logging.WARNING, sentence, exception=loggable(error, trusted=False))
         until = time.monotonic() + seconds
         while not self._stop() and time.monotonic() < until:
@@ -190,5 +190,5 @@ class _Running:
 
 
 def _is_ours(outcome: Outcome) -> bool:
-    """Whether this process goes on with the shard; else another does, or `matviews.maintain`."""
+    """Whether this process continues with the shard; else another does, or `matviews.maintain`."""
     return outcome.recorded

@@ -67,7 +67,7 @@ def try_record(**times: Any) -> bool:
         record(**times)
     except Exception as error:  # noqa: BLE001 - whatever a database raises
         engine.drop_broken_connection()
-        sentence = "a sign of life could not be recorded"
+        sentence = "a heartbeat could not be recorded"
         log(logger, logging.WARNING, sentence, exception=loggable(error, trusted=False))
         return False
     return True
@@ -169,7 +169,7 @@ def _causes(task: Any, heartbeat: Heartbeat, silence: str) -> Iterator[Interrupt
     """Why maintenance is silent: the first one is the answer."""
     if fault := _broker_fault(heartbeat):
         text = _(
-            "The broker takes no messages: %(error)s. Check that it runs, and that beat and the "
+            "The broker accepts no messages: %(error)s. Check that it runs, and that beat and the "
             "workers can reach it."
         ) % {"error": fault}
         yield Interruption("broker", f"{silence} {text}")
@@ -181,7 +181,9 @@ def _causes(task: Any, heartbeat: Heartbeat, silence: str) -> Iterator[Interrupt
         yield Interruption("beat", f"{silence} {text}")
     recently = engine.now() - MAX_SILENCE
     if heartbeat.began_at and heartbeat.began_at > recently:
-        text = _("A worker begins it, but it does not come to its end: see the log of the worker.")
+        text = _(
+            "A worker begins the maintenance task, but does not finish it: see the worker's log."
+        )
         yield Interruption("maintenance", f"{silence} {text}")
     yield Interruption("no worker", f"{silence} {_what_workers_need()}")
 
@@ -200,7 +202,7 @@ def _what_workers_need() -> str:
 
 
 def _broker_fault(heartbeat: Heartbeat) -> str:
-    """How the broker refuses messages, "" if it does not as far as anybody knows."""
+    """The broker's error when it last refused a message; "" if it is not known to refuse any."""
     failed, ran = heartbeat.send_failed_at, heartbeat.ran_at
     if failed and failed > engine.now() - MAX_SILENCE and (ran is None or failed > ran):
         return heartbeat.send_error
@@ -209,7 +211,7 @@ def _broker_fault(heartbeat: Heartbeat) -> str:
         return ""
     # Between the two of a message that goes out now, or that a broker hangs with.
     late = taken is None or began - taken > MAX_SENDING or began < engine.now() - MAX_SENDING
-    return _("beat tries to send, and does not succeed") if late else ""
+    return _("beat tries to send, but fails") if late else ""
 
 
 def _is_beat_silent(task: Any, heartbeat: Heartbeat) -> bool:

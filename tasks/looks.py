@@ -32,7 +32,7 @@ _LOOKED = [time.monotonic()]
 
 
 def is_time() -> bool:
-    """Whether a worker should look again by itself, as if a pulse had come; never without pulses.
+    """Whether a worker should look again on its own, as if a pulse had come; never without pulses.
 
     Of the pulses that have piled up during a long batch, one is enough.
     """

@@ -188,7 +188,7 @@ def _pulse(now: datetime) -> DesiredTask:
             "queue": get_settings().CELERY_QUEUE,
             "headers": headers_for(MIN_EXPIRY),
             "enabled": True,
-            "description": "Has a worker look for refreshes that are due on change. Exists while a "
+            "description": "Makes a worker check what is due on change. Exists while a "
             "schedule is on change and MATVIEWS['PULSE_SECONDS'] is not 0.",
         },
         interval=(get_settings().PULSE_SECONDS, Period.SECONDS.value),

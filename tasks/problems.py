@@ -97,7 +97,9 @@ def check_health(statuses: Callable[[], list[ViewStatus]] | None = None) -> Heal
     except (DatabaseError, InterfaceError) as error:
         if engine.own_tables_missing(error):
             return Health.of([_broken("not migrated", NOT_MIGRATED)])
-        return Health.of([_broken("database", "The database cannot be reached, or refuses.")])
+        return Health.of(
+            [_broken("database", "The database cannot be reached, or refuses statements.")]
+        )
 
 
 def _broken(kind: str, text: str) -> Problem:
@@ -215,8 +217,8 @@ def _looks() -> Iterator[Problem]:
         )
         yield Problem(
             HealthState.DEGRADED, NOT_POLLED, "",
-            f"For {heartbeat.MAX_UNPOLLED.seconds} seconds, no process has looked whether the "
-            f"sources of views on change have changed, so these views are not refreshed: {advice}.",
+            f"For {heartbeat.MAX_UNPOLLED.seconds} seconds, no process has checked for changes of "
+            f"the sources of views on change, so these views are not refreshed: {advice}.",
         )  # fmt: skip
 
 

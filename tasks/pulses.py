@@ -1,4 +1,4 @@
-"""How beat sends `matviews.pulse`: whenever it is due, but ever less often if no worker takes it.
+"""How beat sends `matviews.pulse`: whenever it is due, but less and less often if nobody takes it.
 
 A broker keeps what no worker takes, so pulses would pile up. This way a day without workers leaves
 a few dozen of them. Once a worker takes one, beat sends all of them again.
@@ -16,11 +16,11 @@ from .expiry import is_from_beat
 
 __all__ = ["Pulse", "are_taken"]
 
-#: Pulses that are sent without looking whether workers take them.
+#: Pulses that are sent before checking whether workers take them.
 UNCONFIRMED = 20
 #: Workers record every few seconds that they take pulses.
 TRUSTED = timedelta(seconds=30)
-#: Seconds between pulses that are sent in vain: the first time, and in the end.
+#: Seconds between pulses that no worker takes: at first, and at most.
 FIRST_WAIT, LAST_WAIT = 1.0, 3600.0
 
 
@@ -29,7 +29,7 @@ class Pulse(Task):  # type: ignore[misc]
 
     #: Pulses sent since they were known to be taken.
     _sent = 0
-    #: When the next may be sent in vain, by the monotonic clock, and how long the one after waits.
+    #: When the next may be sent although none is taken (monotonic clock), and the wait after that.
     _next, _wait = 0.0, FIRST_WAIT
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
@@ -51,7 +51,7 @@ class Pulse(Task):  # type: ignore[misc]
 
 
 def are_taken() -> bool:
-    """Whether workers have taken pulses lately."""
+    """Whether workers have taken pulses recently."""
     heartbeat = Heartbeat.objects.first()
     pulsed_at = heartbeat.pulsed_at if heartbeat else None
     return pulsed_at is not None and pulsed_at > engine.now() - TRUSTED

@@ -1,4 +1,4 @@
-"""Calling what may hang, for a limited time: mail servers, web addresses, hooks of the project."""
+"""Calls with a time limit to what may hang: mail servers, web addresses, hooks of the project."""
 
 import threading
 import time
@@ -8,24 +8,24 @@ from django.db import connections
 
 __all__ = ["run_limited"]
 
-#: By name, what may still be running in this process.
+#: The threads that may still be running in this process, by name.
 _running: dict[str, threading.Thread] = {}
 
 
 def run_limited(
     works: Mapping[str, Callable[[], object]], seconds: float
 ) -> dict[str, BaseException]:
-    """Call functions at the same time, each in a thread of its own, for so many seconds in all.
+    """Call functions at the same time, each in its own thread, and wait for a limited time.
 
-    Nothing can stop a thread. One that hangs is left to itself, and while it does, nothing else of
-    its name is called.
+    Nothing can stop a thread. One that hangs keeps running, and until it ends, nothing else is
+    called under its name.
 
     Args:
-        works: by name, what to call.
-        seconds: how long to wait.
+        works: the functions, by name.
+        seconds: how long to wait for all of them.
 
     Returns:
-        By name, the errors; `TimeoutError` for what has not ended.
+        The errors by name; `TimeoutError` for functions that have not ended.
     """
     errors: dict[str, BaseException] = {}
     ended: set[str] = set()

@@ -57,7 +57,7 @@ def _status(schedule: RefreshSchedule, task: Any) -> ScheduleStatus:
             "its periodic task is missing or disabled: `matviews.maintain` or `manage.py migrate` "
             "restores it"
         )
-    # A beat that writes what it has sent may meet our resetting of both columns.
+    # Beat may write what it has sent at the moment when we reset both columns.
     sent = task is not None and task.total_run_count > 0 and task.last_run_at is not None
     return ScheduleStatus(
         schedule=schedule,

@@ -63,7 +63,7 @@ class ControlForm(forms.ModelForm):  # type: ignore[type-arg]
         definition = self.instance.definition
         if count > 1 and definition and not definition.is_shard_aware:
             raise ValidationError(
-                _("Its hooks do not declare a parameter shard, so it can have only one shard.")
+                _("Its hooks do not declare the parameter shard, so it can have only one shard.")
             )
         return count
 
@@ -150,7 +150,7 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
         choices=Phase.choices,
         widget=forms.CheckboxSelectMultiple,
         required=False,
-        help_text=gettext_lazy("Of a refresh; a verification compares whole rows."),
+        help_text=gettext_lazy("For refreshes only: a verification compares whole rows."),
     )
 
     # The phases of the view; the inline makes a subclass with them.

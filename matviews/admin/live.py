@@ -23,7 +23,7 @@ def oldest_open(control: ViewControl) -> Refresh | None:
 
 
 def view_progress(control: ViewControl) -> dict[str, Any]:
-    """The `refresh_progress` of a view's oldest open refresh, and where its verification is."""
+    """The `refresh_progress` of a view's oldest open refresh, and how far its verification is."""
     live = refresh_progress(oldest_open(control))
     verifying = verifying_text(find_verifying(control.pk))
     return {**live, "works": live["works"] or bool(verifying), "verifying": verifying}

@@ -60,7 +60,7 @@ def progress_text(progress: Progress) -> str:
 
 
 def moving_log(entries: int) -> str:
-    """That a refresh waits for entries of the change log."""
+    """A note that a refresh is waiting for entries of the change log."""
     text = ngettext(
         "moving %(entries)s entry of the change log",
         "moving %(entries)s entries of the change log",

@@ -40,7 +40,7 @@ def labelled(label: str, value: str) -> SafeString:
 
 
 def time_ago(when: datetime | None) -> SafeString:
-    """How long ago, or in how long, a time is; a tooltip has the time itself."""
+    """How long ago a time was, or how far off it is; a tooltip has the time itself."""
     if when is None:
         return format_html("{}", _("never"))
     now = engine.now()
@@ -66,7 +66,7 @@ def state_text(status: ViewStatus) -> str:
 
 
 def failing_text(status: ViewStatus) -> str:
-    """How often in a row a view has failed, and when it tries again; "" if it works."""
+    """How many times in a row a view has failed, and when it tries again; "" if it works."""
     if not status.failures:
         return ""
     counted = ngettext("failed once", "failed %(count)s times in a row", status.failures) % {
@@ -98,7 +98,7 @@ def waiting_text(status: ViewStatus) -> str:
 
 
 def pausing_text(status: ViewStatus) -> str:
-    """Why and how long the refreshes of a view wait, failures apart; "" if they do not."""
+    """Why and how long the refreshes of a view wait, apart from failures; "" if they do not."""
     if status.quiet_until:
         left = duration(status.quiet_until - engine.utc_now())
         return _("quiet hours, for another %(time)s") % {"time": left}

@@ -1,4 +1,4 @@
-"""What the list and the page of refreshes show of one."""
+"""What the list of refreshes and the page of one show."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -163,7 +163,7 @@ def _pace(refresh: Refresh, run: PhaseRun) -> SafeString | str:
 
 
 def _target(refresh: Refresh, run: PhaseRun) -> float | None:
-    """The seconds that a batch should take today; None if its size does not adapt."""
+    """The current target of a batch in seconds; None if its size does not adapt."""
     if refresh.pinned_size or not any(sample[1] for sample in run.samples):
         return None
     return refresh.view.seconds_per_batch

@@ -45,7 +45,7 @@ class ScheduleInline(admin.StackedInline):  # type: ignore[type-arg]
     def planned(self, schedule: RefreshSchedule) -> SafeString | str:
         """When it is sent next and was sent last, or why it is not sent."""
         if schedule.pk is None:
-            return _("It is planned once it is saved.")
+            return _("Not planned until it is saved.")
         if not hasattr(self, "_timetable"):  # of the view's schedules: this shows no others
             self._timetable = schedules.timetable([schedule.view.label])
         own = [each for each in self._timetable if each.schedule.pk == schedule.pk]

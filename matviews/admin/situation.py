@@ -1,4 +1,4 @@
-"""What is going on with a view now, and what it waits for, on its page."""
+"""What a view is doing now, and what it waits for, on its page."""
 
 from collections.abc import Sequence
 from typing import Any

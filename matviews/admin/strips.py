@@ -56,7 +56,7 @@ def last_refreshes(views: Collection[int]) -> dict[int, list[Refresh]]:
 
 
 def strip(refreshes: Sequence[Refresh], label: str) -> SafeString:
-    """How the last refreshes of a view ended, the newest at the right."""
+    """How the last refreshes of a view ended, the newest on the right."""
     shown = refreshes[-MAX_REFRESHES:]
     if not shown:
         return format_html('<span class="matviews-quiet">{}</span>', _("none yet"))

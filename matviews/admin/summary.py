@@ -59,7 +59,7 @@ def summary(statuses: Collection[ViewStatus]) -> list[Fact]:
         *facts,
         Fact(_("worker seen"), time_ago(_worker_seen(heartbeat))),
         Fact(_("beat seen"), time_ago(heartbeat.beat_at)),
-        Fact(_("broker"), _("refuses messages") if refused else _("takes messages"), bad=refused),
+        Fact(_("broker"), _("refuses messages") if refused else _("accepts messages"), bad=refused),
         Fact(_("triggers"), logged, bad=bool(unlogged)),
         Fact(_("oldest pending change"), duration(max(lags)) if lags else _("none")),
     ]

@@ -159,7 +159,7 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         obj.save(update_fields=form.changed_data)
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """Save the schedules, and warn if they are perhaps not what was intended."""
+        """Save the schedules, and warn if they may not be what was intended."""
         super().save_related(request, form, formsets, change)
         for remark in remarks(form.instance):
             self.message_user(request, remark, messages.WARNING)
@@ -282,7 +282,7 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return HttpResponseRedirect(page)
 
     def _list_of(self, request: HttpRequest) -> str:
-        """The list, filtered and sorted as it was where the button was."""
+        """The list, filtered and sorted as it was when the button was clicked."""
         page = reverse(f"admin:{_name('changelist')}", current_app=self.admin_site.name)
         query = request.GET.urlencode()
         return f"{page}?{query}" if query else page

@@ -102,7 +102,7 @@ def schedule(control: Any) -> SafeString:
 
 @admin.display(description=gettext_lazy("Rows"))
 def rows(control: Any) -> SafeString:
-    """The number of rows, which leads to them, and the views that it reads or that read it."""
+    """The number of rows, linked to them, and the views that it reads or that read it."""
     count = row_count(control.status.rows)
     if control.rows_url:
         name = _("Rows of %(view)s: %(count)s") % {"view": control.label, "count": count}
@@ -128,7 +128,7 @@ def rows(control: Any) -> SafeString:
 
 @admin.display(description=gettext_lazy("Error"), empty_value="")
 def error(control: Any) -> SafeString | str:
-    """The last error, in one line; the whole is on the view's page."""
+    """The last error, in one line; the view's page has all of it."""
     text = in_one_line(control.status.error)
     if not text:
         return ""
@@ -137,12 +137,12 @@ def error(control: Any) -> SafeString | str:
 
 @admin.display(description=gettext_lazy("Action"), empty_value="")
 def operate(control: Any) -> SafeString | str:
-    """A button that refreshes the view, or tries again what has failed."""
+    """A button that refreshes the view, or retries what has failed."""
     if not control.may_operate or not control.enabled or control.definition is None:
         return ""
     retry = control.status.failures or control.status.parked
     text, action = (_("Retry"), "retry") if retry else (_("Refresh"), "refresh")
-    # The list is a form already, in which no other can be.
+    # The list is already a form, and forms cannot be nested.
     return format_html(
         '<button class="button matviews-row-button" formaction="{}{}" name="back" value="list" '
         'aria-label="{} {}">{}</button>',
@@ -157,7 +157,7 @@ def operate(control: Any) -> SafeString | str:
 
 
 COLUMNS = (name, state, age, recent, schedule, rows, operate, error)
-# By what a click on the heading of a column sorts.
+# What a click on the heading of a column sorts by.
 SORTED_BY: dict[str, Callable[[Any], Any]] = {
     "name": lambda control: control.label,
     "state": lambda control: control.status.state.urgency,

@@ -34,7 +34,7 @@ MAX_LISTED = 20  # of the refreshes of a view
 
 def page_context(control: ViewControl) -> dict[str, Any]:
     """The state of a view and what it did, for its template."""
-    # Read first: if a refresh ends meanwhile, the page polls once more and is corrected.
+    # Read first: if a refresh ends in the meantime, the page polls once more and corrects itself.
     oldest = oldest_open(control)
     progress = engine.progress_of(oldest) if oldest else []
     live, states = refresh_progress(oldest, progress), phase_states(progress)
@@ -111,12 +111,12 @@ class PhaseSummary:
 
     @property
     def ended(self) -> SafeString | None:
-        """How long ago the last of them ended; None while one is running."""
+        """How long ago the last run ended; None while one is running."""
         return time_ago(self._end) if self._end else None
 
     @property
     def took(self) -> str:
-        """The time from the start of the first to the end of the last."""
+        """The time from the start of the first run to the end of the last."""
         started = [run.started_at for run in self.last_runs if run.started_at]
         return duration(self._end - min(started)) if self._end and started else "-"
 

@@ -194,7 +194,7 @@ class LogMove:
     def __init__(self) -> None:
         #: Whether more entries may be waiting.
         self.more = True
-        #: The primary key of the last entry that was moved: none is read twice.
+        #: The primary key of the last entry that was moved, so that none is read twice.
         self._after = 0
         #: Entries up to this primary key are few enough to be copied.
         self._copy_up_to = 0

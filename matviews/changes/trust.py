@@ -1,4 +1,4 @@
-"""Whether the log of a table can be trusted: whether the recorded triggers are there."""
+"""Whether the log of a table can be trusted, that is, whether the recorded triggers exist."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ _RECORD = (
 
 
 def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
-    """The tables whose triggers do not log every change that counts for a view."""
+    """The tables whose triggers do not log every change that matters to a view."""
     dialect = triggers_of(using)
     connection: Any = connections[using]
     tracked, table = map(connection.ops.quote_name, (TrackedTable._meta.db_table, "table"))
@@ -73,12 +73,12 @@ def row_to_tracked(values: Sequence[Any]) -> tuple[TrackedTable, list[str]]:
 def is_tracked(
     record: TrackedTable, view_id: int, spec: TriggerSpec, present: Collection[str]
 ) -> bool:
-    """Whether triggers log every change of a table that counts for a view, and for that view.
+    """Whether triggers log every change of a table that matters to a view, on its behalf.
 
     Args:
         record: the record of the table.
         view_id: primary key of the view's control.
-        spec: what counts for the view.
+        spec: which changes matter to the view.
         present: the installed triggers of the table, in the form the record has.
     """
     logged = bool(record.triggers) and set(record.triggers) <= set(present)
@@ -100,7 +100,7 @@ def mark_missing_triggers(using: str) -> bool:
     Others of the same name are not trusted.
 
     Returns:
-        Whether the records say now which triggers are there; they do not if one is locked.
+        Whether every record is up to date; one that is locked is not.
     """
     known = True
     dialect = triggers_of(using)
@@ -132,7 +132,7 @@ def mark_missing_triggers(using: str) -> bool:
 def _record_present(
     dialect: Triggers, records: QuerySet[TrackedTable], triggers: list[str]
 ) -> bool:
-    """Record the installed triggers, in records that nobody has locked; whether there are any."""
+    """Write the installed triggers to those records that nobody has locked; whether any is."""
     if not dialect.connection.features.has_select_for_update:
         return bool(records.update(triggers=triggers))
     with transaction.atomic(using=dialect.using):
@@ -157,7 +157,7 @@ def mark_untrackable(using: str) -> dict[str, str]:
     """Stop trusting triggers on tables that became untrackable.
 
     Returns:
-        The tables that were trusted until now, and why they are not any more.
+        The tables that were trusted until now, and why they no longer are.
     """
     trusted = [record.table for record in TrackedTable.objects.order_by("pk") if record.triggers]
     dialect = triggers_of(using)

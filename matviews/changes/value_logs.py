@@ -162,7 +162,7 @@ def drop_unneeded(using: str, required: Mapping[str, ByView]) -> None:
 
 
 def present_logs() -> set[str]:
-    """The names of the value logs that are there, needed or not."""
+    """The names of the value logs that exist, needed or not."""
     using = router.db_for_write(ViewSums)
     return {name for name in _present(using) if name.startswith("matviews_values_")}
 

@@ -1,4 +1,4 @@
-"""Reading the changes that a view has yet to process, without taking them."""
+"""Reading the changes that a view has yet to process, without draining them."""
 
 from collections.abc import Collection
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ __all__ = ["waiting_changes"]
 def waiting_changes(view_id: int, tables: Collection[str]) -> list[QueuedChange]:
     """The entries of the log that concern a view, and those of its queue.
 
-    In one snapshot these are all changes of the tables that no batch of the view has drained.
+    Read in one snapshot, they are all changes of the tables that no batch of the view has drained.
     """
     concerned = {
         record.table: record

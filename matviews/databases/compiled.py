@@ -44,7 +44,7 @@ class CompiledUpdate:
         self._sql, self._has_commands_around = f"{before}{sql}{after}", bool(after)
 
     def run(self, key: int, token: int = 0) -> int:
-        """Run it; the number of rows it matched."""
+        """Run it, and return the number of rows it matched."""
         if not _can_be_stored(key, token):
             return 0
         given = _given(self._params, key, token)
@@ -67,7 +67,7 @@ def update_rows(
     *,
     using: str,
 ) -> int:
-    """Update rows like `QuerySet.update`, but compile no query, which costs every refresh time.
+    """Update rows like `QuerySet.update`, but without compiling a query each time, which is slow.
 
     Args:
         model: the model; its managers and signals have no part in it.
@@ -126,7 +126,7 @@ class CompiledSelect:
         self._converters: dict[bool, Any] = {}
 
     def run(self, key: int = 0, token: int = 0) -> list[list[Any]]:
-        """Run it; the rows, with values converted as by the models' fields."""
+        """Run it, and return the rows, with values converted as the models' fields convert them."""
         if not _can_be_stored(key, token):
             return []
         with connections[self._using].cursor() as cursor:

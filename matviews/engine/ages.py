@@ -32,12 +32,12 @@ class Ages:
         self._views = views
 
     def oldest(self, view_id: int, phases: Collection[Phase]) -> timedelta | None:
-        """How long ago the oldest change was logged, drained or not; None if there is none."""
+        """The age of the oldest logged change, drained or not; None if there is none."""
         ages = (self._waiting.get(view_id), self._drained(view_id, phases))
         return max((age for age in ages if age is not None), default=None)
 
     def since_seen(self, schedule: RefreshSchedule, *, waiting: bool) -> timedelta | None:
-        """For how long the first change can have been visible, at most; None if there is none.
+        """The longest time for which the first change can have been visible; None if there is none.
 
         Its transaction may have logged it long before it committed. But the rows do not include
         it, so it was not visible yet when they were last computed.

@@ -31,8 +31,8 @@ __all__ = [
 SIZE_FACTOR = 4
 # Seconds: a refresh by keys that takes no longer is never replaced by a full one.
 CHEAP_SECONDS = 0.05
-# Keys that are tried without knowing what so many cost. Of more, each is expected to cost as much
-# as one of the largest number that was measured.
+# Up to this many keys are tried even if no refresh of that size was measured. Beyond it, each key
+# is expected to cost as much as in the largest refresh that was.
 TRIED_KEYS = 1_000
 # Keys of one refresh, which are read into memory.
 MAX_KEYS = 1_000_000
@@ -103,7 +103,7 @@ def known_costs(definition: ViewDefinition) -> KnownCosts | None:
 
 
 def expected_seconds(work: Work, phases: Iterable[str], keys: int | None) -> dict[str, float]:
-    """What phases should take by so many dirty keys and in full, by strategy, as far as known."""
+    """What phases should take for a number of dirty keys, and in full, by strategy if known."""
     costs = [work.shard.costs.get(phase, Cost()) for phase in phases]
     seconds = {
         RefreshStrategy.BY_KEYS: [keys and _by_keys(cost.keys, keys) for cost in costs],
@@ -117,9 +117,9 @@ def expected_seconds(work: Work, phases: Iterable[str], keys: int | None) -> dic
 
 
 def _by_keys(by_size: dict[int, float], keys: int) -> float | None:
-    """What so many keys should take, from as many or else from the next larger or largest number.
+    """What a number of keys should take, by the measurement of that size or the next larger one.
 
-    Of more keys than were measured, each costs as much as one of the largest number.
+    If all measured sizes are smaller, each key costs as much as in the largest of them.
     """
     if not by_size:
         return None
@@ -130,9 +130,9 @@ def _by_keys(by_size: dict[int, float], keys: int) -> float | None:
 
 
 def is_expensive(work: Work, keys: int) -> bool:
-    """Whether so many keys should take longer than a temporary table costs.
+    """Whether a number of keys should take longer than a temporary table costs.
 
-    As long as what keys take is unknown, it is taken for that of a full refresh.
+    Until the cost of keys is known, the cost of a full refresh stands in for it.
     """
     assert work.definition is not None
     expected = expected_seconds(work, work.definition.derived, keys)

@@ -1,4 +1,4 @@
-"""As of when the rows of a view are: one or two statements, for pages that show them.
+"""How recent the rows of a view are: one or two statements, for pages that show them.
 
 A third one looks at the views that it reads, if it reads any.
 
@@ -71,7 +71,7 @@ class DataStatus:
     #: Whether it works and its rows are no older than its target, if it has one, and no view that
     #: it reads has failed or is held.
     on_time: bool
-    #: Labels of the views that it reads, over any number of views, and that have failed; and of
+    #: Labels of the views that it reads, directly or through others, and that have failed; and of
     #: those that a person has paused or disabled.
     upstream_failed: tuple[str, ...] = ()
     upstream_paused: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A digest of what a failing view is defined by: if it differs, the next try may succeed."""
+"""A digest of the definition of a failing view: if it changes, the next try may succeed."""
 
 import hashlib
 from collections.abc import Iterator

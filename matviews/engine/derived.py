@@ -99,7 +99,7 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
 
 
 def _cursor_after(parts: list[Dirty], done: int) -> list[int | None]:
-    """The cursor of a batch that has done so many keys of these parts, and not all."""
+    """The cursor of a batch that has done `done` keys of these parts, but not all."""
     for part in parts:
         if done < part.count:
             return [part.pk, done]
@@ -132,7 +132,7 @@ def _run_keys(
 def _later_phases(work: Work, run: PhaseRun) -> list[Phase]:
     """The phases that this batch runs for the same keys, if they can share an evaluation.
 
-    Where that takes a temporary table, only of a source that takes longer to evaluate.
+    If that takes a temporary table, the source must take longer to evaluate than the table does.
     """
     checkpoints = work.shard.checkpoints
     if not work.plan.dialect.has_writing_parts and not is_expensive(work, run.estimate or 0):

@@ -31,8 +31,8 @@ REPORTED = 10
 RECENT = 20
 #: What is wrong, for a person.
 LOOP_TEXT = (
-    "its refreshes change its own source, so they are slowed: look for a trigger that writes into "
-    "a table that it reads when its rows change"
+    "its refreshes change its own source, so they are slowed down: look for a trigger that writes "
+    "to one of its source tables when its rows change"
 )
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Echoes:
 
 
 def is_in_loop(view: ViewControl) -> bool:
-    """Whether the refreshes of a view are known to change its source, and go on doing so."""
+    """Whether the refreshes of a view are known to change its source, and still do."""
     ended = _last_success(view)
     return view.echoes >= REPORTED and ended is not None and now() - ended < 3 * MAX_WAIT
 

@@ -28,8 +28,8 @@ def stored_texts(error: Exception, work: Work | None) -> tuple[str, str]:
 def _limit(definition: ViewDefinition) -> str:
     """How long a statement may take, and what allows it more."""
     return (
-        f"A statement of {definition.label} may take {statement_timeout(definition):g} s: "
-        f"MatviewMeta.statement_timeout, or MATVIEWS['STATEMENT_TIMEOUT'], allows it more."
+        f"Statements of {definition.label} are limited to {statement_timeout(definition):g} s; "
+        f"raise MatviewMeta.statement_timeout or MATVIEWS['STATEMENT_TIMEOUT'] to allow more."
     )
 
 

@@ -182,7 +182,7 @@ def _delay(control: ViewControl) -> timedelta:
 
 
 def delay_after(failures: int, interval: timedelta, longest: float) -> float:
-    """The wait after so many failures in a row, in seconds: the interval, doubled each time."""
+    """The wait after consecutive failures, in seconds: the interval, doubled each time."""
     first = max(interval, MIN_RETRY_DELAY).total_seconds()
     return min(first * 2.0 ** min(failures - 1, MAX_DOUBLINGS), longest)
 

@@ -20,7 +20,7 @@ __all__ = ["is_fresh"]
 def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -> bool:
     """Whether no phase of a view has pending work in any shard, and no key is parked.
 
-    It is not fresh while a view that it reads, over any number of views, has failed or is held.
+    It is not fresh while a view that it reads, directly or through others, has failed or is held.
 
     Raises:
         UnknownView, InvalidView, InvalidRequest, HookError.

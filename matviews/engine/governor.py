@@ -59,7 +59,7 @@ def blindness() -> dict[str, str]:
     """The limits that have no effect, by setting, and why."""
     reader, set_limits = load_reader_of(alias()), list(_limits())
     unknown = {
-        name: "this database does not tell it" for name in set_limits
+        name: "this database does not report it" for name in set_limits
         if LIMITED[name] not in reader.known
     }  # fmt: skip
     if len(unknown) == len(set_limits) or reader.may_see():
@@ -70,8 +70,8 @@ def blindness() -> dict[str, str]:
 def must_wait(work: Work) -> bool:
     """Whether the batch that is due must wait; if so, that is recorded, and for how long.
 
-    After `GOVERNOR_MAX_WAIT` the refresh goes on, to its end, and so do others of the view while it
-    is open.
+    After `GOVERNOR_MAX_WAIT` the refresh runs to its end, and so do others of the view while it is
+    open.
     """
     if not is_governed():
         return False
@@ -175,5 +175,8 @@ def _load() -> Load:
     if blind:
         _TOLD.add(using)
         for setting, why in blind.items():
-            log(logger, logging.WARNING, "the governor is blind", setting=setting, reason=why)
+            log(
+                logger, logging.WARNING, "a limit of the governor has no effect",
+                setting=setting, reason=why,
+            )  # fmt: skip
     return load

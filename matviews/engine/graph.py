@@ -45,11 +45,11 @@ class ViewGraph:
         return {label: tuple(others) for label, others in readers.items()}
 
     def part(self, labels: Iterable[str], *, readers: bool = False) -> "ViewGraph":
-        """The part with some views and whatever they read, over any number of views.
+        """The part with some views and whatever they read, directly or through others.
 
         Args:
             labels: the views.
-            readers: whether the views that read them belong to it, over any number of views.
+            readers: whether the views that read them belong to it, directly or through others.
         """
         wanted = reached(labels, self.views_read)
         if readers:
@@ -67,7 +67,7 @@ class ViewGraph:
 
 
 def reached(labels: Iterable[str], leads_to: Mapping[str, Collection[str]]) -> set[str]:
-    """Views, and those to which they lead, over any number of views."""
+    """Views, and those to which they lead, directly or through others."""
     found, left = set[str](), list(labels)
     while left:
         if (label := left.pop()) in leads_to and label not in found:
@@ -77,7 +77,7 @@ def reached(labels: Iterable[str], leads_to: Mapping[str, Collection[str]]) -> s
 
 
 def views_upstream(*labels: str) -> dict[str, set[str]]:
-    """The views that some views read, over any number of views, each with the views that it reads.
+    """The views that some views read, directly or not, each with the views that it reads.
 
     Only their sources are compiled, not those of all views. The views themselves are included.
     """

@@ -32,7 +32,7 @@ class LongStatement(NamedTuple):
 
 
 def long_statements() -> list[LongStatement]:
-    """The staged views whose source takes longer than the target of another on their queue."""
+    """The staged views whose source takes longer than the target of another view on their queue."""
     return list(_found())
 
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Neighbours(NamedTuple):
-    """The enabled views that some views read, and those that read them, over any number of views.
+    """The enabled views that some views read, and those that read them, directly or through others.
 
     Both are without the views themselves.
     """

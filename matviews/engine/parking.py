@@ -34,7 +34,7 @@ class Parked:
     message: str
     first_seen: datetime
     last_seen: datetime
-    #: How often it has failed by itself.
+    #: How often it has failed on its own.
     tries: int
     #: When it is tried again, even if nothing changes.
     retry_at: datetime
@@ -68,7 +68,7 @@ def list_parked(view: str | type) -> list[Parked]:
 
 
 def retry_parked(view: str | type, ids: Collection[int] | None = None) -> int:
-    """Have the next refresh of a view try its parked keys again; how many there are.
+    """Make the next refresh of a view try its parked keys again; returns how many there are.
 
     It does not request a refresh.
 

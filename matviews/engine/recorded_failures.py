@@ -14,7 +14,7 @@ __all__ = ["RecordedFailure", "recorded_failures"]
 
 
 class RecordedFailure(NamedTuple):
-    """How a phase failed, as the history has it."""
+    """How a phase failed, according to the history."""
 
     phase: Phase
     #: With its class, message and traceback; None if no exception was the cause.

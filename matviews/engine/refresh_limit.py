@@ -45,7 +45,7 @@ def _limit_of(queue: str) -> int | None:
 
 
 def permit_fault(control: ViewControl, *, beyond: bool = False) -> str:
-    """Take a permit for the batch that is due, or a place in the line for one.
+    """Take a permit for the batch that is due, or a place in line for one.
 
     Args:
         control: that of the view.
@@ -146,7 +146,7 @@ def _in_line(queue: str) -> QuerySet[Any]:
 
 
 def _is_next(view_id: int, queue: str, free: int) -> bool:
-    """Whether one of so many free permits is for this view, and not for those ahead of it."""
+    """Whether one of the free permits is left for this view after those ahead of it."""
     if free <= 0:
         return False
     line = list(_in_line(queue)[:free])

@@ -65,7 +65,7 @@ def request(
         batch_size: rows per batch; None leaves it to the view.
         force: whether it begins even while the view waits after a failure or is suspended.
         causes: refreshes of views that it reads, which it follows.
-        ordered: whether it begins only when these have ended, or cannot go on.
+        ordered: whether it begins only when these have ended or cannot continue.
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.
@@ -158,7 +158,7 @@ def _record_as_done(refresh: Refresh, view_id: int, phases: tuple[Phase, ...]) -
     refresh.started_at = refresh.finished_at = done = now()
     with short_transaction():
         refresh.save(force_insert=True)
-        # `now` goes on from the last reading of the database's clock, which it may be ahead of.
+        # `now` counts on from the last reading of the database's clock, and may be ahead of it.
         as_of = refresh.requested_at - CLOCK_TOLERANCE
         times = {
             **{phase.success_field: done for phase in phases},
@@ -242,7 +242,7 @@ def _enabled_control(label: str, refresh: Refresh) -> Any:
         raise not_ready(label)
     if not control.enabled:
         raise ViewDisabled(
-            f"{label} is disabled: enable it first, in the admin or by its ViewControl."
+            f"{label} is disabled: enable it first, in the admin or through its ViewControl."
         )
     return control
 

@@ -37,7 +37,7 @@ def rescue() -> list[Message]:
 
 
 def forsaken_views(labels: Collection[str] | None = None) -> list[int]:
-    """The views on change whose work nobody has taken for a lease: lost, or left by a dead worker.
+    """The views on change whose work no worker has taken for a lease: lost, or left by a dead one.
 
     One statement, which changes nothing: whoever runs their batches claims them as always.
 

@@ -31,8 +31,8 @@ class Settled:
 
     #: Rows of the source that were compared.
     rows_compared: int
-    #: How many keys differ and have no pending change; at least so many, where more than
-    #: `MAX_FOUND` differ.
+    #: How many keys differ and have no pending change; a lower bound if more than `MAX_FOUND`
+    #: differ.
     counts: dict[Kind, int]
     #: These differences; of many, the first.
     found: tuple[Difference, ...]
@@ -45,7 +45,7 @@ class Settled:
 
 
 def compare_all(definition: ViewDefinition, part: Part, examples: int) -> Settled:
-    """Compare a part of a view with its source; all differences count, with so many examples."""
+    """Compare a part of a view with its source. All differences count; some become examples."""
     plan = plan_of(definition, alias()).checked()
     differences = compare(plan, part.within, examples, statements_of(plan, part))
     return _all_of(differences, _kinds(definition, differences, part), part, "")

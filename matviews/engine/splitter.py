@@ -1,4 +1,4 @@
-"""Running a phase for some keys in halves, down to the single keys that fail, and parking these."""
+"""Finding the keys that fail: runs a phase for keys, halves them on an error, parks single ones."""
 
 import logging
 import time
@@ -31,26 +31,26 @@ __all__ = ["PROBES", "SAMPLE_KEYS", "Splitter"]
 
 logger = logging.getLogger(__name__)
 
-# In one batch; a single bad row among 10,000 takes 27. What is left then is for the next batch.
+# Per batch. A single bad row among 10,000 takes 27. The next batch does what is left.
 MAX_STATEMENTS = 400
-# Of so many keys in a run, at most this share is parked: beyond that, the fault is not in single
-# rows.
+# Once a run has tried SAMPLE_KEYS, at most this share of them is parked: if more fail, the fault is
+# not in single rows.
 SAMPLE_KEYS = 1_000
 MAX_SHARE = 0.1
-# Of at most so many keys that fail because of others, each is left out once.
+# If at most this many keys fail because of others, each is left out once.
 MAX_LEFT = 20
-# If so many keys, spread over a batch, all fail alone, the source is at fault.
+# If this many keys, spread over a batch, all fail on their own, the source is at fault.
 PROBES = 10
 
 
 class Splitter:
-    """Runs a phase for keys, in halves where a statement fails for its data.
+    """Runs a phase for keys, and halves them when a statement fails because of its data.
 
     Args:
         work: the work of the shard.
         phase: the phase.
-        runner: runs it for some keys.
-        limit: for how many at once.
+        runner: runs the phase for given keys.
+        limit: the maximum number of keys per statement.
     """
 
     def __init__(self, work: Work, phase: Phase, runner: BatchRunner, limit: int) -> None:
@@ -66,23 +66,26 @@ class Splitter:
         sessions_of(alias()).check_constraints_at_once()
 
     def run(self, keys: Sequence[Key], *, probed: bool = False) -> int:
-        """Run the phase for keys in order; for how many, until there were too many statements.
+        """Run the phase for keys in order, until the batch has run too many statements.
 
         Args:
             keys: the keys.
-            probed: whether a few of them are tried first if all together fail.
+            probed: whether to try a few of them on their own first if all together fail.
+
+        Returns:
+            How many of the keys it has tried, from the first on.
 
         Raises:
-            DatabaseError: not for its data; or these few fail too.
+            DatabaseError: the data is not at fault, or these few keys fail too.
         """
         done = self._run(keys, probed=probed)
         self.tried += done
         return done
 
     def run_again(self, keys: Sequence[Key]) -> None:
-        """Try keys that failed because of another row until that gets no more of them through.
+        """Retry keys that failed because of another row, for as long as more of them succeed.
 
-        Backwards, which is the order in which rows can move up by one, and forwards, in turn.
+        Alternates between backwards, the order in which rows can move up by one, and forwards.
         """
         left, before = in_order(keys), 0
         while len(left) != before:
@@ -93,9 +96,9 @@ class Splitter:
         self._leave_one_out(left)
 
     def _leave_one_out(self, keys: Sequence[Key]) -> None:
-        """Try a few keys without one of them at a time: two rows may swap values at once.
+        """Try all of a few keys but one, for each in turn, because two rows may swap their values.
 
-        No halves have both of them and not the one in their way.
+        Halving never keeps those two together without the row that is in their way.
         """
         for key in keys if self._may_swap and 2 < len(keys) <= MAX_LEFT else ():
             others = [other for other in keys if other != key]
@@ -128,12 +131,12 @@ class Splitter:
             self._failed.pop(key, None)
 
     def _is_over(self) -> bool:
-        """Whether the rest is left to the next batch; never before a key is done."""
+        """Whether to leave the rest to the next batch, which needs at least one key done."""
         late = time.monotonic() > self._end and bool(self.passed or self._failed)
         return late or self._statements >= MAX_STATEMENTS
 
     def _try(self, keys: Sequence[Key]) -> Exception | None:
-        """Run the phase for some keys; the error if the data is at fault, which changes nothing."""
+        """Run the phase for keys. If the data is at fault, change nothing and return the error."""
         self._statements += 1
         try:
             with transaction.atomic(using=alias()):
@@ -145,10 +148,10 @@ class Splitter:
         return None
 
     def _probe(self, keys: Sequence[Key]) -> None:
-        """Look whether some of these keys succeed alone, spread over all, until one does.
+        """Try a few keys, spread over all of them, on their own until one succeeds.
 
         Raises:
-            DatabaseError: none does, and not because of another row.
+            DatabaseError: all of them fail, none because of another row.
         """
         for place in range(PROBES):
             error = self._try([keys[(2 * place + 1) * len(keys) // (2 * PROBES)]])
@@ -160,7 +163,7 @@ class Splitter:
         ) from error.__cause__
 
     def check_keys(self) -> None:
-        """Look whether the keys that failed are keys at all, by the types of the view's columns.
+        """Check that the keys that failed are valid for the types of the view's columns.
 
         Raises:
             DatabaseError: one of them is not.
@@ -173,10 +176,10 @@ class Splitter:
                 raise error from error.__cause__
 
     def finish(self, run: PhaseRun) -> int:
-        """Park what failed and take back what passed; the rows written.
+        """Park the keys that failed, unpark those that succeeded, and return the rows written.
 
         Raises:
-            DatabaseError: too many have failed.
+            DatabaseError: too many keys have failed.
         """
         work, phase = self.work, self.phase
         again = [key for key, error in self._failed.items() if involves_others(error)]
@@ -201,13 +204,13 @@ class Splitter:
         return self.rows
 
     def take_back(self) -> int:
-        """Take back what passed; the rows written."""
+        """Unpark the keys that succeeded, and return the rows written."""
         statements = self.runner.statements
         unpark(self.work, find_parked(self.work, self.phase, self.passed, statements).values())
         return self.rows
 
     def _by_spelling(self) -> dict[Key, Exception]:
-        """What failed, each key once: in the spelling that is parked, or else that failed first."""
+        """The errors by key, each key once: as it is parked, or else as it first failed."""
         if not self._failed:
             return {}
         others = [*parked(self.work, self.phase), *self._failed]
@@ -227,7 +230,7 @@ class Splitter:
             raise self._too_many(error, note) from error.__cause__
 
     def _too_many(self, error: Exception, note: str) -> Exception:
-        """The error of a batch that fails because too many keys have; the note says how many."""
+        """The error, with a note, of a batch that fails because too many keys have failed."""
         self.work.too_many_failed = True
         error.add_note(note)
         return error

@@ -1,4 +1,4 @@
-"""Staging tables of refreshes that are over are dropped."""
+"""Dropping the staging tables of refreshes that have ended."""
 
 import logging
 from collections.abc import Iterable

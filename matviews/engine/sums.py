@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # Of a view that nobody refreshes: to add more may take longer than to recompute its sums.
 MAX_ENTRIES = 200_000
 TRIMMED_AT_ONCE = 50_000
-INCOMPLETE = "changes were not logged by their values"
+INCOMPLETE = "changes were logged without their values"
 LEFT = "the largest or smallest value of a group may have gone"
 SUSPECT = "sums were impossible"
 ALTERED = (

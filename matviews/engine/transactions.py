@@ -158,5 +158,5 @@ def limit_statements(seconds: float) -> None:
 
 
 def statement_budget(seconds: float, allowed: float) -> AbstractContextManager[None]:
-    """A context whose statements may take so many seconds; afterwards, `allowed` seconds again."""
+    """A context whose statements may take `seconds` each; afterwards, `allowed` applies again."""
     return sessions_of(alias()).budget(seconds, Limits(allowed, allowed, allowed))

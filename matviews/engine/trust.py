@@ -24,7 +24,7 @@ def mark_missing_triggers() -> bool:
     """Stop trusting triggers that were dropped, disabled or replaced; full refreshes follow.
 
     Returns:
-        Whether none is trusted any more that was not there.
+        Whether no missing trigger is trusted any more.
     """
     with _limited():
         return changes.mark_missing_triggers(alias())

@@ -28,8 +28,8 @@ from .waves import DueRefresh
 
 __all__ = ["due_without_change"]
 
-#: Views whose changes are not logged, for lack of triggers, are refreshed again after so long, and
-#: after so many times what their refreshes take.
+#: Views whose changes are not logged, for lack of triggers, are refreshed again after the interval,
+#: or after this multiple of what their refreshes take if that is longer.
 UNLOGGED_INTERVAL, UNLOGGED_SHARE = timedelta(minutes=10), 10
 
 

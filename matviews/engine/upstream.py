@@ -17,7 +17,7 @@ __all__ = ["NO_TROUBLE", "Upstream", "fault_of_class", "troubled", "troubles_ups
 
 
 class Upstream(NamedTuple):
-    """Labels of the views that a view reads, over any number of views, and that have a trouble."""
+    """Labels of the views that a view reads, directly or not, and that have a problem."""
 
     #: Those that are invalid, suspended or have failed, and are not held.
     failed: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ NO_TROUBLE = Upstream()
 
 
 def troubled(controls: Mapping[str, Any]) -> Upstream:
-    """Those of the views that have a trouble.
+    """Those of the views that have a problem.
 
     Args:
         controls: by label, annotated with the `last_state` of a refresh.

@@ -58,7 +58,7 @@ class Part:
     within: KeySelection
     #: The kinds of differences that it finds.
     kinds: tuple[Kind, ...] = tuple(Kind)
-    #: As JSON, where `parts` goes on after it.
+    #: As JSON, where `parts` continues after it.
     cursor: Any = None
 
 

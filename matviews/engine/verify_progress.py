@@ -1,4 +1,4 @@
-"""Where a verification in the background is, and what it has found, as its row stores it."""
+"""How far a background verification is and what it has found, as its row stores it."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -20,7 +20,7 @@ _KINDS = tuple(kind.value for kind in Kind)
 class VerifyProgress:
     """What is stored between two slices; all of it is JSON."""
 
-    #: Where `parts` goes on; None at the beginning.
+    #: Where `parts` continues; None at the beginning.
     cursor: Any = None
     #: Rows of the source that were compared.
     rows_compared: int = 0

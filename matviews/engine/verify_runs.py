@@ -150,10 +150,10 @@ def repaired_view(message: VerifyMessage) -> int | None:
 
 
 def verify_slice(message: VerifyMessage) -> VerifyMessage | None:
-    """Work on a run for some seconds, if its token is still that of the message.
+    """Work on a run for a few seconds, if its token is still that of the message.
 
     Returns:
-        The message with which it goes on; None if it has ended, or if another worker has it.
+        The message that continues it; None if it has ended, or if another worker has it.
     """
     waiting = VerifyRun.objects.select_related("view").filter(**_named(message)).first()
     if waiting and must_wait(waiting, message.token):

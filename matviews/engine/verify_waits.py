@@ -24,10 +24,10 @@ LOOK_AGAIN = timedelta(minutes=10)  # the quiet hours may have been changed
 
 
 def must_wait(run: VerifyRun, token: int) -> bool:
-    """Whether a run must wait before it goes on; if so, record why, and for how long.
+    """Whether a run must wait before it continues; if so, record why, and for how long.
 
     After that time the message is sent again, and its worker asks again. After `GOVERNOR_MAX_WAIT`
-    a run goes on, to its end, unless the quiet hours of its view begin.
+    a run continues to its end, unless the quiet hours of its view begin.
     """
     quiet, fault = _quiet_until(run), ""
     same = VerifyRun.objects.filter(pk=run.pk, token=token)

@@ -71,7 +71,7 @@ class ViewStatus:
     #: How many keys its phases leave out, because their rows cannot be computed or written;
     #: a key counts once for each phase.
     parked: int = 0
-    #: The views that it reads, over any number of views, and whose rows are not kept up to date.
+    #: The views that it reads, directly or through others, and whose rows are not kept up to date.
     upstream: Upstream = NO_TROUBLE
     #: Whether its refreshes change its own source, again and again, so that they are slowed.
     in_loop: bool = False

@@ -25,7 +25,7 @@ def is_late(control: ViewControl, staleness: timedelta | None, target: timedelta
 
 
 def wait_reason(control: Any) -> str:
-    """Why the open refreshes of a view do not go on, apart from failures; "" if they do."""
+    """Why the open refreshes of a view wait, apart from failures; "" if they do not."""
     if not control.open_refreshes:
         return ""
     takes_turns = any(shard.turn_by is not None for shard in control.all_shards)

@@ -1,10 +1,10 @@
 """Waves: refreshes on change of views that read others, one after the other.
 
 The rows that a refresh writes are changes of the source of the views that read them. Such a view
-waits while one that it reads, over any number of views, is running or about to begin with changes
+waits while one that it reads, directly or through others, is running or about to begin with changes
 that are as old as its own: so a chain is refreshed in order, and a view that is reached in two ways
-is refreshed once. It waits as long as its schedule's delay at most, but for `PATIENCE` at least, so
-that no view without end keeps it waiting.
+is refreshed once. It waits at most for its schedule's delay, or for `PATIENCE` if that is longer,
+so that no view keeps it waiting forever.
 """
 
 from collections.abc import Callable, Collection
@@ -111,7 +111,7 @@ class Wave:
         return age is None or age >= than - TOLERANCE
 
     def _upstream(self, view: ViewControl) -> set[str]:
-        """Labels of the views that a view reads, over any number of views."""
+        """Labels of the views that a view reads, directly or through others."""
         return reached([view.label], self._reads) - {view.label}
 
     def due_refresh(self, schedule: RefreshSchedule) -> DueRefresh:

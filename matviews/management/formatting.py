@@ -30,7 +30,7 @@ def verification_in_lines(found: Verification) -> Iterator[str]:
     if found.pending:
         outcome += f"; {pluralize(found.pending, 'key')} left out, changes are pending"
     if found.equal:
-        but = ", but for pending changes" if found.pending else ""
+        but = ", apart from pending changes" if found.pending else ""
         yield f"{found.label}: equals its source{but} ({outcome})"
         return
     counts = f"{found.missing:,} missing, {found.differing:,} differing, {found.surplus:,} surplus"
@@ -126,7 +126,7 @@ def explanation_in_lines(explanation: Explanation) -> Iterator[str]:
     yield f"{explanation.label}: {explanation.strategy} ({explanation.reason})"
     yield f"  key: {', '.join(explanation.key)}"
     if rows is not None:
-        yield f"  rows: about {rows:,}, as the database estimates"
+        yield f"  rows: about {rows:,}, by the database's estimate"
     if explanation.null_keys:
         yield f"  left out: {pluralize(explanation.null_keys, 'row')} of source() whose key is NULL"
     for index in explanation.indexes:

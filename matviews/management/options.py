@@ -1,4 +1,4 @@
-"""The command's options: one table says what each is for, and what it cannot be combined with."""
+"""The command's options: one table with what each is for, and what it cannot be combined with."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -101,12 +101,12 @@ OPTIONS = (
     ),
     Option(
         name="with-upstream",
-        help="refresh the views that the named ones read first, over any number of views",
+        help="first refresh the views that the named ones read, directly or through others",
         conflicts=ONLY_REFRESHES,
     ),
     Option(
         name="with-downstream",
-        help="refresh the views that read the named ones afterwards, over any number of views",
+        help="afterwards refresh the views that read the named ones, directly or through others",
         conflicts=ONLY_REFRESHES,
     ),
     Option(name="list", is_action=True, help="show the state of every view"),
@@ -128,9 +128,7 @@ OPTIONS = (
         is_action=True,
         help="compare views with what their source() returns now; exit status 1 if one differs",
     ),
-    Option(
-        name="repair", action="verify", help="with --verify: write the rows that differ, no others"
-    ),
+    Option(name="repair", action="verify", help="with --verify: write only the rows that differ"),
     Option(
         name="sample",
         settings={"metavar": "N"},
@@ -170,15 +168,15 @@ OPTIONS = (
     Option(
         name="health",
         is_action=True,
-        help="for monitoring: exit status 0 fine; 3 a view has a problem; 1 nothing may be "
-        "refreshed: the database, the maintenance task or the workers do not answer, or every view "
+        help="for monitoring: exit status 0 fine; 3 some views have a problem; 1 all views are "
+        "affected: the database, the maintenance task or the workers do not answer, or every view "
         "fails",
     ),
     Option(
         name="wave",
         is_action=True,
         settings={"metavar": "REFRESH"},
-        help="show the refreshes that one has followed and led to, and when; REFRESH is its number",
+        help="show which refreshes REFRESH, a number, followed and led to, and when",
     ),
     Option(
         name="follow",
@@ -193,7 +191,7 @@ OPTIONS = (
         name="wait",
         action="enqueue",
         help="with --enqueue: show the progress until the refreshes have ended; exit status 1 if "
-        "one failed. Ctrl-C stops waiting, and no refresh",
+        "one failed. Ctrl-C ends the waiting, not the refreshes",
     ),
 )
 ACTIONS = tuple(option for option in OPTIONS if option.is_action)

@@ -28,7 +28,7 @@ class Output:
         self.as_json = as_json
         #: The objects of the JSON document, usually one per view.
         self.entries: list[dict[str, Any]] = []
-        #: The key under which the document has them.
+        #: Their key in the document.
         self.subject = "views"
         #: What else the document has, beside its objects.
         self.facts: dict[str, Any] = {}

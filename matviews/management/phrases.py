@@ -54,8 +54,8 @@ def pausing_in_words(status: ViewStatus) -> str:
 
 #: That a view is slowed, because nothing but its own refreshes changes its source.
 IN_LOOP = (
-    "its refreshes change its own source, so they are slowed to one a minute: look for a trigger "
-    "that writes into a table that it reads when its rows change"
+    "its refreshes change its own source, so they are slowed down to one a minute: look for a "
+    "trigger that writes to one of its source tables when its rows change"
 )
 
 

@@ -17,7 +17,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 
 class Reporter(Protocol):
-    """Shows the work of the command while it goes on."""
+    """Shows the work of the command while it runs."""
 
     def show(self, label: str, phases: Sequence[RunProgress]) -> None:
         """Show how far a view is."""
@@ -121,7 +121,7 @@ class Lines:
 
 
 class Follower:
-    """Has a reporter show the progress of a refresh now and then, whoever works on it."""
+    """Makes a reporter show the progress of a refresh from time to time, whoever works on it."""
 
     def __init__(self, refresh: Refresh, reporter: Reporter) -> None:
         self._refresh, self._reporter = refresh, reporter

@@ -254,7 +254,7 @@ def _failing_as_dict(status: ViewStatus) -> dict[str, Any]:
 
 
 def upstream_as_dict(upstream: Upstream) -> dict[str, Any]:
-    """The views that one reads, over any number of views, and that are not kept up to date."""
+    """The views that one reads, directly or through others, and that are not kept up to date."""
     return {"upstream_failed": list(upstream.failed), "upstream_paused": list(upstream.held)}
 
 

@@ -21,11 +21,11 @@ from .targets import Targets
 __all__ = ["wait"]
 
 SECONDS_BETWEEN_LOOKS = 0.2
-MAX_SECONDS_UNTAKEN = 10.0  # after which a person is told that no worker has taken a refresh
+MAX_SECONDS_UNTAKEN = 10.0  # after which the command says that no worker has taken a refresh
 
 
 def wait(requested: Sequence[Refresh], targets: Targets) -> None:
-    """Show the progress of refreshes until they have ended; the workers go on whatever happens.
+    """Show the progress of refreshes until they have ended; workers continue whatever happens.
 
     Raises:
         CommandError: the command was interrupted.

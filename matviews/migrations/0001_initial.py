@@ -243,7 +243,7 @@ class Migration(migrations.Migration):
                     "quiet_from",
                     models.TimeField(
                         blank=True,
-                        help_text="From this time of each day on, refreshes that nobody forces wait, and lateness is no fault. Leave both empty to use the default from the code; the same time twice means no quiet hours.",
+                        help_text="From this time of day on, refreshes wait unless they are forced, and a late view is not a fault. Leave both empty to use the default from the code; the same time twice means no quiet hours.",
                         null=True,
                         verbose_name="quiet from",
                     ),
@@ -252,7 +252,7 @@ class Migration(migrations.Migration):
                     "quiet_until",
                     models.TimeField(
                         blank=True,
-                        help_text="If it is not later than the start, it is on the next day.",
+                        help_text="If this is not later than the start, the quiet hours end on the next day.",
                         null=True,
                         verbose_name="quiet until",
                     ),
@@ -722,7 +722,7 @@ class Migration(migrations.Migration):
                     "on_change",
                     models.BooleanField(
                         default=False,
-                        help_text="Refresh after the source has changed, instead of regularly: this long after the first change, 0 for at once. Leave the time empty to refresh as late as the freshness target allows.",
+                        help_text="Refresh this long after the first change of the source (0: at once), instead of at regular times. Leave the time empty to refresh as late as the freshness target allows.",
                         verbose_name="on change",
                     ),
                 ),
@@ -764,7 +764,7 @@ class Migration(migrations.Migration):
                     "sample",
                     models.PositiveIntegerField(
                         blank=True,
-                        help_text="About how many keys a verification compares, in random ranges, other ones each time. Leave empty for all keys.",
+                        help_text="About how many keys each verification compares, in ranges that it chooses at random. Leave empty for all keys.",
                         null=True,
                         validators=[django.core.validators.MinValueValidator(1)],
                         verbose_name="sample",

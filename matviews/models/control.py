@@ -132,16 +132,16 @@ class ViewControl(Totals):
         null=True,
         blank=True,
         help_text=_(
-            "From this time of each day on, refreshes that nobody forces wait, and lateness is no "
-            "fault. Leave both empty to use the default from the code; the same time twice means "
-            "no quiet hours."
+            "From this time of day on, refreshes wait unless they are forced, and a late view is "
+            "not a fault. Leave both empty to use the default from the code; the same time twice "
+            "means no quiet hours."
         ),
     )
     quiet_until = models.TimeField(
         _("quiet until"),
         null=True,
         blank=True,
-        help_text=_("If it is not later than the start, it is on the next day."),
+        help_text=_("If this is not later than the start, the quiet hours end on the next day."),
     )
     quiet_zone = models.CharField(
         _("time zone of the quiet hours"),
@@ -241,7 +241,9 @@ class ViewControl(Totals):
 
     @property
     def pinned_strategy(self) -> RefreshStrategy | None:
-        """How every refresh is done: by this row, else by the code; None if by what it costs."""
+        """The strategy of every refresh: from this row, or else the code; None to choose by
+        cost.
+        """
         return RefreshStrategy(self.strategy) if self.strategy else self.options.strategy
 
     @property

@@ -31,7 +31,7 @@ class ParkedKey(Bookkeeping):
     involves_others = models.BooleanField(default=False)
     first_seen = models.DateTimeField()
     last_seen = models.DateTimeField()
-    #: How often it has failed by itself.
+    #: How often it has failed on its own.
     tries = models.PositiveIntegerField(default=1)
     #: When it is tried again, even if nothing changes.
     retry_at = models.DateTimeField()

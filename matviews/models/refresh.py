@@ -54,7 +54,7 @@ class Refresh(Bookkeeping):
     #: Primary keys of the refreshes that it follows: of views that its view reads. Some may have
     #: been deleted.
     causes = models.JSONField(default=list)
-    #: Whether it begins only when its `causes` have ended, or cannot go on.
+    #: Whether it begins only when its `causes` have ended or cannot continue.
     ordered = models.BooleanField(default=False)
     #: The refresh whose runs do its work. If it was merged before it began, it has no runs of its
     #: own and ends with that one; if its phases were merged one by one, this is set when it ends.
@@ -65,7 +65,7 @@ class Refresh(Bookkeeping):
     #: batch can have begun this refresh.
     claims_at_request = models.BigIntegerField(null=True)
     error = models.TextField(blank=True)
-    #: The load, or the limit, in spite of which it went on, because it had waited long enough.
+    #: The load or limit that still held when it had waited long enough and went on.
     waited_out = models.CharField(max_length=255, blank=True)
     #: How many earlier refreshes it stands for that failed in the same way, and when the first of
     #: them did.
@@ -120,8 +120,8 @@ class PhaseRun(Bookkeeping):
     failures = models.PositiveSmallIntegerField(default=0)
     #: How often a batch was rolled back or killed its worker, in all.
     failed_batches = models.PositiveIntegerField(default=0)
-    #: Whether the last batch wrote fewer rows than its limit. The run goes on while `needs_*` says
-    #: so, but the next phase no longer waits for it.
+    #: Whether the last batch wrote fewer rows than its limit. The run continues while `needs_*`
+    #: says so, but the next phase no longer waits for it.
     caught_up = models.BooleanField(default=False)
     ran_at = models.DateTimeField(null=True)
     #: It includes every change that committed before; by the database's own clock.

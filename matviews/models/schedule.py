@@ -129,9 +129,8 @@ class RefreshSchedule(models.Model):
         _("on change"),
         default=False,
         help_text=_(
-            "Refresh after the source has changed, instead of regularly: this long after the first "
-            "change, 0 for at once. Leave the time empty to refresh as late as the freshness "
-            "target allows."
+            "Refresh this long after the first change of the source (0: at once), instead of at "
+            "regular times. Leave the time empty to refresh as late as the freshness target allows."
         ),
     )
     every = models.PositiveIntegerField(
@@ -170,7 +169,7 @@ class RefreshSchedule(models.Model):
         blank=True,
         validators=[MinValueValidator(1)],
         help_text=_(
-            "About how many keys a verification compares, in random ranges, other ones each time. "
+            "About how many keys each verification compares, in ranges that it chooses at random. "
             "Leave empty for all keys."
         ),
     )
@@ -266,7 +265,7 @@ class RefreshSchedule(models.Model):
         if self.kind not in ScheduleKind:
             yield "kind", _("Choose what to request.")
         elif self.refreshes and self.sample is not None:
-            yield "sample", _("Only a verification can be of a sample.")
+            yield "sample", _("Only a verification can have a sample.")
         elif not self.refreshes and self.phases:
             yield "phases", _("A verification compares whole rows: leave the phases empty.")
         elif not self.refreshes and self.view_id and not self._has_source():

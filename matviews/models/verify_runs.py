@@ -34,12 +34,12 @@ class VerifyRun(Bookkeeping):
     resend_after = models.DateTimeField(null=True)
     #: How often in a row it was taken without getting any further.
     attempts = models.PositiveIntegerField(default=0)
-    #: Where it is, and what it has found.
+    #: How far it is, and what it has found.
     progress = models.JSONField(default=dict)
     #: Why it waits, for quiet hours or the governor, and since when it waits for the governor.
     wait_reason = models.CharField(max_length=255, blank=True)
     waiting_since = models.DateTimeField(null=True)
-    #: The load of the database in spite of which it goes on, because it has waited long enough.
+    #: The load that still held when it had waited long enough and went on.
     waited_out = models.CharField(max_length=255, blank=True)
 
     objects = WriteDatabaseManager["VerifyRun"]()

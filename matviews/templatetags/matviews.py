@@ -1,4 +1,4 @@
-"""`{% load matviews %}`: as of when the rows of a view are."""
+"""`{% load matviews %}`: how recent the rows of a view are."""
 
 from django import template
 

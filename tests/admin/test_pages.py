@@ -226,7 +226,7 @@ class TestList:
         assert "no worker has taken it for 7 min" in html(admin_client, f"{LIST}?q=Limited")
         shown = html(admin_client, page)
         assert "No worker has taken the message of the refresh requested" in shown
-        assert "The broker could not be reached lately: no route." in shown
+        assert "The last attempt to reach the broker failed: no route." in shown
 
     def test_it_says_what_is_wrong_with_all_views(self, admin_client: Client) -> None:
         Heartbeat.objects.create(ran_at=timezone.now() - timedelta(hours=1))
@@ -593,7 +593,7 @@ class TestActions:
         assert page(action="resume") in shown
         assert re.search(r"Paused <time.*</time> by admin; requests wait.", shown)
         ViewControl.objects.update(paused_by="")
-        assert "it is not known by whom. Requests wait." in html(admin_client, page())
+        assert "by an unknown user. Requests wait." in html(admin_client, page())
 
         admin_client.post(page(action="resume"))
         assert not control().paused

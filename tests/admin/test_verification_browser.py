@@ -88,7 +88,7 @@ def test_every_state_of_a_verification_is_to_be_seen(
         see("differs", "7 missing, 9 differing, 0 surplus", "differing: key=")
         store(untracked="", pending=17, parked=3, sample=100_000)
         ViewControl.objects.update(differing={"since": engine.now().isoformat()})
-        see("left-out", "Rows are known to differ", "17 with pending changes, 3 parked")
+        see("left-out", "Rows have been known to differ", "17 with pending changes, 3 parked")
         message = requested(repair=True)
         VerifyRun.objects.update(started_at=engine.now(), progress={"rows_compared": 800})
         see("repairing", "repairing, 800 rows compared")

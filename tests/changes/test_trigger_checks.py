@@ -31,8 +31,7 @@ pytestmark = [
 
 ORDINARY = "it is not an ordinary table"
 INHERITS = (
-    "it inherits from another table, or another from it, by INHERITS: make it a partitioned table, "
-    "or end that by NO INHERIT"
+    "it is a parent or child by INHERITS: make it a partitioned table, or detach it with NO INHERIT"
 )
 PARTLY_UNLOGGED = "one of its partitions is unlogged or a foreign table"
 UNLOGGED = "it is unlogged: a crash empties it without firing a trigger"

@@ -229,9 +229,7 @@ class TestTimeouts:
             refresh = view_classes.run(view, phases=[Phase.INSERT])
         assert refresh.state == RefreshState.FAILED
         assert len(tried) == 1
-        assert "A statement of shapes.Made may take 0.3 s: MatviewMeta.statement_timeout" in (
-            refresh.error
-        )
+        assert "Statements of shapes.Made are limited to 0.3 s; raise" in refresh.error
 
     @not_on_sqlite
     def test_what_is_known_to_be_quick_has_no_limit_of_its_own(self, kept: Kept) -> None:

@@ -255,7 +255,7 @@ class TestServers:
             governor._READINGS.clear()
             governor._load()
             problems = checks.check_governor(databases=[engine.alias()])
-        assert caplog.text.count("the governor is blind") == 2
+        assert caplog.text.count("a limit of the governor has no effect") == 2
         assert {each.id for each in problems} == {"matviews.W045"}
         assert "not a member of pg_monitor" in problems[0].msg
 

@@ -794,7 +794,7 @@ def test_a_column_named_like_ours_is_refused(column: str) -> None:
     [
         pytest.param(
             lambda rows: rows.values("shop").annotate(total=Sum("qty", filter=Q(pk__in=[]))),
-            "a filter that nothing meets",
+            "a filter that matches nothing",
             marks=pytest.mark.skipif(connection.vendor == "mysql", reason="has no FILTER"),
         ),
         (lambda rows: rows.values("shop").annotate(mean=StdDev("qty")), "not Count, Sum, Avg"),

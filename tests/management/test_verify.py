@@ -101,7 +101,7 @@ def test_pending_changes_do_not_count(tracked: None) -> None:
     ran = verify()
     assert ran.status == 0
     compared = "(10 rows compared; 1 key left out, changes are pending)"
-    assert ran.out == f"{LABEL}: equals its source, but for pending changes {compared}\n"
+    assert ran.out == f"{LABEL}: equals its source, apart from pending changes {compared}\n"
     assert matviews.verify(LABEL).differing == 1
     with transaction.atomic():
         assert matviews.verify(LABEL, leave_out_pending=True).differing == 1
@@ -429,7 +429,7 @@ def test_an_index_that_lacks_comes_with_the_way_out(
     )  # fmt: skip
 
     assert list(formatting.explanation_in_lines(explanation))[2:] == [
-        "  rows: about 1,234, as the database estimates",
+        "  rows: about 1,234, by the database's estimate",
         f"  index of shop.Order (day, kind): {words}",
         "  additive: yes, changes are added up",
     ]

@@ -542,5 +542,5 @@ class TestWhatTheViewDependsOn:
         of_label = lambda label: registry.find(label).model  # noqa: E731 - of the tests' models
         monkeypatch.setattr(apps, "get_model", of_label)
 
-        says = "a view does not depend on itself"
+        says = "a view cannot depend on itself"
         assert only("W120").msg == f"shapes.Made: MatviewMeta.depends_on: shapes.Made: {says}."

@@ -125,7 +125,7 @@ class TestRequests:
             Limited.refresh()
 
         assert str(error.value) == (
-            "sample.Limited is disabled: enable it first, in the admin or by its ViewControl."
+            "sample.Limited is disabled: enable it first, in the admin or through its ViewControl."
         )
 
     def test_a_view_without_a_control_row(self) -> None:

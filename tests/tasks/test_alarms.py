@@ -739,7 +739,7 @@ def test_what_fails_in_telling_stops_no_maintenance(
 
     tasks.maintain()
 
-    assert "maintenance could not do a chore chore=notify" in caplog.text
+    assert "a maintenance chore failed chore=notify" in caplog.text
     assert Heartbeat.objects.get().ran_at
 
 

@@ -26,8 +26,8 @@ UNTRACKED = (
     "tracked: MatviewMeta.tracking is False."
 )
 SLOW = (
-    "The rows of sample.Sourced may be at most 10 s old, but a refresh usually takes 40 s: after "
-    "each change, they will be older than that."
+    "The target of sample.Sourced is 10 s, but a refresh usually takes 40 s, so its rows exceed "
+    "the target after each change."
 )
 
 

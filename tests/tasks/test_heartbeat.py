@@ -133,13 +133,13 @@ class TestWhoIsSilent:
         record(beat_at=ago(0.1), sent_at=ago(0.1), began_at=ago(1))
 
         assert kind() == "maintenance"
-        assert "see the log of the worker" in maintenance_problem()
+        assert "see the worker's log" in maintenance_problem()
 
     def test_beat_tries_each_minute_and_the_broker_refuses(self) -> None:
         record(beat_at=ago(0.1), sent_at=ago(10))
 
         assert kind() == "broker"
-        assert "beat tries to send, and does not succeed" in maintenance_problem()
+        assert "beat tries to send, but fails" in maintenance_problem()
 
     def test_the_broker_hangs_and_beat_with_it(self) -> None:
         record(beat_at=ago(9), sent_at=ago(10))
@@ -155,7 +155,7 @@ class TestWhoIsSilent:
         record(beat_at=ago(0.1), sent_at=ago(10), send_failed_at=ago(1), send_error="refused")
 
         assert kind() == "broker"
-        assert "The broker takes no messages: refused. Check" in maintenance_problem()
+        assert "The broker accepts no messages: refused. Check" in maintenance_problem()
 
     def test_an_error_of_long_ago_is_no_reason(self) -> None:
         record(beat_at=ago(0.1), sent_at=ago(0.1), send_failed_at=ago(9), send_error="refused")
@@ -245,7 +245,7 @@ class TestBeat:
         with mock.patch.object(heartbeat, "record", side_effect=OperationalError("gone")):
             self.send()
 
-        assert caplog.text.count("a sign of life could not be recorded") == 2
+        assert caplog.text.count("a heartbeat could not be recorded") == 2
 
 
 class TestErrorsOfTheBroker:
@@ -298,4 +298,4 @@ class TestErrorsOfTheBroker:
             self.send()
 
         assert not Heartbeat.objects.exists()
-        assert "sign of life" not in caplog.text
+        assert "a heartbeat could not" not in caplog.text

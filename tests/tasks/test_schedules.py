@@ -928,7 +928,7 @@ class TestTasks:
             tasks.maintain()
 
         assert len(sent.call_args.args[0]) == 1
-        assert caplog.text.count("maintenance could not do a chore chore=failing") == 3
+        assert caplog.text.count("a maintenance chore failed chore=failing") == 3
         assert Heartbeat.objects.exists()
 
     def test_dispatching_several_views_gives_up_at_the_first_refusal(self) -> None:

@@ -17,7 +17,7 @@ ROWS = "matviews_rows"  # alias of the source's rows
 PRECISION = re.compile(r"\(.*?\)")  # as in varchar(10)
 DIGITS = re.compile(r"-?[0-9]+").fullmatch
 FIXED = re.compile(r"[+-]\d\d:\d\d$")  # a fixed offset at the end of a time zone
-FLOAT_TOLERANCE = "1e-12"  # relative: of the 15 to 17 digits of a double, sums lose the last
+FLOAT_TOLERANCE = "1e-12"  # relative: a double has 15 to 17 digits, of which sums lose the last
 
 
 class Dialect:
@@ -29,9 +29,9 @@ class Dialect:
 
     #: The maximum number of keys in a statement, which repeats them as parameters.
     max_keys = 5_000
-    #: Whether one statement can insert, update and delete, each as a part of it.
+    #: Whether parts of one statement can insert, update and delete.
     has_writing_parts = False
-    #: Whether a column of dates holds nothing else, so that they are in order.
+    #: Whether a column of dates holds only dates, which are then in order.
     has_ordered_dates = True
     #: Whether booleans are stored as integers.
     bool_is_int = True
@@ -47,7 +47,7 @@ class Dialect:
     exact_collation = ""
     #: Whether `logged` returns texts with the collations of their columns.
     logged_texts_have_collation = True
-    #: Table and column, for `columns`, of the collation that the session gives to constants.
+    #: Table and column under which `columns` returns the collation of the session's constants.
     session_collation: ClassVar[tuple[str, str] | None] = None
     #: The kind of each type; values of one kind compare alike.
     kinds: ClassVar[dict[str, str]] = {}
@@ -155,7 +155,7 @@ class Dialect:
         return condition
 
     def arrays(self, within: Keys) -> list[Array]:
-        """The keys as `among` passes them, if that is one parameter for each part."""
+        """The keys as `among` passes them, if it passes one parameter per part."""
         return []
 
     def compares(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
@@ -214,7 +214,7 @@ class Dialect:
         return family(field) == TEXT and bool(field.db_parameters(self.connection).get("collation"))
 
     def not_in_source(self, keys: SQL, key: Sequence[str], of_view: Sequence[str]) -> SQL:
-        """Whether a row of the view has a key that `keys` does not have.
+        """Whether a row of the view has a key that `keys` does not contain.
 
         Args:
             keys: a query for the keys of the source.
@@ -299,14 +299,14 @@ class Dialect:
         return SQL(f"DELETE FROM {table} WHERE id >= %s AND id < %s", (low, high))
 
     def numbers_in(self, column: str) -> tuple[str, str]:
-        """A join to the integers in a JSON array, and the column that holds them then."""
+        """A join to the integers in a JSON array, and the column that then holds them."""
         numbers = f"SELECT number::bigint AS value FROM jsonb_array_elements_text({column}) number"
         return f"CROSS JOIN LATERAL ({numbers}) numbers", "numbers.value"
 
     def shares_name(self, names: str, by_number: str, number: str) -> str:
-        """Whether a JSON array of names has one that an object has under a number.
+        """Whether a JSON array of names contains one that an object lists under a number.
 
-        True if the array is NULL, or the object does not have the number.
+        True if the array is NULL, or the object lacks the number.
         """
         others = f"({by_number} -> {number}::text)"
         return (

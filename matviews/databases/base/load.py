@@ -1,4 +1,4 @@
-"""How busy a database is, as far as it says."""
+"""How busy a database is, as far as it reports it."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -64,7 +64,7 @@ class Sessions:
 
     @contextmanager
     def budget(self, seconds: float, limits: Limits) -> Iterator[None]:
-        """A context in which a statement may take so many seconds, waits for locks excepted.
+        """A context with a different time limit for statements; that for lock waits stays.
 
         Args:
             seconds: for each statement.
@@ -80,7 +80,7 @@ class Sessions:
         yield
 
     def check_constraints_at_once(self) -> None:
-        """For the rest of the transaction, as far as the database can; else at the commit."""
+        """Check constraints per statement from now on, if the database can; else at the commit."""
 
     def commits_one_statement(self) -> bool:
         """Whether `updates` outside a transaction is one statement that commits itself."""
@@ -107,7 +107,7 @@ class Sessions:
         return (CompiledUpdate(rows, changes),)
 
     def update_unlocked(self, rows: QuerySet[Any], changes: dict[str, Any]) -> int:
-        """Update the rows that nobody has locked, in one statement; how many."""
+        """Update the rows that nobody has locked, in one statement, and return their number."""
         return rows.update(**changes)
 
     def execute(self, sql: str) -> None:

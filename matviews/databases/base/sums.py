@@ -1,8 +1,8 @@
-"""The tables of additive views: logs of values, and sums by group; what differs between databases.
+"""The tables of additive views, logs of values and sums by group, as far as databases differ.
 
-A value log has a row for each row that has changed, with the columns that a view reads and a
-weight. A table of sums has the view's key, how many rows a group has, and of each argument how many
-values there are and their exact sum.
+A value log has a row for each changed row, with a weight and the columns that a view reads. A table
+of sums has the view's key, how many rows a group has, and of each argument how many values there
+are and their exact sum.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,12 +54,12 @@ class Extreme:
 
     @property
     def gone(self) -> str:
-        """The column with the extreme of the values that have gone, of rows to be added."""
+        """The column with the extreme of the values that were removed, in the rows to be added."""
         return f"{self.name}_gone"
 
     @property
     def net(self) -> str:
-        """The column with how many rows of a group have got or lost a value of the argument."""
+        """The column with how many rows of a group have gained or lost a value of the argument."""
         return f"matviews_net{self.number}"
 
     @property
@@ -105,11 +105,11 @@ class SumTables:
         return quoted
 
     def present(self) -> set[str]:
-        """The tables that are there, whosever they are."""
+        """The tables that exist, whoever owns them."""
         return set(connections[self.using].introspection.table_names())
 
     def home(self, name: str) -> str:
-        """A table of ours, as `Meta.db_table` would name it, wherever the search path leads."""
+        """A table of ours, as `Meta.db_table` would name it, independent of the search path."""
         return name
 
     def create_log(self, log: str, columns: Mapping[str, tuple[str, str]]) -> str:
@@ -127,7 +127,7 @@ class SumTables:
 
     #: The column with the number of an entry, where each has one.
     numbered: tuple[str, ...] = ()
-    #: What says that a column may be NULL, where that is not the default for all types.
+    #: The clause that allows NULL, where that is not the default for all types.
     nullable = ""
 
     def unlimited(self, kind: str) -> str:
@@ -146,7 +146,7 @@ class SumTables:
     reserved: tuple[str, ...] = ("rowid", "oid", "_rowid_")
 
     def accepts(self, kind: str, places: int | None) -> bool:
-        """Whether equal values of a column are the same, and numbers are exact.
+        """Whether equal values of a column are identical, and numbers exact.
 
         Args:
             kind: the type of the column.
@@ -155,7 +155,7 @@ class SumTables:
         return True
 
     def differs(self, difference: str) -> str:
-        """Whether a difference of sums shows that they differ."""
+        """Whether a difference between two sums means that they differ."""
         return f"{difference} <> 0"
 
     def columns_of_sums(self, places: Sequence[int | None]) -> list[str]:
@@ -200,7 +200,7 @@ class SumTables:
         return " OR ".join([*self._impossible(places), *of_each])
 
     def _impossible(self, places: Sequence[int | None]) -> list[str]:
-        """Conditions: fewer than no rows or values, and a sum of none."""
+        """Conditions: a negative number of rows or values, or a sum of no values."""
         found = [f"{ROWS_KEPT} < 0"]
         for number, each in enumerate(places):
             count, total = count_name(number), sum_name(number)
@@ -234,7 +234,7 @@ class SumTables:
         )
 
     def _sets(self, table: str, columns: "SumColumns", given: str) -> str:
-        """The assignments of an upsert; extremes first, as MariaDB assigns one after the other."""
+        """The assignments of an upsert, extremes first: MariaDB assigns one after the other."""
         found = []
         for each in columns.extremes:
             old, new = f"{table}.{each.name}", given.format(each.name)
@@ -245,12 +245,12 @@ class SumTables:
         return ", ".join(found)
 
     def left(self, table: str, columns: "SumColumns", rows: str) -> str:
-        """A query for how many groups may have lost an extreme value; ask it before adding.
+        """A query for how many groups may have lost an extreme value. Run it before adding.
 
         Args:
             table: the table of sums, quoted.
             columns: of the table.
-            rows: SQL with the rows to be added, and the extremes of what has gone.
+            rows: SQL with the rows to be added, and the extremes of the removed values.
         """
         same = " AND ".join(f"kept.{name} = given.{name}" for name in columns.key)
         lost = []

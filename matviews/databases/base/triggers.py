@@ -91,7 +91,7 @@ class Triggers:
 
     def version(self, table: str, spec: TriggerSpec) -> str:
         """A digest of a table's triggers, which changes with what they log and how."""
-        if (table, spec) not in self._versions:  # to write the statements takes long
+        if (table, spec) not in self._versions:  # writing the statements takes long
             statements = "\n".join(self._create(table, spec, version=""))
             self._versions[table, spec] = digest(statements)
         return self._versions[table, spec]
@@ -124,7 +124,7 @@ class Triggers:
         return [f"DROP TRIGGER IF EXISTS {self.name(name)}" for name in sorted(names)]
 
     def script(self, statements: Iterable[str]) -> str:
-        """Statements in the form that a client of the database takes, "" if there are none."""
+        """Statements as a script for a client of the database; "" if there are none."""
         return "".join(f"{statement};\n" for statement in statements)
 
     def installed_triggers(self) -> dict[str, dict[str, str]]:
@@ -170,7 +170,7 @@ class Triggers:
         return present
 
     def lacking(self, tables: Collection[str]) -> dict[str, list[str]]:
-        """The quoted names of partitions that lack a trigger of their table, by table."""
+        """The quoted names of partitions without a trigger that their table has, by table."""
         return {}
 
     def fill(self, table: str, spec: TriggerSpec, lacking: Collection[str]) -> list[str]:
@@ -178,13 +178,13 @@ class Triggers:
         return []
 
     def were_written(self, partitions: Collection[str]) -> bool:
-        """Whether a partition may ever have had rows; ask when its triggers are there."""
+        """Whether a partition may ever have had rows. Ask only once its triggers exist."""
         return False
 
     def replaced(self, table: str, spec: TriggerSpec) -> set[str]:
         """The triggers of a table with the right name that do something else.
 
-        As far as this role may see what they do.
+        Only if this role may see what they do.
         """
         return set()
 
@@ -223,13 +223,13 @@ class Triggers:
         return False
 
     def unlogged(self, tables: Collection[str]) -> dict[str, str]:
-        """The tables that can now be changed in a way that no trigger logs, and why."""
+        """The tables that can be changed in a way that no trigger logs any more, and why."""
         return {}
 
     def suppressed(
         self, tables: Collection[str], secret: Callable[[], str]
     ) -> AbstractContextManager[None]:
-        """A context, in a transaction, in which triggers log nothing that this connection does.
+        """A context, in a transaction, in which triggers log no change of this connection.
 
         A rollback undoes it; otherwise it ends with the block. `secret` returns the secret that
         proves the right.

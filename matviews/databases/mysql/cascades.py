@@ -62,7 +62,7 @@ class CascadeTriggers(MySQLTriggerSQL):
         return super()._bodies(table, spec) | cascading
 
     def unlogged(self, tables: Collection[str]) -> dict[str, str]:
-        """Tables that have got a foreign key with an action since their triggers were created."""
+        """Tables that gained a foreign key with an action since their triggers were created."""
         present = self.installed_triggers() if self._references else {}
         return {
             table: NEW_KEY
@@ -143,7 +143,7 @@ class CascadeTriggers(MySQLTriggerSQL):
         return [{"links": each, **changed} for each in (links, *after)]
 
     def _computes(self, table: str, spec: TriggerSpec) -> bool:
-        """Whether a column that counts is computed from others, perhaps from a foreign key's."""
+        """Whether a tracked column is computed from others, perhaps from a foreign key's."""
         with self.connection.cursor() as cursor:
             cursor.execute(
                 "SELECT column_name FROM information_schema.columns "

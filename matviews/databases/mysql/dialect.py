@@ -223,7 +223,7 @@ class MySQL(Dialect):
         )
 
     def delete_by_id(self, table: str, ids: Sequence[int]) -> SQL:
-        """Looks up each key by itself.
+        """Looks up each key on its own.
 
         A statement waits for every locked row that it scans, and for an IN of many keys it scans
         all rows.

@@ -22,7 +22,7 @@ DENIED = {DENIED_IN_DATABASE, 1142, 1143, 1227, 1370}
 # A full disk or table space, a damaged file, and a server that may only read.
 OUT_OF_ORDER = {3, 5, 9, 14, 28, 1016, 1021, 1030, 1034, 1114, 1194, 1290, 1792, 1836}
 UNREACHABLE = {1045, 1049, 2002, 2003}
-# Values out of range, too long, NULL, not to be cast, computed, uncompressed or converted to
+# Values out of range, too long, NULL, or impossible to cast, compute, uncompress or convert to
 # another character set; malformed JSON and geometry; violated constraints; a subquery or an INTO
 # with more than one row, a result that GROUP_CONCAT cuts, SIGNAL and CASE in a routine.
 OF_DATA = {

@@ -6,7 +6,7 @@ __all__ = ["MySQLLoad"]
 
 
 class MySQLLoad(LoadReader):
-    """The server knows how many threads are at work. Only replicas know their lag."""
+    """The server knows how many threads are running. Only replicas know their lag."""
 
     known = frozenset({"active_sessions"})
 

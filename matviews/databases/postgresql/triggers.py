@@ -20,8 +20,7 @@ IDLE_TIMEOUT_MS = 1_000
 LOCKED_STATES = {"55P03", "40P01", "25P03"}  # lock timeout, deadlock, idle timeout
 UNLOGGED = "it is unlogged: a crash empties it without firing a trigger"
 INHERITED = (
-    "it inherits from another table, or another from it, by INHERITS: make it a partitioned table, "
-    "or end that by NO INHERIT"
+    "it is a parent or child by INHERITS: make it a partitioned table, or detach it with NO INHERIT"
 )
 PARTLY_UNLOGGED = "one of its partitions is unlogged or a foreign table"
 SUBSCRIBED = "a subscription writes to it, and logical replication fires no statement trigger"

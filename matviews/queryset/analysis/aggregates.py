@@ -140,7 +140,7 @@ def of_aggregate(aggregate: Any, dialect: Dialect) -> tuple[str, Added]:
         return kind, Added(_counted(argument, dialect), condition)
     if kind in (LARGEST, SMALLEST):
         if not isinstance(argument, Col) or family(argument.target) not in ORDERED:
-            raise ValueError(f"{name} of something else than a column of numbers or dates")
+            raise ValueError(f"{name} of something other than a column of numbers or dates")
         return kind, Added(argument, condition, extremes=frozenset({kind}))
     places = _places_of_argument(argument, name, dialect)
     if kind == AVERAGE and places and any(map(_chooses, (argument, *walk(argument)))):
@@ -157,7 +157,7 @@ def _accepted(aggregate: Any, dialect: Dialect) -> tuple[str, str, Any | None]:
     if aggregate.distinct:
         raise ValueError(f"{name}(distinct=True)")
     if aggregate.extra or getattr(aggregate, "order_by", None):
-        raise ValueError(f"{name} with SQL of its own")
+        raise ValueError(f"{name} with custom SQL")
     condition = aggregate.filter
     condition = getattr(condition, "condition", condition)  # of Django 6.1
     if condition is not None and (part := inexact_part(condition, dialect)):

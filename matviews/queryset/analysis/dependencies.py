@@ -84,7 +84,7 @@ def dependency_faults(definition: ViewDefinition, key: int) -> Iterator[str]:
             yield f"{name}: {error}"
         else:
             if model is definition.model:
-                yield f"{name}: a view does not depend on itself"
+                yield f"{name}: a view cannot depend on itself"
             if wrong:
                 count = len(on or ())  # type: ignore[arg-type]
                 yield f"{name}: {count} fields cannot be the key, which has {key}"

@@ -202,7 +202,7 @@ def _no_key(field: AnyField) -> tuple[str, str]:
     """What is wrong with a field of the key, and the fix."""
     if not field.null:
         return (
-            f"key field {field.name} holds {family(field)}, which a key cannot.",
+            f"key field {field.name} holds {family(field)}, which is not allowed in a key.",
             "Use another field as the key.",
         )
     fault = (

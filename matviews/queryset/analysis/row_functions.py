@@ -99,7 +99,7 @@ def _reason(part: Any, whole: Any, dialect: Dialect) -> str:
     if isinstance(part, Collate) and part is not whole:
         return "Collate inside another function"
     if getattr(part, "extra", None) and type(part) is not Func:
-        return f"{type(part).__name__} with SQL of its own"
+        return f"{type(part).__name__} with custom SQL"
     return rule(part)
 
 
@@ -155,7 +155,7 @@ def _alike(part: Any) -> str:
 
 
 def _mixed(part: Any) -> str:
-    return f"{type(part).__name__} of values of several or other types"
+    return f"{type(part).__name__} of values of mixed or unsupported types"
 
 
 def _of_cast(part: Any) -> str:
@@ -171,7 +171,8 @@ def _of_cast(part: Any) -> str:
 def _of_arithmetic(part: Any) -> str:
     left, right = _arguments(part)
     if part.connector == part.MOD and _family(left) == WHOLE:
-        return "" if isinstance(right, Value) and right.value else "a remainder of no constant"
+        constant = isinstance(right, Value) and right.value
+        return "" if constant else "a remainder of a division by a non-constant"
     if part.connector not in (part.ADD, part.SUB, part.MUL):
         return f"the operator {part.connector}"
     return "" if _is_bounded(part) else "arithmetic, which may exceed the range of its type"
@@ -200,7 +201,7 @@ def _of_lookup(lookup: Any) -> str:
         return f"the lookup {name}"
     compared = [lookup.lhs, *(part for part in parts_of(lookup) if part is not lookup.lhs)]
     if name != "isnull" and len({_family(each) for each in compared} - {""}) > 1:
-        return f"the lookup {name} of values of several types"
+        return f"the lookup {name} of values of mixed types"
     return ""
 
 

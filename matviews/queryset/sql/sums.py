@@ -183,7 +183,7 @@ class GroupSums(SumsSchema):
         return SQL(f"{text} AS {name}", params)
 
     def _known(self, part: Any) -> str:
-        """What an aggregate returns; "" if the part is none."""
+        """What an aggregate returns; "" if the part is not an aggregate."""
         if not isinstance(part, Aggregate):
             return ""
         kind, number = self.additive.returned[self.source.query.compile_expression(part)]

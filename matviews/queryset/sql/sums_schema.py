@@ -89,7 +89,7 @@ class SumsSchema:
         return ""
 
     def fit(self) -> bool:
-        """Whether both tables are there, with the columns that `create` would give them."""
+        """Whether both tables exist, with the columns that `create` would give them."""
         found, sums = self._described(), self.additive.sums
         log = {name: kind for (table, name), kind in found.items() if table == self.additive.log}
         in_sums = {name for table, name in found if table == sums}

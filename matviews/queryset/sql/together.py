@@ -34,7 +34,7 @@ def do_keys_together(
 
 
 def do_together(statements: Statements, phases: Collection[Phase]) -> tuple[int, dict[Phase, int]]:
-    """Run phases for all keys; how many keys the source has, and the rows that each wrote."""
+    """Run phases for all keys; the number of the source's keys, and the rows that each wrote."""
     if not statements.dialect.has_writing_parts:
         return _through_temporary(statements, phases, EVERYTHING)
     keys, *written = statements.row(_in_parts(statements, phases, EVERYTHING)) or ()

@@ -134,7 +134,7 @@ def _obstacles_of_query(source: Source) -> Iterator[str]:
     if len(tables) != 1:
         yield f"source() joins {', '.join(table.table for table in tables[1:]) or 'nothing'}"
     elif model_of_table(tables[0].table) is None or tables[0].alias != tables[0].table:
-        yield f"{tables[0].table} is no plain table of a model"
+        yield f"{tables[0].table} is not a plain table of a model"
     elif set('"`.') & set(tables[0].table):
         yield f"the name of {tables[0].table} includes a schema"
 
@@ -144,7 +144,7 @@ def _obstacles_of_key(source: Source) -> Iterator[str]:
     key = {query.compile_expression(column.expression) for column in source.key}
     groups = {query.compile_expression(each) for each in query.grouping or ()}
     if key != groups:
-        yield "source() is grouped by more, or by other expressions, than the key"
+        yield "source() is not grouped by exactly the key"
     for column in source.key:
         if family(column.field) == TEXT and dialect.has_ci_collation(column.field):
             yield f"equal texts in key field {column.name} may be spelled differently"
@@ -173,7 +173,8 @@ def _check(aggregate: Any, source: Source, dialect: Dialect) -> None:
     try:
         source.query.compile_expression(aggregate)
     except EmptyResultSet as error:
-        raise ValueError(f"{type(aggregate).__name__} with a filter that nothing meets") from error
+        fault = f"{type(aggregate).__name__} with a filter that matches nothing"
+        raise ValueError(fault) from error
 
 
 def _obstacles_of_columns(source: Source, inspection: Inspection) -> Iterator[str]:

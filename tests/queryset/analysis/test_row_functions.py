@@ -118,23 +118,23 @@ def test_what_leads_to_keys(expression: Any, field: Callable[..., Any]) -> None:
         (Cast("shipped_on", CHAR), text, "Cast of a date to text, whose form depends"),
         (Cast("placed_at", models.DateField()), lambda: models.DateField(unique=True), "Cast to"),
         (Func("status", function="my_own", output_field=CHAR), text, "the function my_own"),
-        (Lower("status", function="my_own"), text, "Lower with SQL of its own"),
+        (Lower("status", function="my_own"), text, "Lower with custom SQL"),
         (Case(When(status__regex="a", then=1), default=2, output_field=WHOLE), number, "regex"),
         # What fails for some rows, which the source may leave out.
         (Cast("status", WHOLE), number, "Cast to a whole number, which fails"),
         (SLOT * F("quantity"), number, "exceed the range"),
         (SLOT / 2, number, "the operator /"),
-        (SLOT % F("quantity"), number, "a remainder of no constant"),
+        (SLOT % F("quantity"), number, "a remainder of a division by a non-constant"),
         (Substr("status", 1, SLOT), text, "a length that is not constant"),
         (Repeat("status", SLOT), text, "a length that is not constant"),
         (Chr("slot"), text, "Chr, which may depend"),
         # What has not the type that it is stored as, on a database without types.
-        (Coalesce("slot", Value("x"), output_field=CHAR), text, "Coalesce of values of several"),
+        (Coalesce("slot", Value("x"), output_field=CHAR), text, "Coalesce of values of mixed"),
         (Case(When(slot=1, then=1), default=2, output_field=CHAR), text, "Case of values of"),
         (
             Case(When(status=SLOT, then=1), default=2, output_field=WHOLE),
             number,
-            "exact of values of several types",
+            "exact of values of mixed types",
         ),
         (Left("status", SLOT), text, "a position from a column"),
         # Other than columns of one row.
