@@ -122,6 +122,7 @@ def _partitioned(rows: int, runs: int, timer: Timer, say: Callable[[str], object
     )
     load_orders(rows)
     changes.install(engine.alias())
+    view.renew()
     return Measured(name=f"{10 * FEW:,} orders changed, partitioned", seconds=medians(times))
 
 

@@ -20,11 +20,12 @@ from ..models import PhaseRun
 from ..redact import error_text, loggable
 from ..states import RunState
 from .as_of import begin
+from .batch_parts import Attempted
 from .checkpoints import leave_turns, save_changes
 from .claim import advance_token, claim, is_claimed, refused, withdraw
 from .costs import record_full_timeout
 from .dirty_keys import give_up_keys, require_full_refresh
-from .error_texts import allowed_in_texts, stored_texts
+from .error_texts import loggable_error, stored_texts
 from .messages import BatchReport, Message, Outcome, publish
 from .queues import await_changes, move_log
 from .splitting import may_split
@@ -125,9 +126,8 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
                 return attempt.record_failure(error)
 
 
-# Shards whose batches found entries in the log in this process. The set only grows, by one number
-# per view with triggers. A shard that no longer belongs here costs one statement per batch, which
-# finds the log empty.
+# Shards whose batches found entries in the log in this process. It only grows, by one number per
+# view with triggers; one that no longer belongs here costs each batch a statement.
 _SHARDS_WITH_CHANGES: set[int] = set()
 
 
@@ -215,15 +215,16 @@ class _Attempt:
 
     def record_failure(self, error: Exception) -> BatchReport:
         """Record why the batch was rolled back, guarded by the same token as the batch itself."""
+        attempted = self.work.attempted if self.work else None
         with short_transaction():
             work = self._advance_token()
             if work:
                 work.stop()
                 if run := self._failed_run(work):
                     step = Step(work, run)
-                    self._fail(step, error := step.explained(error))
+                    self._fail(step, error := step.explained(error), attempted)
                 work.save()
-        text, shown = stored_texts(error, work)[0], loggable(error, **allowed_in_texts(error, work))
+        text, shown = stored_texts(error, work, attempted)[0], loggable_error(error, work)
         return self._report(work, Outcome.FAILED, error=text, exception=shown)
 
     def postpone(self, tables: list[str]) -> BatchReport:
@@ -312,10 +313,9 @@ class _Attempt:
             run = None if work.one_run_only else work.next_run()
         return rows, limit
 
-    def _fail(self, step: Step, error: Exception) -> None:
+    def _fail(self, step: Step, error: Exception, attempted: Attempted | None) -> None:
         errors = errors_of(alias())
         failure, full = errors.failure(error), False
-        attempted = self.work.attempted if self.work else None
         keys = attempted.dirty_keys if attempted else 0
         if isinstance(error, DataError):
             # Logged values do not fit a column whose type has changed, for example.
@@ -330,7 +330,7 @@ class _Attempt:
             if self.work and self.work.staging:
                 failure = Failure.FINAL
         step.failed(
-            *stored_texts(error, step.work),
+            *stored_texts(error, step.work, attempted),
             retry=failure is not Failure.FINAL,
             smaller=failure is Failure.RETRY_SMALLER and not full,
             external=errors.is_external(error),

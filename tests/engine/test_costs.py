@@ -162,7 +162,7 @@ class TestTimeouts:
         monkeypatch.setattr(costs, "MIN_BUDGET_SECONDS", 0.3)
 
     def test_keys_that_take_longer_become_a_full_refresh(
-        self, kept: Kept, monkeypatch: pytest.MonkeyPatch
+        self, kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         # given a view whose keys have never been refreshed by themselves
         tried = slow(monkeypatch, fits=0)
@@ -171,6 +171,7 @@ class TestTimeouts:
         assert kept.refresh() == {TOO_SLOW}
         assert tried == [(Phase.INSERT, 3)]
         assert (PhaseRun.objects.filter(phase=Phase.INSERT).latest("pk").batch_size or 0) > 100
+        assert "This batch of 3 dirty keys was limited to 0.3 s, the time of a full" in caplog.text
         assert kept.rows == {"1": 5, "2": 5, "3": 5}
         # and the view remembers it
         kept.sql("UPDATE ROWS SET n = 6")
