@@ -1,7 +1,6 @@
 import re
 from dataclasses import fields
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,11 @@ from matviews.conf import Settings, get_settings
 from matviews.definition import ViewOptions
 from matviews.exceptions import InvalidSetting
 from matviews.management.commands import update_materialized_views
-from matviews.models import (
-    Alarm,
-    Heartbeat,
-    PhaseRun,
-    Refresh,
-    RefreshSchedule,
-    ViewControl,
-    ViewShard,
-)
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState, ViewState
 from matviews.tasks import checks as celery_checks
 from tests import ROOT
-
-REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+from tests.helpers.reference import documented, rows, section
 
 DEFAULTS = {
     "BATCH_TARGET": 1.0,
@@ -221,33 +210,11 @@ class TestSettings:
         assert readers == {"conf.py", "checks.py", "project_locale.py"}
 
 
-def section(title: str) -> str:
-    """The part of the reference under a heading, without further headings."""
-    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", REFERENCE, re.M | re.S)
-    assert found, f"docs/reference.md has no section {title!r}"
-    return found[1]
-
-
-def rows(title: str) -> dict[str, list[str]]:
-    """The tables of a section: first cell, without backticks, to the others."""
-    lines = [line for line in section(title).splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {first.replace("`", ""): rest for first, *rest in cells if set(first) - set("-: ")}
-
-
-def documented(title: str) -> set[str]:
-    """What the tables of a section tell of, without their headings."""
-    lines = section(title).splitlines()
-    headings = {
-        line.strip("|").split("|")[0].strip()
-        for line, below in pairwise(lines)
-        if line.startswith("|") and re.fullmatch(r"\|[-:| ]+", below)
-    }
-    return rows(title).keys() - headings
-
-
 class TestReference:
-    """docs/reference.md tells of everything that the code has, and of nothing else."""
+    """docs/reference.md tells of everything that the code has, and of nothing else.
+
+    tests/project/test_reference.py has its tables and the output as JSON.
+    """
 
     def test_settings_and_their_defaults(self) -> None:
         assert documented("Settings") == DEFAULTS.keys()
@@ -308,14 +275,6 @@ class TestReference:
         }
 
         assert {name.split()[0] for name in documented("Command")} == ours
-
-    @pytest.mark.parametrize(
-        "model", [Alarm, ViewControl, RefreshSchedule, ViewShard, Refresh, PhaseRun, Heartbeat]
-    )
-    def test_tables(self, model: type[Any]) -> None:
-        fields = set(re.findall(r"`(\w+)`", rows("Tables")[model.__name__][-1]))
-
-        assert fields == {field.name for field in model._meta.fields if field.name != "id"}
 
     def test_states(self) -> None:
         states = (*RefreshState, *RunState, *ViewState)
