@@ -127,10 +127,30 @@ class TestChoice:
         self, kept: Kept, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(dirty_keys, "FULL_REFRESH_MIN_KEYS", 0)
-        learn(Cost(1.0, {0: 0.001}))
+        learn(Cost(1.0, {4: 0.001}))
         kept.sql("UPDATE ROWS SET n = 6")
         kept.change()
         assert kept.rows == {"1": 6, "2": 6, "3": 6}
+
+    @pytest.mark.parametrize(
+        ("keys", "most"),
+        [
+            ({}, None),
+            ({0: 0.04}, None),  # mostly what any refresh takes
+            ({0: 0.04, 3: 0.05}, None),
+            ({0: 0.04, 4: 0.05}, 5_120),
+            ({0: 0.04, 4: 1.1}, 255),
+            ({0: 1.1}, 0),
+        ],
+    )
+    def test_few_keys_do_not_tell_what_many_cost(
+        self, keys: dict[int, float], most: int | None
+    ) -> None:
+        work = Mock(
+            shard=Mock(costs={"insert": Cost(1.0, keys)}, view=Mock(pinned_strategy=None)),
+            definition=Mock(derived=["insert"]),
+        )
+        assert costs.max_worthwhile_keys(work) == most
 
     @pytest.mark.skipif(VENDOR == "mariadb", reason="its statistics may lag behind the rows")
     def test_a_tenth_of_a_new_view_is_known_before_its_statistics_are(
