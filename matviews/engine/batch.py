@@ -28,7 +28,7 @@ from .dirty_keys import give_up_keys, require_full_refresh
 from .error_texts import loggable_error, stored_texts
 from .messages import BatchReport, Message, Outcome, publish
 from .queues import await_changes, move_log
-from .splitting import may_split
+from .splitting import is_unfit, may_split
 from .step import MAX_FAILURES, Step
 from .transactions import (
     alias,
@@ -161,8 +161,9 @@ class _Attempt:
         self.done_together = 0
         #: Whether to run only one phase, because it is unknown which of several has failed.
         self.one_phase_only = False
-        #: Whether to do the work by keys, because it has failed for its data.
-        self.splitting = False
+        #: Whether to do the work by keys, because it has failed for its data; and whether a value
+        #: may not have fit its staging table.
+        self.splitting = self.unfit = False
         #: How often in a row the batch of the run that was tried last had failed before.
         self.failures = 0
         #: The work of the shard, once it is loaded.
@@ -191,9 +192,9 @@ class _Attempt:
         """Whether the batch is to run again, now with one phase only, or by keys."""
         ambiguous = self._is_ambiguous(error)
         self.splitting = not ambiguous and self._may_split(error)
-        repeats = ambiguous or self.splitting
-        self.one_phase_only = self.one_phase_only or repeats
-        return repeats
+        self.unfit = self.splitting and self.work is not None and is_unfit(self.work, error)
+        self.one_phase_only |= ambiguous or self.splitting
+        return ambiguous or self.splitting
 
     def _is_ambiguous(self, error: Exception) -> bool:
         """Whether a statement or the COMMIT of several phases failed: which of them is unknown.
@@ -289,7 +290,7 @@ class _Attempt:
         # After a kill, runs end and commit one at a time. Otherwise the kills of one hook could be
         # attributed to another run.
         work.one_run_only = self.one_phase_only or work.shard.attempts > 1
-        work.splitting = self.splitting
+        work.splitting, work.unfit = self.splitting, self.unfit
         run = work.next_run(self.message.phase)
         rows, limit = 0, None
         while run is not None:

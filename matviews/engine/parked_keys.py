@@ -29,6 +29,7 @@ __all__ = [
     "due_of",
     "find_parked",
     "forget_underived",
+    "has_unfit",
     "involves_others",
     "is_of_data",
     "make_due",
@@ -205,6 +206,13 @@ def is_of_data(work: Work, error: Exception) -> bool:
     if violation is None or violation.kind is not ConstraintKind.NOT_NULL:
         return True
     return {column.field.column for column in work.plan.source.columns} >= set(violation.columns)
+
+
+def has_unfit(work: Work) -> bool:
+    """Whether a key of the view is parked because a value may not have fit its column."""
+    parked(work, "")  # reads them
+    does_not_fit = errors_of(alias()).does_not_fit
+    return any(does_not_fit(row.code) for row in work.parked or ())
 
 
 def involves_others(error: Exception) -> bool:

@@ -8,6 +8,7 @@ fails alone is parked, the rest is written.
 from collections.abc import Sequence
 
 from ..contract import Batch
+from ..databases import errors_of
 from ..databases.keys import Key, to_json
 from ..definition import ViewDefinition
 from ..models import PhaseRun
@@ -15,11 +16,13 @@ from ..phases import Phase
 from ..queryset import BatchRunner, Plan, WindowProgress
 from .parked_keys import due_of, find_parked, is_of_data, max_parked, parked, try_soon
 from .splitter import PROBES, SAMPLE_KEYS, Splitter
+from .transactions import alias
 from .work import Work
 
 __all__ = [
     "can_split",
     "is_careful",
+    "is_unfit",
     "may_split",
     "parking_obstacle",
     "run_dirty",
@@ -34,7 +37,10 @@ def is_careful(work: Work) -> bool:
 
 
 def splitting_obstacle(plan: Plan) -> str:
-    """Why a row that cannot be computed fails its whole phase; "" if its key can be parked."""
+    """Why a row that cannot be computed fails its whole phase; "" if its key can be parked.
+
+    One that is computed, and only cannot be written, is parked all the same.
+    """
     return plan.strategy.incremental_obstacle if plan.strategy.staged else ""
 
 
@@ -65,7 +71,13 @@ def may_split(work: Work, tried: tuple[int, str], error: Exception) -> bool:
         return False
     if not max_parked(definition) or not is_of_data(work, error):
         return False
-    return not splitting_obstacle(work.plan) or not work.staging
+    return not splitting_obstacle(work.plan) or not work.staging or is_unfit(work, error)
+
+
+def is_unfit(work: Work, error: Exception) -> bool:
+    """Whether a value may not have fit the staging table that was being filled."""
+    errors = errors_of(alias())
+    return work.staging and errors.does_not_fit(errors.code(error))
 
 
 def _runner(plan: Plan, stage: str) -> BatchRunner:

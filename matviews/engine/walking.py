@@ -9,7 +9,7 @@ from ..models import PhaseRun
 from ..phases import Phase
 from ..queryset import Plan, WindowProgress, fill_stage, stage_name
 from ..states import RefreshStrategy
-from .parked_keys import parked, unpark
+from .parked_keys import has_unfit, parked, unpark
 from .splitting import can_split, is_careful, walk_keys
 from .transactions import alias
 from .work import Work
@@ -58,11 +58,15 @@ def _goes_unstaged(work: Work, run: PhaseRun, plan: Plan) -> bool:
 
 
 def _stage(work: Work, run: PhaseRun, plan: Plan) -> None:
-    """Create and fill a refresh's staging table; without the right to, the phase uses none."""
-    run.stage = stage_name(run.refresh_id, alias())
+    """Create and fill a refresh's staging table; without the right to, the phase uses none.
+
+    If a value does not fit the view's columns, it takes every value that can be computed.
+    """
+    run.stage = stage_name(run.refresh_id, alias(), raw=work.unfit or has_unfit(work))
     # The table is replaced, so runs of another definition no longer have one.
     for other in work.runs:
-        if other.stage == run.stage and other.fingerprint != run.fingerprint:
+        of_refresh = other.refresh_id == run.refresh_id and other.stage
+        if of_refresh and other.fingerprint != run.fingerprint:
             other.stage = ""
             work.touch(other)
     work.staging = True

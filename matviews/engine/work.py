@@ -82,6 +82,8 @@ class Work:
     sums: dict[int, BatchRunner | None] = field(default_factory=dict)
     #: Whether the batch has failed for its data and is done by keys now.
     splitting: bool = False
+    #: Whether it has failed because a value may not have fit its staging table.
+    unfit: bool = False
     #: Whether a staging table is being filled; after an error, whether that failed.
     staging: bool = False
     #: Whether the batch has failed because too many keys did.

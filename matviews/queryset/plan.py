@@ -23,7 +23,8 @@ from .analysis.source_query import SourceQuery
 from .analysis.sql_text import tables_named
 from .sql import key_lookups
 from .sql.lookups import dependency_keys, linked_keys
-from .sql.readers import KeyReader, SourceReader, StageReader, WindowReader
+from .sql.readers import KeyReader, SourceReader, WindowReader
+from .sql.stage_reader import StageReader
 from .sql.statements import Statements
 from .sql.sums import GroupSums, SumsReader
 from .sql.windows import BatchRunner

@@ -1,6 +1,6 @@
 """A source of which some rows can be computed or written, and others not."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from matviews.states import RefreshState
 from tests.helpers import view_classes
 from tests.helpers.tables import derived_view, made, model
 
-__all__ = ["KINDS", "Poisoned"]
+__all__ = ["KINDS", "WRITTEN", "Poisoned"]
 
 ON_SQLITE = connection.vendor == "sqlite"
 HEALTHY: dict[str, Any] = {
@@ -34,6 +34,9 @@ if ON_SQLITE:
     POISON["overflow"] = {"number": -(2**63)}
 # SQLite gives NULL for a division by zero, takes any text for a number, and checks no lengths. But
 # it refuses some computations: there, `overflow` and `cast` are ABS(-2^63) and malformed JSON.
+WRITTEN = ["null", "unique", "check"]  # only the table refuses these
+if not ON_SQLITE:
+    WRITTEN += ["overflow", "too long"]
 KINDS = [kind for kind in POISON if not (ON_SQLITE and kind in ("division", "too long"))]
 
 
@@ -42,10 +45,20 @@ class Poisoned:
 
     Args:
         staged: whether no index serves the key, and rows are groups.
+        whole: makes the query one that cannot be computed for some keys alone. Then nothing is too
+            large while it is computed.
         options: more of the view's `MatviewMeta`.
+        fields: more of the view's fields, for columns that `whole` adds.
     """
 
-    def __init__(self, *, staged: bool = False, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        staged: bool = False,
+        whole: Callable[[Any], Any] | None = None,
+        options: dict[str, Any] | None = None,
+        fields: dict[str, Any] | None = None,
+    ) -> None:
         self.Row = row = model(
             "Row",
             k=models.BigIntegerField(unique=not staged),
@@ -62,6 +75,8 @@ class Poisoned:
             return Max(name) if staged else F(name)
 
         number, text = read("number"), read("text")
+        if whole:
+            number = Cast(number, models.BigIntegerField())
         if ON_SQLITE:
             number = Abs(number)
             text = Func(text, Value("$"), function="JSON_EXTRACT", output_field=models.TextField())
@@ -75,7 +90,7 @@ class Poisoned:
             "positive": read("sign"),
         }
         self.View = derived_view(
-            lambda cls: (
+            lambda cls: (whole or (lambda rows: rows))(
                 row._base_manager.values(ref=F("k")).annotate(**columns)
                 if staged
                 else row._base_manager.values(ref=F("k"), **columns)
@@ -90,6 +105,7 @@ class Poisoned:
             needed=models.IntegerField(),
             single=models.BigIntegerField(unique=True),
             positive=models.IntegerField(),
+            **(fields or {}),
             meta={
                 "constraints": [
                     models.CheckConstraint(condition=Q(positive__gte=0), name="made_positive")
@@ -133,7 +149,13 @@ class Poisoned:
     def refresh(self, **request: Any) -> Refresh:
         """Refresh the view, which succeeds."""
         refresh = view_classes.run(self.View, **request)
-        assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
+        assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, ""), refresh.error
+        return refresh
+
+    def failed(self, **request: Any) -> Refresh:
+        """Refresh the view, which fails."""
+        refresh = view_classes.run(self.View, **request)
+        assert refresh.state == RefreshState.FAILED
         return refresh
 
     def parked(self) -> set[int]:

@@ -102,6 +102,10 @@ class Errors:
         """Whether a statement failed for some rows that it read or wrote, and not as a whole."""
         return False
 
+    def does_not_fit(self, code: str) -> bool:
+        """Whether a code is of a value that its column may refuse: NULL, too long, another type."""
+        raise NotImplementedError
+
     def violation(self, error: DatabaseError) -> Violation | None:
         """The constraint that a statement violated, None if the error is another."""
         raise NotImplementedError

@@ -30,6 +30,8 @@ OF_DATA = {
     1339, 1365, 1366, 1406, 1411, 1416, 1441, 1451, 1452, 1525, 1586, 1644, 1690, 1977, 3140, 3141,
     3156, 3819, 4025, 4035, 4036, 4037, 4038, 4039, 4040,
 }  # fmt: skip
+# NULL, out of range, cut off, not to be converted, and too long.
+UNFIT = {"1048", "1264", "1265", "1292", "1366", "1406"}
 # Where an error's text has names. The text may be in any language; the value of a violated key
 # precedes the key's name.
 _KEY = re.compile(r".*'(?:[^'.]*\.)?(?P<name>[^'.]+)'", re.DOTALL)
@@ -93,6 +95,9 @@ class MySQLErrors(Errors):
 
     def is_of_data(self, error: Exception) -> bool:
         return isinstance(error, Error) and number_of(error) in OF_DATA
+
+    def does_not_fit(self, code: str) -> bool:
+        return code in UNFIT
 
     def violation(self, error: DatabaseError) -> Violation | None:
         number, text = error.args if len(error.args) == 2 else (None, "")

@@ -9,6 +9,7 @@ from ...redact import error_words
 from ..base.dialect import Dialect
 from ..base.staging import Staging, StagingRefused
 from ..fields import AnyField
+from ..sql import SQL
 from .errors import number_of
 
 __all__ = ["MySQLStaging"]
@@ -59,6 +60,20 @@ class MySQLStaging(Staging):
             f"SELECT {names} FROM {dialect.name(view)} LIMIT 0"
         )
 
+    def create_raw(
+        self,
+        table: str,
+        view: str,
+        fields: Sequence[AnyField],
+        key: Sequence[AnyField],
+        dialect: Dialect,
+        rows: SQL,
+    ) -> list[SQL]:
+        """The primary key makes its columns NOT NULL."""
+        typed, names = self._typed(view, fields, key, dialect, rows), dialect.names(key)
+        create = f"CREATE TABLE {table} (PRIMARY KEY ({', '.join(names)})) {typed.text}"
+        return [SQL(create, typed.params)]
+
     def replacing(self, table: str, create: str) -> list[str]:
         """MariaDB does so in one statement."""
         if not self.connection.mysql_is_mariadb:
@@ -69,12 +84,12 @@ class MySQLStaging(Staging):
         return f"DROP TEMPORARY TABLE IF EXISTS {table}"
 
     @contextmanager
-    def definitions(self, wait: int) -> Iterator[Callable[[str], object]]:
+    def definitions(self, wait: int) -> Iterator[Callable[[SQL], object]]:
         """On a connection of its own, so that the current transaction goes on."""
         try:
             with closing(self.connection.copy()) as other, other.cursor() as cursor:
                 cursor.execute(f"SET SESSION lock_wait_timeout = {wait}")
-                yield lambda statement: cursor.execute(statement, ())
+                yield lambda statement: cursor.execute(*statement)
         except DatabaseError as error:
             if number_of(error) in DENIED:
                 raise StagingRefused(error_words(error)) from error

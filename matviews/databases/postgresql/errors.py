@@ -33,6 +33,8 @@ DENIED = "42501"
 # row, and a row too long for an index.
 OF_DATA = ("22", "23", "P0")
 ALSO_OF_DATA = {"21000", "54000"}
+# Texts too long, numbers and dates out of range, NULL, texts that are no value of a type.
+UNFIT = {"22001", "22003", "22007", "22008", "23502", "22P02"}
 # A routine that raises an error blames the row for it, whatever its code, but for these classes.
 NEVER_OF_DATA = {*EXTERNAL, "42"}
 
@@ -85,6 +87,9 @@ class PostgreSQLErrors(Errors):
         cause: Any = error.__cause__ or error
         by_routine = hasattr(cause, "diag") and raised_by_routine(cause)
         return state.startswith(OF_DATA) or state in ALSO_OF_DATA or by_routine
+
+    def does_not_fit(self, code: str) -> bool:
+        return code in UNFIT
 
     def violation(self, error: DatabaseError) -> Violation | None:
         cause: Any = error.__cause__ or error

@@ -1,6 +1,11 @@
 """Staging tables on PostgreSQL."""
 
+from collections.abc import Sequence
+
+from ..base.dialect import Dialect
 from ..base.staging import Staging
+from ..fields import AnyField
+from ..sql import SQL
 
 __all__ = ["PostgreSQLStaging"]
 
@@ -30,6 +35,22 @@ class PostgreSQLStaging(Staging):
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", [schema])
             return [name for (name,) in cursor.fetchall()]
+
+    def create_raw(
+        self,
+        table: str,
+        view: str,
+        fields: Sequence[AnyField],
+        key: Sequence[AnyField],
+        dialect: Dialect,
+        rows: SQL,
+    ) -> list[SQL]:
+        """The primary key makes its columns NOT NULL."""
+        typed, names = self._typed(view, fields, key, dialect, rows), dialect.names(key)
+        return [
+            SQL(f"CREATE TABLE {table} AS {typed.text}", typed.params),
+            SQL(f"ALTER TABLE {table} ADD PRIMARY KEY ({', '.join(names)})"),
+        ]
 
     def problem(self, schema: str) -> str:
         """Checked beforehand: a failing CREATE would put an error into the server's log."""

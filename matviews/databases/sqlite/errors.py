@@ -59,6 +59,9 @@ class SQLiteErrors(Errors):
         text = str(error.__cause__ or error)
         return _name(error).startswith(OF_DATA) or text.startswith(OF_DATA_BY_TEXT)
 
+    def does_not_fit(self, code: str) -> bool:
+        return code == "SQLITE_CONSTRAINT_NOTNULL"
+
     def violation(self, error: DatabaseError) -> Violation | None:
         kind = self.kinds.get(_name(error))
         if kind is None:

@@ -1,4 +1,4 @@
-"""Reading the rows of a source: in windows or by keys from its own query, or from a stage."""
+"""Reading the rows of a source in windows or by keys from its own query."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from django.utils import timezone
 from ...databases import Dialect
 from ...databases.fields import AnyField, Column, column_of
 from ...databases.keys import Key, Keys, KeySelection, shown
-from ...databases.sql import SQL, equal, joined
+from ...databases.sql import SQL, joined
 from ...exceptions import NotAdvancing
 from ...redact import OMITTED, may_show_keys
 from ..analysis.lineage import equal_columns
@@ -24,7 +24,6 @@ from .date_ranges import DateBound, date_bounds, ranged_column
 __all__ = [
     "KeyReader",
     "SourceReader",
-    "StageReader",
     "WindowReader",
     "_keys_of_table",
     "as_stored",
@@ -167,61 +166,6 @@ class KeyReader:
         return query.restricted(among(*columns, dialect=self.dialect, within=within))
 
 
-class StageReader:
-    """Reads a staging table, or evaluates the source as a whole in each statement.
-
-    Args:
-        source: the source.
-        dialect: the SQL dialect of its database.
-        stage: the name of the staging table; "" evaluates the source.
-        table: the same, already quoted.
-    """
-
-    def __init__(
-        self, source: Source, dialect: Dialect, stage: str = "", *, table: str = ""
-    ) -> None:
-        self.source, self.dialect = source, dialect
-        self.stage = table or dialect.name(stage or "matviews_whole")
-        self.table = SQL(self.stage)
-        self.is_stored = bool(stage or table)
-        if not self.is_stored:
-            computed = whole(source, dialect)
-            self.table = SQL(f"({computed.text}) {self.stage}", computed.params)
-        self.key_fields = _key_fields(source)
-
-    def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
-        condition = [self._inside(within)]
-        if missing:
-            condition.append(self._missing())
-        return self._select([column.field for column in self.source.columns], condition)
-
-    def keys(self, within: KeySelection) -> SQL:
-        return self._select(self.key_fields, [self._inside(within)])
-
-    def keys_after(self, low: Key | None, count: int) -> SQL:
-        names = self.dialect.names(self.key_fields)
-        keys = next_keys(self.table.text, names, [self._inside((low, None))], count)
-        return SQL(keys.text, (*self.table.params, *keys.params))
-
-    def _inside(self, within: KeySelection) -> SQL:
-        names = self.dialect.names(self.key_fields, self.stage)
-        return self.dialect.selects(names, within, self.key_fields)
-
-    def _missing(self) -> SQL:
-        view = self.dialect.name(self.source.model._meta.db_table)
-        mine = self.dialect.names(self.key_fields, self.stage)
-        theirs = self.dialect.names(self.key_fields, view)
-        return SQL(f"NOT EXISTS (SELECT 1 FROM {view} WHERE {equal(mine, theirs)})")
-
-    def _select(self, fields: list[AnyField], conditions: list[SQL]) -> SQL:
-        columns = ", ".join(self.dialect.names(fields))
-        where = joined(" AND ", conditions)
-        text = f" WHERE {where.text}" if where else ""
-        return SQL(
-            f"SELECT {columns} FROM {self.table.text}{text}", (*self.table.params, *where.params)
-        )
-
-
 class _FirstColumn:
     """Restricts a joined column to the values that the key's first column can take."""
 
@@ -245,13 +189,24 @@ class _FirstColumn:
         )
 
 
-def whole(source: Source, dialect: Dialect) -> SQL:
-    """A query for all rows of a source as they will be stored, whatever the strategy."""
-    return _selected(source.query, source, source.columns, dialect)
+def whole(source: Source, dialect: Dialect, *, raw: bool = False) -> SQL:
+    """A query for all rows of a source, whatever the strategy, as they will be stored.
+
+    Args:
+        source: the source.
+        dialect: the SQL dialect of its database.
+        raw: whether only the key is as it will be stored, and the other columns as computed.
+    """
+    return _selected(source.query, source, source.columns, dialect, raw=raw)
 
 
 def _selected(
-    query: SourceQuery, source: Source, columns: tuple[Column, ...], dialect: Dialect
+    query: SourceQuery,
+    source: Source,
+    columns: tuple[Column, ...],
+    dialect: Dialect,
+    *,
+    raw: bool = False,
 ) -> SQL:
     """A query for columns of a source under the view's names, without rows that have a NULL key."""
     names = dialect.names([column.field for column in columns])
@@ -259,6 +214,8 @@ def _selected(
         ", ",
         (
             joined(" AS ", (as_stored(column, name, dialect), SQL(name)))
+            if column in source.key or not raw
+            else SQL(name)
             for column, name in zip(columns, names, strict=True)
         ),
     )

@@ -18,10 +18,12 @@ from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, transaction
 
 from ...conf import get_settings
 from ...databases import Dialect, StagingRefused, dialect_of, staging_of
+from ...databases.sql import SQL
 from ...models import PhaseRun
 from ...redact import error_words
 from ..analysis.source import Source
 from .readers import whole
+from .stage_reader import RAW, is_raw
 from .violations import refused
 
 __all__ = [
@@ -43,24 +45,31 @@ class _Location(NamedTuple):
     #: The start of their names.
     prefix: str
 
-    def table(self, refresh: int, using: str) -> str:
-        """The staging table of a refresh, in the form that `Dialect.name` takes."""
-        return staging_of(using).table(self.schema, f"{self.prefix}{refresh}")
+    def table(self, name: str, using: str) -> str:
+        """A table in the form that `Dialect.name` takes."""
+        return staging_of(using).table(self.schema, name)
 
 
-def stage_name(refresh: int, using: str = DEFAULT_DB_ALIAS) -> str:
-    """The staging table of a refresh, given by its primary key."""
-    return _locations(using)[0].table(refresh, using)
+def stage_name(refresh: int, using: str = DEFAULT_DB_ALIAS, *, raw: bool = False) -> str:
+    """The staging table of a refresh, given by its primary key.
+
+    Args:
+        refresh: the primary key.
+        using: alias of the database.
+        raw: whether its values are as they were computed, see `stage_reader.is_raw`.
+    """
+    location = _locations(using)[0]
+    return location.table(f"{location.prefix}{refresh}{RAW * raw}", using)
 
 
 def stages(using: str) -> dict[int, str]:
-    """The staging tables that exist, by the primary keys of their refreshes."""
+    """The staging tables that exist, by the primary keys of their refreshes; one for each."""
     found: dict[int, str] = {}
     for location in _locations(using):
         for name in staging_of(using).tables(location.schema):
-            number = name.removeprefix(location.prefix)
+            number = name.removeprefix(location.prefix).removesuffix(RAW)
             if name.startswith(location.prefix) and number.isdecimal():
-                found.setdefault(int(number), location.table(int(number), using))
+                found.setdefault(int(number), location.table(name, using))
     return found
 
 
@@ -116,21 +125,29 @@ def staging_problem(using: str) -> str:
 def fill_stage(name: str, source: Source, dialect: Dialect) -> int:
     """Create a staging table and evaluate the source into it, in the current transaction.
 
+    It replaces the one that the refresh has.
+
     Returns:
         The number of rows.
 
     Raises:
         StagingRefused: the role of this connection may not create the table.
-        RowRefused: two rows of the source have the same key, or a NOT NULL column is NULL.
+        RowRefused: two rows of the source have the same key; or, if it is not raw, a value does not
+            fit the view's column.
     """
     if problem := staging_problem(dialect.using):
         raise StagingRefused(problem)
     fields, key = ([column.field for column in columns] for columns in (source.columns, source.key))
-    rows, staging = whole(source, dialect), staging_of(dialect.using)
+    rows, staging = whole(source, dialect, raw=is_raw(name)), staging_of(dialect.using)
     table, view = dialect.name(name), source.model._meta.db_table
     with staging.definitions(LOCK_WAIT_SECONDS) as execute:
-        execute(f"DROP TABLE IF EXISTS {table}")
-        execute(staging.create(table, view, fields, key, dialect))
+        execute(SQL(f"DROP TABLE IF EXISTS {table}"))
+        if is_raw(name):
+            execute(SQL(f"DROP TABLE IF EXISTS {dialect.name(name.removesuffix(RAW))}"))
+            for statement in staging.create_raw(table, view, fields, key, dialect, rows):
+                execute(statement)
+        else:
+            execute(SQL(staging.create(table, view, fields, key, dialect)))
     columns = ", ".join(dialect.names(fields))
     with connections[dialect.using].cursor() as cursor:
         try:
@@ -153,4 +170,4 @@ def drop_stage(name: str, using: str, *, unread: bool = False) -> None:
         return  # the current transaction may have read it and would wait for itself
     wait = 0 if unread else LOCK_WAIT_SECONDS
     with suppress(DatabaseError, StagingRefused), staging.definitions(wait) as execute:
-        execute(f"DROP TABLE IF EXISTS {dialect_of(using).name(name)}")
+        execute(SQL(f"DROP TABLE IF EXISTS {dialect_of(using).name(name)}"))

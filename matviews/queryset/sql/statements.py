@@ -14,7 +14,8 @@ from ...phases import Phase
 from ..analysis.columns import exact_values
 from ..analysis.source import Source
 from .date_ranges import DateBound
-from .readers import KeyReader, SourceReader, StageReader, next_keys, not_advancing
+from .readers import KeyReader, SourceReader, next_keys, not_advancing
+from .stage_reader import StageReader
 
 __all__ = ["EVERYTHING", "KEYS", "Statements"]
 

@@ -15,7 +15,8 @@ from ...databases.base.sums import (
 from ...databases.fields import Column
 from ...databases.sql import SQL, joined
 from ..analysis.aggregates import COUNT, LARGEST, SMALLEST, SUM, Added, replaced
-from .readers import StageReader, as_stored
+from .readers import as_stored
+from .stage_reader import StageReader
 from .sums_schema import SumsSchema
 
 __all__ = ["GroupSums", "SumsReader"]

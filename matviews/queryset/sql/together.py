@@ -12,7 +12,7 @@ from ...databases.fields import WHOLE
 from ...databases.keys import Keys, KeySelection
 from ...databases.sql import SQL, Array, joined
 from ...phases import Phase
-from .readers import StageReader
+from .stage_reader import StageReader
 from .statements import EVERYTHING, Statements
 
 __all__ = ["do_keys_together", "do_together"]
