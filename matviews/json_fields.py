@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from django.db.models import JSONField
 
+from .waits import Wait
+
 __all__ = [
     "UNTRACKED",
     "Checkpoint",
@@ -14,6 +16,7 @@ __all__ = [
     "CostsField",
     "Drain",
     "DrainsField",
+    "WaitField",
 ]
 
 
@@ -101,6 +104,13 @@ class DrainsField(_TypedField):
 
     def value_to_string(self, obj: Any) -> Any:
         return _plain(self.value_from_object(obj))
+
+
+class WaitField(_TypedField):
+    """A `Wait`, or NULL."""
+
+    def typed(self, value: Any) -> Wait:
+        return Wait(*value)
 
 
 def _time(value: str | datetime) -> datetime:

@@ -56,7 +56,7 @@ def _why_open(refresh: Refresh) -> str:
         return f"it was {refresh.state}"
     if refresh.view.held:
         return "it is paused" if refresh.view.paused else "it is disabled"
-    return f"it waits: {refresh.view.wait_reason or 'it has failed'}"
+    return f"it waits: {refresh.view.wait or 'it has failed'}"
 
 
 def _traces(refresh: Refresh) -> Sequence[str]:

@@ -15,6 +15,7 @@ from ..engine import RowCount, ViewStatus
 from ..models import RefreshSchedule
 from ..states import ViewState
 from ..tasks.schedules import ScheduleStatus
+from ..waits import WaitCode
 from .phrases import duration, number
 
 __all__ = [
@@ -102,10 +103,9 @@ def pausing_text(status: ViewStatus) -> str:
     if status.quiet_until:
         left = duration(status.quiet_until - engine.utc_now())
         return _("quiet hours, for another %(time)s") % {"time": left}
-    if status.wait_reason == "turns":
-        return _("takes turns with other long refreshes")
-    waits = _("waits: %(reason)s") % {"reason": status.wait_reason}
-    return waits if status.wait_reason else ""
+    if status.wait and status.wait.code == WaitCode.TURNS:
+        return status.wait.shown
+    return _("waits: %(reason)s") % {"reason": status.wait.shown} if status.wait else ""
 
 
 def row_count(count: RowCount | None) -> str:

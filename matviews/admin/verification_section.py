@@ -130,8 +130,8 @@ def verifying_text(verifying: Verifying | None) -> str:
     """Where a verification under way is; "" without one."""
     if verifying is None:
         return ""
-    if verifying.wait_reason:
-        return _("waits: %(reason)s") % {"reason": verifying.wait_reason}
+    if verifying.wait:
+        return _("waits: %(reason)s") % {"reason": verifying.wait.shown}
     if not verifying.running:
         return _("waits for a worker")
     if verifying.repair:

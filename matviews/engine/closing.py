@@ -20,9 +20,10 @@ from ..models import PhaseRun, Refresh, ViewControl, ViewShard
 from ..phases import Phase
 from ..redact import bounded
 from ..states import RefreshState, RunState, check_transition
+from ..waits import Wait, WaitCode
 from .as_of import times_of
 from .definition_digest import definition_digest
-from .failures import FAILED_RUNS, QUIET_HOURS, Ending, publish_ending, record_ending, wait
+from .failures import FAILED_RUNS, Ending, publish_ending, record_ending, wait
 from .fingerprints import save_fingerprints
 from .governor import must_wait
 from .locking import lock_available, update_if_current, update_unlocked
@@ -139,7 +140,9 @@ def _close_ended(work: Work) -> list[Refresh]:
 def _due(work: Work) -> Message | None:
     work.create_runs()
     if not (work.shard.view.held or work.waits) and (until := work.quiet_until):
-        wait(work.shard.view, until - utc_now(), f"{QUIET_HOURS}: {work.shard.view.quiet_hours}")
+        view = work.shard.view
+        reason = Wait(WaitCode.QUIET_HOURS, {"hours": str(view.quiet_hours)})
+        wait(view, until - utc_now(), reason)
     return None if must_wait(work) else work.next_message()
 
 

@@ -20,6 +20,7 @@ from ..logs import log
 from ..models import PhaseRun, Refresh, RefreshSchedule, ScheduleKind, ViewControl, ViewShard
 from ..registry import registry
 from ..states import RefreshState, RunState
+from ..waits import Wait, WaitCode
 from .definition_digest import definition_digest
 from .locking import update_unlocked
 from .recorded_failures import recorded_failures
@@ -27,7 +28,6 @@ from .transactions import now, short_transaction, utc_now
 
 __all__ = [
     "FAILED_RUNS",
-    "QUIET_HOURS",
     "Ending",
     "delay_after",
     "end_quiet_hours",
@@ -49,8 +49,6 @@ logger = logging.getLogger(__name__)
 
 MIN_RETRY_DELAY = timedelta(seconds=10)
 MAX_DOUBLINGS = 32
-#: How the reason of a wait for quiet hours begins.
-QUIET_HOURS = "quiet hours"
 FAILED_RUNS = (RunState.FAILED, RunState.NOT_CONVERGING)
 SUCCEEDED: dict[str, Any] = {
     "failures": 0,
@@ -60,7 +58,7 @@ SUCCEEDED: dict[str, Any] = {
     "failed_phases": [],
     "failed_definition": "",
     "retry_at": None,
-    "wait_reason": "",
+    "wait": None,
     "suspended_at": None,
 }
 #: One failure is left, so that the next success counts as a recovery.
@@ -69,7 +67,7 @@ RESUMED: dict[str, Any] = {
     "own_failures": 0,
     "own_failing_since": None,
     "retry_at": None,
-    "wait_reason": "",
+    "wait": None,
     "suspended_at": None,
 }
 
@@ -146,7 +144,7 @@ def _record_failure(
         "failing_since": Coalesce("failing_since", UtcNow()),
         "failed_phases": sorted(phases),
         "retry_at": UtcNow() + _delay(control),
-        "wait_reason": "",
+        "wait": None,
     }
     if control.suspended_at is None:  # a suspended view waits for another definition than its own
         changes["failed_definition"] = digest
@@ -220,19 +218,19 @@ def try_now(view_ids: Iterable[int], *, wait_again: bool = False) -> None:
     """
     with short_transaction(durable=False):
         waiting = ViewControl.objects.filter(pk__in=list(view_ids), suspended_at=None)
-        waiting.exclude(retry_at=None).update(retry_at=None, wait_reason="")
+        waiting.exclude(retry_at=None).update(retry_at=None, wait=None)
         if wait_again:
             waiting.exclude(governed_since=None).update(governed_since=None)
         _expect_messages(view_ids)
 
 
-def wait(control: ViewControl, time: timedelta, reason: str) -> None:
+def wait(control: ViewControl, time: timedelta, reason: Wait) -> None:
     """Let the refreshes of a view that nobody forces wait for a while; `wake` ends it."""
     views = ViewControl.objects.filter(pk=control.pk, suspended_at=None)
-    if not views.filter(may_begin()).update(retry_at=UtcNow() + time, wait_reason=reason):
+    if not views.filter(may_begin()).update(retry_at=UtcNow() + time, wait=reason):
         return
     log(
-        logger, logging.INFO, "refreshes wait", view=control.label, reason=reason,
+        logger, logging.INFO, "refreshes wait", view=control.label, reason=str(reason),
         seconds=round(time.total_seconds(), 1),
     )  # fmt: skip
 
@@ -250,12 +248,11 @@ def resume(view_ids: Iterable[int]) -> None:
 
 def end_quiet_hours() -> None:
     """End the waits for quiet hours that the code or an operator has since removed or shortened."""
-    waiting = ViewControl.objects.filter(
-        retry_at__gt=UtcNow(), wait_reason__startswith=f"{QUIET_HOURS}:"
-    )
+    waiting = ViewControl.objects.filter(retry_at__gt=UtcNow(), wait__isnull=False)
     for control in waiting.order_by("pk"):
         hours = control.quiet_hours
-        if hours is None or hours.until(utc_now()) is None:
+        over = hours is None or hours.until(utc_now()) is None
+        if over and control.wait.code == WaitCode.QUIET_HOURS:
             unchanged = waiting.filter(pk=control.pk, retry_at=control.retry_at)
             unchanged.update(retry_at=UtcNow())
 
@@ -273,13 +270,13 @@ def wake() -> list[int]:
 
 def wake_views(view_ids: Iterable[int]) -> list[int]:
     """End the waits of views that have not failed; those that this process has woken."""
-    waiting = ViewControl.objects.filter(suspended_at=None).exclude(wait_reason="")
+    waiting = ViewControl.objects.filter(suspended_at=None)
     return [pk for pk in view_ids if _wake(pk, waiting)]
 
 
 def _wake(view_id: int, over: QuerySet[ViewControl]) -> bool:
     with short_transaction():
-        if not over.filter(pk=view_id).update(retry_at=None, wait_reason=""):
+        if not over.filter(pk=view_id).update(retry_at=None, wait=None):
             return False
         _expect_messages([view_id])
         return True

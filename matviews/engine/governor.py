@@ -23,6 +23,7 @@ from ..exceptions import InvalidView
 from ..logs import log
 from ..models import PhaseRun, Refresh, ViewControl
 from ..queryset import tables_read
+from ..waits import Wait, WaitCode
 from .failures import wait
 from .pending import utc
 from .refresh_limit import is_limited, permit_fault, release_permit
@@ -35,13 +36,19 @@ logger = logging.getLogger(__name__)
 
 READ_EVERY = 10.0  # seconds
 ASK_AGAIN = timedelta(seconds=10)
-GOES_ON: dict[str, Any] = {"governed_since": None, "retry_at": None, "wait_reason": ""}
+GOES_ON: dict[str, Any] = {"governed_since": None, "retry_at": None, "wait": None}
 #: By setting, the field of `Load` that it limits.
 LIMITED = {
     "GOVERNOR_REPLICATION_LAG": "replication_lag",
     "GOVERNOR_ACTIVE_SESSIONS": "active_sessions",
     "GOVERNOR_TRANSACTION_AGE": "transaction_age",
     "GOVERNOR_VACUUM": "vacuumed",
+}
+#: The waits for those that have a number.
+CODES = {
+    "GOVERNOR_REPLICATION_LAG": WaitCode.REPLICATION_LAG,
+    "GOVERNOR_ACTIVE_SESSIONS": WaitCode.ACTIVE_SESSIONS,
+    "GOVERNOR_TRANSACTION_AGE": WaitCode.TRANSACTION_AGE,
 }
 
 
@@ -106,39 +113,35 @@ def _asks(work: Work, run: PhaseRun) -> bool:
     return False
 
 
-def _wait(control: ViewControl, reason: str) -> None:
+def _wait(control: ViewControl, reason: Wait) -> None:
     wait(control, ASK_AGAIN, reason)
     if control.governed_since is None:
         waiting = ViewControl.objects.filter(pk=control.pk)
         waiting.update(governed_since=Coalesce("governed_since", UtcNow()))
 
 
-def _let_go(run: PhaseRun, reason: str, waited: timedelta) -> None:
+def _let_go(run: PhaseRun, reason: Wait, waited: timedelta) -> None:
     Refresh.objects.filter(pk=run.refresh_id).update(waited_out=reason)
     log(
         logger, logging.WARNING, "refresh goes on, it has waited long enough",
-        view=run.refresh.view.label, refresh=run.refresh_id, reason=reason,
+        view=run.refresh.view.label, refresh=run.refresh_id, reason=str(reason),
         seconds=round(waited.total_seconds()),
     )  # fmt: skip
 
 
-def load_fault(definition: ViewDefinition | None) -> str:
-    """Why the database is too unwell for a view, by the first limit exceeded; "" if it is not."""
+def load_fault(definition: ViewDefinition | None) -> Wait | None:
+    """Why the database is too unwell for a view, by the first limit exceeded; None if it is not."""
     if not any(_limits()):
-        return ""
+        return None
     load, settings = _load(), get_settings()
-    for name, field, unit in (
-        ("GOVERNOR_REPLICATION_LAG", "replication_lag", " s of replication lag"),
-        ("GOVERNOR_ACTIVE_SESSIONS", "active_sessions", " active sessions"),
-        ("GOVERNOR_TRANSACTION_AGE", "transaction_age", " s since a transaction began"),
-    ):
-        limit, value = getattr(settings, name), getattr(load, field)
+    for name, code in CODES.items():
+        limit, value = getattr(settings, name), getattr(load, LIMITED[name])
         if limit is not None and value is not None and value > limit:
-            return f"{value:,.0f}{unit}, of at most {limit:,.0f}"
+            return Wait(code, {"found": value, "limit": limit})
     if not (settings.GOVERNOR_VACUUM and load.vacuumed):
-        return ""
+        return None
     vacuumed = ", ".join(sorted(_tables(definition) & load.vacuumed))
-    return f"{vacuumed} is being vacuumed" if vacuumed else ""
+    return Wait(WaitCode.VACUUM, {"tables": vacuumed}) if vacuumed else None
 
 
 def _tables(definition: ViewDefinition | None) -> set[str]:

@@ -22,6 +22,7 @@ from ..databases.clock import UtcNow
 from ..logs import log
 from ..models import Refresh, RefreshPermit, ViewControl, ViewShard
 from ..states import RefreshState
+from ..waits import Wait, WaitCode
 from .failures import wake_views
 from .locking import running
 from .transactions import alias, drop_broken_connection, short_transaction
@@ -44,7 +45,7 @@ def _limit_of(queue: str) -> int | None:
     return limits.get(queue) if isinstance(limits, dict) else limits
 
 
-def permit_fault(control: ViewControl, *, beyond: bool = False) -> str:
+def permit_fault(control: ViewControl, *, beyond: bool = False) -> Wait | None:
     """Take a permit for the batch that is due, or a place in line for one.
 
     Args:
@@ -52,15 +53,15 @@ def permit_fault(control: ViewControl, *, beyond: bool = False) -> str:
         beyond: whether to take one more than the limit if there is none.
 
     Returns:
-        Why no permit is free; "" if one is, or without a limit.
+        That no permit is free; None if one is, or without a limit.
     """
     queue = control.queue_name or ""
     limit = _limit_of(queue)
     if limit is None:
-        return ""
+        return None
     try:
         if _take(control.pk, queue, limit):
-            return ""
+            return None
         if not beyond:
             _stand_in_line(control.pk, queue)
         else:
@@ -69,10 +70,8 @@ def permit_fault(control: ViewControl, *, beyond: bool = False) -> str:
         drop_broken_connection()
         sentence = "the limit of refreshes cannot be applied"
         log(logger, logging.WARNING, sentence, exception=error, view=control.label)
-        return ""
-    of = f" of the queue {queue}" if queue else ""
-    views = "view" if limit == 1 else "views"
-    return f"at most {limit} {views}{of} {'is' if limit == 1 else 'are'} refreshed at the same time"
+        return None
+    return Wait(WaitCode.MAX_REFRESHES, {"limit": limit, "queue": queue})
 
 
 def _take(view_id: int, queue: str, limit: int | None) -> bool:

@@ -23,7 +23,7 @@ from .transactions import alias, now
 from .upstream import NO_TROUBLE, Upstream, fault_of_class, troubled
 from .verifying import verifying_of
 from .view_status import ViewStatus
-from .wait_status import is_late, quiet_until, retry_in, wait_reason
+from .wait_status import is_late, quiet_until, retry_in, wait_of
 
 __all__ = ["judge", "view_statuses"]
 
@@ -168,7 +168,7 @@ def _of_control(control: Any, state: ViewState) -> dict[str, Any]:
         "failures": control.failures,
         "failing_since": _stored(control.failing_since),
         "retry_in": retry_in(control),
-        "wait_reason": wait_reason(control),
+        "wait": wait_of(control),
         "quiet_until": quiet_until(control),
         "suspended_at": _stored(control.suspended_at),
         "open_refreshes": tuple(refresh.pk for refresh in control.open_refreshes),
@@ -204,7 +204,7 @@ def _changed(definition: ViewDefinition | None, control: Any) -> tuple[Phase, ..
 
 
 def _state(control: Any, target: timedelta | None, faults: Mapping[ViewState, bool]) -> ViewState:
-    goes_on = bool(control.open_refreshes) and not control.waits and not control.wait_reason
+    goes_on = bool(control.open_refreshes) and not control.waits and not control.wait
     by_priority = {
         ViewState.REMOVED: faults[ViewState.REMOVED],
         ViewState.INVALID: faults[ViewState.INVALID],

@@ -108,8 +108,8 @@ def request_verification(
         wider = None if None in (sample, run.sample) else max(sample or 0, run.sample or 0)
         VerifyRun.objects.filter(pk=run.pk).update(
             token=F("token") + 1, sample=wider, repair=repair or run.repair,
-            started_at=None, attempts=0, progress={}, wait_reason="", waiting_since=None,
-            waited_out="", **requested,
+            started_at=None, attempts=0, progress={}, wait=None, waiting_since=None,
+            waited_out=None, **requested,
         )  # fmt: skip
         return VerifyMessage(run.pk, run.token + 1, control.queue_name)
 
@@ -125,7 +125,7 @@ def _taken_over(
     if run.origin != Origin.SCHEDULE:
         return None
     names = ("origin", "requested_by")
-    waits = {"resend_after": requested["resend_after"]} if run.wait_reason else {}
+    waits = {"resend_after": requested["resend_after"]} if run.wait else {}
     VerifyRun.objects.filter(pk=run.pk).update(**{name: requested[name] for name in names}, **waits)
     return VerifyMessage(run.pk, run.token, control.queue_name) if waits else None
 

@@ -1,7 +1,7 @@
 """Verifications wait as batches do: for the governor, and those of schedules for quiet hours."""
 
 import logging
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.db.models import QuerySet
@@ -11,6 +11,7 @@ from ..conf import get_settings
 from ..databases.clock import UtcNow
 from ..logs import log
 from ..models import Origin, VerifyRun
+from ..waits import Wait, WaitCode
 from .governor import ASK_AGAIN, is_governed, load_fault
 from .pending import utc
 from .transactions import utc_now
@@ -19,7 +20,6 @@ __all__ = ["must_wait"]
 
 logger = logging.getLogger(__name__)
 
-IN_QUIET_HOURS = "quiet hours"
 LOOK_AGAIN = timedelta(minutes=10)  # the quiet hours may have been changed
 
 
@@ -29,10 +29,13 @@ def must_wait(run: VerifyRun, token: int) -> bool:
     After that time the message is sent again, and its worker asks again. After `GOVERNOR_MAX_WAIT`
     a run continues to its end, unless the quiet hours of its view begin.
     """
-    quiet, fault = _quiet_until(run), ""
+    hours = run.view.quiet_hours if run.origin == Origin.SCHEDULE else None
+    quiet = hours.until(utc_now()) if hours else None
+    fault = None
     same = VerifyRun.objects.filter(pk=run.pk, token=token)
     if quiet:
-        _wait(same, IN_QUIET_HOURS, min(quiet - utc_now(), LOOK_AGAIN), waiting_since=None)
+        reason = Wait(WaitCode.QUIET_HOURS, {"hours": str(hours)})
+        _wait(same, reason, min(quiet - utc_now(), LOOK_AGAIN), waiting_since=None)
         return True
     if is_governed() and not run.waited_out:
         fault = load_fault(run.view.definition)
@@ -43,17 +46,12 @@ def must_wait(run: VerifyRun, token: int) -> bool:
     if fault:
         log(
             logger, logging.WARNING, "verification goes on, it has waited long enough",
-            view=run.view.label, reason=fault, seconds=round(waited.total_seconds()),
+            view=run.view.label, reason=str(fault), seconds=round(waited.total_seconds()),
         )  # fmt: skip
-    if run.wait_reason:
-        same.update(wait_reason="", waiting_since=None, waited_out=fault)
+    if run.wait:
+        same.update(wait=None, waiting_since=None, waited_out=fault)
     return False
 
 
-def _quiet_until(run: VerifyRun) -> datetime | None:
-    hours = run.view.quiet_hours if run.origin == Origin.SCHEDULE else None
-    return hours.until(utc_now()) if hours else None
-
-
-def _wait(same: QuerySet[VerifyRun], reason: str, time: timedelta, **changes: Any) -> None:
-    same.update(wait_reason=reason, resend_after=UtcNow() + time, **changes)
+def _wait(same: QuerySet[VerifyRun], reason: Wait, time: timedelta, **changes: Any) -> None:
+    same.update(wait=reason, resend_after=UtcNow() + time, **changes)

@@ -7,6 +7,7 @@ from typing import Any
 from ..databases import clock
 from ..databases.clock import UtcNow
 from ..models import VerifyRun
+from ..waits import Wait
 from .transactions import alias
 
 __all__ = ["Verifying", "find_verifying", "verifying_of"]
@@ -28,8 +29,8 @@ class Verifying:
     sample: int | None
     #: Who requested it; "" for a schedule.
     requested_by: str
-    #: Why it waits, for quiet hours or the governor; "" if it does not.
-    wait_reason: str = ""
+    #: Why it waits, for quiet hours or the governor; None if it does not.
+    wait: Wait | None = None
 
 
 def find_verifying(view_id: int) -> Verifying | None:
@@ -46,7 +47,7 @@ def verifying_of(control: Any) -> Verifying | None:
 
 def _shown(run: VerifyRun, moment: datetime) -> Verifying:
     held = run.resend_after is not None and run.resend_after > moment
-    worked = held and run.started_at is not None and not run.wait_reason
+    worked = held and run.started_at is not None and not run.wait
     return Verifying(
         running=worked,
         since=clock.stored(run.started_at, alias()) if run.started_at else run.requested_at,
@@ -54,5 +55,5 @@ def _shown(run: VerifyRun, moment: datetime) -> Verifying:
         repair=run.repair,
         sample=run.sample,
         requested_by=run.requested_by,
-        wait_reason=run.wait_reason,
+        wait=run.wait,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..phases import Phase
 from ..states import ViewState
+from ..waits import Wait
 from .progress import Claim
 from .rows import RowCount
 from .upstream import NO_TROUBLE, Upstream
@@ -61,9 +62,8 @@ class ViewStatus:
     failing_since: datetime | None = None
     #: How long it still waits before its next try; None if it does not wait, or is suspended.
     retry_in: timedelta | None = None
-    #: Why its open refreshes wait, if not because of failures; "turns" if for other long ones in
-    #: the queue; "" if they do not.
-    wait_reason: str = ""
+    #: Why its open refreshes wait, if not because of failures; None if they do not.
+    wait: Wait | None = None
     #: When its quiet hours end, in UTC; None outside of them.
     quiet_until: datetime | None = None
     #: Since when it is suspended, None if it is not.

@@ -4,9 +4,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ..models import ViewControl
+from ..waits import Wait, WaitCode
 from .transactions import utc_now
 
-__all__ = ["is_late", "quiet_until", "retry_in", "wait_reason"]
+__all__ = ["is_late", "quiet_until", "retry_in", "wait_of"]
 
 
 def quiet_until(control: ViewControl) -> datetime | None:
@@ -24,12 +25,13 @@ def is_late(control: ViewControl, staleness: timedelta | None, target: timedelta
     return staleness > target
 
 
-def wait_reason(control: Any) -> str:
-    """Why the open refreshes of a view wait, apart from failures; "" if they do not."""
+def wait_of(control: Any) -> Wait | None:
+    """Why the open refreshes of a view wait, apart from failures; None if they do not."""
     if not control.open_refreshes:
-        return ""
+        return None
     takes_turns = any(shard.turn_by is not None for shard in control.all_shards)
-    return control.wait_reason or ("turns" if takes_turns else "")
+    found: Wait | None = control.wait
+    return found or (Wait(WaitCode.TURNS) if takes_turns else None)
 
 
 def retry_in(control: Any) -> timedelta | None:

@@ -7,6 +7,7 @@ from matviews.engine import Upstream, ViewStatus
 from matviews.presentation import format_duration, format_time, pluralize
 from matviews.states import ViewState
 from matviews.tasks.queues import BATCHES, queues_in_words
+from matviews.waits import WaitCode
 
 __all__ = [
     "IN_LOOP",
@@ -47,9 +48,9 @@ def pausing_in_words(status: ViewStatus) -> str:
     """Why and how long the refreshes of a view wait, failures apart; "" if they do not."""
     if status.quiet_until:
         return f"quiet hours until {format_time(status.quiet_until)}"
-    if status.wait_reason == "turns":
-        return "takes turns with other long refreshes in its queue"
-    return f"waits: {status.wait_reason}" if status.wait_reason else ""
+    if status.wait and status.wait.code == WaitCode.TURNS:
+        return str(status.wait)
+    return f"waits: {status.wait}" if status.wait else ""
 
 
 #: That a view is slowed, because nothing but its own refreshes changes its source.

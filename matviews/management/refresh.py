@@ -75,11 +75,10 @@ class _Waiting:
     def __call__(self) -> None:
         self._follower.look()
         view = ViewControl.objects.get(pk=self._view)
-        if view.wait_reason and view.governed_since and not self._told:
+        if view.wait and view.governed_since and not self._told:
             self._told = True
             self._reporter.note(
-                f"{view.label} waits, at most {get_settings().GOVERNOR_MAX_WAIT}: "
-                f"{view.wait_reason}"
+                f"{view.label} waits, at most {get_settings().GOVERNOR_MAX_WAIT}: {view.wait}"
             )
 
 
@@ -107,8 +106,8 @@ def _why_open(view: ViewControl) -> str:
         return "is paused; the refresh continues when it is resumed"
     if not view.enabled:
         return "is disabled; the refresh continues when it is enabled"
-    if view.wait_reason:
-        return f"waits ({view.wait_reason}); workers continue the refresh later"
+    if view.wait:
+        return f"waits ({view.wait}); workers continue the refresh later"
     return "has failed and waits; the refresh continues with the next try"
 
 

@@ -17,6 +17,7 @@ from matviews.presentation import format_duration, format_row_count, format_time
 from matviews.registry import registry
 from matviews.states import ViewState
 from matviews.tasks.timetable import ScheduleStatus
+from matviews.waits import Wait
 
 from .phrases import (
     IN_LOOP,
@@ -247,9 +248,16 @@ def _failing_as_dict(status: ViewStatus) -> dict[str, Any]:
         "failures": status.failures,
         "failing_since": status.failing_since and status.failing_since.isoformat(),
         "retry_in": _seconds(status.retry_in),
-        "wait_reason": status.wait_reason,
+        **_wait_as_dict(status.wait),
         "quiet_until": status.quiet_until and status.quiet_until.isoformat(),
         "suspended_at": status.suspended_at and status.suspended_at.isoformat(),
+    }
+
+
+def _wait_as_dict(wait: Wait | None) -> dict[str, Any]:
+    return {
+        "wait": {"code": wait.code, **wait.facts} if wait else None,
+        "wait_reason": str(wait or ""),
     }
 
 
@@ -262,6 +270,7 @@ def _verification_as_dict(status: ViewStatus) -> dict[str, Any]:
     verifying = status.verifying and asdict(status.verifying)
     if verifying:
         verifying["since"] = verifying["since"].isoformat()
+        verifying |= _wait_as_dict(verifying["wait"])
     return {
         "verification": status.verification,
         "verifying": verifying,
@@ -302,7 +311,7 @@ def refresh_as_dict(label: str, refresh: Refresh) -> dict[str, Any]:
         "causes": refresh.causes,
         "merged_into": refresh.merged_into_id,
         "requests": count_requests(refresh),
-        "waited_out": refresh.waited_out,
+        "waited_out": str(refresh.waited_out or ""),
         "error": refresh.error,
         "phases": [_run_as_dict(run) for run in runs],
     }

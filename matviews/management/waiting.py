@@ -71,7 +71,7 @@ def _follow(refresh: Refresh, reporter: Reporter, stop: StopRequest) -> Refresh:
 def _waits(refresh: Refresh) -> str:
     """For what the refresh waits, so that no worker is to take it yet; "" if one should."""
     (status,) = engine.view_statuses([refresh.view.label], counted=False)
-    return status.wait_reason and f"{status.label} waits: {status.wait_reason}"
+    return f"{status.label} waits: {status.wait}" if status.wait else ""
 
 
 def _not_taken(refresh: Refresh) -> str:

@@ -282,10 +282,7 @@ class Migration(migrations.Migration):
                     models.CharField(blank=True, editable=False, max_length=64),
                 ),
                 ("retry_at", models.DateTimeField(editable=False, null=True)),
-                (
-                    "wait_reason",
-                    models.CharField(blank=True, editable=False, max_length=255),
-                ),
+                ("wait", models.JSONField(editable=False, null=True)),
                 ("governed_since", models.DateTimeField(editable=False, null=True)),
                 ("echoes", models.PositiveSmallIntegerField(default=0, editable=False)),
                 ("suspended_at", models.DateTimeField(editable=False, null=True)),
@@ -378,7 +375,7 @@ class Migration(migrations.Migration):
                 ("requests", models.PositiveIntegerField(default=1)),
                 ("claims_at_request", models.BigIntegerField(null=True)),
                 ("error", models.TextField(blank=True)),
-                ("waited_out", models.CharField(blank=True, max_length=255)),
+                ("waited_out", models.JSONField(null=True)),
                 ("repeats", models.PositiveIntegerField(default=0)),
                 ("repeated_since", models.DateTimeField(null=True)),
                 (
@@ -845,9 +842,9 @@ class Migration(migrations.Migration):
                 ("resend_after", models.DateTimeField(null=True)),
                 ("attempts", models.PositiveIntegerField(default=0)),
                 ("progress", models.JSONField(default=dict)),
-                ("wait_reason", models.CharField(blank=True, max_length=255)),
+                ("wait", models.JSONField(null=True)),
                 ("waiting_since", models.DateTimeField(null=True)),
-                ("waited_out", models.CharField(blank=True, max_length=255)),
+                ("waited_out", models.JSONField(null=True)),
                 (
                     "view",
                     models.OneToOneField(

@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from ..conf import get_settings
 from ..databases.clock import UtcNow
 from ..definition import ViewDefinition, ViewOptions
-from ..json_fields import CheckpointsField, CostsField, DrainsField
+from ..json_fields import CheckpointsField, CostsField, DrainsField, WaitField
 from ..quiet_hours import QuietHours, zone_fault
 from ..registry import registry
 from ..states import RefreshStrategy
@@ -169,9 +169,9 @@ class ViewControl(Totals):
     failed_phases = models.JSONField(default=list, editable=False)
     #: The digest of the definition that failed last.
     failed_definition = models.CharField(max_length=64, blank=True, editable=False)
-    #: Until then, refreshes that nobody forces wait: after a failure, or for `wait_reason`.
+    #: Until then, refreshes that nobody forces wait: after a failure, or for `wait`.
     retry_at = models.DateTimeField(null=True, editable=False)
-    wait_reason = models.CharField(max_length=255, blank=True, editable=False)
+    wait = WaitField(null=True, editable=False)
     #: Since when the governor lets its refreshes wait.
     governed_since = models.DateTimeField(null=True, editable=False)
     #: How often in a row only its own refreshes have changed its source, see `engine.echoes`.

@@ -3,7 +3,7 @@
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from ..json_fields import CheckpointField
+from ..json_fields import CheckpointField, WaitField
 from ..phases import Phase
 from ..states import RefreshState, RefreshStrategy, RunState, check_transition
 from .base import Bookkeeping, WriteDatabaseManager
@@ -66,7 +66,7 @@ class Refresh(Bookkeeping):
     claims_at_request = models.BigIntegerField(null=True)
     error = models.TextField(blank=True)
     #: The load or limit that still held when it had waited long enough and went on.
-    waited_out = models.CharField(max_length=255, blank=True)
+    waited_out = WaitField(null=True)
     #: How many earlier refreshes it stands for that failed in the same way, and when the first of
     #: them did.
     repeats = models.PositiveIntegerField(default=0)

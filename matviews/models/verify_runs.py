@@ -2,6 +2,7 @@
 
 from django.db import models
 
+from ..json_fields import WaitField
 from .base import Bookkeeping, WriteDatabaseManager
 from .control import ViewControl
 from .refresh import Origin
@@ -37,10 +38,10 @@ class VerifyRun(Bookkeeping):
     #: How far it is, and what it has found.
     progress = models.JSONField(default=dict)
     #: Why it waits, for quiet hours or the governor, and since when it waits for the governor.
-    wait_reason = models.CharField(max_length=255, blank=True)
+    wait = WaitField(null=True)
     waiting_since = models.DateTimeField(null=True)
     #: The load that still held when it had waited long enough and went on.
-    waited_out = models.CharField(max_length=255, blank=True)
+    waited_out = WaitField(null=True)
 
     objects = WriteDatabaseManager["VerifyRun"]()
 

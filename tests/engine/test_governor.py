@@ -66,7 +66,7 @@ def state_of(refresh: Refresh) -> str:
 
 def reason() -> str:
     (status,) = engine.view_statuses([LABEL])
-    return status.wait_reason
+    return str(status.wait or "")
 
 
 class TestWaiting:
@@ -106,7 +106,7 @@ class TestWaiting:
             assert inline.run_to_end(refresh).state == RefreshState.OPEN
             travel(timedelta(minutes=2))
             ended = inline.run_to_end(refresh)
-        assert (ended.state, ended.waited_out) == (
+        assert (ended.state, str(ended.waited_out)) == (
             RefreshState.SUCCEEDED, "11 active sessions, of at most 10",
         )  # fmt: skip
         assert "it has waited long enough" in caplog.text
@@ -237,7 +237,7 @@ class TestServers:
             view = sourced(options={"tracking": False})
             assert inline.run_to_end(engine.request(view)).state == RefreshState.OPEN
             (status,) = engine.view_statuses([view._meta.label])
-            assert status.wait_reason == f"{table} is being vacuumed"
+            assert str(status.wait) == f"{table} is being vacuumed"
         finally:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_cancel_backend(%s)", pid)

@@ -16,6 +16,7 @@ from matviews.registry import registry
 from matviews.states import RefreshState, ViewState
 from matviews.tasks import inline
 from matviews.testing import refresh_views
+from matviews.waits import WaitCode
 from tests.helpers.engine import let_time_pass, travel
 from tests.helpers.ledger import add_items
 from tests.helpers.view_classes import make_view, ready, run, six_hooks
@@ -81,7 +82,7 @@ def test_a_request_waits_until_they_end_and_no_message_is_sent(
     travel(2 * HOUR)
     tasks.maintain()
     assert [message.shard_id for message in sent] == [ViewShard.objects.get(view=control()).pk]
-    assert control().wait_reason == ""
+    assert control().wait is None
 
 
 def test_a_batch_that_comes_in_them_writes_nothing() -> None:
@@ -94,7 +95,7 @@ def test_a_batch_that_comes_in_them_writes_nothing() -> None:
 
     assert not Limited.objects.exists()
     assert engine.close_finished(message.shard_id).message is None
-    assert control().wait_reason.startswith("quiet hours: ")
+    assert control().wait.code == WaitCode.QUIET_HOURS
 
 
 def test_without_them_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from matviews.engine import refresh_limit
 from matviews.models import Refresh, RefreshPermit, ViewControl, ViewShard
 from matviews.states import RefreshState
 from matviews.tasks import inline
+from matviews.waits import WaitCode
 from tests.helpers.engine import (
     due,
     held_by_another_worker,
@@ -67,7 +68,7 @@ def message_of(view: type[Any]) -> engine.Message | None:
 
 def reason(view: type[Any]) -> str:
     (status,) = engine.view_statuses([view._meta.label])
-    return status.wait_reason
+    return str(status.wait or "")
 
 
 def with_permit(queue: str = "") -> list[str]:
@@ -93,7 +94,8 @@ def waiting(view: type[Any]) -> Refresh:
 
 
 def waits_still(view: type[Any]) -> bool:
-    return "refreshed at the same time" in control(view).wait_reason
+    wait = control(view).wait
+    return wait is not None and wait.code == WaitCode.MAX_REFRESHES
 
 
 class TestWaiting:
@@ -218,7 +220,7 @@ class TestWaiting:
         assert with_permit() == [Limited._meta.label, Walked._meta.label]
         waiting(Sharded)
         ended = inline.run_to_end(refresh)
-        assert (ended.state, ended.waited_out) == (
+        assert (ended.state, str(ended.waited_out)) == (
             RefreshState.SUCCEEDED, "at most 1 view is refreshed at the same time",
         )  # fmt: skip
         assert "it has waited long enough" in caplog.text
@@ -337,7 +339,7 @@ class TestQueues:
         assert reason(Sharded) == (
             "at most 2 views of the queue reports are refreshed at the same time"
         )
-        change(Sharded, queue="", retry_at=None, wait_reason="")
+        change(Sharded, queue="", retry_at=None, wait=None)
         assert message_of(Sharded) is not None
 
     def test_a_view_that_is_moved_counts_where_it_is(self) -> None:
@@ -366,7 +368,7 @@ def test_those_that_ask_at_once_do_not_get_more_than_there_are(limit: int, setti
         engine.request(view, phases=["insert"])
     for _round in range(5):
         RefreshPermit.objects.all().delete()
-        ViewControl.objects.update(governed_since=None, retry_at=None, wait_reason="")
+        ViewControl.objects.update(governed_since=None, retry_at=None, wait=None)
         asking = [in_another_connection(partial(ask, view)) for view in VIEWS]
         for each in asking:
             each.join()

@@ -401,7 +401,7 @@ def test_the_list_as_json_has_values() -> None:
         "rows": 3, "rows_exact": True, "change_lag": None, "running": [],
         "target": None, "not_logged": [], "parked": 0, "on_time": True, "error": "",
         "failures": 0, "failing_since": None, "retry_in": None, "suspended_at": None,
-        "wait_reason": "", "quiet_until": None,
+        "wait": None, "wait_reason": "", "quiet_until": None,
         "upstream_failed": [], "upstream_paused": [], "in_loop": False,
         "recent_refreshes": {"count": 1, "full": 0, "reason": ""},
     }  # fmt: skip
@@ -481,7 +481,7 @@ def test_check_as_json_has_the_numbers() -> None:
         "view": "sample.Limited", "on_time": False, "reason": "failed", "state": "failed",
         "reasons": ["failed", "never built"], "not_logged": [], "parked": 0,
         "change_lag": None, "age": None, "target": None,
-        "failures": 1, "suspended_at": None, "wait_reason": "", "quiet_until": None,
+        "failures": 1, "suspended_at": None, "wait": None, "wait_reason": "", "quiet_until": None,
         "upstream_failed": [], "upstream_paused": [], "in_loop": False,
         "error": "insert: RuntimeError: do_insert was told to fail",
         "recent_refreshes": {"count": 1, "full": 0, "reason": ""},

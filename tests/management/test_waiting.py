@@ -14,6 +14,7 @@ from matviews import engine, tasks
 from matviews.management import waiting
 from matviews.models import Heartbeat, Refresh, ViewControl
 from matviews.tasks import inline
+from matviews.waits import Wait, WaitCode
 from tests.helpers.engine import in_another_connection
 from tests.helpers.ledger import add_items, fault
 from tests.management.test_command import command
@@ -119,7 +120,9 @@ class TestWithoutWorker:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         add_items(3)
-        ViewControl.objects.filter(label="sample.Limited").update(wait_reason="11 active sessions")
+        ViewControl.objects.filter(label="sample.Limited").update(
+            wait=Wait(WaitCode.ACTIVE_SESSIONS, {"found": 11, "limit": 10})
+        )
         look(monkeypatch, lambda: inline.run_to_end(Refresh.objects.get()))
         ran = command(*ARGUMENTS)
 

@@ -34,6 +34,7 @@ LAYERS = [
         "signals",
         "sqlstate",
         "states",
+        "waits",
     },
     {
         "contract",

@@ -97,7 +97,7 @@ def test_a_refresh_waits_until_the_replica_has_caught_up(
     refresh = engine.request(Limited)
     assert inline.run_to_end(refresh).state == RefreshState.OPEN
     (status,) = engine.view_statuses(["sample.Limited"])
-    assert "s of replication lag, of at most 1" in status.wait_reason
+    assert "s of replication lag, of at most 1" in str(status.wait)
 
     # when it goes on
     execute(replica.url, "SELECT pg_wal_replay_resume()")
