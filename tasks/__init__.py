@@ -43,6 +43,7 @@ __all__ = [
     "dispatch",
     "dispatch_all",
     "dispatch_on_commit",
+    "dispatch_others",
     "insert_batch",
     "maintain",
     "pulse",
@@ -271,6 +272,21 @@ def dispatch_all(view_ids: Iterable[int]) -> bool:
         False if it refused one; `matviews.maintain` sends the rest.
     """
     return all(map(dispatch, view_ids))
+
+
+def dispatch_others(step: NextStep, run_here: Callable[[list[int]], list[int]] = list) -> None:
+    """Send the messages of other views that have waited for refreshes that this process closed.
+
+    For processes that run batches themselves. Others wait for those that were closed, or for a
+    permit of `MAX_REFRESHES`.
+
+    Args:
+        step: what was closed.
+        run_here: takes the primary keys of views that have a permit now; returns those of them that
+            workers are to refresh.
+    """
+    _send_turns(engine.take_turns(step.other_shards))
+    dispatch_all(run_here(engine.next_in_line()))
 
 
 def _send_due(steps: Iterable[NextStep]) -> bool:

@@ -9,15 +9,16 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 
 from django.db import DatabaseError, InterfaceError
+from django.db.models import QuerySet
 
 from .. import engine
 from ..conf import get_settings
-from ..engine import Lookout, Message, Outcome
+from ..engine import Lookout, Message, NextStep, Outcome
 from ..logs import log
 from ..models import Refresh, RefreshSchedule
 from ..redact import loggable
 from ..states import RefreshState
-from . import dispatch_all, heartbeat
+from . import dispatch_all, dispatch_others, heartbeat
 from .looks import request_due, request_without_change
 
 __all__ = ["Follower"]
@@ -102,7 +103,7 @@ class Follower:
         views = request_without_change(self._labels)
         if not self._enqueue:
             views += _left_open(self._labels)
-        self._running = _Running(self._stop, self._tell_alive)
+        self._running = _Running(self._stop, self._tell_alive, self._labels)
         return views
 
     def _left_by_others(self) -> list[int]:
@@ -129,11 +130,15 @@ class Follower:
 
 def _left_open(labels: Collection[str] | None) -> list[int]:
     """The views to follow with open refreshes: a process before this one may have left them."""
-    views = RefreshSchedule.objects.filter(on_change=True, enabled=True).values("view")
+    views = _followed(labels).values("view")
     left = Refresh.objects.filter(state=RefreshState.OPEN, view__in=views)
-    if labels is not None:
-        left = left.filter(view__label__in=labels)
     return sorted(set(left.values_list("view", flat=True)))
+
+
+def _followed(labels: Collection[str] | None) -> QuerySet[RefreshSchedule]:
+    """The schedules on change of the views to follow."""
+    schedules = RefreshSchedule.objects.filter(on_change=True, enabled=True)
+    return schedules if labels is None else schedules.filter(view__label__in=labels)
 
 
 class _Running:
@@ -142,10 +147,15 @@ class _Running:
     Those of one batch come first, so that they wait for at most one batch of a long refresh.
     """
 
-    def __init__(self, stop: Callable[[], bool], tell_alive: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        stop: Callable[[], bool],
+        tell_alive: Callable[[], object],
+        labels: Collection[str] | None,
+    ) -> None:
         #: The primary keys of their views; the one whose long batch ran last is the last.
         self.views = list[int]()
-        self._stop, self._tell_alive = stop, tell_alive
+        self._stop, self._tell_alive, self._labels = stop, tell_alive, labels
 
     def add(self, views: Collection[int]) -> None:
         """Run the refreshes of more views."""
@@ -167,8 +177,25 @@ class _Running:
     def close(self) -> None:
         """Close the refreshes that the last batches have finished."""
         with suppress(DatabaseError, InterfaceError):  # `matviews.maintain` does it then
-            for view in self.views:
-                engine.close_finished_in_view(view)
+            for view in list(self.views):
+                self._close_finished(view)
+
+    def _close_finished(self, view: int) -> list[NextStep]:
+        """What is due in a view; others go on that have waited for what is closed here."""
+        steps = engine.close_finished_in_view(view)
+        for step in steps:
+            if step.closed:
+                dispatch_others(step, self._take)
+        return steps
+
+    def _take(self, views: list[int]) -> list[int]:
+        """Run those of some views here that this process follows; the others, for workers."""
+        if not views or self._stop():
+            return views
+        followed = _followed(self._labels).filter(view__in=views)
+        here = {each.view_id for each in followed}
+        self.add(sorted(here))
+        return [view for view in views if view not in here]
 
     def _run(self, message: Message) -> Outcome:
         outcome = engine.run_batch(message).outcome
@@ -178,7 +205,7 @@ class _Running:
     def _run_short(self, view: int) -> Iterator[Message]:
         """Run the batches of a view that are not long; yield those that are."""
         while not self._stop():
-            due = [step.message for step in engine.close_finished_in_view(view) if step.message]
+            due = [step.message for step in self._close_finished(view) if step.message]
             short = [message for message in due if not message.is_long]
             outcomes = list(map(self._run, short))
             if not all(map(_is_ours, outcomes)) or not due:

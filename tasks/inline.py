@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from .. import engine
-from ..engine import BatchReport, Message, Outcome
+from ..engine import BatchReport, Message, NextStep, Outcome
 from ..models import Refresh
 
 __all__ = ["drain", "run_to_end"]
@@ -46,6 +46,7 @@ def run_to_end(
     *,
     on_report: Callable[[BatchReport], None] = _ignore,
     on_wait: Callable[[], None] = _ignore,
+    on_closed: Callable[[NextStep], object] = _ignore,
     stop: Callable[[], bool] = lambda: False,
 ) -> Refresh:
     """Run batches of a view until one of its refreshes is closed, here or by a worker.
@@ -54,6 +55,7 @@ def run_to_end(
         refresh: the refresh.
         on_report: called after each batch.
         on_wait: called repeatedly while other processes work.
+        on_closed: called when refreshes of the view were closed here; others may wait for that.
         stop: called before each batch; if true, the refresh is left open for others to continue.
 
     Returns:
@@ -65,7 +67,7 @@ def run_to_end(
     wait = MIN_WAIT
     last: BatchReport | None = None
     while not stop():
-        settled = engine.close_finished_in_view(refresh.view_id, last)
+        settled = _close_finished(refresh.view_id, last, on_closed)
         if ours := [closed for each in settled for closed in each.closed if closed == refresh]:
             return ours[0]
         recorded, last = False, None
@@ -83,8 +85,18 @@ def run_to_end(
         time.sleep(wait)
         wait = min(2 * wait, MAX_WAIT)
     # The last batch may have finished the refresh.
-    engine.close_finished_in_view(refresh.view_id, last)
+    _close_finished(refresh.view_id, last, on_closed)
     return Refresh.objects.select_related("view").get(pk=refresh.pk)
+
+
+def _close_finished(
+    view_id: int, report: BatchReport | None, on_closed: Callable[[NextStep], object]
+) -> list[NextStep]:
+    settled = engine.close_finished_in_view(view_id, report)
+    for step in settled:
+        if step.closed:
+            on_closed(step)
+    return settled
 
 
 def _run_batches(

@@ -9,7 +9,7 @@ from matviews.conf import get_settings
 from matviews.engine import Order, progress_of
 from matviews.models import Refresh, ViewControl
 from matviews.states import RefreshState
-from matviews.tasks import inline
+from matviews.tasks import dispatch_others, inline
 
 from . import tables
 from .interrupts import StopRequest, stop_on_signal
@@ -54,6 +54,7 @@ def _run(requested: Refresh, targets: Targets, reporter: Reporter, stop: StopReq
             requested,
             on_report=follower.report,
             on_wait=_Waiting(requested, follower, reporter),
+            on_closed=dispatch_others,
             stop=stop,
         )
         follower.look(now=True)

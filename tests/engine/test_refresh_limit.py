@@ -1,5 +1,6 @@
 """How many views are refreshed at the same time in a queue; the others wait, and hold nothing."""
 
+import time
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -10,9 +11,10 @@ from django.db import DatabaseError, IntegrityError, transaction
 from benchmarks.statements import statements
 from matviews import engine, tasks
 from matviews.engine import refresh_limit
-from matviews.models import Refresh, RefreshPermit, ViewControl, ViewShard
+from matviews.models import Refresh, RefreshPermit, RefreshSchedule, ViewControl, ViewShard
 from matviews.states import RefreshState
 from matviews.tasks import inline
+from matviews.tasks.following import Follower
 from matviews.waits import WaitCode
 from tests.helpers.engine import (
     due,
@@ -93,6 +95,23 @@ def waiting(view: type[Any]) -> Refresh:
     return refresh
 
 
+def follow(*views: type[Any]) -> None:
+    """Follow views until all their refreshes have ended."""
+    labels = [view._meta.label for view in views]
+    at_once = {"on_change": True, "every": 0, "period": "seconds"}
+    RefreshSchedule.objects.bulk_create(  # a saved one would send the messages of its view
+        RefreshSchedule(view=control(view), **at_once) for view in views
+    )
+    still_open = Refresh.objects.filter(view__label__in=labels, state=RefreshState.OPEN)
+    deadline = time.monotonic() + 30
+    Follower(
+        stop=lambda: not still_open.exists() or time.monotonic() > deadline,
+        tell_alive=lambda: None,
+        labels=labels,
+    ).run()
+    assert not still_open.exists()
+
+
 def waits_still(view: type[Any]) -> bool:
     wait = control(view).wait
     return wait is not None and wait.code == WaitCode.MAX_REFRESHES
@@ -160,6 +179,30 @@ class TestWaiting:
         engine.request(Walked, phases=["insert"])
         assert message_of(Walked) is not None
         assert not waits_still(Walked)
+
+    def test_so_does_the_end_of_one_that_the_command_runs(self, sent: list[engine.Message]) -> None:
+        begun(Limited)
+        for view in (Walked, Sharded):
+            waiting(view)
+        done = command("--models", "Limited")
+        assert (done.status, Limited.objects.count()) == (0, 30)
+        assert [each.shard_id for each in sent] == [shard_of(Walked).pk]
+        assert with_permit() == [Walked._meta.label]
+        assert waits_still(Sharded)
+
+    @pytest.mark.parametrize("follows_both", [True, False])
+    def test_so_does_the_end_of_one_that_a_follower_runs(
+        self, follows_both: bool, sent: list[engine.Message]
+    ) -> None:
+        begun(Limited)
+        waiting(Walked)
+        follow(Limited, *([Walked] if follows_both else []))
+        if follows_both:  # which needs no workers for it
+            assert (sent, Walked.objects.count()) == ([], 30)
+        else:
+            assert [each.shard_id for each in sent] == [shard_of(Walked).pk]
+            assert with_permit() == [Walked._meta.label]
+        assert Limited.objects.count() == 30
 
     def test_the_next_refresh_of_the_same_view_comes_after_those_that_wait(self) -> None:
         first = begun(Limited)
