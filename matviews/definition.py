@@ -38,16 +38,17 @@ class ViewDefinition:
     #: What is wrong with it, as messages for Django's system checks. A view with a `ViewFault`
     #: among them cannot be refreshed.
     problems: tuple[CheckMessage, ...] = ()
+    #: The phases whose batches are derived from `source()`.
+    derived: frozenset[Phase] = field(init=False)
+
+    def __post_init__(self) -> None:
+        derived = frozenset(phase for phase, hooks in self.hooks.items() if hooks.do_derived)
+        object.__setattr__(self, "derived", derived)
 
     @property
     def is_shard_aware(self) -> bool:
         """Whether every hook declares `shard`, so that the view can have more than one."""
         return all("shard" in hooks.needs & hooks.do for hooks in self.hooks.values())
-
-    @property
-    def derived(self) -> frozenset[Phase]:
-        """The phases whose batches are derived from `source()`."""
-        return frozenset(phase for phase, hooks in self.hooks.items() if hooks.do_derived)
 
     @property
     def all_problems(self) -> tuple[CheckMessage, ...]:

@@ -13,9 +13,10 @@ from django_celery_beat.models import PeriodicTask
 
 from .. import engine
 from ..conf import get_settings
-from ..models import MAX_JITTER, Period, RefreshSchedule, ViewControl
+from ..models import MAX_JITTER, Period, RefreshSchedule
 from ..phases import Phase
 from .expiry import headers_for
+from .schedule_rows import ScheduleRow, read_schedules
 
 __all__ = [
     "DEFAULTS",
@@ -24,12 +25,14 @@ __all__ = [
     "PREFIX",
     "PULSE",
     "DesiredTask",
+    "TaskSource",
     "alias",
     "crontab_after",
     "desired_tasks",
     "disabled_reason",
     "name_of",
     "our_tasks",
+    "task_sources",
 ]  # fmt: skip
 
 PREFIX = "matviews: "
@@ -68,36 +71,61 @@ class DesiredTask:
     starts_after: datetime
 
 
-def desired_tasks() -> dict[str, DesiredTask]:
-    """The periodic tasks that should exist, by name.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSource:
+    """What a periodic task is made from."""
 
-    One for each schedule by time, one for all on change, and the maintenance task.
+    #: The row of its schedule.
+    row: ScheduleRow
+    #: The default jitter, in seconds.
+    spread: int
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        return _name(self.row.known.pk, self.row.view["label"])
+
+    @property
+    def state(self) -> tuple[object, ...] | None:
+        """All that the task depends on, apart from its start; None if that is the time, too."""
+        if self.row.known.crontab_id is not None:
+            return None
+        return self.spread, get_settings().CELERY_QUEUE, *self.row.state
+
+    def desired(self) -> DesiredTask:
+        """The task as it should be."""
+        with translation.override(None):  # in English, because it is stored
+            return _desired(self.row.load(), engine.now(), self.spread)
+
+
+def task_sources() -> tuple[list[TaskSource], dict[str, DesiredTask]]:
+    """What the tasks of schedules by time are made from; and the other tasks, by name.
+
+    One for all on change, and the maintenance task.
     """
-    found = RefreshSchedule.objects.select_related("view", "crontab").defer(*_NOT_NEEDED)
-    every = list(found.order_by("pk"))
-    timed = [each for each in every if not each.on_change]
-    now, spread = engine.now(), _default_jitter(len(timed))
-    follows = any(each.on_change and not disabled_reason(each) for each in every)
+    rows, now = read_schedules(), engine.now()
+    timed = [row for row in rows if not row.known.on_change]
+    spread = _default_jitter(len(timed))
+    on_change = (row.load() for row in rows if row.known.on_change)
+    follows = any(not disabled_reason(each) for each in on_change)
     pulse = {PULSE: _pulse(now)} if follows and get_settings().PULSE_SECONDS else {}
-    with translation.override(None):  # in English, because it is stored
-        desired = {name_of(each): _desired(each, now, spread) for each in timed}
-    return {MAINTENANCE: _maintenance(now)} | pulse | desired
+    sources = [TaskSource(row=row, spread=spread) for row in timed]
+    return sources, {MAINTENANCE: _maintenance(now)} | pulse
 
 
-#: The columns of a view that are not needed here: most of them.
-_NOT_NEEDED = tuple(
-    f"view__{field.name}"
-    for field in ViewControl._meta.concrete_fields
-    if field.name not in {
-        "id", "label", "enabled", "paused", "queue", "verification", "freshness_target",
-        *(phase.success_field for phase in Phase),
-    }
-)  # fmt: skip
+def desired_tasks() -> dict[str, DesiredTask]:
+    """The periodic tasks that should exist, by name."""
+    sources, others = task_sources()
+    return others | {each.name: each.desired() for each in sources}
 
 
 def name_of(schedule: RefreshSchedule) -> str:
     """The name of a schedule's periodic task."""
-    return f"{PREFIX}schedule {schedule.pk} of {schedule.view.label}"[:MAX_NAME_LENGTH]
+    return _name(schedule.pk, schedule.view.label)
+
+
+def _name(pk: int, label: str) -> str:
+    return f"{PREFIX}schedule {pk} of {label}"[:MAX_NAME_LENGTH]
 
 
 def disabled_reason(schedule: RefreshSchedule) -> str:

@@ -15,7 +15,17 @@ from .. import engine
 from ..logs import log
 from ..redact import loggable
 from .heartbeat import maintenance_problem
-from .periodic import DEFAULTS, DesiredTask, alias, desired_tasks, from_beat, our_tasks, to_beat
+from .periodic import (
+    DEFAULTS,
+    DesiredTask,
+    TaskSource,
+    alias,
+    desired_tasks,
+    from_beat,
+    our_tasks,
+    task_sources,
+    to_beat,
+)
 from .timetable import ScheduleStatus, timetable
 
 __all__ = [
@@ -36,6 +46,9 @@ _COMPARED = (
     *DEFAULTS, "args", "kwargs", "crontab_id", "queue", "headers", "enabled", "description",
     "interval_id", "last_run_at", "total_run_count",
 )  # fmt: skip
+_READ = ("pk", "name", "task", *(name for name in _COMPARED if name != "task"))
+NAME, TASK, ENABLED = _READ.index("name"), _READ.index("task"), _READ.index("enabled")
+RUNS = 2  # the last columns: they change whenever beat saves what it has sent
 MAX_AHEAD = timedelta(minutes=1)  # of beat's clock
 
 
@@ -91,6 +104,24 @@ class _Changes:
     #: The tasks that belong to no schedule.
     orphans: list[Any] = field(default_factory=list)
 
+    def compare(
+        self,
+        name: str,
+        desired: DesiredTask,
+        row: tuple[Any, ...] | None,
+        intervals: dict[tuple[int, str], int],
+    ) -> bool:
+        """Compare a row, if there is one, with what it should be; whether it has to be written."""
+        task = dict(zip(_READ, row, strict=True)) if row else None
+        values = _values(desired, task, intervals)
+        if task is None:
+            self.created.append(PeriodicTask(name=name, **values))
+            return True
+        different = {key: value for key, value in values.items() if task[key] != value}
+        if different:
+            self.updated[frozenset(different)].append(PeriodicTask(pk=task["pk"], **different))
+        return bool(different)
+
     def __len__(self) -> int:
         return len(self.created) + sum(map(len, self.updated.values())) + len(self.orphans)
 
@@ -107,19 +138,46 @@ class _Changes:
 
 
 def _find_changes() -> _Changes:
-    """Compare rows with what they should be; models are made of those that differ only."""
+    """Compare rows with what they should be; models are made of those that differ only.
+
+    What this process found right is not compared again, as long as nothing of it changes.
+    """
     changes, intervals = _Changes(), _intervals()
-    present = {task["name"]: task for task in our_tasks().values("pk", "name", "task", *_COMPARED)}
-    for name, desired in desired_tasks().items():
-        task = present.pop(name, None)
-        values = _values(desired, task, intervals)
-        if task is None:
-            changes.created.append(PeriodicTask(name=name, **values))
-        elif different := {key: value for key, value in values.items() if task[key] != value}:
-            changes.updated[frozenset(different)].append(PeriodicTask(pk=task["pk"], **different))
-    left = [task["pk"] for task in present.values() if task["task"].startswith(OURS)]
+    rows = our_tasks().values_list(*_READ)
+    present = {row[NAME]: row for row in rows}
+    sources, others = task_sources()
+    right = {}
+    for source in sources:
+        row, state = present.pop(source.name, None), source.state
+        seen = row and state and (state, intervals.get(_interval(source)), row[:-RUNS])
+        is_right = seen and seen == _RIGHT.get(source.name) and _runs(row)
+        if not is_right:
+            is_right = not changes.compare(source.name, source.desired(), row, intervals)
+        if seen and is_right:
+            right[source.name] = seen
+    for name, desired in others.items():
+        changes.compare(name, desired, present.pop(name, None), intervals)
+    _RIGHT.clear()
+    _RIGHT.update(right)
+    left = [row[0] for row in present.values() if row[TASK].startswith(OURS)]
     changes.orphans += our_tasks().filter(pk__in=left) if left else ()
     return changes
+
+
+#: By name, what the periodic tasks that were right depend on, and their rows without their runs.
+_RIGHT: dict[str, Any] = {}
+
+
+def _interval(source: TaskSource) -> tuple[int, str]:
+    return source.row.known.every or 0, source.row.known.period
+
+
+def _runs(row: Any) -> bool:
+    """Whether the first interval of a task began before: beat counts from its last run."""
+    last = row[-RUNS]
+    if not row[ENABLED]:
+        return True
+    return last is not None and from_beat(last) <= engine.now() + MAX_AHEAD
 
 
 def _values(

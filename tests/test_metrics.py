@@ -213,6 +213,27 @@ class TestTotals:
         assert value("rows_written_total", view="sample.Many", phase="insert") == 30
         assert value("refreshes_total", view="sample.Many", outcome="stopped") == 1
 
+    def test_those_of_open_refreshes_change_nothing_that_is_known(self, view: type[Any]) -> None:
+        def batches() -> list[int]:
+            (found,) = (each for each in engine.view_totals() if each.label == LABEL)
+            return [totals.batches for totals in found.phases.values()]
+
+        before = batches()
+        control, shard = (
+            ViewControl.objects.get(label=LABEL),
+            ViewShard.objects.get(view__label=LABEL),
+        )
+        opened = [
+            Refresh.objects.create(view=control, phases=["insert"], requested_at=engine.now())
+            for _number in range(3)
+        ]
+        for refresh in opened[1:]:  # the first one has yet to begin
+            PhaseRun.objects.create(refresh=refresh, shard=shard, phase="insert", batches=2)
+        assert batches() == [before[0] + 4, *before[1:]]
+        assert batches() == [before[0] + 4, *before[1:]]
+        Refresh.objects.filter(pk__in=[each.pk for each in opened]).delete()
+        assert batches() == before
+
     def test_failures(self) -> None:
         def fail(cls: type) -> int:
             raise ValueError("no")

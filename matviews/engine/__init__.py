@@ -33,6 +33,7 @@ from .governor import blindness, is_governed
 from .graph import ViewGraph, find_cycle, in_order, view_graph, views_read
 from .history import fold_failures, trim_alarms, trim_history
 from .hooks import raised_by_hook
+from .known_rows import KnownRows, twin
 from .long_statements import LongStatement, long_statements
 from .marking import mark_dirty
 from .messages import BatchReport, Message, Outcome
@@ -97,6 +98,7 @@ __all__ = [
     "DataStatus",
     "DueRefresh",
     "KnownCosts",
+    "KnownRows",
     "LongStatement",
     "Lookout",
     "Message",
@@ -202,6 +204,7 @@ __all__ = [
     "trim_value_logs",
     "troubles_upstream",
     "try_now",
+    "twin",
     "unclaimed_views",
     "utc_now",
     "verify",

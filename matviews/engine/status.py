@@ -14,6 +14,7 @@ from ..states import RefreshState, ViewState
 from .echoes import is_in_loop
 from .fingerprints import changed_phases
 from .graph import views_read, views_upstream
+from .known_statuses import known_status, remember
 from .progress import Claim, Progress
 from .resends import first_sent
 from .rows import RowCount, count_rows
@@ -53,9 +54,27 @@ def view_statuses(labels: Iterable[str] | None = None, *, counted: bool = True) 
     rows = count_rows(views.values()) if counted else None
     sources = _sources(views, controls, waiting)
     return [
-        judge(label, views.get(label), controls.get(label), rows, sources, found.of(label, reads))
+        _judge(label, views.get(label), controls.get(label), rows, sources, found.of(label, reads))
         for label in sorted({*controls, *views})
     ]
+
+
+def _judge(
+    label: str,
+    definition: ViewDefinition | None,
+    control: Any,
+    rows: Mapping[str, RowCount] | None,
+    sources: Sources,
+    upstream: Upstream,
+) -> ViewStatus:
+    """As `judge`, but that of a quiet view is found once, as long as only time passes."""
+    if control is None or rows is not None:
+        return judge(label, definition, control, rows, sources, upstream)
+    status = known_status(definition, control, sources, upstream)
+    if status is None:
+        status = judge(label, definition, control, rows, sources, upstream)
+        remember(definition, control, sources, upstream, status)
+    return status
 
 
 def _sources(

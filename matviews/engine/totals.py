@@ -66,20 +66,36 @@ def ended(state: str, runs: Iterable[PhaseRun] = ()) -> dict[str, float]:
 
 
 def view_totals() -> list[ViewTotals]:
-    """The totals of every view that has a control, in one statement, by label."""
+    """The totals of every view that has a control, in one statement, by label.
+
+    What has not changed since this process last read it is the same object.
+    """
     still_open = FilteredRelation("refreshes", condition=Q(refreshes__state=RefreshState.OPEN))
     runs = [f"still_open__runs__{name}" for name in ("phase", *OF_RUN)]
     controls = ViewControl.objects.annotate(still_open=still_open).order_by("label")
-    found: dict[str, ViewTotals] = {}
+    found, working = dict[str, ViewTotals](), set[str]()
     for label, *values in controls.values_list("label", *_COLUMNS, *runs):
-        *totals, phase, batches, rows, seconds, failures = values
-        view = found.get(label)
-        if view is None:
-            view = found[label] = _of_columns(label, totals)
-        if phase is not None:
-            run = PhaseTotals(batches, rows, seconds, failures)
-            view.phases[Phase(phase)] = view.phases[Phase(phase)].plus(run)
+        totals, (phase, *run) = values[: len(_COLUMNS)], values[len(_COLUMNS) :]
+        if phase is None:
+            found.setdefault(label, _known_totals(label, totals))
+            continue
+        if label not in working:  # one that is known must stay as it is
+            working.add(label)
+            found[label] = _of_columns(label, totals)
+        of_phases = found[label].phases
+        of_phases[Phase(phase)] = of_phases[Phase(phase)].plus(PhaseTotals(*run))
     return list(found.values())
+
+
+#: By label, the columns as they were read last, and what they mean.
+_KNOWN: dict[str, tuple[list[Any], ViewTotals]] = {}
+
+
+def _known_totals(label: str, totals: list[Any]) -> ViewTotals:
+    known = _KNOWN.get(label)
+    if known is None or known[0] != totals:
+        known = _KNOWN[label] = totals, _of_columns(label, totals)
+    return known[1]
 
 
 _COLUMNS = [

@@ -40,8 +40,8 @@ def find_verifying(view_id: int) -> Verifying | None:
 
 
 def verifying_of(control: Any) -> Verifying | None:
-    """The same for a control that was read with its run, and with the time as `now`."""
-    run = getattr(control, "verify_run", None)
+    """The same for a control that has its run as `verifying`, if any, and the time as `now`."""
+    run = getattr(control, "verifying", None)
     return _shown(run, control.now) if run else None
 
 

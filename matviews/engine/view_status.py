@@ -16,7 +16,7 @@ from .verifying import Verifying
 __all__ = ["ViewStatus"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ViewStatus:
     """The state of a view, and what it follows from."""
 
@@ -97,6 +97,12 @@ class ViewStatus:
     #: What is wrong with its definition, or else the error of the last refresh that failed, if it
     #: is still failing; "" without either.
     error: str = ""
+
+    def later(self, *, age: timedelta | None, staleness: timedelta | None) -> "ViewStatus":
+        """The same after some time, in a tenth of what `dataclasses.replace` takes."""
+        made = object.__new__(ViewStatus)
+        made.__dict__.update(self.__dict__, age=age, staleness=staleness)
+        return made
 
     @property
     def fault(self) -> ViewState | None:
