@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import api
 from .contract import ViewMarker
+from .current import Current
 from .phases import Phase
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ class MaterializedView(ViewMarker):
     if TYPE_CHECKING:
         # A field of this name takes its place; `matviews.status` returns the same.
         status: Any
+        # Nor is it there if a field has this name.
+        current: Any
     else:
+        current = Current()
 
         @classmethod
         def status(cls) -> "DataStatus":

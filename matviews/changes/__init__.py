@@ -25,6 +25,7 @@ from .change_status import (
     unlogged_tables,
     waiting_tables,
 )
+from .current_sql import STATE, WaitingSQL
 from .followed import Followed, followed_changes
 from .table_locks import LOCKED
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
@@ -43,12 +44,14 @@ from .waiting_changes import waiting_changes
 
 __all__ = [
     "LOCKED",
+    "STATE",
     "ChangeStatus",
     "ChangesLogged",
     "Followed",
     "LogMove",
     "QueuedChange",
     "Tracking",
+    "WaitingSQL",
     "change_status",
     "collapse_queue",
     "count_logged",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from django.db import connections
 
 from .base.catalog import Catalog, MissingRight, Needs
+from .base.current import CurrentSQL
 from .base.dialect import ROWS, Dialect
 from .base.errors import ConstraintKind, Errors, Failure, Violation
 from .base.load import Load, LoadReader
@@ -17,6 +18,7 @@ from .base.staging import Staging, StagingRefused
 from .base.sums import SumTables
 from .base.triggers import Triggers
 from .mysql.catalog import MySQLCatalog
+from .mysql.current import MySQLCurrentSQL
 from .mysql.dialect import MySQL
 from .mysql.errors import MySQLErrors
 from .mysql.load import MySQLLoad
@@ -32,16 +34,17 @@ from .postgresql.sessions import PostgreSQLSessions
 from .postgresql.staging import PostgreSQLStaging
 from .postgresql.sums import PostgreSQLSumTables
 from .postgresql.triggers import PostgreSQLTriggers
+from .sqlite.current import SQLiteCurrentSQL
 from .sqlite.dialect import SQLite
 from .sqlite.errors import SQLiteErrors
 from .sqlite.sessions import SQLiteSessions
 from .sqlite.triggers import SQLiteTriggers
 
 __all__ = [
-    "ROWS", "Catalog", "Compiled", "ConstraintKind", "Dialect", "Errors", "Failure", "Limits",
-    "Load", "LoadReader", "MissingRight", "Needs", "Sessions", "Staging", "StagingRefused",
-    "SumTables", "Triggers", "Violation", "catalog_of", "dialect_of", "errors_of", "is_supported",
-    "load_reader_of", "sessions_of", "staging_of",
+    "ROWS", "Catalog", "Compiled", "ConstraintKind", "CurrentSQL", "Dialect", "Errors", "Failure",
+    "Limits", "Load", "LoadReader", "MissingRight", "Needs", "Sessions", "Staging",
+    "StagingRefused", "SumTables", "Triggers", "Violation", "catalog_of", "current_of",
+    "dialect_of", "errors_of", "is_supported", "load_reader_of", "sessions_of", "staging_of",
     "sums_of", "triggers_of",
 ]  # fmt: skip
 
@@ -55,20 +58,21 @@ class _Engine(NamedTuple):
     triggers: type[Triggers]
     load: type[LoadReader]
     sums: type[SumTables]
+    current: type[CurrentSQL]
 
 
 _ENGINES = {
     "postgresql": _Engine(
         PostgreSQLCatalog, PostgreSQL, PostgreSQLErrors, PostgreSQLSessions, PostgreSQLStaging,
-        PostgreSQLTriggers, PostgreSQLLoad, PostgreSQLSumTables,
+        PostgreSQLTriggers, PostgreSQLLoad, PostgreSQLSumTables, CurrentSQL,
     ),
     "mysql": _Engine(
         MySQLCatalog, MySQL, MySQLErrors, MySQLSessions, MySQLStaging, MySQLTriggers,
-        MySQLLoad, MySQLSumTables,
+        MySQLLoad, MySQLSumTables, MySQLCurrentSQL,
     ),
     "sqlite": _Engine(
         Catalog, SQLite, SQLiteErrors, SQLiteSessions, Staging, SQLiteTriggers, LoadReader,
-        SumTables,
+        SumTables, SQLiteCurrentSQL,
     ),
 }  # fmt: skip
 
@@ -85,6 +89,11 @@ def _engine_of(using: str) -> _Engine:
 def catalog_of(using: str) -> Catalog:
     """What the database with this alias knows about its tables, rights and time."""
     return _engine_of(using).catalog(using)
+
+
+def current_of(using: str) -> CurrentSQL:
+    """The SQL that reads a view as of now in the database with this alias."""
+    return _engine_of(using).current(dialect_of(using))
 
 
 def dialect_of(using: str) -> Dialect:

@@ -11,7 +11,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Key", "KeySelection", "Keys", "Range", "from_json", "in_order", "shown", "to_json"]
+__all__ = [
+    "Key",
+    "KeyRows",
+    "KeySelection",
+    "Keys",
+    "Range",
+    "from_json",
+    "in_order",
+    "shown",
+    "to_json",
+]
 
 Key = tuple[Any, ...]
 Range = tuple[Key | None, Key | None]
@@ -35,6 +45,19 @@ class Keys:
         """The values of one part, each once."""
         values = dict.fromkeys(key[number : number + 1] for key in self.keys)
         return Keys(tuple(values), self.kinds[number : number + 1], number)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRows(Keys):
+    """Keys that the statement finds itself, in one of its parts."""
+
+    #: The name of the part.
+    table: str = ""
+    #: Its columns, which have the types of the key's.
+    names: tuple[str, ...] = ()
+
+    def part(self, number: int) -> "KeyRows":
+        return KeyRows((), table=self.table, names=self.names[number : number + 1])
 
 
 #: Which keys a statement is about.

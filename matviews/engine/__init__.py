@@ -13,6 +13,7 @@ from .controls import (
     views_to_refresh,
 )
 from .costs import KnownCosts, known_costs
+from .current import CurrentQuery, current_obstacle, current_rows
 from .data_status import DataStatus, data_status
 from .derived import not_migrated, own_tables_missing
 from .dirty_keys import sweep_dirty_keys
@@ -95,6 +96,7 @@ __all__ = [
     "Backlog",
     "BatchReport",
     "Claim",
+    "CurrentQuery",
     "DataStatus",
     "DueRefresh",
     "KnownCosts",
@@ -134,6 +136,8 @@ __all__ = [
     "connect_spans",
     "count_requests",
     "count_rows",
+    "current_obstacle",
+    "current_rows",
     "data_status",
     "denied_for",
     "drop_broken_connection",

@@ -38,8 +38,11 @@ def explain(targets: Targets) -> None:
             explanation = replace(explanation, staging="", statements={})
         entry = formatting.explanation_as_dict(explanation)
         definition = registry.usable(label)
-        obstacle = engine.parking_obstacle(definition, queryset.plan_of(definition, engine.alias()))
+        plan = queryset.plan_of(definition, engine.alias())
+        obstacle = engine.parking_obstacle(definition, plan)
+        not_current = engine.current_obstacle(definition, plan)
         entry |= {"tracking": tracking, "costs": costs, "parking_obstacle": obstacle}
+        entry["not_current"] = not_current
         targets.output.entries.append(entry | tables.recent_as_dict(recent))
         lines = [
             *formatting.explanation_in_lines(explanation),
@@ -48,6 +51,7 @@ def explain(targets: Targets) -> None:
         ]
         lines += [f"  {recent.in_words}"] * bool(recent.in_words)
         lines += [f"  one bad row fails the phase: {obstacle}"] * bool(obstacle)
+        lines += [f"  View.current cannot read it: {not_current}"] * bool(not_current)
         for line in lines:
             targets.output.say(line)
     targets.raise_failed(labels)

@@ -3,7 +3,10 @@
 from .analysis.dependencies import declared_dependencies, declared_tables
 from .analysis.given_keys import as_key
 from .analysis.reading import key_columns
+from .analysis.table_query import RowsQuery, RowsTable
 from .checks import check_source, check_table
+from .current import PARKED, PENDING, Collations, CurrentRows, collations_of
+from .current_sums import CurrentSums
 from .differences import Difference, Differences, Kind, compare, ranges
 from .explain import ExplainedIndex, Explanation, explain, source_sql
 from .plan import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
@@ -19,8 +22,13 @@ from .strategy.links import Link
 from .unmigrated import apps_to_migrate, is_missing, names_own_table, unmigrated
 
 __all__ = [
+    "PARKED",
+    "PENDING",
     "BatchRunner",
+    "Collations",
     "Compared",
+    "CurrentRows",
+    "CurrentSums",
     "Cut",
     "Difference",
     "Differences",
@@ -30,6 +38,8 @@ __all__ = [
     "Kind",
     "Link",
     "Plan",
+    "RowsQuery",
+    "RowsTable",
     "Statements",
     "WindowProgress",
     "add",
@@ -38,6 +48,7 @@ __all__ = [
     "build",
     "check_source",
     "check_table",
+    "collations_of",
     "compare",
     "count_differing",
     "declared_dependencies",

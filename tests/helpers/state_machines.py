@@ -49,8 +49,13 @@ def killed_before_statement(number: int | None) -> Iterator[None]:
         yield
 
 
-def refreshed_despite(kill: int | None, view: type[Any], **options: Any) -> Refresh:
-    """A refresh, whose worker may be killed before a statement; then another one goes on."""
+def refreshed_despite(
+    kill: int | None, view: type[Any], *, killed: Callable[[], object] = list, **options: Any
+) -> Refresh:
+    """A refresh, whose worker may be killed before a statement; then another one goes on.
+
+    What `killed` does comes in between.
+    """
     refresh = engine.request(view, **options)
     shard = ViewShard.objects.get(view=refresh.view_id)
     try:
@@ -58,6 +63,7 @@ def refreshed_despite(kill: int | None, view: type[Any], **options: Any) -> Refr
             inline.drain([shard.pk])
     except Killed:
         note(f"killed before statement {kill}")
+        killed()
         let_time_pass()
         inline.drain([shard.pk])
     refresh.refresh_from_db()

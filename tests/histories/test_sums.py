@@ -21,6 +21,7 @@ from matviews import engine, untracked
 from matviews.engine import sums as engine_sums
 from matviews.queryset import GroupSums, add
 from tests.helpers.additive_views import Sales, counted, extremes
+from tests.helpers.current import differences_now
 from tests.helpers.state_machines import FOUND, refreshed_despite
 from tests.helpers.sums import kept_of, sums_differ
 from tests.histories.conftest import RunRandom
@@ -163,12 +164,17 @@ def _round(
             ends.setdefault(when, []).append((writer, how))
     note(f"besides: {besides}")
     _do(sales, besides)
+    _read(sales)
     with _ending(ends):
-        refreshed_despite(kill, sales.View)
+        refreshed_despite(kill, sales.View, killed=lambda: _read(sales))
     for writer, how in (each for left in ends.values() for each in left):
         writer.end(how)
     if kept_of(sales.View).drain_number >= 0:
         assert sums_differ(sales.View) == 0
+
+
+def _read(sales: Sales) -> None:
+    assert differences_now(sales.View) == []
 
 
 def _do(sales: Sales, besides: str) -> None:

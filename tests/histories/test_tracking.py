@@ -25,6 +25,7 @@ from matviews.queryset import plan_of
 from matviews.queryset.strategy import links
 from matviews.registry import registry
 from matviews.states import RefreshStrategy
+from tests.helpers.current import reads_table
 from tests.helpers.state_machines import FOUND, refreshed_despite
 from tests.histories.conftest import RunRandom
 from tests.histories.test_shapes import COLUMN, MODELS, ORDERS, PARTS, QUERIES, values
@@ -147,6 +148,8 @@ class Histories:
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
         self.by_keys = 0
+        #: How many reads as of now did not compute all rows.
+        self.from_table = 0
 
     def run(self, examples: int, views: Sequence[type[Any]] = (), **options: Any) -> None:
         """So many histories, each from a shop with a few rows, of some of the views or of any."""
@@ -176,15 +179,24 @@ class Histories:
                 for write in writes:
                     note(f"{write}")
                     write(shop)
+                    self.read(view)
                 with _refreshed_by(view, strategies.get(number, "")):
-                    refresh = refreshed_despite(kill, view, batch_size=batch_size)
+                    refresh = refreshed_despite(
+                        kill, view, killed=partial(self.read, view), batch_size=batch_size
+                    )
                 self.by_keys += refresh.runs.exclude(dirty_after=None).filter(batches__gt=0).count()
                 assert differences(view) == []
+                self.read(view)
                 if number in neighbour:
                     _visit(_neighbour_of(view), neighbour[number])
             _visit(_neighbour_of(view), "refresh")
 
         history()
+
+    def read(self, view: type[Any]) -> None:
+        """The view as of now is as its source, whatever waits."""
+        assert differences(view, view.current) == []
+        self.from_table += reads_table(view)
 
 
 def _begin(view: type[Any], query: Query) -> Shop:
@@ -252,6 +264,7 @@ def test_no_key_is_missed(run_random: RunRandom) -> None:
     histories = Histories()
     run_random(histories.run, long=10_000)
     assert histories.by_keys
+    assert histories.from_table
 
 
 @pytest.mark.long

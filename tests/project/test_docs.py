@@ -149,6 +149,7 @@ def test_a_project_with_the_models_of_the_page_works_as_written(project: Path, p
         assert "equal" in run(project, *prove)
         assert "windowed" in run(project, *explain)
         assert_it_is_told_how_recent_rows_are(project)
+        shell(project, named("docs/current.md", "as of now"))
 
 
 def assert_it_is_told_how_recent_rows_are(project: Path) -> None:

@@ -53,7 +53,7 @@ LAYERS = [
     {"engine"},
     {"tasks"},
     # "" is matviews/__init__.py
-    {"api", "health", "health_check", "metrics", "mixin", "series", "testing", ""},
+    {"api", "current", "health", "health_check", "metrics", "mixin", "series", "testing", ""},
     {"checks", "apps", "admin", "management", "pytest_plugin", "templatetags"},
 ]
 # The same within the room of querysets; its other modules are on top.

@@ -19,8 +19,10 @@ Row = dict[str, Any]
 TIE = Decimal("1e-9")  # how far off half a unit a value that was computed in floats may be
 
 
-def differences(view: type[Shape]) -> list[str]:
+def differences(view: type[Shape], found: Any = None) -> list[str]:
     """How the table of a view differs from its source, a line per key; none where it is right.
+
+    Or else how a queryset of the view does.
 
     A key with NULL is expected nowhere. Decimals may be rounded either way when they are half
     between, and floats are compared as far as the order of a sum may change them.
@@ -30,7 +32,7 @@ def differences(view: type[Shape]) -> list[str]:
     if rows.query.combinator:
         rows = rows.order_by()  # Meta.ordering may name columns that the union has not
     source = _by_key(view, (_named(row, fields) for row in rows))
-    table = _by_key(view, view._base_manager.values())
+    table = _by_key(view, (view._base_manager if found is None else found).values())
     lines = [f"{key} is missing: {source[key]}" for key in source.keys() - table.keys()]
     lines += [f"{key} is surplus: {table[key]}" for key in table.keys() - source.keys()]
     for key in source.keys() & table.keys():

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from django.db import DatabaseError, connections, transaction
 
+from ..sql import SQL
 from ..trigger_spec import TriggerSpec
 
 __all__ = ["MAX_DISTINCT_CHANGES", "TriggerName", "Triggers"]
@@ -158,6 +159,19 @@ class Triggers:
             f"FROM ({self.catalog}) matviews_present GROUP BY matviews_table) matviews_grouped "
             f"WHERE matviews_grouped.matviews_table = {table})"
         )
+
+    def present_sql(self, table: str, *, in_parts: bool) -> SQL:
+        """An expression for the identities of a table's triggers, as `with_partitions` has them.
+
+        Args:
+            table: an expression for its name.
+            in_parts: whether it is one of `tables_in_parts`.
+        """
+        return SQL(self.installed_sql(table), tuple(self.NAME_PATTERN))
+
+    def tables_in_parts(self, tables: Collection[str]) -> set[str]:
+        """The tables for which `with_partitions` does more."""
+        return set()
 
     def with_partitions(
         self, present: Mapping[str, Collection[str]]

@@ -7,8 +7,9 @@ the first one that it had, and was never read by VACUUM or ANALYZE.
 from collections.abc import Collection, Mapping
 
 from ..base.triggers import INCOMPLETE
+from ..sql import SQL
 from ..trigger_spec import TriggerSpec
-from .table_names import regclass
+from .table_names import quoted_sql, regclass
 from .trigger_sql import PostgreSQLTriggerSQL
 
 __all__ = ["IDENTITY", "PARTS", "PartitionTriggers"]
@@ -36,9 +37,10 @@ RELATIVES = (
     f"pg_catalog.unnest(ARRAY({BELOW}, {ABOVE} SELECT relid FROM below "
     "UNION SELECT relid FROM above))"
 )
+GIVEN = "unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) given (name, quoted)"
 OWN_TRIGGERS = (
-    "FROM unnest(%s::pg_catalog.text[], %s::pg_catalog.text[]) given (name, quoted) "
-    "JOIN pg_trigger t ON t.tgrelid = pg_catalog.to_regclass(given.quoted)::pg_catalog.oid "
+    "FROM {given} JOIN pg_trigger t "
+    "ON t.tgrelid = pg_catalog.to_regclass(given.quoted)::pg_catalog.oid "
     "AND t.tgname OPERATOR(pg_catalog.~~) %s AND t.tgenabled IN ('O', 'A') AND t.tgnargs = 0 "
     f"CROSS JOIN LATERAL {RELATIVES.format(of='t.tgrelid')} relative (oid) "
     "LEFT JOIN pg_trigger of_it ON of_it.tgrelid = relative.oid::pg_catalog.oid "
@@ -50,6 +52,17 @@ WAS_WRITTEN = (
     f"EXISTS (SELECT 1 FROM pg_class part WHERE part.oid = ANY ({PARTS}) "
     "AND part.relkind <> 'p' AND CASE WHEN part.reltuples = '-1'::pg_catalog.float4 "
     "AND part.relfilenode = part.oid THEN pg_catalog.pg_relation_size(part.oid) > 0 ELSE true END)"
+)
+# The triggers of tables that have partitions or are one: name of the table, identity.
+WITH_PARTITIONS = (
+    "SELECT given.name, pg_catalog.concat(t.tgname, ':', CASE "
+    f"WHEN pg_catalog.bool_or(of_it.oid IS NULL) THEN '{INCOMPLETE}' "
+    "ELSE pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat(relative.oid::"
+    "pg_catalog.oid, '.', of_it.oid, '.', of_it.xmin, '.', place.xmin), ' ' "
+    "ORDER BY relative.oid::pg_catalog.oid)) END) AS made "
+    f"{OWN_TRIGGERS} LEFT JOIN pg_inherits place "
+    "ON place.inhrelid = relative.oid::pg_catalog.oid WHERE of_it.oid IS NOT NULL "
+    f"OR {WAS_WRITTEN.format(of='relative.oid')} GROUP BY given.name, t.tgname"
 )
 
 
@@ -70,26 +83,38 @@ class PartitionTriggers(PostgreSQLTriggerSQL):
         found: dict[str, list[str]] = {table: [] for table in tables}
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT given.name, pg_catalog.concat(t.tgname, ':', CASE "
-                f"WHEN pg_catalog.bool_or(of_it.oid IS NULL) THEN '{INCOMPLETE}' "
-                "ELSE pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat(relative.oid::"
-                "pg_catalog.oid, '.', of_it.oid, '.', of_it.xmin, '.', place.xmin), ' ' "
-                "ORDER BY relative.oid::pg_catalog.oid)) END) "
-                f"{OWN_TRIGGERS} LEFT JOIN pg_inherits place "
-                "ON place.inhrelid = relative.oid::pg_catalog.oid WHERE of_it.oid IS NOT NULL "
-                f"OR {WAS_WRITTEN.format(of='relative.oid')} GROUP BY given.name, t.tgname",
-                [*self._names(tables), *self.NAME_PATTERN],
+                WITH_PARTITIONS.format(given=GIVEN), [*self._names(tables), *self.NAME_PATTERN]
             )
             for table, made in cursor.fetchall():
                 found[table].append(made)
         return {**present, **found}
+
+    def present_sql(self, table: str, *, in_parts: bool) -> SQL:
+        """Planning the query for partitions takes longer than the rest."""
+        if not in_parts:
+            return super().present_sql(table, in_parts=False)
+        given = f"(SELECT {table} AS name, {quoted_sql(table)} AS quoted) given"
+        return SQL(
+            f"(SELECT pg_catalog.string_agg(relatives.made, ' ') "
+            f"FROM ({WITH_PARTITIONS.format(given=given)}) relatives)",
+            tuple(self.NAME_PATTERN),
+        )
+
+    def tables_in_parts(self, tables: Collection[str]) -> set[str]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT given.name FROM {GIVEN} WHERE pg_catalog.pg_partition_root("
+                "pg_catalog.to_regclass(given.quoted)) IS NOT NULL",
+                self._names(tables),
+            )
+            return {name for (name,) in cursor.fetchall()}
 
     def lacking(self, tables: Collection[str]) -> dict[str, list[str]]:
         with self.connection.cursor() as cursor:
             cursor.execute(
                 "SELECT DISTINCT given.name, (SELECT pg_catalog.format('%%I.%%I', n.nspname, "
                 "c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-                f"WHERE c.oid = relative.oid::pg_catalog.oid) {OWN_TRIGGERS} "
+                f"WHERE c.oid = relative.oid::pg_catalog.oid) {OWN_TRIGGERS.format(given=GIVEN)} "
                 "WHERE of_it.oid IS NULL ORDER BY 1, 2",
                 [*self._names(tables), *self.NAME_PATTERN],
             )

@@ -2,8 +2,11 @@
 
 import re
 
-__all__ = ["MAX_NAME_BYTES", "cut", "identifiers", "regclass"]
+__all__ = ["LIKE", "MAX_NAME_BYTES", "cut", "identifiers", "quoted_sql", "regclass"]
 
+# Statements on the catalogs run as whoever migrates: no function or operator of another schema may
+# be chosen as the better match.
+LIKE = "OPERATOR(pg_catalog.~~)"
 MAX_NAME_BYTES = 63  # the database truncates longer names
 _IDENTIFIER = r'"((?:[^"\0]|"")+)"'
 _NAME = re.compile(rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})?(?:\.{_IDENTIFIER})?")
@@ -37,6 +40,19 @@ def regclass(quoted: str) -> str | None:
         quoted: a name as Django quotes it.
     """
     return quoted if 0 < len(identifiers(quoted)) < 3 else None
+
+
+def quoted_sql(table: str) -> str:
+    """An expression for a name as Django quotes it.
+
+    Args:
+        table: an expression for the name as `Meta.db_table` has it, for a statement with
+            parameters.
+    """
+    return (
+        f"CASE WHEN {table} {LIKE} '\"%%\"' THEN {table}::pg_catalog.text "
+        f"ELSE pg_catalog.concat('\"', {table}, '\"') END"
+    )
 
 
 def cut(name: str) -> str:

@@ -8,7 +8,7 @@ from django.db import DatabaseError
 from ...sqlstate import sqlstate
 from ..base.triggers import LOG_SECRET, MISSING, NAME_REGEX, NOT_ORDINARY, digest
 from .partitions import IDENTITY, PARTS, PartitionTriggers
-from .table_names import MAX_NAME_BYTES, cut, identifiers, regclass
+from .table_names import LIKE, MAX_NAME_BYTES, cut, identifiers, quoted_sql, regclass
 from .trigger_sql import ARGUMENTS, SUPPRESSED, doubled
 
 __all__ = ["PostgreSQLTriggers"]
@@ -24,9 +24,6 @@ INHERITED = (
 )
 PARTLY_UNLOGGED = "one of its partitions is unlogged or a foreign table"
 SUBSCRIBED = "a subscription writes to it, and logical replication fires no statement trigger"
-# Statements on the catalogs run as whoever migrates: no function or operator of another schema may
-# be chosen as the better match.
-LIKE = "OPERATOR(pg_catalog.~~)"
 LOGS = "pg_catalog.has_table_privilege(p.proowner, pg_catalog.to_regclass(%s), 'INSERT')"
 
 
@@ -64,9 +61,8 @@ class PostgreSQLTriggers(PartitionTriggers):
         """Planning the query of `installed_triggers` would take longer than the rest."""
         return (
             f"(SELECT pg_catalog.string_agg({IDENTITY}, ' ') FROM pg_trigger t "
-            f"WHERE t.tgrelid = (SELECT pg_catalog.to_regclass(CASE "
-            f"WHEN {table} {LIKE} '\"%%\"' THEN {table}::pg_catalog.text "
-            f"ELSE pg_catalog.concat('\"', {table}, '\"') END)::pg_catalog.oid) "
+            f"WHERE t.tgrelid = (SELECT pg_catalog.to_regclass({quoted_sql(table)})"
+            f"::pg_catalog.oid) "
             f"AND t.tgname {LIKE} %s AND t.tgenabled IN ('O', 'A') AND t.tgnargs = 0)"
         )
 

@@ -7,12 +7,22 @@ from django.core.exceptions import FullResultSet
 from django.db.models import Expression, F, Lookup
 
 from ...databases import Dialect
-from ...databases.fields import column_of
-from ...databases.keys import KeySelection
+from ...databases.fields import AnyField, column_of
+from ...databases.keys import KeyRows, KeySelection
 from ...databases.sql import SQL, equal, qualified
 from .date_ranges import DateBound
 
-__all__ = ["DateRange", "KeyFilter", "KeyRange", "NotInView", "Wrapped"]
+__all__ = ["DateRange", "KeyFilter", "KeyRange", "NotInView", "Wrapped", "inside"]
+
+
+def inside(
+    dialect: Dialect, columns: Sequence[str], within: KeySelection, fields: Sequence[AnyField] = ()
+) -> SQL:
+    """As `Dialect.selects`, also among keys that the statement finds itself."""
+    if not isinstance(within, KeyRows):
+        return dialect.selects(columns, within, fields)
+    found = f"SELECT {', '.join(within.names)} FROM {within.table}"
+    return SQL(f"{dialect.row(columns)} IN ({found})")
 
 
 class _Condition(Lookup):
@@ -82,9 +92,9 @@ class KeyRange(_Condition):
     def condition(self, columns: list[SQL]) -> SQL:
         places = [column_of(column) for column in self.columns]
         fields = [place[1] for place in places if place] if all(places) else []
-        inside = self.dialect.selects([column.text for column in columns], self.within, fields)
+        found = inside(self.dialect, [column.text for column in columns], self.within, fields)
         params = (param for column in columns for param in column.params)
-        return SQL(inside.text, (*params, *inside.params))
+        return SQL(found.text, (*params, *found.params))
 
 
 class KeyFilter(KeyRange):

@@ -22,7 +22,7 @@ from ..strategy.links import KeyColumn, Link, key_column
 from .conditions import KeyRange
 from .readers import KeyReader, as_stored
 
-__all__ = ["CHUNK_SIZE", "linked_keys"]
+__all__ = ["CHUNK_SIZE", "keys_of_logged", "linked_keys"]
 
 
 CHUNK_SIZE = 1_000  # values in one statement
@@ -67,7 +67,7 @@ def _key_parts_of(
     limit: int | None = None,
 ) -> set[Key]:
     """The keys, or the values of the link's key part, that logged values lead to."""
-    numbers = range(len(source.key)) if link.key_part is None else [link.key_part]
+    numbers = link.parts(len(source.key))
     if link.is_key:  # the statements find out whether the source has such a key
         places = [link.columns.index(part.column) for part in link.key_columns]
         parts = ([value[place] for place in places] for value in values)
@@ -84,12 +84,29 @@ def _key_parts_of(
 def _looked_up(
     link: Link,
     rows: Collection[Sequence[Any]],
-    numbers: Iterable[int],
+    numbers: Sequence[int],
     source: Source,
     dialect: Dialect,
     limit: int | None,
 ) -> set[Key]:
     """The keys, or the values of a part, found by joining logged rows along the link's steps."""
+    logged = dialect.logged(link.table, link.columns, rows)
+    statement = keys_of_logged(link, logged, numbers, source, dialect)
+    return _fetched(statement, [source.key[number] for number in numbers], dialect, limit)
+
+
+def keys_of_logged(
+    link: Link, logged: SQL, numbers: Sequence[int], source: Source, dialect: Dialect
+) -> SQL:
+    """A query for the keys, or the values of a part, to which logged rows lead along a link.
+
+    Args:
+        link: the link.
+        logged: a query for the logged rows, with the link's columns.
+        numbers: the numbers of the key's parts.
+        source: the view's source.
+        dialect: the SQL dialect of its database.
+    """
     names = [f"matviews_{number}" for number in range(len(link.steps) + 1)]
     tables = [names[0]]
     for name, step in zip(names[1:], link.steps, strict=True):
@@ -101,14 +118,12 @@ def _looked_up(
         ", ",
         (_selected(number, part, names[part.table], source, dialect) for number, part in parts),
     )
-    logged = dialect.logged(link.table, link.columns, rows)
     columns = ", ".join(map(dialect.name, link.columns))
-    statement = SQL(
+    return SQL(
         f"WITH {names[0]} ({columns}) AS ({logged.text}) "
         f"SELECT DISTINCT {selected.text} FROM {' JOIN '.join(tables)}",
         (*logged.params, *selected.params),
     )
-    return _fetched(statement, [source.key[number] for number in numbers], dialect, limit)
 
 
 def _selected(number: int, part: KeyColumn, alias: str, source: Source, dialect: Dialect) -> SQL:

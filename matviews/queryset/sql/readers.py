@@ -18,17 +18,17 @@ from ..analysis.lineage import equal_columns
 from ..analysis.source import Source
 from ..analysis.source_query import SourceQuery
 from ..strategy.choose import Strategy
-from .conditions import DateRange, KeyFilter, KeyRange, NotInView, Wrapped
+from .conditions import DateRange, KeyFilter, KeyRange, NotInView, Wrapped, inside
 from .date_ranges import DateBound, date_bounds, ranged_column
 
 __all__ = [
     "KeyReader",
     "SourceReader",
     "WindowReader",
-    "_keys_of_table",
     "as_stored",
     "next_keys",
     "not_advancing",
+    "selected",
     "whole",
 ]
 
@@ -66,12 +66,12 @@ class WindowReader:
 
     def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
         query = self._inside(within, missing=missing)
-        return _selected(query, self.source, self.source.columns, self.dialect)
+        return selected(query, self.source, self.source.columns, self.dialect)
 
     def keys(self, within: KeySelection) -> SQL:
         """Computes nothing that HAVING does not need."""
         query = self._inside(within).keys_only([column.name for column in self.source.key])
-        return _selected(query, self.source, self.source.key, self.dialect)
+        return selected(query, self.source, self.source.key, self.dialect)
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
         """Reads the table that has the key, whatever the source selects from it."""
@@ -112,17 +112,17 @@ class KeyReader:
         query = self._among(within)
         if missing:
             query = query.restricted(_not_in_view(self.source, self.columns, self.dialect))
-        return _selected(query, self.source, self.source.columns, self.dialect)
+        return selected(query, self.source, self.source.columns, self.dialect)
 
     def keys(self, within: KeySelection) -> SQL:
         """Computes nothing that HAVING does not need."""
         query = self._among(within).keys_only([column.name for column in self.source.key])
-        return _selected(query, self.source, self.source.key, self.dialect)
+        return selected(query, self.source, self.source.key, self.dialect)
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
         """Reads all keys of the source, as no index has their order."""
         query = self.source.query.keys_only([column.name for column in self.source.key])
-        keys = _selected(query, self.source, self.source.key, self.dialect)
+        keys = selected(query, self.source, self.source.key, self.dialect)
         names = self.dialect.names(_key_fields(self.source))
         ahead = self.dialect.selects(names, (low, None))
         found = next_keys(f"({keys.text}) {ALL_KEYS}", names, [ahead], count)
@@ -132,7 +132,7 @@ class KeyReader:
         """A query for the keys with these values in a part, including those that HAVING drops."""
         query = self._restricted(self.source.query, [number], values)
         names = [column.name for column in self.source.key]
-        return _selected(query.ungrouped(names), self.source, self.source.key, self.dialect)
+        return selected(query.ungrouped(names), self.source, self.source.key, self.dialect)
 
     def _among(self, within: KeySelection) -> SourceQuery:
         """Also filtered by what an index may serve: each plain column, and the range of a date."""
@@ -178,7 +178,7 @@ class _FirstColumn:
         quote = getattr(compiler, "quote_name", None) or compiler.quote_name_unless_alias
         column = f"{quote(self.alias)}.{self.dialect.name(self.column)}"
         if isinstance(self.within, Keys):
-            return tuple(self.dialect.among([column], self.within.part(0)))
+            return tuple(inside(self.dialect, [column], self.within.part(0)))
         low, high = self.within
         ends = [(">=", low), ("<=", high)]
         return tuple(
@@ -197,10 +197,10 @@ def whole(source: Source, dialect: Dialect, *, raw: bool = False) -> SQL:
         dialect: the SQL dialect of its database.
         raw: whether only the key is as it will be stored, and the other columns as computed.
     """
-    return _selected(source.query, source, source.columns, dialect, raw=raw)
+    return selected(source.query, source, source.columns, dialect, raw=raw)
 
 
-def _selected(
+def selected(
     query: SourceQuery,
     source: Source,
     columns: tuple[Column, ...],

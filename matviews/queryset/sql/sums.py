@@ -146,8 +146,13 @@ class GroupSums(SumsSchema):
             value = SQL(f"CASE WHEN {when.text} THEN {value.text} END", params)
         return [one, SQL(f"{value.text} AS {sum_name(number)}", value.params)]
 
-    def rows(self, sums: str) -> SQL:
-        """A query for the rows of the view, from the table of sums, as they will be stored."""
+    def rows(self, sums: str, where: str = "") -> SQL:
+        """A query for the rows of the view, from sums, as they will be stored.
+
+        Args:
+            sums: the table of sums, or a part of the statement with its columns; quoted.
+            where: a condition on the sums.
+        """
         raw = joined(", ", (self._kept(column) for column in self.source.columns))
         names = self.dialect.names([column.field for column in self.source.columns])
         stored = joined(
@@ -159,10 +164,10 @@ class GroupSums(SumsSchema):
                 for column, name in zip(self.source.columns, names, strict=True)
             ),
         )
-        hidden = self._having()
+        hidden, more = self._having(), f" AND {where}" if where else ""
         return SQL(
-            f"SELECT {stored.text} FROM (SELECT {raw.text} FROM {self.dialect.name(sums)} "
-            f"WHERE {ROWS_KEPT} > 0{hidden.text}) matviews_sums",
+            f"SELECT {stored.text} FROM (SELECT {raw.text} FROM {sums} "
+            f"WHERE {ROWS_KEPT} > 0{more}{hidden.text}) matviews_sums",
             (*stored.params, *raw.params, *hidden.params),
         )
 
@@ -241,6 +246,6 @@ class SumsReader(StageReader):
 
     def __init__(self, sums: GroupSums, table: str) -> None:
         super().__init__(sums.source, sums.dialect, table=KEPT)
-        rows = sums.rows(table)
+        rows = sums.rows(sums.dialect.name(table))
         self.table = SQL(f"({rows.text}) {KEPT}", rows.params)
         self.is_stored = False

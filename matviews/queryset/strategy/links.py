@@ -87,6 +87,10 @@ class Link:
         """Whether the logged columns are the key, or the known part of it."""
         return not self.steps and all(part.column for part in self.key_columns)
 
+    def parts(self, count: int) -> Sequence[int]:
+        """The numbers of the parts to which it leads, of a key with `count` parts."""
+        return range(count) if self.key_part is None else [self.key_part]
+
 
 def find_links(source: Source, strategy: Strategy) -> dict[str, tuple[Link, ...]]:
     """The links of each table that a source reads, one for each time it reads the table.

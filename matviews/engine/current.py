@@ -1,0 +1,213 @@
+"""The statement that reads a view as of now.
+
+A view is read as its `source()` is in the snapshot of this very statement. What has changed since
+the last refresh is found in the same snapshot, and so is whether that is known at all: a change is
+logged in the transaction that makes it, and a batch that takes it from the log commits it as dirty
+keys, or together with the rows. So a key for which nothing waits is right in the view's table, and
+the others are computed.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from django.db.models import Model
+
+from .. import changes
+from ..changes import STATE
+from ..databases import CurrentSQL, triggers_of
+from ..databases.base.current import ENTRIES, Part
+from ..databases.sql import SQL, joined
+from ..definition import ViewDefinition
+from ..exceptions import InvalidView
+from ..models import ViewSums
+from ..phases import Phase
+from ..queryset import (
+    PARKED,
+    PENDING,
+    Collations,
+    CurrentRows,
+    CurrentSums,
+    Plan,
+    RowsQuery,
+    RowsTable,
+    collations_of,
+    plan_of,
+)
+from ..registry import registry
+
+__all__ = ["CurrentQuery", "current_obstacle", "current_rows"]
+
+FINE = "matviews_fine"  # the part with a row if not everything is to be computed
+ANEW = "matviews_anew"  # the part with the rows of the keys that wait
+EVERY = "matviews_every"  # the part with the rows of all keys
+IS_FINE = f"EXISTS (SELECT 1 FROM {FINE})"
+
+
+def current_obstacle(definition: ViewDefinition, plan: Plan) -> str:
+    """Why a view cannot be read as of now, and the way out; "" if it can be."""
+    for phase in Phase:
+        if phase not in definition.options.phases:
+            return (
+                f"MatviewMeta.phases lacks {phase}, so its rows are not those of source(): read "
+                f"its table"
+            )
+    if reason := changes.tracking_of(plan).reason:
+        return f"its changes are not tracked: {reason}. Read its table, or query source()"
+    for field in definition.model._meta.concrete_fields:
+        if getattr(field, "generated", False):
+            return (
+                f"the database computes the field {field.name} when a row is written: leave it "
+                f"out, or annotate source() with it"
+            )
+    return ""
+
+
+def current_rows(model: type[Model], using: str) -> SQL:
+    """A query for all rows of a view as of now, with the columns of its table.
+
+    Raises:
+        InvalidView: the view cannot be read as of now.
+    """
+    definition = registry.usable(model._meta.concrete_model or model)
+    if not definition.has_source:
+        raise InvalidView(f"{definition.label} has no source(), so only its table can be read.")
+    plan = plan_of(definition, using)
+    if obstacle := current_obstacle(definition, plan):
+        raise InvalidView(f"{definition.label} cannot be read as of now: {obstacle}.")
+    return current_statement(plan).written
+
+
+def current_statement(plan: Plan) -> "_Statement":
+    """The statement for a view that can be read as of now."""
+    return _from_sums(plan) if plan.additive and plan.additive.fit() else _by_keys(plan)
+
+
+class _Known(NamedTuple):
+    """What the statement takes from the catalog as this process first saw it."""
+
+    plan: Plan
+    collations: Collations
+    #: Tables that have partitions or are some.
+    in_parts: frozenset[str]
+
+
+class _Statement(NamedTuple):
+    """The statement that reads a view as of now, without what is asked of its rows."""
+
+    sql: CurrentSQL
+    parts: list[Part]
+    #: Queries whose rows together are those of the view.
+    rows: list[SQL]
+
+    @property
+    def written(self) -> SQL:
+        """A query for the rows."""
+        return self.asked(joined(" UNION ALL ", self.rows))
+
+    def asked(self, query: SQL) -> SQL:
+        """Another query of the same parts."""
+        return self.sql.with_parts(self.parts, query)
+
+
+@lru_cache(maxsize=64)
+def _known(plan: Plan) -> _Known:
+    checked, using = plan.checked(), plan.dialect.using
+    tables = changes.tracking_of(plan).tables
+    in_parts = triggers_of(using).tables_in_parts(tables)
+    return _Known(checked, collations_of(checked), frozenset(in_parts))
+
+
+def _begun(plan: Plan) -> tuple[changes.WaitingSQL, CurrentRows]:
+    known, tracking, using = _known(plan), changes.tracking_of(plan), plan.dialect.using
+    label = plan.source.definition.label
+    return (
+        changes.WaitingSQL(label, tracking, known.in_parts, using),
+        CurrentRows(known.plan, known.collations),
+    )
+
+
+def _fine(waiting: changes.WaitingSQL, obstacles: Iterable[SQL]) -> Part:
+    logged, either = waiting.logged(), joined(" OR ", obstacles)
+    params = (*logged.params, *either.params)
+    query = f"SELECT 1 FROM {STATE} WHERE {logged.text} AND NOT ({either.text})"
+    return Part(FINE, ["fine"], SQL(query, params))
+
+
+@lru_cache(maxsize=64)
+def _by_keys(plan: Plan) -> _Statement:
+    """Of rows of the view's table, and of the source for the keys that wait."""
+    waiting, rows = _begun(plan)
+    reached, conditions = waiting.processed(tuple(Phase), plan.exact_fingerprint)
+    parts = [
+        Part(STATE, [], waiting.state(f", {reached} AS reached", SQL(""), conditions)),
+        Part(ENTRIES, [], waiting.entries()),
+        Part(PARKED, rows.key_names, waiting.parked_keys(rows.key, plan.fingerprint)),
+    ]
+    if rows.plan.strategy.is_incremental:
+        more, linked = rows.linked()
+        pending = rows.pending([waiting.dirty(rows.key), waiting.marked(rows.key), *linked])
+        obstacles = [
+            waiting.unresolved({"": [], **rows.links()}),
+            waiting.has_unreadable_dirty(rows.key),
+        ]
+        parts += [
+            *more,
+            Part(PENDING, rows.key_names, pending),
+            _fine(waiting, obstacles),
+            Part(ANEW, [], rows.pending_rows(), is_shared=False),
+        ]
+        found = [
+            rows.of_view(joined(" AND ", [SQL(IS_FINE), rows.not_pending()])),
+            rows.sql.only_if(IS_FINE, rows.computed(SQL(ANEW))),
+        ]
+    else:
+        parts.append(
+            _fine(waiting, [SQL(f"EXISTS (SELECT 1 FROM {ENTRIES})"), waiting.has_dirty()])
+        )
+        found = [rows.of_view(SQL(IS_FINE))]
+    parked = joined(" AND ", [SQL(f"NOT {IS_FINE}"), rows.of_parked()])
+    parts.append(Part(EVERY, [], rows.all_rows(), is_shared=False))
+    return _Statement(rows.sql, parts, [*found, _every(rows), rows.of_view(parked)])
+
+
+def _every(rows: CurrentRows) -> SQL:
+    return rows.sql.only_if(f"NOT {IS_FINE}", rows.computed(SQL(EVERY)))
+
+
+@lru_cache(maxsize=64)
+def _from_sums(plan: Plan) -> _Statement:
+    """Of the sums of an additive view, and what has been logged since they were added up."""
+    assert plan.additive is not None
+    waiting, rows = _begun(plan)
+    sums, additive = CurrentSums(plan.additive, rows), plan.additive.additive
+    kept = plan.dialect.name(ViewSums._meta.db_table)
+    joins = SQL(
+        f" JOIN {kept} kept ON kept.view_id = control.id AND kept.fingerprint = %s "
+        f"AND kept.log = %s",
+        (plan.fingerprint, additive.log),
+    )
+    usable = SQL("kept.drain_number >= 0 AND kept.drain_number >= shard.full_refresh_after")
+    unresolved = waiting.unresolved({additive.model._meta.db_table: []})
+    parts = [
+        Part(STATE, [], waiting.state("", joins, [usable])),
+        Part(ENTRIES, [], waiting.entries()),
+        Part(PARKED, rows.key_names, waiting.parked_keys(rows.key, plan.fingerprint)),
+        *sums.parts(),
+        _fine(waiting, [unresolved, *sums.obstacles()]),
+        Part(EVERY, [], rows.all_rows(), is_shared=False),
+    ]
+    found = (rows.sql.only_if(IS_FINE, each) for each in sums.queries())
+    return _Statement(rows.sql, parts, [*found, _every(rows), rows.of_view(rows.of_parked())])
+
+
+class CurrentTable(RowsTable):
+    """A view as of now, in place of its table."""
+
+    rows = staticmethod(current_rows)
+
+
+class CurrentQuery(RowsQuery):
+    """A query of a view as of now."""
+
+    base_table_class = CurrentTable

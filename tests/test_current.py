@@ -1,0 +1,355 @@
+"""`View.current`: what the view's source says in the very statement that reads it."""
+
+import pickle
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connection, models
+from django.db.models import F, Max, OuterRef, Subquery, Sum
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from matviews import changes, engine, untracked
+from matviews.exceptions import InvalidRequest, InvalidView
+from matviews.models import DirtyKeys, ParkedKey, ViewShard, ViewSums
+from matviews.queryset import GroupSums, plan_of
+from matviews.registry import registry
+from tests.helpers.additive_views import Sales, extremes
+from tests.helpers.current import differences_now, reads_table
+from tests.helpers.tables import derived_view, execute, key, made, model, refreshed
+from tests.shapes.models.grouped import RegionTotal
+
+pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+
+
+class Totals:
+    """Rows of groups, and a view of the groups, which is not additive."""
+
+    def __init__(self, **options: Any) -> None:
+        self.Row = row = model(
+            "Row", ref=models.IntegerField(db_index=True), n=models.IntegerField(null=True)
+        )
+        self.View = derived_view(
+            lambda cls: row._base_manager.values("ref").annotate(total=Sum("n")),
+            name="Total",
+            options=options,
+            ref=key(),
+            total=models.IntegerField(null=True),
+            note=models.CharField(max_length=9, db_default="new"),
+        )
+
+    def __enter__(self) -> "Totals":
+        self.made = made(self.Row, self.View)
+        self.made.__enter__()
+        changes.install(engine.alias())
+        for ref in (1, 1, 2, 3):
+            self.add(ref, 5)
+        refreshed(self.View)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        changes.remove(engine.alias())
+        self.made.__exit__(*error)
+
+    def add(self, ref: int, n: int) -> None:
+        self.Row._base_manager.create(ref=ref, n=n)
+
+    @property
+    def shard(self) -> ViewShard:
+        return ViewShard.objects.get(view__label=self.View._meta.label)
+
+    @property
+    def rows(self) -> dict[int, int]:
+        """The view as of now, by key."""
+        return dict(self.View.current.values_list("ref", "total"))
+
+
+@pytest.fixture
+def totals(transactional_db: None, alone: None) -> Iterator[Totals]:
+    with Totals() as found:
+        yield found
+
+
+@pytest.fixture
+def sales(transactional_db: None, alone: None) -> Iterator[Sales]:
+    """An additive view of three shops, refreshed."""
+    with Sales().tracked() as found:
+        found.add((1, 2, "1.10"), (1, None, None), (2, 3, "0.30"), (None, 1, "1"), (3, 5, "2"))
+        refreshed(found.View)
+        yield found
+
+
+def spoil(view: type[Any], **values: Any) -> None:
+    """Write wrong values into the view's table, to see who reads it."""
+    view._base_manager.update(**values)
+
+
+def test_rows_for_which_nothing_waits_are_read_from_the_table(totals: Totals) -> None:
+    spoil(totals.View, total=0)
+    totals.add(2, 1)
+
+    assert totals.rows == {1: 0, 2: 6, 3: 0}
+
+
+def test_one_statement_reads_it(totals: Totals) -> None:
+    totals.add(9, 1)
+    list(totals.View.current)
+
+    with CaptureQueriesContext(connection) as queries:
+        assert totals.rows[9] == 1
+
+    assert len(queries) == 1
+
+
+def test_what_changed_is_seen_wherever_it_waits(totals: Totals) -> None:
+    totals.add(2, 1)
+    totals.Row._base_manager.filter(ref=1).delete()
+    totals.Row._base_manager.filter(ref=3).update(ref=4)
+    expected = {2: 6, 4: 5}
+    assert totals.rows == expected  # in the log
+
+    engine.move_log()
+    assert totals.rows == expected  # in the queue
+
+    shard = totals.shard
+    shard.drain_number += 1
+    shard.save()
+    dirty = DirtyKeys(shard=shard, drain_number=shard.drain_number, count=4)
+    dirty.keys = [[1], [2], [3], [4]]
+    dirty.save()
+    changes.drain_queue(shard.view_id)
+    assert totals.rows == expected  # among the dirty keys
+    assert reads_table(totals.View)
+
+
+def test_marked_keys_are_computed(totals: Totals) -> None:
+    spoil(totals.View, total=0)
+    engine.mark_dirty(totals.View, [1, 7])
+
+    assert totals.rows == {1: 10, 2: 0, 3: 0}
+
+
+@pytest.mark.parametrize("what", ["mark", "untracked", "triggers", "new", "definition", "truncate"])
+def test_all_rows_are_computed_if_any_may_have_changed(totals: Totals, what: str) -> None:
+    spoil(totals.View, total=0)
+    if what == "mark":
+        engine.mark_dirty(totals.View)
+    elif what == "untracked":
+        with untracked(totals.Row):
+            totals.add(1, 1)
+    elif what == "triggers":
+        changes.remove(engine.alias())
+        totals.add(1, 1)
+    elif what == "new":
+        ViewShard.objects.update(checkpoints={})
+    elif what == "definition":
+        rows = totals.Row._base_manager
+        totals.View.source = lambda: rows.values("ref").annotate(total=Max("n"))
+    elif connection.vendor != "postgresql":
+        pytest.skip("TRUNCATE fires no trigger, or is a DELETE")
+    else:
+        execute(f"TRUNCATE {totals.Row._meta.db_table}")
+
+    assert differences_now(totals.View) == []
+    assert not reads_table(totals.View)
+
+
+def test_triggers_that_are_back_are_not_trusted_before_they_are_recorded(totals: Totals) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite cannot tell that a trigger was created again")
+    spoil(totals.View, total=0)
+    name = connection.ops.quote_name(totals.Row._meta.db_table)
+    if connection.vendor == "postgresql":
+        execute(f"ALTER TABLE {name} DISABLE TRIGGER ALL")
+        totals.add(1, 1)
+        execute(f"ALTER TABLE {name} ENABLE TRIGGER ALL")
+    else:
+        changes.remove(engine.alias())
+        totals.add(1, 1)
+        changes.install(engine.alias())
+
+    assert differences_now(totals.View) == []
+
+
+def test_parked_keys_are_read_from_the_table(totals: Totals) -> None:
+    shard, now = totals.shard, timezone.now()
+    fingerprint = plan_of(registry.find(totals.View), engine.alias()).fingerprint
+    spoil(totals.View, total=0)
+    ParkedKey.objects.create(
+        shard=shard, phase="update", key=[2], fingerprint=fingerprint, error_class="", message="",
+        first_seen=now, last_seen=now, retry_at=now,
+    )  # fmt: skip
+    totals.add(2, 1)
+    assert totals.rows == {1: 0, 2: 0, 3: 0}
+
+    engine.mark_dirty(totals.View)
+    assert totals.rows == {1: 10, 2: 0, 3: 5}
+
+
+def test_it_is_a_queryset_as_any_other(totals: Totals) -> None:
+    totals.add(2, 1)
+    totals.add(4, 8)
+    current = totals.View.current
+
+    assert [row.total for row in current.order_by("-total")] == [10, 8, 6, 5]
+    assert current.filter(total__gt=5).count() == 3
+    assert current.aggregate(Sum("total"))["total__sum"] == 29
+    assert list(current.order_by("ref")[1:3].values_list("ref", flat=True)) == [2, 3]
+    assert current.exclude(ref=1).exists()
+    assert current.get(ref=4).note == "new"
+    assert len(list(current.iterator())) == 4
+    assert current.annotate(double=F("total") * 2).get(ref=2).double == 12
+    assert list((current.filter(ref=1) | current.filter(ref=4)).values_list("ref", flat=True))
+    assert current.filter(ref=1).union(current.filter(ref=2)).count() == 2
+    of_rows = totals.Row._base_manager.annotate(
+        total=Subquery(current.filter(ref=OuterRef("ref")).values("total"))
+    )
+    assert set(of_rows.values_list("ref", "total")) == {(1, 10), (2, 6), (3, 5), (4, 8)}
+    assert (
+        totals.Row._base_manager.filter(ref__in=current.filter(total=8).values("ref")).count() == 1
+    )
+
+
+def test_it_can_be_pickled() -> None:
+    query = pickle.loads(pickle.dumps(RegionTotal.current.filter(pk=1).query))
+
+    assert str(query) == str(RegionTotal.current.filter(pk=1).query)
+
+
+def test_rows_that_the_table_has_keep_what_only_the_table_knows(totals: Totals) -> None:
+    [row] = totals.View._base_manager.filter(ref=2)
+    totals.View._base_manager.filter(ref=2).update(note="kept")
+    totals.add(2, 1)
+    totals.add(4, 1)
+
+    found = {each.ref: each for each in totals.View.current}
+
+    assert (found[2].pk, found[2].note, found[2].total) == (row.pk, "kept", 6)
+    assert (found[4].pk, found[4].note) == (None, "new")
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("create", {"ref": 1}), ("update", {"total": 1}), ("delete", {}),
+        ("bulk_create", {"objs": []}),
+        ("bulk_update", {"objs": [], "fields": []}), ("get_or_create", {"ref": 1}),
+        ("update_or_create", {"ref": 1}), ("select_for_update", {}),
+    ],
+)  # fmt: skip
+def test_nothing_is_written_through_it(totals: Totals, method: str, arguments: Any) -> None:
+    with pytest.raises(InvalidRequest, match=rf"Total\.current\.{method}\(\)"):
+        getattr(totals.View.current, method)(**arguments)
+
+
+def test_it_belongs_to_the_class(totals: Totals) -> None:
+    with pytest.raises(AttributeError, match="not of its rows"):
+        totals.View().current  # noqa: B018
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_field_of_that_name_takes_its_place(transactional_db: None) -> None:
+    row = model("Row", current=models.IntegerField(unique=True))
+    view = derived_view(lambda cls: row._base_manager.values("current"), current=key())
+
+    assert view(current=3).current == 3
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"tracking": False}, "MatviewMeta.tracking is False"),
+        ({"phases": ["insert"]}, "lacks update"),
+    ],
+)
+def test_views_that_cannot_be_read_as_of_now_say_why(
+    transactional_db: None, options: dict[str, Any], reason: str
+) -> None:
+    with made():
+        row = model("Row", n=models.IntegerField(unique=True))
+        view = derived_view(lambda cls: row._base_manager.values("n"), options=options, n=key())
+
+        with pytest.raises(InvalidView, match=reason):
+            view.current.count()
+
+
+@pytest.mark.usefixtures("alone")
+def test_explain_says_whether_a_view_can_be_read_as_of_now(transactional_db: None) -> None:
+    with Totals(phases=["insert", "update"]) as partial:
+        out = StringIO()
+        label = partial.View._meta.label
+
+        call_command("update_materialized_views", "--explain", models=[label], stdout=out)
+
+    assert "View.current cannot read it: MatviewMeta.phases lacks delete" in out.getvalue()
+
+
+def test_an_additive_view_is_read_from_its_sums(sales: Sales) -> None:
+    spoil(sales.View, sales=0)
+    sales.add((1, 7, "5"), (4, 1, "1"))
+    sales.Sale._base_manager.filter(shop=2).update(qty=F("qty") + 10, note="x")
+    sales.Sale._base_manager.filter(shop=3).update(shop=1)
+
+    assert differences_now(sales.View) == []
+    assert reads_table(sales.View)
+
+    refreshed(sales.View)
+    assert differences_now(sales.View) == []
+
+
+@pytest.mark.parametrize("what", ["mark", "untracked", "incomplete", "stale", "wide"])
+def test_sums_that_may_be_wrong_are_not_read(
+    sales: Sales, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GroupSums, "fit", lambda _sums: True)  # as it was a moment ago
+    kept = ViewSums.objects.get()
+    execute(f"UPDATE {connection.ops.quote_name(kept.table)} SET matviews_rows = matviews_rows + 1")
+    if what == "mark":
+        engine.mark_dirty(sales.View, [1])
+    elif what == "untracked":
+        with untracked(sales.Sale):
+            sales.add((1, 1, "1"))
+    elif what == "incomplete":
+        execute(
+            f"INSERT INTO {connection.ops.quote_name(kept.log)} (matviews_weight) VALUES (NULL)"
+        )
+    elif what == "stale":
+        ViewSums.objects.update(drain_number=ViewSums.STALE)
+    elif connection.vendor != "mysql":
+        pytest.skip("the triggers notice it")
+    else:
+        execute(f"ALTER TABLE {sales.Sale._meta.db_table} MODIFY qty BIGINT")
+
+    assert differences_now(sales.View) == []
+    assert not reads_table(sales.View)
+
+
+@pytest.mark.usefixtures("alone")
+def test_extremes_follow_what_comes_and_are_computed_if_one_may_have_gone(
+    transactional_db: None,
+) -> None:
+    with Sales(extremes).tracked() as sales:
+        sales.add((1, 2, "1"), (1, 7, "2"), (2, 5, "1"))
+        refreshed(sales.View)
+        sales.add((1, 9, "3"))
+        assert differences_now(sales.View) == []
+        assert reads_table(sales.View)
+
+        sales.Sale._base_manager.filter(qty=9).delete()
+        assert differences_now(sales.View) == []
+        sales.Sale._base_manager.filter(qty=7).delete()
+        assert differences_now(sales.View) == []
+        assert not reads_table(sales.View)
+
+
+def test_an_additive_view_without_its_tables_is_read_by_keys(sales: Sales) -> None:
+    kept = ViewSums.objects.get()
+    refreshed(sales.View)
+    kept.delete()
+    sales.add((1, 7, "5"))
+
+    assert differences_now(sales.View) == []
