@@ -22,11 +22,12 @@ from ..querysets.ways import Native, View, Way
 from ..statements import statements
 from ..timers import Timer
 from ..writers import measure_writes
+from . import reading
+from .reading import MONTHS
 
 __all__ = ["measure"]
 
 KEY = ("flag", "state")
-MONTHS = 60
 CHANGED = (1_000, 100, 20)  # one line of so many
 NEW = 1_000  # visits of the newest month
 SINGLE, BULK = 300, 50  # rows written one by one; one row of so many in a bulk
@@ -46,7 +47,7 @@ def measure(rows: int, runs: int, timer: Timer, say: Callable[[str], object]) ->
     ]
     for view in (Pricing, PricingInFull, Month):
         assert engine.verify(view).equal
-    return found
+    return [*found, *reading.measure(rows, runs, timer, say)]
 
 
 def _load(rows: int) -> None:
