@@ -5,13 +5,11 @@ from .change_log import (
     LogMove,
     QueuedChange,
     collapse_queue,
-    count_logged,
     delete_rows,
     drain_queue,
     enqueue,
     move_few,
     overlong_queues,
-    unmoved,
     untracked,
 )
 from .change_status import (
@@ -27,6 +25,7 @@ from .change_status import (
 )
 from .current_sql import STATE, WaitingSQL
 from .followed import Followed, followed_changes
+from .log_entries import count_logged, newest_entry, raise_floor, unmoved
 from .table_locks import LOCKED
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
 from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
@@ -74,11 +73,13 @@ __all__ = [
     "mark_untrackable",
     "mistyped",
     "move_few",
+    "newest_entry",
     "newest_waiting",
     "oldest_logged",
     "oldest_waiting",
     "overlong_queues",
     "present_logs",
+    "raise_floor",
     "recorded_as_unlogged",
     "remove",
     "script",

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from django.db import connections, router, transaction
 from django.db.models import Case, Count, Func, JSONField, Model, Q, Sum, TextField, When, Window
 
-from ..databases import dialect_of, sessions_of, triggers_of
+from ..databases import dialect_of, floors_of, sessions_of, triggers_of
 from ..databases.base.triggers import MAX_DISTINCT_CHANGES
-from ..databases.compiled import PK_PLACEHOLDER, CompiledSelect
+from ..databases.compiled import PK_PLACEHOLDER, TOKEN_PLACEHOLDER, CompiledSelect
 from ..databases.keys import Keys
 from ..models import Change, TrackedTable, ViewChange
+from .log_entries import has_more_than, is_logged, span_of_entries
 from .log_spans import (
     Covering,
     Stretch,
@@ -36,18 +37,17 @@ __all__ = [
     "QueuedChange",
     "as_change",
     "collapse_queue",
-    "count_logged",
     "delete_rows",
     "drain_queue",
     "enqueue",
     "from_hex",
     "move_few",
     "overlong_queues",
-    "unmoved",
     "untracked",
 ]
 
 MAX_MOVED_ENTRIES = 5_000  # copied in one transaction
+FLOOR_EVERY = 100  # entries that are deleted, about, before the floor of the log rises
 FEW_ENTRIES = 100  # moved at once, without looking first which views need them
 MAX_QUEUED_CHANGES = 100_000  # of a view; beyond that, its next refresh is full
 
@@ -55,12 +55,12 @@ MAX_QUEUED_CHANGES = 100_000  # of a view; beyond that, its next refresh is full
 class ChangesLogged(Exception):
     """The log has entries that must be moved first, in a transaction of their own.
 
-    `tables` are the tables whose changes count, `newest` is the primary key of the newest entry.
+    `tables` are the tables whose changes count.
     """
 
-    def __init__(self, tables: Collection[str], newest: int) -> None:
-        super().__init__(tables, newest)
-        self.tables, self.newest = tables, newest
+    def __init__(self, tables: Collection[str]) -> None:
+        super().__init__(tables)
+        self.tables = tables
 
 
 def enqueue(
@@ -96,7 +96,8 @@ class QueuedChange(NamedTuple):
 def drain_queue(view_id: int) -> list[QueuedChange]:
     """Empty a view's queue. Call it in the transaction that computes its rows, before it does."""
     using = router.db_for_write(ViewChange)
-    entries = _queue(using, MAX_DISTINCT_CHANGES).run(view_id)
+    queue = floors_of(using).queues([view_id])
+    entries = _queue(using, MAX_DISTINCT_CHANGES).run(view_id, entries=queue)
     delete_rows(ViewChange, [pk for pk, *_entry in entries])
     if entries and entries[0][-1] > MAX_DISTINCT_CHANGES:
         oldest = min(entry[3] for entry in entries)
@@ -134,54 +135,33 @@ def as_change(table: str, links: Any, logged_at: datetime) -> QueuedChange:
     return QueuedChange(table, [], links, logged_at)
 
 
-def is_logged() -> bool:
-    """Whether the log has an entry, even one that another process is moving."""
-    return bool(_any(router.db_for_write(Change)).run())
-
-
-@lru_cache(maxsize=8)
-def _any(using: str) -> CompiledSelect:
-    return CompiledSelect(Change.objects.using(using).order_by().values_list("pk")[:1])
-
-
-def count_logged(view_id: int) -> int:
-    """The number of entries in the log that one view will need."""
-    tracked = TrackedTable.objects.values_list("table", "views")
-    tables = [table for table, views in tracked if view_id in views]
-    return Change.objects.filter(table__in=tables).count()
-
-
-def unmoved(tables: Collection[str], newest: int) -> list[str]:
-    """Which of the tables have an entry in the log up to the primary key `newest`."""
-    entries = Change.objects.filter(pk__lte=newest, table__in=tables)
-    return sorted(entries.order_by().values_list("table", flat=True).distinct())
-
-
-def move_few() -> bool:
+def move_few() -> tuple[bool, bool]:
     """Move the log's entries to the queues in one round trip, if there are only a few.
 
     Must be called outside a transaction.
 
     Returns:
         False if a `LogMove` has to move them: there are more than a few, or the database cannot
-        write to several tables in one statement.
+        write to several tables in one statement. And whether it is time to `raise_floor`.
     """
     using = router.db_for_write(Change)
     sessions, dialect = sessions_of(using), dialect_of(using)
     if not (dialect.has_writing_parts and sessions.commits_one_statement()):
-        return not is_logged()
+        return not is_logged(), False
     if not connections[using].get_autocommit():
-        return False
-    log = connections[using].ops.quote_name(Change._meta.db_table)
-    few = f"(SELECT COUNT(*) FROM free) <= {FEW_ENTRIES:d}"
-    found = sessions.commit_row(
-        f"WITH free AS MATERIALIZED "
-        f"(SELECT * FROM {log} ORDER BY id LIMIT {FEW_ENTRIES + 1:d} FOR UPDATE SKIP LOCKED), "
+        return False, False
+    floors, most = floors_of(using), FEW_ENTRIES + 1
+    log = floors.name(Change._meta.db_table)
+    few = f"(SELECT COUNT(*) FROM seen) <= {FEW_ENTRIES:d}"
+    is_few, is_mark = sessions.commit_row(
+        f"WITH seen AS MATERIALIZED (SELECT id FROM {floors.log(most)} entry LIMIT {most:d}), "
+        f"free AS MATERIALIZED (SELECT * FROM {log} WHERE {few} AND "
+        f"id = ANY(ARRAY(SELECT id FROM seen)) FOR UPDATE SKIP LOCKED), "
         f"copied AS ({_copying('free', few, using)}), "
-        f"gone AS (DELETE FROM {log} WHERE id IN (SELECT id FROM free) AND {few}) "
-        f"SELECT {few}"
+        f"gone AS (DELETE FROM {log} WHERE id = ANY(ARRAY(SELECT id FROM free)) AND {few}) "
+        f"SELECT {few}, EXISTS (SELECT 1 FROM free WHERE mod(id, {FLOOR_EVERY}) = 0)"
     )
-    return bool(found[0])
+    return bool(is_few), bool(is_mark)
 
 
 class LogMove:
@@ -189,13 +169,25 @@ class LogMove:
 
     Entries that another process is moving are skipped; everyone else sees them in the log until it
     commits.
+
+    Args:
+        tables: those whose entries are moved; none for all. It moves all if they are only a few,
+            and on SQLite: while one process writes there, the others wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tables: Collection[str] = ()) -> None:
+        using = router.db_for_write(Change)
+        shared = connections[using].features.has_select_for_update
+        apart = shared and bool(tables) and has_more_than(FEW_ENTRIES)
+        self._tables = tuple(sorted(tables)) if apart else ()
+        #: Whether it is to be followed by `raise_floor`.
+        self.raises_floor = floors_of(using).rise
+        span = span_of_entries(self._tables)
         #: Whether more entries may be waiting.
-        self.more = True
+        self.more = span is not None
+        first, self._last = span or (1, 0)
         #: The primary key of the last entry that was moved, so that none is read twice.
-        self._after = 0
+        self._after = first - 1
         #: Entries up to this primary key are few enough to be copied.
         self._copy_up_to = 0
 
@@ -207,14 +199,15 @@ class LogMove:
         using = router.db_for_write(Change)
         if not connections[using].features.has_select_for_update:
             Change.objects.filter(pk=0).update(table="")
-        keys = [pk for (pk,) in _oldest_free(using, MAX_MOVED_ENTRIES).run(self._after)]
+        oldest = _oldest_free(using, MAX_MOVED_ENTRIES, self._tables)
+        keys = [pk for (pk,) in oldest.run(self._after, self._last)]
         self.more = len(keys) == MAX_MOVED_ENTRIES
         if not keys:
             return
         covering = lock_covering() if len(keys) > FEW_ENTRIES else {}
         if self.more and self._after >= self._copy_up_to:
-            stretch = lock_stretch(self._after, MAX_DISTINCT_CHANGES + 1)
-            since = readers(stretch.low, stretch.high)
+            stretch = lock_stretch(self._after, MAX_DISTINCT_CHANGES + 1, self._tables)
+            since = readers(stretch.low, stretch.high, self._tables)
             # After a bulk load, for example, a full refresh is cheaper than resolving every row.
             if stretch.count > MAX_DISTINCT_CHANGES or since.keys() <= covering.keys():
                 _collapse(stretch, since, covering)
@@ -222,7 +215,7 @@ class LogMove:
                 return
             self._copy_up_to = stretch.high
         if covering:
-            keep_oldest(covering, readers(keys[0], keys[-1]))
+            keep_oldest(covering, readers(keys[0], keys[-1], self._tables))
         _copy(keys, covering)
         delete_rows(Change, keys)
         self._after = keys[-1]
@@ -238,10 +231,12 @@ def _collapse(
     delete_rows(Change, delete_spans(stretch.spans))
 
 
-@lru_cache(maxsize=8)
-def _oldest_free(using: str, limit: int) -> CompiledSelect:
-    """Lock the oldest entries above a primary key that nobody has locked, and return their keys."""
-    above = Change.objects.using(using).filter(pk__gt=PK_PLACEHOLDER)
+@lru_cache(maxsize=64)
+def _oldest_free(using: str, limit: int, tables: tuple[str, ...]) -> CompiledSelect:
+    """Lock the oldest free entries between two primary keys, and return their keys."""
+    span = {"pk__gt": PK_PLACEHOLDER, "pk__lte": TOKEN_PLACEHOLDER}
+    above = Change.objects.using(using).filter(**span)
+    above = above.filter(table__in=tables) if tables else above
     entries = above.order_by("pk").values_list("pk")[:limit]
     if not connections[using].features.has_select_for_update:
         return CompiledSelect(entries)

@@ -11,12 +11,13 @@ from django.db.models import DateTimeField, Max, Min, QuerySet, Sum
 from django.db.models.expressions import Combinable, RawSQL
 from django.db.models.functions import Greatest
 
-from ..databases import clock, dialect_of, triggers_of
+from ..databases import clock, dialect_of, floors_of, triggers_of
 from ..databases.clock import UtcNow
 from ..databases.trigger_spec import TriggerSpec
 from ..json_fields import Checkpoint
 from ..models import Change, ParkedKey, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
 from ..states import RefreshState
+from .log_entries import read_log, read_queues
 from .tracking_spec import Tracking
 from .trust import is_tracked, row_to_tracked, select_tracked
 
@@ -55,19 +56,19 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
     One statement, because a change is first in the log, then in the queue, then counted by the
     shard. A second one looks at the triggers of partitions.
     """
-    connection: Any = connections[using]
-    dialect = triggers_of(using)
-    models = (ViewControl, ViewShard, ViewChange, TrackedTable, Refresh, ParkedKey)
+    connection, dialect = connections[using], triggers_of(using)
+    models = (ViewControl, ViewShard, TrackedTable, Refresh, ParkedKey)
     names = [*(model._meta.db_table for model in models), "table"]
-    control, shard, queue, tracked, refresh, parked, table = map(connection.ops.quote_name, names)
+    control, shard, tracked, refresh, parked, table = map(connection.ops.quote_name, names)
+    queue = floors_of(using).queue("control.id")
     tables = list(tracking.tables)
     marks = ", ".join(["%s"] * len(tables))
     moment = connection.ops.adapt_datetimefield_value(clock.now(using))
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT control.id, control.enabled, shard.drain_number, shard.checkpoints, "
-            f"EXISTS (SELECT 1 {_from_log('control.id', len(tables), using)}) "
-            f"OR EXISTS (SELECT 1 FROM {queue} WHERE view_id = control.id), "
+            f"EXISTS (SELECT 1 {_from_log('control.id', tables, using)}) "
+            f"OR EXISTS (SELECT 1 FROM {queue} entry WHERE view_id = control.id), "
             f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), "
             f"shard.claims, shard.parked_count, shard.parked_count > 0 AND EXISTS "
             f"(SELECT 1 FROM {parked} WHERE shard_id = shard.id AND retry_at <= %s), "
@@ -101,14 +102,14 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
     )
 
 
-def _from_log(control: str, tables: int, using: str) -> str:
+def _from_log(control: str, tables: Collection[str], using: str) -> str:
     """The entries of the log that concern a view, from FROM on; the parameters are its tables."""
-    names = (Change._meta.db_table, TrackedTable._meta.db_table, "table")
-    log, tracked, table = map(connections[using].ops.quote_name, names)
+    tracked, table = map(connections[using].ops.quote_name, (TrackedTable._meta.db_table, "table"))
+    log = floors_of(using).log(tables=tables)
     concerned = dialect_of(using).shares_name("log.changed", "readers.view_columns", control)
     return (
         f"FROM {log} log JOIN {tracked} readers ON readers.{table} = log.{table} "
-        f"WHERE log.{table} IN ({', '.join(['%s'] * tables)}) AND {concerned}"
+        f"WHERE log.{table} IN ({', '.join(['%s'] * len(tables))}) AND {concerned}"
     )
 
 
@@ -118,7 +119,7 @@ def oldest_logged(tracking: Tracking, using: str) -> Combinable:
     control = f"{name(ViewControl._meta.db_table)}.{name('id')}"
     tables = list(tracking.tables)
     return RawSQL(
-        f"(SELECT MIN(log.logged_at) {_from_log(control, len(tables), using)})", tables,
+        f"(SELECT MIN(log.logged_at) {_from_log(control, tables, using)})", tables,
         DateTimeField(),
     )  # fmt: skip
 
@@ -171,7 +172,7 @@ def oldest_waiting(views: Collection[int] | None = None) -> dict[int, timedelta]
         ages[view] = max(age, ages.get(view, timedelta()))
 
     # The log first: an entry that is moved meanwhile is found in the queue.
-    logged = list(_ages(Change.objects.all(), "table", "changed"))
+    logged = read_log(_ages(Change.objects.all(), "table", "changed"))
     records = {
         record.table: record
         for record in TrackedTable.objects.filter(
@@ -182,7 +183,8 @@ def oldest_waiting(views: Collection[int] | None = None) -> dict[int, timedelta]
         for view in records[table].concerned(changed) if table in records else ():
             note(view, age)
     queues = ViewChange.objects.all()
-    for view, age in _ages(queues if views is None else queues.filter(view__in=views), "view"):
+    of_views = _ages(queues, "view")
+    for view, age in of_views if views is None else read_queues(of_views, views):
         note(view, age)
     return ages
 
@@ -192,16 +194,18 @@ def newest_waiting(view_id: int, tables: Collection[str]) -> timedelta | None:
     logged = Change.objects.filter(table__in=tables)
     queued = ViewChange.objects.filter(view=view_id)
     age = UtcNow() - Max("logged_at")
-    ages = [rows.aggregate(age=age)["age"] for rows in (logged, queued)]
-    return min((each for each in ages if each is not None), default=None)
+    newest = (rows.order_by().values("table").values_list(age) for rows in (logged, queued))
+    ages = [*read_log(next(newest), tables), *read_queues(next(newest), [view_id])]
+    return min((each for (each,) in ages), default=None)
 
 
 def waiting_tables(view_id: int, tables: Collection[str]) -> set[str]:
     """Those of the tables of which changes are in the log or in a view's queue."""
     logged = Change.objects.filter(table__in=tables)
     queued = ViewChange.objects.filter(table__in=tables, view=view_id)
-    names = (rows.order_by().values_list("table", flat=True) for rows in (logged, queued))
-    return set[str]().union(*(each.distinct() for each in names))
+    names = (rows.order_by().values_list("table").distinct() for rows in (logged, queued))
+    found = [*read_log(next(names), tables), *read_queues(next(names), [view_id])]
+    return {table for (table,) in found}
 
 
 def _ages(rows: QuerySet[Any], *by: str) -> QuerySet[Any, tuple[Any, ...]]:
@@ -215,7 +219,7 @@ def count_waiting() -> dict[int, int]:
     An entry that may concern any key counts as one.
     """
     counts = Counter[int]()
-    logged = list(_counted(Change.objects.all(), "table", "changed"))
+    logged = read_log(_counted(Change.objects.all(), "table", "changed"))
     tables = {table for table, _changed, _count in logged}
     records = {each.table: each for each in TrackedTable.objects.filter(table__in=tables)}
     for table, changed, count in logged:

@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
-from ..databases import clock, dialect_of
+from ..databases import clock, dialect_of, floors_of
 from ..models import (
-    Change,
     ParkedKey,
     Refresh,
     RefreshSchedule,
     TrackedTable,
-    ViewChange,
     ViewControl,
     ViewShard,
 )
@@ -80,11 +78,11 @@ def followed_changes(using: str) -> Followed:
 def _statement(using: str) -> str:
     """The statement; its parameters are those of `_drained`, the time, and twice that in UTC."""
     quote = connections[using].ops.quote_name
-    models = (ViewShard, ViewChange, ParkedKey, RefreshSchedule, ViewControl, Refresh, Change)
-    shard, queue, parked, schedule, control, refresh, log = (
-        quote(model._meta.db_table) for model in models
-    )
-    (drained, _params), table = _drained(using), quote("table")
+    models = (ViewShard, ParkedKey, RefreshSchedule, ViewControl, Refresh)
+    shard, parked, schedule, control, refresh = (quote(model._meta.db_table) for model in models)
+    (drained, _params), floors, table = _drained(using), floors_of(using), quote("table")
+    followed = f"SELECT view_id FROM {schedule} WHERE on_change AND enabled"
+    log, queue = floors.log(MAX_READ + 1, alone=False), floors.queued(followed, alone=False)
     goes_on = (
         "control.enabled AND NOT control.paused AND control.suspended_at IS NULL "
         "AND (control.retry_at IS NULL OR control.retry_at <= %s)"
@@ -93,7 +91,9 @@ def _statement(using: str) -> str:
     # Databases without parts that write do so anyway, and may not know the word.
     once = "MATERIALIZED " if dialect_of(using).has_writing_parts else ""
     return (
-        f"WITH pending AS {once}("
+        f"WITH {floors.part}logged AS {once}(SELECT {table}, changed FROM {log} entry "
+        f"ORDER BY id LIMIT {MAX_READ + 1}), "
+        f"pending AS {once}("
         f"{_logged(using)} "
         f"UNION ALL SELECT followed.view_id, 1 FROM {schedule} followed "
         f"WHERE followed.on_change AND followed.enabled "
@@ -114,20 +114,20 @@ def _statement(using: str) -> str:
         f"WHERE control.id = refresh.view_id AND {goes_on}) "
         f"FROM {refresh} refresh WHERE refresh.state = '{RefreshState.OPEN.value}' "
         f"UNION ALL SELECT 0, 0, 0, '' FROM "
-        f"(SELECT {table} FROM {log} ORDER BY id LIMIT 1 OFFSET {MAX_READ}) further"
+        f"(SELECT {table} FROM logged LIMIT 1 OFFSET {MAX_READ}) further"
     )
 
 
 def _logged(using: str) -> str:
-    """The views that need one of the oldest entries of the log."""
+    """The views that need one of the entries `logged`."""
     quote, dialect = connections[using].ops.quote_name, dialect_of(using)
-    table, log = quote("table"), quote(Change._meta.db_table)
+    table = quote("table")
     views, view = dialect.numbers_in("tracked.views")
     concerned = dialect.shares_name("log.changed", "tracked.view_columns", view)
     return (
         f"SELECT {view} AS view_id, 1 AS waiting "
-        f"FROM (SELECT {table}, changed FROM {log} ORDER BY id LIMIT {MAX_READ}) log "
-        f"JOIN {quote(TrackedTable._meta.db_table)} tracked ON tracked.{table} = log.{table} "
+        f"FROM logged log JOIN {quote(TrackedTable._meta.db_table)} tracked "
+        f"ON tracked.{table} = log.{table} "
         f"{views} WHERE {concerned}"
     )
 

@@ -84,22 +84,22 @@ def lock_covering() -> dict[int, Covering]:
     return {view: Covering(pk, logged_at) for view, pk, logged_at in found}
 
 
-def lock_stretch(after: int, limit: int) -> Stretch:
-    """Lock entries above a primary key; there must be one.
+def lock_stretch(after: int, limit: int, tables: Sequence[str] = ()) -> Stretch:
+    """Lock entries above a primary key; there must be one. Only those of the tables, if any.
 
     Uncommitted entries, and those of other processes, are between the spans. On SQLite, where
     nobody else writes meanwhile, it is the rest of the log.
     """
     connection: Any = connections[router.db_for_write(Change)]
-    free = (
-        f"SELECT id FROM {connection.ops.quote_name(Change._meta.db_table)} "
-        f"WHERE id > %s ORDER BY id LIMIT %s"
-    )
+    quote = connection.ops.quote_name
+    marks = ", ".join(["%s"] * len(tables))
+    only = f" AND {quote('table')} IN ({marks})" * bool(tables)
+    free = f"SELECT id FROM {quote(Change._meta.db_table)} WHERE id > %s{only} ORDER BY id LIMIT %s"
     shared = connection.features.has_select_for_update
     lock, limit = (" FOR UPDATE SKIP LOCKED", limit) if shared else ("", -1)
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT MIN(id), MAX(id), COUNT(*) FROM ({free}{lock}) free", [after, limit]
+            f"SELECT MIN(id), MAX(id), COUNT(*) FROM ({free}{lock}) free", [after, *tables, limit]
         )
         low, high, count = cursor.fetchone()
         spans = [(low, high)]
@@ -107,23 +107,26 @@ def lock_stretch(after: int, limit: int) -> Stretch:
             cursor.execute(
                 f"SELECT MIN(id), MAX(id) FROM (SELECT id, id - ROW_NUMBER() OVER (ORDER BY id) "
                 f"AS span FROM ({free}{lock}) free) numbered GROUP BY span ORDER BY 1",
-                [after, count],
+                [after, *tables, count],
             )
             spans = cursor.fetchall()
     return Stretch(spans=[Span(*span) for span in spans], count=count)
 
 
-def readers(low: int, high: int) -> dict[int, datetime]:
+def readers(low: int, high: int, tables: Sequence[str] = ()) -> dict[int, datetime]:
     """The views that need entries of the log, and the time of the oldest one that they need.
+
+    Only entries of the tables, if any.
 
     Call it after the entries were found, or in the same snapshot. A view that starts to read a
     table later gets a full refresh queued, which finds these changes in its source.
     """
     entries = Change.objects.filter(pk__gte=low, pk__lte=high).order_by()
+    entries = entries.filter(table__in=tables) if tables else entries
     kinds = entries.values("table", "changed").values_list("table", "changed", Min("logged_at"))
     logged = list(kinds)
-    tables = {table for table, _changed, _oldest in logged}
-    records = {each.table: each for each in TrackedTable.objects.filter(table__in=tables)}
+    names = {table for table, _changed, _oldest in logged}
+    records = {each.table: each for each in TrackedTable.objects.filter(table__in=names)}
     found: dict[int, datetime] = {}
     for table, changed, oldest in logged:
         for view in records[table].concerned(changed) if table in records else ():

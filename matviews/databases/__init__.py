@@ -12,6 +12,7 @@ from .base.catalog import Catalog, MissingRight, Needs
 from .base.current import CurrentSQL
 from .base.dialect import ROWS, Dialect
 from .base.errors import ConstraintKind, Errors, Failure, Violation
+from .base.floors import Floors
 from .base.load import Load, LoadReader
 from .base.sessions import Compiled, Limits, Sessions
 from .base.staging import Staging, StagingRefused
@@ -29,6 +30,7 @@ from .mysql.triggers import MySQLTriggers
 from .postgresql.catalog import PostgreSQLCatalog
 from .postgresql.dialect import PostgreSQL
 from .postgresql.errors import PostgreSQLErrors
+from .postgresql.floors import PostgreSQLFloors
 from .postgresql.load import PostgreSQLLoad
 from .postgresql.sessions import PostgreSQLSessions
 from .postgresql.staging import PostgreSQLStaging
@@ -42,9 +44,10 @@ from .sqlite.triggers import SQLiteTriggers
 
 __all__ = [
     "ROWS", "Catalog", "Compiled", "ConstraintKind", "CurrentSQL", "Dialect", "Errors", "Failure",
-    "Limits", "Load", "LoadReader", "MissingRight", "Needs", "Sessions", "Staging",
+    "Floors", "Limits", "Load", "LoadReader", "MissingRight", "Needs", "Sessions", "Staging",
     "StagingRefused", "SumTables", "Triggers", "Violation", "catalog_of", "current_of",
-    "dialect_of", "errors_of", "is_supported", "load_reader_of", "sessions_of", "staging_of",
+    "dialect_of", "errors_of", "floors_of", "is_supported", "load_reader_of", "sessions_of",
+    "staging_of",
     "sums_of", "triggers_of",
 ]  # fmt: skip
 
@@ -53,6 +56,7 @@ class _Engine(NamedTuple):
     catalog: type[Catalog]
     dialect: type[Dialect]
     errors: type[Errors]
+    floors: type[Floors]
     sessions: type[Sessions]
     staging: type[Staging]
     triggers: type[Triggers]
@@ -63,16 +67,16 @@ class _Engine(NamedTuple):
 
 _ENGINES = {
     "postgresql": _Engine(
-        PostgreSQLCatalog, PostgreSQL, PostgreSQLErrors, PostgreSQLSessions, PostgreSQLStaging,
-        PostgreSQLTriggers, PostgreSQLLoad, PostgreSQLSumTables, CurrentSQL,
+        PostgreSQLCatalog, PostgreSQL, PostgreSQLErrors, PostgreSQLFloors, PostgreSQLSessions,
+        PostgreSQLStaging, PostgreSQLTriggers, PostgreSQLLoad, PostgreSQLSumTables, CurrentSQL,
     ),
     "mysql": _Engine(
-        MySQLCatalog, MySQL, MySQLErrors, MySQLSessions, MySQLStaging, MySQLTriggers,
+        MySQLCatalog, MySQL, MySQLErrors, Floors, MySQLSessions, MySQLStaging, MySQLTriggers,
         MySQLLoad, MySQLSumTables, MySQLCurrentSQL,
     ),
     "sqlite": _Engine(
-        Catalog, SQLite, SQLiteErrors, SQLiteSessions, Staging, SQLiteTriggers, LoadReader,
-        SumTables, SQLiteCurrentSQL,
+        Catalog, SQLite, SQLiteErrors, Floors, SQLiteSessions, Staging, SQLiteTriggers,
+        LoadReader, SumTables, SQLiteCurrentSQL,
     ),
 }  # fmt: skip
 
@@ -104,6 +108,11 @@ def dialect_of(using: str) -> Dialect:
 def errors_of(using: str) -> Errors:
     """How errors of the database with this alias are classified."""
     return _engine_of(using).errors()
+
+
+def floors_of(using: str) -> Floors:
+    """Which entries of the log and of the queues are read in the database with this alias."""
+    return _engine_of(using).floors(using)
 
 
 def load_reader_of(using: str) -> LoadReader:

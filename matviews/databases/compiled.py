@@ -123,14 +123,25 @@ class CompiledSelect:
         compiler = self._query.get_compiler(self._using)
         self._sql, self._params = compiler.as_sql()
         self._columns = [column for column, *_rest in compiler.select]
+        quote = connections[self._using].ops.quote_name
+        self._table = quote(rows.model._meta.db_table)
         self._converters: dict[bool, Any] = {}
 
-    def run(self, key: int = 0, token: int = 0) -> list[list[Any]]:
-        """Run it, and return the rows, with values converted as the models' fields convert them."""
+    def run(self, key: int = 0, token: int = 0, *, entries: str = "") -> list[list[Any]]:
+        """Run it, and return the rows, with values converted as the models' fields convert them.
+
+        Args:
+            key: the primary key.
+            token: the token.
+            entries: what stands in a FROM for the table, as `Floors` return it; "" for itself.
+        """
         if not _can_be_stored(key, token):
             return []
+        sql = self._sql
+        if entries not in ("", self._table):
+            sql = sql.replace(f" FROM {self._table}", f" FROM {entries} {self._table}", 1)
         with connections[self._using].cursor() as cursor:
-            cursor.execute(self._sql, _given(self._params, key, token))
+            cursor.execute(sql, _given(self._params, key, token))
             rows = list(map(list, cursor.fetchall()))
         connection: Any = connections[self._using]
         for place, (converters, expression) in self._conversions(connection).items():

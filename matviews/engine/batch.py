@@ -104,19 +104,19 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
 
     A refresh must include every change that was logged before its request. A batch that finds
     entries in the log is rolled back; the log is moved in transactions of its own, and the batch
-    runs again for the requests that it has seen. Shards in `_SHARDS_WITH_CHANGES` skip that first
+    runs again for the requests that it has seen. Shards in `_TABLES_WITH_CHANGES` skip that first
     attempt.
     """
     shard_id = attempt.message.shard_id
-    if shard_id in _SHARDS_WITH_CHANGES:
-        move_log()
+    if tables := _TABLES_WITH_CHANGES.get(shard_id):
+        move_log(tables)
     while True:
         try:
             return attempt.run()
         except _Refused:
             raise
         except ChangesLogged as logged:
-            _SHARDS_WITH_CHANGES.add(shard_id)
+            _TABLES_WITH_CHANGES[shard_id] = tuple(logged.tables)
             if unmoved_tables := await_changes(logged):
                 return attempt.after_move().postpone(unmoved_tables)
             attempt = attempt.after_move()
@@ -126,9 +126,9 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
                 return attempt.record_failure(error)
 
 
-# Shards whose batches found entries in the log in this process. It only grows, by one number per
-# view with triggers; one that no longer belongs here costs each batch a statement.
-_SHARDS_WITH_CHANGES: set[int] = set()
+# Shards whose batches found entries in the log in this process, and the tables that matter. It only
+# grows, by one item per view with triggers; one that is needless costs each batch a statement.
+_TABLES_WITH_CHANGES: dict[int, tuple[str, ...]] = {}
 
 
 class _Refused(Exception):
@@ -266,7 +266,7 @@ class _Attempt:
             raise _Refused
         work = load_work(self.message.shard_id)
         if work is not None:
-            work.logged = 0 if self.moved else work.logged
+            work.logged = work.logged and not self.moved
             self.as_of = work.loaded_at = self.as_of or work.loaded_at
             if self.known is None:
                 self.known = {refresh.pk for refresh in work.refreshes if work.may_begin(refresh)}

@@ -81,7 +81,7 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
             shard.checkpoints, shard.pending, work.shard_changed = {}, [], True
         return None, truncate_reason(tracking.reason)
     if work.logged:
-        raise ChangesLogged(tracking.tables.keys(), work.logged)
+        raise ChangesLogged(tracking.tables.keys())
     drained = changes.drain_queue(shard.view_id)
     if work.plan.additive and any(not change.table for change in drained):
         distrust_sums(shard.view_id)  # what was marked by hand is not in the value log

@@ -176,10 +176,12 @@ def all_dirty(work: Work) -> list[Dirty]:
 
     In the order of their rows, by which runs go through them; those without a row come last.
     """
-    if work.dirty is None and processed_by_all(work) == work.shard.drain_number:
+    done = processed_by_all(work) if work.dirty is None else 0
+    if work.dirty is None and done == work.shard.drain_number:
         work.dirty = []  # the last phase that processed them has deleted them
     if work.dirty is None:
-        rows = DirtyKeys.objects.filter(shard=work.shard).order_by("pk")
+        # Those up to `done` are deleted, which need not mean that passing them costs nothing.
+        rows = DirtyKeys.objects.filter(shard=work.shard, drain_number__gt=done).order_by("pk")
         names = ("pk", "drain_number", "count")
         work.dirty = [
             Dirty(**dict(zip(names, row, strict=True))) for row in rows.values_list(*names)

@@ -1,6 +1,7 @@
 """Moving entries from the change log to the views' queues."""
 
 import time
+from collections.abc import Collection
 
 from .. import changes
 from ..changes import ChangesLogged
@@ -14,14 +15,23 @@ __all__ = ["MOVE_RETRY_DELAYS", "await_changes", "collapse_long_queues", "move_l
 MOVE_RETRY_DELAYS = tuple(0.01 * 2**number for number in range(8))
 
 
-def move_log() -> None:
-    """Move the log's entries to the views' queues, except those that another process is moving."""
-    if changes.move_few():
-        return
-    move = changes.LogMove()
-    while move.more:
+def move_log(tables: Collection[str] = ()) -> None:
+    """Move the log's entries to the views' queues, except those that another process is moving.
+
+    Args:
+        tables: those whose entries matter; none for all. If there are many, those of other tables
+            may stay.
+    """
+    is_done, floor_is_due = changes.move_few()
+    if not is_done:
+        move = changes.LogMove(tables)
+        while move.more:
+            with short_transaction():
+                move.step()
+        floor_is_due = move.raises_floor
+    if floor_is_due:
         with short_transaction():
-            move.step()
+            changes.raise_floor()
 
 
 def await_changes(logged: ChangesLogged) -> list[str]:
@@ -32,10 +42,10 @@ def await_changes(logged: ChangesLogged) -> list[str]:
     Returns:
         The tables with entries that are still not moved.
     """
-    unmoved: list[str] = []
+    unmoved, newest = list[str](), changes.newest_entry(logged.tables)
     for delay in MOVE_RETRY_DELAYS:
-        move_log()
-        unmoved = changes.unmoved(logged.tables, logged.newest)
+        move_log(logged.tables)
+        unmoved = changes.unmoved(logged.tables, newest)
         if not unmoved:
             break
         time.sleep(delay)

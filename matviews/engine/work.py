@@ -62,9 +62,8 @@ class Work:
     runs: list[PhaseRun] = field(default_factory=list)
     #: The runs that this batch has changed.
     touched: list[PhaseRun] = field(default_factory=list)
-    #: The primary key of the newest entry in the change log; 0 if there is none, or if all entries
-    #: that this batch must include have been moved.
-    logged: int = 0
+    #: Whether the change log has entries that this batch must include and that are to be moved.
+    logged: bool = False
     #: The checkpoint of runs that start in this batch, and why they must be full refreshes; None
     #: before the drain.
     checkpoint: tuple[Checkpoint | None, str] | None = None

@@ -10,6 +10,7 @@ from itertools import groupby, islice
 from typing import Any
 
 from django.db.models import (
+    BigIntegerField,
     Case,
     Count,
     Exists,
@@ -23,13 +24,14 @@ from django.db.models import (
     Value,
     When,
 )
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce
 
 from ..contract import Shard
-from ..databases import clock
+from ..databases import clock, floors_of
 from ..databases.clock import UtcNow
 from ..databases.compiled import MAX_BIGINT, PK_PLACEHOLDER, CompiledSelect
-from ..models import Change, PhaseRun, Refresh, ViewControl, ViewShard
+from ..models import PhaseRun, Refresh, ViewControl, ViewShard
 from ..states import RefreshState
 from .failures import is_forced, may_begin, waits
 from .ordered import waits_for_others
@@ -74,7 +76,7 @@ def _work_query(using: str, by: str, *, oldest: bool) -> CompiledSelect:
     """
     columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
     totals = ViewShard.objects.filter(view=OuterRef("view")).order_by().values("view")
-    newest = Change.objects.using(using).order_by("-pk").values("pk")[:1]
+    entry = f"(SELECT id FROM {floors_of(using).log(1)} entry ORDER BY id DESC LIMIT 1)"
     merged = Refresh.objects.using(using).filter(
         merged_into=OuterRef("pk"), state=RefreshState.MERGED
     )
@@ -88,7 +90,7 @@ def _work_query(using: str, by: str, *, oldest: bool) -> CompiledSelect:
             claims_now=Subquery(totals.values(total=Sum("claims"))),
             is_merge_target=Exists(merged),
             loaded_at=UtcNow(),
-            logged=Subquery(newest),
+            logged=RawSQL(entry, (), BigIntegerField()),
             others_wait=Exists(ordered),
             may_begin=Case(When(may_begin("view__"), then=True), default=False),
         )
@@ -170,7 +172,7 @@ def _build(rows: list[list[Any]]) -> Work:
         others_wait=bool(others_wait),
         loaded_at=clock.stored(loaded_at, alias()),
         runs=list(runs.values()),
-        logged=logged or 0,
+        logged=logged is not None,
     )
 
 

@@ -89,6 +89,33 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="LogFloor",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                (
+                    "transaction",
+                    matviews.models.tracking.TransactionField(
+                        db_default=matviews.models.tracking.CurrentTransaction(),
+                        editable=False,
+                        kind="xid8",
+                    ),
+                ),
+                ("next", matviews.models.tracking.TransactionField(kind="xid8")),
+                ("log", matviews.models.tracking.TransactionField(kind="xid8")),
+                ("running", matviews.models.tracking.TransactionField(kind="xid8[]")),
+                ("views", matviews.models.tracking.TransactionField(kind="bigint[]")),
+                ("least", matviews.models.tracking.TransactionField(kind="xid8[]")),
+            ],
+            options={
+                "default_permissions": (),
+            },
+        ),
+        migrations.CreateModel(
             name="LogSecret",
             fields=[
                 (
@@ -319,9 +346,19 @@ class Migration(migrations.Migration):
                 ("count", models.PositiveIntegerField(db_default=1)),
                 ("changed", models.JSONField(null=True)),
                 ("logged_at", models.DateTimeField(db_default=matviews.databases.clock.UtcNow())),
+                (
+                    "transaction",
+                    matviews.models.tracking.TransactionField(
+                        db_default=matviews.models.tracking.CurrentTransaction(),
+                        editable=False,
+                        kind="xid8",
+                    ),
+                ),
             ],
             options={
-                "indexes": [models.Index(fields=["table"], name="matviews_change_table")],
+                "indexes": [
+                    models.Index(fields=["transaction", "table"], name="matviews_change_number")
+                ],
             },
         ),
         migrations.CreateModel(
@@ -452,6 +489,14 @@ class Migration(migrations.Migration):
                 ("count", models.PositiveIntegerField(db_default=1)),
                 ("logged_at", models.DateTimeField(db_default=matviews.databases.clock.UtcNow())),
                 (
+                    "transaction",
+                    matviews.models.tracking.TransactionField(
+                        db_default=matviews.models.tracking.CurrentTransaction(),
+                        editable=False,
+                        kind="xid8",
+                    ),
+                ),
+                (
                     "view",
                     models.ForeignKey(
                         db_constraint=False,
@@ -466,7 +511,8 @@ class Migration(migrations.Migration):
                 "abstract": False,
                 "base_manager_name": "objects",
                 "indexes": [
-                    models.Index(fields=["view", "table"], name="matviews_viewchange_view")
+                    models.Index(fields=["view", "transaction"], name="matviews_viewchange_view"),
+                    models.Index(fields=["transaction"], name="matviews_viewchange_number"),
                 ],
             },
         ),
@@ -678,6 +724,7 @@ class Migration(migrations.Migration):
                     "shard",
                     models.ForeignKey(
                         db_constraint=False,
+                        db_index=False,
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="dirty",
                         to="matviews.viewshard",
@@ -686,6 +733,9 @@ class Migration(migrations.Migration):
             ],
             options={
                 "verbose_name_plural": "dirty keys",
+                "indexes": [
+                    models.Index(fields=["shard", "drain_number"], name="matviews_dirtykeys_drain")
+                ],
             },
         ),
         migrations.CreateModel(

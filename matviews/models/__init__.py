@@ -9,7 +9,7 @@ from .permits import RefreshPermit
 from .refresh import Origin, PhaseRun, Refresh
 from .schedule import MAX_JITTER, Period, RefreshSchedule, ScheduleKind, intervals_of
 from .totals import TOTALS
-from .tracking import Change, DirtyKeys, LogSecret, TrackedTable, ViewChange, ViewSums
+from .tracking import Change, DirtyKeys, LogFloor, LogSecret, TrackedTable, ViewChange, ViewSums
 from .verify_runs import VerifyRun
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Change",
     "DirtyKeys",
     "Heartbeat",
+    "LogFloor",
     "LogSecret",
     "NamedKey",
     "Origin",

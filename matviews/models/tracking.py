@@ -6,14 +6,15 @@ from typing import Any
 
 from django.db import models
 
-from ..databases import dialect_of
+from ..databases import dialect_of, floors_of
 from ..databases.clock import UtcNow
 from ..databases.trigger_spec import TriggerSpec
 from .base import Bookkeeping, WriteDatabaseManager
 from .control import ViewControl, ViewShard
 
-__all__ = ["Change", "DirtyKeys", "LogSecret", "TableNameField", "TrackedTable", "ViewChange",
-    "ViewSums",
+__all__ = [
+    "Change", "CurrentTransaction", "DirtyKeys", "LogFloor", "LogSecret", "TableNameField",
+    "TrackedTable", "TransactionField", "ViewChange", "ViewSums",
 ]  # fmt: skip
 
 
@@ -24,6 +25,35 @@ class TableNameField(models.CharField):  # type: ignore[type-arg]
         found = super().db_parameters(connection)
         collation = dialect_of(connection.alias).exact_collation
         return {**found, "collation": collation} if collation else found
+
+
+class CurrentTransaction(models.Func):
+    """The number of the transaction that writes a row; 0 where transactions have none."""
+
+    template, arity = "0", 0
+
+    def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """A number that no other transaction of the cluster gets, before or after."""
+        return self.as_sql(compiler, connection, template="pg_current_xact_id()", **context)
+
+
+class TransactionField(models.Field):  # type: ignore[type-arg]
+    """Numbers of transactions, for PostgreSQL's `Floors`; other databases have none.
+
+    Args:
+        kind: the type of the column.
+    """
+
+    def __init__(self, kind: str = "xid8", **options: Any) -> None:
+        self.kind = kind
+        super().__init__(**options)
+
+    def db_type(self, connection: Any) -> str:
+        return self.kind if floors_of(connection.alias).rise else "smallint"
+
+    def deconstruct(self) -> Any:
+        name, path, args, options = super().deconstruct()
+        return name, path, args, {"kind": self.kind, **options}
 
 
 class TrackedTable(Bookkeeping):
@@ -134,11 +164,12 @@ class Change(Bookkeeping):
     #: Names of the recorded columns that an UPDATE changed; None if any column may have changed.
     changed = models.JSONField(null=True)
     logged_at = models.DateTimeField(db_default=UtcNow())
+    transaction = TransactionField(db_default=CurrentTransaction(), editable=False)
 
     objects = WriteDatabaseManager["Change"]()
 
     class Meta:
-        indexes = (models.Index(fields=("table",), name="matviews_change_table"),)
+        indexes = (models.Index(fields=("transaction", "table"), name="matviews_change_number"),)
 
     def __str__(self) -> str:
         return f"change {self.pk} of {self.table}"
@@ -175,20 +206,54 @@ class ViewChange(Bookkeeping):
     #: The number of keys or lists of values; 0 if all keys are dirty whatever else is queued.
     count = models.PositiveIntegerField(db_default=1)
     logged_at = models.DateTimeField(db_default=UtcNow())
+    transaction = TransactionField(db_default=CurrentTransaction(), editable=False)
 
     objects = WriteDatabaseManager["ViewChange"]()
 
     class Meta(Bookkeeping.Meta):
-        indexes = (models.Index(fields=("view", "table"), name="matviews_viewchange_view"),)
+        indexes = (
+            models.Index(fields=("view", "transaction"), name="matviews_viewchange_view"),
+            models.Index(fields=("transaction",), name="matviews_viewchange_number"),
+        )
 
     def __str__(self) -> str:
         return f"change {self.pk} for {self.view}"
 
 
+class LogFloor(Bookkeeping):
+    """Where the entries of the log and of the queues begin; only on PostgreSQL, see its `Floors`.
+
+    The newest counts.
+    """
+
+    #: The number of the transaction that wrote it.
+    transaction = TransactionField(db_default=CurrentTransaction(), editable=False)
+    #: The number that came next.
+    next = TransactionField()
+    #: The least number of an entry of the log.
+    log = TransactionField()
+    #: The transactions that were running.
+    running = TransactionField("xid8[]")
+    #: The views with entries in their queues: primary keys of their controls.
+    views = TransactionField("bigint[]")
+    #: For each, the least number of an entry.
+    least = TransactionField("xid8[]")
+
+    objects = WriteDatabaseManager["LogFloor"]()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"floor {self.pk} of the log"
+
+
 class DirtyKeys(Bookkeeping):
     """Keys of a view whose rows may be out of date, from one drain of its queue."""
 
-    shard = models.ForeignKey(ViewShard, models.CASCADE, related_name="dirty", db_constraint=False)
+    shard = models.ForeignKey(
+        ViewShard, models.CASCADE, related_name="dirty", db_constraint=False, db_index=False
+    )
     #: The drain. A phase whose checkpoint is below it has these keys to process.
     drain_number = models.BigIntegerField()
     count = models.PositiveIntegerField()
@@ -198,6 +263,7 @@ class DirtyKeys(Bookkeeping):
 
     class Meta:
         verbose_name_plural = "dirty keys"
+        indexes = (models.Index(fields=("shard", "drain_number"), name="matviews_dirtykeys_drain"),)
 
     def __str__(self) -> str:
         return f"{self.count} keys of {self.shard}"

@@ -392,7 +392,7 @@ class TestTransactionsBetweenTransactions:
         refresh = engine.request(CustomerTotal)
         asked: list[Refresh] = []
 
-        def move_and_write() -> None:
+        def move_and_write(*_tables: Any) -> None:
             engine.move_log()
             if not asked:
                 order(2)
@@ -400,7 +400,7 @@ class TestTransactionsBetweenTransactions:
                 if settled:
                     engine.close_finished_in_view(refresh.view_id)
 
-        before_the_batch = (lambda: None) if settled else move_and_write
+        before_the_batch = (lambda *_tables: None) if settled else move_and_write
         monkeypatch.setattr("matviews.engine.batch.move_log", before_the_batch)
         monkeypatch.setattr("matviews.engine.queues.move_log", move_and_write)
         inline.drain([shard_of(CustomerTotal).pk])

@@ -103,7 +103,7 @@ def flush(alias: str) -> None:
             PeriodicTask.objects.using(alias).update(date_changed=now())  # as if just migrated
     if connection.vendor == "postgresql" and next(_flushes) % FLUSHES_PER_VACUUM == 0:
         _vacuum(alias)
-    batch._SHARDS_WITH_CHANGES.clear()  # the numbers of shards may come again, as after loaddata
+    batch._TABLES_WITH_CHANGES.clear()  # the numbers of shards may come again, as after loaddata
     if list(registry) != kept.views:  # a fixture's views outlive this flush
         engine.sync_controls()
         schedules.reconcile_if_possible()

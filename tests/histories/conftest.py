@@ -1,8 +1,13 @@
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Protocol
 
 import pytest
+from django.db import connection
+
+from matviews.changes import change_log
+from matviews.models import Change
 
 SECONDS = 2.0  # that a random test of an ordinary run goes on
 FEWEST = 5  # examples that it runs, however long they take
@@ -34,6 +39,35 @@ def run_random(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str
         return count
 
     return run_some
+
+
+@pytest.fixture(autouse=True)
+def _beside_long_transactions(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """The floor of the log rises with each move; a snapshot and a writer are older than the test.
+
+    Only PostgreSQL has a floor.
+    """
+    if connection.vendor != "postgresql" or not request.node.get_closest_marker("django_db"):
+        yield
+        return
+    request.getfixturevalue("transactional_db")
+    monkeypatch.setattr(change_log, "FLOOR_EVERY", 1)
+    with closing(connection.copy()) as reader, closing(connection.copy()) as writer:
+        for other in (reader, writer):
+            other.set_autocommit(False)
+            with other.cursor() as cursor:
+                if other is reader:
+                    cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                    cursor.execute(f"SELECT 1 FROM {Change._meta.db_table}")
+                else:
+                    cursor.execute(
+                        f"INSERT INTO {Change._meta.db_table} (\"table\") VALUES ('elsewhere')"
+                    )
+        yield
+        writer.rollback()
+        reader.rollback()
 
 
 @pytest.fixture(autouse=True)

@@ -287,7 +287,7 @@ class TestSeededFaults:
             mark = max([mark, *found])
 
         monkeypatch.setattr(change_log, "_copy", above_the_mark)
-        monkeypatch.setattr(changes, "move_few", lambda: False)
+        monkeypatch.setattr(changes, "move_few", lambda: (False, False))
 
         with pytest.raises(AssertionError):
             hold(FEW_SLOTS, PAIRS["rows of several keys"])

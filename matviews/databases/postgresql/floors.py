@@ -1,0 +1,149 @@
+"""PostgreSQL keeps deleted entries, and the way to them in each index, while anybody may see them.
+
+One long transaction anywhere, such as a `pg_dump`, keeps all that are deleted while it lasts, and a
+statement that looks for the oldest entry would pass each of them. So entries have the number of the
+transaction that wrote them, and a *floor* says which numbers a statement has to look for.
+
+A floor is computed by one statement, whose snapshot says which transactions were running, and which
+number comes next. For the log it says
+
+* `log`: the least number of an entry that the snapshot sees, or `next` if it sees none;
+* `running`: the numbers of the transactions that were running.
+
+Whoever sees the floor is to read the entries with these numbers and no others. Proof: take an entry
+that a later snapshot sees. Either the floor's snapshot saw it, then its number is not below `log`.
+Or its transaction had not ended then, so that it was running, or had no number yet and has got one
+not below the next. An entry that the floor's snapshot did not see because it had been deleted is
+not seen later either. And whoever sees the floor has a later snapshot than it had.
+
+Commits out of order, roll backs, sequences and clocks do not matter, and transactions that last for
+hours cost one look-up each. Queues have floors in the same way: `views` with entries have a number
+in `least`, and for all others it is `next`.
+
+Numbers of transactions mean something in one cluster only. A floor that was dumped and loaded into
+another is not used: it also has the number of the transaction that wrote it, which is not that of
+its row any more. Floors in a physical copy, such as a standby, are as right as in the original.
+"""
+
+from collections.abc import Collection
+
+from ..base.floors import LOG_FLOOR, QUEUE, Floors
+from ..base.triggers import CHANGE_LOG
+
+__all__ = ["PostgreSQLFloors"]
+
+FLOOR = "matviews_floor"
+NUMBER = '"transaction"'
+KEPT = 50  # floors that are kept: whoever deletes one passes all that are dead
+#: Higher than any number. With two bounds planners expect few rows, though they know neither.
+LAST = "'18446744073709551615'::xid8"
+BETWEEN = f"{NUMBER} >= numbers.low AND {NUMBER} <= numbers.high"
+#: Of the transactions that were running, those that have ended: what the others have written,
+#: nobody else sees.
+LATE = (
+    "numbers.low < numbers.least AND (pg_visible_in_snapshot(numbers.low, pg_current_snapshot()) "
+    "OR numbers.low = pg_current_xact_id_if_assigned())"
+)
+
+
+class PostgreSQLFloors(Floors):
+    """A statement finds the floor and the entries above it at once, in one snapshot.
+
+    `OFFSET 0` keeps planners from finding the entries by another index, or by none.
+    """
+
+    rise = True
+
+    @property
+    def part(self) -> str:
+        """The newest floor that is of this cluster, or one below all entries."""
+        return (
+            f"{FLOOR} AS MATERIALIZED ((SELECT next, log, running, views, least "
+            f"FROM {self.name(LOG_FLOOR)} WHERE xmin = {NUMBER}::xid ORDER BY id DESC LIMIT 1) "
+            f"UNION ALL SELECT '0', '0', '{{}}', '{{}}', '{{}}' LIMIT 1), "
+        )
+
+    def log(self, limit: int = 0, tables: Collection[str] = (), *, alone: bool = True) -> str:
+        names = ", ".join(map(literal, sorted(tables)))
+        only = f"{self.name('table')} IN ({names}) AND " * bool(tables)
+        some = f"ORDER BY {NUMBER} LIMIT {limit:d}" if limit else "OFFSET 0"
+        return self._above(alone, self._rows(CHANGE_LOG, "log", only, some))
+
+    def queue(self, view: str) -> str:
+        least = f"coalesce(least[array_position(views, {view})], next)"
+        return self._above(True, self._rows(QUEUE, least, f"view_id = {view} AND "))
+
+    def queues(self, views: Collection[int]) -> str:
+        if len(views) == 1:
+            return self.queue(f"{next(iter(views)):d}::bigint")
+        keys = ", ".join(f"({view:d}::bigint)" for view in views) or "(NULL::bigint)"
+        return (
+            f"(SELECT entry.* FROM (VALUES {keys}) of_view (id) "
+            f"CROSS JOIN LATERAL {self.queue('of_view.id')} entry OFFSET 0)"
+        )
+
+    def queued(self, views: str = "", *, alone: bool = True) -> str:
+        among = f"WHERE of_view.id IN ({views})" * bool(views)
+        first = (
+            f"SELECT * FROM {self.name(QUEUE)} WHERE view_id = of_view.id "
+            f"AND {NUMBER} >= of_view.least AND {NUMBER} <= {LAST} ORDER BY {NUMBER} LIMIT 1"
+        )
+        return self._above(
+            alone,
+            self._rows(QUEUE, "next"),
+            f"SELECT entry.* FROM {FLOOR}, unnest(views, least) of_view (id, least) "
+            f"CROSS JOIN LATERAL ({first}) entry {among}",
+        )
+
+    def raise_floor(self) -> None:
+        """Nobody needs to wait for it or for each other: any floor is right, the newest best.
+
+        A statement of a transaction that has written itself would take what that writes later for
+        seen.
+        """
+        floors = self.name(LOG_FLOOR)
+        log = f"SELECT {NUMBER} FROM {self.log(1, alone=False)} entry ORDER BY {NUMBER} LIMIT 1"
+        queues = (
+            f"SELECT DISTINCT ON (view_id) view_id, {NUMBER} AS least "
+            f"FROM {self.queued(alone=False)} entry ORDER BY view_id, {NUMBER}"
+        )
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                f"WITH {self.part}seen AS MATERIALIZED (SELECT pg_current_snapshot() AS snapshot), "
+                f"queues AS (SELECT array_agg(view_id) AS views, array_agg(least) AS least "
+                f"FROM ({queues}) queue), made AS ("
+                f"INSERT INTO {floors} (next, log, running, views, least) "
+                f"SELECT pg_snapshot_xmax(snapshot), least(pg_snapshot_xmax(snapshot), ({log})), "
+                f"ARRAY(SELECT pg_snapshot_xip(snapshot)), coalesce(views, '{{}}'), "
+                f"coalesce(least, '{{}}') FROM seen, queues WHERE "
+                f"coalesce(pg_current_xact_id_if_assigned() >= pg_snapshot_xmax(snapshot), true) "
+                f"ON CONFLICT (id) DO NOTHING RETURNING id) "
+                f"DELETE FROM {floors} WHERE id IN (SELECT id FROM {floors} WHERE id < "
+                f"(SELECT id FROM made WHERE id % {KEPT} = 0) FOR UPDATE SKIP LOCKED)"
+            )
+
+    def _rows(self, table: str, least: str, only: str = "", some: str = "OFFSET 0") -> str:
+        """A query for the rows of a table with numbers from `least` on, or late ones.
+
+        Args:
+            table: its name.
+            least: SQL of a number, by the columns of the floor.
+            only: a condition on the rows, with AND.
+            some: ORDER and LIMIT.
+        """
+        return (
+            f"SELECT entry.* FROM (SELECT unnest(running || least) AS low, "
+            f"unnest(running || {LAST}) AS high, least FROM (SELECT running, {least} AS least "
+            f"FROM {FLOOR}) floor) numbers CROSS JOIN LATERAL (SELECT * FROM {self.name(table)} "
+            f"WHERE {only}{BETWEEN} {some}) entry WHERE numbers.high = {LAST} OR {LATE}"
+        )
+
+    def _above(self, alone: bool, *queries: str) -> str:
+        """What several queries find."""
+        found = " UNION ALL ".join(queries)
+        return f"({f'WITH {self.part[:-2]} ' if alone else ''}{found} OFFSET 0)"
+
+
+def literal(text: str) -> str:
+    """A text in a statement with parameters."""
+    return "'{}'".format(text.replace("'", "''").replace("%", "%%"))
