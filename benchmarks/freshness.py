@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from matviews import changes, engine, tasks
-from matviews.models import RefreshSchedule, ViewControl
+from matviews.models import Change, RefreshSchedule, ViewControl
 from matviews.tasks.following import LONGEST_WAIT, Follower
 
 from .models import Spending
@@ -33,6 +33,7 @@ ROWS = 20_000  # orders
 CHANGES = 200  # one after the other
 SILENCES = 5
 PER_SECOND = 200  # writes
+PASSED, AT_ONCE = 1_000_000, 10_000  # entries of the log
 POLL = 0.001  # seconds between two looks at the view
 PATIENCE = 60.0
 
@@ -88,6 +89,9 @@ def measure(
         _until_seen(1, 0)
         times = [_until_seen(1 + number, random.random()) for number in range(20)]
     yield from _quantiles("by a worker, pulse of 1 s", times, 600, None)
+    if connection.features.has_select_for_update:
+        say(f"{PASSED:,} entries of the log, beside an open snapshot")
+        yield _beside_a_snapshot(max(runs, 20))
     RefreshSchedule.objects.all().delete()
     say(f"{views:,} idle views")
     yield from _idle(views, runs)
@@ -193,6 +197,39 @@ def _quantiles(
 ) -> Iterator[Figure]:
     yield Figure(name=f"{name}, p50", found=1e3 * statistics.median(times), bar=median)
     yield Figure(name=f"{name}, p99", found=1e3 * _p99(times), bar=p99)
+
+
+def _beside_a_snapshot(runs: int) -> Figure:
+    """The processor time of a look at the log, when a snapshot keeps what has left the log."""
+    with closing(connection.copy()) as other:
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            if connection.vendor == "postgresql":
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            else:
+                cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+            cursor.execute(f"SELECT COUNT(*) FROM {Change._meta.db_table}")
+        lookout = engine.Lookout()
+        for _ in range(PASSED // AT_ONCE):
+            _log(AT_ONCE)
+            _run(Spending)
+            lookout.look()
+        look: Cost = cost(lookout.look, runs)
+        other.rollback()
+    name = f"a look after {PASSED:,} entries, snapshot open"
+    return Figure(name=name, found=look.total, bar=1)
+
+
+def _log(entries: int) -> None:
+    """Log changes of the orders of a few customers."""
+    Change.objects.bulk_create(
+        Change(
+            table="benchmarks_order",
+            links=[["customer_id"], [1 + number % 100]],
+            changed=["amount"],
+        )
+        for number in range(entries)
+    )
 
 
 def _idle(views: int, runs: int) -> Iterator[Figure]:
