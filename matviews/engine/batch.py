@@ -104,8 +104,7 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
 
     A refresh must include every change that was logged before its request. A batch that finds
     entries in the log is rolled back; the log is moved in transactions of its own, and the batch
-    runs again for the requests that it has seen. Shards in `_TABLES_WITH_CHANGES` skip that first
-    attempt.
+    runs again for the requests that it has seen; first if `_TABLES_WITH_CHANGES` has its shard.
     """
     shard_id = attempt.message.shard_id
     if tables := _TABLES_WITH_CHANGES.get(shard_id):
