@@ -227,6 +227,22 @@ def test_a_floor_of_another_cluster_is_not_used() -> None:
         other.look()
 
 
+def test_entries_of_another_cluster_hide_none_that_follow() -> None:
+    """Their numbers may be above those of this one for years."""
+    with closing(Session()) as loading:
+        loading.run(f"INSERT INTO {LOG} (\"table\", transaction) VALUES ('a', '4000000000000')")
+        for view in VIEWS:
+            values = f"({view}, 'a', '4000000000000')"
+            loading.run(f'INSERT INTO {QUEUE} (view_id, "table", transaction) VALUES {values}')
+        loading.connection.commit()
+    changes.raise_floor()
+
+    with closing(Session()) as writer, closing(Session()) as reader:
+        writer.write()
+        writer.connection.commit()
+        reader.look()
+
+
 def test_only_a_few_floors_are_kept() -> None:
     for _ in range(120):
         changes.raise_floor()

@@ -7,7 +7,8 @@ transaction that wrote them, and a *floor* says which numbers a statement has to
 A floor is computed by one statement, whose snapshot says which transactions were running, and which
 number comes next. For the log it says
 
-* `log`: the least number of an entry that the snapshot sees, or `next` if it sees none;
+* `log`: the least number of an entry that the snapshot sees, or `next` if that is less, or if it
+  sees none;
 * `running`: the numbers of the transactions that were running.
 
 Whoever sees the floor is to read the entries with these numbers and no others. Proof: take an entry
@@ -18,7 +19,8 @@ not seen later either. And whoever sees the floor has a later snapshot than it h
 
 Commits out of order, roll backs, sequences and clocks do not matter, and transactions that last for
 hours cost one look-up each. Queues have floors in the same way: `views` with entries have a number
-in `least`, and for all others it is `next`.
+in `least`, and for all others it is `next`. Entries with numbers above `next` come from another
+cluster.
 
 Numbers of transactions mean something in one cluster only. A floor that was dumped and loaded into
 another is not used: it also has the number of the transaction that wrote it, which is not that of
@@ -104,7 +106,8 @@ class PostgreSQLFloors(Floors):
         floors = self.name(LOG_FLOOR)
         log = f"SELECT {NUMBER} FROM {self.log(1, alone=False)} entry ORDER BY {NUMBER} LIMIT 1"
         queues = (
-            f"SELECT DISTINCT ON (view_id) view_id, {NUMBER} AS least "
+            f"SELECT DISTINCT ON (view_id) view_id, "
+            f"least(pg_snapshot_xmax(pg_current_snapshot()), {NUMBER}) AS least "
             f"FROM {self.queued(alone=False)} entry ORDER BY view_id, {NUMBER}"
         )
         with self.connection.cursor() as cursor:
