@@ -263,9 +263,8 @@ class _Attempt:
         """
         if not advance_token(self.message, **changes):
             raise _Refused
-        work = load_work(self.message.shard_id)
+        work = load_work(self.message.shard_id, looks_at_log=not self.moved)
         if work is not None:
-            work.logged = work.logged and not self.moved
             self.as_of = work.loaded_at = self.as_of or work.loaded_at
             if self.known is None:
                 self.known = {refresh.pk for refresh in work.refreshes if work.may_begin(refresh)}

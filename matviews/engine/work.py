@@ -62,7 +62,8 @@ class Work:
     runs: list[PhaseRun] = field(default_factory=list)
     #: The runs that this batch has changed.
     touched: list[PhaseRun] = field(default_factory=list)
-    #: Whether the change log has entries that this batch must include and that are to be moved.
+    #: Whether the change log has entries that this batch must include and that are to be moved, if
+    #: it was looked at.
     logged: bool = False
     #: The checkpoint of runs that start in this batch, and why they must be full refreshes; None
     #: before the drain.

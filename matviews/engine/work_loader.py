@@ -10,7 +10,7 @@ from itertools import groupby, islice
 from typing import Any
 
 from django.db.models import (
-    BigIntegerField,
+    BooleanField,
     Case,
     Count,
     Exists,
@@ -46,9 +46,14 @@ MAX_REFRESHES_READ = 100
 MAX_ROWS_READ = MAX_REFRESHES_READ
 
 
-def load_work(shard_id: int) -> Work | None:
-    """Load the work of a shard in one query; None if no refresh is open."""
-    return next(_works(_rows("view__shards", shard_id)), None)
+def load_work(shard_id: int, *, looks_at_log: bool = False) -> Work | None:
+    """Load the work of a shard in one query; None if no refresh is open.
+
+    Args:
+        shard_id: the primary key of the shard.
+        looks_at_log: whether `Work.logged` is wanted, which only a batch needs.
+    """
+    return next(_works(_rows("view__shards", shard_id, looks_at_log=looks_at_log)), None)
 
 
 def load_works(view_id: int) -> list[Work]:
@@ -56,14 +61,18 @@ def load_works(view_id: int) -> list[Work]:
     return list(_works(_rows("view", view_id)))
 
 
-def _rows(by: str, key: int) -> list[list[Any]]:
+def _rows(by: str, key: int, *, looks_at_log: bool = False) -> list[list[Any]]:
     """The rows of the query by a primary key; a second query only if very many are open."""
-    rows = _work_query(alias(), by, oldest=False).run(key)
-    return rows if len(rows) < MAX_ROWS_READ else _work_query(alias(), by, oldest=True).run(key)
+    rows: list[list[Any]] = []
+    for oldest in (False, True):
+        rows = _work_query(alias(), by, oldest=oldest, looks_at_log=looks_at_log).run(key)
+        if len(rows) < MAX_ROWS_READ:
+            break
+    return rows
 
 
 @lru_cache(maxsize=16)
-def _work_query(using: str, by: str, *, oldest: bool) -> CompiledSelect:
+def _work_query(using: str, by: str, *, oldest: bool, looks_at_log: bool) -> CompiledSelect:
     """The query of `load_work` and `load_works`; its parameter is the primary key of `by`.
 
     Every batch runs it several times, and on PostgreSQL to plan it takes longer than to run it, so
@@ -73,10 +82,11 @@ def _work_query(using: str, by: str, *, oldest: bool) -> CompiledSelect:
         using: alias of the database.
         by: the relation from a refresh to the view, or to a shard.
         oldest: whether only the oldest refreshes are read; else any `MAX_ROWS_READ` rows.
+        looks_at_log: whether it also finds out whether the change log has an entry.
     """
     columns = [prefix + name for model, prefix in _PARTS for name in _fields(model)]
     totals = ViewShard.objects.filter(view=OuterRef("view")).order_by().values("view")
-    entry = f"(SELECT id FROM {floors_of(using).log(1)} entry ORDER BY id DESC LIMIT 1)"
+    is_logged = f"EXISTS (SELECT 1 FROM {floors_of(using).log(1)} entry)" if looks_at_log else "0"
     merged = Refresh.objects.using(using).filter(
         merged_into=OuterRef("pk"), state=RefreshState.MERGED
     )
@@ -90,7 +100,7 @@ def _work_query(using: str, by: str, *, oldest: bool) -> CompiledSelect:
             claims_now=Subquery(totals.values(total=Sum("claims"))),
             is_merge_target=Exists(merged),
             loaded_at=UtcNow(),
-            logged=RawSQL(entry, (), BigIntegerField()),
+            logged=RawSQL(is_logged, (), BooleanField()),
             others_wait=Exists(ordered),
             may_begin=Case(When(may_begin("view__"), then=True), default=False),
         )
@@ -172,7 +182,7 @@ def _build(rows: list[list[Any]]) -> Work:
         others_wait=bool(others_wait),
         loaded_at=clock.stored(loaded_at, alias()),
         runs=list(runs.values()),
-        logged=logged is not None,
+        logged=bool(logged),
     )
 
 
