@@ -137,7 +137,8 @@ def maintain() -> None:
     chores = (
         verifications.rescue, schedules.reconcile, engine.sync_shards, engine.sweep_stages,
         engine.sweep_dirty_keys, engine.fold_failures, engine.trim_history, engine.trim_alarms,
-        engine.move_log, engine.collapse_long_queues, engine.trim_value_logs,
+        engine.renumber_entries, engine.move_log, engine.collapse_long_queues,
+        engine.trim_value_logs,
         engine.mark_untrackable, engine.mark_missing_triggers, engine.finish_triggers,
         engine.mark_truncated, engine.mark_mistyped_views,
     )  # fmt: skip

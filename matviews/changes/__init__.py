@@ -25,7 +25,7 @@ from .change_status import (
 )
 from .current_sql import STATE, WaitingSQL
 from .followed import Followed, followed_changes
-from .log_entries import count_logged, newest_entry, raise_floor, unmoved
+from .log_entries import count_logged, newest_entry, raise_floor, renumber_entries, unmoved
 from .table_locks import LOCKED
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
 from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
@@ -82,6 +82,7 @@ __all__ = [
     "raise_floor",
     "recorded_as_unlogged",
     "remove",
+    "renumber_entries",
     "script",
     "tracking_of",
     "trim_values",

@@ -14,7 +14,7 @@ from ..models import Change, TrackedTable
 
 __all__ = [
     "count_logged", "has_more_than", "is_logged", "newest_entry", "raise_floor", "read_log",
-    "read_queues", "span_of_entries", "unmoved",
+    "read_queues", "renumber_entries", "span_of_entries", "unmoved",
 ]  # fmt: skip
 
 
@@ -95,3 +95,8 @@ def _read(rows: QuerySet[Any, Any], entries: str) -> list[list[Any]]:
 def raise_floor() -> None:
     """Have later statements pass none of the entries that are deleted by now."""
     floors_of(router.db_for_write(Change)).raise_floor()
+
+
+def renumber_entries() -> None:
+    """Have entries of the log and the queues read that were loaded with numbers below the floor."""
+    floors_of(router.db_for_write(Change)).renumber()

@@ -43,7 +43,7 @@ from .order import Neighbours, Order, neighbours, request_with_neighbours
 from .parking import Parked, list_parked, retry_parked
 from .progress import Claim, Progress, RunProgress, progress_of
 from .queue_turns import due_turns, give_back, next_turns, take_turns
-from .queues import collapse_long_queues, move_log
+from .queues import collapse_long_queues, move_log, renumber_entries
 from .recent_refreshes import RecentRefreshes, recent_refreshes
 from .recorded_failures import RecordedFailure, recorded_failures
 from .refresh_limit import next_in_line
@@ -184,6 +184,7 @@ __all__ = [
     "recorded_failures",
     "release_changed",
     "rename_controls",
+    "renumber_entries",
     "repaired_view",
     "request",
     "request_stop",

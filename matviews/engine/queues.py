@@ -1,13 +1,26 @@
 """Moving entries from the change log to the views' queues."""
 
+import logging
 import time
 from collections.abc import Collection
 
+from django.db import DatabaseError, InterfaceError
+
 from .. import changes
 from ..changes import ChangesLogged
-from .transactions import short_transaction
+from ..logs import log
+from ..redact import error_text, loggable
+from .transactions import drop_broken_connection, short_transaction
 
-__all__ = ["MOVE_RETRY_DELAYS", "await_changes", "collapse_long_queues", "move_log"]
+__all__ = [
+    "MOVE_RETRY_DELAYS",
+    "await_changes",
+    "collapse_long_queues",
+    "move_log",
+    "renumber_entries",
+]
+
+logger = logging.getLogger(__name__)
 
 
 # Seconds between checks of a log that another process is moving. It takes milliseconds, or seconds
@@ -30,8 +43,26 @@ def move_log(tables: Collection[str] = ()) -> None:
                 move.step()
         floor_is_due = move.raises_floor
     if floor_is_due:
+        _raise_floor()
+
+
+def _raise_floor() -> None:
+    """Raise the floor of the log; a failure does no harm, because any floor is right."""
+    try:
         with short_transaction():
             changes.raise_floor()
+    except (DatabaseError, InterfaceError) as error:
+        drop_broken_connection()
+        log(
+            logger, logging.WARNING, "the floor of the change log could not be raised",
+            exception=loggable(error), error=error_text(error),
+        )  # fmt: skip
+
+
+def renumber_entries() -> None:
+    """Have entries processed that somebody loaded with the numbers of old transactions."""
+    with short_transaction():
+        changes.renumber_entries()
 
 
 def await_changes(logged: ChangesLogged) -> list[str]:

@@ -357,7 +357,9 @@ class Migration(migrations.Migration):
             ],
             options={
                 "indexes": [
-                    models.Index(fields=["transaction", "table"], name="matviews_change_number")
+                    matviews.models.tracking.NumberIndex(
+                        fields=["transaction", "table"], name="matviews_change_number"
+                    )
                 ],
             },
         ),

@@ -13,8 +13,8 @@ from .base import Bookkeeping, WriteDatabaseManager
 from .control import ViewControl, ViewShard
 
 __all__ = [
-    "Change", "CurrentTransaction", "DirtyKeys", "LogFloor", "LogSecret", "TableNameField",
-    "TrackedTable", "TransactionField", "ViewChange", "ViewSums",
+    "Change", "CurrentTransaction", "DirtyKeys", "LogFloor", "LogSecret", "NumberIndex",
+    "TableNameField", "TrackedTable", "TransactionField", "ViewChange", "ViewSums",
 ]  # fmt: skip
 
 
@@ -54,6 +54,17 @@ class TransactionField(models.Field):  # type: ignore[type-arg]
     def deconstruct(self) -> Any:
         name, path, args, options = super().deconstruct()
         return name, path, args, {"kind": self.kind, **options}
+
+
+class NumberIndex(models.Index):
+    """An index that begins with the number of a transaction; without it where all are alike."""
+
+    def create_sql(self, model: Any, schema_editor: Any, using: str = "", **options: Any) -> Any:
+        if floors_of(schema_editor.connection.alias).rise:
+            return super().create_sql(model, schema_editor, using, **options)
+        _number, *names = self.fields
+        index = models.Index(fields=names, name=self.name)
+        return index.create_sql(model, schema_editor, using, **options)
 
 
 class TrackedTable(Bookkeeping):
@@ -169,7 +180,7 @@ class Change(Bookkeeping):
     objects = WriteDatabaseManager["Change"]()
 
     class Meta:
-        indexes = (models.Index(fields=("transaction", "table"), name="matviews_change_number"),)
+        indexes = (NumberIndex(fields=("transaction", "table"), name="matviews_change_number"),)
 
     def __str__(self) -> str:
         return f"change {self.pk} of {self.table}"

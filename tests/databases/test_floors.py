@@ -6,10 +6,10 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from matviews import changes
+from matviews import changes, engine
 from matviews.changes.log_entries import is_logged
 from matviews.databases import floors_of
 from matviews.databases.postgresql.floors import PostgreSQLFloors
@@ -243,6 +243,39 @@ def test_entries_of_another_cluster_hide_none_that_follow() -> None:
         writer.write()
         writer.connection.commit()
         reader.look()
+
+
+def test_entries_that_are_loaded_below_the_floor_get_a_new_number() -> None:
+    with connection.cursor() as cursor:
+        for table, columns in ((LOG, '"table"'), (QUEUE, 'view_id, "table"')):
+            values = "'a'" if table == LOG else "1, 'a'"
+            cursor.execute(f"INSERT INTO {table} ({columns}) VALUES ({values})")
+            cursor.execute(f"CREATE TEMPORARY TABLE aside_{table} AS SELECT * FROM {table}")
+            cursor.execute(f"DELETE FROM {table}")
+    changes.raise_floor()
+    with connection.cursor() as cursor:
+        for table in (LOG, QUEUE):
+            cursor.execute(f"INSERT INTO {table} SELECT * FROM aside_{table}")
+            cursor.execute(f"DROP TABLE aside_{table}")
+
+    engine.renumber_entries()
+
+    with closing(Session()) as reader:
+        reader.look()
+
+
+def test_a_floor_that_cannot_be_raised_fails_no_move(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_floors: object) -> None:
+        raise DatabaseError("disk full")
+
+    monkeypatch.setattr(PostgreSQLFloors, "raise_floor", fail)
+    Change.objects.bulk_create(Change(table="a") for _ in range(101))
+    engine.move_log()
+
+    assert not is_logged()
+    assert "the floor of the change log could not be raised" in caplog.text
 
 
 def test_only_a_few_floors_are_kept() -> None:

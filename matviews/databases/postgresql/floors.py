@@ -25,6 +25,7 @@ cluster.
 Numbers of transactions mean something in one cluster only. A floor that was dumped and loaded into
 another is not used: it also has the number of the transaction that wrote it, which is not that of
 its row any more. Floors in a physical copy, such as a standby, are as right as in the original.
+Entries that somebody has loaded with old numbers, below the floor, get new ones: see `renumber`.
 """
 
 from collections.abc import Collection
@@ -61,7 +62,8 @@ class PostgreSQLFloors(Floors):
         """The newest floor that is of this cluster, or one below all entries."""
         return (
             f"{FLOOR} AS MATERIALIZED ((SELECT next, log, running, views, least "
-            f"FROM {self.name(LOG_FLOOR)} WHERE xmin = {NUMBER}::xid ORDER BY id DESC LIMIT 1) "
+            f"FROM {self.name(LOG_FLOOR)} WHERE xmin = {NUMBER}::xid "
+            f"AND next <= pg_snapshot_xmax(pg_current_snapshot()) ORDER BY id DESC LIMIT 1) "
             f"UNION ALL SELECT '0', '0', '{{}}', '{{}}', '{{}}' LIMIT 1), "
         )
 
@@ -124,6 +126,17 @@ class PostgreSQLFloors(Floors):
                 f"DELETE FROM {floors} WHERE id IN (SELECT id FROM {floors} WHERE id < "
                 f"(SELECT id FROM made WHERE id % {KEPT} = 0) FOR UPDATE SKIP LOCKED)"
             )
+
+    def renumber(self) -> None:
+        for table, least in (
+            (CHANGE_LOG, "log"),
+            (QUEUE, "coalesce(least[array_position(views, view_id)], next)"),
+        ):
+            with self.connection.cursor() as cursor:
+                cursor.execute(
+                    f"WITH {self.part[:-2]} UPDATE {self.name(table)} SET {NUMBER} = DEFAULT "
+                    f"FROM {FLOOR} WHERE {NUMBER} < {least} AND {NUMBER} <> ALL(running)"
+                )
 
     def _rows(self, table: str, least: str, only: str = "", some: str = "OFFSET 0") -> str:
         """A query for the rows of a table with numbers from `least` on, or late ones.
