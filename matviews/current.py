@@ -16,12 +16,19 @@ class CurrentQuerySet(QuerySet[Any]):
     """
 
 
-def _refuse(name: str) -> Any:
+_WRITES = (
+    "would write to the view or lock its rows, and current only reads: write to the tables that "
+    "source() reads"
+)
+_DEFERS = (
+    "would read the other fields from the view's table, as they were refreshed last: use values() "
+    "or values_list()"
+)
+
+
+def _refuse(name: str, why: str) -> Any:
     def refuse(self: CurrentQuerySet, *_args: Any, **_options: Any) -> NoReturn:
-        raise InvalidRequest(
-            f"{self.model.__name__}.current.{name}() would write to the view or lock its rows, "
-            f"and current only reads: write to the tables that source() reads."
-        )
+        raise InvalidRequest(f"{self.model.__name__}.current.{name}() {why}.")
 
     refuse.__name__ = name
     refuse.alters_data = True  # type: ignore[attr-defined]
@@ -29,10 +36,12 @@ def _refuse(name: str) -> Any:
 
 
 for _name in (
-    "bulk_create", "bulk_update", "create", "delete", "get_or_create", "select_for_update",
-    "update", "update_or_create",
+    "_raw_delete", "bulk_create", "bulk_update", "create", "delete", "get_or_create",
+    "select_for_update", "update", "update_or_create",
 ):  # fmt: skip
-    setattr(CurrentQuerySet, _name, _refuse(_name))
+    setattr(CurrentQuerySet, _name, _refuse(_name, _WRITES))
+for _name in ("defer", "only"):
+    setattr(CurrentQuerySet, _name, _refuse(_name, _DEFERS))
 
 
 class Current:

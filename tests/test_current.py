@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection, models
-from django.db.models import F, Max, OuterRef, Subquery, Sum
+from django.db import connection, models, transaction
+from django.db.models import F, Max, OuterRef, Q, Subquery, Sum, Window
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -17,6 +17,7 @@ from matviews.exceptions import InvalidRequest, InvalidView
 from matviews.models import DirtyKeys, ParkedKey, ViewShard, ViewSums
 from matviews.queryset import GroupSums, plan_of
 from matviews.registry import registry
+from tests.helpers import view_classes
 from tests.helpers.additive_views import Sales, extremes
 from tests.helpers.current import differences_now, reads_table
 from tests.helpers.tables import derived_view, execute, key, made, model, refreshed
@@ -189,6 +190,44 @@ def test_parked_keys_are_read_from_the_table(totals: Totals) -> None:
     assert totals.rows == {1: 10, 2: 0, 3: 5}
 
 
+@pytest.mark.usefixtures("alone")
+def test_parked_keys_of_a_source_that_is_computed_as_a_whole_come_once(
+    transactional_db: None,
+) -> None:
+    row = model("Row", n=models.IntegerField())
+    sums = Window(Sum("n"), order_by=["pk"])
+    view = derived_view(
+        lambda cls: row._base_manager.annotate(ref=F("pk"), total=sums).values("ref", "total"),
+        meta={"constraints": [models.CheckConstraint(condition=Q(total__lt=100), name="few")]},
+        ref=key(),
+        total=models.IntegerField(),
+    )
+    with made(row, view):
+        changes.install(engine.alias())
+        rows = [row._base_manager.create(n=number) for number in (1, 2, 3)]
+        refreshed(view)
+        row._base_manager.filter(pk=rows[2].pk).update(n=500)
+        view_classes.run(view)
+        assert ParkedKey.objects.filter(key=[rows[2].pk]).exists()
+        row._base_manager.create(n=-500)
+
+        assert list(view.current.order_by("ref").values_list("total", flat=True)) == [1, 3, 6, 3]
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="elsewhere an entry is a row")
+def test_an_entry_of_many_rows_takes_no_longer_for_each(totals: Totals) -> None:
+    """The server works for 1 s; with a time for each row that grows with their number, for 75 s."""
+    many = range(10, 30_010)
+    with untracked(totals.Row):
+        totals.Row._base_manager.bulk_create(totals.Row(ref=ref, n=1) for ref in many)
+    refreshed(totals.View)
+    totals.Row._base_manager.filter(ref__gte=10).update(n=2)
+
+    with transaction.atomic():
+        execute("SET LOCAL statement_timeout = '40 s'")
+        assert totals.View.current.get(ref=1).total == 10
+
+
 def test_it_is_a_queryset_as_any_other(totals: Totals) -> None:
     totals.add(2, 1)
     totals.add(4, 8)
@@ -243,6 +282,12 @@ def test_rows_that_the_table_has_keep_what_only_the_table_knows(totals: Totals) 
 def test_nothing_is_written_through_it(totals: Totals, method: str, arguments: Any) -> None:
     with pytest.raises(InvalidRequest, match=rf"Total\.current\.{method}\(\)"):
         getattr(totals.View.current, method)(**arguments)
+
+
+@pytest.mark.parametrize("method", ["only", "defer"])
+def test_no_field_is_left_to_be_read_from_the_table(totals: Totals, method: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"use values\(\) or values_list\(\)"):
+        getattr(totals.View.current, method)("total")
 
 
 def test_it_belongs_to_the_class(totals: Totals) -> None:

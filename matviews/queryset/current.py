@@ -107,11 +107,19 @@ class CurrentRows:
     def all_rows(self) -> SQL:
         """The rows of the source, without those of parked keys."""
         if self.plan.strategy.staged and not self.plan.strategy.is_incremental:
-            return whole(self.source, self.dialect)
+            return self._without_parked(whole(self.source, self.dialect))
         columns = KeyReader(self.source, self.dialect).columns
         parked = KeyRange(*columns, dialect=self.dialect, within=self._keys(PARKED))
         query = self.source.query.restricted(~Q(parked))
         return selected(query, self.source, self.source.columns, self.dialect)
+
+    def _without_parked(self, rows: SQL) -> SQL:
+        same = equal(qualified(PARKED, self.key_names), qualified(ROW, self.key_names))
+        return SQL(
+            f"SELECT * FROM ({rows.text}) {ROW} "
+            f"WHERE NOT EXISTS (SELECT 1 FROM {PARKED} WHERE {same})",
+            rows.params,
+        )
 
     def pending_rows(self) -> SQL:
         """The rows of the source whose keys are pending; only for incremental strategies."""

@@ -139,15 +139,17 @@ class CurrentSQL:
         names = ", ".join(qualified("matviews_row", (self.dialect.name(c.name) for c in columns)))
         named = (
             "SELECT jsonb_object_agg(head.name, matviews_link.value -> (head.place - 1)::int) "
-            f"FROM jsonb_array_elements_text({ENTRIES}.links -> 0) WITH ORDINALITY "
+            "FROM jsonb_array_elements_text(matviews_entry.names) WITH ORDINALITY "
             "head (name, place)"
         )
+        # OFFSET keeps the planner from taking the names out of the array again for each link.
+        entries = f"SELECT links, links -> 0 AS names FROM {ENTRIES} WHERE of_table = %s OFFSET 0"
         return SQL(
-            f"SELECT DISTINCT {names} FROM {ENTRIES} "
-            f"CROSS JOIN LATERAL jsonb_array_elements({ENTRIES}.links) WITH ORDINALITY "
+            f"SELECT DISTINCT {names} FROM ({entries}) matviews_entry "
+            f"CROSS JOIN LATERAL jsonb_array_elements(matviews_entry.links) WITH ORDINALITY "
             f"matviews_link (value, place) CROSS JOIN LATERAL "
             f"jsonb_populate_record(NULL::{self.dialect.name(table)}, ({named})) matviews_row "
-            f"WHERE {ENTRIES}.of_table = %s AND matviews_link.place > 1",
+            f"WHERE matviews_link.place > 1",
             (table,),
         )
 
