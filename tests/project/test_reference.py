@@ -16,6 +16,7 @@ from matviews import api, changes, engine, tasks
 from matviews.json_fields import Cost
 from matviews.management.commands.update_materialized_views import ACTIONS
 from matviews.models import Heartbeat, RefreshSchedule, ViewControl, ViewShard
+from matviews.models.tracking import TransactionField
 from matviews.phases import Phase
 from tests.helpers import reference
 from tests.helpers.poison import Poisoned
@@ -30,6 +31,7 @@ MODELS: dict[str, Any] = {
     if isinstance(each, type) and issubclass(each, fields.Model) and not each._meta.abstract
 }
 OF_CLASS = {
+    TransactionField: "transaction",
     fields.FloatField: "seconds",
     fields.BooleanField: "true, false",
     fields.DateTimeField: "time",
@@ -56,6 +58,8 @@ class TestTables:
 
 def type_of(field: Any) -> str:
     """The type of a column, as the page has it."""
+    if isinstance(field, TransactionField) and field.kind != "xid8":
+        return "transactions"
     if field.is_relation:
         name = field.related_model.__name__
         shown = f"[`{name}`](#{name.lower()})" if name in MODELS else f"`{name}`"
