@@ -2,12 +2,14 @@
 
 import pickle
 from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
 from io import StringIO
 from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection, models, transaction
+from django.db import DatabaseError, connection, models, transaction
 from django.db.models import F, Max, OuterRef, Q, Subquery, Sum, Window
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -24,6 +26,17 @@ from tests.helpers.tables import derived_view, execute, key, made, model, refres
 from tests.shapes.models.grouped import RegionTotal
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+
+
+@contextmanager
+def tracked(*wanted: type[Any]) -> Iterator[None]:
+    """The tables of the models, with triggers, are there until the end."""
+    with made(*wanted):
+        changes.install(engine.alias())
+        try:
+            yield
+        finally:
+            changes.remove(engine.alias())
 
 
 class Totals:
@@ -226,6 +239,73 @@ def test_an_entry_of_many_rows_takes_no_longer_for_each(totals: Totals) -> None:
     with transaction.atomic():
         execute("SET LOCAL statement_timeout = '40 s'")
         assert totals.View.current.get(ref=1).total == 10
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_number_that_does_not_fit_the_view_is_not_cut(transactional_db: None) -> None:
+    row = model(
+        "Row",
+        ref=models.IntegerField(db_index=True),
+        n=models.DecimalField(max_digits=12, decimal_places=2),
+    )
+    view = derived_view(
+        lambda cls: row._base_manager.values("ref").annotate(total=Sum("n")),
+        ref=key(),
+        total=models.DecimalField(max_digits=6, decimal_places=2, null=True),
+    )
+    with tracked(row, view):
+        row._base_manager.create(ref=1, n=5)
+        refreshed(view)
+        row._base_manager.create(ref=1, n=Decimal("123456.78"))
+
+        if connection.vendor == "mysql":
+            assert view.current.get().total == Decimal("123461.78")
+        else:
+            with pytest.raises((DatabaseError, InvalidOperation)):
+                view.current.get()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_whole_number_that_no_column_can_hold_is_an_error(transactional_db: None) -> None:
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has no number that is larger")
+    row = model("Row", ref=models.IntegerField(db_index=True), n=models.BigIntegerField())
+    view = derived_view(
+        lambda cls: row._base_manager.values("ref").annotate(total=Sum("n")),
+        ref=key(),
+        total=models.BigIntegerField(),
+    )
+    with tracked(row, view):
+        row._base_manager.bulk_create([row(ref=1, n=2**62), row(ref=1, n=2**62)])
+
+        with pytest.raises(DatabaseError, match="out of range"):
+            view.current.get()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("everything", [False, True])
+def test_the_largest_whole_numbers_are_read(transactional_db: None, everything: bool) -> None:
+    large = 2**63 + 5 if connection.vendor == "mysql" else 2**63 - 5
+    row = model("Row", ref=models.PositiveBigIntegerField(db_index=True), n=models.IntegerField())
+    view = derived_view(
+        lambda cls: row._base_manager.values("ref").annotate(top=Max("n") + F("ref")),
+        ref=models.PositiveBigIntegerField(unique=True),
+        top=models.PositiveBigIntegerField(),
+    )
+    with tracked(row, view):
+        row._base_manager.bulk_create([row(ref=large, n=1), row(ref=large - 1, n=1)])
+        refreshed(view)
+        row._base_manager.filter(ref=large).update(n=2)
+        row._base_manager.create(ref=large + 1, n=1)
+        if everything:
+            engine.mark_dirty(view)
+
+        tops = {large - 1: large, large: large + 2, large + 1: large + 2}
+        assert dict(view.current.values_list("ref", "top")) == tops
+        engine.move_log()
+        assert {each.ref: each.top for each in view.current} == tops
+        assert all(type(each.top) is int for each in view.current)
+        assert reads_table(view) is not everything
 
 
 def test_it_is_a_queryset_as_any_other(totals: Totals) -> None:

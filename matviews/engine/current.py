@@ -25,14 +25,14 @@ from ..phases import Phase
 from ..queryset import (
     PARKED,
     PENDING,
-    Collations,
     CurrentRows,
     CurrentSums,
     Plan,
     RowsQuery,
     RowsTable,
-    collations_of,
+    StoredColumns,
     plan_of,
+    stored_columns,
 )
 from ..registry import registry
 
@@ -87,7 +87,7 @@ class _Known(NamedTuple):
     """What the statement takes from the catalog as this process first saw it."""
 
     plan: Plan
-    collations: Collations
+    stored: StoredColumns
     #: Tables that have partitions or are some.
     in_parts: frozenset[str]
 
@@ -115,7 +115,7 @@ def _known(plan: Plan) -> _Known:
     checked, using = plan.checked(), plan.dialect.using
     tables = changes.tracking_of(plan).tables
     in_parts = triggers_of(using).tables_in_parts(tables)
-    return _Known(checked, collations_of(checked), frozenset(in_parts))
+    return _Known(checked, stored_columns(checked), frozenset(in_parts))
 
 
 def _begun(plan: Plan) -> tuple[changes.WaitingSQL, CurrentRows]:
@@ -123,7 +123,7 @@ def _begun(plan: Plan) -> tuple[changes.WaitingSQL, CurrentRows]:
     label = plan.source.definition.label
     return (
         changes.WaitingSQL(label, tracking, known.in_parts, using),
-        CurrentRows(known.plan, known.collations),
+        CurrentRows(known.plan, known.stored),
     )
 
 

@@ -5,7 +5,7 @@ from .analysis.given_keys import as_key
 from .analysis.reading import key_columns
 from .analysis.table_query import RowsQuery, RowsTable
 from .checks import check_source, check_table
-from .current import PARKED, PENDING, Collations, CurrentRows, collations_of
+from .current import PARKED, PENDING, CurrentRows, StoredColumns, stored_columns
 from .current_sums import CurrentSums
 from .differences import Difference, Differences, Kind, compare, ranges
 from .explain import ExplainedIndex, Explanation, explain, source_sql
@@ -25,7 +25,6 @@ __all__ = [
     "PARKED",
     "PENDING",
     "BatchRunner",
-    "Collations",
     "Compared",
     "CurrentRows",
     "CurrentSums",
@@ -41,6 +40,7 @@ __all__ = [
     "RowsQuery",
     "RowsTable",
     "Statements",
+    "StoredColumns",
     "WindowProgress",
     "add",
     "apps_to_migrate",
@@ -48,7 +48,6 @@ __all__ = [
     "build",
     "check_source",
     "check_table",
-    "collations_of",
     "compare",
     "count_differing",
     "declared_dependencies",
@@ -73,6 +72,7 @@ __all__ = [
     "stage_name",
     "stages",
     "staging_schema",
+    "stored_columns",
     "tables_read",
     "unmigrated",
 ]

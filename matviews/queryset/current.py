@@ -15,20 +15,20 @@ from .sql.conditions import KeyRange, inside
 from .sql.lookups import keys_of_logged
 from .sql.readers import KeyReader, selected, whole
 
-__all__ = ["PARKED", "PENDING", "Collations", "CurrentRows", "collations_of"]
+__all__ = ["PARKED", "PENDING", "CurrentRows", "StoredColumns", "stored_columns"]
 
 PENDING = "matviews_pending"  # the part with the keys whose rows are computed
 PARKED = "matviews_parked"  # the part with the keys whose rows cannot be computed
 ROW = "matviews_row"  # alias of computed rows
 
-Collations = Mapping[tuple[str, str], str]  # of columns, by table and name
+#: Types and collations in the database, by table and column.
+StoredColumns = Mapping[tuple[str, str], tuple[str, str]]
 
 
-def collations_of(plan: Plan) -> Collations:
-    """The collations of the columns whose values a statement reads from JSON, in the database."""
+def stored_columns(plan: Plan) -> StoredColumns:
+    """What the database says of the columns whose values a statement reads from JSON."""
     tables = {plan.source.model._meta.db_table, *plan.links}
-    found = plan.dialect.columns(sorted(tables))
-    return {column: collation for column, (_kind, collation) in found.items()}
+    return plan.dialect.columns(sorted(tables))
 
 
 class CurrentRows:
@@ -36,13 +36,13 @@ class CurrentRows:
 
     Args:
         plan: the view's plan, checked.
-        collations: those of its columns in the database.
+        stored: what the database says of its columns.
     """
 
-    def __init__(self, plan: Plan, collations: Collations) -> None:
+    def __init__(self, plan: Plan, stored: StoredColumns) -> None:
         self.plan, self.dialect, self.source = plan, plan.dialect, plan.source
         self.sql = current_of(plan.dialect.using)
-        self.collations = collations
+        self.stored = stored
         self.view = self.source.model._meta.db_table
         self.table = self.dialect.name(self.view)
         self.key_names = self.dialect.names(plan.key_fields)
@@ -51,8 +51,8 @@ class CurrentRows:
 
     def _column(self, table: str, field: AnyField) -> Column:
         column = field.column or ""
-        collation = self.collations.get((table, column), "")
-        return Column(column, family(field), self.dialect.kind_of(field), collation)
+        type_name, collation = self.stored.get((table, column), ("", ""))
+        return Column(column, family(field), self.dialect.kind_of(field), type_name, collation)
 
     def of_view(self, condition: SQL) -> SQL:
         """The rows of the view's table under a condition."""

@@ -41,6 +41,7 @@ ON_ONE_SERVER = {
         "engine/test_quiet_hours.py",
         "engine/test_stopping.py",
         "engine/test_verify_runs.py",
+        "project/test_reference.py",
         "scenarios/test_bad_input.py",
         "scenarios/test_faulty_views.py",
         "scenarios/test_original_readme.py",

@@ -38,6 +38,8 @@ class Column(NamedTuple):
     family: str
     #: As `Dialect.kind_of` says.
     kind: str
+    #: The type in the database, as `Dialect.columns` says; "" if it has none of the column.
+    type_name: str
     #: "" for the default.
     collation: str
 

@@ -5,12 +5,13 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..base.current import ENTRIES, Column, CurrentSQL, FoundKeys, Part
-from ..fields import DATE, DATETIME, NUMBER, TEXT, WHOLE, AnyField, family
+from ..fields import DATE, DATETIME, NUMBER, TEXT, WHOLE, AnyField, family, value_field
 from ..sql import SQL
 
 __all__ = ["MySQLCurrentSQL"]
 
-CASTS = {WHOLE: "SIGNED", DATE: "DATE", DATETIME: "DATETIME(6)"}
+DIGITS = 65  # the largest precision of a DECIMAL
+CASTS = {DATE: "DATE", DATETIME: "DATETIME(6)"}
 
 
 class MySQLCurrentSQL(CurrentSQL):
@@ -53,7 +54,7 @@ class MySQLCurrentSQL(CurrentSQL):
         return f"{links} LIKE '%%-00%%'" if has_dates else ""
 
     def keys(self, array: str, key: Sequence[Column], *, one: bool = False) -> FoundKeys:
-        types = ("BIGINT" if part.kind == WHOLE else "LONGTEXT" for part in key)
+        types = (_whole(part, "BIGINT") if part.kind == WHOLE else "LONGTEXT" for part in key)
         columns = ", ".join(
             f"part{number} {kind} PATH '$[{number}]'" for number, kind in enumerate(types)
         )
@@ -89,12 +90,15 @@ class MySQLCurrentSQL(CurrentSQL):
         )
 
     def typed(self, field: AnyField, value: str) -> str:
-        of = family(field)
+        """CAST would clip a number that does not fit, and DIV is an error then."""
+        of, holds = family(field), value_field(field)
         if of == WHOLE:
-            return f"CAST({value} AS SIGNED)"
-        if of == NUMBER and (places := getattr(field, "decimal_places", None)) is not None:
-            digits: Any = field
-            return f"CAST({value} AS DECIMAL({digits.max_digits}, {places}))"
+            kind = holds.rel_db_type(self.connection) or ""
+            one = "CAST(1 AS UNSIGNED)" if _is_unsigned(kind) else "1"
+            return f"(CAST({value} AS DECIMAL({DIGITS})) DIV {one})"
+        places = getattr(holds, "decimal_places", None)
+        if of == NUMBER and places is not None:
+            return f"CAST({value} AS DECIMAL({DIGITS}, {places}))"
         return value
 
     def altered(self, table: str, log: str, columns: Collection[str]) -> SQL:
@@ -109,7 +113,19 @@ class MySQLCurrentSQL(CurrentSQL):
         )
 
 
+def _is_unsigned(type_name: str) -> bool:
+    """Whether a type has numbers that no other type of whole numbers has."""
+    return "bigint" in type_name.lower() and "unsigned" in type_name.lower()
+
+
+def _whole(column: Column, signed: str) -> str:
+    """The type in which values of a column are read; a negative one may wait for unsigned keys."""
+    return "DECIMAL(20)" if _is_unsigned(column.type_name) else signed
+
+
 def _as(column: Column, text: str) -> str:
+    if column.family == WHOLE:
+        return f"CAST({text} AS {_whole(column, 'SIGNED')})"
     if column.family in CASTS:
         return f"CAST({text} AS {CASTS[column.family]})"
     if column.family == TEXT and column.collation:
