@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.db import DatabaseError, connection, models, transaction
-from django.db.models import F, Max, OuterRef, Q, Subquery, Sum, Window
+from django.db.models import Count, F, Max, OuterRef, Q, Subquery, Sum, Window
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -348,6 +348,47 @@ def test_rows_that_the_table_has_keep_what_only_the_table_knows(totals: Totals) 
 
     assert (found[2].pk, found[2].note, found[2].total) == (row.pk, "kept", 6)
     assert (found[4].pk, found[4].note) == (None, "new")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("everything", [False, True])
+def test_rows_without_a_primary_key_are_groups_of_their_own(
+    transactional_db: None, everything: bool
+) -> None:
+    person = model("Buyer", nick=models.CharField(max_length=9))
+    row = model(
+        "Row",
+        person=models.ForeignKey(person, models.CASCADE, related_name="rows"),
+        n=models.IntegerField(),
+    )
+    view = derived_view(
+        lambda cls: row._base_manager.values("person").annotate(total=Sum("n")),
+        person=models.OneToOneField(person, models.DO_NOTHING, db_constraint=False),
+        total=models.IntegerField(),
+    )
+    with tracked(person, row, view):
+        people = [person._base_manager.create(nick=nick) for nick in "abcd"]
+        row._base_manager.create(person=people[0], n=1)
+        refreshed(view)
+        row._base_manager.bulk_create(row(person=each, n=1) for each in people for _ in "12")
+        if everything:
+            engine.mark_dirty(view)
+        counted = view.current.annotate(rows=Count("person__rows"))
+        counts = dict(zip((each.pk for each in people), (3, 2, 2, 2), strict=True))
+
+        assert {each.person_id: each.rows for each in counted} == counts
+        assert {
+            each.person_id: (each.person.nick, each.rows)
+            for each in counted.select_related("person").order_by("-person__nick")
+        } == {each.pk: (each.nick, counts[each.pk]) for each in people}
+        assert dict(counted.values_list("person", "rows")) == counts
+        assert sorted(counted.values_list("pk", "rows"), key=str)[0][1] == 3
+        assert len(counted.values("pk", "rows")) == 4
+        assert counted.filter(rows=2).count() == 3
+        assert counted.aggregate(Sum("rows")) == {"rows__sum": 9}
+        assert person._base_manager.filter(pk__in=counted.values("person")).count() == 4
+        by_total = view.current.values("total").annotate(n=Count("*"))
+        assert dict(by_total.values_list("total", "n")) == {2: 3, 3: 1}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from .. import changes
 from ..changes import STATE
 from ..databases import CurrentSQL, triggers_of
 from ..databases.base.current import ENTRIES, Part
+from ..databases.fields import AnyField
 from ..databases.sql import SQL, joined
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
@@ -69,13 +70,22 @@ def current_rows(model: type[Model], using: str) -> SQL:
     Raises:
         InvalidView: the view cannot be read as of now.
     """
+    return current_statement(_current_plan(model, using)).written
+
+
+def current_key(model: type[Model], using: str) -> list[AnyField]:
+    """The fields of a view's key; raises as `current_rows`."""
+    return _current_plan(model, using).key_fields
+
+
+def _current_plan(model: type[Model], using: str) -> Plan:
     definition = registry.usable(model._meta.concrete_model or model)
     if not definition.has_source:
         raise InvalidView(f"{definition.label} has no source(), so only its table can be read.")
     plan = plan_of(definition, using)
     if obstacle := current_obstacle(definition, plan):
         raise InvalidView(f"{definition.label} cannot be read as of now: {obstacle}.")
-    return current_statement(plan).written
+    return plan
 
 
 def current_statement(plan: Plan) -> "_Statement":
@@ -205,6 +215,7 @@ class CurrentTable(RowsTable):
     """A view as of now, in place of its table."""
 
     rows = staticmethod(current_rows)
+    key = staticmethod(current_key)
 
 
 class CurrentQuery(RowsQuery):

@@ -20,9 +20,9 @@ PRIVATE_MODULES = (
 )
 PRIVATE_NAMES = {"Col", "Ref", "ResolvedOuterRef"}
 PRIVATE_ATTRIBUTES = {
-    "alias_map", "alias_refcount", "annotation_select", "combinator", "combined_queries",
-    "get_compiler", "group_by", "quote_name_unless_alias", "values_select", "where",
-    "_iterable_class", "_proxy____cast",
+    "alias_map", "alias_refcount", "annotation_select", "collapse_group_by", "combinator",
+    "combined_queries", "get_compiler", "group_by", "quote_name_unless_alias", "values_select",
+    "where", "_iterable_class", "_proxy____cast",
 }  # fmt: skip
 
 ALLOWED = {
