@@ -49,6 +49,7 @@ class RowsQuery(Query):
     def get_compiler(self, *args: Any, **options: Any) -> Any:
         """Its GROUP BY does not take the primary key for what identifies a row."""
         compiler = super().get_compiler(*args, **options)
+        model: Any = self.model
         collapse, using = compiler.collapse_group_by, compiler.connection.alias
 
         def separate(expressions: list[Any], having: Any) -> list[Any]:
@@ -58,7 +59,7 @@ class RowsQuery(Query):
                 field.get_col(each.alias)
                 for each in own
                 if each.target.primary_key
-                for field in self.base_table_class.key(self.model, using)
+                for field in self.base_table_class.key(model, using)
             ]
             return [*own, *keys, *collapse(others, having)]
 
@@ -69,5 +70,5 @@ class RowsQuery(Query):
         """Whether an expression is a column of the rows."""
         if not hasattr(expression, "target"):
             return False
-        table = self.alias_map.get(expression.alias)
-        return isinstance(table, RowsTable) and table.is_of(self.model)
+        table, model = self.alias_map.get(expression.alias), self.model
+        return isinstance(table, RowsTable) and model is not None and table.is_of(model)
