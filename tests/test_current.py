@@ -266,6 +266,39 @@ def test_a_number_that_does_not_fit_the_view_is_not_cut(transactional_db: None) 
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("everything", [False, True])
+def test_texts_have_the_collation_of_the_view(transactional_db: None, everything: bool) -> None:
+    of_source, of_view = {
+        "postgresql": ("C", "en-x-icu"),
+        "mysql": ("utf8mb4_bin", "utf8mb4_german2_ci"),
+        "sqlite": ("NOCASE", "RTRIM"),
+    }[connection.vendor]
+    row = model(
+        "Row",
+        ref=models.IntegerField(db_index=True),
+        top=models.CharField(max_length=9, db_collation=of_source),
+        other=models.CharField(max_length=9, db_collation=of_source),
+    )
+    view = derived_view(
+        lambda cls: row._base_manager.values("ref").annotate(first=Max("top"), last=Max("other")),
+        ref=key(),
+        first=models.CharField(max_length=9, db_collation=of_view),
+        last=models.CharField(max_length=9),
+    )
+    with tracked(row, view):
+        row._base_manager.create(ref=1, top="x", other="x")
+        refreshed(view)
+        row._base_manager.create(ref=2, top="y", other="y")
+        if everything:
+            engine.mark_dirty(view)
+
+        for name in ("first", "last"):
+            assert view.current.filter(**{name: "y"}).count() == 1
+            assert [each.ref for each in view.current.order_by(name)] == [1, 2]
+            assert view.current.values(name).distinct().count() == 2
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_whole_number_that_no_column_can_hold_is_an_error(transactional_db: None) -> None:
     if connection.vendor == "sqlite":
         pytest.skip("SQLite has no number that is larger")

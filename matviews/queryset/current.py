@@ -79,7 +79,8 @@ class CurrentRows:
         names, values, params = self.dialect.names(self.fields), [], list[Any]()
         for field, name in zip(self.fields, names, strict=True):
             if field.column in given:
-                values.append(f"{self.sql.typed(field, f'{ROW}.{name}')} AS {name}")
+                _type, collation = self.stored.get((self.view, field.column or ""), ("", ""))
+                values.append(f"{self.sql.typed(field, f'{ROW}.{name}', collation)} AS {name}")
                 continue
             value = self._kept(field, name)
             values.append(f"{value.text} AS {name}")

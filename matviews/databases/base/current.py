@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from django.db import connections
 
-from ..fields import WHOLE, AnyField, value_field
+from ..fields import TEXT, WHOLE, AnyField, value_field
 from ..sql import SQL, joined, qualified
 from .dialect import PRECISION, Dialect
 
@@ -155,10 +155,19 @@ class CurrentSQL:
             (table,),
         )
 
-    def typed(self, field: AnyField, value: str) -> str:
-        """A value in the type that the column of a field returns."""
+    def typed(self, field: AnyField, value: str, collation: str) -> str:
+        """A value in the type that the column of a field returns, with its collation.
+
+        Args:
+            field: the field.
+            value: SQL of the value.
+            collation: that of a text's column in the database; "" for the default.
+        """
         kind = PRECISION.sub("", value_field(field).rel_db_type(self.connection) or "").strip()
-        return f"CAST({value} AS {kind})" if kind else value
+        typed = f"CAST({value} AS {kind})" if kind else value
+        if self.dialect.kind_of(field).partition("(")[0] not in (TEXT, "bpchar"):
+            return typed
+        return f"{typed} COLLATE {self.dialect.name(collation or 'default')}"
 
     def only_if(self, condition: str, query: SQL) -> SQL:
         """A query that is not evaluated, and has no rows, unless a condition holds.

@@ -89,7 +89,7 @@ class MySQLCurrentSQL(CurrentSQL):
             (*params, table),
         )
 
-    def typed(self, field: AnyField, value: str) -> str:
+    def typed(self, field: AnyField, value: str, collation: str) -> str:
         """CAST would clip a number that does not fit, and DIV is an error then."""
         of, holds = family(field), value_field(field)
         if of == WHOLE:
@@ -99,7 +99,7 @@ class MySQLCurrentSQL(CurrentSQL):
         places = getattr(holds, "decimal_places", None)
         if of == NUMBER and places is not None:
             return f"CAST({value} AS DECIMAL({DIGITS}, {places}))"
-        return value
+        return _collated(value, collation) if of == TEXT and collation else value
 
     def altered(self, table: str, log: str, columns: Collection[str]) -> SQL:
         """A trigger stores what fits; whoever reads both tables keeps others from altering them."""
@@ -129,6 +129,10 @@ def _as(column: Column, text: str) -> str:
     if column.family in CASTS:
         return f"CAST({text} AS {CASTS[column.family]})"
     if column.family == TEXT and column.collation:
-        charset = column.collation.partition("_")[0]
-        return f"CONVERT({text} USING {charset}) COLLATE {column.collation}"
+        return _collated(text, column.collation)
     return text
+
+
+def _collated(text: str, collation: str) -> str:
+    charset = collation.partition("_")[0]
+    return f"CONVERT({text} USING {charset}) COLLATE {collation}"

@@ -69,7 +69,7 @@ class SQLiteCurrentSQL(CurrentSQL):
             (*(column.name for column in columns), table),
         )
 
-    def typed(self, field: AnyField, value: str) -> str:
+    def typed(self, field: AnyField, value: str, collation: str) -> str:
         """With the affinity of the column, where a parameter may need it."""
         kind = {WHOLE: "INTEGER", NUMBER: "NUMERIC"}.get(family(field))
         return f"CAST({value} AS {kind})" if kind else value
