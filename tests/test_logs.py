@@ -174,6 +174,7 @@ def events() -> Iterator[list[dict[str, Any]]]:
     )
     client = Client(
         "https://key@sentry.example.org/1", transport=Kept, before_send=names["before_send"],
+        release="1",  # otherwise it would ask git
         default_integrations=False, auto_enabling_integrations=False,
     )  # fmt: skip
     handler, logger = EventHandler(level=logging.ERROR), logging.getLogger("matviews")
