@@ -40,7 +40,7 @@ from ..registry import registry
 __all__ = ["CurrentQuery", "current_obstacle", "current_rows"]
 
 FINE = "matviews_fine"  # the part with a row if not everything is to be computed
-ANEW = "matviews_anew"  # the part with the rows of the keys that wait
+RECOMPUTED = "matviews_recomputed"  # the part with the rows of the keys that wait
 EVERY = "matviews_every"  # the part with the rows of all keys
 IS_FINE = f"EXISTS (SELECT 1 FROM {FINE})"
 
@@ -165,11 +165,11 @@ def _by_keys(plan: Plan) -> _Statement:
             *more,
             Part(PENDING, rows.key_names, pending),
             _fine(waiting, obstacles),
-            Part(ANEW, [], rows.pending_rows(), is_shared=False),
+            Part(RECOMPUTED, [], rows.pending_rows(), is_shared=False),
         ]
         found = [
             rows.of_view(joined(" AND ", [SQL(IS_FINE), rows.not_pending()])),
-            rows.sql.only_if(IS_FINE, rows.computed(SQL(ANEW))),
+            rows.sql.only_if(IS_FINE, rows.computed(SQL(RECOMPUTED))),
         ]
     else:
         parts.append(

@@ -59,7 +59,7 @@ def load_records(labels: Collection[str] | None) -> list[Any]:
     """The control rows, with what the status needs from their shards, schedules and refreshes.
 
     `Prefetch` would take as long again: it makes a queryset for each row, and names all their keys.
-    Only rows that have changed since this process last read them are made anew.
+    Only rows that have changed since this process last read them are built again.
     """
     controls = _load_controls(labels)
     of = {} if labels is None else {"view__in": list(controls)}

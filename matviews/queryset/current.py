@@ -1,4 +1,4 @@
-"""The rows of a view as of now: those of its table that are right, and the others computed anew."""
+"""The rows of a view as of now: those of its table that are right, and the others recomputed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
