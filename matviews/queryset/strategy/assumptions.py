@@ -6,7 +6,6 @@ refresh through a staging table is right, where the view's own columns are compa
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 from ...databases import Dialect, dialect_of
@@ -128,7 +127,6 @@ def find_mismatch(groups: Iterable[Iterable[Compared]], stored: Stored, dialect:
     return ""
 
 
-@lru_cache(maxsize=20_000)
 def _fault(column: Compared, type_name: str, collation: str, dialect: Dialect) -> str:
     name = f"{column.table}.{column.column}"
     if dialect.kind(type_name) != dialect.kind_of(column.field):
