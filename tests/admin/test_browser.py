@@ -25,7 +25,6 @@ from tests.sample.models import Limited
 
 LABEL = "sample.Limited"
 SLOW = 0.4  # seconds per batch, of which the page sees many
-expect.set_options(timeout=20_000)  # milliseconds
 
 
 @pytest.fixture(autouse=True)

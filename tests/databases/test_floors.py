@@ -302,17 +302,19 @@ def order() -> None:
 
 
 def pages(work: Callable[[], object]) -> int:
-    """How many pages of the server the SELECT statements of some work read."""
+    """How many pages of the server the SELECT statements of some work read, caches warm."""
     with CaptureQueriesContext(connection) as captured:
         work()
-    total = 0
-    for statement in [each["sql"] for each in captured]:
-        if statement.startswith(("SELECT", "WITH")):
-            with connection.cursor() as cursor:
-                cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}")
-                [[found]] = cursor.fetchall()
-            total += found[0]["Plan"]["Shared Hit Blocks"] + found[0]["Plan"]["Shared Read Blocks"]
-    return total
+    statements = [each["sql"] for each in captured if each["sql"].startswith(("SELECT", "WITH"))]
+    # the least of three: whatever empties the server's caches of its catalogs makes it read those
+    return sum(min(pages_of(each) for _ in range(3)) for each in statements)
+
+
+def pages_of(statement: str) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}")
+        [[[found]]] = cursor.fetchall()
+    return int(found["Plan"]["Shared Hit Blocks"] + found["Plan"]["Shared Read Blocks"])
 
 
 def passed(control: ViewControl, entries: int) -> None:

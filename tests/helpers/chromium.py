@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 VARIABLE = "MATVIEWS_TEST_CHROMIUM"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+PATIENCE = 60_000  # milliseconds for each step, on a machine that is busy with other tests
 
 
 def find_chromium() -> str | None:
@@ -49,6 +50,7 @@ class Pictures:
 def started_browser() -> Iterator[Browser]:
     # Playwright runs an event loop in this thread, in which Django suspects async code.
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGUMENTS)
         try:
@@ -69,6 +71,7 @@ def window(
     """
     complaints: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": height}, **options)
+    context.set_default_timeout(PATIENCE)
     # Browsers ask for it by themselves.
     context.route("**/favicon.ico", lambda route: route.fulfill(status=204))
     context.on("page", lambda page: _listen(page, complaints))
