@@ -14,7 +14,6 @@ from ..states import RefreshState, RefreshStrategy
 from .batch_parts import Attempted, Dirty
 from .costs import expected_seconds, is_full_cheaper, max_worthwhile_keys, record_timeout
 from .locking import lock_available
-from .marking import KEYS_PER_ROW
 from .pending import processed
 from .resolve import resolve
 from .transactions import alias, short_transaction
@@ -23,6 +22,7 @@ from .work import Work
 __all__ = [
     "FULL_REFRESH_FRACTION",
     "FULL_REFRESH_MIN_KEYS",
+    "KEYS_PER_ROW",
     "MAX_REASON_LENGTH",
     "add_dirty",
     "all_dirty",
@@ -45,6 +45,8 @@ FULL_REFRESH_FRACTION = 0.1
 
 # Up to this many dirty keys, a refresh stays incremental, however small the view is.
 FULL_REFRESH_MIN_KEYS = 1_000
+
+KEYS_PER_ROW = 1_000  # keys in a row of `DirtyKeys` or of the change queue
 
 MAX_REASON_LENGTH = 255  # characters of the reason for a full refresh
 

@@ -13,12 +13,10 @@ from ..models import ViewControl
 from ..queryset import Plan, as_key, plan_of
 from ..registry import registry
 from .controls import not_ready
+from .dirty_keys import KEYS_PER_ROW
 from .transactions import alias
 
-__all__ = ["KEYS_PER_ROW", "mark_dirty"]
-
-
-KEYS_PER_ROW = 1_000  # keys in a row of `DirtyKeys` or of the change queue
+__all__ = ["mark_dirty"]
 
 
 def mark_dirty(view: str | type, keys: Iterable[Any] | None = None) -> list[Any]:
