@@ -19,7 +19,16 @@ from django.utils import timezone
 from rich.console import Console
 from rich.table import Table
 
-from matviews import MaterializedView, changes, engine, health, kept, metrics, series, tasks
+from matviews import (
+    MaterializedView,
+    answer_cache,
+    changes,
+    engine,
+    health,
+    metrics,
+    series,
+    tasks,
+)
 from matviews.json_fields import Checkpoint
 from matviews.models import RefreshSchedule, ViewChange, ViewControl, ViewShard
 from matviews.queryset import fingerprint_of, plan_of
@@ -168,7 +177,7 @@ def _minute() -> Cost:
     Maintenance finds the statuses for itself: it runs in another process than the addresses.
     """
     clock, processor = _Clock(), Processor()
-    with patch.object(kept, "time", clock), statements() as found:
+    with patch.object(answer_cache, "time", clock), statements() as found:
         for second in range(60 * MINUTES):
             clock.second = second
             if second % SCRAPES == 0:

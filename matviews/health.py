@@ -11,8 +11,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from . import engine
+from .answer_cache import CachedAnswer
 from .conf import get_settings
-from .kept import Kept
 from .tasks.problems import Health, HealthState, Problem, check_health
 
 __all__ = [
@@ -74,5 +74,7 @@ def as_dict(found: Health) -> dict[str, Any]:
 
 
 #: The status of every view, a few seconds old.
-recent_statuses = Kept(lambda: engine.view_statuses(counted=False), CACHE_SECONDS)
-recent_health = Kept(lambda: check_health(recent_statuses), CACHE_SECONDS, longest=CACHE_SECONDS)
+recent_statuses = CachedAnswer(lambda: engine.view_statuses(counted=False), CACHE_SECONDS)
+recent_health = CachedAnswer(
+    lambda: check_health(recent_statuses), CACHE_SECONDS, longest=CACHE_SECONDS
+)

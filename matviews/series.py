@@ -12,10 +12,10 @@ from django.db import DatabaseError, InterfaceError
 from django.db.models import Min
 
 from . import engine
+from .answer_cache import CachedAnswer
 from .databases.clock import UtcNow
 from .engine import ViewStatus, ViewTotals
 from .health import HealthState, check_health, recent_statuses
-from .kept import Kept
 from .models import Change, Heartbeat
 from .registry import registry
 
@@ -109,8 +109,10 @@ def look_at_groups() -> list[list[Sample]]:
 
 
 #: What the bookkeeping says, kept a thousand times as long as it takes to find.
-recent_samples = Kept(lambda: [Sample(UP, (), 1), *_common(), *_of_views()], 0.0)
-_row_counts = Kept(lambda: engine.count_rows(registry), ROWS_SECONDS, longest=10 * ROWS_SECONDS)
+recent_samples = CachedAnswer(lambda: [Sample(UP, (), 1), *_common(), *_of_views()], 0.0)
+_row_counts = CachedAnswer(
+    lambda: engine.count_rows(registry), ROWS_SECONDS, longest=10 * ROWS_SECONDS
+)
 
 
 def _common() -> Iterator[Sample]:

@@ -24,7 +24,7 @@ from . import (
     alarms,
     broker_errors,
     check_in,
-    crowd,
+    crowded_queues,
     expiry,
     heartbeat,
     inline,
@@ -226,13 +226,13 @@ def _run_batch(phase: Phase, shard_id: Any, token: Any) -> None:
         return
     if engine.is_governed() and (step := engine.close_finished(shard_id)).message is None:
         _send_due([step])  # it waits, or nothing is due any more in this shard
-        crowd.pass_on(shard_id, _send_turns)
+        crowded_queues.pass_on(shard_id, _send_turns)
         return
-    crowd.pass_on(shard_id, _send_turns)
+    crowded_queues.pass_on(shard_id, _send_turns)
     report = engine.run_batch(Message(phase, shard_id, token))
     if report.outcome.recorded:  # otherwise others take care of the shard, or `maintain` will
         _send_due([engine.close_finished(shard_id, report)])
-    crowd.pass_on_after(report, _send_turns)
+    crowded_queues.pass_on_after(report, _send_turns)
     if looks.is_time():
         _look()
 

@@ -152,7 +152,7 @@ def _floor_that_stays() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _patience_with_keys() -> Iterator[None]:
     """On a busy machine, dirty keys that take their time are refreshed as quick ones are."""
-    from matviews.engine import costs
+    from matviews.engine.work import costs
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(costs, "MIN_BUDGET_SECONDS", 3600.0)

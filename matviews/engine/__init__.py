@@ -3,23 +3,42 @@
 It depends on Django, not on Celery.
 """
 
-from .closing import NextStep, close_finished, close_finished_in_view
-from .controls import (
-    mark_migrated_views_dirty,
-    promise_nothing_of,
-    rename_controls,
-    sync_controls,
-    sync_shards,
-    views_to_refresh,
+from .batches.derived import (
+    not_migrated,
+    own_tables_missing,
 )
-from .costs import KnownCosts, known_costs
+from .batches.hooks import raised_by_hook
+from .batches.spans import connect as connect_spans
+from .batches.spans import run_batch
+from .batches.stages import (
+    drop_orphaned_stages,
+    sweep_stages,
+)
+from .batches.sums import trim_value_logs
 from .current import CurrentQuery, current_obstacle, current_rows
-from .data_status import DataStatus, data_status
-from .derived import not_migrated, own_tables_missing
-from .dirty_keys import sweep_dirty_keys
-from .durations import missed_target
-from .echoes import LOOP_TEXT
-from .failures import (
+from .dispatch.closing import (
+    NextStep,
+    close_finished,
+    close_finished_in_view,
+)
+from .dispatch.governor import (
+    blindness,
+    is_governed,
+)
+from .dispatch.queue_turns import (
+    due_turns,
+    give_back,
+    next_turns,
+    take_turns,
+)
+from .dispatch.refresh_limit import next_in_line
+from .dispatch.rescue import (
+    clear_resends,
+    forsaken_views,
+    rescue,
+    unclaimed_views,
+)
+from .failures.backoff import (
     end_quiet_hours,
     release_changed,
     resume,
@@ -28,36 +47,107 @@ from .failures import (
     waits,
     wake,
 )
-from .fingerprints import changed_phases
-from .freshness import is_fresh
-from .governor import blindness, is_governed
-from .graph import ViewGraph, find_cycle, in_order, view_graph, views_read
+from .failures.fingerprints import changed_phases
+from .failures.recorded import (
+    RecordedFailure,
+    recorded_failures,
+)
+from .graph.loops import LOOP_TEXT
+from .graph.upstream import (
+    Upstream,
+    troubles_upstream,
+)
+from .graph.view_graph import (
+    ViewGraph,
+    find_cycle,
+    in_order,
+    view_graph,
+    views_read,
+)
+from .graph.wave_history import wave_of
 from .history import fold_failures, trim_alarms, trim_history
-from .hooks import raised_by_hook
-from .known_rows import KnownRows, twin
-from .long_statements import LongStatement, long_statements
-from .marking import mark_dirty
 from .messages import BatchReport, Message, Outcome
-from .on_change import Lookout, has_dates, why_not_followed
-from .order import Neighbours, Order, neighbours, request_with_neighbours
-from .parking import Parked, list_parked, retry_parked
-from .progress import Claim, Progress, RunProgress, progress_of
-from .queue_turns import due_turns, give_back, next_turns, take_turns
-from .queues import collapse_long_queues, move_log, renumber_entries
-from .recent_refreshes import RecentRefreshes, recent_refreshes
-from .recorded_failures import RecordedFailure, recorded_failures
-from .refresh_limit import next_in_line
-from .requests import check_phases, count_requests, is_taken, request, request_stop
-from .rescue import clear_resends, forsaken_views, rescue, unclaimed_views
+from .on_change.due_refreshes import (
+    Lookout,
+    has_dates,
+    why_not_followed,
+)
+from .on_change.durations import missed_target
+from .on_change.unlogged_work import due_without_change
+from .on_change.waves import DueRefresh
+from .parking.listing import (
+    Parked,
+    list_parked,
+    retry_parked,
+)
+from .parking.splitting import parking_obstacle
+from .requests.controls import (
+    mark_migrated_views_dirty,
+    promise_nothing_of,
+    rename_controls,
+    sync_controls,
+    sync_shards,
+    views_to_refresh,
+)
+from .requests.marking import mark_dirty
+from .requests.refresh_order import (
+    Neighbours,
+    Order,
+    neighbours,
+    request_with_neighbours,
+)
+from .requests.requests import (
+    check_phases,
+    count_requests,
+    is_taken,
+    request,
+    request_stop,
+)
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
-from .rows import RowCount, count_rows
-from .spans import connect as connect_spans
-from .spans import run_batch
-from .splitting import parking_obstacle
-from .stages import drop_orphaned_stages, sweep_stages
-from .status import view_statuses
-from .sums import trim_value_logs
+from .row_counts import (
+    RowCount,
+    count_rows,
+)
+from .status.data_status import (
+    DataStatus,
+    data_status,
+)
+from .status.freshness import is_fresh
+from .status.known_rows import (
+    KnownRows,
+    twin,
+)
+from .status.long_statements import (
+    LongStatement,
+    long_statements,
+)
+from .status.progress import (
+    Claim,
+    Progress,
+    RunProgress,
+    progress_of,
+)
+from .status.recent_refreshes import (
+    RecentRefreshes,
+    recent_refreshes,
+)
+from .status.statuses import view_statuses
+from .status.verifying import (
+    Verifying,
+    find_verifying,
+)
+from .status.view_status import ViewStatus
+from .status.waiting import (
+    Backlog,
+    backlog,
+)
 from .totals import PhaseTotals, ViewTotals, view_totals
+from .tracking.dirty_keys import sweep_dirty_keys
+from .tracking.queues import (
+    collapse_long_queues,
+    move_log,
+    renumber_entries,
+)
 from .transactions import (
     alias,
     check_no_transaction,
@@ -75,21 +165,21 @@ from .trust import (
     mark_truncated,
     mark_untrackable,
 )
-from .unlogged_work import due_without_change
-from .upstream import Upstream, troubles_upstream
-from .verification import Verification, verify
-from .verify_runs import (
+from .verification.runs import (
     VerifyMessage,
     repaired_view,
     request_verification,
     rescue_verifications,
     verify_slice,
 )
-from .verifying import Verifying, find_verifying
-from .view_status import ViewStatus
-from .waiting import Backlog, backlog
-from .wave_history import wave_of
-from .waves import DueRefresh
+from .verification.verify import (
+    Verification,
+    verify,
+)
+from .work.costs import (
+    KnownCosts,
+    known_costs,
+)
 
 __all__ = [
     "LOOP_TEXT",

@@ -14,7 +14,7 @@ from django.test import Client, override_settings
 
 from matviews import tasks
 from matviews.admin import parked_section
-from matviews.engine.parked_keys import FIRST_RETRY
+from matviews.engine.parking.parked_keys import FIRST_RETRY
 from matviews.models import ParkedKey, Refresh, ViewControl
 from tests.helpers.poison import Poisoned
 

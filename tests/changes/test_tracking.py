@@ -401,8 +401,8 @@ class TestTransactionsBetweenTransactions:
                     engine.close_finished_in_view(refresh.view_id)
 
         before_the_batch = (lambda *_tables: None) if settled else move_and_write
-        monkeypatch.setattr("matviews.engine.batch.move_log", before_the_batch)
-        monkeypatch.setattr("matviews.engine.queues.move_log", move_and_write)
+        monkeypatch.setattr("matviews.engine.batches.batch.move_log", before_the_batch)
+        monkeypatch.setattr("matviews.engine.tracking.queues.move_log", move_and_write)
         inline.drain([shard_of(CustomerTotal).pk])
 
         for each in (refresh, *asked):
@@ -476,7 +476,7 @@ class TestTransactionsBetweenTransactions:
             raise RuntimeError("broken")
 
         with monkeypatch.context() as patch:
-            patch.setattr("matviews.engine.step.do_derived", broken)
+            patch.setattr("matviews.engine.batches.step.do_derived", broken)
             assert run(CustomerTotal).state == RefreshState.FAILED
 
         assert not CustomerTotal.is_fresh()
@@ -671,7 +671,7 @@ class TestSharing:
     def test_a_refresh_that_waits_for_the_log_says_so(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("matviews.engine.progress.MIN_TO_MOVE", 3)
+        monkeypatch.setattr("matviews.engine.status.progress.MIN_TO_MOVE", 3)
         at_rest(CustomerTotal)
         Change.objects.bulk_create([Change(table=Order._meta.db_table)] * 2)
         Change.objects.create(table="of another view")
@@ -1078,7 +1078,9 @@ class TestKeys:
 
     def test_too_many_keys_are_a_full_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(CustomerTotal)
-        monkeypatch.setattr("matviews.engine.dirty_keys.max_worthwhile_keys", lambda _work: 1)
+        monkeypatch.setattr(
+            "matviews.engine.tracking.dirty_keys.max_worthwhile_keys", lambda _work: 1
+        )
         Order.objects.filter(customer=1).update(price=4)
         assert self.keys_scanned(CustomerTotal) == dict.fromkeys(Phase, 1)
         Order.objects.update(price=5)
@@ -1090,7 +1092,9 @@ class TestKeys:
 
     def test_keys_that_wait_are_never_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(CustomerTotal)
-        monkeypatch.setattr("matviews.engine.dirty_keys.max_worthwhile_keys", lambda _work: 2)
+        monkeypatch.setattr(
+            "matviews.engine.tracking.dirty_keys.max_worthwhile_keys", lambda _work: 2
+        )
         for customer in (1, 2, 3):
             Order.objects.filter(customer=customer).update(price=4)
             run(CustomerTotal, phases=[Phase.INSERT])
@@ -1101,7 +1105,9 @@ class TestKeys:
 
     def test_by_a_way_that_is_looked_up_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(RegionTotal)
-        monkeypatch.setattr("matviews.engine.dirty_keys.max_worthwhile_keys", lambda _work: 0)
+        monkeypatch.setattr(
+            "matviews.engine.tracking.dirty_keys.max_worthwhile_keys", lambda _work: 0
+        )
         for price in (4, 5, 6):
             Order.objects.filter(customer=1).update(price=price)
             run(RegionTotal, phases=[Phase.INSERT])
@@ -1295,7 +1301,9 @@ class TestKeysOfSeveralTables:
 
     def test_keys_with_a_part_may_be_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         at_rest(SlotRegion)
-        monkeypatch.setattr("matviews.engine.dirty_keys.max_worthwhile_keys", lambda _work: 2)
+        monkeypatch.setattr(
+            "matviews.engine.tracking.dirty_keys.max_worthwhile_keys", lambda _work: 2
+        )
 
         Customer.objects.filter(pk=1).update(region=2)
 

@@ -16,7 +16,8 @@ def _admit_every_message() -> None:
     from django.db import connection
     from django.db.models import F
 
-    from matviews.engine import Message, batch
+    from matviews.engine import Message
+    from matviews.engine.batches import batch
     from matviews.models import ViewShard
 
     def claim(message: Message) -> bool:
@@ -57,7 +58,7 @@ def _keep_claims() -> None:
     """The claim of a worker that was killed holds for ever."""
     from django.db.models import F, Q
 
-    from matviews.engine import claim
+    from matviews.engine.batches import claim
 
     changes_of = claim._claim_changes
 

@@ -13,7 +13,7 @@ from django.utils import timezone
 import matviews
 from matviews import engine, tasks
 from matviews.databases import clock
-from matviews.engine import claim
+from matviews.engine.batches import claim
 from matviews.models import Heartbeat, Refresh, ViewControl, ViewShard
 from matviews.states import RefreshState, ViewState
 from matviews.tasks import expiry, schedules

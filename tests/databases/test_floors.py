@@ -13,7 +13,7 @@ from matviews import changes, engine
 from matviews.changes.log_entries import is_logged
 from matviews.databases import floors_of
 from matviews.databases.postgresql.floors import PostgreSQLFloors
-from matviews.engine.work_loader import load_works
+from matviews.engine.work.loader import load_works
 from matviews.models import Change, LogFloor, RefreshSchedule, ViewChange, ViewControl
 from tests.helpers.view_classes import run
 from tests.shapes.models import Customer, Order, Region

@@ -14,7 +14,13 @@ from django_celery_beat.models import PeriodicTask
 from matviews import engine, tasks
 from matviews.changes.tracking_spec import tracked_tables, union
 from matviews.databases import Sessions, triggers_of
-from matviews.engine import Outcome, claim, locking, requests, transactions
+from matviews.engine import (
+    Outcome,
+    locking,
+    transactions,
+)
+from matviews.engine.batches import claim
+from matviews.engine.requests import requests
 from matviews.models import Change, PhaseRun, Refresh, TrackedTable, ViewShard
 from matviews.queryset import stages
 from matviews.queryset.sql import staging
@@ -420,7 +426,7 @@ def test_two_that_move_at_once_are_done_at_once(shop: None) -> None:
             started.set()
             thread.join()
 
-        patch.setattr("matviews.engine.queues.time.sleep", pause)
+        patch.setattr("matviews.engine.tracking.queues.time.sleep", pause)
         assert inline.run_to_end(asked).state == RefreshState.SUCCEEDED
     assert pauses == [0.01]
     assert differences(CustomerTotal) == []

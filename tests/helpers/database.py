@@ -19,7 +19,7 @@ from django.utils.timezone import now
 from django_celery_beat.models import IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from matviews import engine
-from matviews.engine import batch
+from matviews.engine.batches import batch
 from matviews.models import Change, RefreshSchedule, ViewControl, ViewShard
 from matviews.registry import registry
 from matviews.tasks import schedules

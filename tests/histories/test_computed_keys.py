@@ -238,7 +238,9 @@ def check_many(name: str, count: int) -> None:
 @pytest.fixture(autouse=True)
 def _by_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """No refresh is full only because that is cheaper."""
-    monkeypatch.setattr("matviews.engine.dirty_keys.max_worthwhile_keys", lambda _work: 10_000)
+    monkeypatch.setattr(
+        "matviews.engine.tracking.dirty_keys.max_worthwhile_keys", lambda _work: 10_000
+    )
 
 
 @pytest.mark.usefixtures("alone")

@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 )
 
 from matviews import engine
-from matviews.engine import waves, work_loader
+from matviews.engine.on_change import waves
+from matviews.engine.work import loader
 from matviews.models import Change, Origin, PhaseRun, Refresh, ViewChange, ViewControl, ViewShard
 from matviews.tasks import looks
 from tests.helpers import state_machines, tables
@@ -222,7 +223,7 @@ class TestSeededFaults:
     def test_a_refresh_that_does_not_wait(
         self, diamond: Waves, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(work_loader, "waits_for_others", lambda _refreshes: set())
+        monkeypatch.setattr(loader, "waits_for_others", lambda _refreshes: set())
         diamond.change(1)
         diamond.request(0, upstream=False, downstream=True, kill=None)
         diamond.deliver(len(diamond.mailbox) - 1, again=False, kill=None)

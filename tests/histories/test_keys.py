@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, connection, models, transaction
 
-from matviews.engine import resolve as resolve_module
+from matviews.engine.tracking import resolve as resolve_module
 from tests.databases.test_keys import ColorField, LowerEmail, Phone, UpperText
 from tests.helpers import tables
 from tests.helpers.keyed_views import Kept
@@ -405,7 +405,7 @@ def test_the_histories_find_keys_that_python_has_changed(monkeypatch: pytest.Mon
             return found
         return found._replace(keys={(key[0][::-1],) for key in found.keys})
 
-    monkeypatch.setattr("matviews.engine.dirty_keys.resolve", reversed_keys)
+    monkeypatch.setattr("matviews.engine.tracking.dirty_keys.resolve", reversed_keys)
 
     with pytest.raises(AssertionError, match="e-mail"):
         check_many("e-mail", 50)

@@ -14,7 +14,7 @@ import pytest
 from matviews.changes import QueuedChange, tracking_of
 from matviews.databases.trigger_spec import TriggerSpec
 from matviews.engine import alias
-from matviews.engine.resolve import resolve
+from matviews.engine.tracking.resolve import resolve
 from matviews.models import Change
 from matviews.phases import Phase
 from matviews.queryset import Plan, plan_of

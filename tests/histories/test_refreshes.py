@@ -23,7 +23,11 @@ from hypothesis.stateful import (
 )
 
 from matviews import engine
-from matviews.engine import BatchReport, Outcome, claim
+from matviews.engine import (
+    BatchReport,
+    Outcome,
+)
+from matviews.engine.batches import claim
 from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.states import RefreshState, RunState

@@ -16,8 +16,9 @@ from hypothesis.stateful import (
 )
 
 from matviews import engine
-from matviews.engine import closing, requests
-from matviews.engine.work import Work
+from matviews.engine.dispatch import closing
+from matviews.engine.requests import requests
+from matviews.engine.work.shard_work import Work
 from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.states import RefreshState
 from tests.helpers import state_machines

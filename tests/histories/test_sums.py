@@ -18,7 +18,7 @@ from hypothesis import Phase as Stage
 from hypothesis import strategies as st
 
 from matviews import engine, untracked
-from matviews.engine import sums as engine_sums
+from matviews.engine.batches import sums as engine_sums
 from matviews.queryset import GroupSums, add
 from tests.helpers.additive_views import Sales, counted, extremes
 from tests.helpers.current import differences_now

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from matviews import changes, engine
 from matviews.changes import change_log, log_spans, tracking_of
-from matviews.engine import alias, costs
+from matviews.engine import alias
+from matviews.engine.work import costs
 from matviews.json_fields import Cost
 from matviews.models import PhaseRun, Refresh, TrackedTable, ViewControl, ViewShard
 from matviews.phases import Phase

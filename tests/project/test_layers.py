@@ -25,7 +25,7 @@ LAYERS = [
         "presentation",
         "exceptions",
         "conf",
-        "kept",
+        "answer_cache",
         "limits",
         "logs",
         "project_locale",
@@ -58,6 +58,20 @@ LAYERS = [
 ]
 # The same within the room of querysets; its other modules are on top.
 QUERYSET_LAYERS = ["analysis", "strategy", "sql"]
+# And within that of the engine, whose own modules are below all of these.
+ENGINE_LAYERS = [
+    "failures",
+    "graph",
+    "work",
+    "tracking",
+    "parking",
+    "batches",
+    "dispatch",
+    "on_change",
+    "requests",
+    "verification",
+    "status",
+]
 LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 
@@ -175,6 +189,23 @@ def test_querysets_are_analysed_then_chosen_for_then_written() -> None:
         for found in imports()
         if room(found.importer) == room(found.imported) == "queryset"
         and queryset_level(found.imported) > queryset_level(found.importer)
+    ]
+
+    assert not wrong
+
+
+def engine_level(module: str) -> int:
+    part = module.removeprefix("matviews.engine").lstrip(".").partition(".")[0]
+    return ENGINE_LAYERS.index(part) if part in ENGINE_LAYERS else -1
+
+
+def test_the_rooms_of_the_engine_import_those_below_them() -> None:
+    wrong = [
+        str(found)
+        for found in imports()
+        if room(found.importer) == room(found.imported) == "engine"
+        and found.importer != "matviews.engine"
+        and engine_level(found.imported) > engine_level(found.importer)
     ]
 
     assert not wrong

@@ -15,7 +15,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 
 from matviews import engine
 from matviews.databases.postgresql.load import PostgreSQLLoad
-from matviews.engine import governor
+from matviews.engine.dispatch import governor
 from matviews.states import RefreshState
 from matviews.tasks import inline
 from tests.chaos.servers import PostgreSQL, Replica, absence

@@ -20,7 +20,7 @@ from matviews import engine, signals, tasks
 from matviews.checks import check_settings
 from matviews.models import Alarm, AlarmChange, Heartbeat, RefreshSchedule, ViewControl
 from matviews.tasks import alarms, delivery, inline, time_limits
-from matviews.tasks.causes import causes_of
+from matviews.tasks.alarm_causes import causes_of
 from matviews.tasks.heartbeat import record
 from matviews.tasks.problems import Health, HealthState, Problem, check_health
 from matviews.tasks.schedules import reconcile

@@ -13,7 +13,7 @@ from django.test import override_settings
 
 from matviews import changes, engine, tasks
 from matviews.engine import Lookout
-from matviews.engine.claim import claim
+from matviews.engine.batches.claim import claim
 from matviews.models import Heartbeat, Refresh, RefreshSchedule, ViewControl
 from matviews.states import RefreshState
 from matviews.tasks import following, heartbeat, looks, pulses
@@ -307,7 +307,7 @@ class TestPulse:
 
 
 class TestWithoutChange:
-    """What no change of the source asks for; engine/test_unlogged_work.py has the reasons."""
+    """What no change of the source asks for: on_change/test_unlogged_work.py has the reasons."""
 
     def test_maintenance_requests_it(self, view: type[Any]) -> None:
         before = Refresh.objects.count()

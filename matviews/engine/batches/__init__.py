@@ -1,0 +1,1 @@
+"""The path of a batch, and the work that it does."""

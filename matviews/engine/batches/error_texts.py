@@ -1,0 +1,66 @@
+"""The texts of an error as the bookkeeping stores them."""
+
+from typing import Any
+
+from ...databases import errors_of
+from ...definition import ViewDefinition
+from ...queryset import key_columns
+from ...redact import (
+    bounded,
+    error_text,
+    loggable,
+    traceback_text,
+)
+from ..rights import denied_for
+from ..transactions import (
+    alias,
+    statement_timeout,
+)
+from ..work.batch_parts import Attempted
+from ..work.shard_work import Work
+from .hooks import raised_by_hook
+
+__all__ = ["loggable_error", "stored_texts"]
+
+
+def stored_texts(
+    error: Exception, work: Work | None, attempted: Attempted | None = None
+) -> tuple[str, str]:
+    """The text and the traceback of an error, as they are stored.
+
+    Args:
+        error: the error.
+        work: the work of the shard, loaded after the error.
+        attempted: the batch that failed, if it is known.
+    """
+    definition, allowed = work.definition if work else None, _allowed(error, work)
+    text = error_text(error, **allowed)
+    if definition and (missing := denied_for(error, [definition])):
+        text = bounded(f"{text}\n{missing}")
+    if definition and errors_of(alias()).is_statement_timeout(error):
+        text = bounded(f"{text}\n{_limit(definition, attempted)}")
+    return text, traceback_text(error, **allowed)
+
+
+def _limit(definition: ViewDefinition, attempted: Attempted | None) -> str:
+    """How long a statement may take, and what allows it more."""
+    if attempted and attempted.dirty_keys and attempted.seconds < statement_timeout(definition):
+        return (
+            f"This batch of {attempted.dirty_keys:,} dirty keys was limited to "
+            f"{attempted.seconds:.2g} s, the time of a full refresh."
+        )
+    return (
+        f"Statements of {definition.label} are limited to {statement_timeout(definition):g} s; "
+        f"raise MatviewMeta.statement_timeout or MATVIEWS['STATEMENT_TIMEOUT'] to allow more."
+    )
+
+
+def loggable_error(error: Exception, work: Work | None) -> BaseException:
+    """The error as it may be logged."""
+    return loggable(error, **_allowed(error, work))
+
+
+def _allowed(error: Exception, work: Work | None) -> dict[str, Any]:
+    """What texts about an error may contain, as the arguments of `error_text`."""
+    key = key_columns(work.definition) if work and work.definition else frozenset[str]()
+    return {"trusted": raised_by_hook(error), "key": key}

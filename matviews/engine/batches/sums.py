@@ -1,0 +1,215 @@
+"""The sums of additive views in batches: kept by adding what has been logged, or recomputed.
+
+In every snapshot, the sums plus the entries of the value log are what the source says, for each
+group. A batch adds first and writes the view then, in one transaction that holds the shard, so
+that the rows it writes include each change that it has drained. Whatever is wrong with the sums,
+the view's rows are right: the batch recomputes the sums, or the rows from the source.
+"""
+
+import logging
+
+from django.db import DatabaseError, transaction
+from django.db.models import Q
+
+from ... import changes
+from ...databases import (
+    Failure,
+    errors_of,
+    sums_of,
+)
+from ...definition import ViewDefinition
+from ...logs import log
+from ...models import (
+    PhaseRun,
+    ViewSums,
+)
+from ...queryset import (
+    BatchRunner,
+    add,
+    build,
+    count_differing,
+    plan_of,
+)
+from ...redact import error_text
+from ..locking import lock_available
+from ..parking.splitting import is_careful
+from ..transactions import (
+    alias,
+    short_transaction,
+)
+from ..work.shard_work import Work
+
+__all__ = ["MAX_ENTRIES", "check_sums", "distrust_sums", "sums_runner", "trim_value_logs"]
+
+logger = logging.getLogger(__name__)
+
+# Of a view that nobody refreshes: to add more may take longer than to recompute its sums.
+MAX_ENTRIES = 200_000
+TRIMMED_AT_ONCE = 50_000
+INCOMPLETE = "changes were logged without their values"
+LEFT = "the largest or smallest value of a group may have gone"
+SUSPECT = "sums were impossible"
+ALTERED = (
+    "a column of its source was altered: run manage.py update_materialized_views --triggers install"
+)
+
+
+def sums_runner(work: Work, run: PhaseRun) -> BatchRunner | None:
+    """What runs the batches of a view from its sums, which are now up to date.
+
+    None if its rows are to be computed from the source: it is not additive, its tables are missing,
+    or its batches go by keys.
+    """
+    if work.plan.additive is None or is_careful(work) or work.checked_plan is not work.plan:
+        return None
+    full = run.dirty_after is None
+    made_for = run.refresh_id if full else 0
+    if made_for not in work.sums:
+        table = _up_to_date(work, run)
+        work.sums[made_for] = work.plan.sums_runner(table, of_keys=not full) if table else None
+    return work.sums[made_for]
+
+
+def _up_to_date(work: Work, run: PhaseRun) -> str:
+    """The name of the table with the view's sums; "" if they cannot be used."""
+    kept = _lock(work)
+    if kept is None:
+        return ""
+    full = run.dirty_after is None
+    if kept.drain_number == ViewSums.FAILED and not full:
+        return ""
+    usable = kept.drain_number >= max(0, work.shard.full_refresh_after)
+    if usable and not (full and kept.refresh != run.refresh_id) and _add(work, kept):
+        return kept.table
+    return kept.table if _build(work, kept, run.refresh_id if full else 0) else ""
+
+
+def _lock(work: Work) -> ViewSums | None:
+    kept = ViewSums.objects.filter(view=work.shard.view_id, fingerprint=work.plan.fingerprint)
+    return kept.order_by().select_for_update().first()
+
+
+def _add(work: Work, kept: ViewSums) -> bool:
+    """Add what has been logged; False if that does not give the right sums."""
+    assert work.plan.additive is not None
+    reason = ""
+    try:
+        with transaction.atomic(using=alias()):
+            cut = add(work.plan.additive, kept.log, kept.table)
+            if cut.incomplete or cut.left or cut.suspect:
+                reason = INCOMPLETE if cut.incomplete else LEFT if cut.left else SUSPECT
+            elif sums_of(alias()).stores_what_fits and not work.plan.additive.fit():
+                reason = ALTERED  # before the entries were read, or it would wait for this batch
+            if reason:
+                transaction.set_rollback(True, using=alias())
+    except DatabaseError as error:
+        if errors_of(alias()).failure(error) is Failure.RETRY:
+            raise
+        reason = error_text(error)
+    if not reason:
+        return True
+    level = logging.INFO if reason in (INCOMPLETE, LEFT) else logging.WARNING
+    sentence = "the sums of an additive view are recomputed"
+    log(logger, level, sentence, view=work.shard.view.label, reason=reason)
+    kept.reason = reason[:255]
+    return False
+
+
+def _build(work: Work, kept: ViewSums, refresh_id: int) -> bool:
+    """Recompute the sums; False if that failed, which the next full refresh tries again."""
+    assert work.plan.additive is not None
+    try:
+        with transaction.atomic(using=alias()):
+            build(work.plan.additive, kept.log, kept.table)
+            if reason := work.plan.additive.misfit():
+                transaction.set_rollback(True, using=alias())
+    except DatabaseError as error:
+        if errors_of(alias()).failure(error) is Failure.RETRY:
+            raise
+        reason = error_text(error)
+    kept.drain_number, kept.refresh = work.shard.drain_number, refresh_id
+    if reason:
+        kept.drain_number, kept.reason = ViewSums.FAILED, reason[:255]
+        sentence = "the sums of an additive view cannot be computed, so it is refreshed without"
+        log(logger, logging.WARNING, sentence, view=work.shard.view.label, reason=reason)
+    kept.save()
+    return kept.drain_number >= 0
+
+
+def distrust_sums(view_id: int) -> None:
+    """Have the next batch recompute the sums of a view."""
+    ViewSums.objects.filter(view=view_id, drain_number__gte=0).update(drain_number=ViewSums.STALE)
+
+
+def trim_value_logs() -> bool:
+    """Empty the value logs of views whose sums are not used, or that have too many entries.
+
+    Their next refresh recomputes the sums. Logs that no view uses any more are emptied too.
+
+    Returns:
+        Whether all could be.
+    """
+    used = dict(ViewSums.objects.order_by("pk").values_list("log", "pk"))
+    emptied = [_empty(name, used.get(name)) for name in sorted(changes.present_logs())]
+    return all(emptied)
+
+
+def _empty(name: str, pk: int | None) -> bool:
+    """Empty a value log, of the `ViewSums` with this primary key; whether that was possible."""
+    try:
+        while pk and _trim(pk):
+            pass
+        while not pk and changes.count_values(name, 1):
+            _trim_unused(name)
+    except DatabaseError as error:
+        sentence = "a value log cannot be emptied"
+        log(logger, logging.ERROR, sentence, table=name, reason=error_text(error))
+        return False
+    return True
+
+
+def _trim_unused(name: str) -> None:
+    with short_transaction():
+        changes.trim_values(name, TRIMMED_AT_ONCE)
+
+
+def _trim(pk: int) -> bool:
+    """Delete some entries in a short transaction; whether there may be more to delete."""
+    with short_transaction():
+        kept = ViewSums.objects.filter(pk=pk)
+        if not lock_available(Q(view__in=kept.values("view"))):
+            return False
+        for view_id, name, drain_number in kept.values_list("view", "log", "drain_number"):
+            few = MAX_ENTRIES if drain_number >= 0 else 0
+            if changes.count_values(name, few + 1) > few:
+                distrust_sums(view_id)
+                changes.trim_values(name, TRIMMED_AT_ONCE)
+                return True
+    return False
+
+
+def check_sums(definition: ViewDefinition, view_id: int) -> None:
+    """Compare the sums of an additive view with its source; if they differ, distrust and log them.
+
+    Not while changes are waiting: the sums may lack those that are not logged by their values.
+    """
+    plan = plan_of(definition, alias())
+    kept = ViewSums.objects.filter(view=view_id, fingerprint=plan.fingerprint, drain_number__gte=0)
+    if plan.additive is None or not (found := kept.first()):
+        return
+    status = changes.change_status(definition.label, changes.tracking_of(plan), alias())
+    if status is None or not status.complete:
+        return
+    try:
+        with transaction.atomic(using=alias()):
+            groups = count_differing(plan.additive, found.log, found.table)
+    except DatabaseError as error:
+        if errors_of(alias()).failure(error) is Failure.RETRY:
+            raise
+        sentence = "the sums of an additive view cannot be verified"
+        log(logger, logging.ERROR, sentence, view=definition.label, reason=error_text(error))
+        return
+    if groups:
+        distrust_sums(view_id)
+        sentence = "sums of an additive view differ from its source, and are recomputed"
+        log(logger, logging.ERROR, sentence, view=definition.label, groups=groups)

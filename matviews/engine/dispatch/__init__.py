@@ -1,0 +1,1 @@
+"""What runs next: after a batch, after a wait, after a lost message."""

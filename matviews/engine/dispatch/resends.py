@@ -1,0 +1,27 @@
+"""How long messages that nobody takes wait until they are sent again."""
+
+from datetime import datetime, timedelta
+
+from ...conf import get_settings
+from ...models import ViewShard
+
+__all__ = ["first_sent", "resend_interval"]
+
+MAX_DOUBLINGS = 32
+
+
+def resend_interval(resends: int) -> timedelta:
+    """The time until a message is sent again that has been re-sent so often."""
+    settings, doublings = get_settings(), min(resends, MAX_DOUBLINGS)
+    return timedelta(seconds=min(settings.LEASE * 2**doublings, settings.MAX_RESEND_INTERVAL))
+
+
+def first_sent(shard: ViewShard) -> datetime | None:
+    """About when the message was sent first that a shard waits for; None if nobody recorded it.
+
+    The sending that follows a batch, a resumption or a wait is recorded; that of a request is not.
+    """
+    if shard.resend_after is None:
+        return None
+    waited = (resend_interval(resends) for resends in range(shard.resends + 1))
+    return shard.resend_after - sum(waited, timedelta())

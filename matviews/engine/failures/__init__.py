@@ -1,0 +1,1 @@
+"""Failing views: their back-off, and what they failed with."""

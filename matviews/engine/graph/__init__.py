@@ -1,0 +1,1 @@
+"""Which views read which, and what follows from it."""

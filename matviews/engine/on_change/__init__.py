@@ -1,0 +1,1 @@
+"""Refreshes on change: which are due, and in which order."""

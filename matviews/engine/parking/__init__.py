@@ -1,0 +1,1 @@
+"""Parked keys: finding the rows that fail, and leaving them out."""

@@ -1,0 +1,307 @@
+"""The parked keys of a shard: those that its phases leave out until their rows can be written.
+
+Only a batch parks or unparks a key, in the transaction that processes it. A key may arrive in
+another spelling than the one in which it is parked; the database recognizes it.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+
+from django.db import DatabaseError, transaction
+
+from ... import changes
+from ...changes import QueuedChange
+from ...conf import get_settings
+from ...databases import (
+    ConstraintKind,
+    errors_of,
+)
+from ...databases.keys import (
+    Key,
+    from_json,
+    to_json,
+)
+from ...definition import ViewDefinition
+from ...models import (
+    ParkedKey,
+    PhaseRun,
+    ViewShard,
+)
+from ...phases import Phase
+from ...queryset import (
+    Statements,
+    equal_keys,
+    key_columns,
+    refused,
+)
+from ...redact import error_text
+from ..tracking.dirty_keys import (
+    all_dirty,
+    load_keys,
+)
+from ..transactions import (
+    alias,
+    now,
+)
+from ..work.shard_work import Work
+
+__all__ = [
+    "due_changes",
+    "due_of",
+    "find_parked",
+    "forget_underived",
+    "has_unfit",
+    "involves_others",
+    "is_of_data",
+    "make_due",
+    "max_parked",
+    "park",
+    "parked",
+    "parked_by",
+    "take_back_new",
+    "try_soon",
+    "unpark",
+]
+
+FIRST_RETRY = 60.0  # seconds; the interval doubles with each try
+LAST_RETRY = 86_400.0
+LAST_RETRY_OF_OTHERS = 900.0  # no change of the key shows that another row is right
+
+
+def max_parked(definition: ViewDefinition | None) -> int:
+    """How many keys of a view may be parked, counted once for each phase; 0: none ever is."""
+    limit = definition.options.max_parked_keys if definition else None
+    return get_settings().MAX_PARKED_KEYS if limit is None else limit
+
+
+def parked(work: Work, phase: str) -> dict[Key, ParkedKey]:
+    """The parked keys of a phase, which are read once per batch."""
+    if work.parked is None:
+        rows = ParkedKey.objects.filter(shard=work.shard) if work.shard.parked_count else ()
+        work.parked = list(rows)
+        _forget_outdated(work)
+    return {from_json(row.key): row for row in work.parked if row.phase == phase}
+
+
+def find_parked(
+    work: Work, phase: str, keys: Sequence[Key], statements: Statements
+) -> dict[Key, ParkedKey]:
+    """Which of some keys are parked in a phase, however they are spelled, and as which row."""
+    known = parked(work, phase)
+    found = equal_keys(statements, keys, list(known)) if known else {}
+    return {key: known[other] for key, other in found.items()}
+
+
+def parked_by(work: Work, run: PhaseRun) -> list[ParkedKey]:
+    """The keys that earlier batches of a run have parked, and that were not parked before it."""
+    rows, begun = parked(work, run.phase).values(), run.started_at
+    return [row for row in rows if begun and row.first_seen >= begun]
+
+
+def take_back_new(work: Work, run: PhaseRun) -> None:
+    """Unpark the keys that a run parked before it failed because too many keys did.
+
+    Otherwise the next run would leave them out, and so fail later, or succeed without them. Must
+    run in the transaction that records the failure. No key is lost: the phase has not succeeded.
+    """
+    unpark(work, parked_by(work, run))
+    run.parked = len(parked(work, run.phase))
+    ViewShard.objects.filter(pk=work.shard.pk).update(parked_count=work.shard.parked_count)
+
+
+def forget_underived(work: Work) -> None:
+    """Delete the keys of phases that were derived from `source()`, and now are hooks."""
+    if work.shard.parked_count:
+        parked(work, "")  # deletes them while it reads
+
+
+def _forget_outdated(work: Work) -> None:
+    """Delete keys of another definition, which may have another shape; all if none may be parked.
+
+    The full refresh that follows a change of the definition tries all keys.
+    """
+    definition = work.definition
+    derived = definition.derived if definition and max_parked(definition) else frozenset()
+    gone = [
+        row
+        for row in work.parked or ()
+        if row.phase not in derived or row.fingerprint != work.plan.fingerprint
+    ]
+    if gone:
+        changes.delete_rows(ParkedKey, [row.pk for row in gone])
+        _remove(work, gone)
+        # Not even a worker that still has that definition may take their rows for right.
+        lost = {row.phase for row in gone}
+        work.shard.checkpoints = {
+            phase: old._replace(fingerprint=None) if phase in lost else old
+            for phase, old in work.shard.checkpoints.items()
+        }
+
+
+def due_changes(work: Work) -> list[QueuedChange]:
+    """Parked keys that are to be tried again now, as changes of the view's queue.
+
+    Only those of phases whose runs have yet to start: nobody else would try them, and each refresh
+    of other phases would find them due again.
+    """
+    if not work.shard.parked_count or work.definition is None:
+        return []
+    moment, starting = now(), {run.phase for run in work.leaders() if not run.batches}
+    due = [
+        row
+        for phase in work.definition.derived & starting
+        for row in parked(work, phase).values()
+        if row.retry_at <= moment
+    ]
+    keys = {from_json(row.key) for row in due}
+    return [QueuedChange("", [], list(map(to_json, keys)), moment)] if due else []
+
+
+def due_of(work: Work, run: PhaseRun) -> list[Key]:
+    """The parked keys that a full refresh tries again at its end, the longest untried first.
+
+    Among them those that a logged change since the phase's last success may concern.
+    """
+    moment, known = now(), parked(work, run.phase)
+    if not known:
+        return []
+    keys = _changed(work, run)
+    changed = known.values() if keys is None else _rows_of(work, run.phase, keys)
+    pks = {row.pk for row in changed}
+    due = [key for key, row in known.items() if row.retry_at <= moment or row.pk in pks]
+    return sorted(due, key=lambda key: known[key].last_seen)
+
+
+def _rows_of(work: Work, phase: str, keys: Iterable[Key]) -> Collection[ParkedKey]:
+    """The parked ones among some keys of a view's queue."""
+    return find_parked(work, phase, list(keys), work.key_runner.statements).values()
+
+
+def _changed(work: Work, run: PhaseRun) -> set[Key] | None:
+    """The keys that changes since a phase's last success lead to; None for any key."""
+    if run.checkpoint is None:
+        return set()
+    shard = work.shard
+    reached = shard.checkpoints[run.phase].drain_number if run.phase in shard.checkpoints else -1
+    if reached < shard.full_refresh_after:
+        return None
+    dirty = [part for part in all_dirty(work) if part.drain_number > reached]
+    load_keys(dirty)
+    return {key for part in dirty for key in part.keys or ()}
+
+
+def make_due(work: Work, marked: Iterable[QueuedChange]) -> None:
+    """Have parked keys tried by this refresh that were marked as dirty, of an untracked view."""
+    if not work.shard.parked_count:
+        return
+    links, moment = [change.links for change in marked], now()
+    named = {from_json(key) for keys in links if isinstance(keys, list) for key in keys}
+    all_named = all(isinstance(keys, list) for keys in links)
+    rows = {
+        row.pk: row
+        for phase in Phase
+        for row in (_rows_of(work, phase, named) if all_named else parked(work, phase).values())
+    }
+    for row in rows.values():
+        row.retry_at = moment
+    if rows:
+        ParkedKey.objects.filter(pk__in=rows).update(retry_at=moment)
+
+
+def try_soon(work: Work, phase: str, keys: Iterable[Key]) -> None:
+    """Have parked keys tried by the next refresh, because this one had no room for them."""
+    known = parked(work, phase)
+    if late := [known[key].pk for key in keys]:
+        ParkedKey.objects.filter(pk__in=late).update(retry_at=now())
+
+
+def is_of_data(work: Work, error: Exception) -> bool:
+    """Whether some rows of `source()` are at fault, and not a table that is no longer the model's.
+
+    Then it has a NOT NULL column that `source()` does not have.
+    """
+    errors = errors_of(alias())
+    if not errors.is_of_data(error):
+        return False
+    violation = errors.violation(error) if isinstance(error, DatabaseError) else None
+    if violation is None or violation.kind is not ConstraintKind.NOT_NULL:
+        return True
+    return {column.field.column for column in work.plan.source.columns} >= set(violation.columns)
+
+
+def has_unfit(work: Work) -> bool:
+    """Whether a key of the view is parked because a value may not have fit its column."""
+    parked(work, "")  # reads them
+    does_not_fit = errors_of(alias()).does_not_fit
+    return any(does_not_fit(row.code) for row in work.parked or ())
+
+
+def involves_others(error: Exception) -> bool:
+    """Whether an error may be the fault of another row, so that it may pass once that is right."""
+    violation = errors_of(alias()).violation(error) if isinstance(error, DatabaseError) else None
+    return violation is not None and violation.kind in (
+        ConstraintKind.UNIQUE,
+        ConstraintKind.FOREIGN_KEY,
+    )
+
+
+def park(work: Work, phase: str, key: Key, error: Exception) -> None:
+    """Park a key, or record that it has failed again; if parked, it keeps its spelling."""
+    moment, row = now(), parked(work, phase).get(key)
+    tries = row.tries + 1 if row else 1
+    values = {
+        **_described(work, error),
+        "last_seen": moment,
+        "tries": tries,
+        "retry_at": moment + _interval(tries, error),
+    }
+    if row:
+        ParkedKey.objects.filter(pk=row.pk).update(**values)
+        return
+    assert work.parked is not None
+    new = {"shard": work.shard, "phase": phase, "key": to_json(key), "first_seen": moment}
+    work.parked.append(ParkedKey.objects.create(**new, **values))
+    _count(work)
+
+
+def _interval(tries: int, error: Exception) -> timedelta:
+    longest = LAST_RETRY_OF_OTHERS if involves_others(error) else LAST_RETRY
+    return timedelta(seconds=min(FIRST_RETRY * 2.0 ** min(tries - 1, 32), longest))
+
+
+def _described(work: Work, error: Exception) -> dict[str, object]:
+    """What is known about an error, as columns of a row."""
+    assert work.definition is not None
+    errors, explained = errors_of(alias()), error
+    violation = errors.violation(error) if isinstance(error, DatabaseError) else None
+    with suppress(DatabaseError), transaction.atomic(using=alias()):
+        if isinstance(error, DatabaseError):
+            explained = refused(error, work.plan.source, alias())
+    return {
+        "fingerprint": work.plan.fingerprint,
+        "error_class": type(error).__name__[:100],
+        "code": errors.code(error)[:64],
+        "constraint": (violation.name if violation else "")[:255],
+        "columns": list(violation.columns) if violation else [],
+        "message": error_text(explained, key=key_columns(work.definition)),
+        "involves_others": involves_others(error),
+    }
+
+
+def unpark(work: Work, rows: Iterable[ParkedKey]) -> None:
+    """Remove keys from the parked ones."""
+    if gone := {row.pk: row for row in rows}:
+        changes.delete_rows(ParkedKey, list(gone))
+        _remove(work, gone.values())
+
+
+def _remove(work: Work, gone: Collection[ParkedKey]) -> None:
+    removed = {row.pk for row in gone}
+    work.parked = [row for row in work.parked or () if row.pk not in removed]
+    _count(work)
+
+
+def _count(work: Work) -> None:
+    work.shard.parked_count = len(work.parked or ())
+    work.shard_changed = True

@@ -1,0 +1,1 @@
+"""Requests of refreshes, and the control rows that they need."""

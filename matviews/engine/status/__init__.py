@@ -1,0 +1,1 @@
+"""How views stand, for people and for monitoring."""

@@ -1,0 +1,1 @@
+"""Changes on their way from the log to dirty keys."""

@@ -1,0 +1,1 @@
+"""Comparing views with their sources, at once or in the background."""

@@ -1,0 +1,218 @@
+"""Comparing a view with its source, and repairing the differences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...definition import ViewDefinition
+from ...exceptions import InvalidRequest
+from ...limits import SAMPLE_SIZE
+from ...models import (
+    Origin,
+    ViewControl,
+)
+from ...queryset import (
+    Difference,
+    Kind,
+    plan_of,
+)
+from ...redact import brief
+from ...registry import registry
+from ..batches.sums import check_sums
+from ..requests.controls import not_ready
+from ..transactions import (
+    alias,
+    in_transaction,
+    now,
+)
+from .comparison import (
+    Settled,
+    compare_all,
+    compare_settled,
+)
+from .key_parts import (
+    Part,
+    keys_left_out,
+    parts,
+    repair_part,
+)
+
+__all__ = ["MAX_EXAMPLES", "Verification", "check_verifiable", "stored_result", "verify"]
+
+MAX_EXAMPLES = 5  # differences of each kind that are reported with their values
+PATIENCE = 86_400.0  # seconds that a statement may take while a person waits, who can interrupt it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """The result of comparing a view with its source."""
+
+    label: str
+    #: The primary key of the view's control.
+    view_id: int
+    #: Rows of the source that were compared.
+    rows_compared: int
+    #: Keys of the source that the view does not have.
+    missing: int
+    #: Keys whose values differ between the source and the view.
+    differing: int
+    #: Keys of the view that the source does not have.
+    surplus: int
+    #: The first differences of each kind, with both values.
+    examples: tuple[Difference, ...]
+    #: Rows written to repair them; None if no repair was requested.
+    repaired: int | None
+    #: How many keys to compare were requested; None for all.
+    sample: int | None
+    #: Rows of the source that are left out because their key is NULL; None for a sample.
+    null_keys: int | None = None
+    #: How many keys are left out because they are parked.
+    parked: int = 0
+    #: How many keys are left out because they differ and have, or may have, a pending change.
+    pending: int = 0
+    #: Why a difference may be a change since the last refresh, if pending changes were to be left
+    #: out; "" if it cannot, or if they were not.
+    untracked: str = ""
+
+    @property
+    def differences(self) -> int:
+        """Missing, differing and surplus keys together."""
+        return self.missing + self.differing + self.surplus
+
+    @property
+    def equal(self) -> bool:
+        """Whether no key differed."""
+        return not self.differences
+
+
+def verify(
+    view: str | type,
+    *,
+    repair: bool = False,
+    sample: int | None = None,
+    leave_out_pending: bool = False,
+) -> Verification:
+    """Compare a view with the current rows of its `source()`, range by range; record the result.
+
+    One statement compares a range, so it sees one snapshot. Differences that belong to a phase that
+    the view does not have are ignored.
+
+    Args:
+        view: the view's class or label.
+        repair: write the rows that differ, and only those, while no batch of the view runs.
+        sample: compare about this many keys, in random ranges; None for all of them.
+        leave_out_pending: do not count keys with a pending change; in a transaction, they count.
+
+    Raises:
+        UnknownView, InvalidView: there is no such view, or it has errors.
+        InvalidRequest: it has no `source()`, cannot be sampled, or repaired in a transaction.
+        ViewNotReady: it has no bookkeeping rows.
+        ViewBusy: batches of the view kept running for 30 seconds, so it was not repaired.
+    """
+    definition = check_verifiable(view, sample)
+    control = ViewControl.objects.filter(label=definition.label).first()
+    if control is None:
+        raise not_ready(definition.label)
+    settles = leave_out_pending and not in_transaction()  # which has no snapshot of its own
+    total, left_out = _Total(definition, control.pk), keys_left_out(control.pk)
+    for part in parts(definition, sample, left_out):
+        total.compare(part, settles=settles, repair=repair)
+    verification = Verification(
+        label=definition.label,
+        view_id=control.pk,
+        rows_compared=total.rows_compared,
+        missing=total.counts[Kind.MISSING],
+        differing=total.counts[Kind.DIFFERING],
+        surplus=total.counts[Kind.SURPLUS],
+        examples=tuple(total.examples),
+        repaired=total.repaired if repair else None,
+        sample=sample,
+        null_keys=None if sample or left_out else plan_of(definition, alias()).null_keys(),
+        parked=len(left_out),
+        pending=total.pending,
+        untracked=total.untracked,
+    )
+    _save(verification, definition)
+    return verification
+
+
+def check_verifiable(view: str | type, sample: object) -> ViewDefinition:
+    """The definition of a view that can be verified.
+
+    Raises:
+        UnknownView, InvalidView: there is no such view, or it has errors.
+        InvalidRequest: it has no `source()`, or the sample is invalid.
+    """
+    definition = registry.usable(view)
+    if not definition.has_source:
+        raise InvalidRequest(
+            f"{definition.label} has no source() to compare it with: only its hooks know its rows."
+        )
+    if sample is not None and sample not in SAMPLE_SIZE:
+        raise InvalidRequest(f"A sample must have at least 1 key, not {brief(sample)}.")
+    return definition
+
+
+class _Total:
+    """The sum of what all parts have shown."""
+
+    def __init__(self, definition: ViewDefinition, view_id: int) -> None:
+        self._definition, self._view_id = definition, view_id
+        self.counts = dict.fromkeys(Kind, 0)
+        self.rows_compared = self.pending = self.repaired = 0
+        self.untracked = ""
+        self.examples: list[Difference] = []
+
+    def compare(self, part: Part, *, settles: bool, repair: bool) -> None:
+        """Compare a part; if it `settles`, without keys that have a pending change."""
+        if settles:
+            found = compare_settled(self._definition, self._view_id, part, PATIENCE)
+        else:
+            found = compare_all(self._definition, part, MAX_EXAMPLES)
+        self._add(found)
+        if repair and found.counts:
+            self.repaired += repair_part(self._definition, part)
+
+    def _add(self, found: Settled) -> None:
+        """Add what a part has shown, with the first examples of each kind."""
+        self.rows_compared += found.rows_compared
+        self.pending += found.pending_count
+        self.untracked = self.untracked or found.untracked
+        for kind, count in found.counts.items():
+            room = MAX_EXAMPLES - sum(example.kind is kind for example in self.examples)
+            self.examples += [each for each in found.found if each.kind is kind][:room]
+            self.counts[kind] += count
+
+
+def _save(verification: Verification, definition: ViewDefinition) -> None:
+    """Save the result for the admin. The sums of an additive view are verified too."""
+    if verification.sample is None:
+        check_sums(definition, verification.view_id)
+    saved: dict[str, Any] = {
+        "verification": stored_result(
+            rows_compared=verification.rows_compared,
+            missing=verification.missing,
+            differing=verification.differing,
+            surplus=verification.surplus,
+            repaired=verification.repaired,
+            sample=verification.sample,
+            parked=verification.parked,
+            pending=verification.pending,
+            untracked=verification.untracked,
+        )
+    }
+    if not verification.sample and (verification.equal or verification.repaired is not None):
+        saved["differing"] = None
+    ViewControl.objects.filter(pk=verification.view_id).update(**saved)
+
+
+def stored_result(**values: Any) -> dict[str, Any]:
+    """The value of `ViewControl.verification`; what is not given is as of a `verify()` in code."""
+    defaults: dict[str, Any] = {
+        "at": now().isoformat(),
+        "examples": [],
+        "seconds": None,
+        "origin": Origin.API.value,
+        "requested_by": "",
+        "error": "",
+    }
+    return {**defaults, **values}
