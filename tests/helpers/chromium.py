@@ -64,7 +64,7 @@ def started_browser() -> Iterator[Browser]:
 def window(
     browser: Browser, *, width: int = 1280, height: int = 900, **options: Any
 ) -> Iterator[Page]:
-    """A page in a window of its own.
+    """A page in a window of its own. When a test fails, what it showed last is printed.
 
     Raises:
         AssertionError: at the end, if the browser complained of a script, a policy or a request.
@@ -75,9 +75,11 @@ def window(
     # Browsers ask for it by themselves.
     context.route("**/favicon.ico", lambda route: route.fulfill(status=204))
     context.on("page", lambda page: _listen(page, complaints))
+    page = context.new_page()
     try:
-        yield context.new_page()
+        yield page
     finally:
+        print(page.url, page.inner_text("body"), sep="\n")
         context.close()
     assert complaints == []
 
