@@ -35,7 +35,7 @@ demo: $(DEMO) ## load real flights, build three views, change flights, refresh, 
 live: $(LIVE) ## run everything until Ctrl-C: broker, worker, beat, web server, changing flights
 	@$(BIN)/python example_project/manage.py live $(LIVE_ARGS)
 
-test: $(DEV) ## lint, types and all tests on SQLite, PostgreSQL and MariaDB
+test: $(DEV) ## lint, types and all tests, each on SQLite, PostgreSQL or MariaDB
 	@$(RUN) test $(PYTEST_ARGS)
 
 quick: $(DEV) ## the tests on SQLite that start no process
@@ -44,13 +44,13 @@ quick: $(DEV) ## the tests on SQLite that start no process
 test-long: $(DEV) ## the long forms of the random tests, on the three databases
 	@$(RUN) test-long $(PYTEST_ARGS)
 
-coverage: $(DEV) ## all tests on the three databases, and the share of the code that they run
+coverage: $(DEV) ## the same, and the share of the code that they run
 	@$(RUN) coverage $(PYTEST_ARGS)
 
 test-all: $(DEV) ## all tests with every installed pair of Python and Django
 	@$(RUN) test-all
 
-databases: $(DEV)
+databases: $(DEV) ## all tests, each on all of the databases that it can run on
 	@$(RUN) databases $(PYTEST_ARGS)
 
 bench: $(DEV) ## queryset views beside their peers, and the engine's share, on each database

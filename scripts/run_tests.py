@@ -19,8 +19,6 @@ from typing import IO
 ROOT = Path(__file__).parent.parent
 SERVERS = ("postgres", "mariadb")
 DATABASES = ("sqlite", *SERVERS)
-# SQLite runs every test, the servers those that may differ between databases.
-ON_DATABASE = {"sqlite": [], "postgres": ["-m", "database"], "mariadb": ["-m", "database"]}
 PAIRS = (
     ("3.11", "5.2"), ("3.12", "5.2"), ("3.12", "6.0"),
     ("3.13", "6.0"), ("3.13", "6.1"), ("3.14", "6.1"),
@@ -198,7 +196,15 @@ def pytest_part(database: str, *options: str) -> Part:
 
 
 def database_parts(options: list[str]) -> list[Part]:
-    return [pytest_part(each, *options, *ON_DATABASE[each]) for each in DATABASES]
+    return [pytest_part(each, *options) for each in DATABASES]
+
+
+def share(parts: list[Part]) -> list[Part]:
+    """Parts that deal the tests among the databases that are there."""
+    there = [each for each, part in zip(DATABASES, parts, strict=True) if not part.problem]
+    for part in parts:
+        part.command += ["--share-with", ",".join(there)]
+    return parts
 
 
 def run_lint(_options: list[str]) -> int:
@@ -206,7 +212,7 @@ def run_lint(_options: list[str]) -> int:
 
 
 def run_test(options: list[str]) -> int:
-    return run([*lint_parts(), *database_parts(options)])
+    return run([*lint_parts(), *share(database_parts(options))])
 
 
 def run_databases(options: list[str]) -> int:
@@ -222,18 +228,33 @@ def run_long(options: list[str]) -> int:
 def run_coverage(options: list[str]) -> int:
     """Which lines and branches the tests of all databases run, also in processes that they start.
 
-    Fails only if that is too little: measured processes are slow, and `test` says which tests fail.
+    Measured processes are slow, so tests that fail then are run once more without being measured.
     """
     for path in ROOT.glob(".coverage.*"):
         path.unlink()
     coverage = [sys.executable, "-m", "coverage"]
     parts = database_parts(options)
-    for part in parts:
+    for database, part in zip(DATABASES, parts, strict=True):
         part.name = f"coverage by {part.name}"
-        part.command = [*coverage, "run", *part.command[1:]]
-    run(parts)
+        part.command = [*coverage, "run", *part.command[1:], *own_cache(database)]
+    if (code := run(parts)) == INTERRUPTED:
+        return code
     subprocess.run([*coverage, "combine", "--quiet"], cwd=ROOT, check=True)
-    return subprocess.run([*coverage, "report"], cwd=ROOT, check=False).returncode
+    report = subprocess.run([*coverage, "report"], cwd=ROOT, check=False).returncode
+    again = [
+        pytest_part(database, *options, *FAILED_ONES, *own_cache(database))
+        for database, part in zip(DATABASES, parts, strict=True)
+        if part.result == "FAILED"
+    ]
+    return report or (run(again, at_once=False) if again else 0)
+
+
+#: Fails if a run ended before it could tell which tests failed.
+FAILED_ONES = ("--last-failed", "--last-failed-no-failures", "none")
+
+
+def own_cache(database: str) -> list[str]:
+    return ["-o", f"cache_dir=.pytest_cache/{database}"]
 
 
 def run_bench(options: list[str]) -> int:

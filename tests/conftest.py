@@ -36,9 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--long", action="store_true", help="long forms of the random tests, and tests marked long"
     )
     parser.addoption(
-        "--all-servers",
-        action="store_true",
-        help="each test marked database on both servers, as with --long",
+        "--share-with",
+        metavar="DATABASES",
+        help="run what no other of these databases runs, as make test does: sqlite,postgres,...",
     )
     parser.addoption(
         "--quick", action="store_true", help="only tests that start no process and commit nothing"
@@ -54,14 +54,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    database = services.selected_database()
+    _deselect(config, items, lambda item: database not in choice.databases_of(item))
     _skip_without_database(items)
     if not config.getoption("long"):
-        left_out = {"long"}
-        if services.selected_database() != "sqlite":
-            left_out.add("finds_fault")  # it is the random test that is tested, not the database
-        _deselect(config, items, lambda item: any(map(item.get_closest_marker, left_out)))
-        if not config.getoption("all_servers"):
-            _deselect(config, items, _is_left_to_another_server)
+        _deselect(config, items, lambda item: bool(item.get_closest_marker("long")))
+    if others := config.getoption("share_with"):
+        share = choice.share(items, database, others.split(","))
+        _deselect(config, items, lambda item: item not in share)
     if config.getoption("quick"):
         _deselect(config, items, lambda item: not quick.is_quick(item))
         quick.forbid_processes()
@@ -76,16 +76,8 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(100_000, 20, 50)
 
 
-def _is_left_to_another_server(item: pytest.Item) -> bool:
-    return choice.is_left_to_another_server(_name(item), services.selected_database())
-
-
 def _place(item: pytest.Item) -> int:
-    return choice.place(_name(item))
-
-
-def _name(item: pytest.Item) -> str:
-    return item.path.relative_to(TESTS).as_posix()
+    return choice.place(item.path.relative_to(TESTS).as_posix())
 
 
 def _skip_without_database(items: list[pytest.Item]) -> None:

@@ -227,7 +227,7 @@ def test_parked_keys_of_a_source_that_is_computed_as_a_whole_come_once(
         assert list(view.current.order_by("ref").values_list("total", flat=True)) == [1, 3, 6, 3]
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="elsewhere an entry is a row")
+@pytest.mark.only_on("postgres", reason="on the others an entry is a row")
 def test_an_entry_of_many_rows_takes_no_longer_for_each(totals: Totals) -> None:
     """The server works for 1 s; with a time for each row that grows with their number, for 75 s."""
     many = range(10, 30_010)

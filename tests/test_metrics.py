@@ -27,7 +27,6 @@ from tests import ROOT
 from tests.helpers import forked
 from tests.helpers.engine import due
 from tests.helpers.ledger import add_items
-from tests.helpers.services import selected_database
 from tests.helpers.source_views import LABEL, sourced
 from tests.helpers.view_classes import INSERT_ONLY, make_view, ready, run
 from tests.sample.models import Item
@@ -350,9 +349,7 @@ class TestScrapes:
         assert (connection.connection is not None) == was_open
 
 
-@pytest.mark.skipif(
-    selected_database() == "sqlite", reason="a database in memory is of one process"
-)
+@pytest.mark.only_on("postgres", "mariadb", reason="a database in memory is of one process")
 def test_two_processes_say_the_same(view: type[Any], redis_environment: dict[str, str]) -> None:
     code = (
         "import django; django.setup()\n"

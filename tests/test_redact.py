@@ -243,7 +243,7 @@ class TestValues:
         assert any(name in error for name in names), error
 
 
-@pytest.mark.skipif(not POSTGRES, reason="the others say less")
+@pytest.mark.only_on("postgres", reason="the others say less")
 def test_all_that_the_database_says(caplog: pytest.LogCaptureFixture) -> None:
     people = source_table()
     view = checked(people)
@@ -253,7 +253,7 @@ def test_all_that_the_database_says(caplog: pytest.LogCaptureFixture) -> None:
         assert "ann@example.org" in failure(view, caplog)
 
 
-@pytest.mark.skipif(not POSTGRES, reason="a function of PostgreSQL")
+@pytest.mark.only_on("postgres", reason="a function of PostgreSQL")
 @pytest.mark.parametrize("code", ["P0001", "23505", "42501", "40001"])
 def test_what_a_trigger_of_the_project_raises_about_a_row(
     code: str, caplog: pytest.LogCaptureFixture

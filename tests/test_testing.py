@@ -207,7 +207,7 @@ def test_the_command_in_a_transaction_says_what_to_do(options: dict[str, Any]) -
     assert not Refresh.objects.exists()
 
 
-@pytest.mark.skipif(connection.vendor != "mysql", reason="elsewhere triggers are transactional")
+@pytest.mark.only_on("mariadb", reason="elsewhere triggers are transactional")
 @pytest.mark.django_db(transaction=True)
 def test_triggers_are_not_made_in_a_transaction_that_they_would_commit() -> None:
     changes.remove(engine.alias())

@@ -26,8 +26,8 @@ pytestmark = [
     pytest.mark.usefixtures("alone"),
 ]
 
-on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
-on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")
+on_postgres = pytest.mark.only_on("postgres", reason="PostgreSQL's own")
+on_sqlite = pytest.mark.only_on("sqlite", reason="SQLite's own")
 
 WHOLE = "any row"
 Run = Callable[[str], object]
@@ -299,7 +299,7 @@ TEXTS: dict[str, dict[str, tuple[str, bool]]] = {
 
 
 @pytest.mark.parametrize("name", list(TEXTS[connection.vendor]) or ["nothing"])
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite alters no column")
+@pytest.mark.only_on("postgres", "mariadb", reason="SQLite alters no column")
 def test_a_key_that_is_another_kind_of_text(name: str) -> None:
     clause, keyed = TEXTS[connection.vendor][name]
     rows = model(
@@ -343,7 +343,7 @@ def test_a_key_that_is_another_kind_of_text(name: str) -> None:
             changes.remove(engine.alias())
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite alters no column")
+@pytest.mark.only_on("postgres", "mariadb", reason="SQLite alters no column")
 def test_migrate_has_the_keys_logged_again() -> None:
     with defined(TABLE, undone=GONE), tracked_view_of("made_rows"):
         execute("INSERT INTO made_rows VALUES (1, 1)")

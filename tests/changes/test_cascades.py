@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.usefixtures("alone"),
 ]
 
-on_mysql = pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
+on_mysql = pytest.mark.only_on("mariadb", reason="MariaDB's and MySQL's own")
 
 INNODB = "ENGINE = InnoDB" if connection.vendor == "mysql" else ""
 # Rows refer to others, these to owners, and rows to rows.

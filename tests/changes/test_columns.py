@@ -196,7 +196,7 @@ def test_a_view_that_reads_another_column_is_untracked_until_that_is_recorded(
         assert queued(tables.of_a) > 0
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="only SQLite leaves an entry out")
+@pytest.mark.only_on("sqlite", reason="only SQLite leaves an entry out")
 def test_an_entry_of_one_column_does_not_stand_for_another() -> None:
     """Of a table that leads to no key."""
     dialect, spec = (

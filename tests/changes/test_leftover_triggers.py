@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
     pytest.mark.usefixtures("alone"),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="others keep nothing"),
+    pytest.mark.only_on("postgres", reason="others keep nothing"),
 ]
 
 ROWS = "CREATE TABLE made_rows (id bigint PRIMARY KEY, n integer)"

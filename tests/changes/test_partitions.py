@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
     pytest.mark.usefixtures("alone"),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own"),
+    pytest.mark.only_on("postgres", reason="PostgreSQL's own"),
 ]
 
 TABLE = "made_rows"

@@ -24,8 +24,8 @@ pytestmark = [
     pytest.mark.usefixtures("alone"),
 ]
 
-on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
-on_mysql = pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
+on_postgres = pytest.mark.only_on("postgres", reason="PostgreSQL's own")
+on_mysql = pytest.mark.only_on("mariadb", reason="MariaDB's and MySQL's own")
 
 NOT_THERE = "there is no such table: run `manage.py makemigrations` and `manage.py migrate`"
 COLUMNS = "(id bigint PRIMARY KEY, n integer)"

@@ -37,9 +37,9 @@ pytestmark = [
     pytest.mark.usefixtures("alone"),
 ]
 
-on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
-on_mysql = pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
-on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")
+on_postgres = pytest.mark.only_on("postgres", reason="PostgreSQL's own")
+on_mysql = pytest.mark.only_on("mariadb", reason="MariaDB's and MySQL's own")
+on_sqlite = pytest.mark.only_on("sqlite", reason="SQLite's own")
 
 NAMES = [
     "it's",

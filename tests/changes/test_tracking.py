@@ -73,7 +73,7 @@ CLOCKS_DIFFER = 1.0  # seconds, between the database and this process, and by ro
 
 OTHER_QUERY = "source() changed since the last success, or its dates did"
 
-only_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
+only_postgres = pytest.mark.only_on("postgres", reason="PostgreSQL's own")
 NOTHING_PENDING = "<dt>oldest pending change</dt><dd>none</dd>"
 
 
@@ -222,7 +222,7 @@ class TestEveryWayOfWriting:
         run(CustomerTotal)
         assert differences(CustomerTotal) == []
 
-    @pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")
+    @pytest.mark.only_on("sqlite", reason="SQLite's own")
     def test_replace_is_seen(self) -> None:
         """It fires no trigger for the row that goes."""
         at_rest(CustomerTotal)
@@ -541,7 +541,7 @@ class TestSharing:
         Order.objects.filter(customer__in=(1, 2)).update(price=10)
         assert TestKeys().keys_scanned(CustomerTotal) == dict.fromkeys(Phase, 2)
 
-    @pytest.mark.skipif(connection.vendor == "mysql", reason="rows are logged one by one there")
+    @pytest.mark.only_on("sqlite", "postgres", reason="MariaDB logs rows one by one")
     def test_a_statement_is_logged_once_where_no_key_is_to_be_known(self) -> None:
         with registry.preserved():
             for each in [each for each in registry if each.model is not Overall]:
@@ -766,9 +766,7 @@ class TestWhatForcesAFullPass:
         assert why(CustomerTotal) == f"the triggers of {table} were installed or replaced"
         at_rest(CustomerTotal)
 
-    @pytest.mark.skipif(
-        connection.vendor == "sqlite", reason="SQLite knows no trigger but its name"
-    )
+    @pytest.mark.only_on("postgres", "mariadb", reason="SQLite knows no trigger but its name")
     def test_triggers_that_somebody_has_removed_and_made_again(self) -> None:
         at_rest(CustomerTotal)
         table, dialect = Order._meta.db_table, triggers_of(engine.alias())
@@ -1062,7 +1060,7 @@ class TestKeys:
         assert self.keys_scanned(CustomerTotal) == {}
         assert CustomerTotal.is_fresh()
 
-    @pytest.mark.skipif(connection.vendor != "postgresql", reason="the others read any text")
+    @pytest.mark.only_on("postgres", reason="the others read any text")
     def test_a_value_that_cannot_be_read_is_a_full_pass(self) -> None:
         """Such as one of a column with another type: a refresh must not fail over it for ever."""
         at_rest(DayStatus)
@@ -1206,7 +1204,7 @@ class TestMigrations:
         order(1)
         assert not Change.objects.exists()
 
-    @pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
+    @pytest.mark.only_on("mariadb", reason="MariaDB's and MySQL's own")
     def test_a_transaction_under_way_is_not_committed(self) -> None:
         changes.remove(engine.alias())
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from django.core.checks import Tags, run_checks
-from django.db import connection
 from django.db.models import F
 
 from matviews import changes, engine, tasks
@@ -38,9 +37,9 @@ UNLOGGED = "it is unlogged: a crash empties it without firing a trigger"
 ENGINE = "its engine is not InnoDB, so a rollback undoes the log entry but not the change"
 PARTITIONED = "it is partitioned, and truncating or dropping a partition fires no trigger here"
 
-on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
-on_mysql = pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
-on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")
+on_postgres = pytest.mark.only_on("postgres", reason="PostgreSQL's own")
+on_mysql = pytest.mark.only_on("mariadb", reason="MariaDB's and MySQL's own")
+on_sqlite = pytest.mark.only_on("sqlite", reason="SQLite's own")
 
 
 def contents(view: type[Any]) -> dict[int, int | None]:

@@ -81,7 +81,7 @@ def forget_record() -> None:
     TrackedTable.objects.filter(table=TABLE).delete()
 
 
-on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="only there")
+on_postgres = pytest.mark.only_on("postgres", reason="only there")
 LOSSES = [drop, drop_one, pytest.param(disable, marks=on_postgres), forget_record]
 
 

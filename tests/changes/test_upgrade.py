@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
     pytest.mark.usefixtures("alone"),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="others keep no functions"),
+    pytest.mark.only_on("postgres", reason="others keep no functions"),
 ]
 
 OLD = """

@@ -1,7 +1,7 @@
 """Drivers of PostgreSQL: psycopg calls the code of an error `sqlstate`, psycopg 2 `pgcode`."""
 
 import pytest
-from django.db import OperationalError, ProgrammingError, connection
+from django.db import OperationalError, ProgrammingError
 
 from matviews import engine
 from matviews.databases import Failure, errors_of, triggers_of
@@ -10,7 +10,7 @@ from matviews.queryset import is_missing
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db,
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own"),
+    pytest.mark.only_on("postgres", reason="PostgreSQL's own"),
     pytest.mark.parametrize("name", ["sqlstate", "pgcode"]),
 ]
 

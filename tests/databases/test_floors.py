@@ -22,7 +22,7 @@ from tests.shapes.models.grouped import CustomerTotal
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL only has floors"),
+    pytest.mark.only_on("postgres", reason="PostgreSQL only has floors"),
 ]
 
 VIEWS = (1, 2)

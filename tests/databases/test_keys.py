@@ -259,7 +259,7 @@ def test_dates_that_python_cannot_hold(grouped: bool) -> None:
         assert kept.View.verify().equal
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
+@pytest.mark.only_on("postgres", reason="PostgreSQL's own")
 def test_keys_are_read_alike_whatever_the_session_of_the_writer() -> None:
     kept = Kept(models.DateField)
     with kept.tracked():
@@ -276,7 +276,7 @@ def test_keys_are_read_alike_whatever_the_session_of_the_writer() -> None:
         assert kept.rows == {"2024-02-01": 1, "2024-01-02": 12}
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
+@pytest.mark.only_on("postgres", reason="PostgreSQL's own")
 @pytest.mark.parametrize(
     ("field", "kind"),
     [
@@ -300,7 +300,7 @@ def test_an_array_of_keys_has_the_type_of_the_column(field: Any, kind: str) -> N
     assert arrays == {kind}
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
+@pytest.mark.only_on("postgres", reason="PostgreSQL's own")
 @pytest.mark.parametrize(
     ("field", "number"),
     [(models.SmallIntegerField(), 2**15), (models.IntegerField(), -(2**31) - 1)],
@@ -315,7 +315,7 @@ def test_a_key_that_the_column_cannot_hold_selects_no_row(field: Any, number: in
         assert cursor.fetchone() == (1,)
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")
+@pytest.mark.only_on("sqlite", reason="SQLite's own")
 def test_what_sqlite_keeps_in_columns_of_another_type() -> None:
     kept = Kept(models.BigIntegerField)
     with kept.tracked():
@@ -385,7 +385,7 @@ class CIText(models.TextField):  # type: ignore[type-arg]
         return "citext"
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
+@pytest.mark.only_on("postgres", reason="PostgreSQL's own")
 def test_a_key_and_a_value_of_which_the_case_alone_changes() -> None:
     execute("CREATE EXTENSION IF NOT EXISTS citext")
     Row = model("Row", k=CIText(unique=True), word=CIText())

@@ -137,7 +137,7 @@ def test_a_value_comes_back_as_it_was(kind: str, value: str) -> None:
             assert cursor.fetchone() == (1,), list(Change.objects.values_list("links"))
 
 
-@pytest.mark.skipif(connection.vendor == "postgresql", reason="each type has a text there")
+@pytest.mark.only_on("sqlite", "mariadb", reason="on PostgreSQL each type has a text")
 @pytest.mark.parametrize(("kind", "value"), cases(INEXACT) or [("", "")])
 def test_a_value_that_would_not_is_not_logged(kind: str, value: str) -> None:
     with logging(kind):
@@ -146,7 +146,7 @@ def test_a_value_that_would_not_is_not_logged(kind: str, value: str) -> None:
         assert list(Change.objects.values_list("links", flat=True)) == [None]
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
+@pytest.mark.only_on("postgres", reason="PostgreSQL's own")
 @pytest.mark.parametrize("name", ["found", "new", "old", "tg_op", "n", "value"])
 def test_a_column_may_be_named_like_a_variable(name: str) -> None:
     with defined(f'CREATE TABLE made_rows ("{name}" int, id int)', undone="DROP TABLE made_rows"):
@@ -163,7 +163,7 @@ def test_a_column_may_be_named_like_a_variable(name: str) -> None:
         dialect.execute(dialect.drop("made_rows", dialect.names("made_rows", maintain)))
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")
+@pytest.mark.only_on("sqlite", reason="SQLite's own")
 @pytest.mark.parametrize("letter", ["x", '"', "\x01", "ä"])
 def test_a_lower_limit_of_the_length_of_a_value(letter: str) -> None:
     """Six letters of JSON may stand for one."""

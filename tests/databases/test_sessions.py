@@ -37,8 +37,8 @@ from tests.sample.models import Fault, Ledger, Limited, Sharded, Walked, Whole
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
-on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
-on_mariadb = pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
+on_postgres = pytest.mark.only_on("postgres", reason="PostgreSQL's own")
+on_mariadb = pytest.mark.only_on("mariadb", reason="MariaDB's and MySQL's own")
 
 
 @pytest.fixture(autouse=True)

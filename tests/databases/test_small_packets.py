@@ -27,7 +27,7 @@ from tests.helpers.tables import defined
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(connection.vendor != "mysql", reason="a setting of MariaDB and MySQL"),
+    pytest.mark.only_on("mariadb", reason="a setting of MariaDB and MySQL"),
 ]
 
 PACKET = 16 * 1024  # bytes

@@ -35,9 +35,9 @@ pytestmark = [
     pytest.mark.usefixtures("alone"),
 ]
 
-on_postgres = pytest.mark.skipif(connection.vendor != "postgresql", reason="PostgreSQL's own")
-on_sqlite = pytest.mark.skipif(connection.vendor != "sqlite", reason="SQLite's own")
-without_sqlite = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no roles")
+on_postgres = pytest.mark.only_on("postgres", reason="PostgreSQL's own")
+on_sqlite = pytest.mark.only_on("sqlite", reason="SQLite's own")
+without_sqlite = pytest.mark.only_on("postgres", "mariadb", reason="SQLite has no roles")
 
 ROWS = "CREATE TABLE made_rows (id bigint PRIMARY KEY, n integer)"
 GONE = "DROP TABLE IF EXISTS made_rows"
@@ -597,7 +597,7 @@ def test_writers_go_on_when_the_functions_owner_may_not_use_the_tables_schema_an
         assert [links for _table, links in logged()[1:]] == [None, None]
 
 
-on_mysql = pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
+on_mysql = pytest.mark.only_on("mariadb", reason="MariaDB's and MySQL's own")
 WRITES = (
     "INSERT INTO made_rows VALUES (2, 2), (3, 3)",
     "UPDATE made_rows SET n = n + 1",

@@ -1,10 +1,17 @@
-"""Which files of tests a run begins with, and which it repeats on one server, not on both.
+"""Which tests run on a database, and with which files a run begins.
 
-The files of `ON_ONE_SERVER` are about bookkeeping in Python, through the ORM. With SQLite and
-one server, the other one repeats what is known. What the servers do differently has files that run
-on both: triggers, statements, locks, transactions, collations, errors, random histories. With
-`--all-servers` or `--long`, each test marked `database` runs on both.
+A test that is marked `database` can run on each of them, or on those that `only_on` names; the
+others are about none, and run on SQLite. `make test` deals those that several can run: one of these
+runs it, and the cases of a test go to all in turn. Every other run has all that its database can.
 """
+
+import zlib
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+import pytest
+
+DATABASES = ("sqlite", "postgres", "mariadb")
 
 # Begun first, so that none of them is what the others wait for at the end.
 LONGEST_FILES = (
@@ -28,80 +35,43 @@ LONGEST_FILES = (
     "queryset/sql/test_date_ranges.py",
 )
 
-ON_ONE_SERVER = {
-    "postgres": (
-        "admin/test_refresh_admin.py",
-        "engine/dispatch/test_closing.py",
-        "engine/work/test_costs.py",
-        "engine/status/test_data_status.py",
-        "engine/failures/test_backoff.py",
-        "engine/batches/test_faults.py",
-        "engine/requests/test_refresh_order.py",
-        "engine/requests/test_pausing.py",
-        "engine/dispatch/test_quiet_hours.py",
-        "engine/requests/test_stopping.py",
-        "engine/verification/test_runs.py",
-        "project/test_reference.py",
-        "scenarios/test_bad_input.py",
-        "scenarios/test_faulty_views.py",
-        "scenarios/test_original_readme.py",
-        "scenarios/test_workers.py",
-        "tasks/test_alarms.py",
-        "tasks/test_heartbeat.py",
-        "tasks/test_hints.py",
-        "tasks/test_queues.py",
-        "tasks/test_schedules.py",
-        "tasks/test_crowded_queues.py",
-        "test_health.py",
-        "test_metrics.py",
-        "test_testing.py",
-    ),
-    "mariadb": (
-        "admin/test_list.py",
-        "admin/test_neighbours_section.py",
-        "admin/test_pages.py",
-        "admin/test_source_section.py",
-        "admin/test_verification_section.py",
-        "engine/requests/test_after_commit.py",
-        "engine/batches/test_batch.py",
-        "engine/requests/test_controls.py",
-        "engine/batches/test_derived.py",
-        "engine/dispatch/test_governor.py",
-        "engine/test_history.py",
-        "engine/on_change/test_due_refreshes.py",
-        "engine/batches/test_overhead.py",
-        "engine/batches/test_pacing.py",
-        "engine/status/test_recent_refreshes.py",
-        "engine/status/test_statuses.py",
-        "engine/on_change/test_unlogged_work.py",
-        "engine/on_change/test_waves.py",
-        "management/test_command_process.py",
-        "management/test_verify.py",
-        "management/test_waiting.py",
-        "queryset/analysis/test_nulls.py",
-        "queryset/analysis/test_unknown_queries.py",
-        "queryset/test_checks.py",
-        "queryset/test_explain.py",
-        "scenarios/test_drill.py",
-        "scenarios/test_turns.py",
-        "scenarios/test_verify_workers.py",
-        "tasks/test_following.py",
-    ),
-}
+
+def databases_of(item: pytest.Item) -> Sequence[str]:
+    """The databases that can run a test.
+
+    Raises:
+        pytest.UsageError: there is none.
+    """
+    found: Sequence[str] = DATABASES if item.get_closest_marker("database") else DATABASES[:1]
+    if item.get_closest_marker("finds_fault") and not item.config.getoption("long"):
+        found = DATABASES[:1]  # it is the random test that is tested, not the database
+    for marker in item.iter_markers("only_on"):
+        found = [each for each in found if each in marker.args]
+    if not found:
+        raise pytest.UsageError(f"{item.nodeid} runs nowhere: mark it `database`, or no `only_on`.")
+    return found
+
+
+def share(items: Collection[pytest.Item], database: str, among: Sequence[str]) -> set[pytest.Item]:
+    """Those of the tests that a database runs if each runs on one.
+
+    Args:
+        items: the tests.
+        database: one of `among`.
+        among: the databases that run at the same time.
+    """
+    functions = defaultdict[str, list[pytest.Item]](list)
+    for item in sorted(items, key=lambda item: item.nodeid):
+        functions[item.nodeid.partition("[")[0]].append(item)
+    return {
+        item
+        for name, cases in functions.items()
+        for turn, item in enumerate(cases, zlib.crc32(name.encode()))
+        if (able := [each for each in among if each in databases_of(item)])
+        and able[turn % len(able)] == database
+    }
 
 
 def place(file: str) -> int:
     """Where a file of `tests/` stands in the order; all that are not among the longest, last."""
     return LONGEST_FILES.index(file) if file in LONGEST_FILES else len(LONGEST_FILES)
-
-
-def is_left_to_another_server(file: str, database: str) -> bool:
-    """Whether an ordinary run on a database leaves out a file of `tests/`.
-
-    Args:
-        file: its path within `tests/`.
-        database: `sqlite`, `postgres` or `mariadb`.
-    """
-    return database in ON_ONE_SERVER and any(
-        file in files for server, files in ON_ONE_SERVER.items() if server != database
-    )

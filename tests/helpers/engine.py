@@ -31,8 +31,8 @@ from tests.sample.models import Item
 LONG_AGO = timedelta(days=1)
 HELD = 60.0  # seconds that another connection holds what nobody waits for
 
-without_sqlite = pytest.mark.skipif(
-    connection.vendor == "sqlite", reason="SQLite locks the whole database, so others must wait"
+without_sqlite = pytest.mark.only_on(
+    "postgres", "mariadb", reason="SQLite locks the whole database, so others must wait"
 )
 
 

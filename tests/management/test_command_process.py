@@ -40,9 +40,7 @@ AT_ONCE = 30.0  # seconds; a process has to start, but no lease of 60 seconds to
 
 
 # There a batch locks the whole database, so that a second command waits inside its statements.
-not_on_sqlite = pytest.mark.skipif(
-    services.selected_database() == "sqlite", reason="SQLite has one writer at a time"
-)
+not_on_sqlite = pytest.mark.only_on("postgres", "mariadb", reason="SQLite has one writer at a time")
 
 
 @pytest.fixture(autouse=True)
@@ -325,6 +323,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 # Beside others
 
 
+@pytest.mark.database
 @not_on_sqlite
 @pytest.mark.parametrize("columns", [0, 80], ids=["pipe", "terminal"])
 def test_a_command_says_whom_it_waits_for(columns: int) -> None:

@@ -136,27 +136,73 @@ raise SystemExit(script["run"](parts))
     assert "Summary" not in output
 
 
-ON_ONE_SERVER = sorted(file for files in choice.ON_ONE_SERVER.values() for file in files)
-
-
-def left_out_on(file: str) -> list[str]:
-    databases = run_tests.DATABASES
-    return [each for each in databases if choice.is_left_to_another_server(file, each)]
-
-
 @pytest.mark.parametrize("file", choice.LONGEST_FILES)
 def test_a_file_to_begin_with_exists(file: str) -> None:
     assert (ROOT / "tests" / file).is_file()
 
 
-def test_each_file_runs_on_sqlite_and_on_one_server_at_least() -> None:
-    for path in (ROOT / "tests").rglob("test_*.py"):
-        left = left_out_on(path.relative_to(ROOT / "tests").as_posix())
-        assert len(left) <= 1
-        assert "sqlite" not in left
+class Item:
+    """As much of a `pytest.Item` as the choice of tests asks for."""
+
+    config = SimpleNamespace(getoption=lambda _name: False)
+
+    def __init__(self, nodeid: str, **markers: tuple[str, ...]) -> None:
+        self.nodeid, self.markers = nodeid, markers
+
+    def get_closest_marker(self, name: str) -> SimpleNamespace | None:
+        return next(iter(self.iter_markers(name)), None)
+
+    def iter_markers(self, name: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(args=self.markers[name])] if name in self.markers else []
 
 
-@pytest.mark.parametrize("file", ON_ONE_SERVER)
-def test_what_one_server_leaves_out_the_other_runs(file: str) -> None:
-    assert "mark.database" in (ROOT / "tests" / file).read_text()
-    assert len(left_out_on(file)) == 1
+def cases(name: str, count: int, **markers: tuple[str, ...]) -> list[Any]:
+    return [Item(f"test_file.py::{name}[{number}]", **markers) for number in range(count)]
+
+
+ANYWHERE = cases("test_anywhere", 7, database=())
+ON_SERVERS = cases("test_servers", 4, database=(), only_on=("postgres", "mariadb"))
+ON_SQLITE = cases("test_sqlite", 2)
+FAULTS = cases("test_faults", 2, database=(), finds_fault=())
+ALONE = [Item(f"test_file.py::test_{number}", database=()) for number in range(30)]
+EVERYTHING: list[Any] = [*ANYWHERE, *ON_SERVERS, *ON_SQLITE, *FAULTS, *ALONE]
+
+
+@pytest.mark.parametrize(
+    "among", [run_tests.DATABASES, ("sqlite", "mariadb"), ("sqlite",)], ids=", ".join
+)
+def test_each_test_is_run_by_one_database_of_those_that_can(among: tuple[str, ...]) -> None:
+    shares = {each: choice.share(EVERYTHING, each, among) for each in among}
+
+    for test in EVERYTHING:
+        found = [each for each in among if test in shares[each]]
+        able = [each for each in among if each in choice.databases_of(test)]
+        assert len(found) == bool(able)
+        assert set(found) <= set(able)
+    # and all have their part, also of the cases of one test
+    for database in among:
+        assert shares[database].intersection(ANYWHERE)
+        assert shares[database].intersection(ALONE)
+
+
+def test_a_test_that_no_database_can_run_is_refused() -> None:
+    (nowhere,) = cases("test_nowhere", 1, only_on=("postgres",))
+
+    with pytest.raises(pytest.UsageError, match=r"test_nowhere\[0\] runs nowhere"):
+        choice.databases_of(nowhere)
+
+
+def test_make_test_deals_the_tests_among_the_databases_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CI", "")
+    monkeypatch.setenv("MATVIEWS_TEST_MARIADB_URL", "mysql://root@127.0.0.1:1/test")
+    parts = run_tests.database_parts([])
+    there = [
+        name for name, part in zip(run_tests.DATABASES, parts, strict=True) if not part.problem
+    ]
+
+    run_tests.share(parts)
+
+    assert "mariadb" not in there
+    assert all(part.command[-2:] == ["--share-with", ",".join(there)] for part in parts)

@@ -431,7 +431,7 @@ def test_the_checks_are_registered() -> None:
 
 
 @pytest.mark.database
-@pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
+@pytest.mark.only_on("mariadb", reason="MariaDB's and MySQL's own")
 def test_a_zone_that_the_database_does_not_know_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -445,7 +445,7 @@ def test_a_zone_that_the_database_does_not_know_is_refused(
     assert ["America/New_York" in str(problem.msg) for problem in problems] == [True]
 
 
-@pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB's and MySQL's own")
+@pytest.mark.only_on("mariadb", reason="MariaDB's and MySQL's own")
 @pytest.mark.parametrize(
     ("rows", "converts"),
     [

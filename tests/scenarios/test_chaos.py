@@ -42,9 +42,7 @@ Traceback (most recent call last):
 ValueError
 """
 
-on_a_server = pytest.mark.skipif(
-    services.selected_database() == "sqlite", reason="chaos needs a server to restart"
-)
+on_a_server = pytest.mark.only_on("postgres", "mariadb", reason="chaos needs a server to restart")
 
 
 def command(*options: str) -> list[str]:

@@ -15,7 +15,6 @@ from django_celery_beat.models import PeriodicTask
 from matviews import engine
 from matviews.changes.change_log import FEW_ENTRIES
 from matviews.models import Refresh, ViewChange, ViewControl
-from tests.helpers import services
 from tests.helpers.engine import due, let_time_pass, shard_of
 from tests.helpers.freezing import VARIABLE, Freezer
 from tests.helpers.ledger import fault
@@ -29,9 +28,7 @@ from tests.shapes.oracle import differences
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(
-        services.selected_database() == "sqlite", reason="SQLite has no server that could let go"
-    ),
+    pytest.mark.only_on("postgres", "mariadb", reason="SQLite has no server that could let go"),
 ]
 
 LIMIT = 1.0  # seconds

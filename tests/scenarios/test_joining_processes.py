@@ -12,7 +12,6 @@ import pytest
 from django.db.models import Sum
 
 from tests import ROOT
-from tests.helpers import services
 from tests.helpers.processes import Workers
 
 ASKERS = 4
@@ -23,9 +22,7 @@ ITEMS = 30
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(
-        services.selected_database() == "sqlite", reason="SQLite has one writer at a time"
-    ),
+    pytest.mark.only_on("postgres", "mariadb", reason="SQLite has one writer at a time"),
 ]
 
 

@@ -11,7 +11,6 @@ import pytest
 from matviews import engine, tasks
 from matviews.models import PhaseRun, Refresh, ViewShard
 from matviews.states import RefreshState, RunState
-from tests.helpers import services
 from tests.helpers.engine import shards_of
 from tests.helpers.ledger import add_items, assert_each_item_once, fault
 from tests.helpers.processes import MAINTAIN_EVERY, Worker, Workers
@@ -23,12 +22,10 @@ LEASE = 1.0
 STATEMENT_TIMEOUT = 1.0
 SLACK = 60.0  # seconds for the work itself, on a machine that does other things too
 
-on_a_server = pytest.mark.skipif(
-    services.selected_database() == "sqlite", reason="SQLite has no server that could let go"
+on_a_server = pytest.mark.only_on(
+    "postgres", "mariadb", reason="SQLite has no server that could let go"
 )
-on_sqlite = pytest.mark.skipif(
-    services.selected_database() != "sqlite", reason="only SQLite has one lock for the whole file"
-)
+on_sqlite = pytest.mark.only_on("sqlite", reason="only SQLite has one lock for the whole file")
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from tests.shapes.models import Customer, CustomerTotal, Order, Ranked, Region
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(connection.vendor != "postgresql", reason="PgBouncer is PostgreSQL's"),
+    pytest.mark.only_on("postgres", reason="PgBouncer is PostgreSQL's"),
 ]
 
 CONNECTIONS = 3

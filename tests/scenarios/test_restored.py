@@ -22,7 +22,7 @@ from tests.shapes.models.grouped import CustomerTotal
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(connection.vendor == "sqlite", reason="the tools are the servers'"),
+    pytest.mark.only_on("postgres", "mariadb", reason="the tools are the servers'"),
 ]
 
 POSTGRES = connection.vendor == "postgresql"

@@ -18,7 +18,7 @@ from tests.helpers.tables import execute
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no roles"),
+    pytest.mark.only_on("postgres", "mariadb", reason="SQLite has no roles"),
 ]
 
 POSTGRES = connection.vendor == "postgresql"

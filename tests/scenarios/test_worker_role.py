@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
     pytest.mark.usefixtures("alone"),
-    pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no roles"),
+    pytest.mark.only_on("postgres", "mariadb", reason="SQLite has no roles"),
 ]
 
 POSTGRES = connection.vendor == "postgresql"
@@ -183,7 +183,7 @@ def test_a_stage_that_was_left_behind_before_the_setting_is_swept(shop: Shop) ->
         assert stages("default") == {}
 
 
-@pytest.mark.skipif(not POSTGRES, reason="a search path")
+@pytest.mark.only_on("postgres", reason="only PostgreSQL has a search path")
 def test_the_search_path_of_a_role_decides_nothing(shop: Shop) -> None:
     execute(f"CREATE SCHEMA AUTHORIZATION {shop.worker}")  # "$user" comes first in the path
     execute(f"GRANT CREATE ON SCHEMA public TO {roles.quoted(shop.worker)}")
@@ -223,7 +223,7 @@ def test_a_source_that_may_not_be_read_is_named(shop: Shop) -> None:
     assert len(warnings("W035", shop.worker)) == 1
 
 
-@pytest.mark.skipif(POSTGRES, reason="PostgreSQL deletes without a temporary table")
+@pytest.mark.only_on("sqlite", "mariadb", reason="PostgreSQL deletes without a temporary table")
 def test_temporary_tables_that_may_not_be_made_are_named(shop: Shop) -> None:
     database = connection.settings_dict["NAME"]
     execute(f"REVOKE CREATE TEMPORARY TABLES ON `{database}`.* FROM {roles.quoted(shop.worker)}")

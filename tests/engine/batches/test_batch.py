@@ -377,7 +377,7 @@ class TestLimitsOfStatements:
         )
         assert read() == before
 
-    @pytest.mark.skipif(connection.vendor != "mysql", reason="MariaDB and MySQL alone share-lock")
+    @pytest.mark.only_on("mariadb", reason="MariaDB and MySQL alone share-lock")
     def test_a_batch_reads_what_is_committed_whatever_the_connection_says(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

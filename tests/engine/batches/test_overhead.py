@@ -17,7 +17,6 @@ from matviews.models import PhaseRun, Refresh
 from matviews.registry import registry
 from matviews.states import RefreshState
 from matviews.tasks import inline
-from tests.helpers.services import selected_database
 from tests.helpers.view_classes import make_view, ready, run
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -113,7 +112,7 @@ def stack_depth() -> int:
 many_batches = pytest.mark.parametrize(
     "batches", [500, pytest.param(10_000, marks=pytest.mark.long)]
 )
-once = pytest.mark.skipif(selected_database() != "sqlite", reason="runs on SQLite alone")
+once = pytest.mark.only_on("sqlite", reason="runs on SQLite alone")
 
 
 @once

@@ -23,7 +23,7 @@ SELECTED = services.selected_database()
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(SELECTED == "sqlite", reason="SQLite has no server that rolls back"),
+    pytest.mark.only_on("postgres", "mariadb", reason="SQLite has no server that rolls back"),
 ]
 
 SLEEPING = {
@@ -182,7 +182,7 @@ def test_a_batch_that_runs_into_a_deadlock_is_tried_again(workers: Workers) -> N
     assert "deadlock" in line.lower()
 
 
-@pytest.mark.skipif(SELECTED != "postgres", reason="batches on MariaDB are READ COMMITTED")
+@pytest.mark.only_on("postgres", reason="batches on MariaDB are READ COMMITTED")
 def test_a_batch_that_waited_sees_what_was_committed_whatever_level_the_role_has(
     workers: Workers, redis_environment: dict[str, str]
 ) -> None:

@@ -22,7 +22,7 @@ from matviews.queryset import BatchRunner, GroupSums, check_source, explain
 from matviews.registry import registry
 from matviews.states import RefreshStrategy
 from matviews.tasks import inline
-from tests.helpers.additive_views import DECIMALS, Sales, counted, extremes
+from tests.helpers.additive_views import Sales, counted, extremes
 from tests.helpers.engine import held_open, let_time_pass
 from tests.helpers.state_machines import Killed, killed_before_statement
 from tests.helpers.sums import additive_of, kept_of, sums_differ
@@ -183,7 +183,7 @@ ALTERATIONS = {
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="alters no type of a column")
+@pytest.mark.only_on("postgres", "mariadb", reason="SQLite alters no type of a column")
 @pytest.mark.parametrize("install", [False, True], ids=["", "installed"])
 @pytest.mark.parametrize("alteration", ALTERATIONS)
 def test_a_column_altered_by_hand_fails_no_writer_and_no_sum(
@@ -468,7 +468,7 @@ def test_sums_that_are_gone_are_no_reason_not_to_verify_a_view(
     assert "cannot be verified" in caplog.text
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="has a search path")
+@pytest.mark.only_on("postgres", reason="only PostgreSQL has a search path")
 def test_a_schema_that_comes_first_in_the_search_path_changes_nothing(sales: Sales) -> None:
     execute("CREATE SCHEMA matviews_other")
     try:
@@ -640,7 +640,7 @@ def test_a_condition_on_groups_hides_rows_and_no_sums(condition: Q) -> None:
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.skipif(not DECIMALS, reason="adds decimals up as floats")
+@pytest.mark.only_on("postgres", "mariadb", reason="SQLite adds decimals up as floats")
 def test_decimals_are_exact() -> None:
     def source(rows: Any) -> Any:
         return rows.values("shop").annotate(
@@ -686,7 +686,7 @@ def test_a_condition_compares_decimals_as_numbers(condition: Q) -> None:
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="has such types")
+@pytest.mark.only_on("postgres", reason="only PostgreSQL has such types")
 @pytest.mark.parametrize("kind", ["json", "zz_text", "xml", "citext"])
 def test_a_type_that_the_model_does_not_know_fails_no_writer(kind: str) -> None:
     def source(rows: Any) -> Any:
@@ -748,7 +748,7 @@ def test_a_view_that_has_become_invalid_stops_no_installation() -> None:
         assert verified(sales)
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="locks the whole database")
+@pytest.mark.only_on("postgres", "mariadb", reason="SQLite locks the whole database")
 def test_a_value_log_that_is_locked_is_made_later(sales: Sales) -> None:
     kept = kept_of(sales.View)
     execute(f"ALTER TABLE {kept.table} ADD COLUMN zz integer")
@@ -762,7 +762,7 @@ def test_a_value_log_that_is_locked_is_made_later(sales: Sales) -> None:
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="has no NaN")
+@pytest.mark.only_on("postgres", reason="the others have no NaN")
 def test_nan_is_no_difference(caplog: pytest.LogCaptureFixture) -> None:
     with Sales(lambda rows: rows.values("shop").annotate(money=Sum("price"))).tracked() as sales:
         sales.add((1, 1, "1.50"), (2, 1, "2"))
@@ -795,7 +795,7 @@ def test_a_column_named_like_ours_is_refused(column: str) -> None:
         pytest.param(
             lambda rows: rows.values("shop").annotate(total=Sum("qty", filter=Q(pk__in=[]))),
             "a filter that matches nothing",
-            marks=pytest.mark.skipif(connection.vendor == "mysql", reason="has no FILTER"),
+            marks=pytest.mark.only_on("sqlite", "postgres", reason="MariaDB has no FILTER"),
         ),
         (lambda rows: rows.values("shop").annotate(mean=StdDev("qty")), "not Count, Sum, Avg"),
         (lambda rows: rows.values("shop").annotate(sales=Max(F("qty") + 1)), "Max of something"),

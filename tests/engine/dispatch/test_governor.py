@@ -31,8 +31,8 @@ pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 LABEL = "sample.Limited"
 ON = {"GOVERNOR_ACTIVE_SESSIONS": 10}
 WELL, UNWELL = Load(active_sessions=1), Load(active_sessions=11)
-on_postgresql = pytest.mark.skipif(connection.vendor != "postgresql", reason="about PostgreSQL")
-on_a_server = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no sessions")
+on_postgresql = pytest.mark.only_on("postgres", reason="about PostgreSQL")
+on_a_server = pytest.mark.only_on("postgres", "mariadb", reason="SQLite has no sessions")
 
 
 @pytest.fixture(autouse=True)

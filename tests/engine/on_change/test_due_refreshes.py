@@ -72,7 +72,7 @@ class TestPendingChanges:
         assert found == []
         assert len(captured) == 1
 
-    @pytest.mark.skipif(connection.vendor != "postgresql", reason="its planner would inline it")
+    @pytest.mark.only_on("postgres", reason="only its planner would inline it")
     def test_what_is_pending_is_found_once_and_not_for_each_view(self, view: type[Any]) -> None:
         """Otherwise 300 idle views take 30 ms, and 1,000 ten times as long."""
         on_change(view)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from django.db import connection, models
+from django.db import models
 from django.db.models import F, Func, Q, Value
 
 from matviews import changes, engine
@@ -19,8 +19,8 @@ pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.usefixtures("alone"),
 ]
-only_mysql = pytest.mark.skipif(connection.vendor != "mysql", reason="of MariaDB and MySQL")
-only_postgresql = pytest.mark.skipif(connection.vendor != "postgresql", reason="of PostgreSQL")
+only_mysql = pytest.mark.only_on("mariadb", reason="of MariaDB and MySQL")
+only_postgresql = pytest.mark.only_on("postgres", reason="of PostgreSQL")
 
 
 def of_texts(expression: Any) -> tuple[type[models.Model], type[models.Model]]:

@@ -421,7 +421,7 @@ def test_a_large_table_is_taken_at_the_databases_estimate(monkeypatch: pytest.Mo
     assert 200 <= counted.rows <= 400
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="others have no search path")
+@pytest.mark.only_on("postgres", reason="others have no search path")
 def test_the_table_that_the_search_path_leads_to_is_counted() -> None:
     add_items(2)
     run(Limited)

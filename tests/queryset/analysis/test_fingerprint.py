@@ -13,7 +13,7 @@ from tests.shapes.models import JsonText
 pytestmark = [pytest.mark.database, pytest.mark.django_db]
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="others have no such types")
+@pytest.mark.only_on("sqlite", reason="others have no such types")
 def test_the_types_of_json_values_may_come_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     found = set()
     for order in permutations(["null", "false", "true"]):

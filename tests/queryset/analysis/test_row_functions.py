@@ -198,7 +198,7 @@ def refreshed(view: type[Any]) -> list[str]:
     return [run.full_refresh_reason for run in refresh.runs.all()]
 
 
-@pytest.mark.skipif(VENDOR != "sqlite", reason="what SQLite logs has no collation")
+@pytest.mark.only_on("sqlite", reason="what SQLite logs has no collation")
 def test_a_column_with_another_collation_than_its_model_says() -> None:
     Row = model("Row", word=models.TextField())  # noqa: N806
     size = Case(When(word="a", then=1), default=2, output_field=WHOLE)

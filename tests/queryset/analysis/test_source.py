@@ -45,9 +45,7 @@ pytestmark = [
     pytest.mark.usefixtures("alone"),
 ]
 
-only_with_arrays = pytest.mark.skipif(
-    connection.vendor != "postgresql", reason="only PostgreSQL has arrays and ranges"
-)
+only_with_arrays = pytest.mark.only_on("postgres", reason="only PostgreSQL has arrays and ranges")
 
 
 def read(source: Any, **members: Any) -> Source:

@@ -255,7 +255,7 @@ def _inspecting() -> Iterator[tuple[Any, str]]:
             yield source_query.SourceQuery, name
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="the same on each database")
+@pytest.mark.only_on("sqlite", reason="the same on each database")
 @pytest.mark.parametrize(("owner", "name"), list(inspecting()))
 def test_whatever_raises_takes_down_no_command(
     owner: Any, name: str, monkeypatch: pytest.MonkeyPatch

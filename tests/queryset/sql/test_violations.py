@@ -46,7 +46,7 @@ def error_of(view: type[Any]) -> str:
     return told
 
 
-@pytest.mark.skipif(connection.vendor != "mysql", reason="others name no column")
+@pytest.mark.only_on("mariadb", reason="others name no column")
 def test_a_number_out_of_range_is_told_with_its_column() -> None:
     Rows = rows()
     view = tables.derived_view(
@@ -63,7 +63,7 @@ def test_a_number_out_of_range_is_told_with_its_column() -> None:
         assert ParkedKey.objects.get().columns == ["large"]
 
 
-@pytest.mark.skipif(connection.vendor != "mysql", reason="others name no column")
+@pytest.mark.only_on("mariadb", reason="others name no column")
 @pytest.mark.parametrize(
     ("column", "value"),
     [("number", 3_000_000_000), ("choice", "it's `else`"), ("number", "it's `no` number")],
@@ -80,7 +80,7 @@ def test_the_column_that_a_value_does_not_fit_is_known(column: str, value: Any) 
     assert found == Violation(ConstraintKind.UNFIT, columns=(column,))
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="there a text may have any length")
+@pytest.mark.only_on("postgres", "mariadb", reason="on SQLite a text may have any length")
 @pytest.mark.parametrize("staged", [False, True])
 def test_a_value_that_is_too_long_is_told_by_refresh_and_repair_until_it_fits(staged: bool) -> None:
     # given a row that was cut on its way in, as with MariaDB's sql_mode='' before
@@ -186,10 +186,7 @@ def test_a_second_unique_constraint_is_named_with_its_check(by: str) -> None:
             assert "the constraint one_text of shapes.Made (text)" in error
 
 
-@pytest.mark.skipif(
-    not connection.features.supports_deferrable_unique_constraints,
-    reason="only PostgreSQL has deferrable constraints",
-)
+@pytest.mark.only_on("postgres", reason="only PostgreSQL has deferrable constraints")
 @pytest.mark.parametrize("deferrable", models.Deferrable)
 def test_a_deferrable_constraint_is_no_warning_and_named_when_it_fails(
     deferrable: models.Deferrable,

@@ -150,7 +150,7 @@ def test_a_full_refresh_is_right_and_says_why(case: Case, kept: Kept) -> None:
         assert (found.strategy, found.reason) == ("staged", reason)
 
 
-@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has no ALTER of a column")
+@pytest.mark.only_on("postgres", "mariadb", reason="SQLite has no ALTER of a column")
 @pytest.mark.parametrize("kind", ["numeric(20, 2)", "double precision"])
 def test_a_key_of_the_view_that_is_another_number_in_the_database(kind: str) -> None:
     kept = Kept(models.BigIntegerField)
@@ -167,7 +167,7 @@ def test_a_key_of_the_view_that_is_another_number_in_the_database(kind: str) -> 
         assert sorted(map(float, kept.rows)) == [2, 3, 7, 10]
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite and MariaDB have no schemas")
+@pytest.mark.only_on("postgres", reason="SQLite and MariaDB have no schemas")
 def test_columns_of_a_table_that_is_named_with_its_schema() -> None:
     Row = model(
         "Row",
