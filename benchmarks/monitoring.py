@@ -19,16 +19,7 @@ from django.utils import timezone
 from rich.console import Console
 from rich.table import Table
 
-from matviews import (
-    MaterializedView,
-    answer_cache,
-    changes,
-    engine,
-    health,
-    metrics,
-    series,
-    tasks,
-)
+from matviews import MaterializedView, answer_cache, changes, engine, health, metrics, series, tasks
 from matviews.json_fields import Checkpoint
 from matviews.models import RefreshSchedule, ViewChange, ViewControl, ViewShard
 from matviews.queryset import fingerprint_of, plan_of

@@ -17,11 +17,7 @@ from .. import engine
 from ..conf import get_settings
 from ..models import Alarm, AlarmChange
 from ..states import ViewState
-from .alarm_causes import (
-    STATE,
-    Cause,
-    causes_of,
-)
+from .alarm_causes import STATE, Cause, causes_of
 from .delivery import deliver
 from .problems import check_health
 

@@ -9,15 +9,7 @@ from django.urls import reverse
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
-from .models import (
-    Aircraft,
-    Airline,
-    Airport,
-    CarrierDay,
-    Flight,
-    Plane,
-    RouteSummary,
-)
+from .models import Aircraft, Airline, Airport, CarrierDay, Flight, Plane, RouteSummary
 
 
 @admin.register(Airline, Airport)

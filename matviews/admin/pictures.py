@@ -19,18 +19,7 @@ from django.utils.translation import gettext as _
 from ..models import PhaseRun
 from ..states import RunState
 from .phrases import count_batches, count_runs, number, rows_in_batches
-from .plots import (
-    FAILED,
-    MIN_SLOTS,
-    ROWS,
-    SECONDS,
-    STOPPED,
-    SUCCEEDED,
-    WIDTH,
-    Mark,
-    Plot,
-    Quantity,
-)
+from .plots import FAILED, MIN_SLOTS, ROWS, SECONDS, STOPPED, SUCCEEDED, WIDTH, Mark, Plot, Quantity
 
 __all__ = ["MAX_BARS", "durations_picture", "pace_picture", "rows_picture"]
 

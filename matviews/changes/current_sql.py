@@ -13,15 +13,7 @@ from ..databases import current_of, dialect_of, triggers_of
 from ..databases.base.current import ENTRIES, Column, FoundKeys
 from ..databases.sql import SQL, joined
 from ..databases.trigger_spec import TriggerSpec
-from ..models import (
-    Change,
-    DirtyKeys,
-    ParkedKey,
-    TrackedTable,
-    ViewChange,
-    ViewControl,
-    ViewShard,
-)
+from ..models import Change, DirtyKeys, ParkedKey, TrackedTable, ViewChange, ViewControl, ViewShard
 from ..phases import Phase
 from .tracking_spec import Tracking
 

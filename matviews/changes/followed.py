@@ -11,14 +11,7 @@ from typing import Any, NamedTuple
 from django.db import connections
 
 from ..databases import clock, dialect_of, floors_of
-from ..models import (
-    ParkedKey,
-    Refresh,
-    RefreshSchedule,
-    TrackedTable,
-    ViewControl,
-    ViewShard,
-)
+from ..models import ParkedKey, Refresh, RefreshSchedule, TrackedTable, ViewControl, ViewShard
 from ..states import RefreshState
 
 __all__ = ["Followed", "PendingSchedule", "followed_changes"]

@@ -3,41 +3,18 @@
 It depends on Django, not on Celery.
 """
 
-from .batches.derived import (
-    not_migrated,
-    own_tables_missing,
-)
+from .batches.derived import not_migrated, own_tables_missing
 from .batches.hooks import raised_by_hook
 from .batches.spans import connect as connect_spans
 from .batches.spans import run_batch
-from .batches.stages import (
-    drop_orphaned_stages,
-    sweep_stages,
-)
+from .batches.stages import drop_orphaned_stages, sweep_stages
 from .batches.sums import trim_value_logs
 from .current import CurrentQuery, current_obstacle, current_rows
-from .dispatch.closing import (
-    NextStep,
-    close_finished,
-    close_finished_in_view,
-)
-from .dispatch.governor import (
-    blindness,
-    is_governed,
-)
-from .dispatch.queue_turns import (
-    due_turns,
-    give_back,
-    next_turns,
-    take_turns,
-)
+from .dispatch.closing import NextStep, close_finished, close_finished_in_view
+from .dispatch.governor import blindness, is_governed
+from .dispatch.queue_turns import due_turns, give_back, next_turns, take_turns
 from .dispatch.refresh_limit import next_in_line
-from .dispatch.rescue import (
-    clear_resends,
-    forsaken_views,
-    rescue,
-    unclaimed_views,
-)
+from .dispatch.rescue import clear_resends, forsaken_views, rescue, unclaimed_views
 from .failures.backoff import (
     end_quiet_hours,
     release_changed,
@@ -48,38 +25,18 @@ from .failures.backoff import (
     wake,
 )
 from .failures.fingerprints import changed_phases
-from .failures.recorded import (
-    RecordedFailure,
-    recorded_failures,
-)
+from .failures.recorded import RecordedFailure, recorded_failures
 from .graph.loops import LOOP_TEXT
-from .graph.upstream import (
-    Upstream,
-    troubles_upstream,
-)
-from .graph.view_graph import (
-    ViewGraph,
-    find_cycle,
-    in_order,
-    view_graph,
-    views_read,
-)
+from .graph.upstream import Upstream, troubles_upstream
+from .graph.view_graph import ViewGraph, find_cycle, in_order, view_graph, views_read
 from .graph.wave_history import wave_of
 from .history import fold_failures, trim_alarms, trim_history
 from .messages import BatchReport, Message, Outcome
-from .on_change.due_refreshes import (
-    Lookout,
-    has_dates,
-    why_not_followed,
-)
+from .on_change.due_refreshes import Lookout, has_dates, why_not_followed
 from .on_change.durations import missed_target
 from .on_change.unlogged_work import due_without_change
 from .on_change.waves import DueRefresh
-from .parking.listing import (
-    Parked,
-    list_parked,
-    retry_parked,
-)
+from .parking.listing import Parked, list_parked, retry_parked
 from .parking.splitting import parking_obstacle
 from .requests.controls import (
     mark_migrated_views_dirty,
@@ -90,64 +47,23 @@ from .requests.controls import (
     views_to_refresh,
 )
 from .requests.marking import mark_dirty
-from .requests.refresh_order import (
-    Neighbours,
-    Order,
-    neighbours,
-    request_with_neighbours,
-)
-from .requests.requests import (
-    check_phases,
-    count_requests,
-    is_taken,
-    request,
-    request_stop,
-)
+from .requests.refresh_order import Neighbours, Order, neighbours, request_with_neighbours
+from .requests.requests import check_phases, count_requests, is_taken, request, request_stop
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
-from .row_counts import (
-    RowCount,
-    count_rows,
-)
-from .status.data_status import (
-    DataStatus,
-    data_status,
-)
+from .row_counts import RowCount, count_rows
+from .status.data_status import DataStatus, data_status
 from .status.freshness import is_fresh
-from .status.known_rows import (
-    KnownRows,
-    twin,
-)
-from .status.long_statements import (
-    LongStatement,
-    long_statements,
-)
-from .status.progress import (
-    Claim,
-    Progress,
-    RunProgress,
-    progress_of,
-)
-from .status.recent_refreshes import (
-    RecentRefreshes,
-    recent_refreshes,
-)
+from .status.known_rows import KnownRows, twin
+from .status.long_statements import LongStatement, long_statements
+from .status.progress import Claim, Progress, RunProgress, progress_of
+from .status.recent_refreshes import RecentRefreshes, recent_refreshes
 from .status.statuses import view_statuses
-from .status.verifying import (
-    Verifying,
-    find_verifying,
-)
+from .status.verifying import Verifying, find_verifying
 from .status.view_status import ViewStatus
-from .status.waiting import (
-    Backlog,
-    backlog,
-)
+from .status.waiting import Backlog, backlog
 from .totals import PhaseTotals, ViewTotals, view_totals
 from .tracking.dirty_keys import sweep_dirty_keys
-from .tracking.queues import (
-    collapse_long_queues,
-    move_log,
-    renumber_entries,
-)
+from .tracking.queues import collapse_long_queues, move_log, renumber_entries
 from .transactions import (
     alias,
     check_no_transaction,
@@ -172,14 +88,8 @@ from .verification.runs import (
     rescue_verifications,
     verify_slice,
 )
-from .verification.verify import (
-    Verification,
-    verify,
-)
-from .work.costs import (
-    KnownCosts,
-    known_costs,
-)
+from .verification.verify import Verification, verify
+from .work.costs import KnownCosts, known_costs
 
 __all__ = [
     "LOOP_TEXT",

@@ -14,11 +14,7 @@ from django_celery_beat.models import PeriodicTask
 from matviews import engine, tasks
 from matviews.changes.tracking_spec import tracked_tables, union
 from matviews.databases import Sessions, triggers_of
-from matviews.engine import (
-    Outcome,
-    locking,
-    transactions,
-)
+from matviews.engine import Outcome, locking, transactions
 from matviews.engine.batches import claim
 from matviews.engine.requests import requests
 from matviews.models import Change, PhaseRun, Refresh, TrackedTable, ViewShard

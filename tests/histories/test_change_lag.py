@@ -23,10 +23,7 @@ from matviews import changes, engine, untracked
 from matviews.changes import change_log
 from matviews.databases import triggers_of
 from matviews.engine.batches import checkpoints
-from matviews.engine.tracking import (
-    dirty_keys,
-    pending,
-)
+from matviews.engine.tracking import dirty_keys, pending
 from matviews.engine.tracking.pending import add_drain
 from matviews.json_fields import Drain
 from matviews.models import Change, PhaseRun, Refresh, ViewChange, ViewControl, ViewShard

@@ -13,12 +13,7 @@ from typing import Any
 import pytest
 from django.db import connection
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from matviews import engine
 from matviews.engine.on_change import waves

@@ -16,12 +16,7 @@ from django.db import connection
 from matviews import changes, engine
 from matviews.changes import change_log
 from matviews.changes.log_spans import Covering
-from matviews.engine.batches import (
-    batch,
-    checkpoints,
-    derived,
-    step,
-)
+from matviews.engine.batches import batch, checkpoints, derived, step
 from matviews.engine.tracking import dirty_keys
 from matviews.models import Change, ViewChange, ViewShard
 from tests.helpers.engine import in_another_connection, shard_of, without_sqlite

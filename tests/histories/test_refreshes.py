@@ -15,18 +15,10 @@ from django.db import InterfaceError, transaction
 from django.db.models import F, Q, Sum
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from matviews import engine
-from matviews.engine import (
-    BatchReport,
-    Outcome,
-)
+from matviews.engine import BatchReport, Outcome
 from matviews.engine.batches import claim
 from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase

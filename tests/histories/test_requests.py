@@ -8,12 +8,7 @@ import pytest
 from django.db import connection, transaction
 from django.db.models import F, Q
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from matviews import engine
 from matviews.engine.dispatch import closing

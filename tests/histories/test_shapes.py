@@ -14,11 +14,7 @@ from django.db import connection, models
 from hypothesis import Phase as Stage
 from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    initialize,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import initialize, precondition, rule
 
 from matviews import engine
 from matviews.changes import tracking_of

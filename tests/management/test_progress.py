@@ -8,14 +8,7 @@ import pytest
 from django.utils import timezone
 from rich.console import Console
 
-from matviews.engine import (
-    BatchReport,
-    Claim,
-    Message,
-    Outcome,
-    Progress,
-    RunProgress,
-)
+from matviews.engine import BatchReport, Claim, Message, Outcome, Progress, RunProgress
 from matviews.management.bars import Bars, bar
 from matviews.management.progress import Meter, so_far
 from matviews.management.reporting import Lines

@@ -29,14 +29,7 @@ from django_celery_beat.models import (
 from django_celery_beat.schedulers import ModelEntry
 
 from matviews import engine, tasks
-from matviews.models import (
-    MAX_JITTER,
-    Heartbeat,
-    Period,
-    Refresh,
-    RefreshSchedule,
-    ViewControl,
-)
+from matviews.models import MAX_JITTER, Heartbeat, Period, Refresh, RefreshSchedule, ViewControl
 from matviews.phases import Phase
 from matviews.registry import registry
 from matviews.tasks import periodic, receivers, schedules

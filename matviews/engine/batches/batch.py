@@ -14,36 +14,16 @@ from django.db import DatabaseError, DataError, InterfaceError
 
 from ...changes import ChangesLogged
 from ...conf import get_settings
-from ...databases import (
-    Failure,
-    errors_of,
-)
+from ...databases import Failure, errors_of
 from ...logs import log
 from ...models import PhaseRun
-from ...redact import (
-    error_text,
-    loggable,
-)
+from ...redact import error_text, loggable
 from ...states import RunState
-from ..messages import (
-    BatchReport,
-    Message,
-    Outcome,
-    publish,
-)
-from ..parking.splitting import (
-    is_unfit,
-    may_split,
-)
-from ..tracking.dirty_keys import (
-    give_up_keys,
-    require_full_refresh,
-)
-from ..tracking.queues import (
-    await_changes,
-    move_log,
-)
-from ..transactions import (  # fmt: skip
+from ..messages import BatchReport, Message, Outcome, publish
+from ..parking.splitting import is_unfit, may_split
+from ..tracking.dirty_keys import give_up_keys, require_full_refresh
+from ..tracking.queues import await_changes, move_log
+from ..transactions import (
     alias,
     batch_transaction,
     drop_broken_connection,

@@ -7,27 +7,14 @@ source, in the same transaction. The next drain finds whatever commits later.
 from collections.abc import Collection, Iterable
 
 from ... import changes
-from ...changes import (
-    ChangesLogged,
-    ChangeStatus,
-)
+from ...changes import ChangesLogged, ChangeStatus
 from ...databases.compiled import update_rows
 from ...definition import ViewDefinition
-from ...json_fields import (
-    UNTRACKED,
-    Checkpoint,
-)
-from ...models import (
-    PhaseRun,
-    ViewShard,
-)
+from ...json_fields import UNTRACKED, Checkpoint
+from ...models import PhaseRun, ViewShard
 from ...phases import Phase
 from ...queryset import plan_of
-from ..parking.parked_keys import (
-    due_changes,
-    make_due,
-    max_parked,
-)
+from ..parking.parked_keys import due_changes, make_due, max_parked
 from ..tracking.dirty_keys import (
     add_dirty,
     all_dirty,
@@ -38,10 +25,7 @@ from ..tracking.dirty_keys import (
     staged_runs,
     truncate_reason,
 )
-from ..tracking.pending import (
-    add_drain,
-    drop_processed,
-)
+from ..tracking.pending import add_drain, drop_processed
 from ..transactions import alias
 from ..work.long_runs import is_long
 from ..work.shard_work import Work

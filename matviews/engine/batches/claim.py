@@ -15,11 +15,7 @@ from ...databases.clock import UtcNow
 from ...models import ViewShard
 from ...redact import bounded
 from ..locking import update_if_current
-from ..messages import (
-    BatchReport,
-    Message,
-    Outcome,
-)
+from ..messages import BatchReport, Message, Outcome
 from ..transactions import short_transaction
 
 __all__ = ["advance_token", "claim", "is_claimed", "refused", "withdraw", "worker_name"]

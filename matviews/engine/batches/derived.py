@@ -9,10 +9,7 @@ from django.db import DatabaseError, transaction
 from ...contract import Batch
 from ...databases.keys import Key
 from ...definition import ViewDefinition
-from ...exceptions import (
-    InvalidView,
-    ViewNotReady,
-)
+from ...exceptions import InvalidView, ViewNotReady
 from ...logs import log
 from ...models import PhaseRun
 from ...phases import Phase
@@ -27,38 +24,14 @@ from ...queryset import (
     unmigrated,
 )
 from ...states import RefreshStrategy
-from ..parking.splitting import (
-    is_careful,
-    run_dirty,
-)
-from ..tracking.dirty_keys import (
-    count_keys,
-    dirty_keys,
-    load_keys,
-    save_dirty,
-    truncate_reason,
-)
-from ..transactions import (
-    alias,
-    statement_budget,
-    statement_timeout,
-)
-from ..work.batch_parts import (
-    Attempted,
-    Dirty,
-)
-from ..work.costs import (
-    expected_seconds,
-    is_expensive,
-    keys_budget,
-)
+from ..parking.splitting import is_careful, run_dirty
+from ..tracking.dirty_keys import count_keys, dirty_keys, load_keys, save_dirty, truncate_reason
+from ..transactions import alias, statement_budget, statement_timeout
+from ..work.batch_parts import Attempted, Dirty
+from ..work.costs import expected_seconds, is_expensive, keys_budget
 from ..work.shard_work import Work
 from .checkpoints import needs_full_refresh, set_checkpoint
-from .full_refreshes import (
-    progress_of,
-    recorded,
-    walk,
-)
+from .full_refreshes import progress_of, recorded, walk
 from .sums import sums_runner
 
 __all__ = [

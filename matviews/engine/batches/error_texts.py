@@ -5,17 +5,9 @@ from typing import Any
 from ...databases import errors_of
 from ...definition import ViewDefinition
 from ...queryset import key_columns
-from ...redact import (
-    bounded,
-    error_text,
-    loggable,
-    traceback_text,
-)
+from ...redact import bounded, error_text, loggable, traceback_text
 from ..rights import denied_for
-from ..transactions import (
-    alias,
-    statement_timeout,
-)
+from ..transactions import alias, statement_timeout
 from ..work.batch_parts import Attempted
 from ..work.shard_work import Work
 from .hooks import raised_by_hook

@@ -7,23 +7,10 @@ from ...databases import StagingRefused
 from ...logs import log
 from ...models import PhaseRun
 from ...phases import Phase
-from ...queryset import (
-    Plan,
-    WindowProgress,
-    fill_stage,
-    stage_name,
-)
+from ...queryset import Plan, WindowProgress, fill_stage, stage_name
 from ...states import RefreshStrategy
-from ..parking.parked_keys import (
-    has_unfit,
-    parked,
-    unpark,
-)
-from ..parking.splitting import (
-    can_split,
-    is_careful,
-    walk_keys,
-)
+from ..parking.parked_keys import has_unfit, parked, unpark
+from ..parking.splitting import can_split, is_careful, walk_keys
 from ..transactions import alias
 from ..work.shard_work import Work
 

@@ -6,14 +6,8 @@ from traceback import walk_tb
 from typing import Any
 
 from ...conf import get_settings
-from ...contract import (
-    Batch,
-    Shard,
-)
-from ...definition import (
-    HookKind,
-    ViewDefinition,
-)
+from ...contract import Batch, Shard
+from ...definition import HookKind, ViewDefinition
 from ...exceptions import HookError
 from ...phases import Phase
 from ...project_locale import project_locale

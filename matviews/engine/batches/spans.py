@@ -18,11 +18,7 @@ from ...logs import log
 from ...models import Refresh
 from ...redact import error_text
 from ...states import RefreshState
-from ..messages import (
-    BatchReport,
-    Message,
-    Outcome,
-)
+from ..messages import BatchReport, Message, Outcome
 from . import batch
 
 try:

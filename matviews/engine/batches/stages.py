@@ -7,19 +7,10 @@ from contextlib import nullcontext
 from django.db import connections
 
 from ...logs import log
-from ...models import (
-    PhaseRun,
-    Refresh,
-)
-from ...queryset import (
-    drop_stage,
-    stages,
-)
+from ...models import PhaseRun, Refresh
+from ...queryset import drop_stage, stages
 from ...states import RefreshState
-from ..transactions import (
-    alias,
-    short_transaction,
-)
+from ..transactions import alias, short_transaction
 
 __all__ = ["drop_orphaned_stages", "drop_stages", "sweep_stages"]
 

@@ -7,25 +7,15 @@ from dataclasses import dataclass
 
 from ...conf import get_settings
 from ...contract import Batch
-from ...definition import (
-    HookKind,
-    Hooks,
-    ViewDefinition,
-)
+from ...definition import HookKind, Hooks, ViewDefinition
 from ...exceptions import NotAdvancing
 from ...logs import log
 from ...models import PhaseRun
 from ...phases import Phase
 from ...states import RunState
-from ..parking.parked_keys import (
-    forget_underived,
-    take_back_new,
-)
+from ..parking.parked_keys import forget_underived, take_back_new
 from ..parking.splitting import is_careful
-from ..tracking.dirty_keys import (
-    count_keys,
-    dirty_keys,
-)
+from ..tracking.dirty_keys import count_keys, dirty_keys
 from ..transactions import now
 from ..work.costs import record_cost
 from ..work.shard_work import Work

@@ -12,31 +12,15 @@ from django.db import DatabaseError, transaction
 from django.db.models import Q
 
 from ... import changes
-from ...databases import (
-    Failure,
-    errors_of,
-    sums_of,
-)
+from ...databases import Failure, errors_of, sums_of
 from ...definition import ViewDefinition
 from ...logs import log
-from ...models import (
-    PhaseRun,
-    ViewSums,
-)
-from ...queryset import (
-    BatchRunner,
-    add,
-    build,
-    count_differing,
-    plan_of,
-)
+from ...models import PhaseRun, ViewSums
+from ...queryset import BatchRunner, add, build, count_differing, plan_of
 from ...redact import error_text
 from ..locking import lock_available
 from ..parking.splitting import is_careful
-from ..transactions import (
-    alias,
-    short_transaction,
-)
+from ..transactions import alias, short_transaction
 from ..work.shard_work import Work
 
 __all__ = ["MAX_ENTRIES", "check_sums", "distrust_sums", "sums_runner", "trim_value_logs"]

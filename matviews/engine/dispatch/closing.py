@@ -14,60 +14,23 @@ from typing import Any, NamedTuple
 from django.db.models import Exists, F, OuterRef, Q
 
 from ... import signals
-from ...databases.compiled import (
-    PK_PLACEHOLDER,
-    CompiledSelect,
-    update_rows,
-)
+from ...databases.compiled import PK_PLACEHOLDER, CompiledSelect, update_rows
 from ...logs import log
-from ...models import (
-    PhaseRun,
-    Refresh,
-    ViewControl,
-    ViewShard,
-)
+from ...models import PhaseRun, Refresh, ViewControl, ViewShard
 from ...phases import Phase
 from ...redact import bounded
-from ...states import (
-    RefreshState,
-    RunState,
-    check_transition,
-)
-from ...waits import (
-    Wait,
-    WaitCode,
-)
+from ...states import RefreshState, RunState, check_transition
+from ...waits import Wait, WaitCode
 from ..batches.as_of import times_of
 from ..batches.stages import drop_stages
-from ..failures.backoff import (
-    FAILED_RUNS,
-    Ending,
-    publish_ending,
-    record_ending,
-    wait,
-)
+from ..failures.backoff import FAILED_RUNS, Ending, publish_ending, record_ending, wait
 from ..failures.definition_digest import definition_digest
 from ..failures.fingerprints import save_fingerprints
-from ..locking import (
-    lock_available,
-    update_if_current,
-    update_unlocked,
-)
-from ..messages import (
-    BatchReport,
-    Message,
-)
+from ..locking import lock_available, update_if_current, update_unlocked
+from ..messages import BatchReport, Message
 from ..totals import ended
-from ..transactions import (
-    alias,
-    now,
-    short_transaction,
-    utc_now,
-)
-from ..work.loader import (
-    load_work,
-    load_works,
-)
+from ..transactions import alias, now, short_transaction, utc_now
+from ..work.loader import load_work, load_works
 from ..work.prerequisites import views_of_waiting
 from ..work.shard_work import Work
 from .governor import must_wait

@@ -16,31 +16,17 @@ from django.db import DatabaseError, InterfaceError, transaction
 from django.db.models.functions import Coalesce
 
 from ...conf import get_settings
-from ...databases import (
-    Load,
-    load_reader_of,
-)
+from ...databases import Load, load_reader_of
 from ...databases.clock import UtcNow
 from ...definition import ViewDefinition
 from ...exceptions import InvalidView
 from ...logs import log
-from ...models import (
-    PhaseRun,
-    Refresh,
-    ViewControl,
-)
+from ...models import PhaseRun, Refresh, ViewControl
 from ...queryset import tables_read
-from ...waits import (
-    Wait,
-    WaitCode,
-)
+from ...waits import Wait, WaitCode
 from ..failures.backoff import wait
 from ..tracking.pending import utc
-from ..transactions import (
-    alias,
-    drop_broken_connection,
-    utc_now,
-)
+from ..transactions import alias, drop_broken_connection, utc_now
 from ..work.shard_work import Work
 from .refresh_limit import is_limited, permit_fault, release_permit
 

@@ -20,17 +20,9 @@ from django.db.models.functions import Coalesce
 
 from ...conf import get_settings
 from ...databases.clock import UtcNow
-from ...models import (
-    Refresh,
-    RefreshSchedule,
-    ScheduleKind,
-    ViewShard,
-)
+from ...models import Refresh, RefreshSchedule, ScheduleKind, ViewShard
 from ...states import RefreshState
-from ..locking import (
-    running,
-    update_if_current,
-)
+from ..locking import running, update_if_current
 from ..messages import Message
 from .closing import close_finished
 

@@ -17,30 +17,15 @@ from django.db import DatabaseError, IntegrityError, InterfaceError
 from django.db.models import Case, Exists, F, OuterRef, Q, QuerySet, Value, When
 
 from ...conf import get_settings
-from ...databases import (
-    Failure,
-    errors_of,
-)
+from ...databases import Failure, errors_of
 from ...databases.clock import UtcNow
 from ...logs import log
-from ...models import (
-    Refresh,
-    RefreshPermit,
-    ViewControl,
-    ViewShard,
-)
+from ...models import Refresh, RefreshPermit, ViewControl, ViewShard
 from ...states import RefreshState
-from ...waits import (
-    Wait,
-    WaitCode,
-)
+from ...waits import Wait, WaitCode
 from ..failures.backoff import wake_views
 from ..locking import running
-from ..transactions import (
-    alias,
-    drop_broken_connection,
-    short_transaction,
-)
+from ..transactions import alias, drop_broken_connection, short_transaction
 
 __all__ = ["is_limited", "next_in_line", "permit_fault", "release_permit"]
 

@@ -9,23 +9,13 @@ from django.db.models import Exists, OuterRef, Q
 from ...conf import get_settings
 from ...databases.clock import UtcNow
 from ...logs import log
-from ...models import (
-    Refresh,
-    RefreshSchedule,
-    ViewShard,
-)
-from ...redact import (
-    error_text,
-    loggable,
-)
+from ...models import Refresh, RefreshSchedule, ViewShard
+from ...redact import error_text, loggable
 from ...states import RefreshState
 from ..failures.backoff import may_begin
 from ..locking import update_if_current
 from ..messages import Message
-from ..transactions import (
-    drop_broken_connection,
-    now,
-)
+from ..transactions import drop_broken_connection, now
 from .closing import close_finished
 from .resends import resend_interval
 

@@ -17,29 +17,12 @@ from ...conf import get_settings
 from ...databases.clock import UtcNow
 from ...definition import ViewDefinition
 from ...logs import log
-from ...models import (
-    PhaseRun,
-    Refresh,
-    RefreshSchedule,
-    ScheduleKind,
-    ViewControl,
-    ViewShard,
-)
+from ...models import PhaseRun, Refresh, RefreshSchedule, ScheduleKind, ViewControl, ViewShard
 from ...registry import registry
-from ...states import (
-    RefreshState,
-    RunState,
-)
-from ...waits import (
-    Wait,
-    WaitCode,
-)
+from ...states import RefreshState, RunState
+from ...waits import Wait, WaitCode
 from ..locking import update_unlocked
-from ..transactions import (
-    now,
-    short_transaction,
-    utc_now,
-)
+from ..transactions import now, short_transaction, utc_now
 from .definition_digest import definition_digest
 from .recorded import recorded_failures
 

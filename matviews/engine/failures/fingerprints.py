@@ -3,10 +3,7 @@
 from collections.abc import Iterable
 
 from ...definition import ViewDefinition
-from ...models import (
-    PhaseRun,
-    ViewControl,
-)
+from ...models import PhaseRun, ViewControl
 from ...phases import Phase
 from ...queryset import fingerprint_of
 from ...states import RunState

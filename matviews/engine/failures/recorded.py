@@ -5,17 +5,10 @@ from typing import NamedTuple
 
 from django.db.models import OuterRef, Subquery
 
-from ...models import (
-    PhaseRun,
-    Refresh,
-    ViewControl,
-)
+from ...models import PhaseRun, Refresh, ViewControl
 from ...phases import Phase
 from ...redact import recorded_exception
-from ...states import (
-    RefreshState,
-    RunState,
-)
+from ...states import RefreshState, RunState
 
 __all__ = ["RecordedFailure", "recorded_failures"]
 

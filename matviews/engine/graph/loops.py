@@ -12,19 +12,10 @@ from datetime import datetime, timedelta
 
 from ... import changes
 from ...logs import log
-from ...models import (
-    Refresh,
-    ViewControl,
-)
+from ...models import Refresh, ViewControl
 from ...phases import Phase
-from ..transactions import (
-    alias,
-    now,
-)
-from .view_graph import (
-    reached,
-    view_graph,
-)
+from ..transactions import alias, now
+from .view_graph import reached, view_graph
 
 __all__ = ["LOOP_TEXT", "Echoes", "is_in_loop"]
 

@@ -6,18 +6,12 @@ from typing import Any, NamedTuple
 from django.db.models import OuterRef, Subquery
 
 from ...definition import ViewDefinition
-from ...models import (
-    Refresh,
-    ViewControl,
-)
+from ...models import Refresh, ViewControl
 from ...queryset import fault_of
 from ...registry import registry
 from ...states import RefreshState
 from ..transactions import alias
-from .view_graph import (
-    reached,
-    views_upstream,
-)
+from .view_graph import reached, views_upstream
 
 __all__ = ["NO_TROUBLE", "Upstream", "fault_of_class", "troubled", "troubles_upstream"]
 

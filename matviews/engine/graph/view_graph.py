@@ -11,10 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from django.db.models import Model
 
 from ...definition import ViewDefinition
-from ...queryset import (
-    declared_tables,
-    tables_read,
-)
+from ...queryset import declared_tables, tables_read
 from ...registry import registry
 from ..transactions import alias
 

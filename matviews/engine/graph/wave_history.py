@@ -5,14 +5,8 @@ from typing import Any
 
 from django.db.models import OuterRef, QuerySet, Subquery, Sum
 
-from ...models import (
-    PhaseRun,
-    Refresh,
-)
-from .view_graph import (
-    reached,
-    view_graph,
-)
+from ...models import PhaseRun, Refresh
+from .view_graph import reached, view_graph
 
 __all__ = ["MAX_IN_WAVE", "wave_of"]
 

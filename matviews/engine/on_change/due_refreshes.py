@@ -16,15 +16,9 @@ from ...changes import Followed
 from ...definition import ViewDefinition
 from ...models import RefreshSchedule
 from ..graph.loops import Echoes
-from ..tracking.change_ages import (
-    Ages,
-    phases_of,
-)
+from ..tracking.change_ages import Ages, phases_of
 from ..tracking.queues import move_log
-from ..transactions import (
-    alias,
-    utc_now,
-)
+from ..transactions import alias, utc_now
 from .durations import time_left_after_change
 from .waves import DueRefresh, Wave
 

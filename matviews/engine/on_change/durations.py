@@ -7,11 +7,7 @@ from typing import NamedTuple
 
 from django.db.models import Exists, OuterRef
 
-from ...models import (
-    PhaseRun,
-    Refresh,
-    ViewControl,
-)
+from ...models import PhaseRun, Refresh, ViewControl
 from ...phases import Phase
 from ...states import RefreshState
 

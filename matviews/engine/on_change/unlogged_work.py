@@ -13,12 +13,7 @@ from django.db.models import Exists, OuterRef
 from ... import changes
 from ...changes import Tracking
 from ...definition import ViewDefinition
-from ...models import (
-    Refresh,
-    RefreshSchedule,
-    ViewControl,
-    ViewShard,
-)
+from ...models import Refresh, RefreshSchedule, ViewControl, ViewShard
 from ...phases import Phase
 from ...queryset import fingerprint_of
 from ...states import RefreshState
@@ -27,11 +22,7 @@ from ..failures.fingerprints import changed_phases
 from ..parking.parked_keys import max_parked
 from ..tracking.change_ages import phases_of
 from ..tracking.pending import oldest_drained
-from ..transactions import (
-    alias,
-    now,
-    utc_now,
-)
+from ..transactions import alias, now, utc_now
 from .durations import usual_duration
 from .waves import DueRefresh
 

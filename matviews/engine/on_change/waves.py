@@ -15,22 +15,11 @@ from django.db.models import Exists, OuterRef
 
 from ... import changes
 from ...changes import Followed
-from ...models import (
-    PhaseRun,
-    Refresh,
-    RefreshSchedule,
-    ViewControl,
-)
+from ...models import PhaseRun, Refresh, RefreshSchedule, ViewControl
 from ...phases import Phase
 from ...registry import registry
-from ..graph.view_graph import (
-    reached,
-    views_upstream,
-)
-from ..tracking.change_ages import (
-    Ages,
-    phases_of,
-)
+from ..graph.view_graph import reached, views_upstream
+from ..tracking.change_ages import Ages, phases_of
 
 __all__ = ["PATIENCE", "DueRefresh", "Wave"]
 

@@ -8,17 +8,11 @@ from django.db import DatabaseError, transaction
 
 from ...conf import get_settings
 from ...databases import sessions_of
-from ...databases.keys import (
-    Key,
-    in_order,
-)
+from ...databases.keys import Key, in_order
 from ...logs import log
 from ...models import PhaseRun
 from ...phases import Phase
-from ...queryset import (
-    BatchRunner,
-    equal_keys,
-)
+from ...queryset import BatchRunner, equal_keys
 from ...redact import error_text
 from ..transactions import alias
 from ..work.shard_work import Work

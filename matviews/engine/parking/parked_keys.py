@@ -13,37 +13,15 @@ from django.db import DatabaseError, transaction
 from ... import changes
 from ...changes import QueuedChange
 from ...conf import get_settings
-from ...databases import (
-    ConstraintKind,
-    errors_of,
-)
-from ...databases.keys import (
-    Key,
-    from_json,
-    to_json,
-)
+from ...databases import ConstraintKind, errors_of
+from ...databases.keys import Key, from_json, to_json
 from ...definition import ViewDefinition
-from ...models import (
-    ParkedKey,
-    PhaseRun,
-    ViewShard,
-)
+from ...models import ParkedKey, PhaseRun, ViewShard
 from ...phases import Phase
-from ...queryset import (
-    Statements,
-    equal_keys,
-    key_columns,
-    refused,
-)
+from ...queryset import Statements, equal_keys, key_columns, refused
 from ...redact import error_text
-from ..tracking.dirty_keys import (
-    all_dirty,
-    load_keys,
-)
-from ..transactions import (
-    alias,
-    now,
-)
+from ..tracking.dirty_keys import all_dirty, load_keys
+from ..transactions import alias, now
 from ..work.shard_work import Work
 
 __all__ = [

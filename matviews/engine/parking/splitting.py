@@ -9,25 +9,14 @@ from collections.abc import Sequence
 
 from ...contract import Batch
 from ...databases import errors_of
-from ...databases.keys import (
-    Key,
-    to_json,
-)
+from ...databases.keys import Key, to_json
 from ...definition import ViewDefinition
 from ...models import PhaseRun
 from ...phases import Phase
-from ...queryset import (
-    BatchRunner,
-    Plan,
-    WindowProgress,
-)
+from ...queryset import BatchRunner, Plan, WindowProgress
 from ..transactions import alias
 from ..work.shard_work import Work
-from .bisection import (
-    PROBES,
-    SAMPLE_KEYS,
-    Splitter,
-)
+from .bisection import PROBES, SAMPLE_KEYS, Splitter
 from .parked_keys import due_of, find_parked, is_of_data, max_parked, parked, try_soon
 
 __all__ = [

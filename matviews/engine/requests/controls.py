@@ -9,13 +9,7 @@ from django.db.models import Count, F, Q
 from ... import changes
 from ...definition import ViewDefinition
 from ...exceptions import ViewNotReady
-from ...models import (
-    Period,
-    RefreshSchedule,
-    ScheduleKind,
-    ViewControl,
-    ViewShard,
-)
+from ...models import Period, RefreshSchedule, ScheduleKind, ViewControl, ViewShard
 from ...phases import Phase
 from ...registry import registry
 from ...states import RefreshState

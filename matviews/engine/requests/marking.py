@@ -6,18 +6,11 @@ from typing import Any
 from django.db import DataError, transaction
 
 from ... import changes
-from ...databases.keys import (
-    Key,
-    to_json,
-)
+from ...databases.keys import Key, to_json
 from ...definition import ViewDefinition
 from ...exceptions import InvalidRequest
 from ...models import ViewControl
-from ...queryset import (
-    Plan,
-    as_key,
-    plan_of,
-)
+from ...queryset import Plan, as_key, plan_of
 from ...registry import registry
 from ..tracking.dirty_keys import KEYS_PER_ROW
 from ..transactions import alias

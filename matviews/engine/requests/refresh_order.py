@@ -6,19 +6,10 @@ from typing import Any, NamedTuple
 
 from ...exceptions import MatviewsError
 from ...logs import log
-from ...models import (
-    Origin,
-    Refresh,
-    ViewControl,
-)
+from ...models import Origin, Refresh, ViewControl
 from ...phases import Phase
 from ...registry import registry
-from ..graph.view_graph import (
-    ViewGraph,
-    in_order,
-    reached,
-    view_graph,
-)
+from ..graph.view_graph import ViewGraph, in_order, reached, view_graph
 from .requests import check_phases, request
 
 __all__ = ["Neighbours", "Order", "neighbours", "request_with_neighbours"]

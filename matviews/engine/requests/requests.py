@@ -12,35 +12,18 @@ from ... import signals
 from ...changes import ChangeStatus
 from ...databases.compiled import update_rows
 from ...definition import ViewDefinition
-from ...exceptions import (
-    InvalidRequest,
-    InvalidView,
-    ViewDisabled,
-)
+from ...exceptions import InvalidRequest, InvalidView, ViewDisabled
 from ...limits import BATCH_SIZE
 from ...logs import log
-from ...models import (
-    Origin,
-    PhaseRun,
-    Refresh,
-    ViewControl,
-    ViewShard,
-)
+from ...models import Origin, PhaseRun, Refresh, ViewControl, ViewShard
 from ...phases import Phase
-from ...redact import (
-    bounded,
-    brief,
-)
+from ...redact import bounded, brief
 from ...registry import registry
 from ...states import RefreshState
 from ..batches.checkpoints import change_status_of
 from ..locking import join_unlocked
 from ..totals import ended
-from ..transactions import (
-    alias,
-    now,
-    short_transaction,
-)
+from ..transactions import alias, now, short_transaction
 from .controls import not_ready
 
 __all__ = ["check_phases", "count_requests", "is_taken", "request", "request_stop"]

@@ -43,23 +43,11 @@ from ...models import (
     ViewShard,
     intervals_of,
 )
-from ...queryset import (
-    fingerprint_of,
-    plan_of,
-)
+from ...queryset import fingerprint_of, plan_of
 from ...registry import registry
-from ...states import (
-    RefreshState,
-    ViewState,
-)
-from ..failures.backoff import (
-    is_forced,
-    may_begin,
-)
-from ..graph.upstream import (
-    Upstream,
-    troubles_upstream,
-)
+from ...states import RefreshState, ViewState
+from ..failures.backoff import is_forced, may_begin
+from ..graph.upstream import Upstream, troubles_upstream
 from ..tracking.pending import oldest_drained
 from ..transactions import alias
 from .statuses import judge

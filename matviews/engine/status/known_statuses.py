@@ -7,14 +7,8 @@ from typing import Any, NamedTuple
 from ...conf import get_settings
 from ...definition import ViewDefinition
 from ...queryset import fingerprint_of
-from ...states import (
-    RefreshState,
-    ViewState,
-)
-from ..graph.upstream import (
-    NO_TROUBLE,
-    Upstream,
-)
+from ...states import RefreshState, ViewState
+from ..graph.upstream import NO_TROUBLE, Upstream
 from ..transactions import alias
 from .timeliness import Sources
 from .view_status import ViewStatus

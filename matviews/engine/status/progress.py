@@ -9,16 +9,9 @@ from django.db.models import QuerySet
 
 from ... import changes
 from ...databases import clock
-from ...models import (
-    PhaseRun,
-    Refresh,
-    ViewShard,
-)
+from ...models import PhaseRun, Refresh, ViewShard
 from ...phases import Phase
-from ...states import (
-    RefreshState,
-    RunState,
-)
+from ...states import RefreshState, RunState
 from ..batches.claim import worker_name
 from ..transactions import alias
 

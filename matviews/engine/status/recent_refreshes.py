@@ -7,10 +7,7 @@ from ... import changes
 from ...models import PhaseRun
 from ...phases import Phase
 from ...registry import registry
-from ...states import (
-    RefreshStrategy,
-    RunState,
-)
+from ...states import RefreshStrategy, RunState
 from ..transactions import alias
 
 __all__ = ["RecentRefreshes", "recent_refreshes"]

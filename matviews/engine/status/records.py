@@ -25,7 +25,7 @@ from django.db.models import (
 from django.db.models.functions import RowNumber
 
 from ...databases.clock import UtcNow
-from ...models import (  # fmt: skip
+from ...models import (
     PhaseRun,
     Refresh,
     RefreshSchedule,
@@ -37,10 +37,7 @@ from ...models import (  # fmt: skip
 )
 from ...phases import Phase
 from ...states import RefreshState
-from ..failures.backoff import (
-    is_forced,
-    may_begin,
-)
+from ..failures.backoff import is_forced, may_begin
 from .known_rows import KnownRows, twin
 
 __all__ = ["MAX_OPEN_REFRESHES", "load_records"]

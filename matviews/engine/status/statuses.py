@@ -10,31 +10,14 @@ from ...definition import ViewDefinition
 from ...models import ViewControl
 from ...phases import Phase
 from ...registry import registry
-from ...states import (
-    RefreshState,
-    ViewState,
-)
+from ...states import RefreshState, ViewState
 from ..dispatch.resends import first_sent
 from ..failures.fingerprints import changed_phases
 from ..graph.loops import is_in_loop
-from ..graph.upstream import (
-    NO_TROUBLE,
-    Upstream,
-    fault_of_class,
-    troubled,
-)
-from ..graph.view_graph import (
-    views_read,
-    views_upstream,
-)
-from ..row_counts import (
-    RowCount,
-    count_rows,
-)
-from ..transactions import (
-    alias,
-    now,
-)
+from ..graph.upstream import NO_TROUBLE, Upstream, fault_of_class, troubled
+from ..graph.view_graph import views_read, views_upstream
+from ..row_counts import RowCount, count_rows
+from ..transactions import alias, now
 from .known_statuses import known_status, remember
 from .progress import Claim, Progress
 from .records import load_records

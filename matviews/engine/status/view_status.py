@@ -8,10 +8,7 @@ from typing import Any
 from ...phases import Phase
 from ...states import ViewState
 from ...waits import Wait
-from ..graph.upstream import (
-    NO_TROUBLE,
-    Upstream,
-)
+from ..graph.upstream import NO_TROUBLE, Upstream
 from ..row_counts import RowCount
 from .progress import Claim
 from .verifying import Verifying

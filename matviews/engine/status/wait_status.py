@@ -4,10 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from ...models import ViewControl
-from ...waits import (
-    Wait,
-    WaitCode,
-)
+from ...waits import Wait, WaitCode
 from ..transactions import utc_now
 
 __all__ = ["is_late", "quiet_until", "retry_in", "wait_of"]

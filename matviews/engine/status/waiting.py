@@ -7,12 +7,7 @@ from django.db.models import Count, Exists, OuterRef, Q, Sum
 from django.db.models.functions import Coalesce
 
 from ... import changes
-from ...models import (
-    ParkedKey,
-    PhaseRun,
-    Refresh,
-    ViewControl,
-)
+from ...models import ParkedKey, PhaseRun, Refresh, ViewControl
 from ...phases import Phase
 from ...states import RefreshState
 

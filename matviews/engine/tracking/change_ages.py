@@ -7,16 +7,9 @@ from functools import cached_property
 from django.db.models import Min
 
 from ... import changes
-from ...models import (
-    ParkedKey,
-    RefreshSchedule,
-    ViewShard,
-)
+from ...models import ParkedKey, RefreshSchedule, ViewShard
 from ...phases import Phase
-from ..transactions import (
-    now,
-    utc_now,
-)
+from ..transactions import now, utc_now
 from .pending import oldest_drained
 
 __all__ = ["Ages", "phases_of"]

@@ -7,38 +7,14 @@ from django.db.models import Exists, OuterRef, Q
 from ... import changes
 from ...changes import QueuedChange
 from ...databases import catalog_of
-from ...databases.keys import (
-    Key,
-    from_json,
-    in_order,
-    to_json,
-)
-from ...models import (
-    DirtyKeys,
-    PhaseRun,
-    Refresh,
-    ViewShard,
-)
+from ...databases.keys import Key, from_json, in_order, to_json
+from ...models import DirtyKeys, PhaseRun, Refresh, ViewShard
 from ...queryset import Plan
-from ...states import (
-    RefreshState,
-    RefreshStrategy,
-)
+from ...states import RefreshState, RefreshStrategy
 from ..locking import lock_available
-from ..transactions import (
-    alias,
-    short_transaction,
-)
-from ..work.batch_parts import (
-    Attempted,
-    Dirty,
-)
-from ..work.costs import (
-    expected_seconds,
-    is_full_cheaper,
-    max_worthwhile_keys,
-    record_timeout,
-)
+from ..transactions import alias, short_transaction
+from ..work.batch_parts import Attempted, Dirty
+from ..work.costs import expected_seconds, is_full_cheaper, max_worthwhile_keys, record_timeout
 from ..work.shard_work import Work
 from .pending import processed
 from .resolve import resolve

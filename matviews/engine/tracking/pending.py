@@ -10,10 +10,7 @@ from datetime import UTC, datetime
 from django.utils import timezone
 
 from ...json_fields import Drain
-from ...models import (
-    PhaseRun,
-    ViewShard,
-)
+from ...models import PhaseRun, ViewShard
 
 __all__ = ["add_drain", "drop_processed", "oldest_drained", "processed", "utc"]
 

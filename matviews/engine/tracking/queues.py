@@ -9,14 +9,8 @@ from django.db import DatabaseError, InterfaceError
 from ... import changes
 from ...changes import ChangesLogged
 from ...logs import log
-from ...redact import (
-    error_text,
-    loggable,
-)
-from ..transactions import (
-    drop_broken_connection,
-    short_transaction,
-)
+from ...redact import error_text, loggable
+from ..transactions import drop_broken_connection, short_transaction
 
 __all__ = [
     "MOVE_RETRY_DELAYS",

@@ -4,10 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ...changes import QueuedChange
-from ...databases.keys import (
-    Key,
-    from_json,
-)
+from ...databases.keys import Key, from_json
 from ...queryset import Plan
 
 __all__ = ["ResolvedKeys", "resolve"]

@@ -10,38 +10,14 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from ... import changes
-from ...databases.keys import (
-    Key,
-    Keys,
-    from_json,
-)
+from ...databases.keys import Key, Keys, from_json
 from ...definition import ViewDefinition
-from ...models import (
-    DirtyKeys,
-    ViewShard,
-)
+from ...models import DirtyKeys, ViewShard
 from ...phases import Phase
-from ...queryset import (
-    Difference,
-    Differences,
-    Kind,
-    Plan,
-    compare,
-    plan_of,
-)
+from ...queryset import Difference, Differences, Kind, Plan, compare, plan_of
 from ..tracking.resolve import resolve
-from ..transactions import (
-    alias,
-    snapshot,
-    statement_timeout,
-)
-from .key_parts import (
-    PHASE_OF_KIND,
-    Part,
-    as_spelled,
-    keys_left_out,
-    statements_of,
-)
+from ..transactions import alias, snapshot, statement_timeout
+from .key_parts import PHASE_OF_KIND, Part, as_spelled, keys_left_out, statements_of
 
 __all__ = ["Settled", "compare_all", "compare_settled"]
 

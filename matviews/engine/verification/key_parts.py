@@ -12,22 +12,10 @@ from django.db import DatabaseError, transaction
 from django.db.models import Q
 
 from ...conf import get_settings
-from ...databases.keys import (
-    Key,
-    Keys,
-    KeySelection,
-    from_json,
-    to_json,
-)
+from ...databases.keys import Key, Keys, KeySelection, from_json, to_json
 from ...definition import ViewDefinition
-from ...exceptions import (
-    InvalidRequest,
-    ViewBusy,
-)
-from ...models import (
-    ParkedKey,
-    ViewShard,
-)
+from ...exceptions import InvalidRequest, ViewBusy
+from ...models import ParkedKey, ViewShard
 from ...phases import Phase
 from ...queryset import (
     BatchRunner,
@@ -45,11 +33,7 @@ from ..batches.derived import explained
 from ..batches.sums import distrust_sums
 from ..locking import lock_available
 from ..parking.splitting import splitting_obstacle
-from ..transactions import (
-    alias,
-    batch_transaction,
-    check_no_transaction,
-)
+from ..transactions import alias, batch_transaction, check_no_transaction
 
 __all__ = ["PHASE_OF_KIND", "Part", "as_spelled", "keys_left_out", "keys_part", "parts",
     "repair_part", "statements_of"]  # fmt: skip

@@ -5,10 +5,7 @@ from typing import Any
 
 from ...conf import get_settings
 from ...databases.keys import to_json
-from ...queryset import (
-    Difference,
-    Kind,
-)
+from ...queryset import Difference, Kind
 from .comparison import Settled
 
 __all__ = ["VerifyProgress"]

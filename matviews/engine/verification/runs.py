@@ -11,12 +11,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from django.db import (
-    IntegrityError,
-    InterfaceError,
-    OperationalError,
-    transaction,
-)
+from django.db import IntegrityError, InterfaceError, OperationalError, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce
 
@@ -27,38 +22,15 @@ from ...databases.keys import from_json
 from ...definition import ViewDefinition
 from ...exceptions import ViewBusy
 from ...logs import log
-from ...models import (
-    Origin,
-    VerifyRun,
-    ViewControl,
-)
-from ...redact import (
-    bounded,
-    error_text,
-    loggable,
-)
+from ...models import Origin, VerifyRun, ViewControl
+from ...redact import bounded, error_text, loggable
 from ..batches.claim import worker_name
 from ..requests.controls import not_ready
-from ..transactions import (
-    alias,
-    drop_broken_connection,
-    now,
-    short_transaction,
-    statement_timeout,
-)
+from ..transactions import alias, drop_broken_connection, now, short_transaction, statement_timeout
 from .comparison import compare_settled
-from .key_parts import (
-    Part,
-    keys_left_out,
-    keys_part,
-    parts,
-    repair_part,
-)
+from .key_parts import Part, keys_left_out, keys_part, parts, repair_part
 from .progress import VerifyProgress
-from .verify import (
-    check_verifiable,
-    stored_result,
-)
+from .verify import check_verifiable, stored_result
 from .waits import must_wait
 
 __all__ = ["VerifyMessage", "repaired_view", "request_verification", "rescue_verifications",

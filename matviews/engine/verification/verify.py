@@ -6,35 +6,15 @@ from typing import Any
 from ...definition import ViewDefinition
 from ...exceptions import InvalidRequest
 from ...limits import SAMPLE_SIZE
-from ...models import (
-    Origin,
-    ViewControl,
-)
-from ...queryset import (
-    Difference,
-    Kind,
-    plan_of,
-)
+from ...models import Origin, ViewControl
+from ...queryset import Difference, Kind, plan_of
 from ...redact import brief
 from ...registry import registry
 from ..batches.sums import check_sums
 from ..requests.controls import not_ready
-from ..transactions import (
-    alias,
-    in_transaction,
-    now,
-)
-from .comparison import (
-    Settled,
-    compare_all,
-    compare_settled,
-)
-from .key_parts import (
-    Part,
-    keys_left_out,
-    parts,
-    repair_part,
-)
+from ..transactions import alias, in_transaction, now
+from .comparison import Settled, compare_all, compare_settled
+from .key_parts import Part, keys_left_out, parts, repair_part
 
 __all__ = ["MAX_EXAMPLES", "Verification", "check_verifiable", "stored_result", "verify"]
 

@@ -10,19 +10,9 @@ from django.db.models.functions import Coalesce
 from ...conf import get_settings
 from ...databases.clock import UtcNow
 from ...logs import log
-from ...models import (
-    Origin,
-    VerifyRun,
-)
-from ...waits import (
-    Wait,
-    WaitCode,
-)
-from ..dispatch.governor import (
-    ASK_AGAIN,
-    is_governed,
-    load_fault,
-)
+from ...models import Origin, VerifyRun
+from ...waits import Wait, WaitCode
+from ..dispatch.governor import ASK_AGAIN, is_governed, load_fault
 from ..tracking.pending import utc
 from ..transactions import utc_now
 

@@ -10,10 +10,7 @@ from typing import NamedTuple
 from ...contract import Shard
 from ...definition import ViewDefinition
 from ...json_fields import Cost
-from ...models import (
-    PhaseRun,
-    ViewShard,
-)
+from ...models import PhaseRun, ViewShard
 from ...states import RefreshStrategy
 from .shard_work import Work
 

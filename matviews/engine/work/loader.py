@@ -28,28 +28,12 @@ from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce
 
 from ...contract import Shard
-from ...databases import (
-    clock,
-    floors_of,
-)
+from ...databases import clock, floors_of
 from ...databases.clock import UtcNow
-from ...databases.compiled import (
-    MAX_BIGINT,
-    PK_PLACEHOLDER,
-    CompiledSelect,
-)
-from ...models import (
-    PhaseRun,
-    Refresh,
-    ViewControl,
-    ViewShard,
-)
+from ...databases.compiled import MAX_BIGINT, PK_PLACEHOLDER, CompiledSelect
+from ...models import PhaseRun, Refresh, ViewControl, ViewShard
 from ...states import RefreshState
-from ..failures.backoff import (
-    is_forced,
-    may_begin,
-    waits,
-)
+from ..failures.backoff import is_forced, may_begin, waits
 from ..transactions import alias
 from .prerequisites import waits_for_others
 from .shard_work import Work

@@ -1,14 +1,8 @@
 """Which phase runs are long, so that they take turns with others in their queue."""
 
 from ...definition import ViewDefinition
-from ...json_fields import (
-    UNTRACKED,
-    Cost,
-)
-from ...models import (
-    PhaseRun,
-    ViewShard,
-)
+from ...json_fields import UNTRACKED, Cost
+from ...models import PhaseRun, ViewShard
 from ...phases import Phase
 
 __all__ = ["is_long"]

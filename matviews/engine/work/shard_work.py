@@ -10,30 +10,14 @@ from typing import Any
 from django.db import connections
 
 from ...contract import Shard
-from ...definition import (
-    HookKind,
-    ViewDefinition,
-)
+from ...definition import HookKind, ViewDefinition
 from ...json_fields import Checkpoint
-from ...models import (
-    ParkedKey,
-    PhaseRun,
-    Refresh,
-    ViewShard,
-)
+from ...models import ParkedKey, PhaseRun, Refresh, ViewShard
 from ...phases import Phase
-from ...queryset import (
-    BatchRunner,
-    Plan,
-    plan_of,
-)
+from ...queryset import BatchRunner, Plan, plan_of
 from ...states import RunState
 from ..messages import Message
-from ..transactions import (
-    alias,
-    now,
-    utc_now,
-)
+from ..transactions import alias, now, utc_now
 from . import next_run
 from .batch_parts import Attempted, Dirty
 from .long_runs import is_long

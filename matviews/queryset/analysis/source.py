@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from django.db.models import Model
 
-from ...databases.fields import (
-    Column,
-)
+from ...databases.fields import Column
 from ...definition import ViewDefinition
 from .source_query import SourceQuery
 

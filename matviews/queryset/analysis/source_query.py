@@ -11,11 +11,7 @@ from typing import Any
 from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db import connections
 from django.db.models import Expression, QuerySet
-from django.db.models.expressions import (
-    Col,
-    RawSQL,
-    Ref,
-)
+from django.db.models.expressions import Col, RawSQL, Ref
 from django.db.models.query import ValuesIterable
 from django.db.models.sql import Query
 from django.db.models.sql.constants import LOUTER

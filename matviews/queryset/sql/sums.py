@@ -5,13 +5,7 @@ from typing import Any
 
 from django.db.models import Aggregate
 
-from ...databases.base.sums import (
-    ROWS_KEPT,
-    WEIGHT,
-    Extreme,
-    count_name,
-    sum_name,
-)
+from ...databases.base.sums import ROWS_KEPT, WEIGHT, Extreme, count_name, sum_name
 from ...databases.fields import Column
 from ...databases.sql import SQL, joined
 from ..analysis.aggregates import COUNT, LARGEST, SMALLEST, SUM, Added, replaced

@@ -10,15 +10,7 @@ from django.core.exceptions import EmptyResultSet
 from django.db.models import Model
 
 from ...databases import Dialect, dialect_of, sums_of
-from ...databases.fields import (
-    DATE,
-    DATETIME,
-    NUMBER,
-    TEXT,
-    WHOLE,
-    family,
-    model_of_table,
-)
+from ...databases.fields import DATE, DATETIME, NUMBER, TEXT, WHOLE, family, model_of_table
 from ..analysis.aggregates import (
     Added,
     aggregates_in,

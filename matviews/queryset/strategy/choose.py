@@ -28,11 +28,7 @@ from ...databases.fields import (
     model_of_table,
 )
 from ..analysis.columns import exact_values, same_type
-from ..analysis.expressions import (
-    columns_in,
-    has_aggregate_or_window,
-    is_truncated,
-)
+from ..analysis.expressions import columns_in, has_aggregate_or_window, is_truncated
 from ..analysis.lineage import key_is_unique, undetermined
 from ..analysis.row_functions import SESSION, collation_of, inexact_part, text_collations
 from ..analysis.source import Source

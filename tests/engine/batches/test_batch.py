@@ -10,11 +10,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from matviews import engine
-from matviews.engine import (
-    Message,
-    Outcome,
-    locking,
-)
+from matviews.engine import Message, Outcome, locking
 from matviews.engine.batches import claim
 from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase

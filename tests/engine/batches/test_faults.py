@@ -16,11 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from matviews import engine, tasks
-from matviews.engine import (
-    BatchReport,
-    Message,
-    Outcome,
-)
+from matviews.engine import BatchReport, Message, Outcome
 from matviews.engine.batches import batch
 from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase

@@ -10,10 +10,7 @@ from django.db import models
 from django.db.models import F
 
 from matviews import changes, engine
-from matviews.engine import (
-    BatchReport,
-    Outcome,
-)
+from matviews.engine import BatchReport, Outcome
 from matviews.engine.batches import batch
 from matviews.models import ParkedKey, PhaseRun, Refresh
 from matviews.states import RefreshState, RunState

@@ -11,10 +11,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from matviews import changes, engine
-from matviews.engine import (
-    DueRefresh,
-    Lookout,
-)
+from matviews.engine import DueRefresh, Lookout
 from matviews.engine.on_change import unlogged_work
 from matviews.json_fields import UNTRACKED
 from matviews.models import (

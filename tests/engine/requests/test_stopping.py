@@ -7,10 +7,7 @@ import pytest
 from django.utils import timezone
 
 from matviews import engine, tasks
-from matviews.engine import (
-    Message,
-    Outcome,
-)
+from matviews.engine import Message, Outcome
 from matviews.engine.batches import batch
 from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase

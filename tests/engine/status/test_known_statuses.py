@@ -10,11 +10,7 @@ import pytest
 
 from matviews import changes, engine
 from matviews.engine import ViewStatus
-from matviews.engine.status import (
-    known_statuses,
-    records,
-    statuses,
-)
+from matviews.engine.status import known_statuses, records, statuses
 from matviews.models import (
     ParkedKey,
     Refresh,

@@ -12,11 +12,7 @@ from django_celery_beat.models import CrontabSchedule
 
 from benchmarks.statements import statements
 from matviews import engine, tasks
-from matviews.engine import (
-    ViewStatus,
-    progress_of,
-    row_counts,
-)
+from matviews.engine import ViewStatus, progress_of, row_counts
 from matviews.engine.batches.claim import worker_name
 from matviews.engine.row_counts import count_rows
 from matviews.models import PhaseRun, ViewControl, ViewShard

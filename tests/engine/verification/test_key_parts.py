@@ -9,12 +9,7 @@ from django.db.models import F
 from matviews.databases.keys import Keys
 from matviews.engine import alias
 from matviews.engine.verification import key_parts
-from matviews.engine.verification.key_parts import (
-    PASSES,
-    Part,
-    parts,
-    statements_of,
-)
+from matviews.engine.verification.key_parts import PASSES, Part, parts, statements_of
 from matviews.queryset import compare, plan_of
 from matviews.registry import registry
 from tests.helpers.ledger import add_items

@@ -17,11 +17,7 @@ from matviews import changes, engine, mark_dirty, tasks
 from matviews.databases import Load
 from matviews.engine import VerifyMessage
 from matviews.engine.dispatch import governor
-from matviews.engine.verification import (
-    comparison,
-    key_parts,
-    runs,
-)
+from matviews.engine.verification import comparison, key_parts, runs
 from matviews.exceptions import InvalidRequest
 from matviews.health import check_health
 from matviews.models import Origin, TrackedTable, VerifyRun, ViewControl

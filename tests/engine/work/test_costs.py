@@ -12,11 +12,7 @@ from django.test.utils import CaptureQueriesContext
 
 from matviews import engine
 from matviews.engine import transactions
-from matviews.engine.batches import (
-    batch,
-    derived,
-    full_refreshes,
-)
+from matviews.engine.batches import batch, derived, full_refreshes
 from matviews.engine.tracking import dirty_keys
 from matviews.engine.work import costs
 from matviews.json_fields import Cost

@@ -20,10 +20,7 @@ from django.utils.translation import gettext, gettext_lazy
 
 from matviews import Phase
 from matviews.contract import Shard
-from matviews.engine.batches.hooks import (
-    call_do,
-    call_needs,
-)
+from matviews.engine.batches.hooks import call_do, call_needs
 from matviews.exceptions import InvalidView
 from matviews.queryset import check_source, plan_of
 from matviews.queryset.analysis.parameters import parameter_text
