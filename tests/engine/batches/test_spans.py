@@ -139,7 +139,7 @@ def test_without_the_package_nothing_is_connected() -> None:
         "import sys; sys.modules['opentelemetry'] = None\n"
         "import django; django.setup()\n"
         "from matviews import signals\n"
-        "from matviews.engine import spans\n"
+        "from matviews.engine.batches import spans\n"
         "assert spans.trace is None\n"
         "assert not [each for each in signals.refresh_finished.receivers"
         " if each[0][0] == spans.__name__]\n"
