@@ -63,6 +63,7 @@ def open_view(page: Page) -> None:
     page.goto(reverse("admin:matviews_viewcontrol_changelist"))
     page.locator("tbody .field-name").get_by_role("link", name=LABEL).click()
     expect(page.get_by_role("heading", name="Status")).to_be_visible()
+    page.wait_for_load_state()  # what moves while a page is loaded can be missed by a click
 
 
 def state(page: Page) -> Any:
