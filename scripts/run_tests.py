@@ -27,7 +27,7 @@ PAIRS = (
 WORKERS = max(2, (os.cpu_count() or 2) // 2)
 PYTEST_OPTIONS = (
     "--numprocesses", str(WORKERS), "--max-worker-restart", "0",
-    "--dist", "loadfile", "--no-loadscope-reorder",
+    "--dist", "loadfile", "--no-loadscope-reorder", "-p", "tests.helpers.crashes",
 )  # fmt: skip
 GRACE = 60.0  # seconds to drop test databases after Ctrl-C
 POLL = 0.1
@@ -43,6 +43,7 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
     result: str = "skipped"
+    code: int = 0
     seconds: float | None = None
 
     def start(self, output: IO[bytes] | None) -> "subprocess.Popen[bytes]":
@@ -59,6 +60,7 @@ class Part:
         )
 
     def end(self, code: int) -> None:
+        self.code = code
         self.result = "FAILED" if code else "passed"
         self.seconds = time.monotonic() - self._started
 
@@ -241,16 +243,17 @@ def run_coverage(options: list[str]) -> int:
         return code
     subprocess.run([*coverage, "combine", "--quiet"], cwd=ROOT, check=True)
     report = subprocess.run([*coverage, "report"], cwd=ROOT, check=False).returncode
+    if any(part.code not in (0, TESTS_FAILED) for part in parts):
+        return 1  # it ended early: nobody knows which tests it left out
     again = [
-        pytest_part(database, *options, *FAILED_ONES, *own_cache(database))
+        pytest_part(database, *options, "--last-failed", *own_cache(database))
         for database, part in zip(DATABASES, parts, strict=True)
-        if part.result == "FAILED"
+        if part.code
     ]
-    return report or (run(again, at_once=False) if again else 0)
+    return int(bool(report)) | (run(again, at_once=False) if again else 0)
 
 
-#: Fails if a run ended before it could tell which tests failed.
-FAILED_ONES = ("--last-failed", "--last-failed-no-failures", "none")
+TESTS_FAILED = 1  # as pytest says it
 
 
 def own_cache(database: str) -> list[str]:
