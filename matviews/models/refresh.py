@@ -123,7 +123,7 @@ class PhaseRun(Bookkeeping):
     #: Whether the last batch wrote fewer rows than its limit. The run continues while `needs_*`
     #: says so, but the next phase no longer waits for it.
     caught_up = models.BooleanField(default=False)
-    ran_at = models.DateTimeField(null=True)
+    last_batch_at = models.DateTimeField(null=True)
     #: It includes every change that committed before; by the database's own clock.
     as_of = models.DateTimeField(null=True)
     started_at = models.DateTimeField(null=True)
@@ -131,7 +131,7 @@ class PhaseRun(Bookkeeping):
     error = models.TextField(blank=True)
     traceback = models.TextField(blank=True)
     #: Whether it failed for a cause outside the view: a lost connection, a full disk, a right.
-    external = models.BooleanField(default=False)
+    external_cause = models.BooleanField(default=False)
 
     # The rest is used by phases derived from source() only.
 

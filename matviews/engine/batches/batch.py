@@ -332,7 +332,7 @@ class _Attempt:
             *stored_texts(error, step.work, attempted),
             retry=failure is not Failure.FINAL,
             smaller=failure is Failure.RETRY_SMALLER and not full,
-            external=errors.is_external(error),
+            external_cause=errors.is_external(error),
             size=keys or None,
             too_many=self.work is not None and self.work.too_many_failed,
         )

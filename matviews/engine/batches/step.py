@@ -158,7 +158,7 @@ class Step:
         run.error = run.traceback = ""
         run.cursor = batch.cursor
         run.caught_up = self.hooks.kind is HookKind.LIMIT and batch.rows < limit
-        run.ran_at = now()
+        run.last_batch_at = now()
         if self.paced:
             run.batch_size = limit
             self._pace(batch, limit, seconds)
@@ -180,21 +180,21 @@ class Step:
         *,
         retry: bool,
         smaller: bool,
-        external: bool,
+        external_cause: bool,
         size: int | None = None,
         too_many: bool = False,
     ) -> None:
         """Record that a batch was rolled back: the run ends, or its batch is retried.
 
-        If it had fewer keys than its limit, `size` is their number. `external` says that the cause
-        lies outside the view, and `too_many` that too many keys have failed.
+        If it had fewer keys than its limit, `size` is their number. `external_cause` says that
+        the cause lies outside the view, and `too_many` that too many keys have failed.
         """
         run = self.run
         run.failures += 1
         run.failed_batches += 1
         self.count_kills()
         if not retry or run.failures > MAX_FAILURES:
-            run.external = external
+            run.external_cause = external_cause
             self.work.end(run, RunState.FAILED, error=error, trace=trace)
             if too_many:
                 take_back_new(self.work, run)
@@ -202,13 +202,13 @@ class Step:
         if smaller and self.paced:
             run.batch_size = halved(min(self._size(), size or self._size()), 1, self._floor)
         run.move_to(RunState.RUNNING)
-        run.error, run.traceback, run.ran_at = error, trace, now()
-        run.started_at = run.started_at or run.ran_at
+        run.error, run.traceback, run.last_batch_at = error, trace, now()
+        run.started_at = run.started_at or run.last_batch_at
         self.work.touch(run)
 
     def postpone(self, error: str) -> None:
         """Record why the run has to wait."""
-        self.run.error, self.run.ran_at = error, now()
+        self.run.error, self.run.last_batch_at = error, now()
         self.work.touch(self.run)
 
     def limit(self) -> int:

@@ -148,7 +148,7 @@ def _record_failure(
     }
     if control.suspended_at is None:  # a suspended view waits for another definition than its own
         changes["failed_definition"] = digest
-    if not all(run.external for run in failed):
+    if not all(run.external_cause for run in failed):
         control.own_failures += 1
         changes["own_failures"] = control.own_failures
         changes["own_failing_since"] = Coalesce("own_failing_since", UtcNow())

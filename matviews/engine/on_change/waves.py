@@ -143,7 +143,7 @@ def _written(labels: Collection[str], since: datetime | None, count: int) -> lis
     """The last refreshes of these views that have written rows since a moment."""
     wrote = PhaseRun.objects.filter(refresh=OuterRef("pk"), rows__gt=0)
     if since:
-        wrote = wrote.filter(ran_at__gt=since)
+        wrote = wrote.filter(last_batch_at__gt=since)
     found = Refresh.objects.filter(Exists(wrote.order_by()), view__label__in=labels)
     return list(found.order_by("-pk")[:count])
 

@@ -153,7 +153,7 @@ def _runs_of_others(definition: ViewDefinition) -> QuerySet[PhaseRun]:
     current = fingerprint_of(definition, alias()) if definition.derived else ""
     since = Q()
     for phase in definition.options.phases:
-        since |= Q(ran_at__gt=OuterRef(f"view__{phase.success_field}"))
+        since |= Q(last_batch_at__gt=OuterRef(f"view__{phase.success_field}"))
     runs = PhaseRun.objects.filter(since, shard=OuterRef("pk"))
     return runs.exclude(fingerprint__in=("", current or "")) if current else runs.none()
 

@@ -78,4 +78,4 @@ def _comes_next(run: PhaseRun, active: Mapping[int, list[PhaseRun]]) -> bool:
 
 def _turn(run: PhaseRun) -> tuple[Any, ...]:
     """The sort key of a run: the run that has waited longest comes first."""
-    return run.ran_at or run.refresh.requested_at, Phase(run.phase).order, run.refresh_id
+    return run.last_batch_at or run.refresh.requested_at, Phase(run.phase).order, run.refresh_id

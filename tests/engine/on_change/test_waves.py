@@ -227,7 +227,7 @@ class TestCauses:
         computed = sides.control("C").insert_as_of
         assert computed
         moment = computed - timedelta(seconds=before)
-        PhaseRun.objects.filter(refresh__view=sides.control("B")).update(ran_at=moment)
+        PhaseRun.objects.filter(refresh__view=sides.control("B")).update(last_batch_at=moment)
         sides.settle()
 
         assert sides.last("C").causes == [sides.last(name).pk for name in follows]
