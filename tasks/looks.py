@@ -79,8 +79,8 @@ def _request(due: engine.DueRefresh) -> int | None:
         requested = engine.request(
             due.label,
             phases=due.phases,
-            origin=Origin.DEPENDENCY if due.causes else Origin.SCHEDULE,
-            causes=due.causes,
+            origin=Origin.DEPENDENCY if due.upstream_refreshes else Origin.SCHEDULE,
+            upstream_refreshes=due.upstream_refreshes,
         )
     except MatviewsError as error:  # it has been disabled, or the code has changed, since the look
         log(logger, logging.INFO, "refresh refused", view=due.label, error=error)

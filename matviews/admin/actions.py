@@ -208,8 +208,8 @@ class OperatorActions:
             origin=Origin.ADMIN,
             requested_by=self._request.user.get_username(),
             force=True,
-            causes=order.follows(label),
-            ordered=True,
+            upstream_refreshes=order.follows(label),
+            waits_for_upstream=True,
         )
         order.add(label, refresh)
         return refresh

@@ -31,7 +31,7 @@ class Step:
     #: The same in words, and what it wrote.
     words: str
     #: Whether the refresh of the page has followed it.
-    is_cause: bool
+    is_followed: bool
     #: The refreshes that it followed, as far as they are shown.
     follows: list[int]
 
@@ -60,8 +60,8 @@ def wave_context(refresh: Refresh, site: str) -> list[Step]:
             badge=badge(each.state),
             bar=bar(_spans(each, began, now), total),
             words=_words(each, began),
-            is_cause=each.pk in refresh.causes,
-            follows=[cause for cause in each.causes if cause in shown],
+            is_followed=each.pk in refresh.upstream_refreshes,
+            follows=[pk for pk in each.upstream_refreshes if pk in shown],
         )
         for each in steps
     ]

@@ -103,7 +103,7 @@ def _enqueue(refresh: Refresh, targets: Targets) -> None:
             "refresh": refresh.pk,
             "state": refresh.state if done else "requested",
             "requests": refresh.requests,
-            "causes": refresh.causes,
+            "upstream_refreshes": refresh.upstream_refreshes,
             "sent": sent,
             "error": "",
         }

@@ -308,7 +308,7 @@ def refresh_as_dict(label: str, refresh: Refresh) -> dict[str, Any]:
         "refresh": refresh.pk,
         "state": refresh.state,
         "origin": refresh.origin,
-        "causes": refresh.causes,
+        "upstream_refreshes": refresh.upstream_refreshes,
         "merged_into": refresh.merged_into_id,
         "requests": count_requests(refresh),
         "waited_out": str(refresh.waited_out or ""),

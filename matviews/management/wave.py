@@ -35,7 +35,8 @@ def _line(step: Any, began: datetime) -> str:
     after = f"requested after {format_duration(step.requested_at - began)}"
     ended = step.finished_at
     took = f", took {format_duration(ended - step.requested_at)}" if ended else ""
-    follows = f", follows {', '.join(map(str, step.causes))}" if step.causes else ""
+    followed = ", ".join(map(str, step.upstream_refreshes))
+    follows = f", follows {followed}" if followed else ""
     rows = pluralize(step.rows_written or 0, "row")
     return f"{step.pk} {step.view.label}: {step.state}, {after}{took}, {rows}{follows}"
 
@@ -46,7 +47,7 @@ def wave_as_dict(step: Any) -> dict[str, Any]:
         "view": step.view.label,
         "refresh": step.pk,
         "origin": step.origin,
-        "causes": step.causes,
+        "upstream_refreshes": step.upstream_refreshes,
         "state": step.state,
         "rows": step.rows_written or 0,
         **{

@@ -19,7 +19,7 @@ class Origin(models.TextChoices):
     ADMIN = "admin", _("admin")
     COMMAND = "command", _("command")
     API = "api", "API"
-    #: A refresh of a view that it reads, see `Refresh.causes`.
+    #: A refresh of a view that it reads, see `Refresh.upstream_refreshes`.
     DEPENDENCY = "dependency", _("dependency")
 
 
@@ -51,11 +51,10 @@ class Refresh(Bookkeeping):
     stop_requested = models.BooleanField(default=False)
     #: Whether it begins even while the view waits after a failure or is suspended.
     forced = models.BooleanField(default=False)
-    #: Primary keys of the refreshes that it follows: of views that its view reads. Some may have
-    #: been deleted.
-    causes = models.JSONField(default=list)
-    #: Whether it begins only when its `causes` have ended or cannot continue.
-    ordered = models.BooleanField(default=False)
+    #: Primary keys of the refreshes that it follows: of views upstream. Some may have been deleted.
+    upstream_refreshes = models.JSONField(default=list)
+    #: Whether it begins only when those have ended or cannot continue.
+    waits_for_upstream = models.BooleanField(default=False)
     #: The refresh whose runs do its work. If it was merged before it began, it has no runs of its
     #: own and ends with that one; if its phases were merged one by one, this is set when it ends.
     merged_into = models.ForeignKey("self", models.SET_NULL, null=True, related_name="merged")

@@ -60,8 +60,8 @@ def test_selected_views_are_refreshed_in_order(
     admin_client.post(reverse("admin:matviews_viewcontrol_changelist"), data)
 
     first, last = views.last("A"), views.last("D")
-    assert (first.ordered, last.ordered) == (False, True)
-    assert last.causes == [first.pk]
+    assert (first.waits_for_upstream, last.waits_for_upstream) == (False, True)
+    assert last.upstream_refreshes == [first.pk]
 
 
 def test_a_view_says_which_one_above_is_paused(views: Views, admin_client: Client) -> None:

@@ -139,13 +139,14 @@ class Waves(MailboxMachine):
     def who_waits_for_others_begins_after_them(self) -> None:
         if not hasattr(self, "views"):
             return
-        begun = Refresh.objects.filter(ordered=True, runs__isnull=False).exclude(pk__in=self.begun)
+        waited = Refresh.objects.filter(waits_for_upstream=True, runs__isnull=False)
+        begun = waited.exclude(pk__in=self.begun)
         for each in begun.distinct():
             self.begun.add(each.pk)
-            open_causes = Refresh.objects.filter(pk__in=each.causes, finished_at=None)
-            for cause in open_causes.select_related("view"):
-                held = cause.view.paused or not cause.view.enabled
-                assert held or engine.waits(cause.view_id), f"{each.pk} did not wait for {cause.pk}"
+            still_open = Refresh.objects.filter(pk__in=each.upstream_refreshes, finished_at=None)
+            for other in still_open.select_related("view"):
+                held = other.view.paused or not other.view.enabled
+                assert held or engine.waits(other.view_id), f"{each.pk} did not wait for {other.pk}"
 
     def check_after_work(self) -> None:
         self.who_waits_for_others_begins_after_them()
@@ -162,16 +163,16 @@ class Waves(MailboxMachine):
                 assert not status.on_time
                 assert not engine.is_fresh(label(name))
 
-    def check_causes(self) -> None:
+    def check_upstream(self) -> None:
         """What a follower has requested for a view of views follows earlier refreshes of these."""
         for each in Refresh.objects.filter(pk__in=self.followed).select_related("view"):
             read = self.views.reads[each.view.label.removeprefix("shapes.")]
-            found = Refresh.objects.filter(pk__in=each.causes).select_related("view")
+            found = Refresh.objects.filter(pk__in=each.upstream_refreshes).select_related("view")
             if read:
                 assert each.origin == Origin.DEPENDENCY, f"nothing has caused {each.pk}"
-            assert bool(each.causes) == (each.origin == Origin.DEPENDENCY)
-            assert {cause.view.label for cause in found} <= set(map(label, read))
-            assert all(cause < each.pk for cause in each.causes)
+            assert bool(each.upstream_refreshes) == (each.origin == Origin.DEPENDENCY)
+            assert {other.view.label for other in found} <= set(map(label, read))
+            assert all(other < each.pk for other in each.upstream_refreshes)
 
     def teardown(self) -> None:
         with self.stack:
@@ -179,7 +180,7 @@ class Waves(MailboxMachine):
                 self.check_failures()
                 self.rest()
                 assert self.views.is_right()
-                self.check_causes()
+                self.check_upstream()
 
     def rest(self) -> None:
         """Everything is mended; whoever has been killed has a successor; then all come to rest."""
@@ -227,10 +228,10 @@ class TestSeededFaults:
             diamond.who_waits_for_others_begins_after_them()
         diamond.teardown()
 
-    def test_a_refresh_without_causes(
+    def test_a_refresh_without_upstream(
         self, diamond: Waves, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(waves, "_causes", lambda _schedule, _read: [])
+        monkeypatch.setattr(waves, "_upstream_refreshes", lambda _schedule, _read: [])
         diamond.change(1)
 
         with pytest.raises(AssertionError, match="nothing has caused"):

@@ -35,9 +35,9 @@ def test_named_views_are_sorted_and_wait_for_each_other(
     assert names(here) == "ABCD"
     assert names(queued) == "AD"
     first, last = queued.document["views"]
-    assert last["causes"] == [first["refresh"]]
-    assert Refresh.objects.get(pk=last["refresh"]).ordered
-    assert not Refresh.objects.get(pk=first["refresh"]).ordered
+    assert last["upstream_refreshes"] == [first["refresh"]]
+    assert Refresh.objects.get(pk=last["refresh"]).waits_for_upstream
+    assert not Refresh.objects.get(pk=first["refresh"]).waits_for_upstream
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_wave_of_a_refresh(views: Views) -> None:
     found = command("--wave", str(number), "--format", "json").document["wave"]
 
     assert label_names([each["view"] for each in found]) == "ABCD"
-    assert found[3]["causes"] == [found[1]["refresh"], found[2]["refresh"]]
+    assert found[3]["upstream_refreshes"] == [found[1]["refresh"], found[2]["refresh"]]
     assert [each["rows"] for each in found] == [1, 1, 1, 1]
     assert None not in [each["finished_at"] for each in found]
     assert f"{label('D')}: succeeded, requested after" in text.out

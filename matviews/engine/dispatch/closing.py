@@ -119,16 +119,16 @@ def _close_known(report: BatchReport | None) -> tuple[list[Refresh], bool, bool]
     if len(work.ended_refreshes()) < len(work.refreshes):
         return [], False, False
     closed, left = _close_ended(work), _open_refreshes(alias()).run(work.shard.view_id)
-    others_wait = any(ordered for _view, ordered in left)
+    others_wait = any(waits for _view, waits in left)
     return closed, others_wait, all(view != work.shard.view_id for view, _ordered in left)
 
 
 @lru_cache(maxsize=8)
 def _open_refreshes(using: str) -> CompiledSelect:
     """Which views have an open refresh, of a view and those that wait for others; and whether."""
-    of_interest = Q(view=PK_PLACEHOLDER) | Q(ordered=True)
+    of_interest = Q(view=PK_PLACEHOLDER) | Q(waits_for_upstream=True)
     refreshes = Refresh.objects.using(using).filter(of_interest, state=RefreshState.OPEN)
-    return CompiledSelect(refreshes.order_by().values_list("view", "ordered").distinct())
+    return CompiledSelect(refreshes.order_by().values_list("view", "waits_for_upstream").distinct())
 
 
 def _close_ended(work: Work) -> list[Refresh]:
@@ -193,7 +193,7 @@ def _merge_alike(keys: list[int]) -> bool:
         return False
     alike = waiting.filter(
         ~is_merge_target, view=first.view_id, phases=first.phases, batch_size=first.batch_size,
-        forced=first.forced, ordered=False,
+        forced=first.forced, waits_for_upstream=False,
     )  # fmt: skip
     alike = alike.exclude(pk=first.pk)
     return update_unlocked(alike, state=RefreshState.MERGED, merged_into_id=first.pk)

@@ -20,17 +20,17 @@ def wave_of(refresh: Refresh) -> list[Any]:
     Each has its `view`, and `rows_written`. Those that maintenance has deleted are missing.
     """
     members = {each.pk: each for each in _with_rows(Refresh.objects.filter(pk=refresh.pk))}
-    _add_causes(members)
+    _add_upstream(members)
     followed = _followed_by(members)
     for each in followed:
-        if len(members) < MAX_IN_WAVE and members.keys() & set(each.causes):
+        if len(members) < MAX_IN_WAVE and members.keys() & set(each.upstream_refreshes):
             members[each.pk] = each
-    _add_causes(members)
+    _add_upstream(members)
     return sorted(members.values(), key=lambda each: each.pk)
 
 
 def _followed_by(members: dict[int, Any]) -> QuerySet[Any]:
-    """The refreshes that may have followed: a cause has a lower primary key than its effects."""
+    """The refreshes that may have followed: their primary keys are higher than what they follow."""
     if not members:
         return Refresh.objects.none()
     own = {each.view.label for each in members.values()}
@@ -39,17 +39,17 @@ def _followed_by(members: dict[int, Any]) -> QuerySet[Any]:
     return _with_rows(later.exclude(pk__in=members))[:MAX_SCANNED]
 
 
-def _add_causes(members: dict[int, Any]) -> None:
+def _add_upstream(members: dict[int, Any]) -> None:
     """Add what the members have followed, over any number of refreshes."""
-    while missing := _causes(members.values()) - members.keys():
+    while missing := _upstream(members.values()) - members.keys():
         found = {each.pk: each for each in _with_rows(Refresh.objects.filter(pk__in=missing))}
         if not found or len(members) + len(found) > MAX_IN_WAVE:
             return
         members |= found
 
 
-def _causes(refreshes: Iterable[Any]) -> set[int]:
-    return {cause for each in refreshes for cause in each.causes}
+def _upstream(refreshes: Iterable[Any]) -> set[int]:
+    return {pk for each in refreshes for pk in each.upstream_refreshes}
 
 
 def _with_rows(refreshes: QuerySet[Refresh]) -> QuerySet[Any]:

@@ -30,7 +30,7 @@ TOLERANCE = timedelta(milliseconds=100)
 #: How long before a view was last computed a batch may have begun whose rows it has not seen.
 LONG_BATCH = timedelta(minutes=1)
 #: Refreshes of one view that another is said to follow.
-MAX_CAUSES = 10
+MAX_NAMED = 10
 
 
 class DueRefresh(NamedTuple):
@@ -40,7 +40,7 @@ class DueRefresh(NamedTuple):
     label: str
     phases: tuple[Phase, ...]
     #: The refreshes of views that it reads, whose rows it follows.
-    causes: tuple[Refresh, ...] = ()
+    upstream_refreshes: tuple[Refresh, ...] = ()
 
 
 class SecondsLeft(Protocol):
@@ -121,11 +121,11 @@ class Wave:
         if not read:
             return DueRefresh(label, phases)
         is_new = self._found.pending[schedule.pk].waiting
-        causes = _causes(schedule, read) if is_new else _causes_before(schedule)
-        return DueRefresh(label, phases, tuple(sorted(causes, key=lambda cause: cause.pk)))
+        found = _upstream_refreshes(schedule, read) if is_new else _upstream_before(schedule)
+        return DueRefresh(label, phases, tuple(sorted(found, key=lambda each: each.pk)))
 
 
-def _causes(schedule: RefreshSchedule, read: Collection[str]) -> list[Refresh]:
+def _upstream_refreshes(schedule: RefreshSchedule, read: Collection[str]) -> list[Refresh]:
     """The refreshes of the views that a view reads, whose rows it has yet to process."""
     tables = {registry.find(label).model._meta.db_table: label for label in read}
     waiting = changes.waiting_tables(schedule.view_id, tables)
@@ -136,7 +136,7 @@ def _causes(schedule: RefreshSchedule, read: Collection[str]) -> list[Refresh]:
     since = min(filter(None, times), default=None)
     if since is None:
         return _written(labels, None, len(labels))
-    return _written(labels, since, MAX_CAUSES) or _written(labels, since - LONG_BATCH, len(labels))
+    return _written(labels, since, MAX_NAMED) or _written(labels, since - LONG_BATCH, len(labels))
 
 
 def _written(labels: Collection[str], since: datetime | None, count: int) -> list[Refresh]:
@@ -148,7 +148,8 @@ def _written(labels: Collection[str], since: datetime | None, count: int) -> lis
     return list(found.order_by("-pk")[:count])
 
 
-def _causes_before(schedule: RefreshSchedule) -> list[Refresh]:
+def _upstream_before(schedule: RefreshSchedule) -> list[Refresh]:
     """What the last refresh of a view followed, which has left changes to process."""
     last = Refresh.objects.filter(view=schedule.view_id).order_by("-pk").first()
-    return list(Refresh.objects.filter(pk__in=last.causes)) if last and last.causes else []
+    followed = last.upstream_refreshes if last else []
+    return list(Refresh.objects.filter(pk__in=followed)) if followed else []

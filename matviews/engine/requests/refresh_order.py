@@ -75,7 +75,7 @@ def request_with_neighbours(
         origin = Origin.DEPENDENCY if each in around.downstream else Origin.API
         how: dict[str, Any] = {"requested_by": requested_by, "force": force, "origin": origin}
         try:
-            how |= {"causes": order.follows(each), "ordered": True}
+            how |= {"upstream_refreshes": order.follows(each), "waits_for_upstream": True}
             found[each] = request(each, phases=phases if each == label else None, **how)
         except MatviewsError as error:
             if each == label:

@@ -43,8 +43,8 @@ def request(
     requested_by: str = "",
     batch_size: int | None = None,
     force: bool = False,
-    causes: Iterable[Refresh] = (),
-    ordered: bool = False,
+    upstream_refreshes: Iterable[Refresh] = (),
+    waits_for_upstream: bool = False,
 ) -> Refresh:
     """Record a request to bring a view up to date. It waits for nothing and sends nothing.
 
@@ -64,8 +64,8 @@ def request(
         requested_by: who requests it, for the history.
         batch_size: rows per batch; None leaves it to the view.
         force: whether it begins even while the view waits after a failure or is suspended.
-        causes: refreshes of views that it reads, which it follows.
-        ordered: whether it begins only when these have ended or cannot continue.
+        upstream_refreshes: refreshes of views that it reads, which it follows.
+        waits_for_upstream: whether it begins only when these have ended or cannot continue.
 
     Raises:
         UnknownView, InvalidView: there is no such view, or it has errors.
@@ -75,12 +75,12 @@ def request(
     definition = registry.usable(view)
     requested = check_phases(definition, phases)
     _check_batch_size(batch_size)
-    followed = list(causes)
+    followed = list(upstream_refreshes)
     refresh = Refresh(
         phases=[phase.value for phase in requested], state=RefreshState.OPEN, origin=origin,
         requested_by=bounded(requested_by)[:MAX_NAME_LENGTH], requested_at=now(),
-        batch_size=batch_size, forced=force, causes=[cause.pk for cause in followed],
-        ordered=ordered and any(cause.finished_at is None for cause in followed),
+        batch_size=batch_size, forced=force, upstream_refreshes=[each.pk for each in followed],
+        waits_for_upstream=waits_for_upstream and any(not each.finished_at for each in followed),
     )  # fmt: skip
     refresh, finished = _record(refresh, definition, requested)
     _publish(refresh, definition, finished=finished)
@@ -111,7 +111,7 @@ def _record(
 ) -> tuple[Refresh, bool]:
     """The refresh that counts a request, and whether it had nothing to do."""
     status, fresh = _known_status(definition, phases)
-    if status and fresh and not refresh.ordered:
+    if status and fresh and not refresh.waits_for_upstream:
         _record_as_done(refresh, status.view_id, phases)
         return refresh, True
     return _record_as_open(refresh, definition.label, status), False
@@ -231,7 +231,7 @@ def _enabled_control(label: str, refresh: Refresh) -> Any:
     Raises:
         ViewNotReady, ViewDisabled.
     """
-    joins_none = refresh.ordered or _in_transaction()
+    joins_none = refresh.waits_for_upstream or _in_transaction()
     joinable = Refresh.objects.none() if joins_none else _joinable(refresh)
     control: Any = (
         ViewControl.objects.filter(label=label)
@@ -261,6 +261,6 @@ def _joinable(refresh: Refresh) -> QuerySet[Refresh]:
     begun = PhaseRun.objects.filter(refresh=OuterRef("pk"))
     return Refresh.objects.filter(
         ~Exists(begun), view=OuterRef("pk"), state=RefreshState.OPEN, stop_requested=False,
-        phases=refresh.phases, batch_size=refresh.batch_size, forced=refresh.forced, ordered=False,
-        claims_at_request=Subquery(_claims("view")[:1]),
+        phases=refresh.phases, batch_size=refresh.batch_size, forced=refresh.forced,
+        waits_for_upstream=False, claims_at_request=Subquery(_claims("view")[:1]),
     ).order_by("pk")  # fmt: skip

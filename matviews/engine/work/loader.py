@@ -90,7 +90,7 @@ def _work_query(using: str, by: str, *, oldest: bool, looks_at_log: bool) -> Com
     merged = Refresh.objects.using(using).filter(
         merged_into=OuterRef("pk"), state=RefreshState.MERGED
     )
-    ordered = Refresh.objects.using(using).filter(ordered=True, state=RefreshState.OPEN).order_by()
+    waiting = Refresh.objects.using(using).filter(waits_for_upstream=True, state=RefreshState.OPEN)
     rows = (
         Refresh.objects.using(using)
         .filter(**{by: PK_PLACEHOLDER}, view__shards__isnull=False, state=RefreshState.OPEN)
@@ -101,7 +101,7 @@ def _work_query(using: str, by: str, *, oldest: bool, looks_at_log: bool) -> Com
             is_merge_target=Exists(merged),
             loaded_at=UtcNow(),
             logged=RawSQL(is_logged, (), BooleanField()),
-            others_wait=Exists(ordered),
+            others_wait=Exists(waiting.order_by()),
             may_begin=Case(When(may_begin("view__"), then=True), default=False),
         )
         .order_by("view__shards__number", "pk", "here__pk")

@@ -189,11 +189,11 @@ class TestCauses:
         diamond.settle()
         first, left, right, last = (diamond.last(name) for name in "ABCD")
 
-        assert (first.origin, first.causes) == (Origin.SCHEDULE, [])
+        assert (first.origin, first.upstream_refreshes) == (Origin.SCHEDULE, [])
         assert {left.origin, right.origin, last.origin} == {Origin.DEPENDENCY}
-        assert left.causes == right.causes == [first.pk]
-        assert last.causes == sorted([left.pk, right.pk])
-        assert not last.ordered
+        assert left.upstream_refreshes == right.upstream_refreshes == [first.pk]
+        assert last.upstream_refreshes == sorted([left.pk, right.pk])
+        assert not last.waits_for_upstream
 
     def test_a_change_of_its_own_table_is_none(self) -> None:
         with built(SIDES) as views:
@@ -201,7 +201,7 @@ class TestCauses:
             views.change()
             views.settle()
 
-            assert views.last("C").causes == [views.last("B").pk]
+            assert views.last("C").upstream_refreshes == [views.last("B").pk]
             assert views.last("B").origin == Origin.SCHEDULE
 
     def test_another_try_follows_the_same(self, diamond: Views) -> None:
@@ -214,7 +214,8 @@ class TestCauses:
         schedule = diamond.control("D").schedules.get()
 
         assert follow == "BC"
-        assert waves._causes_before(schedule) == list(Refresh.objects.filter(pk__in=again.causes))
+        followed = Refresh.objects.filter(pk__in=again.upstream_refreshes)
+        assert waves._upstream_before(schedule) == list(followed)
 
     @pytest.mark.parametrize(("before", "follows"), [(1, "B"), (120, "")])
     def test_a_batch_that_committed_while_the_view_was_computed_has_caused_it(
@@ -230,7 +231,7 @@ class TestCauses:
         PhaseRun.objects.filter(refresh__view=sides.control("B")).update(last_batch_at=moment)
         sides.settle()
 
-        assert sides.last("C").causes == [sides.last(name).pk for name in follows]
+        assert sides.last("C").upstream_refreshes == [sides.last(name).pk for name in follows]
 
     def test_the_wave_of_each_is_the_same(self, diamond: Views) -> None:
         diamond.change()

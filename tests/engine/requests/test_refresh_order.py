@@ -77,7 +77,7 @@ class TestRequest:
         found = newest()
         assert requested == found["A"]
         assert [found[name].origin for name in "ABCD"] == [Origin.API, *3 * [Origin.DEPENDENCY]]
-        assert found["D"].causes == [found["B"].pk, found["C"].pk]
+        assert found["D"].upstream_refreshes == [found["B"].pk, found["C"].pk]
 
     def test_upstream_goes_ahead(self, views: Views, sent: list[Any]) -> None:
         views.change()
@@ -93,7 +93,7 @@ class TestRequest:
 
         assert requested.state == RefreshState.SUCCEEDED
         assert sent == []
-        assert not any(each.ordered for each in newest().values())
+        assert not any(each.waits_for_upstream for each in newest().values())
 
     def test_a_refresh_that_waits_is_neither_joined_nor_merged(
         self, views: Views, sent: list[Any]
