@@ -77,13 +77,15 @@ def test_the_bookkeeping_keeps_them_whole(wait: Wait) -> None:
     view = ViewControl.objects.order_by("pk")[0]
     ViewControl.objects.filter(pk=view.pk).update(wait=wait)
     refresh = Refresh.objects.create(
-        view=view, phases=[], waited_out=wait, requested_at=engine.now()
+        view=view, phases=[], proceeded_despite=wait, requested_at=engine.now()
     )
-    run = VerifyRun.objects.create(view=view, wait=wait, waited_out=wait, requested_at=engine.now())
+    run = VerifyRun.objects.create(
+        view=view, wait=wait, proceeded_despite=wait, requested_at=engine.now()
+    )
     for row in (view, refresh, run):
         row.refresh_from_db()
 
-    assert view.wait == refresh.waited_out == run.wait == run.waited_out == wait
+    assert view.wait == refresh.proceeded_despite == run.wait == run.proceeded_despite == wait
     assert ViewControl.objects.filter(wait__isnull=False).count() == 1
     ViewControl.objects.update(wait=None)
     assert not ViewControl.objects.filter(wait__isnull=False).exists()

@@ -311,7 +311,7 @@ def refresh_as_dict(label: str, refresh: Refresh) -> dict[str, Any]:
         "upstream_refreshes": refresh.upstream_refreshes,
         "merged_into": refresh.merged_into_id,
         "requests": count_requests(refresh),
-        "waited_out": str(refresh.waited_out or ""),
+        "proceeded_despite": str(refresh.proceeded_despite or ""),
         "error": refresh.error,
         "phases": [_run_as_dict(run) for run in runs],
     }

@@ -414,7 +414,7 @@ class Migration(migrations.Migration):
                 ("requests", models.PositiveIntegerField(default=1)),
                 ("claims_at_request", models.BigIntegerField(null=True)),
                 ("error", models.TextField(blank=True)),
-                ("waited_out", models.JSONField(null=True)),
+                ("proceeded_despite", models.JSONField(null=True)),
                 ("repeats", models.PositiveIntegerField(default=0)),
                 ("repeated_since", models.DateTimeField(null=True)),
                 (
@@ -896,7 +896,7 @@ class Migration(migrations.Migration):
                 ("progress", models.JSONField(default=dict)),
                 ("wait", models.JSONField(null=True)),
                 ("waiting_since", models.DateTimeField(null=True)),
-                ("waited_out", models.JSONField(null=True)),
+                ("proceeded_despite", models.JSONField(null=True)),
                 (
                     "view",
                     models.OneToOneField(

@@ -64,8 +64,8 @@ class Refresh(Bookkeeping):
     #: batch can have begun this refresh.
     claims_at_request = models.BigIntegerField(null=True)
     error = models.TextField(blank=True)
-    #: The load or limit that still held when it had waited long enough and went on.
-    waited_out = WaitField(null=True)
+    #: The load or limit that still held when it had waited long enough and proceeded.
+    proceeded_despite = WaitField(null=True)
     #: How many earlier refreshes it stands for that failed in the same way, and when the first of
     #: them did.
     repeats = models.PositiveIntegerField(default=0)

@@ -40,8 +40,8 @@ class VerifyRun(Bookkeeping):
     #: Why it waits, for quiet hours or the governor, and since when it waits for the governor.
     wait = WaitField(null=True)
     waiting_since = models.DateTimeField(null=True)
-    #: The load that still held when it had waited long enough and went on.
-    waited_out = WaitField(null=True)
+    #: The load that still held when it had waited long enough and proceeded.
+    proceeded_despite = WaitField(null=True)
 
     objects = WriteDatabaseManager["VerifyRun"]()
 

@@ -90,7 +90,7 @@ def must_wait(work: Work) -> bool:
     run = None if work.blocked else work.next_run()
     if run is None:
         return False
-    if any(refresh.waited_out for refresh in work.refreshes):
+    if any(refresh.proceeded_despite for refresh in work.refreshes):
         permit_fault(control, beyond=True)
         return False
     return _asks(work, run)
@@ -121,9 +121,9 @@ def _wait(control: ViewControl, reason: Wait) -> None:
 
 
 def _let_go(run: PhaseRun, reason: Wait, waited: timedelta) -> None:
-    Refresh.objects.filter(pk=run.refresh_id).update(waited_out=reason)
+    Refresh.objects.filter(pk=run.refresh_id).update(proceeded_despite=reason)
     log(
-        logger, logging.WARNING, "refresh goes on, it has waited long enough",
+        logger, logging.WARNING, "refresh proceeds, it has waited long enough",
         view=run.refresh.view.label, refresh=run.refresh_id, reason=str(reason),
         seconds=round(waited.total_seconds()),
     )  # fmt: skip

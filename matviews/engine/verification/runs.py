@@ -98,7 +98,7 @@ def request_verification(
         VerifyRun.objects.filter(pk=run.pk).update(
             token=F("token") + 1, sample=wider, repair=repair or run.repair,
             started_at=None, attempts=0, progress={}, wait=None, waiting_since=None,
-            waited_out=None, **requested,
+            proceeded_despite=None, **requested,
         )  # fmt: skip
         return VerifyMessage(run.pk, run.token + 1, control.queue_name)
 

@@ -37,7 +37,7 @@ def must_wait(run: VerifyRun, token: int) -> bool:
         reason = Wait(WaitCode.QUIET_HOURS, {"hours": str(hours)})
         _wait(same, reason, min(quiet - utc_now(), LOOK_AGAIN), waiting_since=None)
         return True
-    if is_governed() and not run.waited_out:
+    if is_governed() and not run.proceeded_despite:
         fault = load_fault(run.view.definition)
     waited = utc_now() - utc(run.waiting_since) if run.waiting_since else timedelta()
     if fault and waited < get_settings().GOVERNOR_MAX_WAIT:
@@ -45,11 +45,11 @@ def must_wait(run: VerifyRun, token: int) -> bool:
         return True
     if fault:
         log(
-            logger, logging.WARNING, "verification goes on, it has waited long enough",
+            logger, logging.WARNING, "verification proceeds, it has waited long enough",
             view=run.view.label, reason=str(fault), seconds=round(waited.total_seconds()),
         )  # fmt: skip
     if run.wait:
-        same.update(wait=None, waiting_since=None, waited_out=fault)
+        same.update(wait=None, waiting_since=None, proceeded_despite=fault)
     return False
 
 

@@ -106,7 +106,7 @@ class TestWaiting:
             assert inline.run_to_end(refresh).state == RefreshState.OPEN
             travel(timedelta(minutes=2))
             ended = inline.run_to_end(refresh)
-        assert (ended.state, str(ended.waited_out)) == (
+        assert (ended.state, str(ended.proceeded_despite)) == (
             RefreshState.SUCCEEDED, "11 active sessions, of at most 10",
         )  # fmt: skip
         assert "it has waited long enough" in caplog.text

@@ -263,7 +263,7 @@ class TestWaiting:
         assert with_permit() == [Limited._meta.label, Walked._meta.label]
         waiting(Sharded)
         ended = inline.run_to_end(refresh)
-        assert (ended.state, str(ended.waited_out)) == (
+        assert (ended.state, str(ended.proceeded_despite)) == (
             RefreshState.SUCCEEDED, "at most 1 view is refreshed at the same time",
         )  # fmt: skip
         assert "it has waited long enough" in caplog.text

@@ -628,7 +628,7 @@ class TestWaiting:
         assert engine.verify_slice(again) is None
 
         assert control().verification["error"] == ""
-        assert "verification goes on, it has waited long enough" in caplog.text
+        assert "verification proceeds, it has waited long enough" in caplog.text
 
     def test_a_run_under_way_waits_between_its_slices(
         self, settings: Any, monkeypatch: pytest.MonkeyPatch
