@@ -106,7 +106,7 @@ def _run(view: type[Spending]) -> None:
 @contextmanager
 def _follower() -> Iterator[None]:
     ended = threading.Event()
-    with _thread(Follower(stop=ended.is_set, tell_alive=lambda: None).run, ended):
+    with _thread(Follower(stop=ended.is_set, report_alive=lambda: None).run, ended):
         _until_seen(1, 0)
         yield
 

@@ -84,7 +84,7 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
     engine.sync_controls()
     migrated = {migration.app_label for migration, _backwards in plan}
     engine.mark_migrated_views_dirty(migrated)
-    engine.promise_nothing_of(_created(plan))
+    engine.clear_as_of(_created(plan))
     engine.resume_migrated(migrated)
     schedules.reconcile_if_possible()
     if problem := engine.prepare_staging():

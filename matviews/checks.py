@@ -242,7 +242,7 @@ def check_governor(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
                 "setting.",
                 id="matviews.W045",
             )
-            for setting, why in engine.blindness().items()
+            for setting, why in engine.ineffective_limits().items()
         ]
     return []
 

@@ -35,7 +35,7 @@ from . import (
 from .connections import drops_broken_connection, outage
 from .pulses import Pulse
 from .queues import queue_of
-from .sending import RETRY_POLICY, is_number, sent_later
+from .sending import RETRY_POLICY, delay_by_jitter, is_number
 from .verifications import SLICE_TASK, verify
 
 __all__ = [
@@ -76,7 +76,7 @@ def refresh(
     try:
         engine.check_phases(registry.find(view), phases)
         arguments = (view, phases, 0, True) if crontab is True else (view, phases)
-        if sent_later(refresh, arguments, f"{view} {phases}", jitter):
+        if delay_by_jitter(refresh, arguments, f"{view} {phases}", jitter):
             return
         requested = engine.request(view, phases=phases, origin=Origin.SCHEDULE)
     except ViewDisabled as error:  # an operator decided this
@@ -185,14 +185,14 @@ def _dispatch_failing() -> None:
 
 def _send_due_turns() -> None:
     """Send the messages of long refreshes whose turn it is, in case that a worker has died."""
-    _send_turns(engine.due_turns())
+    _send_turns(engine.grant_all_turns())
 
 
 def _send_turns(messages: list[Message]) -> bool:
     """`send`; if the broker refuses, these long refreshes wait for their turns again."""
     sent = send(messages)
     if not sent:
-        engine.give_back(messages)
+        engine.revoke_turns(messages)
     return sent
 
 
@@ -287,7 +287,7 @@ def dispatch_others(step: NextStep, run_here: Callable[[list[int]], list[int]] =
             workers are to refresh.
     """
     _send_turns(engine.take_turns(step.other_shards))
-    dispatch_all(run_here(engine.next_in_line()))
+    dispatch_all(run_here(engine.wake_next_in_line()))
 
 
 def _send_due(steps: Iterable[NextStep]) -> bool:
@@ -297,7 +297,7 @@ def _send_due(steps: Iterable[NextStep]) -> bool:
         return send(messages)
     sent = _send_turns(engine.take_turns(messages))
     if any(step.closed for step in steps):
-        return dispatch_all(engine.next_in_line()) and sent
+        return dispatch_all(engine.wake_next_in_line()) and sent
     return sent
 
 

@@ -30,7 +30,7 @@ def pass_on_after(report: BatchReport, send: Callable[[list[Message]], bool]) ->
     queue = report.turns_in
     if queue is not None:
         if queue not in _SEEN:
-            send(engine.next_turns(queue, at_most=NEW_PROCESS_SENDS))
+            send(engine.grant_turns(queue, at_most=NEW_PROCESS_SENDS))
         _SEEN[queue] = time.monotonic()
     pass_on(None, send)
 
@@ -47,4 +47,4 @@ def pass_on(taken: int | None, send: Callable[[list[Message]], bool]) -> None:
         if now - seen > REMEMBERED:
             del _SEEN[queue]
         else:
-            send(engine.next_turns(queue, taken=taken))
+            send(engine.grant_turns(queue, taken=taken))

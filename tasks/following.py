@@ -43,8 +43,8 @@ class Follower:
 
     Args:
         stop: asked before each look and each batch; if true, it ends.
-        tell_alive: called after each look that succeeded, after each batch, and while the database
-            cannot be reached.
+        report_alive: called after each look that succeeded, after each batch, and while the
+            database cannot be reached.
         labels: the views to follow; all by default.
         enqueue: whether workers run the refreshes.
     """
@@ -53,11 +53,11 @@ class Follower:
         self,
         *,
         stop: Callable[[], bool],
-        tell_alive: Callable[[], object],
+        report_alive: Callable[[], object],
         labels: Collection[str] | None = None,
         enqueue: bool = False,
     ) -> None:
-        self._stop, self._tell_alive, self._enqueue = stop, tell_alive, enqueue
+        self._stop, self._report_alive, self._enqueue = stop, report_alive, enqueue
         self._labels, self._lookout = labels, Lookout(labels)
         #: None before the first look, and after an outage.
         self._running: _Running | None = None
@@ -79,7 +79,7 @@ class Follower:
                 log(logger, logging.INFO, "the database can be reached again")
                 retry = 0.0
             heartbeat.try_record_look("followed_at")
-            self._tell_alive()
+            self._report_alive()
             took = time.monotonic() - began
             wait = SHORTEST_WAIT if worked else min(wait * GROWTH, LONGEST_WAIT)
             if not (self._running and self._running.views):
@@ -103,7 +103,7 @@ class Follower:
         views = request_without_change(self._labels)
         if not self._enqueue:
             views += _left_open(self._labels)
-        self._running = _Running(self._stop, self._tell_alive, self._labels)
+        self._running = _Running(self._stop, self._report_alive, self._labels)
         return views
 
     def _left_by_others(self) -> list[int]:
@@ -124,7 +124,7 @@ class Follower:
             log(logger, logging.WARNING, sentence, exception=loggable(error, trusted=False))
         until = time.monotonic() + seconds
         while not self._stop() and time.monotonic() < until:
-            self._tell_alive()
+            self._report_alive()
             time.sleep(LONGEST_WAIT)
 
 
@@ -150,12 +150,12 @@ class _Running:
     def __init__(
         self,
         stop: Callable[[], bool],
-        tell_alive: Callable[[], object],
+        report_alive: Callable[[], object],
         labels: Collection[str] | None,
     ) -> None:
         #: The primary keys of their views; the one whose long batch ran last is the last.
         self.views = list[int]()
-        self._stop, self._tell_alive, self._labels = stop, tell_alive, labels
+        self._stop, self._report_alive, self._labels = stop, report_alive, labels
 
     def add(self, views: Collection[int]) -> None:
         """Run the refreshes of more views."""
@@ -199,7 +199,7 @@ class _Running:
 
     def _run(self, message: Message) -> Outcome:
         outcome = engine.run_batch(message).outcome
-        self._tell_alive()
+        self._report_alive()
         return outcome
 
     def _run_short(self, view: int) -> Iterator[Message]:

@@ -13,7 +13,7 @@ from ..models import MAX_JITTER
 from ..redact import brief
 from . import broker_errors, expiry
 
-__all__ = ["RETRY_POLICY", "is_number", "sent_later"]
+__all__ = ["RETRY_POLICY", "delay_by_jitter", "is_number"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ def is_number(value: Any) -> bool:
     return type(value) is int and 0 < value < 2**63
 
 
-def sent_later(task: Any, arguments: tuple[Any, ...], seed: str, jitter: Any) -> bool:
-    """Send a task of a schedule again with an `eta` by the database's clock, if it has to wait.
+def delay_by_jitter(task: Any, arguments: tuple[Any, ...], seed: str, jitter: Any) -> bool:
+    """Send a task of a schedule again, with an `eta` by the database's clock; whether it was.
 
     A worker keeps such a message in memory, unacknowledged. If it dies, the broker may deliver the
     message again, late or never. That is harmless: requests merge, and the next tick requests

@@ -13,7 +13,7 @@ from ..models import Origin
 from ..redact import brief
 from . import broker_errors, expiry
 from .connections import drops_broken_connection
-from .sending import RETRY_POLICY, sent_later
+from .sending import RETRY_POLICY, delay_by_jitter
 
 __all__ = ["SLICE_TASK", "request", "rescue", "send", "verify"]
 
@@ -36,7 +36,7 @@ def verify(view: str, sample: int | None = None, repair: bool = False, jitter: f
     if expiry.is_expired(verify.request):
         return
     try:
-        if not sent_later(verify, (view, sample, repair), f"verify {view}", jitter):
+        if not delay_by_jitter(verify, (view, sample, repair), f"verify {view}", jitter):
             send(_requested(view, sample, repair is True, Origin.SCHEDULE, ""))
     except MatviewsError as error:  # an old message, or the code has changed
         log(logger, logging.WARNING, "verification refused", view=brief(view), error=error)

@@ -11,9 +11,9 @@ from .batches.stages import drop_orphaned_stages, sweep_stages
 from .batches.sums import trim_value_logs
 from .current import CurrentQuery, current_obstacle, current_rows
 from .dispatch.closing import NextStep, close_finished, close_finished_in_view
-from .dispatch.governor import blindness, is_governed
-from .dispatch.queue_turns import due_turns, give_back, next_turns, take_turns
-from .dispatch.refresh_limit import next_in_line
+from .dispatch.governor import ineffective_limits, is_governed
+from .dispatch.queue_turns import grant_all_turns, grant_turns, revoke_turns, take_turns
+from .dispatch.refresh_limit import wake_next_in_line
 from .dispatch.rescue import clear_resends, forsaken_views, rescue, unclaimed_views
 from .failures.backoff import (
     end_quiet_hours,
@@ -39,8 +39,8 @@ from .on_change.waves import DueRefresh
 from .parking.listing import Parked, list_parked, retry_parked
 from .parking.splitting import parking_obstacle
 from .requests.controls import (
+    clear_as_of,
     mark_migrated_views_dirty,
-    promise_nothing_of,
     rename_controls,
     sync_controls,
     sync_shards,
@@ -125,10 +125,10 @@ __all__ = [
     "ViewTotals",
     "alias",
     "backlog",
-    "blindness",
     "changed_phases",
     "check_no_transaction",
     "check_phases",
+    "clear_as_of",
     "clear_resends",
     "close_finished",
     "close_finished_in_view",
@@ -142,7 +142,6 @@ __all__ = [
     "denied_for",
     "drop_broken_connection",
     "drop_orphaned_stages",
-    "due_turns",
     "due_without_change",
     "end_quiet_hours",
     "find_cycle",
@@ -150,10 +149,12 @@ __all__ = [
     "finish_triggers",
     "fold_failures",
     "forsaken_views",
-    "give_back",
+    "grant_all_turns",
+    "grant_turns",
     "has_dates",
     "in_order",
     "in_transaction",
+    "ineffective_limits",
     "is_fresh",
     "is_governed",
     "is_taken",
@@ -170,15 +171,12 @@ __all__ = [
     "missing_rights",
     "move_log",
     "neighbours",
-    "next_in_line",
-    "next_turns",
     "not_migrated",
     "now",
     "own_tables_missing",
     "parking_obstacle",
     "prepare_staging",
     "progress_of",
-    "promise_nothing_of",
     "raised_by_hook",
     "recent_refreshes",
     "recorded_failures",
@@ -195,6 +193,7 @@ __all__ = [
     "resume",
     "resume_migrated",
     "retry_parked",
+    "revoke_turns",
     "run_batch",
     "short_transaction",
     "staging_rights",
@@ -221,6 +220,7 @@ __all__ = [
     "views_to_refresh",
     "waits",
     "wake",
+    "wake_next_in_line",
     "wave_of",
     "why_not_followed",
 ]

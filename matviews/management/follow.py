@@ -22,8 +22,8 @@ def follow(targets: Targets) -> None:
         note("Following changes. Ctrl-C stops after the batch.")
         Follower(
             stop=stop,
-            tell_alive=supervisor.is_alive,
+            report_alive=supervisor.report_alive,
             labels=targets.options.labels or None,
             enqueue=targets.options.enqueue,
         ).run()
-        supervisor.stops()
+        supervisor.report_stopping()

@@ -17,16 +17,16 @@ class Supervisor:
         self._address, self._told_at = os.environ.get("NOTIFY_SOCKET", ""), -SECONDS_BETWEEN_SIGNS
         self._ready = False
 
-    def is_alive(self) -> None:
-        """The process works; the first time, it has started."""
+    def report_alive(self) -> None:
+        """Report that the process works; the first time, that it has started."""
         if time.monotonic() < self._told_at + SECONDS_BETWEEN_SIGNS:
             return
         self._told_at = time.monotonic()
         self._tell("WATCHDOG=1" if self._ready else "READY=1\nWATCHDOG=1")
         self._ready = True
 
-    def stops(self) -> None:
-        """The process is about to end."""
+    def report_stopping(self) -> None:
+        """Report that the process is about to end."""
         self._tell("STOPPING=1")
 
     def _tell(self, state: str) -> None:

@@ -22,7 +22,7 @@ def verify(targets: Targets) -> None:
     if targets.options.repair:
         targets.refuse_in_transaction()
     labels = targets.labels_with_source()
-    differing = [label for label in labels if _differs(label, targets)]
+    differing = [label for label in labels if _verify_view(label, targets)]
     sentences = list(filter(None, [targets.failure(labels)]))
     if differing:
         sentences.append(
@@ -33,8 +33,8 @@ def verify(targets: Targets) -> None:
         raise CommandError(" ".join(sentences))
 
 
-def _differs(label: str, targets: Targets) -> bool:
-    """Compare one view and report the outcome; whether it still differs."""
+def _verify_view(label: str, targets: Targets) -> bool:
+    """Compare or repair one view, and report the outcome; return whether it still differs."""
     options, output = targets.options, targets.output
     try:
         found = api.verify(

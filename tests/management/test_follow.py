@@ -35,11 +35,11 @@ def test_systemd_hears_of_the_start_of_life_and_of_the_end(
         clock = mock.Mock(monotonic=lambda: moment)
         monkeypatch.setattr("matviews.management.supervisor.time", clock)
         supervisor = Supervisor()
-        supervisor.is_alive()
-        supervisor.is_alive()
+        supervisor.report_alive()
+        supervisor.report_alive()
         moment = 6.0
-        supervisor.is_alive()
-        supervisor.stops()
+        supervisor.report_alive()
+        supervisor.report_stopping()
 
         assert received(receiver) == ["READY=1\nWATCHDOG=1", "WATCHDOG=1", "STOPPING=1"]
 
@@ -52,7 +52,7 @@ def test_it_works_where_nobody_listens(
     if address:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
 
-    Supervisor().is_alive()
+    Supervisor().report_alive()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -177,16 +177,16 @@ def test_a_limit_of_their_batches_holds_for_each_queue_and_forgets_killed_worker
     ViewShard.objects.filter(pk__in=running).update(**claimed)
     # then the limit of two is reached, and three is not
     settings.MATVIEWS = {"MAX_LONG_BATCHES": 2}
-    assert engine.next_turns("") == []
+    assert engine.grant_turns("") == []
     # and a worker that takes a message takes one place
     settings.MATVIEWS = {"MAX_LONG_BATCHES": 3}
-    assert engine.next_turns("", taken=waiting.values_list("pk", flat=True)[0]) == []
-    assert len(engine.next_turns("")) == 1
-    assert engine.next_turns("") == []
+    assert engine.grant_turns("", taken=waiting.values_list("pk", flat=True)[0]) == []
+    assert len(engine.grant_turns("")) == 1
+    assert engine.grant_turns("") == []
     # when the workers are killed, their places are free after a lease
     settings.MATVIEWS = {"MAX_LONG_BATCHES": 1}
     let_time_pass()
-    assert len(engine.next_turns("")) == 1
+    assert len(engine.grant_turns("")) == 1
 
 
 @without_sqlite
@@ -203,8 +203,8 @@ def test_a_batch_counts_for_as_long_as_it_runs(
     let_time_pass()
     # when it ends, the next turn is due
     with held_by_another_worker(running):
-        assert engine.next_turns("") == []
-    assert len(engine.next_turns("")) == 1
+        assert engine.grant_turns("") == []
+    assert len(engine.grant_turns("")) == 1
 
 
 def test_one_alone_costs_no_statement(
@@ -235,7 +235,7 @@ def test_the_one_with_the_shortest_target_is_next(
         nobody.setattr(crowded_queues, "NEW_PROCESS_SENDS", 0)
         begin(broker, views)
     order = []
-    while granted := engine.next_turns(""):
+    while granted := engine.grant_turns(""):
         order += [message.shard_id for message in granted]
         let_time_pass()
 
@@ -297,7 +297,7 @@ def granted_alone(broker: Broker, views: list[type[Any]]) -> Message:
     broker.messages[:] = []
     travel(seconds(20))
     crowded_queues._SEEN.clear()
-    (message,) = engine.next_turns("")
+    (message,) = engine.grant_turns("")
     return message
 
 
@@ -314,7 +314,7 @@ class TestAMessageThatNobodyTakes:
         self, broker: Broker, views: list[type[Any]]
     ) -> None:
         message = granted_alone(broker, views[:4])
-        assert engine.next_turns("") == []
+        assert engine.grant_turns("") == []
         for _time in range(4):
             ViewShard.objects.filter(pk=message.shard_id).update(
                 resend_after=engine.now() - seconds(1)
@@ -322,7 +322,7 @@ class TestAMessageThatNobodyTakes:
             assert message.shard_id in [each.shard_id for each in engine.rescue()]
 
         travel(seconds(20))
-        assert len(engine.next_turns("")) == 1
+        assert len(engine.grant_turns("")) == 1
 
     def test_it_is_re_sent_by_the_next_dispatch_but_not_before_it_may_be_lost(
         self, broker: Broker, views: list[type[Any]]
@@ -371,7 +371,7 @@ class TestAMessageThatNobodyTakes:
         first = ViewShard.objects.exclude(turn_by=None).order_by("turn_by")[0]
         ViewControl.objects.filter(pk=first.view_id).update(queue="dead")
 
-        assert [each.queue for each in engine.next_turns("")] == ["dead", None]
+        assert [each.queue for each in engine.grant_turns("")] == ["dead", None]
         first.refresh_from_db()
         assert first.turn_queue == "dead"
 

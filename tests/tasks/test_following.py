@@ -44,7 +44,7 @@ def follow_until_fresh(view: type[Any], limit: int = 100) -> None:
     """Follow in this process until no change is pending, for so many looks at most."""
     looks = iter(range(limit))
     Follower(
-        stop=lambda: next(looks, None) is None or bool(view.is_fresh()), tell_alive=lambda: None
+        stop=lambda: next(looks, None) is None or bool(view.is_fresh()), report_alive=lambda: None
     ).run()
 
 
@@ -71,7 +71,7 @@ class TestFollower:
     ) -> None:
         """Messages that were lost, and batches whose workers were killed: after a lease."""
         settings.MATVIEWS = {"LEASE": 60.0}
-        one = Follower(stop=lambda: False, tell_alive=lambda: None)
+        one = Follower(stop=lambda: False, report_alive=lambda: None)
         one._work()
         engine.mark_dirty(view)
         left = engine.request(view)
@@ -96,7 +96,7 @@ class TestFollower:
         monkeypatch.setattr(following, "request_due", look)
         timer = mock.Mock(monotonic=lambda: clock[0], sleep=waits.append)
         monkeypatch.setattr(following, "time", timer)
-        Follower(stop=lambda: len(waits) == 3, tell_alive=lambda: None).run()
+        Follower(stop=lambda: len(waits) == 3, report_alive=lambda: None).run()
 
         assert waits == pytest.approx([1.2] * 3)
 
@@ -105,7 +105,7 @@ class TestFollower:
     ) -> None:
         check = mock.Mock(return_value=[])
         monkeypatch.setattr(engine, "forsaken_views", check)
-        one = Follower(stop=lambda: False, tell_alive=lambda: None)
+        one = Follower(stop=lambda: False, report_alive=lambda: None)
         for _look in range(5):
             one._work()
 
@@ -113,7 +113,7 @@ class TestFollower:
 
     def test_two_at_once_do_no_harm(self, view: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
         """The other does all the work between this one's look and its batch."""
-        one, other = (Follower(stop=lambda: False, tell_alive=lambda: None) for _ in range(2))
+        one, other = (Follower(stop=lambda: False, report_alive=lambda: None) for _ in range(2))
         run_batch, before = engine.run_batch, Refresh.objects.count()
         meanwhile = iter([other._work])
 
@@ -141,7 +141,7 @@ class TestFollower:
         looks = iter(range(3))
 
         Follower(
-            stop=lambda: next(looks, None) is None, tell_alive=lambda: None, enqueue=True
+            stop=lambda: next(looks, None) is None, report_alive=lambda: None, enqueue=True
         ).run()
 
         requested = Refresh.objects.order_by("-pk")[0]
@@ -192,7 +192,7 @@ class TestFollower:
     def test_it_is_alive_after_each_batch(self, view: type[Any]) -> None:
         Item.objects.create(value=77)
         signs = list[int]()
-        one = Follower(stop=lambda: False, tell_alive=lambda: signs.append(1))
+        one = Follower(stop=lambda: False, report_alive=lambda: signs.append(1))
         one._work()
 
         assert signs
@@ -321,7 +321,7 @@ class TestWithoutChange:
     def test_a_follower_requests_it_as_it_starts(self, view: type[Any]) -> None:
         """A release restarts it, which may have brought another definition."""
         ViewControl.objects.update(last_update=None)
-        one = Follower(stop=lambda: False, tell_alive=lambda: None)
+        one = Follower(stop=lambda: False, report_alive=lambda: None)
         one._work()
         refreshed = ViewControl.objects.get(label=LABEL).last_update
         ViewControl.objects.update(last_update=None)

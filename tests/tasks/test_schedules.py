@@ -894,7 +894,7 @@ class TestTasks:
             mock.patch.object(tasks.verifications, "rescue", idle),
             mock.patch.multiple(
                 engine,
-                due_turns=idle,
+                grant_all_turns=idle,
                 end_quiet_hours=idle,
                 sweep_dirty_keys=idle,
                 trim_value_logs=idle,

@@ -121,7 +121,7 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
             attempt = attempt.after_move()
         except Exception as error:  # noqa: BLE001 - a hook may raise anything
             drop_broken_connection()
-            if not attempt.narrowed(error):
+            if not attempt.narrow(error):
                 return attempt.record_failure(error)
 
 
@@ -187,8 +187,8 @@ class _Attempt:
         """The next attempt, after the log was moved: for the same refreshes, not for later ones."""
         return _Attempt(self.message, known=self.known, tried=self.tried, as_of=self.as_of)
 
-    def narrowed(self, error: Exception) -> bool:
-        """Whether the batch is to run again, now with one phase only, or by keys."""
+    def narrow(self, error: Exception) -> bool:
+        """Limit the next attempt to one phase, or do it by keys; False if neither can help."""
         ambiguous = self._is_ambiguous(error)
         self.splitting = not ambiguous and self._may_split(error)
         self.unfit = self.splitting and self.work is not None and is_unfit(self.work, error)
@@ -298,7 +298,7 @@ class _Attempt:
             self.tried, self.failures = (run.refresh_id, run.phase), run.failures
             if fault := step.fault():
                 work.end(run, RunState.FAILED, error=fault)
-            elif not step.needed():
+            elif not step.find_work():
                 work.end(run, RunState.SUCCEEDED)
             else:
                 together = step.ends_at_once()

@@ -9,7 +9,7 @@ from ...models import PhaseRun
 from ...phases import Phase
 from ...queryset import Plan, WindowProgress, fill_stage, stage_name
 from ...states import RefreshStrategy
-from ..parking.parked_keys import has_unfit, parked, unpark
+from ..parking.parked_keys import has_unfit, load_parked, unpark
 from ..parking.splitting import can_split, is_careful, walk_keys
 from ..transactions import alias
 from ..work.shard_work import Work
@@ -33,7 +33,7 @@ def walk(work: Work, run: PhaseRun, plan: Plan, limit: int) -> Batch:
     else:
         walked = plan.batch_runner(run.stage).run_window(phase, progress_of(run), limit)
     if careful and walked.cursor is None:  # not by keys, so it has left out none
-        unpark(work, parked(work, phase).values())
+        unpark(work, load_parked(work, phase).values())
     return recorded(run, walked)
 
 

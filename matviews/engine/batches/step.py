@@ -13,7 +13,7 @@ from ...logs import log
 from ...models import PhaseRun
 from ...phases import Phase
 from ...states import RunState
-from ..parking.parked_keys import forget_underived, take_back_new
+from ..parking.parked_keys import delete_underived, unpark_new
 from ..parking.splitting import is_careful
 from ..tracking.dirty_keys import count_keys, dirty_keys
 from ..transactions import now
@@ -104,8 +104,8 @@ class Step:
         """Count the workers that the batch has killed among the failures of the run."""
         self.run.failed_batches += self._kills
 
-    def needed(self) -> bool:
-        """Whether the run has work, by its dirty keys or by `needs_*`, whose estimate it keeps.
+    def find_work(self) -> bool:
+        """Drain the queue, or call `needs_*` and keep its estimate; whether the run has work.
 
         If a hook with a cursor has begun, `needs_*` is not called.
         """
@@ -113,7 +113,7 @@ class Step:
             return True
         if self.hooks.is_derived:
             return assign_changes(self.work, self.run)
-        forget_underived(self.work)
+        delete_underived(self.work)
         answer = call_needs(self.definition, self.phase, self.work.hook_shard)
         # Estimates of derived phases count keys, not rows.
         if not isinstance(answer, bool) and not self.hooks.do_derived:
@@ -197,7 +197,7 @@ class Step:
             run.external_cause = external_cause
             self.work.end(run, RunState.FAILED, error=error, trace=trace)
             if too_many:
-                take_back_new(self.work, run)
+                unpark_new(self.work, run)
             return
         if smaller and self.paced:
             run.batch_size = halved(min(self._size(), size or self._size()), 1, self._floor)
@@ -272,7 +272,7 @@ class Step:
             return self._state_by_cursor(batch)
         if batch.rows >= limit:
             return RunState.RUNNING
-        if not self.needed():
+        if not self.find_work():
             return RunState.SUCCEEDED
         return RunState.RUNNING if batch.rows else RunState.NOT_CONVERGING
 

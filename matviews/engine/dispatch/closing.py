@@ -33,7 +33,7 @@ from ..transactions import alias, now, short_transaction, utc_now
 from ..work.loader import load_work, load_works
 from ..work.prerequisites import views_of_waiting
 from ..work.shard_work import Work
-from .governor import must_wait
+from .governor import throttle
 from .refresh_limit import release_permit
 
 __all__ = ["NextStep", "close_finished", "close_finished_in_view"]
@@ -143,7 +143,7 @@ def _due(work: Work) -> Message | None:
         view = work.shard.view
         reason = Wait(WaitCode.QUIET_HOURS, {"hours": str(view.quiet_hours)})
         wait(view, until - utc_now(), reason)
-    return None if must_wait(work) else work.next_message()
+    return None if throttle(work) else work.next_message()
 
 
 def _due_elsewhere(work: Work) -> tuple[Message, ...]:

@@ -28,15 +28,15 @@ from ..failures.backoff import wait
 from ..tracking.pending import utc
 from ..transactions import alias, drop_broken_connection, utc_now
 from ..work.shard_work import Work
-from .refresh_limit import is_limited, permit_fault, release_permit
+from .refresh_limit import is_limited, release_permit, take_permit
 
-__all__ = ["blindness", "is_governed", "load_fault", "must_wait"]
+__all__ = ["ineffective_limits", "is_governed", "load_fault", "throttle"]
 
 logger = logging.getLogger(__name__)
 
 READ_EVERY = 10.0  # seconds
 ASK_AGAIN = timedelta(seconds=10)
-GOES_ON: dict[str, Any] = {"governed_since": None, "retry_at": None, "wait": None}
+NO_WAIT: dict[str, Any] = {"governed_since": None, "retry_at": None, "wait": None}
 #: By setting, the field of `Load` that it limits.
 LIMITED = {
     "GOVERNOR_REPLICATION_LAG": "replication_lag",
@@ -62,7 +62,7 @@ def _limits() -> Iterator[str]:
     return (name for name in LIMITED if getattr(settings, name))
 
 
-def blindness() -> dict[str, str]:
+def ineffective_limits() -> dict[str, str]:
     """The limits that have no effect, by setting, and why."""
     reader, set_limits = load_reader_of(alias()), list(_limits())
     unknown = {
@@ -74,8 +74,8 @@ def blindness() -> dict[str, str]:
     return dict.fromkeys(set_limits, f"the role is not a member of {reader.right}") | unknown
 
 
-def must_wait(work: Work) -> bool:
-    """Whether the batch that is due must wait; if so, that is recorded, and for how long.
+def throttle(work: Work) -> bool:
+    """Have the batch that is due wait if a limit is exceeded; return whether it waits.
 
     After `GOVERNOR_MAX_WAIT` the refresh runs to its end, and so do others of the view while it is
     open.
@@ -91,25 +91,25 @@ def must_wait(work: Work) -> bool:
     if run is None:
         return False
     if any(refresh.proceeded_despite for refresh in work.refreshes):
-        permit_fault(control, beyond=True)
+        take_permit(control, beyond=True)
         return False
-    return _asks(work, run)
+    return _apply_limits(work, run)
 
 
-def _asks(work: Work, run: PhaseRun) -> bool:
+def _apply_limits(work: Work, run: PhaseRun) -> bool:
     control, since = work.shard.view, work.shard.view.governed_since
     waited = utc_now() - utc(since) if since else timedelta()
     out, load = waited >= get_settings().GOVERNOR_MAX_WAIT, load_fault(work.definition)
-    reason = load if load and not out else permit_fault(control, beyond=out) or load
+    reason = load if load and not out else take_permit(control, beyond=out) or load
     if reason and out:
-        _let_go(run, reason, waited)
+        _proceed_despite(run, reason, waited)
     elif reason:
         _wait(control, reason)
         # One that has just ended, and given up its permit, may not have seen that this one waits.
-        if load or permit_fault(control):
+        if load or take_permit(control):
             return True
     if since is not None or reason:
-        ViewControl.objects.filter(pk=control.pk).update(**GOES_ON)
+        ViewControl.objects.filter(pk=control.pk).update(**NO_WAIT)
     return False
 
 
@@ -120,7 +120,7 @@ def _wait(control: ViewControl, reason: Wait) -> None:
         waiting.update(governed_since=Coalesce("governed_since", UtcNow()))
 
 
-def _let_go(run: PhaseRun, reason: Wait, waited: timedelta) -> None:
+def _proceed_despite(run: PhaseRun, reason: Wait, waited: timedelta) -> None:
     Refresh.objects.filter(pk=run.refresh_id).update(proceeded_despite=reason)
     log(
         logger, logging.WARNING, "refresh proceeds, it has waited long enough",
@@ -156,8 +156,8 @@ def _tables(definition: ViewDefinition | None) -> set[str]:
 
 #: By database, the last reading and when it was made, in seconds of the monotonic clock.
 _READINGS: dict[str, tuple[float, Load]] = {}
-#: The databases whose blindness was logged.
-_TOLD: set[str] = set()
+#: The databases whose ineffective_limits was logged.
+_LOGGED: set[str] = set()
 
 
 def _load() -> Load:
@@ -169,15 +169,15 @@ def _load() -> Load:
     try:
         with transaction.atomic(using=using):  # a failure must not break an outer transaction
             load = load_reader_of(using).read()
-            blind = {} if using in _TOLD else blindness()
+            ineffective = {} if using in _LOGGED else ineffective_limits()
     except (DatabaseError, InterfaceError) as error:
         drop_broken_connection()
         log(logger, logging.WARNING, "the load of the database cannot be read", exception=error)
-        load, blind = Load(), {}
+        load, ineffective = Load(), {}
     _READINGS[using] = time.monotonic(), load
-    if blind:
-        _TOLD.add(using)
-        for setting, why in blind.items():
+    if ineffective:
+        _LOGGED.add(using)
+        for setting, why in ineffective.items():
             log(
                 logger, logging.WARNING, "a limit of the governor has no effect",
                 setting=setting, reason=why,

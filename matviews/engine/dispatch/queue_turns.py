@@ -26,7 +26,7 @@ from ..locking import running, update_if_current
 from ..messages import Message
 from .closing import close_finished
 
-__all__ = ["due_turns", "give_back", "next_turns", "take_turns"]
+__all__ = ["grant_all_turns", "grant_turns", "revoke_turns", "take_turns"]
 
 #: Messages of long refreshes in one queue that no worker has taken.
 MAX_UNTAKEN = 1
@@ -47,13 +47,13 @@ def take_turns(messages: Iterable[Message]) -> list[Message]:
             queues.append(message.queue or "")
         elif _is_lost(message):
             due.append(message)
-    return due + [message for queue in dict.fromkeys(queues) for message in next_turns(queue)]
+    return due + [message for queue in dict.fromkeys(queues) for message in grant_turns(queue)]
 
 
-def next_turns(
+def grant_turns(
     queue: str, *, taken: int | None = None, at_most: int | None = None
 ) -> list[Message]:
-    """The messages in a queue whose turn it is: to be sent by the caller, and by nobody else.
+    """Grant the next turns in a queue; return their messages, for the caller alone to send.
 
     Args:
         queue: its name, "" for the default.
@@ -81,13 +81,13 @@ def _is_untaken(shard: Any) -> bool:
     )
 
 
-def due_turns() -> list[Message]:
-    """The next turn in every queue; for the maintenance task, should a worker have died."""
+def grant_all_turns() -> list[Message]:
+    """Grant the next turn in every queue; for the maintenance task, should a worker have died."""
     taking = ViewShard.objects.exclude(turn_queue=None).order_by("turn_queue")
     for pk, token in taking.filter(~Exists(_OPEN)).values_list("pk", "token"):
         update_if_current(pk, token, turn_queue=None, turn_by=None)
     queues = taking.exclude(turn_by=None).values_list("turn_queue", flat=True).distinct()
-    return [message for queue in list(queues) for message in next_turns(queue or "")]
+    return [message for queue in list(queues) for message in grant_turns(queue or "")]
 
 
 _OPEN = Refresh.objects.filter(view=OuterRef("view"), state=RefreshState.OPEN)
@@ -111,7 +111,7 @@ def _is_lost(message: Message) -> bool:
     return untaken.filter(token=message.token, turn_at__lte=UtcNow() - TRUSTED).exists()
 
 
-def give_back(messages: Iterable[Message]) -> None:
+def revoke_turns(messages: Iterable[Message]) -> None:
     """Let shards wait again that had their turn, because the broker refused a message."""
     for message in messages:
         if message.is_long:

@@ -27,7 +27,7 @@ from ..failures.backoff import wake_views
 from ..locking import running
 from ..transactions import alias, drop_broken_connection, short_transaction
 
-__all__ = ["is_limited", "next_in_line", "permit_fault", "release_permit"]
+__all__ = ["is_limited", "release_permit", "take_permit", "wake_next_in_line"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def _limit_of(queue: str) -> int | None:
     return limits.get(queue) if isinstance(limits, dict) else limits
 
 
-def permit_fault(control: ViewControl, *, beyond: bool = False) -> Wait | None:
+def take_permit(control: ViewControl, *, beyond: bool = False) -> Wait | None:
     """Take a permit for the batch that is due, or a place in line for one.
 
     Args:
@@ -53,7 +53,7 @@ def permit_fault(control: ViewControl, *, beyond: bool = False) -> Wait | None:
         beyond: whether to take one more than the limit if there is none.
 
     Returns:
-        That no permit is free; None if one is, or without a limit.
+        None if the batch may run; else the wait, for which the view now stands in line.
     """
     queue = control.queue_name or ""
     limit = _limit_of(queue)
@@ -159,7 +159,7 @@ def release_permit(view_id: int) -> None:
         RefreshPermit.objects.filter(~Exists(running_batch.order_by()), view=view_id).delete()
 
 
-def next_in_line() -> list[int]:
+def wake_next_in_line() -> list[int]:
     """Wake the views for which there is a permit now; each is returned once, to one process.
 
     Returns:

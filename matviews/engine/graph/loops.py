@@ -45,12 +45,12 @@ class Echoes:
         #: By view, how often in a row it was due soon after its last refresh.
         self._quick = Counter[int]()
 
-    def seconds_left(self, view: ViewControl) -> float:
-        """How long a refresh that is due must wait, because it may be an echo; 0 if it is none.
+    def record_due(self, view: ViewControl) -> float:
+        """Count a refresh that is due; return for how many seconds it must wait, as a likely echo.
 
         It takes no statement, unless the view has been due very often in a row.
         """
-        if not view.echoes and not self._is_suspect(view):
+        if not view.echoes and not self._count_if_quick(view):
             return 0.0
         passed = _time_at_rest(view)
         if passed is None:
@@ -64,7 +64,7 @@ class Echoes:
             return 0.0
         return max(0.0, (_wait(max(view.echoes, 1)) - passed).total_seconds())
 
-    def _is_suspect(self, view: ViewControl) -> bool:
+    def _count_if_quick(self, view: ViewControl) -> bool:
         ended = _last_success(view)
         if ended is None or now() - ended > QUICK:
             self._quick.pop(view.pk, None)

@@ -99,7 +99,7 @@ class Lookout:
                 self._held.add(schedule.pk)
                 left = min(HELD, held)
             elif left <= 0:
-                left = self._echoes.seconds_left(schedule.view)
+                left = self._echoes.record_due(schedule.view)
             again = moment + max(0.0, min(left, TRUSTED))
             self._again[schedule.pk] = again, found.pending[schedule.pk].waiting
             if left <= 0:

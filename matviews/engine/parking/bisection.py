@@ -20,9 +20,9 @@ from .parked_keys import (
     find_parked,
     involves_others,
     is_of_data,
+    load_parked,
     max_parked,
     park,
-    parked,
     parked_by,
     unpark,
 )
@@ -187,8 +187,8 @@ class Splitter:
         if changed or self._may_swap:
             self._statements = 0
             self.run_again(again)
-        self.take_back()
-        failed, known = self._by_spelling(), parked(work, phase)
+        self.unpark_succeeded()
+        failed, known = self._by_spelling(), load_parked(work, phase)
         new = [key for key in failed if key not in known]
         if failed:
             self._check_number(run, new)
@@ -200,10 +200,10 @@ class Splitter:
                 keys=len(new), parked=work.shard.parked_count,
                 error=error_text(failed[new[-1]], trusted=False),
             )  # fmt: skip
-        run.parked = len(parked(work, phase))
+        run.parked = len(load_parked(work, phase))
         return self.rows
 
-    def take_back(self) -> int:
+    def unpark_succeeded(self) -> int:
         """Unpark the keys that succeeded, and return the rows written."""
         statements = self.runner.statements
         unpark(self.work, find_parked(self.work, self.phase, self.passed, statements).values())
@@ -213,7 +213,7 @@ class Splitter:
         """The errors by key, each key once: as it is parked, or else as it first failed."""
         if not self._failed:
             return {}
-        others = [*parked(self.work, self.phase), *self._failed]
+        others = [*load_parked(self.work, self.phase), *self._failed]
         first = equal_keys(self.runner.statements, list(self._failed), others)
         return {first[key]: error for key, error in self._failed.items()}
 

@@ -25,21 +25,21 @@ from ..transactions import alias, now
 from ..work.shard_work import Work
 
 __all__ = [
+    "delete_underived",
     "due_changes",
-    "due_of",
+    "due_for_retry",
     "find_parked",
-    "forget_underived",
     "has_unfit",
     "involves_others",
     "is_of_data",
+    "load_parked",
     "make_due",
     "max_parked",
     "park",
-    "parked",
     "parked_by",
-    "take_back_new",
     "try_soon",
     "unpark",
+    "unpark_new",
 ]
 
 FIRST_RETRY = 60.0  # seconds; the interval doubles with each try
@@ -53,12 +53,12 @@ def max_parked(definition: ViewDefinition | None) -> int:
     return get_settings().MAX_PARKED_KEYS if limit is None else limit
 
 
-def parked(work: Work, phase: str) -> dict[Key, ParkedKey]:
-    """The parked keys of a phase, which are read once per batch."""
+def load_parked(work: Work, phase: str) -> dict[Key, ParkedKey]:
+    """Read the parked keys, once per batch, and delete outdated ones; return those of a phase."""
     if work.parked is None:
         rows = ParkedKey.objects.filter(shard=work.shard) if work.shard.parked_count else ()
         work.parked = list(rows)
-        _forget_outdated(work)
+        _delete_outdated(work)
     return {from_json(row.key): row for row in work.parked if row.phase == phase}
 
 
@@ -66,35 +66,35 @@ def find_parked(
     work: Work, phase: str, keys: Sequence[Key], statements: Statements
 ) -> dict[Key, ParkedKey]:
     """Which of some keys are parked in a phase, however they are spelled, and as which row."""
-    known = parked(work, phase)
+    known = load_parked(work, phase)
     found = equal_keys(statements, keys, list(known)) if known else {}
     return {key: known[other] for key, other in found.items()}
 
 
 def parked_by(work: Work, run: PhaseRun) -> list[ParkedKey]:
     """The keys that earlier batches of a run have parked, and that were not parked before it."""
-    rows, begun = parked(work, run.phase).values(), run.started_at
+    rows, begun = load_parked(work, run.phase).values(), run.started_at
     return [row for row in rows if begun and row.first_seen >= begun]
 
 
-def take_back_new(work: Work, run: PhaseRun) -> None:
+def unpark_new(work: Work, run: PhaseRun) -> None:
     """Unpark the keys that a run parked before it failed because too many keys did.
 
     Otherwise the next run would leave them out, and so fail later, or succeed without them. Must
     run in the transaction that records the failure. No key is lost: the phase has not succeeded.
     """
     unpark(work, parked_by(work, run))
-    run.parked = len(parked(work, run.phase))
+    run.parked = len(load_parked(work, run.phase))
     ViewShard.objects.filter(pk=work.shard.pk).update(parked_count=work.shard.parked_count)
 
 
-def forget_underived(work: Work) -> None:
+def delete_underived(work: Work) -> None:
     """Delete the keys of phases that were derived from `source()`, and now are hooks."""
     if work.shard.parked_count:
-        parked(work, "")  # deletes them while it reads
+        load_parked(work, "")  # deletes them while it reads
 
 
-def _forget_outdated(work: Work) -> None:
+def _delete_outdated(work: Work) -> None:
     """Delete keys of another definition, which may have another shape; all if none may be parked.
 
     The full refresh that follows a change of the definition tries all keys.
@@ -129,19 +129,19 @@ def due_changes(work: Work) -> list[QueuedChange]:
     due = [
         row
         for phase in work.definition.derived & starting
-        for row in parked(work, phase).values()
+        for row in load_parked(work, phase).values()
         if row.retry_at <= moment
     ]
     keys = {from_json(row.key) for row in due}
     return [QueuedChange("", [], list(map(to_json, keys)), moment)] if due else []
 
 
-def due_of(work: Work, run: PhaseRun) -> list[Key]:
+def due_for_retry(work: Work, run: PhaseRun) -> list[Key]:
     """The parked keys that a full refresh tries again at its end, the longest untried first.
 
     Among them those that a logged change since the phase's last success may concern.
     """
-    moment, known = now(), parked(work, run.phase)
+    moment, known = now(), load_parked(work, run.phase)
     if not known:
         return []
     keys = _changed(work, run)
@@ -179,7 +179,9 @@ def make_due(work: Work, marked: Iterable[QueuedChange]) -> None:
     rows = {
         row.pk: row
         for phase in Phase
-        for row in (_rows_of(work, phase, named) if all_named else parked(work, phase).values())
+        for row in (
+            _rows_of(work, phase, named) if all_named else load_parked(work, phase).values()
+        )
     }
     for row in rows.values():
         row.retry_at = moment
@@ -189,7 +191,7 @@ def make_due(work: Work, marked: Iterable[QueuedChange]) -> None:
 
 def try_soon(work: Work, phase: str, keys: Iterable[Key]) -> None:
     """Have parked keys tried by the next refresh, because this one had no room for them."""
-    known = parked(work, phase)
+    known = load_parked(work, phase)
     if late := [known[key].pk for key in keys]:
         ParkedKey.objects.filter(pk__in=late).update(retry_at=now())
 
@@ -210,7 +212,7 @@ def is_of_data(work: Work, error: Exception) -> bool:
 
 def has_unfit(work: Work) -> bool:
     """Whether a key of the view is parked because a value may not have fit its column."""
-    parked(work, "")  # reads them
+    load_parked(work, "")  # reads them
     does_not_fit = errors_of(alias()).does_not_fit
     return any(does_not_fit(row.code) for row in work.parked or ())
 
@@ -226,7 +228,7 @@ def involves_others(error: Exception) -> bool:
 
 def park(work: Work, phase: str, key: Key, error: Exception) -> None:
     """Park a key, or record that it has failed again; if parked, it keeps its spelling."""
-    moment, row = now(), parked(work, phase).get(key)
+    moment, row = now(), load_parked(work, phase).get(key)
     tries = row.tries + 1 if row else 1
     values = {
         **_described(work, error),

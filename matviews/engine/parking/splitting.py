@@ -17,7 +17,7 @@ from ...queryset import BatchRunner, Plan, WindowProgress
 from ..transactions import alias
 from ..work.shard_work import Work
 from .bisection import PROBES, SAMPLE_KEYS, Splitter
-from .parked_keys import due_of, find_parked, is_of_data, max_parked, parked, try_soon
+from .parked_keys import due_for_retry, find_parked, is_of_data, load_parked, max_parked, try_soon
 
 __all__ = [
     "can_split",
@@ -107,7 +107,7 @@ def walk_keys(work: Work, run: PhaseRun, limit: int) -> Batch:
     if done < len(wanted):
         cursor = to_json(wanted[done - 1])
     elif cursor is None:
-        due = due_of(work, run)
+        due = due_for_retry(work, run)
         try_soon(work, phase, due[splitter.run(due) :])
     rows = splitter.finish(run)
     run.keys_scanned += len(keys) - (len(wanted) - done)
@@ -156,11 +156,11 @@ def _retry_others(work: Work, run: PhaseRun, runner: BatchRunner, limit: int, ro
         splitter = Splitter(work, phase, runner, limit)
         again = [
             key
-            for key, row in parked(work, phase).items()
+            for key, row in load_parked(work, phase).items()
             if row.involves_others and row.last_seen >= run.refresh.requested_at
         ]
         splitter.run_again(again)
-        written += splitter.take_back()
+        written += splitter.unpark_succeeded()
         if splitter.passed:
             try_soon(work, phase, set(again).difference(splitter.passed))
     return written

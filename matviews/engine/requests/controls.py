@@ -19,9 +19,9 @@ from ..on_change.due_refreshes import why_not_followed
 from ..transactions import short_transaction
 
 __all__ = [
+    "clear_as_of",
     "mark_migrated_views_dirty",
     "not_ready",
-    "promise_nothing_of",
     "rename_controls",
     "sync_controls",
     "sync_shards",
@@ -108,8 +108,8 @@ def mark_migrated_views_dirty(app_labels: Collection[str]) -> None:
     changes.enqueue(set(views), "migrations of its app have run")
 
 
-def promise_nothing_of(labels: Collection[str]) -> None:
-    """Forget as of when the rows of these views are: their tables are new and empty."""
+def clear_as_of(labels: Collection[str]) -> None:
+    """Clear as of when the rows of these views are: their tables are new and empty."""
     unknown = dict.fromkeys((phase.as_of_field for phase in Phase), None)
     ViewControl.objects.filter(label__in=labels).update(**unknown)
 

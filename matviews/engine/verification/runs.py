@@ -31,7 +31,7 @@ from .comparison import compare_settled
 from .key_parts import Part, keys_left_out, keys_part, parts, repair_part
 from .progress import VerifyProgress
 from .verify import check_verifiable, stored_result
-from .waits import must_wait
+from .waits import postpone_if_needed
 
 __all__ = ["VerifyMessage", "repaired_view", "request_verification", "rescue_verifications",
     "verify_slice"]  # fmt: skip
@@ -93,7 +93,7 @@ def request_verification(
         if run is None:
             return None
         if _covers(run, sample, repair):
-            return _taken_over(run, control, requested) if origin != Origin.SCHEDULE else None
+            return _take_over(run, control, requested) if origin != Origin.SCHEDULE else None
         wider = None if None in (sample, run.sample) else max(sample or 0, run.sample or 0)
         VerifyRun.objects.filter(pk=run.pk).update(
             token=F("token") + 1, sample=wider, repair=repair or run.repair,
@@ -103,7 +103,7 @@ def request_verification(
         return VerifyMessage(run.pk, run.token + 1, control.queue_name)
 
 
-def _taken_over(
+def _take_over(
     run: VerifyRun, control: ViewControl, requested: dict[str, Any]
 ) -> VerifyMessage | None:
     """Hand a schedule's run over to a person: it no longer waits for quiet hours.
@@ -145,7 +145,7 @@ def verify_slice(message: VerifyMessage) -> VerifyMessage | None:
         The message that continues it; None if it has ended, or if another worker has it.
     """
     waiting = VerifyRun.objects.select_related("view").filter(**_named(message)).first()
-    if waiting and must_wait(waiting, message.token):
+    if waiting and postpone_if_needed(waiting, message.token):
         return None
     claimed = {
         "token": F("token") + 1,
@@ -173,13 +173,11 @@ def verify_slice(message: VerifyMessage) -> VerifyMessage | None:
     except _Superseded:
         pass
     except Exception as error:  # noqa: BLE001 - source() and depends_on may raise anything
-        _failed(run, mine, progress, error)
+        _fail(run, mine, progress, error)
     return None
 
 
-def _failed(
-    run: VerifyRun, mine: VerifyMessage, progress: VerifyProgress, error: Exception
-) -> None:
+def _fail(run: VerifyRun, mine: VerifyMessage, progress: VerifyProgress, error: Exception) -> None:
     """End a run that cannot succeed; after an error that may pass, `rescue_verifications` resumes.
 
     A worker that is killed leaves no error, only an attempt.

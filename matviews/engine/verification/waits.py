@@ -16,15 +16,15 @@ from ..dispatch.governor import ASK_AGAIN, is_governed, load_fault
 from ..tracking.pending import utc
 from ..transactions import utc_now
 
-__all__ = ["must_wait"]
+__all__ = ["postpone_if_needed"]
 
 logger = logging.getLogger(__name__)
 
 LOOK_AGAIN = timedelta(minutes=10)  # the quiet hours may have been changed
 
 
-def must_wait(run: VerifyRun, token: int) -> bool:
-    """Whether a run must wait before it continues; if so, record why, and for how long.
+def postpone_if_needed(run: VerifyRun, token: int) -> bool:
+    """Have a run wait for quiet hours or a limit, and record why; return whether it waits.
 
     After that time the message is sent again, and its worker asks again. After `GOVERNOR_MAX_WAIT`
     a run continues to its end, unless the quiet hours of its view begin.

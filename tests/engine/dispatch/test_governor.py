@@ -41,7 +41,7 @@ def rows(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     add_items(3)
     settings.MATVIEWS = ON
     monkeypatch.setattr(governor, "_READINGS", {})
-    monkeypatch.setattr(governor, "_TOLD", {engine.alias()})
+    monkeypatch.setattr(governor, "_LOGGED", {engine.alias()})
 
 
 @contextmanager
@@ -248,9 +248,9 @@ class TestServers:
         self, settings: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         settings.MATVIEWS = {"GOVERNOR_ACTIVE_SESSIONS": 1, "GOVERNOR_TRANSACTION_AGE": 1}
-        governor._TOLD.clear()
+        governor._LOGGED.clear()
         with roles.database_role("blind") as role, roles.as_role(role), transaction.atomic():
-            assert engine.blindness().keys() == set(settings.MATVIEWS)
+            assert engine.ineffective_limits().keys() == set(settings.MATVIEWS)
             governor._load()
             governor._READINGS.clear()
             governor._load()
@@ -266,8 +266,10 @@ class TestServers:
             "mysql": {"GOVERNOR_REPLICATION_LAG"},
             "sqlite": set(settings.MATVIEWS),
         }
-        assert engine.blindness().keys() == unknown[connection.vendor]
-        assert len(checks.check_governor(databases=[engine.alias()])) == len(engine.blindness())
+        assert engine.ineffective_limits().keys() == unknown[connection.vendor]
+        assert len(checks.check_governor(databases=[engine.alias()])) == len(
+            engine.ineffective_limits()
+        )
         assert checks.check_governor(databases=["other"]) == []
         settings.MATVIEWS = {}
         assert checks.check_governor(databases=[engine.alias()]) == []

@@ -106,7 +106,7 @@ def follow(*views: type[Any]) -> None:
     deadline = time.monotonic() + 30
     Follower(
         stop=lambda: not still_open.exists() or time.monotonic() > deadline,
-        tell_alive=lambda: None,
+        report_alive=lambda: None,
         labels=labels,
     ).run()
     assert not still_open.exists()
@@ -212,7 +212,7 @@ class TestWaiting:
             engine.request(Limited)
         inline.run_to_end(first)
         assert message_of(Limited) is None
-        assert engine.next_in_line() == [control(Walked).pk]
+        assert engine.wake_next_in_line() == [control(Walked).pk]
 
     @pytest.mark.parametrize("held", [{"paused": True}, {"enabled": False}])
     def test_a_view_that_is_held_lets_others_go_on_and_asks_again(
@@ -267,7 +267,7 @@ class TestWaiting:
             RefreshState.SUCCEEDED, "at most 1 view is refreshed at the same time",
         )  # fmt: skip
         assert "it has waited long enough" in caplog.text
-        assert engine.next_in_line() == []
+        assert engine.wake_next_in_line() == []
 
     def test_what_cannot_be_counted_stops_nothing(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -358,9 +358,9 @@ class TestMovingOn:
         settings.MATVIEWS = {**settings.MATVIEWS, "MAX_REFRESHES": 1}
         waiting(Sharded)
         inline.run_to_end(first)
-        assert engine.next_in_line() == []
+        assert engine.wake_next_in_line() == []
         inline.run_to_end(second)
-        assert engine.next_in_line() == [control(Sharded).pk]
+        assert engine.wake_next_in_line() == [control(Sharded).pk]
 
 
 class TestQueues:

@@ -116,7 +116,7 @@ def test_a_view_that_is_seldom_due_costs_no_statement() -> None:
         control = views.control("A")
 
         with CaptureQueriesContext(connection) as captured:
-            left = loops.Echoes().seconds_left(control)
+            left = loops.Echoes().record_due(control)
 
         assert left == 0.0
         assert len(captured) == 0
