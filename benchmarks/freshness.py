@@ -209,12 +209,12 @@ def _beside_a_snapshot(runs: int) -> Figure:
             else:
                 cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
             cursor.execute(f"SELECT COUNT(*) FROM {Change._meta.db_table}")
-        lookout = engine.Lookout()
+        poller = engine.ChangePoller()
         for _ in range(PASSED // AT_ONCE):
             _log(AT_ONCE)
             _run(Spending)
-            lookout.look()
-        look: Cost = cost(lookout.look, runs)
+            poller.poll()
+        look: Cost = cost(poller.poll, runs)
         other.rollback()
     name = f"a look after {PASSED:,} entries, snapshot open"
     return Figure(name=name, found=look.total, bar=1)
@@ -236,9 +236,9 @@ def _idle(views: int, runs: int) -> Iterator[Figure]:
     """The CPU time of looks, with the server's, at the pace of idle views."""
     with idle_views(views):
         RefreshSchedule.objects.update(on_change=True, every=0, period="seconds")
-        lookout = engine.Lookout()
-        lookout.look()
-        look: Cost = cost(lookout.look, max(runs, 20))
+        poller = engine.ChangePoller()
+        poller.poll()
+        look: Cost = cost(poller.poll, max(runs, 20))
         pulse = cost(tasks.pulse.run, max(runs, 20))
     name = f"{views:,} idle views"
     percent = look.total / 1e3 / LONGEST_WAIT * 100

@@ -28,7 +28,7 @@ from . import (
     expiry,
     heartbeat,
     inline,
-    looks,
+    polling,
     schedules,
     verifications,
 )
@@ -156,21 +156,21 @@ def pulse() -> None:
     """Request the refreshes that are due on change. Beat sends it every `PULSE_SECONDS`.
 
     Its message does not expire: `Pulse` sends only a few while no worker takes them, and it is
-    never wrong to look late.
+    never wrong to poll late.
     """
-    if (expiry.came_from_beat(pulse.request) and not looks.is_time()) or _look():
-        heartbeat.try_record_look("pulsed_at")
+    if (expiry.came_from_beat(pulse.request) and not polling.is_time()) or _poll():
+        heartbeat.try_record_poll("pulsed_at")
 
 
-def _look() -> bool:
-    """Look for refreshes that are due on change; False if the database cannot be reached."""
-    views = looks.look()
+def _poll() -> bool:
+    """Poll for refreshes that are due on change; False if the database cannot be reached."""
+    views = polling.poll()
     dispatch_all(views or ())
     return views is not None
 
 
 def _request_unlogged() -> None:
-    dispatch_all(looks.request_without_change())
+    dispatch_all(polling.request_without_change())
 
 
 def _queues(messages: Iterable[Message]) -> list[str]:
@@ -233,8 +233,8 @@ def _run_batch(phase: Phase, shard_id: Any, token: Any) -> None:
     if report.outcome.recorded:  # otherwise others take care of the shard, or `maintain` will
         _send_due([engine.close_finished(shard_id, report)])
     crowded_queues.pass_on_after(report, _send_turns)
-    if looks.is_time():
-        _look()
+    if polling.is_time():
+        _poll()
 
 
 @shared_task(name=SLICE_TASK, ignore_result=True, serializer="json")

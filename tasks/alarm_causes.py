@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from .. import engine
 from ..models import RefreshSchedule
 from ..states import ViewState
-from .problems import NOT_POLLED, OF_SOME_ROWS, HealthState, Problem
+from .problems import NO_POLLING, OF_SOME_ROWS, HealthState, Problem
 
 __all__ = ["STATE", "Cause", "causes_of"]
 
@@ -57,7 +57,7 @@ def causes_of(problems: Iterable[Problem]) -> list[Cause]:
         dict.fromkeys(late, for_all) if for_all else _upstream(late, causes)
     )
     for cause in causes:
-        if cause.problem.kind == NOT_POLLED and not for_all:
+        if cause.problem.kind == NO_POLLING and not for_all:
             _put_under(cause, late, roots)
     for label, cause in late.items():
         if root := roots.get(label):

@@ -1,6 +1,6 @@
-"""Following changes: a process that looks for refreshes that are due on change, and runs them.
+"""Following changes: a process that polls for refreshes that are due on change, and runs them.
 
-It requests them as everybody does, so that several may look at once, beside `matviews.pulse`.
+It requests them as everybody does, so that several may poll at once, beside `matviews.pulse`.
 """
 
 import logging
@@ -13,25 +13,25 @@ from django.db.models import QuerySet
 
 from .. import engine
 from ..conf import get_settings
-from ..engine import Lookout, Message, NextStep, Outcome
+from ..engine import ChangePoller, Message, NextStep, Outcome
 from ..logs import log
 from ..models import Refresh, RefreshSchedule
 from ..redact import loggable
 from ..states import RefreshState
 from . import dispatch_all, dispatch_others, heartbeat
-from .looks import request_due, request_without_change
+from .polling import request_due, request_without_change
 
 __all__ = ["Follower"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks: after a refresh, and at most, after looks that found none due.
+#: Seconds between two polls: after a refresh, and at most, after polls that found none due.
 SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.1
 GROWTH = 1.25
-#: How many times as long as a look that found nothing the next one is awaited. Looks may become
+#: The wait after a poll that found nothing, as a multiple of what it took. Polls may become
 #: slow: 0.3 s on PostgreSQL, where a snapshot hides a million deleted entries from its vacuum.
-IDLE_PER_LOOK = 4
-#: How many times per lease, and how often at least and at most, in seconds, it looks for work that
+IDLE_PER_POLL = 4
+#: How many times per lease, and how often at least and at most, in seconds, it checks for work that
 #: others have left.
 CHECKS_PER_LEASE, SHORTEST_CHECK, LONGEST_CHECK = 4, 1.0, 15.0
 #: Seconds until the next attempt while the database cannot be reached: the first, and the longest.
@@ -39,11 +39,11 @@ FIRST_RETRY, LAST_RETRY = 0.1, 5.0
 
 
 class Follower:
-    """A process that looks for refreshes that are due, and runs them here or sends them to workers.
+    """A process that polls for refreshes that are due, and runs them here or sends them to workers.
 
     Args:
-        stop: asked before each look and each batch; if true, it ends.
-        report_alive: called after each look that succeeded, after each batch, and while the
+        stop: asked before each poll and each batch; if true, it ends.
+        report_alive: called after each poll that succeeded, after each batch, and while the
             database cannot be reached.
         labels: the views to follow; all by default.
         enqueue: whether workers run the refreshes.
@@ -58,8 +58,8 @@ class Follower:
         enqueue: bool = False,
     ) -> None:
         self._stop, self._report_alive, self._enqueue = stop, report_alive, enqueue
-        self._labels, self._lookout = labels, Lookout(labels)
-        #: None before the first look, and after an outage.
+        self._labels, self._poller = labels, ChangePoller(labels)
+        #: None before the first poll, and after an outage.
         self._running: _Running | None = None
         self._next_check = 0.0
 
@@ -72,25 +72,25 @@ class Follower:
                 worked = self._work()
             except (DatabaseError, InterfaceError) as error:
                 retry = min(2 * retry, LAST_RETRY) or FIRST_RETRY
-                self._running = None  # the next look finds what is open
+                self._running = None  # the next poll finds what is open
                 self._await_database(error, retry)
                 continue
             if retry:
                 log(logger, logging.INFO, "the database can be reached again")
                 retry = 0.0
-            heartbeat.try_record_look("followed_at")
+            heartbeat.try_record_poll("followed_at")
             self._report_alive()
             took = time.monotonic() - began
             wait = SHORTEST_WAIT if worked else min(wait * GROWTH, LONGEST_WAIT)
             if not (self._running and self._running.views):
-                time.sleep(wait if worked else max(wait, IDLE_PER_LOOK * took))
+                time.sleep(wait if worked else max(wait, IDLE_PER_POLL * took))
         if self._running:
             self._running.close()
 
     def _work(self) -> bool:
-        """Look once, and let each refresh that runs here take a turn; whether there was any."""
+        """Poll once, and let each refresh that runs here take a turn; whether there was any."""
         views = self._begin() if self._running is None else self._left_by_others()
-        views += request_due(self._lookout)
+        views += request_due(self._poller)
         assert self._running is not None
         if self._enqueue:
             dispatch_all(views)

@@ -22,24 +22,24 @@ from .periodic import MAINTENANCE, MINUTE, PULSE, disabled_reason, from_beat, ou
 from .queues import queue_of
 
 __all__ = [
-    "Interruption", "connect", "interruption", "maintenance_problem", "not_polled", "record",
-    "try_record", "try_record_look",
+    "Interruption", "connect", "interruption", "maintenance_problem", "nobody_polls", "record",
+    "try_record", "try_record_poll",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 TASK = "matviews.maintain"
 MAX_SILENCE = timedelta(minutes=3)  # of maintenance: three messages of beat
-MAX_UNPOLLED = timedelta(minutes=1)  # six times as long as between two records of looks
+MAX_UNPOLLED = timedelta(minutes=1)  # six times as long as between two records of polls
 MAX_SENT_IN_VAIN = 5  # messages that beat has sent before maintenance ever ran
 # Beat saves the time of its last message in the periodic task every three minutes only.
 MAX_UNSAVED = timedelta(minutes=5)
 # Longer than from one message of beat to the next, by which the one before has been taken.
 MAX_SENDING = timedelta(seconds=90)
 
-LOOK_RECORDED_EVERY = 10.0  # seconds; looks are far more frequent
-#: By column, when this process last recorded a look, in seconds of the monotonic clock.
-_LOOKS: dict[str, float] = {}
+POLL_RECORDED_EVERY = 10.0  # seconds; polls are far more frequent
+#: By column, when this process last recorded a poll, in seconds of the monotonic clock.
+_POLLS: dict[str, float] = {}
 
 
 class Interruption(NamedTuple):
@@ -73,19 +73,19 @@ def try_record(**times: Any) -> bool:
     return True
 
 
-def try_record_look(column: str) -> None:
-    """Record that this process has looked for refreshes that are due, every few seconds."""
+def try_record_poll(column: str) -> None:
+    """Record that this process has polled for refreshes that are due, every few seconds."""
     moment = time.monotonic()
-    if moment >= _LOOKS.get(column, -LOOK_RECORDED_EVERY) + LOOK_RECORDED_EVERY:
-        _LOOKS[column] = moment
+    if moment >= _POLLS.get(column, -POLL_RECORDED_EVERY) + POLL_RECORDED_EVERY:
+        _POLLS[column] = moment
         try_record(**{column: engine.now()})
 
 
-def not_polled() -> bool:
-    """Whether schedules are on change, and neither workers nor `--follow` look for what is due."""
+def nobody_polls() -> bool:
+    """Whether schedules are on change, and neither workers nor `--follow` poll for what is due."""
     heartbeat, recently = Heartbeat.objects.first() or Heartbeat(), engine.now() - MAX_UNPOLLED
-    looks = (heartbeat.pulsed_at, heartbeat.followed_at)
-    if any(look and look > recently for look in looks) or not _are_followed():
+    polls = (heartbeat.pulsed_at, heartbeat.followed_at)
+    if any(poll and poll > recently for poll in polls) or not _are_followed():
         return False
     # Beat may not have sent the first pulse yet; it saves how many it has sent with this date.
     new = our_tasks().filter(name=PULSE, total_run_count=0, date_changed__gt=recently)

@@ -22,10 +22,10 @@ from ..states import ViewState
 from . import broker_errors, heartbeat
 from .queues import BATCHES, queue_of
 
-__all__ = ["NOT_POLLED", "OF_SOME_ROWS", "Health", "HealthState", "Problem", "check_health"]
+__all__ = ["NO_POLLING", "OF_SOME_ROWS", "Health", "HealthState", "Problem", "check_health"]
 
 #: The kind of problem that makes views late that are refreshed on change.
-NOT_POLLED = "not polled"
+NO_POLLING = "no polling"
 #: The kind of problem of a view whose refreshes change its own source.
 LOOP = "loop"
 #: Seconds that an open refresh may wait for a worker.
@@ -60,7 +60,7 @@ class Problem(NamedTuple):
 
     state: HealthState
     #: What it is, for programs: the state of a view, or "database", "not migrated", "maintenance",
-    #: "beat", "broker", "no worker", "not polled", "log", "loop" or "all views".
+    #: "beat", "broker", "no worker", "no polling", "log", "loop" or "all views".
     kind: str
     #: The label of the view; "" if it concerns all.
     view: str
@@ -127,7 +127,7 @@ def _problems(find: Callable[[], list[ViewStatus]]) -> Iterator[Problem]:
         yield from _unclaimed(statuses)
     # A pulse needs beat, the broker and a worker, too.
     if interruption is None or not get_settings().PULSE_SECONDS:
-        yield from _looks()
+        yield from _polling()
     yield from _log()
     yield from _of_views(statuses)
 
@@ -205,8 +205,8 @@ def _unclaimed(statuses: Iterable[ViewStatus]) -> Iterator[Problem]:
         )
 
 
-def _looks() -> Iterator[Problem]:
-    if heartbeat.not_polled():
+def _polling() -> Iterator[Problem]:
+    if heartbeat.nobody_polls():
         pulses = get_settings().PULSE_SECONDS
         advice = (
             "check that beat sends matviews.pulse and that a worker takes it, or that the process "
@@ -216,8 +216,8 @@ def _looks() -> Iterator[Problem]:
             "MATVIEWS['PULSE_SECONDS'] to 1"
         )
         yield Problem(
-            HealthState.DEGRADED, NOT_POLLED, "",
-            f"For {heartbeat.MAX_UNPOLLED.seconds} seconds, no process has checked for changes of "
+            HealthState.DEGRADED, NO_POLLING, "",
+            f"For {heartbeat.MAX_UNPOLLED.seconds} seconds, no process has polled for changes of "
             f"the sources of views on change, so these views are not refreshed: {advice}.",
         )  # fmt: skip
 

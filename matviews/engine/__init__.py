@@ -32,7 +32,7 @@ from .graph.view_graph import ViewGraph, find_cycle, in_order, view_graph, views
 from .graph.wave_history import wave_of
 from .history import fold_failures, trim_alarms, trim_history
 from .messages import BatchReport, Message, Outcome
-from .on_change.due_refreshes import Lookout, has_dates, why_not_followed
+from .on_change.due_refreshes import ChangePoller, has_dates, why_not_followed
 from .on_change.durations import missed_target
 from .on_change.unlogged_work import due_without_change
 from .on_change.waves import DueRefresh
@@ -95,6 +95,7 @@ __all__ = [
     "LOOP_TEXT",
     "Backlog",
     "BatchReport",
+    "ChangePoller",
     "Claim",
     "CurrentQuery",
     "DataStatus",
@@ -102,7 +103,6 @@ __all__ = [
     "KnownCosts",
     "KnownRows",
     "LongStatement",
-    "Lookout",
     "Message",
     "MissingRight",
     "Neighbours",

@@ -17,13 +17,13 @@ class Heartbeat(Bookkeeping):
     ran_at = models.DateTimeField(null=True)
     #: When a worker last began it.
     began_at = models.DateTimeField(null=True)
-    #: The triggers were in place after this; None if they were never looked for.
+    #: The triggers were in place after this; None if they were never checked.
     triggers_seen_at = models.DateTimeField(null=True)
     #: When beat last began to send its message.
     beat_at = models.DateTimeField(null=True)
     #: When the broker last took that message from beat.
     sent_at = models.DateTimeField(null=True)
-    #: When a worker last looked for refreshes that are due on change, and when a process of the
+    #: When a worker last polled for refreshes that are due on change, and when a process of the
     #: command with --follow did; each is recorded every few seconds.
     pulsed_at = models.DateTimeField(null=True)
     followed_at = models.DateTimeField(null=True)

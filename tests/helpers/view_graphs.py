@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce
 from matviews import MaterializedView, changes, engine
 from matviews.models import Refresh, RefreshSchedule, ViewControl
 from matviews.states import RefreshState
-from matviews.tasks import inline, looks
+from matviews.tasks import inline, polling
 from tests.helpers import tables
 from tests.helpers.view_classes import run
 
@@ -37,7 +37,7 @@ class Views:
 
     def __init__(self, reads: Mapping[str, str], base: type[Any], models: dict[str, Any]) -> None:
         self.reads, self.base, self.models = reads, base, models
-        self.lookout = engine.Lookout()
+        self.poller = engine.ChangePoller()
 
     def control(self, name: str) -> ViewControl:
         return ViewControl.objects.get(label=label(name))
@@ -52,11 +52,11 @@ class Views:
 
     def look(self) -> str:
         """The names of the views that are due."""
-        return label_names([each.label for each in self.lookout.look()])
+        return label_names([each.label for each in self.poller.poll()])
 
     def look_and_run(self) -> str:
         """Refresh what is due at one look; the names of the views."""
-        views = looks.request_due(self.lookout)
+        views = polling.request_due(self.poller)
         return "".join(map(self._run, views))
 
     def settle(self, looks: int = 30) -> str:

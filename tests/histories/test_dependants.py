@@ -19,7 +19,7 @@ from matviews import engine
 from matviews.engine.on_change import waves
 from matviews.engine.work import loader
 from matviews.models import Change, Origin, PhaseRun, Refresh, ViewChange, ViewControl, ViewShard
-from matviews.tasks import looks
+from matviews.tasks import polling
 from tests.helpers import state_machines, tables
 from tests.helpers.engine import travel
 from tests.helpers.state_machines import MailboxMachine, run_machine
@@ -66,7 +66,7 @@ class Waves(MailboxMachine):
         reads, self.hooks = graph
         self.stack.enter_context(tables.alone())
         self.views = self.stack.enter_context(built(reads, delay, hooks=self.hooks))
-        self.followers = [engine.Lookout(), engine.Lookout()]
+        self.followers = [engine.ChangePoller(), engine.ChangePoller()]
         self.followed, self.begun = set[int](), set[int]()
 
     def name(self, number: int) -> str:
@@ -107,11 +107,11 @@ class Waves(MailboxMachine):
         before = set(Refresh.objects.values_list("pk", flat=True))
         done = False
         with self.mortal(kill):
-            for view_id in looks.request_due(self.followers[number]):
+            for view_id in polling.request_due(self.followers[number]):
                 self.send_due(view_id)
             done = True
         if not done:  # another process begins in its place
-            self.followers[number] = engine.Lookout()
+            self.followers[number] = engine.ChangePoller()
         self.followed |= set(Refresh.objects.values_list("pk", flat=True)) - before
 
     @precondition(lambda self: self.mailbox)
@@ -122,7 +122,7 @@ class Waves(MailboxMachine):
     @rule(kill=KILLS)
     def maintain(self, kill: int | None) -> None:
         with self.mortal(kill):
-            for view_id in looks.request_without_change():
+            for view_id in polling.request_without_change():
                 self.send_due(view_id)
         self.send_again(kill)
 
@@ -189,14 +189,14 @@ class Waves(MailboxMachine):
             self.views.models[name].broken = False
         for _round in range(MANY_ROUNDS):
             travel(timedelta(seconds=20))
-            self.followers = [engine.Lookout(), engine.Lookout()]
+            self.followers = [engine.ChangePoller(), engine.ChangePoller()]
             self.look(0, kill=None)
             self.maintain(kill=None)
             for name in self.hooks:  # as a schedule by time
                 self.send_due(engine.request(label(name)).view_id)
             self.work_until_quiet()
             assert not Refresh.objects.filter(finished_at=None).exists()
-            if self.views.is_right() and not self.followers[1].look():
+            if self.views.is_right() and not self.followers[1].poll():
                 return
         raise AssertionError("no rest")
 

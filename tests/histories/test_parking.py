@@ -15,7 +15,7 @@ from matviews import changes, engine
 from matviews.models import ParkedKey, Period, Refresh, RefreshSchedule, ViewControl
 from matviews.phases import Phase
 from matviews.states import RefreshState, RefreshStrategy
-from matviews.tasks import inline, looks
+from matviews.tasks import inline, polling
 from tests.helpers.poison import KINDS, Poisoned
 from tests.helpers.sums import kept_of, sums_differ
 from tests.helpers.tables import alone, derived_view, made, model, refreshed
@@ -90,7 +90,7 @@ def follow(view: type[Any]) -> None:
 
 def look(view: type[Any]) -> None:
     """What a look for refreshes that are due on change requests is done."""
-    looks.request_due(engine.Lookout([view._meta.label]))
+    polling.request_due(engine.ChangePoller([view._meta.label]))
     for refresh in Refresh.objects.filter(state=RefreshState.OPEN):
         ended = inline.run_to_end(refresh)
         assert (ended.state, ended.error) == (RefreshState.SUCCEEDED, "")

@@ -202,12 +202,12 @@ def test_follower_dead(tracked: None, settings: Any) -> None:
     Order.objects.create(price=1, paid=True, status="new", shipped_on="2026-01-01")
     pass_by(2, "followed_at")
 
-    assert_told("not polled", "followed_at")
+    assert_told("no polling", "followed_at")
     assert not DayStatus.objects.exists()
 
     follower = followed()
     follower.wait_for(DayStatus.objects.exists)
-    assert_ended("not polled")
+    assert_ended("no polling")
     follower.end()
 
 

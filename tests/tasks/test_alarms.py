@@ -38,7 +38,7 @@ LABEL, OTHER = "sample.Limited", "sample.Whole"
 FAILED = Problem(HealthState.DEGRADED, "failed", LABEL, f"{LABEL}: it fails", "ValueError: no")
 SUSPENDED = Problem(HealthState.DEGRADED, "suspended", LABEL, f"{LABEL}: it is suspended")
 BEHIND = Problem(HealthState.DEGRADED, "behind", OTHER, f"{OTHER}: it is late")
-NOT_POLLED = Problem(HealthState.DEGRADED, "not polled", "", "Nobody polls")
+NO_POLLING = Problem(HealthState.DEGRADED, "no polling", "", "Nobody polls")
 NO_WORKER = Problem(HealthState.BROKEN, "no worker", "", "No worker runs")
 DATABASE = Problem(HealthState.BROKEN, "database", "", "The database refuses")
 
@@ -331,13 +331,13 @@ class TestCauses:
             RefreshSchedule.objects.create(view=control, on_change=True, every=0)
         late = self.late(OTHER, "a", "b")
         with self.reading(a=OTHER):
-            assert self.keys(NOT_POLLED, FAILED, *late) == {
-                "not polled": ["a", OTHER],
+            assert self.keys(NO_POLLING, FAILED, *late) == {
+                "no polling": ["a", OTHER],
                 LABEL: [],
                 "b": [],
             }
-            assert self.keys(NOT_POLLED, NO_WORKER, *late) == {
-                "not polled": [],
+            assert self.keys(NO_POLLING, NO_WORKER, *late) == {
+                "no polling": [],
                 "no worker": ["a", "b", OTHER],
             }
 

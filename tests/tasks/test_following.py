@@ -12,11 +12,11 @@ from django.db import InterfaceError, OperationalError
 from django.test import override_settings
 
 from matviews import changes, engine, tasks
-from matviews.engine import Lookout
+from matviews.engine import ChangePoller
 from matviews.engine.batches.claim import claim
 from matviews.models import Heartbeat, Refresh, RefreshSchedule, ViewControl
 from matviews.states import RefreshState
-from matviews.tasks import following, heartbeat, looks, pulses
+from matviews.tasks import following, heartbeat, polling, pulses
 from matviews.tasks.expiry import headers_for
 from matviews.tasks.following import Follower
 from matviews.tasks.periodic import PULSE, desired_tasks, our_tasks
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 @pytest.fixture
 def view(own_views: None) -> Iterator[type[Any]]:
     """A tracked view that is up to date, on change at once."""
-    heartbeat._LOOKS.clear()
+    heartbeat._POLLS.clear()
     view = sourced_up_to_date()
     control = ViewControl.objects.get(label=view._meta.label)
     RefreshSchedule.objects.create(view=control, on_change=True, every=0, period="seconds")
@@ -89,7 +89,7 @@ class TestFollower:
     def test_looks_that_take_long_come_seldom(self, monkeypatch: pytest.MonkeyPatch) -> None:
         clock, waits = [0.0], list[float]()
 
-        def look(_lookout: Lookout) -> list[int]:
+        def look(_poller: ChangePoller) -> list[int]:
             clock[0] += 0.3
             return []
 
@@ -154,14 +154,14 @@ class TestFollower:
         monkeypatch.setattr(following, "FIRST_RETRY", 1e-6)
         monkeypatch.setattr(following, "LAST_RETRY", 2e-6)
         caplog.set_level("INFO", "matviews")
-        look, faults = Lookout.look, iter([OperationalError("gone"), InterfaceError("closed")])
+        poll, faults = ChangePoller.poll, iter([OperationalError("gone"), InterfaceError("closed")])
 
-        def refused(lookout: Lookout) -> Any:
+        def refused(poller: ChangePoller) -> Any:
             for fault in faults:
                 raise fault
-            return look(lookout)
+            return poll(poller)
 
-        monkeypatch.setattr(Lookout, "look", refused)
+        monkeypatch.setattr(ChangePoller, "poll", refused)
         Item.objects.create(value=77)
 
         follow_until_fresh(view)
@@ -202,14 +202,14 @@ class TestPulse:
     def test_an_outage_is_one_line(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def refused(_lookout: Lookout) -> Any:
+        def refused(_poller: ChangePoller) -> Any:
             raise OperationalError("gone")
 
-        monkeypatch.setattr(Lookout, "look", refused)
+        monkeypatch.setattr(ChangePoller, "poll", refused)
         tasks.pulse()
 
         assert [record.exc_info for record in caplog.records] == [None]
-        assert "no look for changes" in caplog.text
+        assert "no poll for changes" in caplog.text
 
     @override_settings(CELERY_TASK_ALWAYS_EAGER=True)
     def test_it_requests_what_is_due(self, view: type[Any]) -> None:
@@ -228,8 +228,8 @@ class TestPulse:
         self, view: type[Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         looked = mock.Mock(return_value=[])
-        monkeypatch.setattr(Lookout, "look", looked)
-        monkeypatch.setattr(looks, "_LOOKED", [float("-inf")])
+        monkeypatch.setattr(ChangePoller, "poll", looked)
+        monkeypatch.setattr(polling, "_POLLED", [float("-inf")])
         tasks.pulse.push_request(**json.loads(headers_for(60)))
         for _pulse in range(5):
             tasks.pulse.run()
@@ -253,8 +253,8 @@ class TestPulse:
         """Not after each, if they are short, and never if no pulses are wanted."""
         settings.MATVIEWS = {"PULSE_SECONDS": seconds}
         looked = mock.Mock(return_value=[])
-        monkeypatch.setattr(Lookout, "look", looked)
-        monkeypatch.setattr(looks, "_LOOKED", [float("-inf")])
+        monkeypatch.setattr(ChangePoller, "poll", looked)
+        monkeypatch.setattr(polling, "_POLLED", [float("-inf")])
         shard = shard_of(view)
         for _batch in range(3):
             tasks.insert_batch(shard.pk, shard.token - 1)
@@ -334,7 +334,7 @@ class TestWithoutChange:
         RefreshSchedule.objects.update(on_change=False, every=1, period="hours")
         ViewControl.objects.update(last_update=None)
 
-        assert looks.request_without_change() == []
+        assert polling.request_without_change() == []
 
 
 class TestHealth:
@@ -349,12 +349,12 @@ class TestHealth:
         return {each.kind: each.state.value for each in check_health().problems if not each.view}
 
     def test_nobody_polls(self, view: type[Any]) -> None:
-        assert self.kinds() == {"not polled": "degraded"}
+        assert self.kinds() == {"no polling": "degraded"}
         for looker in ("pulsed_at", "followed_at"):
             heartbeat.record(**{looker: engine.now()})
             assert self.kinds() == {}
             heartbeat.record(**{looker: engine.now() - heartbeat.MAX_UNPOLLED})
-            assert self.kinds() == {"not polled": "degraded"}
+            assert self.kinds() == {"no polling": "degraded"}
 
         RefreshSchedule.objects.update(enabled=False)
 
@@ -366,7 +366,7 @@ class TestHealth:
         our_tasks().filter(name=PULSE).update(total_run_count=5)
 
         assert at_first == {}
-        assert self.kinds() == {"not polled": "degraded"}
+        assert self.kinds() == {"no polling": "degraded"}
 
     @pytest.mark.parametrize("seconds", [0, 1])
     def test_it_says_what_to_start(self, view: type[Any], seconds: int) -> None:
@@ -383,4 +383,4 @@ class TestHealth:
 
         assert self.kinds() == {"beat": "broken"}
         with override_settings(MATVIEWS={"PULSE_SECONDS": 0}):
-            assert self.kinds() == {"beat": "broken", "not polled": "degraded"}
+            assert self.kinds() == {"beat": "broken", "no polling": "degraded"}

@@ -2,7 +2,7 @@
 
 A refresh is due `RefreshSchedule.delay` after the first of the pending changes was seen, so that a
 burst of changes makes one refresh, and no change waits longer. It is requested like any other
-refresh, so several processes may look at once, and correctness depends on none of them. What waits
+refresh, so several processes may poll at once, and correctness depends on none of them. What waits
 for views upstream is in `waves`.
 """
 
@@ -22,9 +22,9 @@ from ..transactions import alias, utc_now
 from .durations import time_left_after_change
 from .waves import DueRefresh, Wave
 
-__all__ = ["Lookout", "has_dates", "why_not_followed"]
+__all__ = ["ChangePoller", "has_dates", "why_not_followed"]
 
-#: Seconds after which a lookout judges a schedule again whose refresh was not due yet, at most: an
+#: Seconds after which a poller judges a schedule again whose refresh was not due yet, at most: an
 #: operator may have changed it meanwhile.
 TRUSTED = 5.0
 #: Seconds for which it trusts what it has read of how long the refreshes of a view take.
@@ -44,16 +44,16 @@ def has_dates(definition: ViewDefinition | None) -> bool:
     return definition is not None and changes.known_tracking(definition, alias()).has_dates
 
 
-class Lookout:
-    """Looks for refreshes that are due on change.
+class ChangePoller:
+    """Polls for refreshes that are due on change.
 
-    A look is one statement for any number of views. It takes some more, again for any number, if
-    changes have come since the last look, or a refresh is due; and one a minute for each view that
+    A poll is one statement for any number of views. It takes some more, again for any number, if
+    changes have come since the last poll, or a refresh is due; and one a minute for each view that
     is refreshed as late as its target allows, while it has changes pending; and a few for each
     refresh that is due because of others.
 
     Args:
-        labels: the views to look at; all by default.
+        labels: the views to poll for; all by default.
     """
 
     def __init__(self, labels: Collection[str] | None = None) -> None:
@@ -67,7 +67,7 @@ class Lookout:
         self._allowed: dict[int, tuple[timedelta | None, float]] = {}
         self._echoes = Echoes()
 
-    def look(self) -> list[DueRefresh]:
+    def poll(self) -> list[DueRefresh]:
         """The refreshes that are due, each after those of the views that it reads.
 
         There are none of views with an open refresh.

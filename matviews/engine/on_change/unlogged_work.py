@@ -1,7 +1,7 @@
-"""Refreshes of views on change for which no logged change asks.
+"""Refreshes of views on change that are due for another reason than a logged change.
 
-A `Lookout` finds what is logged. Here is every other reason for which a request would find work:
-the phases that `change_status_of` does not call fresh though nothing is pending.
+A `ChangePoller` finds what is logged. This module finds every other reason: the phases that
+`change_status_of` does not call fresh although nothing is pending.
 """
 
 from collections.abc import Collection, Iterator
@@ -59,7 +59,7 @@ def due_without_change(labels: Collection[str] | None = None) -> Iterator[DueRef
     triggers. Dates in `source()` that have moved are no reason: a schedule by time is for them.
 
     Args:
-        labels: the views to look at; all by default.
+        labels: the views to check; all by default.
     """
     for each in _followed(labels):
         reasons = _Reasons(each)

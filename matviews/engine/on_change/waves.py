@@ -50,7 +50,7 @@ class SecondsLeft(Protocol):
 
 
 class Wave:
-    """What one look has found: who is due, and who waits for whom.
+    """What one poll has found: which views are due, and which wait for others.
 
     Args:
         found: what is pending and what is running.

@@ -22,7 +22,7 @@ def phases_of(schedule: RefreshSchedule) -> tuple[Phase, ...]:
 
 
 class Ages:
-    """Ages of the changes of some views, read at most once per look, each kind in a statement.
+    """Ages of the changes of some views, read at most once per poll, each kind in a statement.
 
     Args:
         views: the primary keys of their controls.

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from matviews import changes, engine
 from matviews.changes import followed
 from matviews.databases.clock import UtcNow
-from matviews.engine import DueRefresh, Lookout
+from matviews.engine import ChangePoller, DueRefresh
 from matviews.models import (
     Change,
     ParkedKey,
@@ -58,7 +58,7 @@ def control_of(view: type[Any]) -> ViewControl:
 
 
 def look() -> list[DueRefresh]:
-    return Lookout().look()
+    return ChangePoller().poll()
 
 
 class TestPendingChanges:
@@ -115,7 +115,7 @@ class TestPendingChanges:
         Item.objects.create(value=7)
 
         assert look() == []
-        assert Lookout(["sample.Another"]).look() == []
+        assert ChangePoller(["sample.Another"]).poll() == []
 
     def test_a_view_with_an_open_refresh_is_due_after_it(self, view: type[Any]) -> None:
         on_change(view)
@@ -220,11 +220,11 @@ class TestDelay:
     def test_what_is_not_due_yet_takes_no_more_statements(self, view: type[Any]) -> None:
         on_change(view, 60)
         Item.objects.create(value=7)
-        lookout = Lookout()
-        lookout.look()
+        poller = ChangePoller()
+        poller.poll()
 
         with CaptureQueriesContext(connection) as captured:
-            assert lookout.look() == []
+            assert poller.poll() == []
 
         assert len(captured) == 1
 
@@ -268,12 +268,12 @@ class TestDelay:
         on_change(view, phases=["insert"])
         Item.objects.create(value=7)
         run(view, phases=["insert"])
-        lookout = Lookout()
-        before = lookout.look()
+        poller = ChangePoller()
+        before = poller.poll()
         Item.objects.create(value=8)
 
         assert before == []
-        assert lookout.look() == [DueRefresh(LABEL, (Phase.INSERT,))]
+        assert poller.poll() == [DueRefresh(LABEL, (Phase.INSERT,))]
 
     @override_settings(USE_TZ=False, TIME_ZONE="America/New_York")
     def test_a_view_that_failed_is_looked_at_again_when_its_wait_is_over(
@@ -319,11 +319,11 @@ class TestTarget:
         ViewControl.objects.filter(label=LABEL).update(freshness_target=10 * MINUTE)
         on_change(view, None)
         Item.objects.create(value=7)
-        lookout, counts = Lookout(), []
+        poller, counts = ChangePoller(), []
         for _look in range(2):
-            lookout._again.clear()
+            poller._again.clear()
             with CaptureQueriesContext(connection) as captured:
-                lookout.look()
+                poller.poll()
             counts.append(len(captured))
 
         assert counts[0] == counts[1] + 1

@@ -11,7 +11,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from matviews import changes, engine
-from matviews.engine import DueRefresh, Lookout
+from matviews.engine import ChangePoller, DueRefresh
 from matviews.engine.on_change import unlogged_work
 from matviews.json_fields import UNTRACKED
 from matviews.models import (
@@ -162,7 +162,7 @@ class TestKinds:
         before = found()
         with override_settings(MATVIEWS=settings):
             happens(view)
-            noticed, pending = found(), Lookout().look()
+            noticed, pending = found(), ChangePoller().poll()
             requested = [each.phases for each in noticed]
             for phases in requested:
                 run(view, phases=phases)
@@ -175,12 +175,12 @@ class TestKinds:
         assert view.is_fresh() is True
 
     @pytest.mark.parametrize("happens", LOGGED)
-    def test_with_one_the_lookout_finds_it(
+    def test_with_one_a_poller_finds_it(
         self, view: type[Any], happens: Callable[[type[Any]], None]
     ) -> None:
         happens(view)
 
-        assert Lookout().look() == [DueRefresh(LABEL, ALL)]
+        assert ChangePoller().poll() == [DueRefresh(LABEL, ALL)]
         assert found() == []
 
     def test_a_definition_that_was_rolled_back_half_built(

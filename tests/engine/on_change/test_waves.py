@@ -81,7 +81,7 @@ class TestWaiting:
     def test_a_view_waits_for_a_side_that_is_pending(self, sides: Views) -> None:
         sides.change()
         engine.move_log()
-        views = iter([sides.lookout.look()])
+        views = iter([sides.poller.poll()])
         due = [each.label for each in next(views)]
         run_one(sides, "A")
 
@@ -122,7 +122,7 @@ class TestWaiting:
             for paused in (True, False):
                 for name in "DEF":
                     views.set(name, paused=paused)
-                views.lookout = engine.Lookout()
+                views.poller = engine.ChangePoller()
                 with CaptureQueriesContext(connection) as captured:
                     assert views.look() == ""
                 counts.append(len(captured))
@@ -139,7 +139,7 @@ class TestWaiting:
             shown = []
             for seconds in (delay + 5, max(delay, 10)):
                 travel(timedelta(seconds=seconds))
-                views.lookout = engine.Lookout()  # the time of processes does not travel
+                views.poller = engine.ChangePoller()  # the time of processes does not travel
                 shown.append(views.look())
 
             assert shown == ["", "C"]

@@ -1,8 +1,7 @@
-"""Looks for refreshes that are due on change: by pulses, between batches, and by `--follow`.
+"""Polling for refreshes that are due on change: by pulses, between batches, and by `--follow`.
 
-A pulse waits in a queue, so a worker looks after its batches too, if it is time for a pulse. So no
-pulse has to get past a long row of batches, in any broker, and a worker that is busy all day looks
-as often as an idle one.
+A pulse may wait in a queue behind many batches. So a worker polls after its batches too, once it is
+time for a pulse, and one that is busy all day polls as often as an idle one, with any broker.
 """
 
 import logging
@@ -18,47 +17,46 @@ from ..logs import log
 from ..models import Origin
 from ..redact import error_text
 
-__all__ = ["is_time", "look", "request_due", "request_without_change"]
+__all__ = ["is_time", "poll", "request_due", "request_without_change"]
 
 logger = logging.getLogger(__name__)
 
-#: Of the time between two pulses, the part in which a process does not look again.
+#: The fraction of the time between two pulses in which a process does not poll again.
 SHARE = 0.5
 #: One per process: it remembers what is not due yet.
-_LOOKOUT = engine.Lookout()
-#: When this process last looked as a worker, by the monotonic clock; for one that has not, when it
-#: began.
-_LOOKED = [time.monotonic()]
+_POLLER = engine.ChangePoller()
+#: When this process last polled as a worker, by the monotonic clock; until it has, when it began.
+_POLLED = [time.monotonic()]
 
 
 def is_time() -> bool:
-    """Whether a worker should look again on its own, as if a pulse had come; never without pulses.
+    """Whether a worker should poll again on its own, as if a pulse had come; never without pulses.
 
     Of the pulses that have piled up during a long batch, one is enough.
     """
     seconds = get_settings().PULSE_SECONDS
-    return bool(seconds) and time.monotonic() >= _LOOKED[0] + SHARE * seconds
+    return bool(seconds) and time.monotonic() >= _POLLED[0] + SHARE * seconds
 
 
-def look() -> list[int] | None:
-    """Look as a worker, and request what is due.
+def poll() -> list[int] | None:
+    """Poll as a worker, and request what is due.
 
     Returns:
         The primary keys of views that have work; None if the database cannot be reached.
     """
-    _LOOKED[0] = time.monotonic()
+    _POLLED[0] = time.monotonic()
     try:
-        return request_due(_LOOKOUT)
+        return request_due(_POLLER)
     except (OperationalError, InterfaceError) as error:
         engine.drop_broken_connection()
-        sentence = "no look for changes, the database cannot be reached"
+        sentence = "no poll for changes, the database cannot be reached"
         log(logger, logging.WARNING, sentence, error=error_text(error, trusted=False))
         return None
 
 
-def request_due(lookout: engine.Lookout) -> list[int]:
+def request_due(poller: engine.ChangePoller) -> list[int]:
     """Request the refreshes due on change; return the primary keys of views that have work."""
-    return _request_all(lookout.look())
+    return _request_all(poller.poll())
 
 
 def request_without_change(labels: Collection[str] | None = None) -> list[int]:
@@ -82,10 +80,10 @@ def _request(due: engine.DueRefresh) -> int | None:
             origin=Origin.DEPENDENCY if due.upstream_refreshes else Origin.SCHEDULE,
             upstream_refreshes=due.upstream_refreshes,
         )
-    except MatviewsError as error:  # it has been disabled, or the code has changed, since the look
+    except MatviewsError as error:  # it has been disabled, or the code has changed, since the poll
         log(logger, logging.INFO, "refresh refused", view=due.label, error=error)
         return None
-    if requested.finished_at:  # what the look has found is for code that this process lacks
+    if requested.finished_at:  # what the poll has found is for code that this process lacks
         engine.move_log()
         return None
     return requested.view_id
