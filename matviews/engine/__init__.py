@@ -11,8 +11,8 @@ from .batches.stages import drop_orphaned_stages, sweep_stages
 from .batches.sums import trim_value_logs
 from .current import CurrentQuery, current_obstacle, current_rows
 from .dispatch.closing import NextStep, close_finished, close_finished_in_view
+from .dispatch.fair_queueing import grant_all_turns, grant_turns, revoke_turns, take_turns
 from .dispatch.governor import ineffective_limits, is_governed
-from .dispatch.queue_turns import grant_all_turns, grant_turns, revoke_turns, take_turns
 from .dispatch.refresh_limit import wake_next_in_line
 from .dispatch.rescue import clear_resends, forsaken_views, rescue, unclaimed_views
 from .failures.backoff import (
@@ -36,7 +36,7 @@ from .on_change.due_refreshes import ChangePoller, has_dates, why_not_followed
 from .on_change.durations import missed_target
 from .on_change.unlogged_work import due_without_change
 from .on_change.waves import DueRefresh
-from .parking.listing import Parked, list_parked, retry_parked
+from .parking.list_and_retry import Parked, list_parked, retry_parked
 from .parking.splitting import parking_obstacle
 from .requests.controls import (
     clear_as_of,

@@ -55,7 +55,7 @@ class Message:
     #: The Celery queue to send it to; None leaves it to `task_routes`. It is not part of what is
     #: sent.
     queue: str | None = field(default=None, compare=False)
-    #: Whether its refresh needs more batches than one, as far as known: `queue_turns` has it wait
+    #: Whether its refresh needs more batches than one, as far as known: `fair_queueing` has it wait
     #: for others in its queue.
     is_long: bool = field(default=False, compare=False)
     #: Whether the shard takes turns already.

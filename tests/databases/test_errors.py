@@ -39,7 +39,7 @@ def test_a_missing_table_is_known(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "is_of_data"),
+    ("state", "is_data_error"),
     [
         ("22012", True),  # division by zero
         ("23505", True),  # unique
@@ -52,8 +52,8 @@ def test_a_missing_table_is_known(name: str) -> None:
     ],
 )
 def test_only_what_rows_are_at_fault_for_can_park_keys(
-    name: str, state: str, *, is_of_data: bool
+    name: str, state: str, *, is_data_error: bool
 ) -> None:
     raised = error(OperationalError, name, state)
-    assert errors_of("default").is_of_data(raised) is is_of_data
-    assert not errors_of("default").is_of_data(MemoryError())
+    assert errors_of("default").is_data_error(raised) is is_data_error
+    assert not errors_of("default").is_data_error(MemoryError())

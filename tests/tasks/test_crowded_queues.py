@@ -18,7 +18,7 @@ from benchmarks.statements import statements
 from matviews import engine, tasks
 from matviews.databases.clock import UtcNow
 from matviews.engine import Message
-from matviews.engine.dispatch import queue_turns
+from matviews.engine.dispatch import fair_queueing
 from matviews.models import PhaseRun, Refresh, RefreshSchedule, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.registry import registry
@@ -231,7 +231,7 @@ def test_the_one_with_the_shortest_target_is_next(
     schedule = {"every": 5, "period": "seconds"}
     RefreshSchedule.objects.create(view=shard_of(views[3]).view, **schedule)
     with monkeypatch.context() as nobody:
-        nobody.setattr(queue_turns, "MAX_UNTAKEN", 0)
+        nobody.setattr(fair_queueing, "MAX_UNTAKEN", 0)
         nobody.setattr(crowded_queues, "NEW_PROCESS_SENDS", 0)
         begin(broker, views)
     order = []

@@ -98,7 +98,7 @@ class Errors:
         """What the database calls the error; "" if it does not say."""
         return ""
 
-    def is_of_data(self, error: Exception) -> bool:
+    def is_data_error(self, error: Exception) -> bool:
         """Whether a statement failed for some rows that it read or wrote, and not as a whole."""
         return False
 

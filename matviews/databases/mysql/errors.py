@@ -93,7 +93,7 @@ class MySQLErrors(Errors):
         number = number_of(error)
         return str(number) if isinstance(number, int) else ""
 
-    def is_of_data(self, error: Exception) -> bool:
+    def is_data_error(self, error: Exception) -> bool:
         return isinstance(error, Error) and number_of(error) in OF_DATA
 
     def does_not_fit(self, code: str) -> bool:

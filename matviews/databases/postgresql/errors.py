@@ -80,7 +80,7 @@ class PostgreSQLErrors(Errors):
     def code(self, error: BaseException) -> str:
         return sqlstate(error) or ""
 
-    def is_of_data(self, error: Exception) -> bool:
+    def is_data_error(self, error: Exception) -> bool:
         state = self.code(error) if isinstance(error, Error) else ""
         if not state or state[:2] in NEVER_OF_DATA:
             return False

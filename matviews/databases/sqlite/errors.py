@@ -53,7 +53,7 @@ class SQLiteErrors(Errors):
     def code(self, error: BaseException) -> str:
         return _name(error)
 
-    def is_of_data(self, error: Exception) -> bool:
+    def is_data_error(self, error: Exception) -> bool:
         if not isinstance(error, Error):
             return False
         text = str(error.__cause__ or error)

@@ -19,7 +19,7 @@ from ..work.shard_work import Work
 from .parked_keys import (
     find_parked,
     involves_others,
-    is_of_data,
+    is_data_error,
     load_parked,
     max_parked,
     park,
@@ -27,7 +27,7 @@ from .parked_keys import (
     unpark,
 )
 
-__all__ = ["PROBES", "SAMPLE_KEYS", "Splitter"]
+__all__ = ["PROBES", "SAMPLE_KEYS", "Bisection"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ MAX_LEFT = 20
 PROBES = 10
 
 
-class Splitter:
+class Bisection:
     """Runs a phase for keys, and halves them when a statement fails because of its data.
 
     Args:
@@ -142,7 +142,7 @@ class Splitter:
             with transaction.atomic(using=alias()):
                 self.rows += self.runner.run_keys(self.phase, keys)
         except DatabaseError as error:
-            if not is_of_data(self.work, error):
+            if not is_data_error(self.work, error):
                 raise
             return error
         return None

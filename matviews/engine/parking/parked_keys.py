@@ -31,7 +31,7 @@ __all__ = [
     "find_parked",
     "has_unfit",
     "involves_others",
-    "is_of_data",
+    "is_data_error",
     "load_parked",
     "make_due",
     "max_parked",
@@ -196,13 +196,13 @@ def try_soon(work: Work, phase: str, keys: Iterable[Key]) -> None:
         ParkedKey.objects.filter(pk__in=late).update(retry_at=now())
 
 
-def is_of_data(work: Work, error: Exception) -> bool:
+def is_data_error(work: Work, error: Exception) -> bool:
     """Whether some rows of `source()` are at fault, and not a table that is no longer the model's.
 
     Then it has a NOT NULL column that `source()` does not have.
     """
     errors = errors_of(alias())
-    if not errors.is_of_data(error):
+    if not errors.is_data_error(error):
         return False
     violation = errors.violation(error) if isinstance(error, DatabaseError) else None
     if violation is None or violation.kind is not ConstraintKind.NOT_NULL:

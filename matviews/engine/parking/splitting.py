@@ -16,8 +16,15 @@ from ...phases import Phase
 from ...queryset import BatchRunner, Plan, WindowProgress
 from ..transactions import alias
 from ..work.shard_work import Work
-from .bisection import PROBES, SAMPLE_KEYS, Splitter
-from .parked_keys import due_for_retry, find_parked, is_of_data, load_parked, max_parked, try_soon
+from .bisection import PROBES, SAMPLE_KEYS, Bisection
+from .parked_keys import (
+    due_for_retry,
+    find_parked,
+    is_data_error,
+    load_parked,
+    max_parked,
+    try_soon,
+)
 
 __all__ = [
     "can_split",
@@ -69,7 +76,7 @@ def may_split(work: Work, tried: tuple[int, str], error: Exception) -> bool:
     definition = work.definition
     if definition is None or tried[1] not in definition.derived:
         return False
-    if not max_parked(definition) or not is_of_data(work, error):
+    if not max_parked(definition) or not is_data_error(work, error):
         return False
     return not splitting_obstacle(work.plan) or not work.staging or is_unfit(work, error)
 
@@ -100,16 +107,16 @@ def walk_keys(work: Work, run: PhaseRun, limit: int) -> Batch:
     limit = min(limit, plan.dialect.max_keys)
     keys, cursor = runner.next_keys(phase, progress, limit)
     left_out = find_parked(work, phase, keys, runner.statements)
-    splitter = Splitter(work, phase, runner, limit)
+    bisection = Bisection(work, phase, runner, limit)
     wanted = [key for key in keys if key not in left_out]
     everything = run.cursor is None and cursor is None and not inserted_ranges
-    done = splitter.run(wanted, probed=len(wanted) >= (PROBES if everything else SAMPLE_KEYS))
+    done = bisection.run(wanted, probed=len(wanted) >= (PROBES if everything else SAMPLE_KEYS))
     if done < len(wanted):
         cursor = to_json(wanted[done - 1])
     elif cursor is None:
         due = due_for_retry(work, run)
-        try_soon(work, phase, due[splitter.run(due) :])
-    rows = splitter.finish(run)
+        try_soon(work, phase, due[bisection.run(due) :])
+    rows = bisection.finish(run)
     run.keys_scanned += len(keys) - (len(wanted) - done)
     if cursor is None:
         rows += _retry_others(work, run, runner, limit, rows)
@@ -134,10 +141,10 @@ def run_dirty(
     Raises:
         DatabaseError: as `walk_keys`; or a key is none that the view's columns can hold.
     """
-    splitter = Splitter(work, Phase(run.phase), work.key_runner, limit)
-    done = splitter.run(keys)
-    splitter.check_keys()
-    rows = splitter.finish(run)
+    bisection = Bisection(work, Phase(run.phase), work.key_runner, limit)
+    done = bisection.run(keys)
+    bisection.check_keys()
+    rows = bisection.finish(run)
     if is_last and done == len(keys):
         rows += _retry_others(work, run, work.key_runner, limit, rows)
     return rows, done
@@ -153,16 +160,16 @@ def _retry_others(work: Work, run: PhaseRun, runner: BatchRunner, limit: int, ro
         return 0
     written = 0
     for phase in (Phase.UPDATE, Phase.INSERT):
-        splitter = Splitter(work, phase, runner, limit)
+        bisection = Bisection(work, phase, runner, limit)
         again = [
             key
             for key, row in load_parked(work, phase).items()
             if row.involves_others and row.last_seen >= run.refresh.requested_at
         ]
-        splitter.run_again(again)
-        written += splitter.unpark_succeeded()
-        if splitter.passed:
-            try_soon(work, phase, set(again).difference(splitter.passed))
+        bisection.run_again(again)
+        written += bisection.unpark_succeeded()
+        if bisection.passed:
+            try_soon(work, phase, set(again).difference(bisection.passed))
     return written
 
 

@@ -50,7 +50,7 @@ class Work:
     merge_targets: frozenset[int] = frozenset()
     #: How often batches of the view have been claimed.
     claims: int = 0
-    #: Whether other shards take turns in its queue and may go on, see `queue_turns`.
+    #: Whether other shards take turns in its queue and may go on, see `fair_queueing`.
     crowded: bool = False
     #: Whether there are open refreshes that wait for others, of whatever view.
     others_wait: bool = False

@@ -70,7 +70,7 @@ def equal_keys(
                     found |= {keys[start + one]: others[first + other] for one, other in pairs}
     except DatabaseError as error:
         # A key that the columns cannot hold is equal to none.
-        if not errors_of(using).is_of_data(error):
+        if not errors_of(using).is_data_error(error):
             raise
     return found
 

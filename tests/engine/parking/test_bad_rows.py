@@ -55,7 +55,7 @@ def test_malformed_json(bad: str) -> None:
 
 @only_postgresql
 @pytest.mark.parametrize(
-    ("code", "is_of_data"),
+    ("code", "is_data_error"),
     [
         ("MY001", True),
         ("no_data_found", True),
@@ -65,7 +65,7 @@ def test_malformed_json(bad: str) -> None:
         ("disk_full", False),
     ],
 )
-def test_what_a_trigger_raises(code: str, *, is_of_data: bool) -> None:
+def test_what_a_trigger_raises(code: str, *, is_data_error: bool) -> None:
     row, view = of_texts(Func(F("t"), function="LOWER", output_field=models.TextField()))
     with made(row, view):
         execute(
@@ -81,7 +81,7 @@ def test_what_a_trigger_raises(code: str, *, is_of_data: bool) -> None:
             refresh = view_classes.run(view)
         finally:
             execute("DROP FUNCTION refuse_7() CASCADE")
-    assert (refresh.state == RefreshState.SUCCEEDED) is is_of_data, refresh.error
+    assert (refresh.state == RefreshState.SUCCEEDED) is is_data_error, refresh.error
 
 
 def test_are_forgotten_when_hooks_replace_the_source() -> None:

@@ -17,7 +17,7 @@ from benchmarks.statements import statements
 from matviews import engine
 from matviews.engine.batches import full_refreshes
 from matviews.engine.parking import bisection
-from matviews.engine.parking.bisection import Splitter
+from matviews.engine.parking.bisection import Bisection
 from matviews.models import ParkedKey, ViewShard
 from matviews.phases import Phase
 from matviews.queryset import BatchRunner, fill_stage
@@ -623,13 +623,13 @@ def test_a_worker_that_dies_while_it_splits_leaves_nothing(source: Poisoned) -> 
     source.poison("null", 10)
     engine.request(source.View)
     message = due(source.View)
-    finish = Splitter.finish
+    finish = Bisection.finish
 
-    def die(splitter: Any, run: Any) -> int:
-        finish(splitter, run)
+    def die(bisection: Any, run: Any) -> int:
+        finish(bisection, run)
         raise Killed
 
-    with mock.patch.object(Splitter, "finish", die), pytest.raises(Killed):
+    with mock.patch.object(Bisection, "finish", die), pytest.raises(Killed):
         engine.run_batch(message)
     assert not source.parked()
     assert not source.View.objects.exists()

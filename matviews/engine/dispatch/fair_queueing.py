@@ -1,9 +1,9 @@
-"""Turns: of the long refreshes that share a queue, only one has its next message in the broker.
+"""Fair queueing: long refreshes that share a queue take turns, one message in the broker at a time.
 
 A worker prefetches messages. If every long refresh had its next batch in the queue, the one batch
-of a short refresh would wait for all of them. So the others wait here: whoever takes or ends a
-batch of one of them sends the message of the next. As many batches run at once as there are
-workers, and a short refresh waits for about one batch, whatever the broker.
+of a short refresh would wait for all of them. So the long ones wait in the database: the process
+that takes or ends a batch of one of them sends the message of the next. As many batches run at once
+as there are workers, and a short refresh waits for about one batch, whatever the broker.
 
 Correctness does not depend on turns. They are no part of a batch, and a message that is sent out of
 turn is run as usual. A turn holds others back for `TRUSTED` at most, and only once for each batch:

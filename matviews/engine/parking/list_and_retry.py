@@ -1,4 +1,4 @@
-"""The parked keys of a view as a project sees them, and retrying them."""
+"""Listing the parked keys of a view for its project, and having them retried."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
