@@ -119,8 +119,8 @@ def _common() -> Iterator[Sample]:
     found = check_health(recent_statuses).state
     yield from (Sample(HEALTH, (state.value,), state is found) for state in HealthState)
     heartbeat = Heartbeat.objects.first()
-    if heartbeat and heartbeat.ran_at:
-        yield Sample(MAINTENANCE, (), _seconds(engine.now() - heartbeat.ran_at))
+    if heartbeat and heartbeat.maintenance_ended_at:
+        yield Sample(MAINTENANCE, (), _seconds(engine.now() - heartbeat.maintenance_ended_at))
     age = Change.objects.order_by().aggregate(age=UtcNow() - Min("logged_at"))["age"]
     yield Sample(LOG, (), _seconds(age or timedelta()))
 

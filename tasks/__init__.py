@@ -121,7 +121,7 @@ def maintain() -> None:
         return
     if expiry.is_expired(maintain.request):
         return
-    heartbeat.try_record(began_at=engine.now())
+    heartbeat.try_record(maintenance_began_at=engine.now())
     _attempt(_dispatch_failing)
     _attempt(_send_due_turns)
     _attempt(_request_unlogged)
@@ -145,7 +145,7 @@ def maintain() -> None:
     began = engine.now()
     failed = {work for work in chores if not _attempt(work)}
     seen = {} if engine.mark_missing_triggers in failed else {"triggers_seen_at": began}
-    heartbeat.record(ran_at=engine.now(), **seen)
+    heartbeat.record(maintenance_ended_at=engine.now(), **seen)
     if _attempt(alarms.notify):  # otherwise nobody would hear that it no longer notifies
         _attempt(check_in.check_in)
 

@@ -105,12 +105,12 @@ def connect() -> None:
 
 def _sending(*, headers: Any = None, **_kwargs: Any) -> None:
     if is_from_beat(headers):
-        try_record(beat_at=engine.now())
+        try_record(beat_began_at=engine.now())
 
 
 def _sent(*, headers: Any = None, **_kwargs: Any) -> None:
     if is_from_beat(headers):
-        try_record(sent_at=engine.now())
+        try_record(beat_sent_at=engine.now())
 
 
 def maintenance_problem() -> str:
@@ -140,14 +140,14 @@ def interruption() -> Interruption | None:
     heartbeat = Heartbeat.objects.first() or Heartbeat()
     if not _is_silent(task, heartbeat):
         return None
-    silence = _silence(heartbeat.ran_at)
+    silence = _silence(heartbeat.maintenance_ended_at)
     return next(_causes(task, heartbeat, silence))
 
 
 def _is_silent(task: Any, heartbeat: Heartbeat) -> bool:
     now = engine.now()
-    if heartbeat.ran_at:
-        return heartbeat.ran_at < now - MAX_SILENCE
+    if heartbeat.maintenance_ended_at:
+        return heartbeat.maintenance_ended_at < now - MAX_SILENCE
     # Beat updates the row whenever it saves what it has sent.
     sent: int = task.total_run_count
     return bool(task.date_changed < now - MAX_UNSAVED) or sent >= MAX_SENT_IN_VAIN
@@ -180,7 +180,7 @@ def _causes(task: Any, heartbeat: Heartbeat, silence: str) -> Iterator[Interrupt
         )
         yield Interruption("beat", f"{silence} {text}")
     recently = engine.now() - MAX_SILENCE
-    if heartbeat.began_at and heartbeat.began_at > recently:
+    if heartbeat.maintenance_began_at and heartbeat.maintenance_began_at > recently:
         text = _(
             "A worker begins the maintenance task, but does not finish it: see the worker's log."
         )
@@ -203,10 +203,10 @@ def _what_workers_need() -> str:
 
 def _broker_fault(heartbeat: Heartbeat) -> str:
     """The broker's error when it last refused a message; "" if it is not known to refuse any."""
-    failed, ran = heartbeat.send_failed_at, heartbeat.ran_at
+    failed, ran = heartbeat.send_failed_at, heartbeat.maintenance_ended_at
     if failed and failed > engine.now() - MAX_SILENCE and (ran is None or failed > ran):
         return heartbeat.send_error
-    began, taken = heartbeat.beat_at, heartbeat.sent_at
+    began, taken = heartbeat.beat_began_at, heartbeat.beat_sent_at
     if began is None or (taken and taken >= began):
         return ""
     # Between the two of a message that goes out now, or that a broker hangs with.
@@ -215,7 +215,7 @@ def _broker_fault(heartbeat: Heartbeat) -> str:
 
 
 def _is_beat_silent(task: Any, heartbeat: Heartbeat) -> bool:
-    seen, now = heartbeat.beat_at, engine.now()
+    seen, now = heartbeat.beat_began_at, engine.now()
     saved = from_beat(task.last_run_at) if task.total_run_count else None
     # What there is instead if beat runs without our code, perhaps only of late.
     if saved and (seen is None or saved > seen + MAX_SENDING):

@@ -214,16 +214,18 @@ class TestWhatIsWrong:
         assert kinds()["no worker"] == "broken"
 
     def test_maintenance_that_is_silent(self, view: type[Any]) -> None:
-        Heartbeat.objects.create(ran_at=timezone.now() - timedelta(hours=1))
+        Heartbeat.objects.create(maintenance_ended_at=timezone.now() - timedelta(hours=1))
         assert kinds() == {"beat": "broken"}
-        Heartbeat.objects.update(beat_at=timezone.now(), sent_at=timezone.now())
+        Heartbeat.objects.update(beat_began_at=timezone.now(), beat_sent_at=timezone.now())
         assert kinds() == {"no worker": "broken"}
-        Heartbeat.objects.update(sent_at=timezone.now() - timedelta(hours=1))
+        Heartbeat.objects.update(beat_sent_at=timezone.now() - timedelta(hours=1))
         assert kinds() == {"broker": "broken"}
 
     def test_a_process_that_cannot_send_while_maintenance_runs(self, view: type[Any]) -> None:
         now = timezone.now()
-        Heartbeat.objects.create(ran_at=now, send_failed_at=now, send_error="no route to host")
+        Heartbeat.objects.create(
+            maintenance_ended_at=now, send_failed_at=now, send_error="no route to host"
+        )
         assert kinds() == {"broker": "degraded"}
         assert "(no route to host)" in check_health().problems[0].text
 
@@ -232,9 +234,9 @@ class TestWhatIsWrong:
         past, now = timezone.now() - timedelta(hours=1), timezone.now()
         Refresh.objects.filter(state="open").update(requested_at=past)
         ViewShard.objects.update(resend_after=None)
-        Heartbeat.objects.create(ran_at=past, beat_at=now, sent_at=now)
+        Heartbeat.objects.create(maintenance_ended_at=past, beat_began_at=now, beat_sent_at=now)
         assert [each.kind for each in check_health().problems] == ["no worker"]
-        Heartbeat.objects.update(sent_at=past)
+        Heartbeat.objects.update(beat_sent_at=past)
         assert [each.kind for each in check_health().problems] == ["broker"]
 
     @pytest.mark.parametrize("fault", [ViewState.NEVER_BUILT, ViewState.CHANGED])
@@ -283,7 +285,7 @@ class TestWhatIsWrong:
 
     def test_the_worst_comes_first(self, view: type[Any]) -> None:
         fail_the_view()
-        Heartbeat.objects.create(ran_at=timezone.now() - timedelta(hours=1))
+        Heartbeat.objects.create(maintenance_ended_at=timezone.now() - timedelta(hours=1))
         assert list(kinds()) == ["beat", "failed"]
 
     def test_statements_do_not_grow_with_views(self, view: type[Any]) -> None:
@@ -356,7 +358,7 @@ class TestDjangoHealthCheck:
 
     def test_it_looks_at_the_bookkeeping(self, view: type[Any]) -> None:
         health_check.Matviews().run()
-        Heartbeat.objects.create(ran_at=timezone.now() - timedelta(hours=1))
+        Heartbeat.objects.create(maintenance_ended_at=timezone.now() - timedelta(hours=1))
         health.recent_health.forget()
 
         with pytest.raises(ServiceUnavailable, match="Beat has not sent"):
@@ -386,7 +388,7 @@ class TestCommand:
         assert "1 problem." in ran.err
 
     def test_broken(self, view: type[Any]) -> None:
-        Heartbeat.objects.create(ran_at=timezone.now() - timedelta(hours=1))
+        Heartbeat.objects.create(maintenance_ended_at=timezone.now() - timedelta(hours=1))
         ran = command("--health", "--format", "json")
         assert ran.status == 1
         assert ran.document["state"] == "broken"

@@ -152,7 +152,7 @@ class TestViews:
 
     def test_maintenance_and_the_log(self, view: type[Any]) -> None:
         assert value("maintenance_age_seconds") is None
-        Heartbeat.objects.create(ran_at=engine.now())
+        Heartbeat.objects.create(maintenance_ended_at=engine.now())
         age = value("maintenance_age_seconds")
         assert age is not None
         assert age < 60

@@ -58,7 +58,7 @@ def summary(statuses: Collection[ViewStatus]) -> list[Fact]:
     return [
         *facts,
         Fact(_("worker seen"), time_ago(_worker_seen(heartbeat))),
-        Fact(_("beat seen"), time_ago(heartbeat.beat_at)),
+        Fact(_("beat seen"), time_ago(heartbeat.beat_began_at)),
         Fact(_("broker"), _("refuses messages") if refused else _("accepts messages"), bad=refused),
         Fact(_("triggers"), logged, bad=bool(unlogged)),
         Fact(_("oldest pending change"), duration(max(lags)) if lags else _("none")),
@@ -83,4 +83,4 @@ def _worker_seen(heartbeat: Heartbeat) -> datetime | None:
     """When a worker last began a batch or the maintenance task."""
     at: datetime | None = ViewShard.objects.aggregate(at=Max("claimed_at"))["at"]
     claimed = at and clock.stored(at, engine.alias())
-    return max(filter(None, (claimed, heartbeat.began_at)), default=None)
+    return max(filter(None, (claimed, heartbeat.maintenance_began_at)), default=None)

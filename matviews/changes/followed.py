@@ -128,6 +128,6 @@ def _logged(using: str) -> str:
 @lru_cache(maxsize=8)
 def _drained(using: str) -> tuple[str, tuple[Any, ...]]:
     """The views with drained changes that some phase has yet to process."""
-    shards = ViewShard.objects.using(using).exclude(pending=[]).order_by().values("view_id")
+    shards = ViewShard.objects.using(using).exclude(pending_drains=[]).order_by().values("view_id")
     sql, params = shards.query.get_compiler(using).as_sql()
     return sql, params

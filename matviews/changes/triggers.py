@@ -88,7 +88,11 @@ def finish(using: str) -> dict[str, str]:
 def _pending(dialect: Triggers) -> dict[str, str]:
     """The version of the triggers that are still to be created, by table."""
     recorded = {record.table: record for record in TrackedTable.objects.order_by("pk")}
-    pending = {table: record.pending for table, record in recorded.items() if record.pending}
+    pending = {
+        table: record.pending_version
+        for table, record in recorded.items()
+        if record.pending_version
+    }
     if lacking := dialect.lacking(recorded) if recorded else ():
         present = dialect.installed_triggers()
         pending = {table: _version(present.get(table, ())) for table in lacking} | pending
@@ -164,7 +168,9 @@ def _install(
     up_to_date = are_up_to_date(dialect, table, spec, present)
     same = up_to_date and set(present.values()) == set(record.triggers)
     if same and known == views and not lacking:
-        TrackedTable.objects.filter(table=table).exclude(pending="").update(pending="")
+        TrackedTable.objects.filter(table=table).exclude(pending_version="").update(
+            pending_version=""
+        )
         return
     to_refresh = {*views, *known}
     if same:
@@ -186,7 +192,7 @@ def _install(
             to_refresh = set(views) if dialect.were_written(lacking) else to_refresh
         with transaction.atomic(using=dialect.using):
             enqueue(to_refresh, not_logged(table))
-            record.pending = ""
+            record.pending_version = ""
             record.triggers = sorted(present.get(name, name) for name in names)
             if not same:  # else only `mark_truncated` may take note of a TRUNCATE
                 record.storage = dialect.storage([table]).get(table, "")
@@ -207,8 +213,8 @@ def _with_logs(
 def _record_pending(dialect: Triggers, table: str, version: str) -> TrackedTable:
     """Record the version to be installed: if that fails, `matviews.maintain` tries again."""
     with dialect.definitions():
-        if not TrackedTable.objects.filter(table=table).update(pending=version):
-            TrackedTable.objects.get_or_create(table=table, defaults={"pending": version})
+        if not TrackedTable.objects.filter(table=table).update(pending_version=version):
+            TrackedTable.objects.get_or_create(table=table, defaults={"pending_version": version})
         return TrackedTable.objects.get(table=table)
 
 

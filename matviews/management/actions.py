@@ -39,7 +39,7 @@ def list_views(targets: Targets) -> None:
 def list_schedules(targets: Targets) -> None:
     """Show when beat requests refreshes of the views, and whether the maintenance task runs."""
     output, heartbeat = targets.output, Heartbeat.objects.first()
-    ran_at = heartbeat.ran_at if heartbeat else None
+    ran_at = heartbeat.maintenance_ended_at if heartbeat else None
     with translation.override(None):  # in English, as all that is printed
         statuses = schedules.timetable(targets.options.labels or None)
         problem = schedules.maintenance_problem()

@@ -296,11 +296,11 @@ class ViewShard(Bookkeeping):
 
     #: The queue in which it takes turns with other long refreshes, "" for the default; None: none.
     turn_queue = models.CharField(max_length=255, null=True, db_index=True)  # noqa: DJ001
-    #: By when its turn should come; None if it does not wait for it.
-    turn_by = models.DateTimeField(null=True)
-    #: The token for which it had its turn, and when.
+    #: When its turn should come at the latest; None if it does not wait for one.
+    turn_deadline = models.DateTimeField(null=True)
+    #: The token for which it was last granted a turn, and when.
     turn_token = models.BigIntegerField(default=0)
-    turn_at = models.DateTimeField(null=True)
+    turn_granted_at = models.DateTimeField(null=True)
 
     # The rest is used by views with change tracking only.
 
@@ -310,7 +310,7 @@ class ViewShard(Bookkeeping):
     full_refresh_after = models.BigIntegerField(default=0)
     full_refresh_reason = models.CharField(max_length=255, blank=True)
     #: The drains that some phase has yet to process.
-    pending = DrainsField(default=list)
+    pending_drains = DrainsField(default=list)
     #: By phase, which drains its rows reflect and for which source. Without a fingerprint, the next
     #: run is a full refresh.
     checkpoints = CheckpointsField(default=dict)

@@ -14,15 +14,15 @@ class Heartbeat(Bookkeeping):
     """
 
     #: When `matviews.maintain` last ran to its end.
-    ran_at = models.DateTimeField(null=True)
+    maintenance_ended_at = models.DateTimeField(null=True)
     #: When a worker last began it.
-    began_at = models.DateTimeField(null=True)
+    maintenance_began_at = models.DateTimeField(null=True)
     #: The triggers were in place after this; None if they were never checked.
     triggers_seen_at = models.DateTimeField(null=True)
     #: When beat last began to send its message.
-    beat_at = models.DateTimeField(null=True)
+    beat_began_at = models.DateTimeField(null=True)
     #: When the broker last took that message from beat.
-    sent_at = models.DateTimeField(null=True)
+    beat_sent_at = models.DateTimeField(null=True)
     #: When a worker last polled for refreshes that are due on change, and when a process of the
     #: command with --follow did; each is recorded every few seconds.
     pulsed_at = models.DateTimeField(null=True)
@@ -35,4 +35,4 @@ class Heartbeat(Bookkeeping):
     objects = WriteDatabaseManager["Heartbeat"]()
 
     def __str__(self) -> str:
-        return f"maintenance ran at {self.ran_at}"
+        return f"maintenance ran at {self.maintenance_ended_at}"

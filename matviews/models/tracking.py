@@ -93,7 +93,7 @@ class TrackedTable(Bookkeeping):
     #: A value of the table that TRUNCATE changes; "" where TRUNCATE fires a trigger.
     storage = models.CharField(max_length=40, blank=True)
     #: The version of the triggers that are still to be created; "" if there are none.
-    pending = models.CharField(max_length=8, blank=True)
+    pending_version = models.CharField(max_length=8, blank=True)
 
     objects = WriteDatabaseManager["TrackedTable"]()
 

@@ -229,7 +229,7 @@ class TestList:
         assert "The last attempt to reach the broker failed: no route." in shown
 
     def test_it_says_what_is_wrong_with_all_views(self, admin_client: Client) -> None:
-        Heartbeat.objects.create(ran_at=timezone.now() - timedelta(hours=1))
+        Heartbeat.objects.create(maintenance_ended_at=timezone.now() - timedelta(hours=1))
         problem = schedules.maintenance_problem()
         control("sample.Slow").delete()
 

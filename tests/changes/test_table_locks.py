@@ -100,7 +100,7 @@ def test_the_maintenance_task_makes_no_triggers_that_another_version_has_left(
 ) -> None:
     changes.install(engine.alias())
     changes.remove(engine.alias(), ["made_twos"])
-    TrackedTable.objects.create(table="made_twos", pending="01234567")
+    TrackedTable.objects.create(table="made_twos", pending_version="01234567")
 
     tasks.maintain()
 

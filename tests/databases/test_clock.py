@@ -108,7 +108,7 @@ def test_a_wrong_clock_neither_silences_nor_raises_the_warning_of_maintenance() 
     schedules.reconcile()
     tasks.maintain()
     assert schedules.maintenance_problem() == ""
-    Heartbeat.objects.update(ran_at=datetime.now(UTC) - timedelta(hours=1))
+    Heartbeat.objects.update(maintenance_ended_at=datetime.now(UTC) - timedelta(hours=1))
     assert "has not run for 1 h" in schedules.maintenance_problem()
 
 

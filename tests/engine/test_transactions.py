@@ -308,7 +308,9 @@ def test_nor_where_triggers_of_theirs_are(
     records = TrackedTable.objects.order_by("pk")
     if state == "to be made":
         spec = union(tracked_tables(engine.alias())[table].values())
-        records.filter(table=table).update(triggers=[], pending=dialect.version(table, spec))
+        records.filter(table=table).update(
+            triggers=[], pending_version=dialect.version(table, spec)
+        )
     order(1)
     with locked(records):
         for _time in range(2):

@@ -74,7 +74,7 @@ def let_time_pass() -> None:
     past = timezone.now() - LONG_AGO
     ViewShard.objects.update(resend_after=past)
     ViewShard.objects.exclude(claimed_at=None).update(claimed_at=past)
-    ViewShard.objects.exclude(turn_at=None).update(turn_at=past)
+    ViewShard.objects.exclude(turn_granted_at=None).update(turn_granted_at=past)
 
 
 def travel(time: timedelta) -> None:

@@ -23,8 +23,8 @@ from matviews import changes, engine, untracked
 from matviews.changes import change_log
 from matviews.databases import triggers_of
 from matviews.engine.batches import checkpoints
-from matviews.engine.tracking import dirty_keys, pending
-from matviews.engine.tracking.pending import add_drain
+from matviews.engine.tracking import dirty_keys, pending_drains
+from matviews.engine.tracking.pending_drains import add_drain
 from matviews.json_fields import Drain
 from matviews.models import Change, PhaseRun, Refresh, ViewChange, ViewControl, ViewShard
 from matviews.phases import Phase
@@ -321,7 +321,7 @@ class ChangeLag(MailboxMachine):
     def what_is_kept_is_short(self) -> None:
         for shard in ViewShard.objects.all() if hasattr(self, "view") else ():
             runs = PhaseRun.objects.filter(refresh__state=RefreshState.OPEN)
-            assert len(shard.pending) <= len(Phase) + runs.count() + 1
+            assert len(shard.pending_drains) <= len(Phase) + runs.count() + 1
 
     def check_after_work(self) -> None:
         self.the_oldest_change_is_told()
@@ -363,8 +363,8 @@ def test_the_oldest_change_is_right_after_any_history(run_random: RunRandom) -> 
 def one_mark_for_all(shard: ViewShard, logged_at: datetime, runs: Any) -> None:
     """As it once was: the time of the first change stays as long as later ones are pending."""
     add_drain(shard, logged_at, runs)
-    first = min(moment for _number, moment in shard.pending)
-    shard.pending = [Drain(shard.drain_number, first)]
+    first = min(moment for _number, moment in shard.pending_drains)
+    shard.pending_drains = [Drain(shard.drain_number, first)]
 
 
 def now_is_when(enqueue: Callable[..., None]) -> Callable[..., None]:
@@ -388,7 +388,7 @@ def test_the_machine_finds_a_fault(fault: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(change_log, "keep_oldest", lambda *_given: None)
     else:
         monkeypatch.setattr(
-            pending,
+            pending_drains,
             "processed",
             lambda shard, _phases: max(
                 (n for n, _fingerprint in shard.checkpoints.values()), default=-1

@@ -151,7 +151,7 @@ def schedules() -> Documents:
     view = ViewControl.objects.get(label=LABEL)
     RefreshSchedule.objects.create(view=view, every=1)
     tasks.schedules.reconcile()
-    Heartbeat.objects.create(ran_at=timezone.now())
+    Heartbeat.objects.create(maintenance_ended_at=timezone.now())
     RefreshSchedule.objects.create(view=view, every=2, enabled=False)
     return [never, of_view("--schedules")]
 

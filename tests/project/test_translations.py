@@ -152,7 +152,9 @@ def keep_silent(for_seconds: float | None) -> None:
     if for_seconds is None:
         MAINTENANCE.update(total_run_count=9)
     else:
-        Heartbeat.objects.create(ran_at=timezone.now() - timedelta(seconds=for_seconds))
+        Heartbeat.objects.create(
+            maintenance_ended_at=timezone.now() - timedelta(seconds=for_seconds)
+        )
 
 
 def schedule(label: str = "sample.Limited", **fields: Any) -> RefreshSchedule:
@@ -229,7 +231,7 @@ class TestShown:
 
     def test_how_to_find_out_why_it_does_not_run_is_german(self, german: Client) -> None:
         keep_silent(3600)
-        Heartbeat.objects.update(beat_at=timezone.now(), sent_at=timezone.now())
+        Heartbeat.objects.update(beat_began_at=timezone.now(), beat_sent_at=timezone.now())
 
         assert "ein Worker läuft und die Queue „" in text(german, VIEWS)
         with mock.patch.object(heartbeat, "queue_of", return_value=""):

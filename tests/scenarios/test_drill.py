@@ -52,7 +52,13 @@ pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
 PATIENCE = 20.0  # seconds that another process may take to tell
 MINUTE = timedelta(minutes=1)
-SIGNS = ("ran_at", "began_at", "beat_at", "sent_at", "followed_at")
+SIGNS = (
+    "maintenance_ended_at",
+    "maintenance_began_at",
+    "beat_began_at",
+    "beat_sent_at",
+    "followed_at",
+)
 TABLE = "### What you see, what it means, what to do"
 
 
@@ -164,9 +170,9 @@ def test_worker_dead(workers: Workers) -> None:
     worker.kill()
     add_items(3)
     Ledger.refresh()
-    pass_by(4, "ran_at", "began_at")
+    pass_by(4, "maintenance_ended_at", "maintenance_began_at")
 
-    assert_told("no worker", "ran_at", "began_at", status=1)
+    assert_told("no worker", "maintenance_ended_at", "maintenance_began_at", status=1)
 
     worker.start()
     workers.wait_for(ran_since(engine.now()), meanwhile=workers.send_maintain)
@@ -222,7 +228,7 @@ def followed() -> Process:
 
 def ran_since(moment: Any) -> Callable[[], bool]:
     """Whether the maintenance task has run since then."""
-    return Heartbeat.objects.filter(ran_at__gt=moment).exists
+    return Heartbeat.objects.filter(maintenance_ended_at__gt=moment).exists
 
 
 @pytest.fixture
@@ -258,7 +264,7 @@ def assert_broker_told(mend: Callable[[], None]) -> None:
     broker_errors._recorded_at = None  # of a process that does not fail for the first time
     Ledger.refresh()
 
-    assert_told("broker", "ran_at", "began_at", "sent_at", status=1)
+    assert_told("broker", "maintenance_ended_at", "maintenance_began_at", "beat_sent_at", status=1)
 
     mend()
     Ledger.refresh()

@@ -108,8 +108,8 @@ def rebuilt(*views: type[Any]) -> None:
 def of_the_first_version(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A dump as the first version made it: with all rows, and columns that are gone."""
     lacking = {
-        "shard": ("claims", "pending"), "refresh": ("claims_at_request", "requests"),
-        "trackedtable": ("pending",),
+        "shard": ("claims", "pending_drains"), "refresh": ("claims_at_request", "requests"),
+        "trackedtable": ("pending_version",),
     }  # fmt: skip
     gone = {"shard": "whole_since", "dirtykeys": "logged_at"}
     kept = [each for each in rows if each["model"] != "matviews.logsecret"]

@@ -729,7 +729,7 @@ def test_maintenance_tells_after_its_work(told: Told) -> None:
     tasks.maintain()
 
     assert told.lines == [f"raised {LABEL}: suspended"]
-    assert Heartbeat.objects.get().ran_at
+    assert Heartbeat.objects.get().maintenance_ended_at
 
 
 def test_what_fails_in_telling_stops_no_maintenance(
@@ -740,7 +740,7 @@ def test_what_fails_in_telling_stops_no_maintenance(
     tasks.maintain()
 
     assert "a maintenance chore failed chore=notify" in caplog.text
-    assert Heartbeat.objects.get().ran_at
+    assert Heartbeat.objects.get().maintenance_ended_at
 
 
 def raise_error(cls: type[Any], limit: int) -> int:
@@ -761,7 +761,7 @@ class TestDay:
         monkeypatch.setattr(alarms, "check_health", check_health)
         now = engine.now()
         for _time in range(2 * 24):
-            record(ran_at=now)
+            record(maintenance_ended_at=now)
             engine.request(view)
             engine.wake()
             inline.drain([shard_of(view).pk])

@@ -80,7 +80,7 @@ def test_beat_follows_what_is_done_to_schedules(workers: Workers) -> None:
     workers.start_beat()
     wait_for_ticks(workers)
     # then maintenance runs from the first moment on
-    signs = ("ran_at", "began_at", "beat_at", "sent_at")
+    signs = ("maintenance_ended_at", "maintenance_began_at", "beat_began_at", "beat_sent_at")
     workers.wait_for(
         Heartbeat.objects.filter(**{f"{sign}__isnull": False for sign in signs}).exists
     )

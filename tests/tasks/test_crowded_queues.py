@@ -170,9 +170,9 @@ def test_a_limit_of_their_batches_holds_for_each_queue_and_forgets_killed_worker
     # given four that wait, and two others whose batches run elsewhere
     begin(broker, views[:6])
     broker.messages[:] = []
-    waiting = ViewShard.objects.exclude(turn_by=None).order_by("turn_by")
+    waiting = ViewShard.objects.exclude(turn_deadline=None).order_by("turn_deadline")
     running = list(waiting.values_list("pk", flat=True)[:2])
-    claimed = {"claimed_token": F("token"), "claimed_at": UtcNow(), "turn_by": None}
+    claimed = {"claimed_token": F("token"), "claimed_at": UtcNow(), "turn_deadline": None}
     ViewShard.objects.update(turn_token=0)
     ViewShard.objects.filter(pk__in=running).update(**claimed)
     # then the limit of two is reached, and three is not
@@ -197,7 +197,7 @@ def test_a_batch_counts_for_as_long_as_it_runs(
     settings.MATVIEWS = {"MAX_LONG_BATCHES": 1}
     begin(broker, views[:3])
     running = shard_of(views[0])
-    claimed = {"claimed_token": F("token"), "claimed_at": UtcNow(), "turn_by": None}
+    claimed = {"claimed_token": F("token"), "claimed_at": UtcNow(), "turn_deadline": None}
     ViewShard.objects.filter(pk=running.pk).update(**claimed)
     ViewShard.objects.update(turn_token=0)
     let_time_pass()
@@ -245,7 +245,7 @@ def test_the_one_with_the_shortest_target_is_next(
 
 def test_a_view_that_is_paused_passes_its_turn_on(broker: Broker, views: list[type[Any]]) -> None:
     begin(broker, views)
-    waiting = ViewShard.objects.exclude(turn_by=None).order_by("turn_by")
+    waiting = ViewShard.objects.exclude(turn_deadline=None).order_by("turn_deadline")
     paused = list(waiting.values_list("view", flat=True)[:3])
     ViewControl.objects.filter(pk__in=paused).update(paused=True)
 
@@ -368,7 +368,7 @@ class TestAMessageThatNobodyTakes:
         broker.work(2)
         broker.messages[:] = []
         travel(seconds(20))
-        first = ViewShard.objects.exclude(turn_by=None).order_by("turn_by")[0]
+        first = ViewShard.objects.exclude(turn_deadline=None).order_by("turn_deadline")[0]
         ViewControl.objects.filter(pk=first.view_id).update(queue="dead")
 
         assert [each.queue for each in engine.grant_turns("")] == ["dead", None]

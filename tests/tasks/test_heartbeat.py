@@ -48,8 +48,10 @@ def kind() -> str:
 
 class TestMaintenance:
     def ran(self, ago: timedelta) -> None:
-        ran_at = timezone.now() - ago
-        Heartbeat.objects.update_or_create(pk=1, defaults={"ran_at": ran_at})
+        maintenance_ended_at = timezone.now() - ago
+        Heartbeat.objects.update_or_create(
+            pk=1, defaults={"maintenance_ended_at": maintenance_ended_at}
+        )
 
     def maintain(self, **values: Any) -> None:
         PeriodicTask.objects.filter(task="matviews.maintain").update(**values)
@@ -83,7 +85,7 @@ class TestMaintenance:
 
     def test_it_has_not_run_for_a_while(self) -> None:
         self.ran(12 * MINUTE)
-        record(beat_at=timezone.now(), sent_at=timezone.now())
+        record(beat_began_at=timezone.now(), beat_sent_at=timezone.now())
 
         assert maintenance_problem() == (
             "The maintenance task has not run for 12 min, so lost messages are not re-sent. Beat "
@@ -116,49 +118,59 @@ class TestWhoIsSilent:
 
     @pytest.fixture(autouse=True)
     def _silent(self) -> None:
-        record(ran_at=ago(10))
+        record(maintenance_ended_at=ago(10))
 
     def test_beat_has_sent_nothing_either(self) -> None:
-        record(beat_at=ago(10), sent_at=ago(10))
+        record(beat_began_at=ago(10), beat_sent_at=ago(10))
 
         assert kind() == "beat"
         assert "Check that celery beat" in maintenance_problem()
 
     def test_beat_sends_and_no_worker_takes_it(self) -> None:
-        record(beat_at=ago(0.1), sent_at=ago(0.1))
+        record(beat_began_at=ago(0.1), beat_sent_at=ago(0.1))
 
         assert kind() == "no worker"
 
     def test_a_worker_begins_it_and_does_not_end_it(self) -> None:
-        record(beat_at=ago(0.1), sent_at=ago(0.1), began_at=ago(1))
+        record(beat_began_at=ago(0.1), beat_sent_at=ago(0.1), maintenance_began_at=ago(1))
 
         assert kind() == "maintenance"
         assert "see the worker's log" in maintenance_problem()
 
     def test_beat_tries_each_minute_and_the_broker_refuses(self) -> None:
-        record(beat_at=ago(0.1), sent_at=ago(10))
+        record(beat_began_at=ago(0.1), beat_sent_at=ago(10))
 
         assert kind() == "broker"
         assert "beat tries to send, but fails" in maintenance_problem()
 
     def test_the_broker_hangs_and_beat_with_it(self) -> None:
-        record(beat_at=ago(9), sent_at=ago(10))
+        record(beat_began_at=ago(9), beat_sent_at=ago(10))
 
         assert kind() == "broker"
 
     def test_the_message_of_this_moment_is_no_refusal(self) -> None:
-        record(beat_at=ago(0), sent_at=ago(1))
+        record(beat_began_at=ago(0), beat_sent_at=ago(1))
 
         assert kind() == "no worker"
 
     def test_the_error_that_another_process_had_is_shown(self) -> None:
-        record(beat_at=ago(0.1), sent_at=ago(10), send_failed_at=ago(1), send_error="refused")
+        record(
+            beat_began_at=ago(0.1),
+            beat_sent_at=ago(10),
+            send_failed_at=ago(1),
+            send_error="refused",
+        )
 
         assert kind() == "broker"
         assert "The broker accepts no messages: refused. Check" in maintenance_problem()
 
     def test_an_error_of_long_ago_is_no_reason(self) -> None:
-        record(beat_at=ago(0.1), sent_at=ago(0.1), send_failed_at=ago(9), send_error="refused")
+        record(
+            beat_began_at=ago(0.1),
+            beat_sent_at=ago(0.1),
+            send_failed_at=ago(9),
+            send_error="refused",
+        )
 
         assert kind() == "no worker"
 
@@ -170,24 +182,30 @@ class TestWhoIsSilent:
 
     @pytest.mark.parametrize(("saved", "silent"), [(4, "no worker"), (9, "beat")])
     def test_beat_that_runs_without_our_code_since_lately(self, saved: int, silent: str) -> None:
-        record(beat_at=ago(60), sent_at=ago(60))
+        record(beat_began_at=ago(60), beat_sent_at=ago(60))
         PeriodicTask.objects.update(last_run_at=ago(saved), total_run_count=7)
 
         assert kind() == silent
 
     def test_what_beat_saved_of_the_message_that_it_was_seen_with_makes_it_no_younger(self) -> None:
-        record(beat_at=ago(4), sent_at=ago(4))
+        record(beat_began_at=ago(4), beat_sent_at=ago(4))
         PeriodicTask.objects.update(last_run_at=ago(3.9), total_run_count=7)
 
         assert kind() == "beat"
 
     def test_nobody_asks_who_is_silent_while_maintenance_runs(self) -> None:
-        record(ran_at=ago(1), beat_at=ago(10), sent_at=ago(10))
+        record(maintenance_ended_at=ago(1), beat_began_at=ago(10), beat_sent_at=ago(10))
 
         assert kind() == ""
 
 
-TIMES = ("ran_at", "began_at", "beat_at", "sent_at", "send_failed_at")
+TIMES = (
+    "maintenance_ended_at",
+    "maintenance_began_at",
+    "beat_began_at",
+    "beat_sent_at",
+    "send_failed_at",
+)
 times = st.none() | st.floats(0, 20)
 
 
@@ -203,7 +221,7 @@ def test_whatever_is_known_there_is_an_answer_if_and_only_if_it_is_silent(known:
         mock.patch.object(heartbeat, "our_tasks") as tasks_of_beat,
     ):
         tasks_of_beat().filter().first.return_value = task
-        silent = known["ran_at"] is None or known["ran_at"] >= 3
+        silent = known["maintenance_ended_at"] is None or known["maintenance_ended_at"] >= 3
         assert (kind() != "") == silent
 
 
@@ -220,16 +238,16 @@ class TestBeat:
         self.send()
 
         found = Heartbeat.objects.get()
-        assert found.ran_at is None
-        assert found.beat_at
-        assert found.sent_at
-        assert found.beat_at <= found.sent_at <= timezone.now() + MINUTE
+        assert found.maintenance_ended_at is None
+        assert found.beat_began_at
+        assert found.beat_sent_at
+        assert found.beat_began_at <= found.beat_sent_at <= timezone.now() + MINUTE
 
     def test_a_message_that_the_broker_refuses_is_not_sent(self) -> None:
         self.send(after=False)
 
         found = Heartbeat.objects.get()
-        assert (found.beat_at is None, found.sent_at) == (False, None)
+        assert (found.beat_began_at is None, found.beat_sent_at) == (False, None)
 
     def test_a_message_that_a_person_sends_is_not_of_beat(self) -> None:
         self.send(headers={})

@@ -854,14 +854,16 @@ class TestTasks:
     def test_maintenance_mends_the_schedules_and_says_that_it_ran(self) -> None:
         made = schedule()
         ours().update(description="mine")
-        Heartbeat.objects.update_or_create(pk=1, defaults={"ran_at": timezone.now() - HOUR})
+        Heartbeat.objects.update_or_create(
+            pk=1, defaults={"maintenance_ended_at": timezone.now() - HOUR}
+        )
 
         tasks.maintain()
 
         assert task_of(made).description != "mine"
-        ran_at = Heartbeat.objects.get().ran_at
-        assert ran_at
-        assert wait_less(ran_at, 0 * HOUR)
+        maintenance_ended_at = Heartbeat.objects.get().maintenance_ended_at
+        assert maintenance_ended_at
+        assert wait_less(maintenance_ended_at, 0 * HOUR)
         tasks.maintain()
         assert Heartbeat.objects.count() == 1
 

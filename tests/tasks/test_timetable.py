@@ -208,7 +208,7 @@ class TestCommand:
         schedule(WHOLE, every=5, period=Period.MINUTES)
         last = sent(0.5 * HOUR)
         set_view(WHOLE, paused=True)
-        Heartbeat.objects.create(pk=1, ran_at=last)
+        Heartbeat.objects.create(pk=1, maintenance_ended_at=last)
 
         headings, limited, whole, maintain, problem = self.printed().splitlines()
 
@@ -247,7 +247,7 @@ class TestCommand:
     def test_as_json(self) -> None:
         made = schedule(LIMITED, phases=["insert"])
         last = sent(0.5 * HOUR)
-        Heartbeat.objects.create(pk=1, ran_at=last)
+        Heartbeat.objects.create(pk=1, maintenance_ended_at=last)
 
         document = json.loads(self.printed("--format", "json"))
 

@@ -25,7 +25,7 @@ from ..tracking.dirty_keys import (
     staged_runs,
     truncate_reason,
 )
-from ..tracking.pending import add_drain, drop_processed
+from ..tracking.pending_drains import add_drain, drop_processed
 from ..transactions import alias
 from ..work.long_runs import is_long
 from ..work.shard_work import Work
@@ -42,8 +42,8 @@ __all__ = [
 ]
 
 _SAVED_FIELDS = (
-    "drain_number", "full_refresh_after", "full_refresh_reason", "pending", "checkpoints", "costs",
-    "parked_count", "turn_queue", "turn_by",
+    "drain_number", "full_refresh_after", "full_refresh_reason", "pending_drains",
+    "checkpoints", "costs", "parked_count", "turn_queue", "turn_deadline",
 )  # fmt: skip
 
 
@@ -77,8 +77,8 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
     tracking, shard = changes.tracking_of(work.plan), work.shard
     if tracking.reason:
         make_due(work, changes.drain_queue(shard.view_id))  # every refresh is full anyway
-        if shard.checkpoints or shard.pending:  # left from when changes were tracked
-            shard.checkpoints, shard.pending, work.shard_changed = {}, [], True
+        if shard.checkpoints or shard.pending_drains:  # left from when changes were tracked
+            shard.checkpoints, shard.pending_drains, work.shard_changed = {}, [], True
         return None, truncate_reason(tracking.reason)
     if work.logged:
         raise ChangesLogged(tracking.tables.keys())
@@ -136,7 +136,7 @@ def leave_turns(work: Work) -> None:
     """Take turns no longer, if what is left to do is short; `save_changes` writes it."""
     shard = work.shard
     if shard.turn_queue is not None and not is_long(work.next_run(), work.definition, shard):
-        shard.turn_queue, shard.turn_by, work.shard_changed = None, None, True
+        shard.turn_queue, shard.turn_deadline, work.shard_changed = None, None, True
 
 
 def set_checkpoint(work: Work, run: PhaseRun) -> None:

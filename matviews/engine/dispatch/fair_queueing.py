@@ -62,12 +62,12 @@ def grant_turns(
     """
     at_most = MAX_UNTAKEN if at_most is None else at_most
     shards = ViewShard.objects.filter(Exists(_OPEN), turn_queue=queue).annotate(now=UtcNow())
-    found = list(shards.only(*_READ).order_by("turn_by", "pk"))
+    found = list(shards.only(*_READ).order_by("turn_deadline", "pk"))
     untaken = sum(each.pk != taken and _is_untaken(each) for each in found)
     if limit := get_settings().MAX_LONG_BATCHES:
         busy = {each.pk for each in found if each.pk == taken} | running(found)
         at_most = min(at_most, limit - len(busy))
-    waiting = (each for each in found if each.turn_by is not None and each.pk != taken)
+    waiting = (each for each in found if each.turn_deadline is not None and each.pk != taken)
     return list(_granted(waiting, at_most - untaken))
 
 
@@ -76,8 +76,8 @@ def _is_untaken(shard: Any) -> bool:
     return (
         shard.turn_token == shard.token
         and not shard.is_claimed
-        and shard.turn_at is not None
-        and shard.turn_at > shard.now - TRUSTED
+        and shard.turn_granted_at is not None
+        and shard.turn_granted_at > shard.now - TRUSTED
     )
 
 
@@ -85,8 +85,8 @@ def grant_all_turns() -> list[Message]:
     """Grant the next turn in every queue; for the maintenance task, should a worker have died."""
     taking = ViewShard.objects.exclude(turn_queue=None).order_by("turn_queue")
     for pk, token in taking.filter(~Exists(_OPEN)).values_list("pk", "token"):
-        update_if_current(pk, token, turn_queue=None, turn_by=None)
-    queues = taking.exclude(turn_by=None).values_list("turn_queue", flat=True).distinct()
+        update_if_current(pk, token, turn_queue=None, turn_deadline=None)
+    queues = taking.exclude(turn_deadline=None).values_list("turn_queue", flat=True).distinct()
     return [message for queue in list(queues) for message in grant_turns(queue or "")]
 
 
@@ -101,21 +101,21 @@ def _queue_up(message: Message) -> bool:
         message.token,
         ~_HAD_TURN,
         turn_queue=message.queue or "",
-        turn_by=Coalesce(F("turn_by"), by),
+        turn_deadline=Coalesce(F("turn_deadline"), by),
     )
 
 
 def _is_lost(message: Message) -> bool:
     """Whether a shard had its turn for this batch a while ago, and nobody has taken the message."""
     untaken = ViewShard.objects.filter(_HAD_TURN, ~_CLAIMED, pk=message.shard_id)
-    return untaken.filter(token=message.token, turn_at__lte=UtcNow() - TRUSTED).exists()
+    return untaken.filter(token=message.token, turn_granted_at__lte=UtcNow() - TRUSTED).exists()
 
 
 def revoke_turns(messages: Iterable[Message]) -> None:
     """Let shards wait again that had their turn, because the broker refused a message."""
     for message in messages:
         if message.is_long:
-            undone = {"turn_token": 0, "turn_by": UtcNow()}
+            undone = {"turn_token": 0, "turn_deadline": UtcNow()}
             update_if_current(message.shard_id, message.token, _HAD_TURN & ~_CLAIMED, **undone)
 
 
@@ -146,7 +146,7 @@ def _grant(shard: ViewShard) -> Message | None:
     Its message may go to another queue than the one it waited in, if the view was moved.
     """
     lease = timedelta(seconds=get_settings().LEASE)
-    granted = {"turn_by": None, "turn_token": F("token"), "turn_at": UtcNow()}
+    granted = {"turn_deadline": None, "turn_token": F("token"), "turn_granted_at": UtcNow()}
     sent = {"resend_after": UtcNow() + lease, "resends": 0}
     if not update_if_current(shard.pk, shard.token, _WAITING, **granted, **sent):
         return None
@@ -159,9 +159,9 @@ def _grant(shard: ViewShard) -> Message | None:
 
 
 _READ = (
-    "view", "token", "claimed_token", "claimed_at", "turn_queue", "turn_by", "turn_token",
-    "turn_at",
+    "view", "token", "claimed_token", "claimed_at", "turn_queue", "turn_deadline", "turn_token",
+    "turn_granted_at",
 )  # fmt: skip
-_WAITING = Q(turn_by__isnull=False)
+_WAITING = Q(turn_deadline__isnull=False)
 _HAD_TURN = Q(turn_token=F("token"))
 _CLAIMED = Q(claimed_token=F("token"))

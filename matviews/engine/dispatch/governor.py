@@ -25,7 +25,7 @@ from ...models import PhaseRun, Refresh, ViewControl
 from ...queryset import tables_read
 from ...waits import Wait, WaitCode
 from ..failures.backoff import wait
-from ..tracking.pending import utc
+from ..tracking.pending_drains import utc
 from ..transactions import alias, drop_broken_connection, utc_now
 from ..work.shard_work import Work
 from .refresh_limit import is_limited, release_permit, take_permit

@@ -31,7 +31,7 @@ def rescue() -> list[Message]:
     interval until the next one doubles, up to MAX_RESEND_INTERVAL, so that a day without workers
     does not fill the broker. Also closes finished refreshes that a killed process left open.
     """
-    quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK), turn_by=None).order_by()
+    quiet = ViewShard.objects.filter(_QUIET, Exists(_WORK), turn_deadline=None).order_by()
     messages = [_resend_if_quiet(*shard) for shard in quiet.values_list("pk", "resends")]
     return [message for message in messages if message]
 
@@ -50,7 +50,9 @@ def forsaken_views(labels: Collection[str] | None = None) -> list[int]:
     long_ago = now() - timedelta(seconds=get_settings().LEASE)
     followed = RefreshSchedule.objects.filter(on_change=True, enabled=True, view=OuterRef("view"))
     old_work = Exists(_WORK.filter(requested_at__lt=long_ago))
-    shards = ViewShard.objects.filter(_QUIET, Exists(followed.order_by()), old_work, turn_by=None)
+    shards = ViewShard.objects.filter(
+        _QUIET, Exists(followed.order_by()), old_work, turn_deadline=None
+    )
     if labels is not None:
         shards = shards.filter(view__label__in=labels)
     return sorted(set(shards.order_by().values_list("view", flat=True)))

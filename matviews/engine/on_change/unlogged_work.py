@@ -21,7 +21,7 @@ from ..failures.backoff import may_begin
 from ..failures.fingerprints import changed_phases
 from ..parking.parked_keys import max_parked
 from ..tracking.change_ages import phases_of
-from ..tracking.pending import oldest_drained
+from ..tracking.pending_drains import oldest_drained
 from ..transactions import alias, now, utc_now
 from .durations import usual_duration
 from .waves import DueRefresh

@@ -48,7 +48,7 @@ from ...registry import registry
 from ...states import RefreshState, ViewState
 from ..failures.backoff import is_forced, may_begin
 from ..graph.upstream import Upstream, troubles_upstream
-from ..tracking.pending import oldest_drained
+from ..tracking.pending_drains import oldest_drained
 from ..transactions import alias
 from .statuses import judge
 from .timeliness import Sources

@@ -99,5 +99,5 @@ def _is_quiet(control: Any, sources: Sources, upstream: Upstream) -> bool:
         or (tracking and tracking.has_dates)
         or any(control.options.targets)  # phases have targets of their own
         or control.quiet_hours
-        or any(shard.pending for shard in control.all_shards)
+        or any(shard.pending_drains for shard in control.all_shards)
     )

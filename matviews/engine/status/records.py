@@ -51,7 +51,7 @@ _CONTROL_FIELDS = (
 )  # fmt: skip
 _SHARD_FIELDS = (
     "id", "view_id", "token", "resend_after", "resends", "worker", "claimed_at", "claimed_token",
-    "parked_count", "pending", "checkpoints", "turn_by",
+    "parked_count", "pending_drains", "checkpoints", "turn_deadline",
 )  # fmt: skip
 
 

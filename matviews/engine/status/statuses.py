@@ -258,7 +258,7 @@ def _running(control: Any) -> tuple[Claim, ...]:
 
 def _is_handled(control: Any) -> bool:
     return any(
-        shard.turn_by is not None
+        shard.turn_deadline is not None
         # A message that had to be re-sent has not been taken by anybody so far: who had claimed it
         # before is dead.
         or (

@@ -13,7 +13,7 @@ from ...exceptions import InvalidView
 from ...models import ViewControl
 from ...phases import Phase
 from ...queryset import plan_of
-from ..tracking.pending import oldest_drained, utc
+from ..tracking.pending_drains import oldest_drained, utc
 from ..transactions import alias
 
 __all__ = ["Sources", "change_lag", "target_of", "timeliness"]

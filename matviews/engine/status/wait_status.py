@@ -29,7 +29,7 @@ def wait_of(control: Any) -> Wait | None:
     """Why the open refreshes of a view wait, apart from failures; None if they do not."""
     if not control.open_refreshes:
         return None
-    takes_turns = any(shard.turn_by is not None for shard in control.all_shards)
+    takes_turns = any(shard.turn_deadline is not None for shard in control.all_shards)
     found: Wait | None = control.wait
     return found or (Wait(WaitCode.TURNS) if takes_turns else None)
 

@@ -10,7 +10,7 @@ from ... import changes
 from ...models import ParkedKey, RefreshSchedule, ViewShard
 from ...phases import Phase
 from ..transactions import now, utc_now
-from .pending import oldest_drained
+from .pending_drains import oldest_drained
 
 __all__ = ["Ages", "phases_of"]
 

@@ -16,7 +16,7 @@ from ..transactions import alias, short_transaction
 from ..work.batch_parts import Attempted, Dirty
 from ..work.costs import expected_seconds, is_full_cheaper, max_worthwhile_keys, record_timeout
 from ..work.shard_work import Work
-from .pending import processed
+from .pending_drains import processed
 from .resolve import resolve
 
 __all__ = [

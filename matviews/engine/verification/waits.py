@@ -13,7 +13,7 @@ from ...logs import log
 from ...models import Origin, VerifyRun
 from ...waits import Wait, WaitCode
 from ..dispatch.governor import ASK_AGAIN, is_governed, load_fault
-from ..tracking.pending import utc
+from ..tracking.pending_drains import utc
 from ..transactions import utc_now
 
 __all__ = ["postpone_if_needed"]

@@ -91,7 +91,7 @@ class TestTrackedView:
         before = engine.now()
         add_items(5)
         later = engine.now() + SECOND
-        Heartbeat.objects.create(ran_at=later, triggers_seen_at=later)
+        Heartbeat.objects.create(maintenance_ended_at=later, triggers_seen_at=later)
         seen = [status(view).as_of]
         engine.move_log()
         seen.append(status(view).as_of)

@@ -1,7 +1,7 @@
-"""The times of pending changes that were drained from a view's queue.
+"""The drains of a view's queue that some phase has yet to process, with the times of their changes.
 
-A drain is processed once every phase of the view has passed it. Until then `ViewShard.pending`
-keeps its number and the time of its oldest change.
+A drain is processed once every phase of the view has passed it. Until then, the shard's
+`pending_drains` keeps its number and the time of its oldest change.
 """
 
 from collections.abc import Collection, Iterable
@@ -44,19 +44,21 @@ def add_drain(shard: ViewShard, logged_at: datetime, runs: Iterable[PhaseRun]) -
         shard.drain_number
     }
     oldest: dict[int, datetime] = {}
-    for drain in [*shard.pending, Drain(shard.drain_number, utc(logged_at))]:
+    for drain in [*shard.pending_drains, Drain(shard.drain_number, utc(logged_at))]:
         stop = min(number for number in stops if number >= drain.number)
         oldest[stop] = min(drain.logged_at, oldest.get(stop, drain.logged_at))
-    shard.pending = [Drain(*item) for item in sorted(oldest.items())]
+    shard.pending_drains = [Drain(*item) for item in sorted(oldest.items())]
 
 
 def drop_processed(shard: ViewShard, phases: Collection[str]) -> None:
     """Drop the drains that every phase of the view has passed."""
     done = processed(shard, phases)
-    shard.pending = [drain for drain in shard.pending if drain.number > done]
+    shard.pending_drains = [drain for drain in shard.pending_drains if drain.number > done]
 
 
 def oldest_drained(shard: ViewShard, phases: Collection[str]) -> datetime | None:
     """When the oldest drained change that some phase has yet to process was logged, or None."""
     done = processed(shard, phases)
-    return min((drain.logged_at for drain in shard.pending if drain.number > done), default=None)
+    return min(
+        (drain.logged_at for drain in shard.pending_drains if drain.number > done), default=None
+    )
