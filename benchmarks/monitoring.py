@@ -141,7 +141,7 @@ def measure(views: int, runs: int) -> Watched:
             work()  # what is compiled once
         return Watched(
             views=views,
-            samples=len(series.look()),
+            samples=len(series.collect()),
             statuses=cost(lambda: engine.view_statuses(counted=False), runs),
             scrape=cost(_uncached_scrape, runs), look=cost(_look, runs),
             maintain=cost(tasks.maintain, runs), minute=_minute(),

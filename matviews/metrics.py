@@ -17,7 +17,7 @@ from django.views.decorators.http import require_safe
 
 from . import engine
 from .health import connection_returned, refusal
-from .series import SERIES, Sample, Series, look, look_at_groups
+from .series import SERIES, Sample, Series, collect, collect_groups
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -93,7 +93,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 def _by_series() -> dict[Series, list[Sample]]:
     found: dict[Series, list[Sample]] = defaultdict(list)
-    for sample in look():
+    for sample in collect():
         found[sample.series].append(sample)
     return found
 
@@ -110,7 +110,7 @@ class _Text:
     def __call__(self) -> str:
         kept, self._kept = self._kept, {}
         found: dict[Series, list[str]] = defaultdict(list)
-        for group in look_at_groups():
+        for group in collect_groups():
             known = kept.get(id(group)) or (group, _lines(group))
             self._kept[id(group)] = known  # with the group, so that no other gets its id
             for series, lines in known[1].items():

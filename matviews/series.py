@@ -19,7 +19,7 @@ from .health import HealthState, check_health, recent_statuses
 from .models import Change, Heartbeat
 from .registry import registry
 
-__all__ = ["SERIES", "Sample", "Series", "look", "look_at_groups"]
+__all__ = ["SERIES", "Sample", "Series", "collect", "collect_groups"]
 
 #: How long the rows of the views are kept: counting a table may read all of it.
 ROWS_SECONDS = 60.0
@@ -89,17 +89,17 @@ SERIES = (
 )  # fmt: skip
 
 
-def look() -> list[Sample]:
+def collect() -> list[Sample]:
     """Every sample, in a number of statements that does not depend on the number of views.
 
     They are kept for a while, if there are many. If the database does not answer, or its tables are
     missing, there is only `UP`, with 0.
     """
-    return [sample for group in look_at_groups() for sample in group]
+    return [sample for group in collect_groups() for sample in group]
 
 
-def look_at_groups() -> list[list[Sample]]:
-    """The samples of `look`, in groups. One that has not changed is the same list as before."""
+def collect_groups() -> list[list[Sample]]:
+    """The samples of `collect`, in groups. One that has not changed is the same list as before."""
     try:
         # Counters are read each time: they must never fall between processes.
         return [recent_samples(), *map(_of_totals, engine.view_totals())]

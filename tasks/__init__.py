@@ -312,7 +312,7 @@ def send(messages: Iterable[Message]) -> bool:
     """
     messages = list(messages)
     if current_app.conf.task_always_eager:
-        inline.drain(message.shard_id for message in messages)
+        inline.run_until_idle(message.shard_id for message in messages)
         return True
     for message in messages:
         try:
@@ -322,7 +322,7 @@ def send(messages: Iterable[Message]) -> bool:
                 retry_policy=RETRY_POLICY,
             )
         except Exception as error:  # noqa: BLE001 - every broker raises its own errors
-            broker_errors.note(error)
+            broker_errors.record(error)
             log(
                 logger, logging.WARNING,
                 "message not sent; matviews.maintain will send it when the broker is back",

@@ -11,33 +11,33 @@ from .. import engine
 from ..models import Heartbeat
 from . import heartbeat
 
-__all__ = ["clear", "heard", "in_words", "last_error", "note"]
+__all__ = ["clear", "collected", "in_words", "last_error", "record"]
 
 MAX_LENGTH = 300  # characters
 SECONDS_BETWEEN_RECORDS = 60.0  # of the errors of one process
 # A process that failed may have ended, so nobody clears what it has recorded.
 MAX_AGE = timedelta(minutes=3)
 
-_heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
+_errors: ContextVar[list[str] | None] = ContextVar("errors", default=None)
 #: When this process last recorded an error that no success has cleared; None if there is none.
 _recorded_at: float | None = None
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
+def collected() -> Iterator[list[str]]:
     """Collect the errors of messages that cannot be sent in this context: sending never raises."""
     errors: list[str] = []
-    token = _heard.set(errors)
+    token = _errors.set(errors)
     try:
         yield errors
     finally:
-        _heard.reset(token)
+        _errors.reset(token)
 
 
-def note(error: Exception) -> None:
-    """Add an error to the list of the current `heard()`, and now and then to the heartbeat."""
+def record(error: Exception) -> None:
+    """Add an error to the list of the current `collected()`, and now and then to the heartbeat."""
     global _recorded_at
-    errors, words = _heard.get(), in_words(error)
+    errors, words = _errors.get(), in_words(error)
     if errors is not None:
         errors.append(words)
     now = time.monotonic()

@@ -7,22 +7,22 @@ from .. import engine
 from ..engine import BatchReport, Message, NextStep, Outcome
 from ..models import Refresh
 
-__all__ = ["drain", "run_to_end"]
+__all__ = ["run_to_end", "run_until_idle"]
 
 MIN_WAIT, MAX_WAIT = 0.02, 0.5  # seconds between checks of a view that others work on
 
 
-def drain(shard_ids: Iterable[int]) -> None:
+def run_until_idle(shard_ids: Iterable[int]) -> None:
     """Run batches until nothing is due in the shards, or another process works in them.
 
     This is a loop because an eager task that sends the next one would be a recursion.
     """
     waiting = list(shard_ids)
     while waiting:
-        waiting += _drain(waiting.pop(0))
+        waiting += _run_shard(waiting.pop(0))
 
 
-def _drain(shard_id: int) -> Iterator[int]:
+def _run_shard(shard_id: int) -> Iterator[int]:
     """Run the batches of one shard; yield the other shards in which work became due."""
     report: BatchReport | None = None
     while True:

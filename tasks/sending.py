@@ -61,7 +61,7 @@ def delay_by_jitter(task: Any, arguments: tuple[Any, ...], seed: str, jitter: An
             retry_policy=RETRY_POLICY,
         )
     except Exception as error:  # noqa: BLE001 - every broker raises its own errors
-        broker_errors.note(error)
+        broker_errors.record(error)
         log(logger, logging.WARNING, "jitter not applied", exception=error, view=arguments[0])
         return False
     return True

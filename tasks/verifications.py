@@ -92,7 +92,7 @@ def _sent(message: VerifyMessage) -> bool:
             (message.run_id, message.token), queue=message.queue, retry_policy=RETRY_POLICY
         )
     except Exception as error:  # noqa: BLE001 - every broker raises its own errors
-        broker_errors.note(error)
+        broker_errors.record(error)
         log(
             logger, logging.WARNING,
             "message not sent; matviews.maintain will send it when the broker is back",

@@ -247,7 +247,7 @@ class OperatorActions:
 
         def send() -> None:
             answers.append(False)  # should it raise
-            with broker_errors.heard() as errors:
+            with broker_errors.collected() as errors:
                 answers[0] = deliver()
             self._broker_error = "; ".join(errors) or self._broker_error
 

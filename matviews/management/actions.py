@@ -64,7 +64,7 @@ def _send(refresh: Refresh, targets: Targets) -> bool:
     if engine.in_transaction():
         tasks.dispatch_on_commit(refresh.view_id)
         return True
-    with broker_errors.heard() as errors:
+    with broker_errors.collected() as errors:
         sent = tasks.dispatch(refresh.view_id)
     if not sent:
         targets.output.warn(

@@ -14,7 +14,7 @@ from matviews.tasks import dispatch_others, inline
 from . import tables
 from .interrupts import StopRequest, stop_on_signal
 from .progress import so_far
-from .reporting import Follower, Reporter
+from .reporting import ProgressDisplay, Reporter
 from .targets import Targets
 
 __all__ = ["refresh", "report_failure"]
@@ -47,17 +47,17 @@ def refresh(targets: Targets) -> None:
 
 
 def _run(requested: Refresh, targets: Targets, reporter: Reporter, stop: StopRequest) -> None:
-    follower = Follower(requested, reporter)
+    display = ProgressDisplay(requested, reporter)
     try:
-        follower.look(now=True)
+        display.update(now=True)
         ended = inline.run_to_end(
             requested,
-            on_report=follower.report,
-            on_wait=_Waiting(requested, follower, reporter),
+            on_report=display.report,
+            on_wait=_Waiting(requested, display, reporter),
             on_closed=dispatch_others,
             stop=stop,
         )
-        follower.look(now=True)
+        display.update(now=True)
     except KeyboardInterrupt:
         ended = Refresh.objects.select_related("view").get(pk=requested.pk)
     finally:
@@ -69,12 +69,12 @@ def _run(requested: Refresh, targets: Targets, reporter: Reporter, stop: StopReq
 class _Waiting:
     """Called while a refresh waits: shows its progress, and once why it waits."""
 
-    def __init__(self, requested: Refresh, follower: Follower, reporter: Reporter) -> None:
-        self._view, self._follower, self._reporter = requested.view_id, follower, reporter
+    def __init__(self, requested: Refresh, display: ProgressDisplay, reporter: Reporter) -> None:
+        self._view, self._display, self._reporter = requested.view_id, display, reporter
         self._told = False
 
     def __call__(self) -> None:
-        self._follower.look()
+        self._display.update()
         view = ViewControl.objects.get(pk=self._view)
         if view.wait and view.governed_since and not self._told:
             self._told = True

@@ -10,10 +10,10 @@ from matviews.presentation import format_duration, pluralize
 
 from .progress import Meter, title
 
-__all__ = ["Follower", "Lines", "Meters", "Reporter", "Silence", "batch_line"]
+__all__ = ["Lines", "Meters", "ProgressDisplay", "Reporter", "Silence", "batch_line"]
 
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_UPDATES = 0.1
 
 
 class Reporter(Protocol):
@@ -120,20 +120,20 @@ class Lines:
         self._next_line = self._clock() + SECONDS_BETWEEN_LINES
 
 
-class Follower:
+class ProgressDisplay:
     """Makes a reporter show the progress of a refresh from time to time, whoever works on it."""
 
     def __init__(self, refresh: Refresh, reporter: Reporter) -> None:
         self._refresh, self._reporter = refresh, reporter
-        self._next_look = 0.0
+        self._next_update = 0.0
 
     def report(self, report: BatchReport) -> None:
         """Show a batch that has ended, and how far the refresh is."""
         self._reporter.batch(report)
-        self.look()
+        self.update()
 
-    def look(self, *, now: bool = False) -> None:
+    def update(self, *, now: bool = False) -> None:
         """Show how far the refresh is, unless that was just done or `now` insists."""
-        if now or time.monotonic() >= self._next_look:
+        if now or time.monotonic() >= self._next_update:
             self._reporter.show(self._refresh.view.label, progress_of(self._refresh))
-            self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+            self._next_update = time.monotonic() + SECONDS_BETWEEN_UPDATES

@@ -15,12 +15,12 @@ from matviews.tasks.queues import BATCHES, queues_in_words
 from . import tables
 from .interrupts import StopRequest, stop_on_signal
 from .refresh import report_failure
-from .reporting import Follower, Reporter
+from .reporting import ProgressDisplay, Reporter
 from .targets import Targets
 
 __all__ = ["wait"]
 
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_UPDATES = 0.2
 MAX_SECONDS_UNTAKEN = 10.0  # after which the command says that no worker has taken a refresh
 
 
@@ -50,11 +50,11 @@ def wait(requested: Sequence[Refresh], targets: Targets) -> None:
 
 def _follow(refresh: Refresh, reporter: Reporter, stop: StopRequest) -> Refresh:
     """The refresh as it is when it has ended, cannot begin, or nobody waits any longer."""
-    follower, began, told = Follower(refresh, reporter), time.monotonic(), False
+    display, began, told = ProgressDisplay(refresh, reporter), time.monotonic(), False
     try:
         while True:
             now = Refresh.objects.select_related("view").get(pk=refresh.pk)
-            follower.look(now=bool(now.finished_at))
+            display.update(now=bool(now.finished_at))
             if now.finished_at or stop():
                 return now
             if now.view.held or engine.waits(now.view_id):  # perhaps because it has just failed
@@ -63,7 +63,7 @@ def _follow(refresh: Refresh, reporter: Reporter, stop: StopRequest) -> Refresh:
                 told = True
                 if not engine.is_taken(now):
                     reporter.note(_waits(now) or _not_taken(now))
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_UPDATES)
     finally:
         reporter.close()
 

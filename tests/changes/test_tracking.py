@@ -403,7 +403,7 @@ class TestTransactionsBetweenTransactions:
         before_the_batch = (lambda *_tables: None) if settled else move_and_write
         monkeypatch.setattr("matviews.engine.batches.batch.move_log", before_the_batch)
         monkeypatch.setattr("matviews.engine.tracking.queues.move_log", move_and_write)
-        inline.drain([shard_of(CustomerTotal).pk])
+        inline.run_until_idle([shard_of(CustomerTotal).pk])
 
         for each in (refresh, *asked):
             each.refresh_from_db()
@@ -461,7 +461,7 @@ class TestTransactionsBetweenTransactions:
             message = engine.close_finished(shard.pk).message
         Order.objects.update(price=50)
         Order.objects.filter(customer=1).delete()
-        inline.drain([shard.pk])
+        inline.run_until_idle([shard.pk])
 
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.SUCCEEDED
@@ -725,7 +725,7 @@ class TestWhatForcesAFullPass:
         engine.run_batch(message)  # type: ignore[arg-type]
         CustomerTotal.query = Query()
 
-        inline.drain([shard_of(CustomerTotal).pk])
+        inline.run_until_idle([shard_of(CustomerTotal).pk])
         run(CustomerTotal)
 
         assert differences(CustomerTotal) == []
@@ -961,7 +961,7 @@ class TestKeys:
         second = engine.request(CustomerTotal)
         for phase in (Phase.INSERT, Phase.UPDATE):
             engine.run_batch(replace(due(CustomerTotal), phase=phase))
-        inline.drain([shard_of(CustomerTotal).pk])
+        inline.run_until_idle([shard_of(CustomerTotal).pk])
 
         # then it does that change as well
         for each in (first, second):
@@ -1127,7 +1127,7 @@ class TestKeys:
         report = engine.run_batch(engine.close_finished(shard.pk).message)  # type: ignore[arg-type]
         assert report.rows == 2
 
-        inline.drain([shard.pk])
+        inline.run_until_idle([shard.pk])
         run(CustomerTotal)
 
         assert differences(CustomerTotal) == []
@@ -1402,7 +1402,7 @@ class TestKeysOfSeveralTables:
         # When the last key to be inserted goes, and no row names it any more
         Customer.objects.filter(pk=4).update(region=2)
         Order.objects.filter(customer=4).delete()
-        inline.drain([shard_of(SlotRegion).pk])
+        inline.run_until_idle([shard_of(SlotRegion).pk])
         # Then it does not stay
         run(SlotRegion)
         assert differences(SlotRegion) == []
@@ -1416,7 +1416,7 @@ class TestKeysOfSeveralTables:
         Order.objects.filter(quantity=3).delete()
         engine.request(QuantityTotal, phases=[Phase.DELETE])
 
-        inline.drain([shard_of(QuantityTotal).pk])
+        inline.run_until_idle([shard_of(QuantityTotal).pk])
         run(QuantityTotal)
 
         assert differences(QuantityTotal) == []

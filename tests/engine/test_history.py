@@ -252,7 +252,7 @@ class TestFolding:
             for _ in range(3):
                 request_apart(Ledger, force=True)
             shard = due(Ledger).shard_id
-            inline.drain([shard])
+            inline.run_until_idle([shard])
         travel(timedelta(minutes=11))
         last = self.fail()
 

@@ -60,12 +60,12 @@ def refreshed_despite(
     shard = ViewShard.objects.get(view=refresh.view_id)
     try:
         with killed_before_statement(kill):
-            inline.drain([shard.pk])
+            inline.run_until_idle([shard.pk])
     except Killed:
         note(f"killed before statement {kill}")
         killed()
         let_time_pass()
-        inline.drain([shard.pk])
+        inline.run_until_idle([shard.pk])
     refresh.refresh_from_db()
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
     return refresh

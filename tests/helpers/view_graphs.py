@@ -76,7 +76,7 @@ class Views:
     def finish(self) -> None:
         """Run what is open, and refresh until nothing is due."""
         while left := Refresh.objects.filter(state=RefreshState.OPEN).order_by("pk"):
-            inline.drain(left[0].view.shards.values_list("pk", flat=True))
+            inline.run_until_idle(left[0].view.shards.values_list("pk", flat=True))
         self.settle()
 
     def _run(self, view_id: int) -> str:

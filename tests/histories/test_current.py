@@ -181,7 +181,7 @@ def refresh(view: Any, chance: random.Random) -> None:
     requested = engine.request(view.View, batch_size=chance.choice([1, 2, 50]))
     shards = list(ViewShard.objects.filter(view=requested.view_id).values_list("pk", flat=True))
     with killed_before_statement(chance.choice([None, None, chance.randint(1, 60)])):
-        inline.drain(shards)
+        inline.run_until_idle(shards)
     time.sleep(chance.random() * 0.05)
 
 

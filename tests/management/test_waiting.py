@@ -28,7 +28,7 @@ ARGUMENTS = ("--enqueue", "--wait", "--models", "Limited")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     engine.sync_controls()
-    monkeypatch.setattr(waiting, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(waiting, "SECONDS_BETWEEN_UPDATES", 0.01)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def send(messages: Any) -> bool:
         shards = [message.shard_id for message in messages]
-        started.append(in_another_connection(lambda: inline.drain(shards)))
+        started.append(in_another_connection(lambda: inline.run_until_idle(shards)))
         return True
 
     monkeypatch.setattr(tasks, "send", send)

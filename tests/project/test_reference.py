@@ -239,7 +239,7 @@ class TestJson:
 
 def work(messages: Any) -> bool:
     """Do what the messages ask for, as workers do."""
-    tasks.inline.drain([message.shard_id for message in messages])
+    tasks.inline.run_until_idle([message.shard_id for message in messages])
     return True
 
 

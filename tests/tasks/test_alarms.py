@@ -764,7 +764,7 @@ class TestDay:
             record(maintenance_ended_at=now)
             engine.request(view)
             engine.wake()
-            inline.drain([shard_of(view).pk])
+            inline.run_until_idle([shard_of(view).pk])
             alarms.notify()
             travel(30 * MINUTE)
         lines = told.lines

@@ -248,7 +248,7 @@ class TestRequestsMerge:
     def test_requests_before_the_first_batch_share_it(self) -> None:
         items(3)
         asked = [request_apart(Walked, phases=["insert"]) for _ in range(3)]
-        inline.drain([shard_of(Walked).pk])
+        inline.run_until_idle([shard_of(Walked).pk])
         first, *others = Refresh.objects.filter(pk__in=[refresh.pk for refresh in asked])
         assert first.merged_into is None
         assert {other.merged_into_id for other in others} == {first.pk}
@@ -263,7 +263,7 @@ class TestRequestsMerge:
         engine.run_batch(due(Walked))
         later = engine.request(Walked, phases=["insert"])
         Item.objects.create(pk=first, value=0)
-        inline.drain([shard_of(Walked).pk])
+        inline.run_until_idle([shard_of(Walked).pk])
         later.refresh_from_db()
         assert (later.state, later.merged_into_id) == (RefreshState.SUCCEEDED, None)
         assert Walked.objects.count() == 5
@@ -274,7 +274,7 @@ class TestRequestsMerge:
         engine.run_batch(due(Limited))
         later = engine.request(Limited, phases=["insert"])
         items(1)
-        inline.drain([shard_of(Limited).pk])
+        inline.run_until_idle([shard_of(Limited).pk])
         later.refresh_from_db()
         assert later.merged_into_id == first.pk
         assert Limited.objects.count() == 5
@@ -337,7 +337,7 @@ class TestRequests:
     def test_a_phase_that_left_the_code_fails_with_a_sentence(self) -> None:
         refresh = engine.request(Ledger)
         Refresh.objects.update(phases=["insert", "delete"])
-        inline.drain([shard_of(Ledger).pk])
+        inline.run_until_idle([shard_of(Ledger).pk])
         refresh.refresh_from_db()
         assert refresh.error == "delete: sample.Ledger no longer has the phase delete."
 
@@ -413,10 +413,10 @@ class TestShards:
         items(4)
         refresh = engine.request(Sharded)
         first, second = shards_of(refresh.view_id)
-        inline.drain([first])
+        inline.run_until_idle([first])
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.OPEN
-        inline.drain([second])
+        inline.run_until_idle([second])
         refresh.refresh_from_db()
         assert refresh.state == RefreshState.SUCCEEDED
 

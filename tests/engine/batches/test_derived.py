@@ -60,7 +60,7 @@ def step(view: type[Any]) -> engine.BatchReport:
 
 
 def work_off(view: type[Any]) -> None:
-    inline.drain([shard_of(view).pk])
+    inline.run_until_idle([shard_of(view).pk])
 
 
 def rows_of(refresh: Refresh) -> dict[str, int]:

@@ -103,7 +103,7 @@ class TestHooksThatFail:
         message = due(Ledger)
         # When
         engine.run_batch(message)
-        inline.drain([message.shard_id])
+        inline.run_until_idle([message.shard_id])
         # Then
         later[0].refresh_from_db()
         assert later[0].state == RefreshState.SUCCEEDED
@@ -117,7 +117,7 @@ class TestHooksThatFail:
         if fails:
             Fault.objects.create(view="Limited", hook="do_insert", action="raise")
         # When
-        inline.drain([shard_of(Limited).pk])
+        inline.run_until_idle([shard_of(Limited).pk])
         # Then
         leader, *followers = PhaseRun.objects.filter(refresh__in=asked)
         state = RunState.FAILED if fails else RunState.SUCCEEDED
@@ -344,7 +344,7 @@ class TestWatch:
         items(4)
         refresh = engine.request(Sharded)
         first, _second = shards_of(refresh.view_id)
-        inline.drain([first])
+        inline.run_until_idle([first])
         for _ in range(7):
             let_time_pass()
             engine.rescue()
@@ -462,7 +462,7 @@ class TestWorkers:
         # When it is back
         let_time_pass()
         engine.run_batch(message)
-        inline.drain([message.shard_id])
+        inline.run_until_idle([message.shard_id])
         # Then
         refresh.refresh_from_db()
         assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")

@@ -96,9 +96,9 @@ def test_a_killed_batch_loses_no_entry(sales: Sales, number: int) -> None:
     engine.request(sales.View)
 
     with suppress(Killed), killed_before_statement(number):
-        inline.drain(_shards(sales))
+        inline.run_until_idle(_shards(sales))
     let_time_pass()
-    inline.drain(_shards(sales))
+    inline.run_until_idle(_shards(sales))
 
     assert verified(sales)
 

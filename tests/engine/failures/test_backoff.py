@@ -69,7 +69,7 @@ def every(view: type[Any], count: int, period: Period) -> None:
 def tick(view: type[Any] = Ledger) -> Refresh:
     """What a schedule does, and the worker that takes its message."""
     refresh = engine.request(view)
-    inline.drain([shard_of(view).pk])
+    inline.run_until_idle([shard_of(view).pk])
     refresh.refresh_from_db()
     return refresh
 
@@ -78,7 +78,7 @@ def wake() -> list[int]:
     """What maintenance does, and the workers that take its messages."""
     woken = engine.wake()
     for view in woken:
-        inline.drain(step.message.shard_id for step in engine.close_finished_in_view(view)
+        inline.run_until_idle(step.message.shard_id for step in engine.close_finished_in_view(view)
                      if step.message)  # fmt: skip
     return woken
 
@@ -315,7 +315,7 @@ class TestCounting:
         items(30)
         begun = begun_together(Ledger, 3, batch_size=10)
         with fault(Ledger, "do_insert", "raise"):
-            inline.drain([shard_of(Ledger).pk])
+            inline.run_until_idle([shard_of(Ledger).pk])
 
         states = Refresh.objects.filter(pk__in=[each.pk for each in begun])
         assert set(states.values_list("state", flat=True)) == {"failed"}
@@ -445,7 +445,7 @@ class TestSuspending:
         failing.delete()
 
         engine.resume([control().pk])
-        inline.drain([shard_of(Ledger).pk])
+        inline.run_until_idle([shard_of(Ledger).pk])
 
         waiting.refresh_from_db()
         assert (waiting.state, control().failures) == (RefreshState.SUCCEEDED, 0)
@@ -476,7 +476,7 @@ class TestSuspending:
         monkeypatch.setattr(Ledger, "do_insert", classmethod(fixed))
         caplog.set_level(logging.INFO, "matviews")
         assert engine.release_changed() == [control().pk]
-        inline.drain([shard_of(Ledger).pk])
+        inline.run_until_idle([shard_of(Ledger).pk])
 
         waiting.refresh_from_db()
         assert waiting.state == RefreshState.SUCCEEDED

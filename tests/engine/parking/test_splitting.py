@@ -635,7 +635,7 @@ def test_a_worker_that_dies_while_it_splits_leaves_nothing(source: Poisoned) -> 
     assert not source.View.objects.exists()
     # when another one takes over
     ViewShard.objects.update(claimed_token=0)
-    inline.drain([message.shard_id])
+    inline.run_until_idle([message.shard_id])
     # then each key is done, and once
     assert source.parked() == {10}
     assert source.right() == EVERYTHING - {10}
@@ -648,5 +648,5 @@ def test_a_duplicate_of_a_message_parks_nothing_twice(source: Poisoned) -> None:
     message = due(source.View)
     engine.run_batch(message)
     assert engine.run_batch(message).outcome.refused
-    inline.drain([message.shard_id])
+    inline.run_until_idle([message.shard_id])
     assert ParkedKey.objects.filter(phase="insert").count() == 1

@@ -215,7 +215,7 @@ def rows_missed_by_requests_during_a_batch(
 
     with monkeypatch.context() as patch:
         patch.setattr(Fault, "commit", meanwhile)
-        inline.drain([shard_of(view).pk])
+        inline.run_until_idle([shard_of(view).pk])
     assert {each.state for each in Refresh.objects.all()} == {RefreshState.SUCCEEDED}
     return set(Item.objects.values_list("pk", flat=True)) - set(
         view.objects.values_list("key", flat=True)
@@ -294,7 +294,7 @@ class TestMerging:
             transaction.set_rollback(True)
         with transaction.atomic():
             engine.request(Limited)
-            thread = in_another_connection(lambda: inline.drain([shard_of(Limited).pk]))
+            thread = in_another_connection(lambda: inline.run_until_idle([shard_of(Limited).pk]))
             thread.join(20)
             assert not thread.is_alive()
 
@@ -333,7 +333,7 @@ class TestMerging:
         assert begun.count() == MAX_REFRESHES_BEGUN
         waiting = Refresh.objects.filter(state=RefreshState.OPEN, runs=None)
         assert waiting.count() <= 1
-        inline.drain([shard_of(Walked).pk])
+        inline.run_until_idle([shard_of(Walked).pk])
         assert set(Refresh.objects.values_list("state", flat=True)) == {RefreshState.SUCCEEDED}
 
     def test_what_waits_in_one_shard_is_begun_when_another_has_closed_a_refresh(self) -> None:
@@ -342,10 +342,10 @@ class TestMerging:
         sizes = range(1, MAX_REFRESHES_BEGUN + 3)
         last = [engine.request(Sharded, batch_size=size) for size in sizes][-1]
         first, second = ViewShard.objects.filter(view=last.view_id).values_list("pk", flat=True)
-        inline.drain([first])
+        inline.run_until_idle([first])
         assert engine.close_finished(first).message is None
         # when the second closes them
-        inline.drain([second])
+        inline.run_until_idle([second])
         # then nothing is left to be found by maintenance
         assert set(Refresh.objects.values_list("state", flat=True)) == {RefreshState.SUCCEEDED}
 
@@ -460,7 +460,7 @@ class TestCost:
         pause(Limited, paused=False)
 
         with cost() as found:
-            inline.drain([shard_of(Limited).pk])
+            inline.run_until_idle([shard_of(Limited).pk])
 
         assert set(Refresh.objects.values_list("state", flat=True)) == {RefreshState.SUCCEEDED}
         assert PhaseRun.objects.count() == 3
@@ -481,7 +481,7 @@ class TestCost:
                 leaders.setdefault(phase, run)
         items(3)
 
-        inline.drain([shard.pk])
+        inline.run_until_idle([shard.pk])
 
         assert set(Refresh.objects.values_list("state", flat=True)) == {RefreshState.SUCCEEDED}
         assert not PhaseRun.objects.exclude(state="succeeded").exists()
