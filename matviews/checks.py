@@ -74,7 +74,7 @@ def check_on_change(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]
         )
         for definition in registry
         if definition.options.delays and not definition.errors
-        if (reason := engine.why_not_followed(definition))
+        if (reason := engine.on_change_obstacle(definition))
     ]
 
 

@@ -115,7 +115,7 @@ class Follower:
             return []
         pause = get_settings().LEASE / CHECKS_PER_LEASE
         self._next_check = moment + min(max(pause, SHORTEST_CHECK), LONGEST_CHECK)
-        return engine.forsaken_views(self._labels)
+        return engine.abandoned_views(self._labels)
 
     def _await_database(self, error: Exception, seconds: float) -> None:
         engine.drop_broken_connection()

@@ -26,11 +26,11 @@ def _run_shard(shard_id: int) -> Iterator[int]:
     """Run the batches of one shard; yield the other shards in which work became due."""
     report: BatchReport | None = None
     while True:
-        settled = engine.close_finished(shard_id, report)
-        yield from (message.shard_id for message in settled.other_shards)
-        if settled.message is None:
+        step = engine.close_finished(shard_id, report)
+        yield from (message.shard_id for message in step.other_shards)
+        if step.message is None:
             return
-        report = engine.run_batch(settled.message)
+        report = engine.run_batch(step.message)
         if report.outcome in _ENDS:
             return
 
@@ -67,11 +67,11 @@ def run_to_end(
     wait = MIN_WAIT
     last: BatchReport | None = None
     while not stop():
-        settled = _close_finished(refresh.view_id, last, on_closed)
-        if ours := [closed for each in settled for closed in each.closed if closed == refresh]:
+        steps = _close_finished(refresh.view_id, last, on_closed)
+        if ours := [closed for each in steps for closed in each.closed if closed == refresh]:
             return ours[0]
         recorded, last = False, None
-        for report in _run_batches((each.message for each in settled), stop):
+        for report in _run_batches((each.message for each in steps), stop):
             on_report(report)
             last = report
             recorded = recorded or report.outcome.recorded
@@ -92,11 +92,11 @@ def run_to_end(
 def _close_finished(
     view_id: int, report: BatchReport | None, on_closed: Callable[[NextStep], object]
 ) -> list[NextStep]:
-    settled = engine.close_finished_in_view(view_id, report)
-    for step in settled:
+    steps = engine.close_finished_in_view(view_id, report)
+    for step in steps:
         if step.closed:
             on_closed(step)
-    return settled
+    return steps
 
 
 def _run_batches(

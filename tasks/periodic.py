@@ -146,7 +146,7 @@ def _reasons(schedule: RefreshSchedule) -> Iterator[str]:
     if view.paused:
         yield _("the view is paused")
     yield from schedule.faults().values()
-    if schedule.on_change and (reason := engine.why_not_followed(view.definition)):
+    if schedule.on_change and (reason := engine.on_change_obstacle(view.definition)):
         yield _("its changes are not tracked: %(reason)s") % {"reason": reason}
     if schedule.crontab and crontab_after(schedule.crontab, engine.now()) is None:
         yield _("its crontab never matches a time")

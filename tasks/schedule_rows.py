@@ -12,7 +12,7 @@ from ..registry import registry
 
 __all__ = ["ScheduleRow", "read_schedules"]
 
-#: The fields of a view by which its schedules are judged.
+#: The fields of a view that its schedules depend on.
 _OF_VIEW = ("id", "label", "enabled", "paused", "queue", "freshness_target")
 #: And those that only say when the first interval of a schedule begins.
 _OF_START = ("verification", *(phase.success_field for phase in Phase))
@@ -35,7 +35,7 @@ class ScheduleRow(NamedTuple):
 
     @property
     def state(self) -> tuple[object, ...]:
-        """All by which the schedule is judged, except its crontab and the time."""
+        """All that the schedule depends on, except its crontab and the time."""
         label = self.view["label"]
         definition = registry.find(label) if label in registry else None
         # Models with one primary key are equal; this one is kept, so that no other gets its id.

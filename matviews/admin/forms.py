@@ -188,7 +188,7 @@ class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
         """Only a view whose changes are tracked can be refreshed on change."""
         on_change: bool = self.cleaned_data["on_change"]
         definition = self.instance.view.definition if self.instance.view_id else None
-        if on_change and (reason := engine.why_not_followed(definition)):
+        if on_change and (reason := engine.on_change_obstacle(definition)):
             fault = _("Its changes are not tracked (%(reason)s): enter an interval instead.")
             raise ValidationError(fault % {"reason": reason})
         return on_change

@@ -84,7 +84,7 @@ class VerificationShown:
 
     @property
     def left_out(self) -> str:
-        """How many keys were not judged, and why; "" if all were."""
+        """How many keys were left out, and why; "" if all were."""
         pending, parked = self.found["pending"], self.found["parked"]
         texts = []
         if pending:

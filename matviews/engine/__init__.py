@@ -14,7 +14,7 @@ from .dispatch.closing import NextStep, close_finished, close_finished_in_view
 from .dispatch.fair_queueing import grant_all_turns, grant_turns, revoke_turns, take_turns
 from .dispatch.governor import ineffective_limits, is_governed
 from .dispatch.refresh_limit import wake_next_in_line
-from .dispatch.rescue import clear_resends, forsaken_views, rescue, unclaimed_views
+from .dispatch.rescue import abandoned_views, clear_resends, rescue, unclaimed_views
 from .failures.backoff import (
     end_quiet_hours,
     release_changed,
@@ -27,12 +27,12 @@ from .failures.backoff import (
 from .failures.fingerprints import changed_phases
 from .failures.recorded import RecordedFailure, recorded_failures
 from .graph.loops import LOOP_TEXT
-from .graph.upstream import Upstream, troubles_upstream
+from .graph.upstream import Upstream, upstream_problems
 from .graph.view_graph import ViewGraph, find_cycle, in_order, view_graph, views_read
 from .graph.wave_history import wave_of
 from .history import fold_failures, trim_alarms, trim_history
 from .messages import BatchReport, Message, Outcome
-from .on_change.due_refreshes import ChangePoller, has_dates, why_not_followed
+from .on_change.due_refreshes import ChangePoller, has_dates, on_change_obstacle
 from .on_change.durations import missed_target
 from .on_change.unlogged_work import due_without_change
 from .on_change.waves import DueRefresh
@@ -51,6 +51,7 @@ from .requests.refresh_order import Neighbours, Order, neighbours, request_with_
 from .requests.requests import check_phases, count_requests, is_taken, request, request_stop
 from .rights import MissingRight, denied_for, missing_rights, prepare_staging, staging_rights
 from .row_counts import RowCount, count_rows
+from .status.backlog import Backlog, backlog
 from .status.data_status import DataStatus, data_status
 from .status.freshness import is_fresh
 from .status.known_rows import KnownRows, twin
@@ -60,7 +61,6 @@ from .status.recent_refreshes import RecentRefreshes, recent_refreshes
 from .status.statuses import view_statuses
 from .status.verifying import Verifying, find_verifying
 from .status.view_status import ViewStatus
-from .status.waiting import Backlog, backlog
 from .totals import PhaseTotals, ViewTotals, view_totals
 from .tracking.dirty_keys import sweep_dirty_keys
 from .tracking.queues import collapse_long_queues, move_log, renumber_entries
@@ -123,6 +123,7 @@ __all__ = [
     "ViewGraph",
     "ViewStatus",
     "ViewTotals",
+    "abandoned_views",
     "alias",
     "backlog",
     "changed_phases",
@@ -148,7 +149,6 @@ __all__ = [
     "find_verifying",
     "finish_triggers",
     "fold_failures",
-    "forsaken_views",
     "grant_all_turns",
     "grant_turns",
     "has_dates",
@@ -173,6 +173,7 @@ __all__ = [
     "neighbours",
     "not_migrated",
     "now",
+    "on_change_obstacle",
     "own_tables_missing",
     "parking_obstacle",
     "prepare_staging",
@@ -206,10 +207,10 @@ __all__ = [
     "trim_alarms",
     "trim_history",
     "trim_value_logs",
-    "troubles_upstream",
     "try_now",
     "twin",
     "unclaimed_views",
+    "upstream_problems",
     "utc_now",
     "verify",
     "verify_slice",
@@ -222,5 +223,4 @@ __all__ = [
     "wake",
     "wake_next_in_line",
     "wave_of",
-    "why_not_followed",
 ]

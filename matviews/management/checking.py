@@ -99,7 +99,7 @@ def _pending(label: str, targets: Targets, changed: Sequence[Phase]) -> dict[str
             trusted = engine.raised_by_hook(error)
             errors.append(f"{phase}: {error_text(error, trusted=trusted)}")
     pending = [phase for phase, fresh in phases.items() if not fresh]
-    upstream = engine.troubles_upstream(label)
+    upstream = engine.upstream_problems(label)
     if pending or not errors:
         told = _pending_in_words(pending, changed_definition, upstream)
         targets.output.say(f"{label}: {told}")

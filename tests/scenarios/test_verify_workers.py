@@ -47,7 +47,7 @@ def freezer(redis_environment: dict[str, str], tmp_path: Path) -> Iterator[Freez
     ("function", "repair"),
     [
         ("repair_part", True),
-        pytest.param("compare_settled", False, marks=pytest.mark.long),
+        pytest.param("compare_without_pending", False, marks=pytest.mark.long),
         pytest.param("_end", False, marks=pytest.mark.long),
     ],
 )

@@ -104,7 +104,7 @@ class TestFollower:
         self, view: type[Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         check = mock.Mock(return_value=[])
-        monkeypatch.setattr(engine, "forsaken_views", check)
+        monkeypatch.setattr(engine, "abandoned_views", check)
         one = Follower(stop=lambda: False, report_alive=lambda: None)
         for _look in range(5):
             one._work()

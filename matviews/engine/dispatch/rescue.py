@@ -19,7 +19,7 @@ from ..transactions import drop_broken_connection, now
 from .closing import close_finished
 from .resends import resend_interval
 
-__all__ = ["clear_resends", "forsaken_views", "rescue", "unclaimed_views"]
+__all__ = ["abandoned_views", "clear_resends", "rescue", "unclaimed_views"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def rescue() -> list[Message]:
     return [message for message in messages if message]
 
 
-def forsaken_views(labels: Collection[str] | None = None) -> list[int]:
+def abandoned_views(labels: Collection[str] | None = None) -> list[int]:
     """The views on change whose work no worker has taken for a lease: lost, or left by a dead one.
 
     One statement, which changes nothing: whoever runs their batches claims them as always.

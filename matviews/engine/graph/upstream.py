@@ -13,7 +13,7 @@ from ...states import RefreshState
 from ..transactions import alias
 from .view_graph import reached, views_upstream
 
-__all__ = ["NO_TROUBLE", "Upstream", "fault_of_class", "troubled", "troubles_upstream"]
+__all__ = ["NO_PROBLEM", "Upstream", "fault_of_class", "upstream_problems", "with_problems"]
 
 
 class Upstream(NamedTuple):
@@ -32,15 +32,15 @@ class Upstream(NamedTuple):
             reads: the views that each view reads.
         """
         if not (self.failed or self.held) or not reads.get(label):
-            return NO_TROUBLE
+            return NO_PROBLEM
         above = reached([label], reads) - {label}
         return Upstream(*(tuple(sorted(above.intersection(labels))) for labels in self))
 
 
-NO_TROUBLE = Upstream()
+NO_PROBLEM = Upstream()
 
 
-def troubled(controls: Mapping[str, Any]) -> Upstream:
+def with_problems(controls: Mapping[str, Any]) -> Upstream:
     """Those of the views that have a problem.
 
     Args:
@@ -61,17 +61,17 @@ def troubled(controls: Mapping[str, Any]) -> Upstream:
     return Upstream(tuple(failed), tuple(held))
 
 
-def troubles_upstream(label: str) -> Upstream:
-    """The views that a view reads and that have a trouble: one statement, none if it reads none."""
+def upstream_problems(label: str) -> Upstream:
+    """The views that a view reads and that have a problem: one statement, none if it reads none."""
     reads = views_upstream(label)
     if len(reads) < 2:
-        return NO_TROUBLE
+        return NO_PROBLEM
     ended = Refresh.objects.filter(state__in=(RefreshState.SUCCEEDED, RefreshState.FAILED))
     last = ended.filter(view=OuterRef("pk")).order_by("-pk").values("state")[:1]
     needed = "label", "paused", "enabled", "suspended_at", "failures"
     controls = ViewControl.objects.filter(label__in=reads.keys() - {label}).only(*needed)
     rows = controls.annotate(last_state=Subquery(last))
-    return troubled({control.label: control for control in rows})
+    return with_problems({control.label: control for control in rows})
 
 
 def fault_of_class(definition: ViewDefinition) -> str:

@@ -22,19 +22,19 @@ from ..transactions import alias, utc_now
 from .durations import time_left_after_change
 from .waves import DueRefresh, Wave
 
-__all__ = ["ChangePoller", "has_dates", "why_not_followed"]
+__all__ = ["ChangePoller", "has_dates", "on_change_obstacle"]
 
-#: Seconds after which a poller judges a schedule again whose refresh was not due yet, at most: an
+#: Seconds after which a poller checks a schedule again whose refresh was not due yet, at most: an
 #: operator may have changed it meanwhile.
 TRUSTED = 5.0
 #: Seconds for which it trusts what it has read of how long the refreshes of a view take.
 DURATIONS_TRUSTED = 60.0
-#: Seconds after which it judges again whether a refresh must still wait for views upstream, if
+#: Seconds after which it checks again whether a refresh must still wait for views upstream, if
 #: nothing has begun or ended meanwhile.
-HELD = 1.0
+UPSTREAM_TRUSTED = 1.0
 
 
-def why_not_followed(definition: ViewDefinition | None) -> str:
+def on_change_obstacle(definition: ViewDefinition | None) -> str:
     """Why nobody can tell whether a view has changes to process; "" if they can."""
     return changes.known_tracking(definition, alias()).reason if definition else ""
 
@@ -58,11 +58,11 @@ class ChangePoller:
 
     def __init__(self, labels: Collection[str] | None = None) -> None:
         self._labels = labels
-        #: When schedules with pending changes are to be judged again, by the monotonic clock, and
+        #: When schedules with pending changes are to be checked again, by the monotonic clock, and
         #: whether changes were waiting to be drained when they last were.
         self._again: dict[int, tuple[float, bool]] = {}
         #: The schedules that wait for views upstream, and what was pending and running then.
-        self._held, self._around = set[int](), (frozenset[int](), frozenset[str]())
+        self._after_upstream, self._around = set[int](), (frozenset[int](), frozenset[str]())
         #: By schedule, the delay that its target allows, and until when that is trusted.
         self._allowed: dict[int, tuple[timedelta | None, float]] = {}
         self._echoes = Echoes()
@@ -79,25 +79,25 @@ class ChangePoller:
         moment, pending = time.monotonic(), found.pending
         self._again = {pk: again for pk, again in self._again.items() if pk in pending}
         around = frozenset(pending), frozenset(found.running)
-        released = self._held if around != self._around else set[int]()
+        released = self._after_upstream if around != self._around else set[int]()
         self._around = around
-        unsettled = set[int]()
+        to_check = set[int]()
         for pk, each in pending.items():
             again, was_waiting = self._again.get(pk, (moment, each.waiting))
             if again <= moment or (each.waiting and not was_waiting) or pk in released:
-                unsettled.add(pk)
-        self._held &= pending.keys() - unsettled
-        return self._judge(found, unsettled, moment) if unsettled else []
+                to_check.add(pk)
+        self._after_upstream &= pending.keys() - to_check
+        return self._check(found, to_check, moment) if to_check else []
 
-    def _judge(self, found: Followed, unsettled: set[int], moment: float) -> list[DueRefresh]:
-        wave, due = Wave(found, unsettled, self._seconds_left, self._delay), list[DueRefresh]()
+    def _check(self, found: Followed, to_check: set[int], moment: float) -> list[DueRefresh]:
+        wave, due = Wave(found, to_check, self._seconds_left, self._delay), list[DueRefresh]()
         for schedule in wave.schedules:
-            if schedule.pk not in unsettled:
+            if schedule.pk not in to_check:
                 continue
             left = wave.seconds_left(schedule)
-            if left <= 0 and (held := wave.held_for(schedule)):
-                self._held.add(schedule.pk)
-                left = min(HELD, held)
+            if left <= 0 and (wait := wave.upstream_wait(schedule)):
+                self._after_upstream.add(schedule.pk)
+                left = min(UPSTREAM_TRUSTED, wait)
             elif left <= 0:
                 left = self._echoes.record_due(schedule.view)
             again = moment + max(0.0, min(left, TRUSTED))
@@ -110,7 +110,7 @@ class ChangePoller:
         """How long until a refresh is due; infinite if it has nothing to do, or cannot begin."""
         view, definition = schedule.view, schedule.view.definition
         watched = self._labels is None or view.label in self._labels
-        if not watched or definition is None or definition.errors or why_not_followed(definition):
+        if not watched or definition is None or definition.errors or on_change_obstacle(definition):
             return math.inf
         if (hours := view.quiet_hours) and hours.until(utc_now()):
             return math.inf

@@ -54,7 +54,7 @@ class Wave:
 
     Args:
         found: what is pending and what is running.
-        unsettled: the primary keys of the schedules that are to be judged.
+        to_check: the primary keys of the schedules that are to be checked.
         seconds_left: tells when a schedule is due; asked once for each, if at all.
         delay: tells how long after a change a schedule is due.
     """
@@ -62,16 +62,16 @@ class Wave:
     def __init__(
         self,
         found: Followed,
-        unsettled: Collection[int],
+        to_check: Collection[int],
         seconds_left: SecondsLeft,
         delay: Callable[[RefreshSchedule], timedelta | None],
     ) -> None:
         self._found, self._seconds_left, self._delay = found, seconds_left, delay
-        self._reads = views_upstream(*(found.pending[each].label for each in unsettled))
+        self._reads = views_upstream(*(found.pending[each].label for each in to_check))
         upstream = [pk for pk, each in found.pending.items() if each.label in self._reads]
-        pending = RefreshSchedule.objects.filter(pk__in={*unsettled, *upstream})
+        pending = RefreshSchedule.objects.filter(pk__in={*to_check, *upstream})
         schedules = list(pending.select_related("view").order_by("pk"))
-        #: Those to be judged, and those of views upstream with pending changes; these first.
+        #: Those to be checked, and those of views upstream with pending changes; these first.
         self.schedules = sorted(schedules, key=lambda each: len(self._upstream(each.view)))
         #: By label, the views upstream with an open refresh.
         self._running = {
@@ -87,7 +87,7 @@ class Wave:
             self._left[schedule.pk] = self._seconds_left(schedule, self._ages, waiting=waiting)
         return self._left[schedule.pk]
 
-    def held_for(self, schedule: RefreshSchedule) -> float:
+    def upstream_wait(self, schedule: RefreshSchedule) -> float:
         """For how many seconds at most a schedule that is due still waits for views upstream."""
         view = schedule.view
         upstream = self._upstream(view)

@@ -15,7 +15,7 @@ from ...registry import registry
 from ...states import RefreshState
 from ..graph.view_graph import in_order_of_reading
 from ..locking import lock_available
-from ..on_change.due_refreshes import why_not_followed
+from ..on_change.due_refreshes import on_change_obstacle
 from ..transactions import short_transaction
 
 __all__ = [
@@ -151,7 +151,7 @@ def _proposed(definition: ViewDefinition) -> Iterator[dict[str, Any]]:
     for phases, delay in options.delays.items():
         yield {"phases": list(phases), "on_change": True, **_in_units(delay)}
     by_target = options.targets and not (options.intervals or options.delays)
-    if by_target and not why_not_followed(definition):
+    if by_target and not on_change_obstacle(definition):
         yield {"on_change": True}
     if options.verify_every and definition.has_source:
         yield {"kind": ScheduleKind.VERIFY, **_in_units(options.verify_every)}

@@ -47,10 +47,10 @@ from ...queryset import fingerprint_of, plan_of
 from ...registry import registry
 from ...states import RefreshState, ViewState
 from ..failures.backoff import is_forced, may_begin
-from ..graph.upstream import Upstream, troubles_upstream
+from ..graph.upstream import Upstream, upstream_problems
 from ..tracking.pending_drains import oldest_drained
 from ..transactions import alias
-from .statuses import judge
+from .statuses import compute_status
 from .timeliness import Sources
 from .view_status import ViewStatus
 
@@ -92,8 +92,8 @@ def data_status(view: str | type) -> DataStatus:
     first, shards = rows[0], list({row.pk: row for row in rows}.values())
     control = _control(rows, shards)
     unlogged = set() if tracking.reason else changes.recorded_as_unlogged(control.pk, tracking)
-    upstream = troubles_upstream(definition.label)
-    status = _judged(definition, control, first, tracking, unlogged, upstream)
+    upstream = upstream_problems(definition.label)
+    status = _status(definition, control, first, tracking, unlogged, upstream)
     read = _Read(definition, control, shards, status)
     logged = not tracking.reason and not unlogged
     return DataStatus(
@@ -159,7 +159,7 @@ def _runs_of_others(definition: ViewDefinition) -> QuerySet[PhaseRun]:
 
 
 def _control(rows: Sequence[Any], shards: list[Any]) -> Any:
-    """The control, with what `judge` needs to know of it."""
+    """The control, with what `compute_status` needs to know of it."""
     first = rows[0]
     control = first.view
     control.last_state, control.last_error = first.last_state, None
@@ -180,7 +180,7 @@ def _control(rows: Sequence[Any], shards: list[Any]) -> Any:
     return control
 
 
-def _judged(
+def _status(
     definition: ViewDefinition,
     control: Any,
     facts: Any,
@@ -197,7 +197,7 @@ def _judged(
         unlogged={control.pk: unlogged} if tracked else {},
         untrackable=(),
     )
-    return judge(definition.label, definition, control, None, sources, upstream)
+    return compute_status(definition.label, definition, control, None, sources, upstream)
 
 
 @dataclass(frozen=True, slots=True)

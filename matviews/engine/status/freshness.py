@@ -11,7 +11,7 @@ from ...phases import Phase
 from ...registry import registry
 from ..batches.checkpoints import change_status_of
 from ..batches.hooks import call_needs
-from ..graph.upstream import troubles_upstream
+from ..graph.upstream import upstream_problems
 from ..requests.requests import check_phases
 
 __all__ = ["is_fresh"]
@@ -27,7 +27,7 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
     """
     definition = registry.usable(view)
     requested = check_phases(definition, phases)
-    if any(troubles_upstream(definition.label)):
+    if any(upstream_problems(definition.label)):
         return False
     status, fresh = change_status_of(definition, requested)
     if status and fresh and not status.parked:

@@ -8,7 +8,7 @@ from ...conf import get_settings
 from ...definition import ViewDefinition
 from ...queryset import fingerprint_of
 from ...states import RefreshState, ViewState
-from ..graph.upstream import NO_TROUBLE, Upstream
+from ..graph.upstream import NO_PROBLEM, Upstream
 from ..transactions import alias
 from .timeliness import Sources
 from .view_status import ViewStatus
@@ -36,7 +36,7 @@ def known_status(
         definition: the view in the code.
         control: its control, as of `load_records`.
         sources: what is known about its source tables.
-        upstream: the troubles of the views that it reads.
+        upstream: the problems of the views that it reads.
     """
     known = _STATUSES.get(control.label)
     if known is None or not _is_quiet(control, sources, upstream):
@@ -93,7 +93,7 @@ def _is_quiet(control: Any, sources: Sources, upstream: Upstream) -> bool:
         or control.failures
         or control.echoes
         or control.last_state == RefreshState.FAILED
-        or upstream is not NO_TROUBLE
+        or upstream is not NO_PROBLEM
         or control.pk in sources.waiting
         or sources.unlogged.get(control.pk)
         or (tracking and tracking.has_dates)

@@ -14,7 +14,7 @@ from ...states import RefreshState, ViewState
 from ..dispatch.resends import first_sent
 from ..failures.fingerprints import changed_phases
 from ..graph.loops import is_in_loop
-from ..graph.upstream import NO_TROUBLE, Upstream, fault_of_class, troubled
+from ..graph.upstream import NO_PROBLEM, Upstream, fault_of_class, with_problems
 from ..graph.view_graph import views_read, views_upstream
 from ..row_counts import RowCount, count_rows
 from ..transactions import alias, now
@@ -26,7 +26,7 @@ from .verifying import verifying_of
 from .view_status import ViewStatus
 from .wait_status import is_late, quiet_until, retry_in, wait_of
 
-__all__ = ["judge", "view_statuses"]
+__all__ = ["compute_status", "view_statuses"]
 
 
 def view_statuses(labels: Iterable[str] | None = None, *, counted: bool = True) -> list[ViewStatus]:
@@ -46,7 +46,7 @@ def view_statuses(labels: Iterable[str] | None = None, *, counted: bool = True) 
     needed = None if requested is None else {*requested, *reads}
     records = {control.label: control for control in load_records(needed)}
     read = set[str]().union(*reads.values()) & records.keys()
-    found = troubled({label: records[label] for label in sorted(read)})
+    found = with_problems({label: records[label] for label in sorted(read)})
     controls = {
         label: each for label, each in records.items() if requested is None or label in requested
     }
@@ -54,12 +54,12 @@ def view_statuses(labels: Iterable[str] | None = None, *, counted: bool = True) 
     rows = count_rows(views.values()) if counted else None
     sources = _sources(views, controls, waiting)
     return [
-        _judge(label, views.get(label), controls.get(label), rows, sources, found.of(label, reads))
+        _status(label, views.get(label), controls.get(label), rows, sources, found.of(label, reads))
         for label in sorted({*controls, *views})
     ]
 
 
-def _judge(
+def _status(
     label: str,
     definition: ViewDefinition | None,
     control: Any,
@@ -67,12 +67,12 @@ def _judge(
     sources: Sources,
     upstream: Upstream,
 ) -> ViewStatus:
-    """As `judge`, but that of a quiet view is found once, as long as only time passes."""
+    """As `compute_status`, which is skipped for a quiet view while only time passes."""
     if control is None or rows is not None:
-        return judge(label, definition, control, rows, sources, upstream)
+        return compute_status(label, definition, control, rows, sources, upstream)
     status = known_status(definition, control, sources, upstream)
     if status is None:
-        status = judge(label, definition, control, rows, sources, upstream)
+        status = compute_status(label, definition, control, rows, sources, upstream)
         remember(definition, control, sources, upstream, status)
     return status
 
@@ -103,13 +103,13 @@ def _sources(
     )
 
 
-def judge(
+def compute_status(
     label: str,
     definition: ViewDefinition | None,
     control: Any,
     rows_of: Mapping[str, RowCount] | None,
     sources: Sources,
-    upstream: Upstream = NO_TROUBLE,
+    upstream: Upstream = NO_PROBLEM,
 ) -> ViewStatus:
     """The status of a view; `control` is as of `load_records`, `rows_of` None if not counted."""
     rows = rows_of.get(label) if rows_of else None

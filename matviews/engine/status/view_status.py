@@ -8,7 +8,7 @@ from typing import Any
 from ...phases import Phase
 from ...states import ViewState
 from ...waits import Wait
-from ..graph.upstream import NO_TROUBLE, Upstream
+from ..graph.upstream import NO_PROBLEM, Upstream
 from ..row_counts import RowCount
 from .progress import Claim
 from .verifying import Verifying
@@ -72,7 +72,7 @@ class ViewStatus:
     #: a key counts once for each phase.
     parked: int = 0
     #: The views that it reads, directly or through others, and whose rows are not kept up to date.
-    upstream: Upstream = NO_TROUBLE
+    upstream: Upstream = NO_PROBLEM
     #: Whether its refreshes change its own source, again and again, so that they are slowed.
     in_loop: bool = False
     #: Why it is not on time: which of REMOVED, INVALID, SUSPENDED, FAILED, PARKED, DIFFERS,

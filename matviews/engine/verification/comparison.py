@@ -19,14 +19,14 @@ from ..tracking.resolve import resolve
 from ..transactions import alias, snapshot, statement_timeout
 from .key_parts import PHASE_OF_KIND, Part, as_spelled, keys_left_out, statements_of
 
-__all__ = ["Settled", "compare_all", "compare_settled"]
+__all__ = ["PartResult", "compare_all", "compare_without_pending"]
 
 MAX_FOUND = 10_000  # differences of a kind that are read; of more, some are only counted
 MAX_PENDING = 10_000  # keys that changes may lead to; if there are more, any may be pending
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settled:
+class PartResult:
     """What differs in a part, and what may differ only because changes are pending."""
 
     #: Rows of the source that were compared.
@@ -44,17 +44,17 @@ class Settled:
     untracked: str
 
 
-def compare_all(definition: ViewDefinition, part: Part, examples: int) -> Settled:
+def compare_all(definition: ViewDefinition, part: Part, examples: int) -> PartResult:
     """Compare a part of a view with its source. All differences count; some become examples."""
     plan = plan_of(definition, alias()).checked()
     differences = compare(plan, part.within, examples, statements_of(plan, part))
     return _all_of(differences, _kinds(definition, differences, part), part, "")
 
 
-def compare_settled(
+def compare_without_pending(
     definition: ViewDefinition, view_id: int, part: Part, timeout: float | None = None
-) -> Settled:
-    """Compare a part of a view with its source, in one snapshot.
+) -> PartResult:
+    """Compare a part of a view with its source in one snapshot, without keys with pending changes.
 
     Of an untracked view, all differences count. `timeout` is that of a statement, in seconds; by
     default that of the view's batches.
@@ -66,7 +66,7 @@ def compare_settled(
         untracked = _untracked_reason(plan, view_id)
         if not kinds or untracked:
             return _all_of(differences, kinds, part, untracked)
-        return _Judge(plan, view_id).settle(differences, kinds, part)
+        return _PendingKeys(plan, view_id).leave_out(differences, kinds, part)
 
 
 def _kinds(definition: ViewDefinition, differences: Differences, part: Part) -> list[Kind]:
@@ -89,8 +89,8 @@ def _untracked_reason(plan: Plan, view_id: int) -> str:
 
 def _all_of(
     differences: Differences, kinds: Collection[Kind], part: Part, untracked: str
-) -> Settled:
-    return Settled(
+) -> PartResult:
+    return PartResult(
         rows_compared=_compared(differences, part),
         counts={kind: differences.counts[kind] for kind in kinds},
         found=tuple(each for each in differences.examples if each.kind in kinds),
@@ -104,7 +104,7 @@ def _compared(differences: Differences, part: Part) -> int:
     return differences.rows_compared if Kind.MISSING in part.kinds else 0
 
 
-class _Judge:
+class _PendingKeys:
     """Tells which differences have a pending change, in the snapshot that found them."""
 
     def __init__(self, plan: Plan, view_id: int) -> None:
@@ -116,7 +116,8 @@ class _Judge:
         self._waiting = resolve(plan, waiting, MAX_PENDING).keys
         self._differing: dict[frozenset[Key], dict[Kind, set[Key]]] = {}
 
-    def settle(self, differences: Differences, kinds: Iterable[Kind], part: Part) -> Settled:
+    def leave_out(self, differences: Differences, kinds: Iterable[Kind], part: Part) -> PartResult:
+        """The differences of a part without those that have a pending change."""
         counts, found, pending, pending_count = dict[Kind, int](), [], list[Key](), 0
         for kind in kinds:
             total = differences.counts[kind]
@@ -132,7 +133,7 @@ class _Judge:
             pending_count += total - counts[kind]
             found += real
             pending += left_out
-        return Settled(
+        return PartResult(
             rows_compared=_compared(differences, part),
             counts={kind: count for kind, count in counts.items() if count},
             found=tuple(found),

@@ -6,7 +6,7 @@ from typing import Any
 from ...conf import get_settings
 from ...databases.keys import to_json
 from ...queryset import Difference, Kind
-from .comparison import Settled
+from .comparison import PartResult
 
 __all__ = ["VerifyProgress"]
 
@@ -56,17 +56,17 @@ class VerifyProgress:
         self.is_second_pass, self.cursor = True, None
         self.again = list({repr(key): key for key in self.again}.values())
 
-    def add(self, settled: Settled) -> None:
+    def add(self, result: PartResult) -> None:
         """Count what a part has shown."""
-        later = [] if self.is_second_pass else list(settled.pending)
+        later = [] if self.is_second_pass else list(result.pending)
         later = later[: MAX_AGAIN - len(self.again)]
         self.again += map(to_json, later)
-        self.untracked = self.untracked or settled.untracked
-        self.pending += settled.pending_count - len(later)
-        self.rows_compared += 0 if self.is_second_pass else settled.rows_compared
-        for kind, count in settled.counts.items():
+        self.untracked = self.untracked or result.untracked
+        self.pending += result.pending_count - len(later)
+        self.rows_compared += 0 if self.is_second_pass else result.rows_compared
+        for kind, count in result.counts.items():
             self.counts[kind.value] += count
-        for each in settled.found:
+        for each in result.found:
             self._show(each)
 
     def _show(self, difference: Difference) -> None:

@@ -27,7 +27,7 @@ from ...redact import bounded, error_text, loggable
 from ..batches.claim import worker_name
 from ..requests.controls import not_ready
 from ..transactions import alias, drop_broken_connection, now, short_transaction, statement_timeout
-from .comparison import compare_settled
+from .comparison import compare_without_pending
 from .key_parts import Part, keys_left_out, keys_part, parts, repair_part
 from .progress import VerifyProgress
 from .verify import check_verifiable, stored_result
@@ -230,9 +230,9 @@ class _Slice:
             yield keys_part(definition, map(from_json, some))
 
     def _compare(self, definition: ViewDefinition, part: Part) -> None:
-        settled = compare_settled(definition, self._run.view_id, part)
-        self._progress.add(settled)
-        if self._run.repair and settled.counts:
+        result = compare_without_pending(definition, self._run.view_id, part)
+        self._progress.add(result)
+        if self._run.repair and result.counts:
             self._progress.repaired += repair_part(definition, part)
 
     def _save(self) -> None:

@@ -13,7 +13,7 @@ from ...registry import registry
 from ..batches.sums import check_sums
 from ..requests.controls import not_ready
 from ..transactions import alias, in_transaction, now
-from .comparison import Settled, compare_all, compare_settled
+from .comparison import PartResult, compare_all, compare_without_pending
 from .key_parts import Part, keys_left_out, parts, repair_part
 
 __all__ = ["MAX_EXAMPLES", "Verification", "check_verifiable", "stored_result", "verify"]
@@ -92,10 +92,11 @@ def verify(
     control = ViewControl.objects.filter(label=definition.label).first()
     if control is None:
         raise not_ready(definition.label)
-    settles = leave_out_pending and not in_transaction()  # which has no snapshot of its own
+    # A transaction of the caller has no snapshot of its own.
+    leave_out_pending = leave_out_pending and not in_transaction()
     total, left_out = _Total(definition, control.pk), keys_left_out(control.pk)
     for part in parts(definition, sample, left_out):
-        total.compare(part, settles=settles, repair=repair)
+        total.compare(part, leave_out_pending=leave_out_pending, repair=repair)
     verification = Verification(
         label=definition.label,
         view_id=control.pk,
@@ -142,17 +143,17 @@ class _Total:
         self.untracked = ""
         self.examples: list[Difference] = []
 
-    def compare(self, part: Part, *, settles: bool, repair: bool) -> None:
-        """Compare a part; if it `settles`, without keys that have a pending change."""
-        if settles:
-            found = compare_settled(self._definition, self._view_id, part, PATIENCE)
+    def compare(self, part: Part, *, leave_out_pending: bool, repair: bool) -> None:
+        """Compare a part and add the result."""
+        if leave_out_pending:
+            found = compare_without_pending(self._definition, self._view_id, part, PATIENCE)
         else:
             found = compare_all(self._definition, part, MAX_EXAMPLES)
         self._add(found)
         if repair and found.counts:
             self.repaired += repair_part(self._definition, part)
 
-    def _add(self, found: Settled) -> None:
+    def _add(self, found: PartResult) -> None:
         """Add what a part has shown, with the first examples of each kind."""
         self.rows_compared += found.rows_compared
         self.pending += found.pending_count

@@ -349,4 +349,4 @@ class TestUntracked:
         engine.mark_dirty(view)
 
         assert look() == []
-        assert engine.why_not_followed(registry.find(view)) == "MatviewMeta.tracking is False"
+        assert engine.on_change_obstacle(registry.find(view)) == "MatviewMeta.tracking is False"

@@ -110,7 +110,7 @@ class TestWaiting:
         run_one(sides, "B")
 
         assert (waiting, len(captured)) == ("", 1)
-        assert sides.look() == "C"  # at once, not when it is judged again
+        assert sides.look() == "C"  # at once, not when it is checked again
 
     def test_how_many_views_wait_changes_no_number_of_statements(self) -> None:
         counts = []

@@ -137,11 +137,11 @@ def test_nothing_of_a_quiet_view_is_found_again_but_its_age() -> None:
     before = look()
     with (
         two_hours_later(),
-        mock.patch.object(statuses, "judge", wraps=statuses.judge) as judge,
+        mock.patch.object(statuses, "compute_status", wraps=statuses.compute_status) as computed,
         mock.patch.object(ViewControl, "from_db", wraps=ViewControl.from_db) as from_db,
     ):
         after = look()
-        assert not {call.args[0] for call in judge.call_args_list} & set(VIEWS)
+        assert not {call.args[0] for call in computed.call_args_list} & set(VIEWS)
         assert from_db.call_count == 0
         assert values(after) == values(look_anew())
     for label in VIEWS:

@@ -151,7 +151,7 @@ def test_a_key_that_was_pending_is_compared_again_at_the_end(
 ) -> None:
     # given a wrong row that also has a pending change, which concerns another column
     change(1)
-    compared = vars(runs)["compare_settled"]
+    compared = vars(runs)["compare_without_pending"]
     parts: list[Any] = []
 
     def refresh_between(*args: Any) -> Any:
@@ -162,7 +162,7 @@ def test_a_key_that_was_pending_is_compared_again_at_the_end(
         parts.append(args)
         return found
 
-    monkeypatch.setattr(runs, "compare_settled", refresh_between)
+    monkeypatch.setattr(runs, "compare_without_pending", refresh_between)
 
     found = verified()
 
@@ -419,7 +419,7 @@ def test_a_worker_that_dies_is_followed_by_another(monkeypatch: pytest.MonkeyPat
     message = engine.request_verification(LABEL)
     assert message
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "compare_settled", die)
+        patch.setattr(runs, "compare_without_pending", die)
         with pytest.raises(Killed):
             engine.verify_slice(message)
     (status,) = engine.view_statuses([LABEL])
@@ -453,15 +453,15 @@ def test_a_worker_that_was_frozen_stores_nothing(monkeypatch: pytest.MonkeyPatch
     # given a worker that is frozen in its part until another has taken over and ended
     message = engine.request_verification(LABEL)
     assert message
-    compared = vars(runs)["compare_settled"]
+    compared = vars(runs)["compare_without_pending"]
 
     def freeze(*args: Any) -> Any:
-        monkeypatch.setattr(runs, "compare_settled", compared)
+        monkeypatch.setattr(runs, "compare_without_pending", compared)
         assert engine.verify_slice(message._replace(token=message.token + 1)) is None
         plant()
         return compared(*args)
 
-    monkeypatch.setattr(runs, "compare_settled", freeze)
+    monkeypatch.setattr(runs, "compare_without_pending", freeze)
 
     assert engine.verify_slice(message) is None
 
@@ -476,7 +476,7 @@ def test_an_error_that_may_pass_is_tried_again_and_another_ends_it(
 
     message = engine.request_verification(LABEL)
     assert message
-    monkeypatch.setattr(runs, "compare_settled", fail)
+    monkeypatch.setattr(runs, "compare_without_pending", fail)
     for _attempt in range(runs.MAX_ATTEMPTS):
         assert VerifyRun.objects.exists()
         engine.verify_slice(message)
