@@ -20,6 +20,7 @@ def log(
     logger: logging.Logger,
     level: int,
     event: str,
+    /,
     *,
     exception: BaseException | None = None,
     **fields: Any,

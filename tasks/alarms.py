@@ -15,7 +15,7 @@ from django.db.models import F, Q
 
 from .. import engine
 from ..conf import get_settings
-from ..models import Alarm, AlarmChange
+from ..models import Alarm, AlarmEvent
 from ..states import ViewState
 from .alarm_causes import STATE, Cause, causes_of
 from .delivery import deliver
@@ -65,13 +65,13 @@ def _compare(causes: Iterable[Cause], *, blind: bool) -> list[int]:
         The primary keys of those whose problem lasts, but is listed under another one now.
     """
     by_key, now = {cause.key: cause for cause in causes}, engine.now()
-    alarms = {(each.view, each.slot): each for each in Alarm.objects.filter(current=True)}
+    alarms = {(each.view, each.slot): each for each in Alarm.objects.filter(is_open=True)}
     new = [_new(cause, now) for key, cause in by_key.items() if key not in alarms]
     if new:
         with engine.short_transaction():
             Alarm.objects.bulk_create(new, ignore_conflicts=True)
     if any(each.kind in AT_ONCE for each in new):
-        alarms = {(each.view, each.slot): each for each in Alarm.objects.filter(current=True)}
+        alarms = {(each.view, each.slot): each for each in Alarm.objects.filter(is_open=True)}
     listed = {(label, STATE) for cause in by_key.values() for label in cause.views}
     for key, alarm in alarms.items():
         if key in by_key:
@@ -82,7 +82,7 @@ def _compare(causes: Iterable[Cause], *, blind: bool) -> list[int]:
     waiting = [each for each in lasting if each.raised_at is None]
     due = [each.pk for each in waiting if now - each.since >= _duration(each.kind)]
     if due:
-        Alarm.objects.filter(pk__in=due, current=True, raised_at=None).update(raised_at=now)
+        Alarm.objects.filter(pk__in=due, is_open=True, raised_at=None).update(raised_at=now)
     return [alarms[key].pk for key in listed & alarms.keys() - by_key.keys()]
 
 
@@ -115,7 +115,7 @@ def _update(alarm: Alarm, cause: Cause, now: datetime) -> None:
     for name, value in changed.items():
         setattr(alarm, name, value)
     if changed:
-        Alarm.objects.filter(pk=alarm.pk, current=True).update(**changed)
+        Alarm.objects.filter(pk=alarm.pk, is_open=True).update(**changed)
 
 
 def _is_worse(kind: str, than: str) -> bool:
@@ -131,14 +131,14 @@ def _duration(kind: str) -> timedelta:
 
 
 def _end_if_due(alarm: Alarm, now: datetime) -> None:
-    same = Alarm.objects.filter(pk=alarm.pk, current=True)
+    same = Alarm.objects.filter(pk=alarm.pk, is_open=True)
     if alarm.raised_at is None:
         with engine.short_transaction():
             same.filter(raised_at=None).delete()
     elif alarm.gone_since is None:
         same.update(gone_since=now)
     elif now - alarm.gone_since >= get_settings().ALARM_AFTER:
-        same.update(ended_at=now, current=None)
+        same.update(ended_at=now, is_open=None)
 
 
 def _claim(listed: Iterable[int]) -> list[Alarm]:
@@ -148,7 +148,7 @@ def _claim(listed: Iterable[int]) -> list[Alarm]:
         listed: primary keys of those that are not repeated, because another one lists them.
     """
     now, token = engine.now(), uuid4().hex
-    old = Q(current=True, gone_since=None, notified_at__lte=now - get_settings().ALARM_REPEAT)
+    old = Q(is_open=True, gone_since=None, notified_at__lte=now - get_settings().ALARM_REPEAT)
     repeated = old & ~Q(pk__in=list(listed))
     over = Q(ended_at__isnull=False)
     ended = over & (Q(notified_at=None) | Q(notified_at__lte=F("ended_at")))
@@ -161,30 +161,30 @@ def _claim(listed: Iterable[int]) -> list[Alarm]:
         Alarm.objects.filter(due, free).update(claim=token, claimed_at=now)
     alarms = list(Alarm.objects.filter(claim=token))
     for alarm in alarms:
-        _set_change(alarm)
+        _set_event(alarm)
     return alarms
 
 
-def _set_change(alarm: Alarm) -> None:
+def _set_event(alarm: Alarm) -> None:
     """What people are notified of; `undelivered` stays if only that is delivered again."""
     notified = alarm.notified_at
     if alarm.ended_at:
-        change = AlarmChange.ENDED
+        event = AlarmEvent.ENDED
         retried = notified is not None and notified > alarm.ended_at
     elif notified is None:
-        change, retried = AlarmChange.RAISED, False
+        event, retried = AlarmEvent.RAISED, False
     else:
-        change = AlarmChange.REPEATED
+        event = AlarmEvent.REPEATED
         retried = notified > engine.now() - get_settings().ALARM_REPEAT
     if not retried:
-        alarm.change, alarm.undelivered = change, ""
+        alarm.event, alarm.undelivered = event, ""
 
 
 def _mark_notified(alarms: Iterable[Alarm]) -> None:
     alike = defaultdict(list)
     for each in alarms:
-        alike[each.claim, each.notified_at, each.change, each.undelivered].append(each.pk)
-    for (claim, notified_at, change, undelivered), keys in alike.items():
+        alike[each.claim, each.notified_at, each.event, each.undelivered].append(each.pk)
+    for (claim, notified_at, event, undelivered), keys in alike.items():
         Alarm.objects.filter(pk__in=keys, claim=claim).update(
-            notified_at=notified_at, change=change, undelivered=undelivered, claim=""
+            notified_at=notified_at, event=event, undelivered=undelivered, claim=""
         )

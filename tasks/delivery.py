@@ -13,7 +13,7 @@ from django.utils.module_loading import import_string
 from .. import engine, signals
 from ..conf import get_settings
 from ..logs import log
-from ..models import Alarm, AlarmChange
+from ..models import Alarm, AlarmEvent
 from ..presentation import format_time, pluralize
 from ..redact import error_text, loggable
 from ..registry import registry
@@ -58,7 +58,7 @@ class Delivery:
         with _recording:
             for alarm in [each for each in self.recorded if each not in self.left]:
                 same = Alarm.objects.filter(
-                    pk=alarm.pk, notified_at=alarm.notified_at, change=alarm.change
+                    pk=alarm.pk, notified_at=alarm.notified_at, event=alarm.event
                 )
                 for undelivered in same.values_list("undelivered", flat=True):
                     rest = [each for each in undelivered.split(",") if each != self.channel]
@@ -70,7 +70,7 @@ def deliver(alarms: Sequence[Alarm]) -> list[Delivery]:
     """Notify people of alarms, for a limited time.
 
     Args:
-        alarms: each has in `change` what happened. Those with `undelivered` are delivered again to
+        alarms: each has in `event` what happened. Those with `undelivered` are delivered again to
             these only.
 
     Returns:
@@ -108,13 +108,13 @@ def _channels() -> dict[str, Channel]:
 
 def _log(alarms: Sequence[Alarm]) -> None:
     """Log each alarm; with the exception, if a view has failed with one."""
-    raised = [each for each in alarms if each.change != AlarmChange.ENDED]
+    raised = [each for each in alarms if each.event != AlarmEvent.ENDED]
     failures = engine.recorded_failures({each.view for each in raised if each.kind in FAILING})
     for alarm in alarms:
         failure = failures.get(alarm.view) if alarm in raised and alarm.kind in FAILING else None
         log(
             logger, logging.ERROR if alarm in raised else logging.INFO, f"alarm: {alarm.kind}",
-            change=alarm.change, view=alarm.view, phase=failure.phase if failure else "",
+            event=alarm.event, view=alarm.view, phase=failure.phase if failure else "",
             kind=alarm.kind, since=alarm.since, views=",".join(alarm.views), reason=alarm.text,
             error=alarm.error, exception=failure and failure.exception,
         )  # fmt: skip
@@ -123,7 +123,7 @@ def _log(alarms: Sequence[Alarm]) -> None:
 def _signal(left: list[Alarm]) -> None:
     for alarm in list(left):
         sender = registry.find(alarm.view).model if alarm.view in registry else None
-        ended = alarm.change == AlarmChange.ENDED
+        ended = alarm.event == AlarmEvent.ENDED
         signal = signals.view_alarm_ended if ended else signals.view_alarm
         signal.send_robust(sender=sender, alarm=alarm)
         left.remove(alarm)
@@ -164,8 +164,8 @@ def _send(
 
 
 def _subject(alarm: Alarm) -> str:
-    change = f" ({alarm.change})" if alarm.change != AlarmChange.RAISED else ""
-    return f"{alarm}{change}"
+    event = f" ({alarm.event})" if alarm.event != AlarmEvent.RAISED else ""
+    return f"{alarm}{event}"
 
 
 def _text(alarm: Alarm) -> str:

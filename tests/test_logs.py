@@ -23,7 +23,7 @@ from sentry_sdk.transport import Transport
 
 from matviews import engine
 from matviews.logs import log
-from matviews.models import Alarm, AlarmChange
+from matviews.models import Alarm, AlarmEvent
 from matviews.phases import Phase
 from matviews.redact import cause, loggable
 from matviews.tasks.delivery import deliver
@@ -199,11 +199,11 @@ def test_in_sentry_failures_of_different_causes_are_different_issues(
                 run(view)
     alarms = [
         Alarm(
-            view=view._meta.label, kind="failed", change=change, since=engine.now(),
+            view=view._meta.label, kind="failed", event=event, since=engine.now(),
             text="it fails", error="insert: ValueError: no",
         )
         for view in (Ledger, Limited)
-        for change in (AlarmChange.RAISED, AlarmChange.REPEATED, AlarmChange.ENDED)
+        for event in (AlarmEvent.RAISED, AlarmEvent.REPEATED, AlarmEvent.ENDED)
     ]  # fmt: skip
     deliver(alarms)
 

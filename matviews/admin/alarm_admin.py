@@ -36,7 +36,7 @@ class AlarmAdmin(RecordAdmin):
     list_per_page = 50
     search_fields = ("view", "kind")
     search_help_text = gettext_lazy("A view's label, or a part of it.")
-    ordering = (F("current").desc(nulls_last=True), "-since")
+    ordering = (F("is_open").desc(nulls_last=True), "-since")
     sortable_by = ()
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER

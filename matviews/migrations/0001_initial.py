@@ -35,10 +35,10 @@ class Migration(migrations.Migration):
                 ("gone_since", models.DateTimeField(null=True)),
                 ("raised_at", models.DateTimeField(null=True)),
                 ("ended_at", models.DateTimeField(null=True)),
-                ("current", models.BooleanField(default=True, null=True)),
+                ("is_open", models.BooleanField(default=True, null=True)),
                 ("notified_at", models.DateTimeField(null=True)),
                 (
-                    "change",
+                    "event",
                     models.CharField(
                         blank=True,
                         choices=[
@@ -59,7 +59,7 @@ class Migration(migrations.Migration):
                 "ordering": ("id",),
                 "constraints": [
                     models.UniqueConstraint(
-                        fields=("view", "slot", "current"), name="matviews_alarm_current"
+                        fields=("view", "slot", "is_open"), name="matviews_alarm_open"
                     )
                 ],
             },

@@ -1,6 +1,6 @@
 """The bookkeeping tables, the source of truth. A message is only a hint to look here."""
 
-from .alarm import Alarm, AlarmChange
+from .alarm import Alarm, AlarmEvent
 from .base import Bookkeeping
 from .control import NamedKey, ViewControl, ViewShard
 from .heartbeat import Heartbeat
@@ -16,7 +16,7 @@ __all__ = [
     "MAX_JITTER",
     "TOTALS",
     "Alarm",
-    "AlarmChange",
+    "AlarmEvent",
     "Bookkeeping",
     "Change",
     "DirtyKeys",

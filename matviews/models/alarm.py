@@ -5,11 +5,11 @@ from django.utils.translation import gettext_lazy as _
 
 from .base import Bookkeeping, WriteDatabaseManager
 
-__all__ = ["Alarm", "AlarmChange"]
+__all__ = ["Alarm", "AlarmEvent"]
 
 
-class AlarmChange(models.TextChoices):
-    """What has happened to an alarm."""
+class AlarmEvent(models.TextChoices):
+    """What happened to an alarm."""
 
     RAISED = "raised"
     REPEATED = "repeated"
@@ -42,10 +42,10 @@ class Alarm(Bookkeeping):
     raised_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
     #: True until it ends, then None: so no two of the same are open at once.
-    current = models.BooleanField(null=True, default=True)
+    is_open = models.BooleanField(null=True, default=True)
     #: When people were last notified, and of what.
     notified_at = models.DateTimeField(null=True)
-    change = models.CharField(max_length=8, choices=AlarmChange.choices, blank=True)
+    event = models.CharField(max_length=8, choices=AlarmEvent.choices, blank=True)
     #: What could not be delivered then: "signal", "mail" or "hook", separated by commas.
     undelivered = models.CharField(max_length=32, blank=True)
     #: The maintenance task that notifies people now, and when one last began to.
@@ -59,9 +59,7 @@ class Alarm(Bookkeeping):
         verbose_name = _("alarm")
         verbose_name_plural = _("alarms")
         constraints = (
-            models.UniqueConstraint(
-                fields=("view", "slot", "current"), name="matviews_alarm_current"
-            ),
+            models.UniqueConstraint(fields=("view", "slot", "is_open"), name="matviews_alarm_open"),
         )
 
     def __str__(self) -> str:

@@ -29,7 +29,7 @@ def _views() -> None:
 def alarm(kind: str = "failed", minutes: int = 10, **values: Any) -> Alarm:
     since = timezone.now() - timedelta(minutes=minutes)
     texts = {"text": f"{LABEL}: it fails", "error": "insert: ValueError: no"}
-    raised = {"raised_at": since, "notified_at": since, "change": "raised"}
+    raised = {"raised_at": since, "notified_at": since, "event": "raised"}
     view = values.pop("view", LABEL)
     return Alarm.objects.create(
         view=view, kind=kind, slot=kind, since=since, **{**texts, **raised, **values}
@@ -46,7 +46,7 @@ def rows(shown: str) -> list[str]:
 def test_active_alarms_come_first_with_cause_and_affected_views(admin_client: Client) -> None:
     now = timezone.now()
     alarm("no worker", view="", minutes=90, text="No worker runs.", error="", views=["shop.A"] * 12)
-    alarm("behind", ended_at=now, current=None, minutes=1)
+    alarm("behind", ended_at=now, is_open=None, minutes=1)
     alarm("suspended", minutes=5, undelivered="mail,hook")
     alarm("never built", raised_at=None, notified_at=None)
 

@@ -54,7 +54,7 @@ def _many_states(own_views: None) -> None:
         Alarm(
             kind=kind, view=view, slot=kind, text=f"{view}: its rows are older than its target",
             error=LONG_ERROR, since=now, raised_at=now, notified_at=now, ended_at=ended,
-            current=None if ended else True, views=[f"sample.{LONG_NAME}"] * 12,
+            is_open=None if ended else True, views=[f"sample.{LONG_NAME}"] * 12,
             undelivered="mail,hook",
         )
         for kind, view in (("failed", f"sample.{LONG_NAME}"), ("no worker", ""))

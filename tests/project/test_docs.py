@@ -312,8 +312,8 @@ def test_the_hooks_for_alarms_tell_slack_and_pagerduty(monkeypatch: pytest.Monke
     for body in blocks("docs/production.md", "python"):
         if body.startswith("# proj/alarms.py"):
             exec(body, names)
-    raised = Alarm(pk=7, change="raised", text="shop.Spending: it fails", since=timezone.now())
-    ended = Alarm(pk=8, change="ended", text="No worker", ended_at=timezone.now())
+    raised = Alarm(pk=7, event="raised", text="shop.Spending: it fails", since=timezone.now())
+    ended = Alarm(pk=8, event="ended", text="No worker", ended_at=timezone.now())
     with serving() as served:
         for name in ("SLACK_URL", "PAGERDUTY_URL"):
             monkeypatch.setenv(name, served.url)

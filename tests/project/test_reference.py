@@ -65,7 +65,7 @@ def type_of(field: Any) -> str:
         shown = f"[`{name}`](#{name.lower()})" if name in MODELS else f"`{name}`"
     else:
         shown = next(name for kind, name in OF_CLASS.items() if isinstance(field, kind))
-    if (field.name, field.null) == ("current", True):  # an open alarm or none
+    if (field.name, field.null) == ("is_open", True):  # an open alarm or none
         shown = "true"
     return f"{shown} or null" if field.null else shown
 

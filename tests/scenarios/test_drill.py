@@ -104,9 +104,9 @@ def assert_ended(kind: str, view: str = "") -> None:
     wait_until_told("ended", kind, view)
 
 
-def wait_until_told(change: str, kind: str, view: str) -> None:
+def wait_until_told(event: str, kind: str, view: str) -> None:
     """Tell until people were told of this; a worker may be at the same."""
-    alarm = Alarm.objects.filter(view=view, kind=kind, change=change, notified_at__isnull=False)
+    alarm = Alarm.objects.filter(view=view, kind=kind, event=event, notified_at__isnull=False)
     deadline = time.monotonic() + PATIENCE
     while not alarm.exists():
         assert time.monotonic() < deadline, list(Alarm.objects.values())

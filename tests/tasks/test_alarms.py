@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from matviews import engine, signals, tasks
 from matviews.checks import check_settings
-from matviews.models import Alarm, AlarmChange, Heartbeat, RefreshSchedule, ViewControl
+from matviews.models import Alarm, AlarmEvent, Heartbeat, RefreshSchedule, ViewControl
 from matviews.tasks import alarms, delivery, inline, time_limits
 from matviews.tasks.alarm_causes import causes_of
 from matviews.tasks.heartbeat import record
@@ -54,7 +54,7 @@ class Told:
             signal.connect(self._hear)
 
     def _hear(self, *, alarm: Alarm, **_kwargs: Any) -> None:
-        self.lines.append(f"{alarm.change} {alarm.view}: {alarm.kind}")
+        self.lines.append(f"{alarm.event} {alarm.view}: {alarm.kind}")
 
     def after(self, minutes: float, *problems: Problem) -> list[str]:
         """What is told if these problems are found, so many minutes later."""
@@ -102,7 +102,7 @@ class TestLasting:
         assert told.after(4) == []
         assert told.after(1) == [f"ended {LABEL}: failed"]
         assert told.after(1) == []
-        assert Alarm.objects.get().current is None
+        assert Alarm.objects.get().is_open is None
 
     def test_what_passes_is_never_told(self, told: Told) -> None:
         told.after(0, FAILED)
@@ -284,9 +284,9 @@ class TestOnce:
                 told.after(5, *([] if ends else [FAILED]))
 
         rest = () if ends else (FAILED,)
-        change = "ended" if ends else "raised"
+        event = "ended" if ends else "raised"
         assert told.after(1, *rest) == []
-        assert told.after(2, *rest) == [f"{change} {LABEL}: failed"]
+        assert told.after(2, *rest) == [f"{event} {LABEL}: failed"]
         assert told.after(2, *rest) == []
 
 
@@ -414,7 +414,7 @@ class TestLog:
         assert (raised.levelno, ended.levelno) == (logging.ERROR, logging.INFO)
         assert raised.__dict__["grouping"] == ["alarm: failed", LABEL, "", "ValueError"]
         assert (raised.__dict__["view"], raised.__dict__["kind"]) == (LABEL, "failed")
-        assert ended.getMessage().startswith(f"alarm: failed change=ended view={LABEL} ")
+        assert ended.getMessage().startswith(f"alarm: failed event=ended view={LABEL} ")
 
     @pytest.mark.parametrize("kind", ["failed", "suspended"])
     def test_the_exception_of_a_view_that_fails_is_attached_as_the_history_has_it(
@@ -557,8 +557,8 @@ class TestHook:
         told.after(0, SUSPENDED, SUSPENDED._replace(view=OTHER))
 
         (found,) = hook
-        assert [(each.view, each.change, each.current) for each in found] == [
-            (LABEL, AlarmChange.RAISED, True), (OTHER, AlarmChange.RAISED, True),
+        assert [(each.view, each.event, each.is_open) for each in found] == [
+            (LABEL, AlarmEvent.RAISED, True), (OTHER, AlarmEvent.RAISED, True),
         ]  # fmt: skip
 
     def test_it_hears_of_the_end(self, told: Told, hook: list[list[Alarm]]) -> None:
@@ -566,7 +566,7 @@ class TestHook:
         told.after(1)
         told.after(5)
 
-        assert [each.change for found in hook for each in found] == ["raised", "ended"]
+        assert [each.event for found in hook for each in found] == ["raised", "ended"]
         assert hook[1][0].ended_at
 
     def test_only_the_one_that_failed_is_told_again(
@@ -581,7 +581,7 @@ class TestHook:
         told.after(1, SUSPENDED)
 
         assert len(mail.outbox) == 1
-        assert [each.change for found in hook for each in found] == ["raised"]
+        assert [each.event for found in hook for each in found] == ["raised"]
 
     def test_one_that_always_fails_is_tried_each_minute_for_an_hour_then_each_hour(
         self, told: Told, hook: list[list[Alarm]]
@@ -612,7 +612,7 @@ class TestHook:
         told.after(60)
         told.after(60)
 
-        assert [each.change for found in hook for each in found] == ["raised", "ended"]
+        assert [each.event for found in hook for each in found] == ["raised", "ended"]
 
     def test_what_is_gone_for_now_is_not_repeated_because_it_was_not_delivered(
         self, told: Told, hook: list[list[Alarm]]
