@@ -357,8 +357,8 @@ class Migration(migrations.Migration):
             ],
             options={
                 "indexes": [
-                    matviews.models.tracking.NumberIndex(
-                        fields=["transaction", "table"], name="matviews_change_number"
+                    matviews.models.tracking.TransactionIndex(
+                        fields=["transaction", "table"], name="matviews_change_xact"
                     )
                 ],
             },
@@ -514,7 +514,7 @@ class Migration(migrations.Migration):
                 "base_manager_name": "objects",
                 "indexes": [
                     models.Index(fields=["view", "transaction"], name="matviews_viewchange_view"),
-                    models.Index(fields=["transaction"], name="matviews_viewchange_number"),
+                    models.Index(fields=["transaction"], name="matviews_viewchange_xact"),
                 ],
             },
         ),

@@ -13,8 +13,17 @@ from .base import Bookkeeping, WriteDatabaseManager
 from .control import ViewControl, ViewShard
 
 __all__ = [
-    "Change", "CurrentTransaction", "DirtyKeys", "LogFloor", "LogSecret", "NumberIndex",
-    "TableNameField", "TrackedTable", "TransactionField", "ViewChange", "ViewSums",
+    "Change",
+    "CurrentTransaction",
+    "DirtyKeys",
+    "LogFloor",
+    "LogSecret",
+    "TableNameField",
+    "TrackedTable",
+    "TransactionField",
+    "TransactionIndex",
+    "ViewChange",
+    "ViewSums",
 ]  # fmt: skip
 
 
@@ -28,17 +37,17 @@ class TableNameField(models.CharField):  # type: ignore[type-arg]
 
 
 class CurrentTransaction(models.Func):
-    """The number of the transaction that writes a row; 0 where transactions have none."""
+    """The ID of the transaction that writes a row; 0 where transactions have none."""
 
     template, arity = "0", 0
 
     def as_postgresql(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """A number that no other transaction of the cluster gets, before or after."""
+        """An ID that no other transaction of the cluster gets, before or after."""
         return self.as_sql(compiler, connection, template="pg_current_xact_id()", **context)
 
 
 class TransactionField(models.Field):  # type: ignore[type-arg]
-    """Numbers of transactions, for PostgreSQL's `Floors`; other databases have none.
+    """Transaction IDs, for PostgreSQL's `Floors`; other databases have none.
 
     Args:
         kind: the type of the column.
@@ -56,13 +65,13 @@ class TransactionField(models.Field):  # type: ignore[type-arg]
         return name, path, args, {"kind": self.kind, **options}
 
 
-class NumberIndex(models.Index):
-    """An index that begins with the number of a transaction; without it where all are alike."""
+class TransactionIndex(models.Index):
+    """An index that begins with a transaction ID; without it where all are alike."""
 
     def create_sql(self, model: Any, schema_editor: Any, using: str = "", **options: Any) -> Any:
         if floors_of(schema_editor.connection.alias).rise:
             return super().create_sql(model, schema_editor, using, **options)
-        _number, *names = self.fields
+        _transaction, *names = self.fields
         index = models.Index(fields=names, name=self.name)
         return index.create_sql(model, schema_editor, using, **options)
 
@@ -180,7 +189,7 @@ class Change(Bookkeeping):
     objects = WriteDatabaseManager["Change"]()
 
     class Meta:
-        indexes = (NumberIndex(fields=("transaction", "table"), name="matviews_change_number"),)
+        indexes = (TransactionIndex(fields=("transaction", "table"), name="matviews_change_xact"),)
 
     def __str__(self) -> str:
         return f"change {self.pk} of {self.table}"
@@ -224,7 +233,7 @@ class ViewChange(Bookkeeping):
     class Meta(Bookkeeping.Meta):
         indexes = (
             models.Index(fields=("view", "transaction"), name="matviews_viewchange_view"),
-            models.Index(fields=("transaction",), name="matviews_viewchange_number"),
+            models.Index(fields=("transaction",), name="matviews_viewchange_xact"),
         )
 
     def __str__(self) -> str:
@@ -237,17 +246,17 @@ class LogFloor(Bookkeeping):
     The newest counts.
     """
 
-    #: The number of the transaction that wrote it.
+    #: The ID of the transaction that wrote it.
     transaction = TransactionField(db_default=CurrentTransaction(), editable=False)
-    #: The number that came next.
+    #: The transaction ID that came next.
     next = TransactionField()
-    #: The least number of an entry of the log.
+    #: The lowest transaction ID of an entry of the log.
     log = TransactionField()
-    #: The transactions that were running.
+    #: The IDs of the transactions that were running.
     running = TransactionField("xid8[]")
     #: The views with entries in their queues: primary keys of their controls.
     views = TransactionField("bigint[]")
-    #: For each, the least number of an entry.
+    #: For each, the lowest transaction ID of an entry.
     least = TransactionField("xid8[]")
 
     objects = WriteDatabaseManager["LogFloor"]()

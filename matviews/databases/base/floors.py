@@ -14,7 +14,7 @@ LOG_FLOOR = "matviews_logfloor"
 
 
 class Floors:
-    """All of them: a database without numbers of transactions knows no better.
+    """All of them: a database without transaction IDs knows no better.
 
     What is returned goes into a FROM, and has all columns of the table.
 

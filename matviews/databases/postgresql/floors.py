@@ -1,31 +1,30 @@
 """PostgreSQL keeps deleted entries, and the way to them in each index, while anybody may see them.
 
 One long transaction anywhere, such as a `pg_dump`, keeps all that are deleted while it lasts, and a
-statement that looks for the oldest entry would pass each of them. So entries have the number of the
-transaction that wrote them, and a *floor* says which numbers a statement has to look for.
+statement that looks for the oldest entry would pass each of them. So entries have the ID of the
+transaction that wrote them, and a *floor* says which IDs a statement has to look for.
 
 A floor is computed by one statement, whose snapshot says which transactions were running, and which
-number comes next. For the log it says
+ID comes next. For the log it says
 
-* `log`: the least number of an entry that the snapshot sees, or `next` if that is less, or if it
-  sees none;
-* `running`: the numbers of the transactions that were running.
+* `log`: the lowest ID of an entry that the snapshot sees, or `next` if that is lower, or if it sees
+  none;
+* `running`: the IDs of the transactions that were running.
 
-Whoever sees the floor is to read the entries with these numbers and no others. Proof: take an entry
-that a later snapshot sees. Either the floor's snapshot saw it, then its number is not below `log`.
-Or its transaction had not ended then, so that it was running, or had no number yet and has got one
-not below the next. An entry that the floor's snapshot did not see because it had been deleted is
-not seen later either. And whoever sees the floor has a later snapshot than it had.
+Whoever sees the floor is to read the entries from `log` on and those of `running`, and no others.
+Proof: take an entry that a later snapshot sees. Either the floor's snapshot saw it, then its ID is
+not below `log`. Or its transaction had not ended then, so that it was running, or had no ID yet and
+has got one not below the next. An entry that the floor's snapshot did not see because it had been
+deleted is not seen later either. And whoever sees the floor has a later snapshot than it had.
 
-Commits out of order, roll backs, sequences and clocks do not matter, and transactions that last for
-hours cost one look-up each. Queues have floors in the same way: `views` with entries have a number
-in `least`, and for all others it is `next`. Entries with numbers above `next` come from another
-cluster.
+Commits out of order, rollbacks, sequences and clocks do not matter, and transactions that last for
+hours cost one look-up each. Queues have floors in the same way: `views` with entries have an ID in
+`least`, and for all others it is `next`. Entries with IDs above `next` come from another cluster.
 
-Numbers of transactions mean something in one cluster only. A floor that was dumped and loaded into
-another is not used: it also has the number of the transaction that wrote it, which is not that of
-its row any more. Floors in a physical copy, such as a standby, are as right as in the original.
-Entries that somebody has loaded with old numbers, below the floor, get new ones: see `renumber`.
+Transaction IDs mean something in one cluster only. A floor that was dumped and loaded into another
+is not used: it also has the ID of the transaction that wrote it, which is not that of its row any
+more. Floors in a physical copy, such as a standby, are as right as in the original. Entries that
+somebody has loaded with old IDs, below the floor, get new ones: see `renumber`.
 """
 
 from collections.abc import Collection
@@ -36,16 +35,16 @@ from ..base.triggers import CHANGE_LOG
 __all__ = ["PostgreSQLFloors"]
 
 FLOOR = "matviews_floor"
-NUMBER = '"transaction"'
+XID = '"transaction"'
 KEPT = 50  # floors that are kept: whoever deletes one passes all that are dead
-#: Higher than any number. With two bounds planners expect few rows, though they know neither.
+#: Higher than any ID. With two bounds planners expect few rows, though they know neither.
 LAST = "'18446744073709551615'::xid8"
-BETWEEN = f"{NUMBER} >= numbers.low AND {NUMBER} <= numbers.high"
+BETWEEN = f"{XID} >= ids.low AND {XID} <= ids.high"
 #: Of the transactions that were running, those that have ended: what the others have written,
 #: nobody else sees.
 LATE = (
-    "numbers.low < numbers.least AND (pg_visible_in_snapshot(numbers.low, pg_current_snapshot()) "
-    "OR numbers.low = pg_current_xact_id_if_assigned())"
+    "ids.low < ids.least AND (pg_visible_in_snapshot(ids.low, pg_current_snapshot()) "
+    "OR ids.low = pg_current_xact_id_if_assigned())"
 )
 
 
@@ -62,7 +61,7 @@ class PostgreSQLFloors(Floors):
         """The newest floor that is of this cluster, or one below all entries."""
         return (
             f"{FLOOR} AS MATERIALIZED ((SELECT next, log, running, views, least "
-            f"FROM {self.name(LOG_FLOOR)} WHERE xmin = {NUMBER}::xid "
+            f"FROM {self.name(LOG_FLOOR)} WHERE xmin = {XID}::xid "
             f"AND next <= pg_snapshot_xmax(pg_current_snapshot()) ORDER BY id DESC LIMIT 1) "
             f"UNION ALL SELECT '0', '0', '{{}}', '{{}}', '{{}}' LIMIT 1), "
         )
@@ -70,7 +69,7 @@ class PostgreSQLFloors(Floors):
     def log(self, limit: int = 0, tables: Collection[str] = (), *, alone: bool = True) -> str:
         names = ", ".join(map(literal, sorted(tables)))
         only = f"{self.name('table')} IN ({names}) AND " * bool(tables)
-        some = f"ORDER BY {NUMBER} LIMIT {limit:d}" if limit else "OFFSET 0"
+        some = f"ORDER BY {XID} LIMIT {limit:d}" if limit else "OFFSET 0"
         return self._above(alone, self._rows(CHANGE_LOG, "log", only, some))
 
     def queue(self, view: str) -> str:
@@ -90,7 +89,7 @@ class PostgreSQLFloors(Floors):
         among = f"WHERE of_view.id IN ({views})" * bool(views)
         first = (
             f"SELECT * FROM {self.name(QUEUE)} WHERE view_id = of_view.id "
-            f"AND {NUMBER} >= of_view.least AND {NUMBER} <= {LAST} ORDER BY {NUMBER} LIMIT 1"
+            f"AND {XID} >= of_view.least AND {XID} <= {LAST} ORDER BY {XID} LIMIT 1"
         )
         return self._above(
             alone,
@@ -106,11 +105,11 @@ class PostgreSQLFloors(Floors):
         seen.
         """
         floors = self.name(LOG_FLOOR)
-        log = f"SELECT {NUMBER} FROM {self.log(1, alone=False)} entry ORDER BY {NUMBER} LIMIT 1"
+        log = f"SELECT {XID} FROM {self.log(1, alone=False)} entry ORDER BY {XID} LIMIT 1"
         queues = (
             f"SELECT DISTINCT ON (view_id) view_id, "
-            f"least(pg_snapshot_xmax(pg_current_snapshot()), {NUMBER}) AS least "
-            f"FROM {self.queued(alone=False)} entry ORDER BY view_id, {NUMBER}"
+            f"least(pg_snapshot_xmax(pg_current_snapshot()), {XID}) AS least "
+            f"FROM {self.queued(alone=False)} entry ORDER BY view_id, {XID}"
         )
         with self.connection.cursor() as cursor:
             cursor.execute(
@@ -134,24 +133,24 @@ class PostgreSQLFloors(Floors):
         ):
             with self.connection.cursor() as cursor:
                 cursor.execute(
-                    f"WITH {self.part[:-2]} UPDATE {self.name(table)} SET {NUMBER} = DEFAULT "
-                    f"FROM {FLOOR} WHERE {NUMBER} < {least} AND {NUMBER} <> ALL(running)"
+                    f"WITH {self.part[:-2]} UPDATE {self.name(table)} SET {XID} = DEFAULT "
+                    f"FROM {FLOOR} WHERE {XID} < {least} AND {XID} <> ALL(running)"
                 )
 
     def _rows(self, table: str, least: str, only: str = "", some: str = "OFFSET 0") -> str:
-        """A query for the rows of a table with numbers from `least` on, or late ones.
+        """A query for the rows of a table with IDs from `least` on, or late ones.
 
         Args:
             table: its name.
-            least: SQL of a number, by the columns of the floor.
+            least: SQL of an ID, by the columns of the floor.
             only: a condition on the rows, with AND.
             some: ORDER and LIMIT.
         """
         return (
             f"SELECT entry.* FROM (SELECT unnest(running || least) AS low, "
             f"unnest(running || {LAST}) AS high, least FROM (SELECT running, {least} AS least "
-            f"FROM {FLOOR}) floor) numbers CROSS JOIN LATERAL (SELECT * FROM {self.name(table)} "
-            f"WHERE {only}{BETWEEN} {some}) entry WHERE numbers.high = {LAST} OR {LATE}"
+            f"FROM {FLOOR}) floor) ids CROSS JOIN LATERAL (SELECT * FROM {self.name(table)} "
+            f"WHERE {only}{BETWEEN} {some}) entry WHERE ids.high = {LAST} OR {LATE}"
         )
 
     def _above(self, alone: bool, *queries: str) -> str:

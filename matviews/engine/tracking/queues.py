@@ -60,7 +60,7 @@ def _raise_floor() -> None:
 
 
 def renumber_entries() -> None:
-    """Have entries processed that somebody loaded with the numbers of old transactions."""
+    """Have entries processed that somebody loaded with old transaction IDs."""
     with short_transaction():
         changes.renumber_entries()
 
