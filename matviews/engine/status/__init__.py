@@ -1,1 +1,1 @@
-"""How views stand, for people and for monitoring."""
+"""The states of views, their progress and age, for people and for monitoring."""
