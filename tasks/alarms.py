@@ -26,10 +26,10 @@ __all__ = ["notify"]
 # These need a person, and do not pass by themselves.
 AT_ONCE = (ViewState.SUSPENDED, ViewState.INVALID)
 # The next refresh ends these, and it may be one a night.
-PATIENT = (ViewState.NEVER_BUILT, ViewState.CHANGED)
-MAX_PATIENCE = timedelta(hours=30)
-# Problems that say that others could not be looked for.
-BLIND = ("database", "not migrated")
+SELF_ENDING = (ViewState.NEVER_BUILT, ViewState.CHANGED)
+SELF_ENDING_AFTER = timedelta(hours=30)
+# While there is one of these, other problems cannot be detected.
+HIDE_OTHERS = ("database", "not migrated")
 RETRY_OFTEN = timedelta(hours=1)  # each minute; then as rarely as that
 # Of notifying that a view has got worse, or that another one is late because of it.
 MIN_BETWEEN = timedelta(hours=1)
@@ -39,8 +39,8 @@ LEASE = timedelta(minutes=2)  # of a claim; far longer than it takes to notify
 def notify() -> None:
     """Raise alarms, repeat and end them, and notify people."""
     problems = check_health().problems
-    blind = any(each.kind in BLIND and not each.view for each in problems)
-    listed = _compare(causes_of(problems), blind=blind)
+    others_hidden = any(each.kind in HIDE_OTHERS and not each.view for each in problems)
+    listed = _compare(causes_of(problems), others_hidden=others_hidden)
     alarms = _claim(listed)
     if not alarms:
         return
@@ -58,7 +58,7 @@ def notify() -> None:
         delivery.record_late()
 
 
-def _compare(causes: Iterable[Cause], *, blind: bool) -> list[int]:
+def _compare(causes: Iterable[Cause], *, others_hidden: bool) -> list[int]:
     """Bring the open alarms into line with the problems.
 
     Returns:
@@ -76,7 +76,7 @@ def _compare(causes: Iterable[Cause], *, blind: bool) -> list[int]:
     for key, alarm in alarms.items():
         if key in by_key:
             _update(alarm, by_key[key], now)
-        elif key not in listed and not blind:
+        elif key not in listed and not others_hidden:
             _end_if_due(alarm, now)
     lasting = [alarms[key] for key in by_key.keys() & alarms.keys()]
     waiting = [each for each in lasting if each.raised_at is None]
@@ -127,7 +127,7 @@ def _duration(kind: str) -> timedelta:
     """How long a problem must last until its alarm is raised."""
     if kind in AT_ONCE:
         return timedelta()
-    return MAX_PATIENCE if kind in PATIENT else get_settings().ALARM_AFTER
+    return SELF_ENDING_AFTER if kind in SELF_ENDING else get_settings().ALARM_AFTER
 
 
 def _end_if_due(alarm: Alarm, now: datetime) -> None:

@@ -79,7 +79,7 @@ def run_to_end(
             wait = MIN_WAIT
             continue
         now = Refresh.objects.select_related("view").get(pk=refresh.pk)
-        if now.finished_at or now.view.held or engine.waits(now.view_id):
+        if now.finished_at or now.view.held or engine.is_waiting(now.view_id):
             return now
         on_wait()
         time.sleep(wait)

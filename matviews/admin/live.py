@@ -5,7 +5,7 @@ from typing import Any
 
 from django.utils.translation import gettext as _
 
-from ..engine import Progress, RunProgress, find_verifying, progress_of, waits
+from ..engine import Progress, RunProgress, find_verifying, is_waiting, progress_of
 from ..models import Refresh, ViewControl
 from ..phases import Phase
 from ..states import RefreshState, RunState
@@ -88,7 +88,7 @@ def state_of(progress: RunProgress) -> RunState:
 
 def _is_blocked(refresh: Refresh) -> bool:
     view = refresh.view
-    return view.held or (view.retry_at is not None and waits(view.pk))
+    return view.held or (view.retry_at is not None and is_waiting(view.pk))
 
 
 def _is_current(shards: Sequence[RunProgress]) -> bool:

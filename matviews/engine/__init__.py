@@ -17,11 +17,11 @@ from .dispatch.refresh_limit import wake_next_in_line
 from .dispatch.rescue import abandoned_views, clear_resends, rescue, unclaimed_views
 from .failures.backoff import (
     end_quiet_hours,
+    is_waiting,
     release_changed,
     resume,
     resume_migrated,
     try_now,
-    waits,
     wake,
 )
 from .failures.fingerprints import changed_phases
@@ -158,6 +158,7 @@ __all__ = [
     "is_fresh",
     "is_governed",
     "is_taken",
+    "is_waiting",
     "known_costs",
     "list_parked",
     "long_statements",
@@ -219,7 +220,6 @@ __all__ = [
     "view_totals",
     "views_read",
     "views_to_refresh",
-    "waits",
     "wake",
     "wake_next_in_line",
     "wave_of",

@@ -57,7 +57,9 @@ def _follow(refresh: Refresh, reporter: Reporter, stop: StopRequest) -> Refresh:
             display.update(now=bool(now.finished_at))
             if now.finished_at or stop():
                 return now
-            if now.view.held or engine.waits(now.view_id):  # perhaps because it has just failed
+            if now.view.held or engine.is_waiting(
+                now.view_id
+            ):  # perhaps because it has just failed
                 return Refresh.objects.select_related("view").get(pk=refresh.pk)
             if not told and time.monotonic() >= began + MAX_SECONDS_UNTAKEN:
                 told = True

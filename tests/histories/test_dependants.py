@@ -146,7 +146,9 @@ class Waves(MailboxMachine):
             still_open = Refresh.objects.filter(pk__in=each.upstream_refreshes, finished_at=None)
             for other in still_open.select_related("view"):
                 held = other.view.paused or not other.view.enabled
-                assert held or engine.waits(other.view_id), f"{each.pk} did not wait for {other.pk}"
+                assert held or engine.is_waiting(other.view_id), (
+                    f"{each.pk} did not wait for {other.pk}"
+                )
 
     def check_after_work(self) -> None:
         self.who_waits_for_others_begins_after_them()

@@ -31,7 +31,7 @@ from ..transactions import (
     short_transaction,
     statement_timeout,
 )
-from ..work.batch_parts import Attempted
+from ..work.batch_parts import AttemptedBatch
 from ..work.costs import record_full_timeout
 from ..work.loader import load_work
 from ..work.shard_work import Work
@@ -312,7 +312,7 @@ class _Attempt:
             run = None if work.one_run_only else work.next_run()
         return rows, limit
 
-    def _fail(self, step: Step, error: Exception, attempted: Attempted | None) -> None:
+    def _fail(self, step: Step, error: Exception, attempted: AttemptedBatch | None) -> None:
         errors = errors_of(alias())
         failure, full = errors.failure(error), False
         keys = attempted.dirty_keys if attempted else 0

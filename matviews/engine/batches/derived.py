@@ -27,7 +27,7 @@ from ...states import RefreshStrategy
 from ..parking.splitting import is_careful, run_dirty
 from ..tracking.dirty_keys import count_keys, dirty_keys, load_keys, save_dirty, truncate_reason
 from ..transactions import alias, statement_budget, statement_timeout
-from ..work.batch_parts import Attempted, Dirty
+from ..work.batch_parts import AttemptedBatch, DirtyPart
 from ..work.costs import expected_seconds, is_expensive, keys_budget
 from ..work.shard_work import Work
 from .checkpoints import needs_full_refresh, set_checkpoint
@@ -98,7 +98,7 @@ def _do_dirty(work: Work, run: PhaseRun, limit: int) -> Batch:
     return Batch(rows, [pending[0].pk, 0] if pending else None)
 
 
-def _cursor_after(parts: list[Dirty], done: int) -> list[int | None]:
+def _cursor_after(parts: list[DirtyPart], done: int) -> list[int | None]:
     """The cursor of a batch that has done `done` keys of these parts, but not all."""
     for part in parts:
         if done < part.count:
@@ -118,7 +118,7 @@ def _run_keys(
     budget, allowed = keys_budget(work, len(keys)), statement_timeout(work.definition)
     seconds = allowed if budget is None else min(budget, allowed)
     limited = statement_budget(seconds, allowed) if seconds < allowed else nullcontext()
-    work.attempted = Attempted(phases=1 + len(others), dirty_keys=len(keys), seconds=seconds)
+    work.attempted = AttemptedBatch(phases=1 + len(others), dirty_keys=len(keys), seconds=seconds)
     runner = sums_runner(work, run) or work.key_runner
     with limited:
         if is_careful(work):
@@ -195,7 +195,7 @@ def _do_everything(work: Work, run: PhaseRun, runner: BatchRunner) -> Batch:
             added = alone if phase is Phase.INSERT else 0  # the next one may not fit any more
             run.keys_scanned = (run.estimate or 0) + added
             return Batch(alone, None)
-        work.attempted = Attempted(phases=1 + len(others))
+        work.attempted = AttemptedBatch(phases=1 + len(others))
         keys, rows = runner.run_together([phase, *others])
         work.attempted = None
         work.written = {(run.refresh_id, each): (keys, rows[each]) for each in rows}

@@ -8,7 +8,7 @@ from ...queryset import key_columns
 from ...redact import bounded, error_text, loggable, traceback_text
 from ..rights import denied_for
 from ..transactions import alias, statement_timeout
-from ..work.batch_parts import Attempted
+from ..work.batch_parts import AttemptedBatch
 from ..work.shard_work import Work
 from .hooks import raised_by_hook
 
@@ -16,7 +16,7 @@ __all__ = ["loggable_error", "stored_texts"]
 
 
 def stored_texts(
-    error: Exception, work: Work | None, attempted: Attempted | None = None
+    error: Exception, work: Work | None, attempted: AttemptedBatch | None = None
 ) -> tuple[str, str]:
     """The text and the traceback of an error, as they are stored.
 
@@ -34,7 +34,7 @@ def stored_texts(
     return text, traceback_text(error, **allowed)
 
 
-def _limit(definition: ViewDefinition, attempted: Attempted | None) -> str:
+def _limit(definition: ViewDefinition, attempted: AttemptedBatch | None) -> str:
     """How long a statement may take, and what allows it more."""
     if attempted and attempted.dirty_keys and attempted.seconds < statement_timeout(definition):
         return (

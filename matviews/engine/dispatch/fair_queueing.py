@@ -34,7 +34,7 @@ MAX_UNTAKEN = 1
 TRUSTED = timedelta(seconds=15)
 #: How long a turn may take to come, unless the view's target is shorter: the turn that has to come
 #: first is next.
-MAX_PATIENCE = timedelta(minutes=1)
+MAX_TURN_WAIT = timedelta(minutes=1)
 
 
 def take_turns(messages: Iterable[Message]) -> list[Message]:
@@ -95,7 +95,7 @@ _OPEN = Refresh.objects.filter(view=OuterRef("view"), state=RefreshState.OPEN)
 
 def _queue_up(message: Message) -> bool:
     """Let a shard wait for its turn; False if it had it for this batch, or one is running."""
-    by = UtcNow() + _patience(message.shard_id)
+    by = UtcNow() + _max_wait(message.shard_id)
     return update_if_current(
         message.shard_id,
         message.token,
@@ -119,7 +119,7 @@ def revoke_turns(messages: Iterable[Message]) -> None:
             update_if_current(message.shard_id, message.token, _HAD_TURN & ~_CLAIMED, **undone)
 
 
-def _patience(shard_id: int) -> timedelta:
+def _max_wait(shard_id: int) -> timedelta:
     """How long a shard's turn may take to come: its view's target, or its shortest interval."""
     view = ViewShard.objects.select_related("view").get(pk=shard_id).view
     schedules = RefreshSchedule.objects.filter(
@@ -127,8 +127,8 @@ def _patience(shard_id: int) -> timedelta:
     ).exclude(every=None)
     wanted = [each.interval for each in schedules]
     targets = [view.freshness_target] if view.freshness_target else view.options.targets.values()
-    patience: timedelta = min([MAX_PATIENCE, *targets, *filter(None, wanted)])
-    return patience
+    wait: timedelta = min([MAX_TURN_WAIT, *targets, *filter(None, wanted)])
+    return wait
 
 
 def _granted(waiting: Iterable[ViewShard], free: int) -> Iterator[Message]:

@@ -32,6 +32,7 @@ __all__ = [
     "delay_after",
     "end_quiet_hours",
     "is_forced",
+    "is_waiting",
     "may_begin",
     "publish_ending",
     "record_ending",
@@ -40,7 +41,6 @@ __all__ = [
     "resume_migrated",
     "try_now",
     "wait",
-    "waits",
     "wake",
     "wake_views",
 ]
@@ -73,7 +73,7 @@ RESUMED: dict[str, Any] = {
 
 
 def may_begin(prefix: str = "") -> Q:
-    """Whether a view neither waits after a failure nor is suspended.
+    """Whether a view is neither suspended nor waiting, after a failure or for another reason.
 
     Args:
         prefix: of the control's columns, as in "view__".
@@ -92,8 +92,8 @@ def is_forced(view: str) -> Exists:
     return Exists(forced.filter(view=OuterRef(view)).order_by())
 
 
-def waits(view_id: int) -> bool:
-    """Whether the refreshes of a view wait because it has failed."""
+def is_waiting(view_id: int) -> bool:
+    """Whether the refreshes of a view wait: after failures, for quiet hours or the governor."""
     waiting = ViewControl.objects.filter(~(may_begin() | is_forced("pk")), pk=view_id)
     return waiting.exists()
 

@@ -3,8 +3,8 @@
 The rows that a refresh writes are changes of the source of the views that read them. Such a view
 waits while one that it reads, directly or through others, is running or about to begin with changes
 that are as old as its own: so a chain is refreshed in order, and a view that is reached in two ways
-is refreshed once. It waits at most for its schedule's delay, or for `PATIENCE` if that is longer,
-so that no view keeps it waiting forever.
+is refreshed once. It waits at most for its schedule's delay, or for `UPSTREAM_WAIT` if that is
+longer, so that no view keeps it waiting forever.
 """
 
 from collections.abc import Callable, Collection
@@ -21,10 +21,11 @@ from ...registry import registry
 from ..graph.view_graph import reached, views_upstream
 from ..tracking.change_ages import Ages, phases_of
 
-__all__ = ["PATIENCE", "DueRefresh", "Wave"]
+__all__ = ["UPSTREAM_WAIT", "DueRefresh", "Wave"]
 
-#: How long a refresh that is due waits for views upstream, if its schedule's delay is shorter.
-PATIENCE = timedelta(seconds=10)
+#: How long a refresh that is due waits for views upstream at most, if its schedule's delay is
+#: shorter.
+UPSTREAM_WAIT = timedelta(seconds=10)
 #: By how much ages may differ that were read one after the other.
 TOLERANCE = timedelta(milliseconds=100)
 #: How long before a view was last computed a batch may have begun whose rows it has not seen.
@@ -98,7 +99,7 @@ class Wave:
         waiting = self._found.pending[schedule.pk].waiting
         delay = self._delay(schedule) or timedelta()
         age = self._ages.since_seen(schedule, waiting=waiting) or timedelta()
-        left = (delay + max(delay, PATIENCE) - age).total_seconds()
+        left = (delay + max(delay, UPSTREAM_WAIT) - age).total_seconds()
         if left <= 0:
             return 0.0
         begin = (each.view_id for each in pending if self.seconds_left(each) < left)

@@ -13,7 +13,7 @@ from ...queryset import Plan
 from ...states import RefreshState, RefreshStrategy
 from ..locking import lock_available
 from ..transactions import alias, short_transaction
-from ..work.batch_parts import Attempted, Dirty
+from ..work.batch_parts import AttemptedBatch, DirtyPart
 from ..work.costs import expected_seconds, is_full_cheaper, max_worthwhile_keys, record_timeout
 from ..work.shard_work import Work
 from .pending_drains import processed
@@ -80,10 +80,10 @@ def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
     added = in_order(keys)
     for start in range(0, len(added), KEYS_PER_ROW):
         part = added[start : start + KEYS_PER_ROW]
-        dirty.append(Dirty(drain_number=shard.drain_number, count=len(part), keys=part))
+        dirty.append(DirtyPart(drain_number=shard.drain_number, count=len(part), keys=part))
 
 
-def _without(work: Work, dirty: list[Dirty], keys: set[Key]) -> list[Dirty]:
+def _without(work: Work, dirty: list[DirtyPart], keys: set[Key]) -> list[DirtyPart]:
     """The parts of earlier drains without keys that are dirty again: the new drain has them.
 
     So the keys of a view whose later phase keeps failing are stored once. Whatever needs an earlier
@@ -93,7 +93,7 @@ def _without(work: Work, dirty: list[Dirty], keys: set[Key]) -> list[Dirty]:
     if not dirty or any(run.active and run.batches for run in work.runs):
         return dirty
     load_keys(dirty)
-    kept, changed = list[Dirty](), list[Dirty]()
+    kept, changed = list[DirtyPart](), list[DirtyPart]()
     for part in dirty:
         rest = [key for key in part.keys or () if key not in keys]
         if len(rest) == part.count:
@@ -101,7 +101,7 @@ def _without(work: Work, dirty: list[Dirty], keys: set[Key]) -> list[Dirty]:
             continue
         delete_dirty([part])
         if rest:
-            changed.append(Dirty(drain_number=part.drain_number, count=len(rest), keys=rest))
+            changed.append(DirtyPart(drain_number=part.drain_number, count=len(rest), keys=rest))
     return kept + changed
 
 
@@ -143,7 +143,7 @@ def require_full_refresh(work: Work, run: PhaseRun, reason: str) -> None:
         )
 
 
-def give_up_keys(work: Work, run: PhaseRun, attempted: Attempted, *, is_last: bool) -> bool:
+def give_up_keys(work: Work, run: PhaseRun, attempted: AttemptedBatch, *, is_last: bool) -> bool:
     """Make the next run a full refresh after dirty keys timed out, if that is cheaper.
 
     Also if `is_last`, after smaller batches timed out too: what a full one takes may be unknown.
@@ -157,7 +157,7 @@ def give_up_keys(work: Work, run: PhaseRun, attempted: Attempted, *, is_last: bo
     return True
 
 
-def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
+def dirty_keys(work: Work, run: PhaseRun) -> list[DirtyPart]:
     """The dirty keys that a run has to process, in the order of `all_dirty`."""
     assert run.checkpoint is not None
     assert run.dirty_after is not None
@@ -168,12 +168,12 @@ def dirty_keys(work: Work, run: PhaseRun) -> list[Dirty]:
     ]
 
 
-def count_keys(dirty: Iterable[Dirty]) -> int:
+def count_keys(dirty: Iterable[DirtyPart]) -> int:
     """The number of keys in these parts."""
     return sum(part.count for part in dirty)
 
 
-def all_dirty(work: Work) -> list[Dirty]:
+def all_dirty(work: Work) -> list[DirtyPart]:
     """The dirty keys of the shard, read once per batch; `load_keys` reads the keys themselves.
 
     In the order of their rows, by which runs go through them; those without a row come last.
@@ -186,12 +186,12 @@ def all_dirty(work: Work) -> list[Dirty]:
         rows = DirtyKeys.objects.filter(shard=work.shard, drain_number__gt=done).order_by("pk")
         names = ("pk", "drain_number", "count")
         work.dirty = [
-            Dirty(**dict(zip(names, row, strict=True))) for row in rows.values_list(*names)
+            DirtyPart(**dict(zip(names, row, strict=True))) for row in rows.values_list(*names)
         ]
     return work.dirty
 
 
-def load_keys(dirty: Iterable[Dirty]) -> None:
+def load_keys(dirty: Iterable[DirtyPart]) -> None:
     """Read the keys of these parts where they are not loaded yet."""
     unloaded = {part.pk: part for part in dirty if part.pk and part.keys is None}
     if not unloaded:
@@ -223,7 +223,7 @@ def processed_by_all(work: Work) -> int:
     return min([processed(work.shard, work.shard.checkpoints), *reached])
 
 
-def delete_dirty(dirty: Iterable[Dirty]) -> None:
+def delete_dirty(dirty: Iterable[DirtyPart]) -> None:
     """Delete dirty keys by primary key: a scanning DELETE would wait for rows of other shards."""
     changes.delete_rows(DirtyKeys, [part.pk for part in dirty if part.pk is not None])
 

@@ -19,7 +19,9 @@ from .key_parts import Part, keys_left_out, parts, repair_part
 __all__ = ["MAX_EXAMPLES", "Verification", "check_verifiable", "stored_result", "verify"]
 
 MAX_EXAMPLES = 5  # differences of each kind that are reported with their values
-PATIENCE = 86_400.0  # seconds that a statement may take while a person waits, who can interrupt it
+INTERACTIVE_TIMEOUT = (
+    86_400.0  # seconds that a statement may take while a person waits, who can interrupt it
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +148,9 @@ class _Total:
     def compare(self, part: Part, *, leave_out_pending: bool, repair: bool) -> None:
         """Compare a part and add the result."""
         if leave_out_pending:
-            found = compare_without_pending(self._definition, self._view_id, part, PATIENCE)
+            found = compare_without_pending(
+                self._definition, self._view_id, part, INTERACTIVE_TIMEOUT
+            )
         else:
             found = compare_all(self._definition, part, MAX_EXAMPLES)
         self._add(found)

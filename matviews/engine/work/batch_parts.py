@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from ...databases.keys import Key
 
-__all__ = ["Attempted", "Dirty"]
+__all__ = ["AttemptedBatch", "DirtyPart"]
 
 
 @dataclass(kw_only=True, eq=False)
-class Dirty:
+class DirtyPart:
     """A part of a drain's dirty keys: a row of `DirtyKeys`, or a row that is yet to be inserted."""
 
     drain_number: int
@@ -21,7 +21,7 @@ class Dirty:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempted:
+class AttemptedBatch:
     """The batch of a derived phase that is running; after an error, the one that failed."""
 
     #: How many phases its statement runs: an error of several does not show which one failed.

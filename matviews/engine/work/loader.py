@@ -33,7 +33,7 @@ from ...databases.clock import UtcNow
 from ...databases.compiled import MAX_BIGINT, PK_PLACEHOLDER, CompiledSelect
 from ...models import PhaseRun, Refresh, ViewControl, ViewShard
 from ...states import RefreshState
-from ..failures.backoff import is_forced, may_begin, waits
+from ..failures.backoff import is_forced, is_waiting, may_begin
 from ..transactions import alias
 from .prerequisites import waits_for_others
 from .shard_work import Work
@@ -190,7 +190,7 @@ def _has_forced(control: ViewControl, refreshes: Collection[Refresh]) -> bool:
     """Whether a view has a forced refresh to do, perhaps among those that were not read."""
     if any(each.forced and not each.stop_requested for each in refreshes):
         return True
-    return len(refreshes) >= MAX_REFRESHES_READ and not waits(control.pk)
+    return len(refreshes) >= MAX_REFRESHES_READ and not is_waiting(control.pk)
 
 
 def _is_crowded(shard: ViewShard) -> bool:

@@ -19,7 +19,7 @@ from ...states import RunState
 from ..messages import Message
 from ..transactions import alias, now, utc_now
 from . import next_run
-from .batch_parts import Attempted, Dirty
+from .batch_parts import AttemptedBatch, DirtyPart
 from .long_runs import is_long
 
 __all__ = ["MAX_REFRESHES_BEGUN", "Work"]
@@ -69,11 +69,11 @@ class Work:
     #: before the drain.
     checkpoint: tuple[Checkpoint | None, str] | None = None
     #: The dirty keys of the shard; None before they are read.
-    dirty: list[Dirty] | None = None
+    dirty: list[DirtyPart] | None = None
     #: Whether the batch runs one phase only, because a batch of several has failed.
     one_run_only: bool = False
     #: The batch that is running, if it may fail in a way of its own.
-    attempted: Attempted | None = None
+    attempted: AttemptedBatch | None = None
     #: Keys and rows of the runs, by refresh and phase, of which a statement of this batch has done
     #: the work beside that of the first one.
     written: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)

@@ -357,7 +357,7 @@ def test_quiet_hours_that_were_removed_hold_no_longer_after_maintenance() -> Non
     refresh = engine.request(Limited)
     engine.close_finished_in_view(refresh.view_id)
     engine.end_quiet_hours()
-    assert engine.waits(refresh.view_id)
+    assert engine.is_waiting(refresh.view_id)
 
     views.update(quiet_from=None, quiet_until=None)
     engine.end_quiet_hours()

@@ -122,13 +122,13 @@ def test_saving_the_control_without_them_lets_it_begin() -> None:
     quiet()
     refresh = engine.request(Limited)
     tasks.dispatch(refresh.view_id)
-    assert engine.waits(refresh.view_id)
+    assert engine.is_waiting(refresh.view_id)
 
     view = control()
     view.quiet_from = view.quiet_until
     view.save()
 
-    assert not engine.waits(refresh.view_id)
+    assert not engine.is_waiting(refresh.view_id)
     assert inline.run_to_end(refresh).state == RefreshState.SUCCEEDED
 
 

@@ -221,7 +221,7 @@ class TestWaiting:
         Limited.insert(Limited.missing())
 
         assert Limited.is_fresh() is True
-        assert backoff.waits(control(Limited).pk)
+        assert backoff.is_waiting(control(Limited).pk)
 
     @pytest.mark.usefixtures("failing")
     def test_what_an_operator_saves_ends_the_wait(self) -> None:
@@ -230,11 +230,11 @@ class TestWaiting:
             lambda: RefreshSchedule.objects.create(view=control(), every=5),
         ):
             tick()
-            assert backoff.waits(control().pk)
+            assert backoff.is_waiting(control().pk)
 
             save()
 
-            assert not backoff.waits(control().pk)
+            assert not backoff.is_waiting(control().pk)
 
     @pytest.mark.usefixtures("failing")
     def test_a_crontab_keeps_its_times(self) -> None:
