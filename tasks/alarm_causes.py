@@ -22,7 +22,7 @@ MAKES_LATE = (
 )  # fmt: skip
 # What makes every view late, if it is broken.
 FOR_ALL = ("maintenance", "beat", "broker", "no worker")
-# It only repeats what each view says, and its alarm would end with the first one that is mended.
+# It only repeats what each view says, and its alarm would end with the first one that recovers.
 SUMMARY = "all views"
 
 

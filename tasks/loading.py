@@ -78,7 +78,7 @@ class _Load:
         loaded.pk = own.pk
         for name in OF_THIS_DATABASE:
             setattr(loaded, name, getattr(own, name))
-        loaded.default_scheduled |= own.default_scheduled
+        loaded.default_schedules_created |= own.default_schedules_created
         if created:
             _mark_dirty({own.pk})
 

@@ -83,7 +83,7 @@ def _request(due: engine.DueRefresh) -> int | None:
     except MatviewsError as error:  # it has been disabled, or the code has changed, since the poll
         log(logger, logging.INFO, "refresh refused", view=due.label, error=error)
         return None
-    if requested.finished_at:  # what the poll has found is for code that this process lacks
+    if requested.finished_at:  # what the poll found is for newer code than this process has
         engine.move_log()
         return None
     return requested.view_id

@@ -484,7 +484,7 @@ def test_explain_says_whether_a_view_can_be_read_as_of_now(transactional_db: Non
 
         call_command("update_materialized_views", "--explain", models=[label], stdout=out)
 
-    assert "View.current cannot read it: MatviewMeta.phases lacks delete" in out.getvalue()
+    assert "View.current cannot read it: MatviewMeta.phases has no delete" in out.getvalue()
 
 
 def test_an_additive_view_is_read_from_its_sums(sales: Sales) -> None:

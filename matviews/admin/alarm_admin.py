@@ -90,8 +90,8 @@ class AlarmAdmin(RecordAdmin):
     def notified(self, alarm: Any) -> SafeString:
         """When people were last notified, and what could not be delivered."""
         channels = alarm.undelivered.replace(",", ", ")
-        lacking = _("not delivered: %(channels)s") % {"channels": channels} if channels else ""
-        return labelled(_("Notified"), _with_detail(time_ago(alarm.notified_at), lacking))
+        missed = _("not delivered: %(channels)s") % {"channels": channels} if channels else ""
+        return labelled(_("Notified"), _with_detail(time_ago(alarm.notified_at), missed))
 
     @admin.display(description=gettext_lazy("Cause"))
     def cause(self, alarm: Any) -> SafeString:

@@ -64,9 +64,9 @@ class ShardShown:
         """The strategy, and what each was expected to take; "" before it is chosen."""
         run = self.progress.run
         expected = [
-            f"{strategy.label} {duration(run.expected[strategy])}"
+            f"{strategy.label} {duration(run.expected_seconds[strategy])}"
             for strategy in RefreshStrategy
-            if strategy in run.expected
+            if strategy in run.expected_seconds
         ]
         if not expected:
             return run.get_strategy_display()

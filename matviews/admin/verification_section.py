@@ -1,4 +1,4 @@
-"""What a view's page shows of verifications: the one under way, and what the last one found."""
+"""What a view's page shows of verifications: the running one, and what the last one found."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,7 +114,7 @@ class VerificationShown:
 
 
 def verification_context(control: ViewControl, status: ViewStatus) -> dict[str, Any]:
-    """The verification under way, and the last one; {} if the view has no source."""
+    """The running verification, and the last one; {} if the view has no source."""
     if control.definition is None or not control.definition.has_source:
         return {}
     found = control.verification
@@ -127,7 +127,7 @@ def verification_context(control: ViewControl, status: ViewStatus) -> dict[str, 
 
 
 def verifying_text(verifying: Verifying | None) -> str:
-    """Where a verification under way is; "" without one."""
+    """How far the running verification is; "" without one."""
     if verifying is None:
         return ""
     if verifying.wait:

@@ -180,7 +180,7 @@ def oldest_waiting(views: Collection[int] | None = None) -> dict[int, timedelta]
         )
     }
     for table, changed, age in logged:
-        for view in records[table].concerned(changed) if table in records else ():
+        for view in records[table].views_reading(changed) if table in records else ():
             note(view, age)
     queues = ViewChange.objects.all()
     of_views = _ages(queues, "view")
@@ -223,7 +223,7 @@ def count_waiting() -> dict[int, int]:
     tables = {table for table, _changed, _count in logged}
     records = {each.table: each for each in TrackedTable.objects.filter(table__in=tables)}
     for table, changed, count in logged:
-        for view in records[table].concerned(changed) if table in records else ():
+        for view in records[table].views_reading(changed) if table in records else ():
             counts[view] += count
     for view, count in _counted(ViewChange.objects.all(), "view"):
         counts[view] += count

@@ -129,7 +129,7 @@ def readers(low: int, high: int, tables: Sequence[str] = ()) -> dict[int, dateti
     records = {each.table: each for each in TrackedTable.objects.filter(table__in=names)}
     found: dict[int, datetime] = {}
     for table, changed, oldest in logged:
-        for view in records[table].concerned(changed) if table in records else ():
+        for view in records[table].views_reading(changed) if table in records else ():
             found[view] = min(oldest, found.get(view, oldest))
     return found
 

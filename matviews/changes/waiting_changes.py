@@ -37,7 +37,7 @@ def waiting_changes(view_id: int, tables: Collection[str]) -> list[QueuedChange]
         *(
             as_change(table, links, logged_at)
             for table, links, logged_at, changed in _entries(logged, "changed")
-            if view_id in concerned[table].concerned(changed)
+            if view_id in concerned[table].views_reading(changed)
         ),
     ]
 

@@ -50,7 +50,7 @@ def current_obstacle(definition: ViewDefinition, plan: Plan) -> str:
     for phase in Phase:
         if phase not in definition.options.phases:
             return (
-                f"MatviewMeta.phases lacks {phase}, so its rows are not those of source(): read "
+                f"MatviewMeta.phases has no {phase}, so its rows are not those of source(): read "
                 f"its table"
             )
     if reason := changes.tracking_of(plan).reason:

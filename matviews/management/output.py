@@ -30,7 +30,7 @@ class Output:
         self.entries: list[dict[str, Any]] = []
         #: Their key in the document.
         self.subject = "views"
-        #: What else the document has, beside its objects.
+        #: What else the document has.
         self.facts: dict[str, Any] = {}
 
     def say(self, line: str) -> None:

@@ -69,7 +69,7 @@ def upstream_in_words(upstream: Upstream) -> Iterator[str]:
 
 
 def not_logged_in_words(status: ViewStatus) -> str:
-    """Which tables have no triggers, and what to do about it; "" if none lacks them."""
+    """Which tables have no triggers, and what to do about it; "" if all have them."""
     if not status.not_logged:
         return ""
     return (

@@ -121,7 +121,7 @@ class Lines:
 
 
 class ProgressDisplay:
-    """Makes a reporter show the progress of a refresh from time to time, whoever works on it."""
+    """Has a reporter show the progress of a refresh at intervals, in whichever process it runs."""
 
     def __init__(self, refresh: Refresh, reporter: Reporter) -> None:
         self._refresh, self._reporter = refresh, reporter

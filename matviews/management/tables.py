@@ -328,7 +328,7 @@ def _run_as_dict(run: PhaseRun) -> dict[str, Any]:
         "batches": done.batches,
         "seconds": round(done.seconds, 3),
         "strategy": done.strategy or None,
-        "expected_seconds": done.expected,
+        "expected_seconds": done.expected_seconds,
         "full_refresh_reason": done.full_refresh_reason or None,
         "error": run.error,
     }

@@ -313,7 +313,7 @@ class Migration(migrations.Migration):
                 ("governed_since", models.DateTimeField(editable=False, null=True)),
                 ("echoes", models.PositiveSmallIntegerField(default=0, editable=False)),
                 ("suspended_at", models.DateTimeField(editable=False, null=True)),
-                ("default_scheduled", models.BooleanField(default=False, editable=False)),
+                ("default_schedules_created", models.BooleanField(default=False, editable=False)),
                 ("fingerprints", models.JSONField(default=dict, editable=False)),
                 ("verification", models.JSONField(editable=False, null=True)),
                 ("differing", models.JSONField(editable=False, null=True)),
@@ -631,7 +631,7 @@ class Migration(migrations.Migration):
                         max_length=16,
                     ),
                 ),
-                ("expected", models.JSONField(default=dict)),
+                ("expected_seconds", models.JSONField(default=dict)),
                 ("full_refresh_reason", models.CharField(blank=True, max_length=255)),
                 ("parked", models.PositiveIntegerField(default=0)),
                 (

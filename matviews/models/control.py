@@ -179,7 +179,7 @@ class ViewControl(Totals):
     #: Since when refreshes wait for a person, because the view kept failing.
     suspended_at = models.DateTimeField(null=True, editable=False)
     #: Whether `MatviewMeta.refresh_every` has been applied, which happens only once.
-    default_scheduled = models.BooleanField(default=False, editable=False)
+    default_schedules_created = models.BooleanField(default=False, editable=False)
     #: By derived phase, the fingerprint of the definition that it last succeeded with.
     fingerprints = models.JSONField(default=dict, editable=False)
     #: The result of the last `verify()`.

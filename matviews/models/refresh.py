@@ -150,7 +150,7 @@ class PhaseRun(Bookkeeping):
     #: How it was done; blank before it starts, and if nothing had changed.
     strategy = models.CharField(max_length=16, blank=True, choices=RefreshStrategy.choices)
     #: Seconds that each strategy was expected to take when the run started, as far as known.
-    expected = models.JSONField(default=dict)
+    expected_seconds = models.JSONField(default=dict)
     full_refresh_reason = models.CharField(max_length=255, blank=True)
     #: How many keys it has left out, because their rows cannot be computed or written.
     parked = models.PositiveIntegerField(default=0)

@@ -113,7 +113,7 @@ class RefreshSchedule(models.Model):
     """When a view is refreshed or verified: by an interval, by a crontab, or on change.
 
     The periodic tasks of django-celery-beat are generated from the first two. What is due on change
-    is found by whoever looks for changes: the task `matviews.pulse`, or the command with --follow.
+    is found by whatever polls for changes: the task `matviews.pulse`, or the command with --follow.
     """
 
     view = models.ForeignKey(

@@ -119,8 +119,12 @@ class TrackedTable(Bookkeeping):
             str(pk): sorted(columns) for pk, columns in views.items() if columns is not None
         }
 
-    def concerned(self, changed: Collection[str] | None) -> list[int]:
-        """The views that read one of the changed columns; None if any column may have changed."""
+    def views_reading(self, changed: Collection[str] | None) -> list[int]:
+        """The views that read one of the changed columns.
+
+        Args:
+            changed: names of columns; None if any may have changed.
+        """
         if changed is None:
             return list(self.views)
         read = {view: self.columns_read(view) for view in self.views}

@@ -246,7 +246,7 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
     else:
         run.estimate = count_keys(dirty_keys(work, run))
         run.strategy = RefreshStrategy.BY_KEYS
-    run.expected = expected_seconds(
+    run.expected_seconds = expected_seconds(
         work, [run.phase], None if run.dirty_after is None else run.estimate
     )
     return plan

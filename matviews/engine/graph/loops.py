@@ -1,8 +1,8 @@
 """Views on change whose refreshes change their own source: a loop that no check sees.
 
 A trigger of the project may write into a source of a view when the view's rows change. Each refresh
-then makes the next one due, for ever. Such a view is slowed, not stopped: what changes its source
-besides is still refreshed at once. It is recognized by when its changes were logged: in a loop, all
+then makes the next one due, for ever. Such a view is slowed, not stopped: other changes of its
+source are still refreshed at once. It is recognized by when its changes were logged: in a loop, all
 of them while it or a view that reads it was refreshed, and none while these are at rest.
 """
 

@@ -46,7 +46,7 @@ def sync_controls() -> None:
 
     Rows of removed views stay: they hold the history and the operators' settings.
     """
-    known = dict(ViewControl.objects.values_list("label", "default_scheduled"))
+    known = dict(ViewControl.objects.values_list("label", "default_schedules_created"))
     new = [definition for definition in registry if definition.label not in known]
     ViewControl.objects.bulk_create(
         [ViewControl(label=view.label, **_first_values(view)) for view in new],
@@ -136,8 +136,8 @@ def _first_values(definition: ViewDefinition) -> dict[str, Any]:
 def _schedule(control: ViewControl, definition: ViewDefinition) -> None:
     """Create the schedules that the code proposes, once, and only for a view that has none."""
     with short_transaction():
-        unscheduled = ViewControl.objects.filter(pk=control.pk, default_scheduled=False)
-        if unscheduled.update(default_scheduled=True) and not control.schedules.exists():
+        unscheduled = ViewControl.objects.filter(pk=control.pk, default_schedules_created=False)
+        if unscheduled.update(default_schedules_created=True) and not control.schedules.exists():
             RefreshSchedule.objects.bulk_create(
                 RefreshSchedule(view=control, **proposed) for proposed in _proposed(definition)
             )

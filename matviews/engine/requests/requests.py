@@ -123,7 +123,7 @@ def _known_status(
     """The view's change status, and whether its phases are known to have no work.
 
     (None, False) if that is unknown: always inside a transaction, whose snapshot may be old, and
-    for a disabled view. A view that has failed has work: its next refresh shows that it is mended.
+    for a disabled view. A view that has failed has work: its next refresh shows if it works again.
     """
     if _in_transaction():
         return None, False

@@ -1,4 +1,4 @@
-"""How far work is: in numbers, and phase by phase of a refresh, whoever works on it."""
+"""How far refreshes are: in numbers, and phase by phase, whichever process works on them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace

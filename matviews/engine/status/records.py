@@ -1,6 +1,6 @@
-"""The rows of the bookkeeping that the status of views is found from, in five statements.
+"""Reading the rows from which the status of views is computed.
 
-One more, if verifications are under way.
+It takes five statements, and one more while verifications run.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The verification of a view that is under way, as people see it."""
+"""The running verification of a view, as people see it."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,7 +34,7 @@ class Verifying:
 
 
 def find_verifying(view_id: int) -> Verifying | None:
-    """The verification of a view that is under way."""
+    """The running or requested verification of a view; None without one."""
     run = VerifyRun.objects.filter(view=view_id).annotate(now=UtcNow()).first()
     return _shown(run, run.now) if run else None
 

@@ -22,7 +22,7 @@ class ViewStatus:
 
     #: The label of the view.
     label: str
-    #: The first that applies, in the order of `status._state`.
+    #: The first that applies, in the order of `statuses._state`.
     state: ViewState
     #: The phases whose rows were built by another definition than the current one.
     definition_changed: tuple[Phase, ...] = ()
@@ -90,7 +90,7 @@ class ViewStatus:
     running: tuple[Claim, ...] = ()
     #: What the last verification found, as `ViewControl.verification` has it.
     verification: Mapping[str, Any] | None = None
-    #: The verification that is under way.
+    #: The verification that is running or requested.
     verifying: Verifying | None = None
     #: Since when its rows are known to differ, and how many: as `ViewControl.differing` has it.
     differing: Mapping[str, Any] | None = None

@@ -70,7 +70,7 @@ def compare_without_pending(
 
 
 def _kinds(definition: ViewDefinition, differences: Differences, part: Part) -> list[Kind]:
-    """The kinds of which there are differences that a phase of the view would mend."""
+    """The kinds of differences that occur and that a phase of the view would fix."""
     return [
         kind
         for kind in part.kinds

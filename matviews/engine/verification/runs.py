@@ -279,12 +279,12 @@ def _still_differing(before: Any, result: dict[str, Any]) -> dict[str, Any] | No
     A difference of an untracked view may be a change since its last refresh, and its next refresh
     compares all rows anyway.
     """
-    differ, mended = _differ(result), result["repaired"] is not None and not result["error"]
-    if differ and not mended and not result["untracked"]:
+    differ, repaired = _differ(result), result["repaired"] is not None and not result["error"]
+    if differ and not repaired and not result["untracked"]:
         counts = {kind: result[kind] for kind in ("missing", "differing", "surplus")}
         return {"since": before["since"] if before else result["at"], **counts}
     is_full = not result["sample"] and not result["error"]
-    return None if is_full and (mended or not differ) else before
+    return None if is_full and (repaired or not differ) else before
 
 
 def _differ(result: dict[str, Any]) -> int:
@@ -312,5 +312,5 @@ def _update(message: VerifyMessage, **changes: Any) -> bool:
 
 
 def _lease() -> timedelta:
-    """How long a message may be under way; a worker may take a statement's timeout longer."""
+    """How long a message may take; a worker may take a statement's timeout longer."""
     return timedelta(seconds=get_settings().LEASE)

@@ -74,8 +74,8 @@ class Work:
     one_run_only: bool = False
     #: The batch that is running, if it may fail in a way of its own.
     attempted: AttemptedBatch | None = None
-    #: Keys and rows of the runs, by refresh and phase, of which a statement of this batch has done
-    #: the work beside that of the first one.
+    #: What a statement of this batch has already done for later phases, by refresh and phase: how
+    #: many keys it processed and how many rows it wrote.
     written: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     #: What reads the sums of an additive view, by the refresh that is full, 0 for dirty keys; None
     #: if its rows are computed from the source.
