@@ -15,7 +15,7 @@ LATE = (
     ViewState.BEHIND, ViewState.NEVER_BUILT, ViewState.CHANGED, ViewState.UPSTREAM_FAILED,
     ViewState.UPSTREAM_PAUSED,
 )  # fmt: skip
-# A view in these states makes those late that read it; its other states delay nobody.
+# A view in these states makes those late that read it; its other states delay none.
 MAKES_LATE = (
     ViewState.INVALID, ViewState.SUSPENDED, ViewState.FAILED, ViewState.NOT_MIGRATED,
     ViewState.BEHIND, ViewState.UPSTREAM_FAILED, ViewState.UPSTREAM_PAUSED,

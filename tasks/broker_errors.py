@@ -15,7 +15,7 @@ __all__ = ["clear", "collected", "in_words", "last_error", "record"]
 
 MAX_LENGTH = 300  # characters
 SECONDS_BETWEEN_RECORDS = 60.0  # of the errors of one process
-# A process that failed may have ended, so nobody clears what it has recorded.
+# A process that failed may have ended, so that what it recorded is never cleared.
 MAX_AGE = timedelta(minutes=3)
 
 _errors: ContextVar[list[str] | None] = ContextVar("errors", default=None)

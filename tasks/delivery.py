@@ -51,7 +51,7 @@ class Delivery:
             self.record_late()
 
     def record_late(self) -> None:
-        """Record what was delivered although nobody waited for it any more.
+        """Record what was delivered after the wait for it had ended.
 
         By the thread at its end, and by who waited, once it has recorded what was left.
         """

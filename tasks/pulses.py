@@ -1,4 +1,4 @@
-"""How beat sends `matviews.pulse`: whenever it is due, but less and less often if nobody takes it.
+"""How beat sends `matviews.pulse`: whenever it is due, but ever less often if no worker takes it.
 
 A broker keeps what no worker takes, so pulses would pile up. This way a day without workers leaves
 a few dozen of them. Once a worker takes one, beat sends all of them again.

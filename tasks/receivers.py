@@ -29,7 +29,7 @@ def connect() -> None:
 
 
 def _beat_started(**_kwargs: Any) -> None:
-    """Write the periodic tasks: without any, nobody would run `matviews.maintain`, which does."""
+    """Write the periodic tasks: without any, beat never sends `matviews.maintain`, which does."""
     reconcile_if_possible()
 
 

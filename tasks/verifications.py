@@ -63,7 +63,7 @@ def _requested(
 
 
 def rescue() -> None:
-    """Send the messages again of verifications that nobody works on."""
+    """Re-send the messages of verifications that no worker is running."""
     send(engine.rescue_verifications())
 
 

@@ -21,7 +21,7 @@ MAX_DELETED = 2_000  # refreshes deleted in one call, of each kind
 MAX_ON_CHANGE = 1_000
 MAX_FOLDED = 1_000  # failures compared in one call, the newest
 MAX_COMPARED = 200  # characters of an error that say what kind it is
-# How long a failure is left alone, as somebody may be waiting to see how it ended.
+# How long a failure is left alone, because a caller may be waiting to see how it ended.
 SETTLED = timedelta(minutes=10)
 
 

@@ -1,6 +1,6 @@
 """Row counts of the views' tables, in a few statements for all of them.
 
-A table that somebody has locked delays them by some seconds and no longer.
+A table that another session has locked delays them by some seconds and no longer.
 """
 
 from collections.abc import Iterable

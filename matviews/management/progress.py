@@ -62,7 +62,7 @@ class Meter:
 
     @property
     def left(self) -> float | None:
-        """Seconds to the end; None if nobody can say."""
+        """Seconds to the end; None if it is unknown."""
         progress, rate = self.progress, self.rate
         if not progress.total or not rate:
             return None

@@ -169,7 +169,7 @@ class ViewControl(Totals):
     failed_phases = models.JSONField(default=list, editable=False)
     #: The digest of the definition that failed last.
     failed_definition = models.CharField(max_length=64, blank=True, editable=False)
-    #: Until then, refreshes that nobody forces wait: after a failure, or for `wait`.
+    #: Until then, refreshes that are not forced wait: after a failure, or for `wait`.
     retry_at = models.DateTimeField(null=True, editable=False)
     wait = WaitField(null=True, editable=False)
     #: Since when the governor lets its refreshes wait.

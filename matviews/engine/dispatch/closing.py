@@ -64,7 +64,7 @@ def close_finished(shard_id: int, report: BatchReport | None = None) -> NextStep
     """Close the finished refreshes of a shard, and find the batch that is due.
 
     Requesters and workers call it after their commit, so that one of the two sees what the other
-    has committed. Calling it again does no harm. If nobody calls it, `matviews.maintain` does so a
+    has committed. Calling it again does no harm. If no process does, `matviews.maintain` does so a
     lease later. A worker passes the report of its batch: what it knows need not be read again.
     """
     closed, others_wait, is_over = _close_known(report)

@@ -7,7 +7,7 @@ as there are workers, and a short refresh waits for about one batch, whatever th
 
 Correctness does not depend on turns. They are no part of a batch, and a message that is sent out of
 turn is run as usual. A turn holds others back for `TRUSTED` at most, and only once for each batch:
-if its message was lost or nobody takes it, it is re-sent out of turn, like that of a short refresh.
+if its message is lost or not taken, it is re-sent out of turn, like that of a short refresh.
 While only one long refresh runs, it costs no statement.
 """
 
@@ -30,7 +30,7 @@ __all__ = ["grant_all_turns", "grant_turns", "revoke_turns", "take_turns"]
 
 #: Messages of long refreshes in one queue that no worker has taken.
 MAX_UNTAKEN = 1
-#: For so long, a turn whose message nobody takes holds others back; then it may be lost.
+#: How long a turn whose message no worker takes holds others back; then it may be lost.
 TRUSTED = timedelta(seconds=15)
 #: How long a turn may take to come, unless the view's target is shorter: the turn that has to come
 #: first is next.
@@ -58,7 +58,7 @@ def grant_turns(
     Args:
         queue: its name, "" for the default.
         taken: the primary key of a shard whose message a worker has just taken.
-        at_most: how many messages that nobody has taken there may be, `MAX_UNTAKEN` by default.
+        at_most: how many messages that no worker has taken there may be, `MAX_UNTAKEN` by default.
     """
     at_most = MAX_UNTAKEN if at_most is None else at_most
     shards = ViewShard.objects.filter(Exists(_OPEN), turn_queue=queue).annotate(now=UtcNow())
@@ -106,7 +106,7 @@ def _queue_up(message: Message) -> bool:
 
 
 def _is_lost(message: Message) -> bool:
-    """Whether a shard had its turn for this batch a while ago, and nobody has taken the message."""
+    """Whether a shard had its turn for this batch a while ago, and its message was not taken."""
     untaken = ViewShard.objects.filter(_HAD_TURN, ~_CLAIMED, pk=message.shard_id)
     return untaken.filter(token=message.token, turn_granted_at__lte=UtcNow() - TRUSTED).exists()
 

@@ -124,7 +124,7 @@ def _stand_in_line(view_id: int, queue: str) -> None:
 
 
 def _taken(queue: str) -> set[int]:
-    """The permits of a queue that are not free; those that nobody uses any more are taken away."""
+    """The permits of a queue that are not free; unused ones are taken away."""
     permits: QuerySet[Any] = RefreshPermit.objects.filter(queue=queue, number__isnull=False)
     old = Q(used_at__lte=UtcNow() - timedelta(seconds=get_settings().LEASE))
     found = list(permits.annotate(old=Case(When(old, then=Value(True)), default=Value(False))))

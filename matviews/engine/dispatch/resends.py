@@ -1,4 +1,4 @@
-"""How long messages that nobody takes wait until they are sent again."""
+"""How long messages that no worker takes wait until they are sent again."""
 
 from datetime import datetime, timedelta
 
@@ -17,7 +17,7 @@ def resend_interval(resends: int) -> timedelta:
 
 
 def first_sent(shard: ViewShard) -> datetime | None:
-    """About when the message was sent first that a shard waits for; None if nobody recorded it.
+    """About when the message that a shard waits for was first sent; None if it is not recorded.
 
     The sending that follows a batch, a resumption or a wait is recorded; that of a request is not.
     """

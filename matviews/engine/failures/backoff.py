@@ -225,7 +225,7 @@ def try_now(view_ids: Iterable[int], *, wait_again: bool = False) -> None:
 
 
 def wait(control: ViewControl, time: timedelta, reason: Wait) -> None:
-    """Let the refreshes of a view that nobody forces wait for a while; `wake` ends it."""
+    """Have refreshes of a view that are not forced wait for a while; `wake` ends it."""
     views = ViewControl.objects.filter(pk=control.pk, suspended_at=None)
     if not views.filter(may_begin()).update(retry_at=UtcNow() + time, wait=reason):
         return
@@ -283,7 +283,7 @@ def _wake(view_id: int, over: QuerySet[ViewControl]) -> bool:
 
 
 def _expect_messages(view_ids: Iterable[int]) -> None:
-    """Record that the messages of views are sent now, so that nobody misses them before a lease."""
+    """Record that the messages of views are sent now, so that `rescue` gives them a lease."""
     lease = timedelta(seconds=get_settings().LEASE)
     if not (controls := list(view_ids)):
         return

@@ -35,7 +35,7 @@ UPSTREAM_TRUSTED = 1.0
 
 
 def on_change_obstacle(definition: ViewDefinition | None) -> str:
-    """Why nobody can tell whether a view has changes to process; "" if they can."""
+    """Why a view cannot be refreshed on change: its changes are not known. "" if it can."""
     return changes.known_tracking(definition, alias()).reason if definition else ""
 
 

@@ -120,7 +120,7 @@ def _delete_outdated(work: Work) -> None:
 def due_changes(work: Work) -> list[QueuedChange]:
     """Parked keys that are to be tried again now, as changes of the view's queue.
 
-    Only those of phases whose runs have yet to start: nobody else would try them, and each refresh
+    Only those of phases whose runs have yet to start: no other run would try them, and each refresh
     of other phases would find them due again.
     """
     if not work.shard.parked_count or work.definition is None:

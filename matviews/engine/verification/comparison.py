@@ -112,7 +112,7 @@ class _PendingKeys:
         tables = changes.tracking_of(plan).tables
         self._shard = ViewShard.objects.get(view=view_id)
         waiting = changes.waiting_changes(view_id, tables)
-        #: The keys to which changes lead that nobody has drained; None for any key.
+        #: The keys to which changes lead that have not been drained; None for any key.
         self._waiting = resolve(plan, waiting, MAX_PENDING).keys
         self._differing: dict[frozenset[Key], dict[Kind, set[Key]]] = {}
 

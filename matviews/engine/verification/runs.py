@@ -125,7 +125,7 @@ def _covers(run: VerifyRun, sample: int | None, repair: bool) -> bool:
 
 
 def rescue_verifications() -> list[VerifyMessage]:
-    """The messages to send again: of runs that nobody has taken, or whose worker has gone."""
+    """The messages to send again: of runs that no worker has taken, or whose worker is gone."""
     quiet = VerifyRun.objects.filter(Q(resend_after=None) | Q(resend_after__lt=UtcNow()))
     runs = quiet.order_by("pk").select_related("view")
     found = [VerifyMessage(run.pk, run.token, run.view.queue_name) for run in runs]
