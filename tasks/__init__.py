@@ -158,7 +158,7 @@ def pulse() -> None:
     Its message does not expire: `Pulse` sends only a few while no worker takes them, and it is
     never wrong to poll late.
     """
-    if (expiry.came_from_beat(pulse.request) and not polling.is_time()) or _poll():
+    if (expiry.came_from_beat(pulse.request) and not polling.is_due()) or _poll():
         heartbeat.try_record_poll("pulsed_at")
 
 
@@ -233,7 +233,7 @@ def _run_batch(phase: Phase, shard_id: Any, token: Any) -> None:
     if report.outcome.recorded:  # otherwise others take care of the shard, or `maintain` will
         _send_due([engine.close_finished(shard_id, report)])
     crowded_queues.pass_on_after(report, _send_turns)
-    if polling.is_time():
+    if polling.is_due():
         _poll()
 
 

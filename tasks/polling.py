@@ -17,7 +17,7 @@ from ..logs import log
 from ..models import Origin
 from ..redact import error_text
 
-__all__ = ["is_time", "poll", "request_due", "request_without_change"]
+__all__ = ["is_due", "poll", "request_due", "request_without_change"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _POLLER = engine.ChangePoller()
 _POLLED = [time.monotonic()]
 
 
-def is_time() -> bool:
+def is_due() -> bool:
     """Whether a worker should poll again on its own, as if a pulse had come; never without pulses.
 
     Of the pulses that have piled up during a long batch, one is enough.

@@ -210,7 +210,7 @@ def test_a_batch_counts_for_as_long_as_it_runs(
 def test_one_alone_costs_no_statement(
     broker: Broker, views: list[type[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks.polling, "is_time", lambda: False)  # however slow the machine is
+    monkeypatch.setattr(tasks.polling, "is_due", lambda: False)  # however slow the machine is
     ask(views[0])
     broker.work(1)
     (_task, (shard, token)) = broker.messages[0]
