@@ -37,12 +37,12 @@ class MatviewsConfig(AppConfig):
         """Connect what needs the models."""
         from . import checks, engine  # noqa: F401 - registers the system checks
         from .tasks import checks as celery_checks  # noqa: F401
-        from .tasks import expiry, heartbeat, pulse_on_commit, receivers
+        from .tasks import expiry, heartbeat, hints, receivers
 
         receivers.connect()
         expiry.connect()
         heartbeat.connect()
-        pulse_on_commit.connect()
+        hints.connect()
         engine.connect_spans()
         pre_migrate.connect(_drop_triggers, sender=self, dispatch_uid="matviews.pre_migrate")
         post_migrate.connect(_after_migrate, sender=self, dispatch_uid="matviews.post_migrate")

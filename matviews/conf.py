@@ -113,9 +113,9 @@ class Settings:
     #: How often, in seconds, a worker checks for refreshes that are due on change, while a schedule
     #: is on change; 0: never, because `update_materialized_views --follow` does.
     PULSE_SECONDS: int = 1
-    #: Whether a commit of this process that changes the source of a view on change sends a pulse at
-    #: once, so that a worker need not wait for the next one of beat.
-    PULSE_ON_COMMIT: bool = False
+    #: Whether a commit of this process that changes the source of a view on change sends a worker
+    #: to check at once, instead of with the next pulse.
+    HINT_ON_COMMIT: bool = False
     #: The Celery queue of the tasks; None leaves it to `task_routes` and the default queue. A view
     #: may have another one.
     CELERY_QUEUE: str | None = None

@@ -30,7 +30,7 @@ ALLOWED = {
     "matviews.queryset.sql": "restricts these queries to windows and keys",
     "matviews.databases": "compiles the engine's queries once, and updates rows that nobody holds",
     "matviews.changes.followed": "compiles a part of the statement that looks for changes",
-    "matviews.tasks.pulse_on_commit": "receives `connection_created`, which Django documents",
+    "matviews.tasks.hints": "receives `connection_created`, which Django documents",
     "matviews.queryset.unmigrated": "names the migrations that have yet to run",
 }
 

@@ -1,9 +1,8 @@
-"""Sending a pulse after a commit of this process, when a view on change is due.
+"""Hints: after a commit of this process, have a worker look when a view on change is due.
 
-With `PULSE_ON_COMMIT`, nobody waits for the next pulse of beat. The request only notes which tables
-it wrote to; a thread of the process decides what that means, and sends. So a broker that hangs
-delays no request. Such a pulse may be lost, with its process for example: the next one of beat
-finds the change.
+With `HINT_ON_COMMIT`, nobody waits for the next pulse. The request only notes which tables it wrote
+to; a thread of the process decides what that means, and sends. So a broker that hangs delays no
+request. A hint may be lost, with its process for example: the next pulse finds the change.
 """
 
 import logging
@@ -29,13 +28,12 @@ from ..models import RefreshSchedule, TrackedTable
 from ..redact import loggable
 from .pulses import are_taken
 
-__all__ = ["CommitPulser", "connect"]
+__all__ = ["Hinter", "connect"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds: at least between two pulses of a process; without any after one that could not be sent;
-#: for which it trusts what it has read of schedules. Those of beat are never further apart than the
-#: last.
+#: Seconds: at least between two hints of a process; without any after one that could not be sent;
+#: for which it trusts what it has read of schedules. Pulses are never further apart than the last.
 MIN_INTERVAL, SILENCE, TRUSTED, LONGEST_DELAY = 0.1, 30.0, 10.0, 20.0
 #: Seconds after which a transaction notes a table again: a rollback may have undone the first note.
 NOTED = 1.0
@@ -48,23 +46,23 @@ TABLE = re.compile(
 
 
 def connect() -> None:
-    """Note what this process writes from now on, if it is to send pulses."""
-    connection_created.connect(_watch, dispatch_uid="matviews.pulse_on_commit")
-    os.register_at_fork(after_in_child=_PULSER.reset)
+    """Note what this process writes from now on, if it is to give hints."""
+    connection_created.connect(_watch, dispatch_uid="matviews.hints")
+    os.register_at_fork(after_in_child=_HINTER.forget)
 
 
-class CommitPulser:
-    """Sends pulses from a thread of its own, which it starts when a table of a view is written.
+class Hinter:
+    """Sends hints from a thread of its own, which it starts when a table of a view is written.
 
     Args:
-        send: sends a pulse; raises if the broker refuses.
+        send: sends one hint; raises if the broker refuses.
     """
 
     def __init__(self, send: Callable[[], object]) -> None:
         self._send = send
-        self.reset()
+        self.forget()
 
-    def reset(self) -> None:
+    def forget(self) -> None:
         """Start from scratch, as a forked process must."""
         self._wake, self._starting = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
@@ -86,7 +84,7 @@ class CommitPulser:
                 self._thread = self._thread or self._start()
 
     def _start(self) -> threading.Thread:
-        thread = threading.Thread(target=self._run, name="matviews-pulses", daemon=True)
+        thread = threading.Thread(target=self._run, name="matviews-hints", daemon=True)
         thread.start()
         return thread
 
@@ -99,11 +97,11 @@ class CommitPulser:
                 due = self.step(due)
             except Exception as error:  # noqa: BLE001 - whatever a database or a broker raises
                 due, self._silent_until = math.inf, time.monotonic() + SILENCE
-                sentence = "pulse not sent; workers find the change with the next one"
+                sentence = "no hint sent; workers find the change with the next pulse"
                 log(logger, logging.WARNING, sentence, exception=loggable(error, trusted=False))
 
     def step(self, due: float) -> float:
-        """Send a pulse if one is due.
+        """Send a hint if one is due.
 
         Args:
             due: when that is, by the monotonic clock.
@@ -119,7 +117,7 @@ class CommitPulser:
         return math.inf
 
     def _next_due(self) -> float:
-        """When a pulse is due for what was written meanwhile; infinite if for nothing."""
+        """When a hint is due for what was written meanwhile; infinite if for nothing."""
         written, moment = set[str](), time.monotonic()
         while self._written:
             written.add(self._written.popitem()[0])
@@ -164,14 +162,14 @@ def _send() -> None:
         pulse.apply_async(queue=get_settings().CELERY_QUEUE, retry=False)
 
 
-_PULSER = CommitPulser(_send)
+_HINTER = Hinter(_send)
 #: By connection, when its transaction noted each table.
 _NOTED: WeakKeyDictionary[Any, dict[str, float]] = WeakKeyDictionary()
 
 
 def _watch(*, connection: Any, **_kwargs: Any) -> None:
     """Have a new connection to the database of the views note what is written."""
-    if not get_settings().PULSE_ON_COMMIT or _execute in connection.execute_wrappers:
+    if not get_settings().HINT_ON_COMMIT or _execute in connection.execute_wrappers:
         return
     if connection.alias == engine.alias() or _is_same(connection):
         connection.execute_wrappers.append(_execute)
@@ -194,7 +192,7 @@ def _execute(execute: Callable[..., Any], sql: Any, params: Any, many: bool, con
 def _note_on_commit(connection: Any, table: str) -> None:
     if not connection.in_atomic_block:
         if connection.get_autocommit():
-            _PULSER.note(table)
+            _HINTER.note(table)
         return
     noted, moment = _NOTED.setdefault(connection, {}), time.monotonic()
     if moment >= noted.get(table, -math.inf) + NOTED:
@@ -204,4 +202,4 @@ def _note_on_commit(connection: Any, table: str) -> None:
 
 def _committed(noted: dict[str, float], table: str) -> None:
     noted.pop(table, None)
-    _PULSER.note(table)
+    _HINTER.note(table)

@@ -15,8 +15,8 @@ from django.test import override_settings
 
 from matviews import changes, engine, tasks
 from matviews.models import RefreshSchedule, ViewControl
-from matviews.tasks import heartbeat, pulse_on_commit
-from matviews.tasks.pulse_on_commit import CommitPulser
+from matviews.tasks import heartbeat, hints
+from matviews.tasks.hints import Hinter
 from tests.helpers.source_views import sourced_up_to_date
 from tests.sample.models import Item
 
@@ -41,7 +41,7 @@ HANGS = 60.0  # seconds, at most
     ],
 )
 def test_the_table_that_a_statement_writes_to(sql: str, table: str | None) -> None:
-    found = pulse_on_commit.TABLE.match(sql)
+    found = hints.TABLE.match(sql)
 
     assert (found and found[1]) == table
 
@@ -50,15 +50,15 @@ class TestNoted:
     @pytest.fixture
     def noted(self, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Iterator[list[str]]:
         """The tables that were noted."""
-        settings.MATVIEWS = {"PULSE_ON_COMMIT": True}
+        settings.MATVIEWS = {"HINT_ON_COMMIT": True}
         tables = list[str]()
-        monkeypatch.setattr(pulse_on_commit, "_PULSER", SimpleNamespace(note=tables.append))
+        monkeypatch.setattr(hints, "_HINTER", SimpleNamespace(note=tables.append))
         connection.ensure_connection()
-        pulse_on_commit._watch(connection=connection)
-        pulse_on_commit._watch(connection=connection)  # connected again
+        hints._watch(connection=connection)
+        hints._watch(connection=connection)  # connected again
         yield tables
-        connection.execute_wrappers.remove(pulse_on_commit._execute)
-        pulse_on_commit._NOTED.clear()
+        connection.execute_wrappers.remove(hints._execute)
+        hints._NOTED.clear()
 
     def test_each_way_to_write(self, noted: list[str]) -> None:
         item = Item.objects.create(value=1)
@@ -112,10 +112,10 @@ class TestNoted:
 
         assert noted == []
 
-    def test_no_connection_is_watched_if_it_is_off(self) -> None:
-        pulse_on_commit._watch(connection=connection)
+    def test_no_connection_is_watched_if_nobody_wants_hints(self) -> None:
+        hints._watch(connection=connection)
 
-        assert pulse_on_commit._execute not in connection.execute_wrappers
+        assert hints._execute not in connection.execute_wrappers
 
     @pytest.mark.parametrize(("changed", "watched"), [({}, True), ({"NAME": "another"}, False)])
     def test_another_alias_counts_if_it_leads_to_the_same_database(
@@ -126,10 +126,10 @@ class TestNoted:
             settings_dict={**connection.settings_dict, **changed},
             execute_wrappers=[],
         )
-        with override_settings(MATVIEWS={"PULSE_ON_COMMIT": True}):
-            pulse_on_commit._watch(connection=other)
+        with override_settings(MATVIEWS={"HINT_ON_COMMIT": True}):
+            hints._watch(connection=other)
 
-        assert other.execute_wrappers == [pulse_on_commit._execute] * watched
+        assert other.execute_wrappers == [hints._execute] * watched
 
 
 class Clock:
@@ -147,8 +147,8 @@ class TestSent:
     def clock(self, own_views: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
         """Workers take pulses, and a tracked view follows the items at once."""
         clock = Clock()
-        monkeypatch.setattr(pulse_on_commit, "time", clock)
-        monkeypatch.setattr(pulse_on_commit, "connections", mock.Mock())  # its thread is this one
+        monkeypatch.setattr(hints, "time", clock)
+        monkeypatch.setattr(hints, "connections", mock.Mock())  # its thread is this one
         control = ViewControl.objects.get(label=sourced_up_to_date()._meta.label)
         RefreshSchedule.objects.create(view=control, on_change=True, every=0, period="seconds")
         heartbeat.record(pulsed_at=engine.now())
@@ -160,82 +160,78 @@ class TestSent:
         return mock.Mock()
 
     @pytest.fixture
-    def pulser(self, send: mock.Mock) -> CommitPulser:
+    def hinter(self, send: mock.Mock) -> Hinter:
         """One whose steps the test takes."""
-        pulser = CommitPulser(send)
-        pulser._thread = threading.current_thread()
-        return pulser
+        hinter = Hinter(send)
+        hinter._thread = threading.current_thread()
+        return hinter
 
-    def written(self, pulser: CommitPulser, table: str = TABLE, due: float = math.inf) -> float:
-        pulser.note(table)
-        return pulser.step(due)
+    def written(self, hinter: Hinter, table: str = TABLE, due: float = math.inf) -> float:
+        hinter.note(table)
+        return hinter.step(due)
 
-    def test_a_table_that_a_view_reads(self, pulser: CommitPulser, send: mock.Mock) -> None:
-        due = self.written(pulser)
+    def test_a_table_that_a_view_reads(self, hinter: Hinter, send: mock.Mock) -> None:
+        due = self.written(hinter)
 
         assert send.call_count == 1
         assert due == math.inf
 
-    def test_nothing_for_other_tables(self, pulser: CommitPulser, send: mock.Mock) -> None:
-        self.written(pulser, "elsewhere")
-        pulser.note("elsewhere")
+    def test_nothing_for_other_tables(self, hinter: Hinter, send: mock.Mock) -> None:
+        self.written(hinter, "elsewhere")
+        hinter.note("elsewhere")
 
         assert send.call_count == 0
-        assert not pulser._wake.is_set() or not pulser._written
+        assert not hinter._wake.is_set() or not hinter._written
 
     @pytest.mark.parametrize("changed", [{"enabled": False}, {"every": None}, {"every": 60}])
     def test_nothing_for_schedules_that_a_pulse_serves_as_well(
-        self, pulser: CommitPulser, send: mock.Mock, changed: dict[str, Any]
+        self, hinter: Hinter, send: mock.Mock, changed: dict[str, Any]
     ) -> None:
         RefreshSchedule.objects.update(**changed)
-        self.written(pulser)
+        self.written(hinter)
 
         assert send.call_count == 0
 
-    def test_nothing_while_workers_take_no_pulses(
-        self, pulser: CommitPulser, send: mock.Mock
-    ) -> None:
+    def test_nothing_while_workers_take_no_pulses(self, hinter: Hinter, send: mock.Mock) -> None:
         heartbeat.record(pulsed_at=None)
-        self.written(pulser)
+        self.written(hinter)
 
         assert send.call_count == 0
 
     def test_it_is_sent_when_the_view_is_due(
-        self, pulser: CommitPulser, send: mock.Mock, clock: Clock
+        self, hinter: Hinter, send: mock.Mock, clock: Clock
     ) -> None:
         """However often the source changes meanwhile."""
         RefreshSchedule.objects.update(every=4)
-        due = self.written(pulser)
+        due = self.written(hinter)
         clock.moment += 3
-        due = self.written(pulser, due=due)
+        due = self.written(hinter, due=due)
         early = send.call_count
         clock.moment += 1.1
-        due = pulser.step(due)
+        due = hinter.step(due)
 
         assert early == 0
         assert send.call_count == 1
         assert due == math.inf
 
-    def test_at_most_one_in_so_long(
-        self, pulser: CommitPulser, send: mock.Mock, clock: Clock
-    ) -> None:
+    def test_at_most_one_in_so_long(self, hinter: Hinter, send: mock.Mock, clock: Clock) -> None:
         due = math.inf
         for _write in range(100):
-            due = self.written(pulser, due=due)
+            due = self.written(hinter, due=due)
             clock.moment += 0.01
 
         assert 9 <= send.call_count <= 11
 
     def test_schedules_are_read_again_after_a_while(
-        self, pulser: CommitPulser, send: mock.Mock, clock: Clock
+        self, hinter: Hinter, send: mock.Mock, clock: Clock
     ) -> None:
         RefreshSchedule.objects.update(enabled=False)
-        self.written(pulser)
+        self.written(hinter)
         RefreshSchedule.objects.update(enabled=True)
-        self.written(pulser)
-        clock.moment += pulse_on_commit.TRUSTED
+        self.written(hinter)
+        clock.moment += hints.TRUSTED
         soon = send.call_count
-        self.written(pulser)
+        self.written(hinter)
 
         assert soon == 0
         assert send.call_count == 1
@@ -245,9 +241,7 @@ class TestThread:
     @pytest.fixture(autouse=True)
     def _known(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The items matter, which takes no database to find out."""
-        monkeypatch.setattr(
-            CommitPulser, "_read_delays", lambda self: self._delays.update({TABLE: 0.0})
-        )
+        monkeypatch.setattr(Hinter, "_read_delays", lambda self: self._delays.update({TABLE: 0.0}))
 
     def test_a_request_does_not_wait_for_a_broker_that_hangs(self) -> None:
         hangs, goes_on, sent = threading.Event(), threading.Event(), threading.Event()
@@ -257,48 +251,50 @@ class TestThread:
             goes_on.wait(HANGS)
             sent.set()
 
-        pulser = CommitPulser(send)
-        pulser.note(TABLE)
+        hinter = Hinter(send)
+        hinter.note(TABLE)
         assert hangs.wait(HANGS)
         for _request in range(1_000):
-            pulser.note(TABLE)
+            hinter.note(TABLE)
         still_hangs = not sent.is_set()
         goes_on.set()
 
         assert still_hangs
         assert sent.wait(HANGS)
-        assert len(pulser._written) <= 1
+        assert len(hinter._written) <= 1
 
     def test_silence_after_one_that_could_not_be_sent(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         failed = threading.Event()
-        monkeypatch.setattr(pulse_on_commit, "log", lambda *_words, **_facts: failed.set())
-        pulser = CommitPulser(mock.Mock(side_effect=OSError("refused")))
-        pulser.note(TABLE)
+        monkeypatch.setattr(hints, "log", lambda *_words, **_facts: failed.set())
+        hinter = Hinter(mock.Mock(side_effect=OSError("refused")))
+        hinter.note(TABLE)
         assert failed.wait(HANGS)
-        pulser._written[TABLE] = None
+        hinter._written[TABLE] = None
 
-        assert pulser._silent_until > time.monotonic()
-        assert pulser._next_due() == math.inf
+        assert hinter._silent_until > time.monotonic()
+        assert hinter._next_due() == math.inf
 
     def test_a_process_that_was_forked_has_its_own(self) -> None:
-        pulse_on_commit._PULSER._thread = threading.current_thread()
+        hints._HINTER._thread = threading.current_thread()
         child = os.fork()
         if child == 0:
-            os._exit(0 if pulse_on_commit._PULSER._thread is None else 1)
+            os._exit(0 if hints._HINTER._thread is None else 1)
         _pid, status = os.waitpid(child, 0)
-        pulse_on_commit._PULSER.reset()
+        hints._HINTER.forget()
 
         assert status == 0
 
 
 @pytest.mark.parametrize("eager", [False, True])
-def test_such_a_pulse_is_not_sent_again(monkeypatch: pytest.MonkeyPatch, eager: bool) -> None:
+def test_a_hint_is_a_pulse_that_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch, eager: bool
+) -> None:
     apply_async = mock.Mock()
     monkeypatch.setattr(tasks.pulse, "apply_async", apply_async)
     conf = SimpleNamespace(task_always_eager=eager)
-    monkeypatch.setattr(pulse_on_commit, "current_app", SimpleNamespace(conf=conf))
-    pulse_on_commit._send()
+    monkeypatch.setattr(hints, "current_app", SimpleNamespace(conf=conf))
+    hints._send()
 
     assert apply_async.call_args_list == [mock.call(queue=None, retry=False)] * (not eager)
