@@ -29,6 +29,8 @@ PYTEST_OPTIONS = (
     "--numprocesses", str(WORKERS), "--max-worker-restart", "0",
     "--dist", "loadfile", "--no-loadscope-reorder", "-p", "tests.helpers.crashes",
 )  # fmt: skip
+# Exit statuses of pytest: tests failed; none was chosen, as -k may do on one of the databases.
+TESTS_FAILED, NO_TESTS = 1, 5
 GRACE = 60.0  # seconds to drop test databases after Ctrl-C
 POLL = 0.1
 INTERRUPTED = 130
@@ -61,7 +63,7 @@ class Part:
 
     def end(self, code: int) -> None:
         self.code = code
-        self.result = "FAILED" if code else "passed"
+        self.result = {0: "passed", NO_TESTS: "no tests"}.get(code, "FAILED")
         self.seconds = time.monotonic() - self._started
 
     def __str__(self) -> str:
@@ -243,17 +245,14 @@ def run_coverage(options: list[str]) -> int:
         return code
     subprocess.run([*coverage, "combine", "--quiet"], cwd=ROOT, check=True)
     report = subprocess.run([*coverage, "report"], cwd=ROOT, check=False).returncode
-    if any(part.code not in (0, TESTS_FAILED) for part in parts):
+    if any(part.code not in (0, NO_TESTS, TESTS_FAILED) for part in parts):
         return 1  # it ended early: nobody knows which tests it left out
     again = [
         pytest_part(database, *options, "--last-failed", *own_cache(database))
         for database, part in zip(DATABASES, parts, strict=True)
-        if part.code
+        if part.code == TESTS_FAILED
     ]
     return int(bool(report)) | (run(again, at_once=False) if again else 0)
-
-
-TESTS_FAILED = 1  # as pytest says it
 
 
 def own_cache(database: str) -> list[str]:

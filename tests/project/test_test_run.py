@@ -75,6 +75,7 @@ def test_a_part_that_fails_keeps_no_other_from_running(
         python("first", "raise SystemExit(3)"),
         run_tests.Part("second", problem="no server"),
         python("third", "print('here')"),
+        python("fourth", f"raise SystemExit({run_tests.NO_TESTS})"),
     ]
 
     assert run_tests.run(parts, at_once=at_once) == 1
@@ -85,6 +86,7 @@ def test_a_part_that_fails_keeps_no_other_from_running(
         "  FAILED     0 s  first",
         "  skipped      -  second: no server",
         "  passed     0 s  third",
+        "  no tests   0 s  fourth",
     ]
 
 
