@@ -168,9 +168,8 @@ def _install(
     up_to_date = are_up_to_date(dialect, table, spec, present)
     same = up_to_date and set(present.values()) == set(record.triggers)
     if same and known == views and not lacking:
-        TrackedTable.objects.filter(table=table).exclude(pending_version="").update(
-            pending_version=""
-        )
+        outdated = TrackedTable.objects.filter(table=table).exclude(pending_version="")
+        outdated.update(pending_version="")
         return
     to_refresh = {*views, *known}
     if same:

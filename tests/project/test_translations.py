@@ -152,9 +152,8 @@ def keep_silent(for_seconds: float | None) -> None:
     if for_seconds is None:
         MAINTENANCE.update(total_run_count=9)
     else:
-        Heartbeat.objects.create(
-            maintenance_ended_at=timezone.now() - timedelta(seconds=for_seconds)
-        )
+        before = timezone.now() - timedelta(seconds=for_seconds)
+        Heartbeat.objects.create(maintenance_ended_at=before)
 
 
 def schedule(label: str = "sample.Limited", **fields: Any) -> RefreshSchedule:
