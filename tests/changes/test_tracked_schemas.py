@@ -320,6 +320,19 @@ class TestSQLite:
 
             assert keys_of(view, written("REPLACE INTO made_rows VALUES (3, 1)")) == [2]
 
+    def test_what_is_replaced_by_an_index_with_another_collation_than_its_column(self) -> None:
+        with (
+            defined(
+                "CREATE TABLE made_rows (id integer PRIMARY KEY, n integer, note text)",
+                "CREATE UNIQUE INDEX made_by_hand ON made_rows (note COLLATE NOCASE)",
+                undone=GONE,
+            ),
+            tracked_view_of("made_rows") as view,
+        ):
+            execute("INSERT INTO made_rows VALUES (1, 1, 'A'), (2, 2, 'b')")
+
+            assert keys_of(view, written("REPLACE INTO made_rows VALUES (3, 1, 'a')")) == [2]
+
 
 class TestRights:
     @on_postgres

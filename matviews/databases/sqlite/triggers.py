@@ -37,15 +37,15 @@ class SQLiteTriggers(Triggers):
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
         """REPLACE fires no trigger for the rows it deletes, so each INSERT looks for them first."""
         if event == "replace":
-            log = self._log(table, spec, self.name(table))
-            replaced = f"FROM {self.name(table)} WHERE {self._replaced(table)}"
+            replaced = f"FROM {self.name(table)} WHERE ({self._replaced(table)})"
+            log = self._log(table, spec, self.name(table), rows=replaced)
             missing = "".join(
                 f" INSERT INTO {self.name(each.name)} ({WEIGHT}) SELECT NULL {replaced};"
                 for each in sorted(spec.value_logs)
             )
             yield (
                 f"CREATE TRIGGER {self.name(name)} BEFORE INSERT ON {self.name(table)} BEGIN "
-                f"{log} {replaced};{missing} END"
+                f"{log};{missing} END"
             )
             return
         when, rows = "", {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
@@ -73,18 +73,22 @@ class SQLiteTriggers(Triggers):
                     f"SELECT {', '.join(values)}"
                 )
 
-    def _log(self, table: str, spec: TriggerSpec, row: str, changed: str = "") -> str:
+    def _log(
+        self, table: str, spec: TriggerSpec, row: str, changed: str = "", rows: str = ""
+    ) -> str:
+        """A statement that logs `row`; or each of `rows`, which are FROM and WHERE."""
         values = {"table": self.literal(table), "links": self._links(row, spec.links)}
         if changed:
             values["changed"] = changed
-        log = f"{self.insert(values)} SELECT {', '.join(values.values())}"
+        log = f"{self.insert(values)} SELECT {', '.join(values.values())} {rows}".rstrip()
         if spec.links:
             return log
         waiting = self.name("changed")
         covered = f"{waiting} IS NULL{changed and f' OR {waiting} = {changed}'}"
         return (
-            f"{log} WHERE NOT EXISTS (SELECT 1 FROM {self.log} "
+            f"{log} {'AND' if rows else 'WHERE'} NOT EXISTS (SELECT 1 FROM {self.log} "
             f"WHERE {self.name('table')} = {values['table']} AND ({covered}))"
+            f"{' LIMIT 1' * bool(rows)}"
         )
 
     def _changed(self, spec: TriggerSpec) -> str:
@@ -154,24 +158,34 @@ class SQLiteTriggers(Triggers):
         """Whether a new row would replace this one."""
         row = self.name(table)
         same = (
-            " AND ".join(f"{row}.{name} = NEW.{name}" for name in map(self.name, key))
+            " AND ".join(
+                f"{row}.{self.name(name)} = NEW.{self.name(name)} COLLATE {self.name(collation)}"
+                for name, collation in key
+            )
             for key in sorted(self._keys(table))
         )
         return " OR ".join(f"({condition})" for condition in same) or "FALSE"
 
-    def _keys(self, table: str) -> set[tuple[str, ...]]:
-        """The columns of each unique index that the database has, declared in a model or not."""
-        found: dict[str, list[str | None]] = {}
+    def _keys(self, table: str) -> set[tuple[tuple[str, str], ...]]:
+        """The columns of each unique index that the database has, declared in a model or not.
+
+        Each with the collation in which the index compares it. Indexes of expressions are left out.
+        """
+        found: dict[str, list[tuple[str | None, str]]] = {}
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT '', name FROM pragma_table_info(%s) WHERE pk UNION ALL "
-                "SELECT i.name, c.name FROM pragma_index_list(%s) i, pragma_index_info(i.name) c "
-                'WHERE i."unique"',
+                "SELECT '', name, 'BINARY' FROM pragma_table_info(%s) WHERE pk UNION ALL "
+                "SELECT i.name, c.name, c.coll FROM pragma_index_list(%s) i, "
+                """pragma_index_xinfo(i.name) c WHERE i."unique" AND c.key""",
                 [table, table],
             )
-            for index, column in cursor.fetchall():
-                found.setdefault(index, []).append(column)
-        return {tuple(filter(None, columns)) for columns in found.values() if all(columns)}
+            for index, column, collation in cursor.fetchall():
+                found.setdefault(index, []).append((column, collation))
+        return {
+            tuple((column, collation) for column, collation in key if column is not None)
+            for key in found.values()
+            if all(column is not None for column, _collation in key)
+        }
 
     def _same(self, table: str, columns: Collection[str]) -> str:
         return " AND ".join(map(self._same_value, sorted(columns)))
