@@ -409,3 +409,19 @@ def test_a_key_and_a_value_of_which_the_case_alone_changes() -> None:
             ("bob", "TWO"),
         }
         changes.remove(engine.alias())
+
+
+@pytest.mark.only_on("postgres", "mariadb", reason="SQLite's decimals are floats")
+def test_decimals_with_more_digits_than_a_float() -> None:
+    """MariaDB and MySQL compare a list of texts with them as floats."""
+    kept = Kept(lambda **more: models.DecimalField(max_digits=20, decimal_places=2, **more))
+    keys = [f"123456789012345678.0{digit}" for digit in range(1, 5)]
+    dialect, field = dialect_of(engine.alias()), kept.Row._meta.get_field("k")
+    some = Keys(tuple((key,) for key in keys[1:3]), (dialect.kind_of(field),))
+    with kept.tracked(), connection.cursor() as cursor:
+        kept.insert(*((key, 1) for key in keys))
+        among = dialect.among(["k"], some)
+        cursor.execute(
+            f"SELECT k FROM {kept.Row._meta.db_table} WHERE {among.text} ORDER BY k", among.params
+        )
+        assert [str(key) for (key,) in cursor.fetchall()] == keys[1:3]
