@@ -462,7 +462,7 @@ def test_a_field_of_that_name_takes_its_place(transactional_db: None) -> None:
     ("options", "reason"),
     [
         ({"tracking": False}, "MatviewMeta.tracking is False"),
-        ({"phases": ["insert"]}, "lacks update"),
+        ({"phases": ["insert"]}, "has no update"),
     ],
 )
 def test_views_that_cannot_be_read_as_of_now_say_why(

@@ -43,7 +43,7 @@ def page_of(refresh: Refresh) -> str:
 
 def test_the_page_of_a_refresh_shows_strategy_and_estimates(admin_client: Client) -> None:
     refresh = run(Walked)
-    shown_run = {"strategy": "by_keys", "expected": {"by_keys": 0.04, "full": 1.5}}
+    shown_run = {"strategy": "by_keys", "expected_seconds": {"by_keys": 0.04, "full": 1.5}}
     PhaseRun.objects.filter(refresh=refresh, phase="insert").update(**shown_run)
     text = shown(admin_client, page_of(refresh))
     assert "Strategy by keys (expected: by keys 40 ms, in full 1.5 s)" in text
