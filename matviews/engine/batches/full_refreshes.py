@@ -23,18 +23,20 @@ logger = logging.getLogger(__name__)
 def walk(work: Work, run: PhaseRun, plan: Plan, limit: int) -> Batch:
     """Run one batch of a full refresh from the source.
 
-    Windows leave the parked keys out. Keys are listed where a batch has just failed for its data.
+    Windows leave the parked keys out, if a statement can name them all. Otherwise, and where a
+    batch has just failed for its data, it is the other keys that are listed.
     """
     if plan.strategy.staged and not run.stage and not _goes_unstaged(work, run, plan):
         _stage(work, run, plan)
     unstaged = plan.strategy.staged and run.strategy == RefreshStrategy.FULL
     by_keys, phase = can_split(plan, run.stage), Phase(run.phase)
-    if (work.splitting or unstaged) and by_keys:
+    without = load_parked(work, phase) if by_keys else {}
+    if by_keys and (work.splitting or unstaged or len(without) > plan.dialect.max_keys):
         return walk_keys(work, run, limit)
     if plan.strategy.staged and not run.stage:
         walked = plan.batch_runner().run_whole(phase, progress_of(run))
     else:
-        runner = plan.batch_runner(run.stage, load_parked(work, phase) if by_keys else ())
+        runner = plan.batch_runner(run.stage, without)
         walked = runner.run_window(phase, progress_of(run), limit)
     batch = recorded(run, walked)
     if is_careful(work) and batch.cursor is None:

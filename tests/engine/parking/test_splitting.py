@@ -15,9 +15,11 @@ from django.test import override_settings
 
 from benchmarks.statements import statements
 from matviews import engine
+from matviews.databases import dialect_of
 from matviews.engine.batches import full_refreshes
 from matviews.engine.parking import bisection
 from matviews.engine.parking.bisection import Bisection
+from matviews.engine.parking.splitting import walk_keys
 from matviews.models import ParkedKey, ViewShard
 from matviews.phases import Phase
 from matviews.queryset import BatchRunner, fill_stage
@@ -617,12 +619,31 @@ def test_a_full_refresh_leaves_parked_keys_out_without_splitting(*, tracked: boo
         source.change(*EVERYTHING)
         if tracked:
             source.View.mark_dirty()  # which has parked keys tried again, too
-        with mock.patch.object(full_refreshes, "walk_keys") as walk_keys:
+        with mock.patch.object(full_refreshes, "walk_keys") as by_lists:
             source.refresh(batch_size=20)
-        assert not walk_keys.called
+        assert not by_lists.called
         assert source.parked() == {10, 30}
         assert source.right() == {*EVERYTHING, COUNT + 1} - {2, 10, 30}
         assert set(ParkedKey.objects.values_list("tries", flat=True)) == {6 if tracked else 5}
+
+
+def test_more_parked_keys_than_a_statement_can_name_are_left_out_by_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Poisoned(options={"tracking": False})
+    with source.ready():
+        source.fill(COUNT)
+        bad = {5, 10, 20, 30, 40}
+        source.poison("null", *bad)
+        source.refresh()
+        ParkedKey.objects.update(retry_at=engine.now() + timedelta(hours=1))
+        monkeypatch.setattr(type(dialect_of(engine.alias())), "max_keys", len(bad) - 1)
+        source.change(*EVERYTHING)
+        with mock.patch.object(full_refreshes, "walk_keys", wraps=walk_keys) as by_lists:
+            source.refresh()
+        assert by_lists.called
+        assert source.parked() == bad
+        assert source.right() == EVERYTHING - bad
 
 
 @pytest.mark.parametrize("batch_size", [3, 100], ids=["windows", "all at once"])
