@@ -9,8 +9,8 @@ __all__ = ["TriggerSpec", "ValueLog", "is_covered"]
 class ValueLog(NamedTuple):
     """A table that gets the values of each changed row, for one additive view.
 
-    An entry has a weight: 1 of a row that has come, -1 of one that has gone. Without a weight, an
-    entry says that changes are missing here.
+    An entry has a weight: 1 of a row that has come, -1 of one that has gone, 0 of one that may have
+    gone. Without a weight, an entry says that changes are missing here.
     """
 
     #: The table's name.

@@ -160,7 +160,7 @@ class ViewSums(Bookkeeping):
     drain_number = models.BigIntegerField(default=-1)
     #: The refresh that computed them; 0 for none.
     refresh = models.BigIntegerField(default=0)
-    #: Why they were last given up, "" if never.
+    #: Why they, or those of some groups, were last recomputed; "" if never.
     reason = models.CharField(max_length=255, blank=True)
 
     objects = WriteDatabaseManager["ViewSums"]()

@@ -63,11 +63,12 @@ class CurrentSums:
     def obstacles(self) -> Iterator[SQL]:
         """Why the sums as of now cannot be used: any of these conditions."""
         sums = self.sums
-        yield SQL(f"EXISTS (SELECT 1 FROM {self.log} WHERE {WEIGHT} IS NULL)")
+        unsure = f" OR {WEIGHT} = 0" if sums.tables.has_doubts else ""
+        yield SQL(f"EXISTS (SELECT 1 FROM {self.log} WHERE {WEIGHT} IS NULL{unsure})")
         suspect = sums.tables.suspect(sums.places)
         yield SQL(f"EXISTS (SELECT 1 FROM {MERGED} WHERE {suspect})")
         if sums.columns.extremes:
-            yield SQL(f"({sums.tables.left(self.table, sums.columns, LOGGED)}) > 0")
+            yield SQL(f"EXISTS ({sums.tables.left(self.table, sums.columns, LOGGED)})")
         additive = sums.additive
         table = additive.model._meta.db_table
         yield self.rows.sql.altered(table, additive.log, additive.columns)

@@ -11,17 +11,18 @@ from typing import NamedTuple
 
 from django.db import connections
 
-from ..sql import SQL
+from ..sql import SQL, qualified
 
 __all__ = [
-    "GONE", "ROWS_KEPT", "WEIGHT", "Extreme", "SumColumns", "SumTables", "count_name", "sum_name",
-    "sum_names",
+    "GONE", "ROWS_KEPT", "UNSURE", "WEIGHT", "Extreme", "SumColumns", "SumTables", "count_name",
+    "sum_name", "sum_names",
 ]  # fmt: skip
 
 WEIGHT = "matviews_weight"
 ENTRY = "matviews_entry"  # the number of an entry
 ROWS_KEPT = "matviews_rows"  # how many rows a group has
 GONE = "matviews_gone"  # the entries that are being added up
+UNSURE = "matviews_unsure"  # how many entries have a group recomputed
 
 
 def count_name(number: int) -> str:
@@ -95,6 +96,8 @@ class SumTables:
     stores_what_fits = False
     #: Whether a value log compares texts as their table does.
     copies_collations = False
+    #: Whether an entry may have the weight 0: the group of this row is to be recomputed.
+    has_doubts = True
 
     def __init__(self, using: str) -> None:
         self.using = using
@@ -245,7 +248,7 @@ class SumTables:
         return ", ".join(found)
 
     def left(self, table: str, columns: "SumColumns", rows: str) -> str:
-        """A query for how many groups may have lost an extreme value. Run it before adding.
+        """A query for the groups that may have lost an extreme value. Run it before adding.
 
         Args:
             table: the table of sums, quoted.
@@ -262,8 +265,8 @@ class SumTables:
                 f"kept.{each.count} + given.{each.count} > 0 AND {gone} {beyond} {best})"
             )
         return (
-            f"SELECT count(*) FROM {rows} given LEFT JOIN {table} kept ON {same} "
-            f"WHERE {' OR '.join(lost) or '1 = 0'}"
+            f"SELECT {', '.join(qualified('given', columns.key))} FROM {rows} given "
+            f"LEFT JOIN {table} kept ON {same} WHERE {' OR '.join(lost) or '1 = 0'}"
         )
 
     #: The number of an entry of a log.
@@ -272,10 +275,6 @@ class SumTables:
     def temporary(self, name: str) -> str:
         """A temporary table, as statements name it."""
         return f"temp.{name}"
-
-    def copy_entries(self, copy: str, log: str) -> str:
-        """A statement that copies a value log, quoted, into a temporary table."""
-        return f"CREATE TEMPORARY TABLE {copy} AS SELECT {self.entry} AS {ENTRY}, * FROM {log}"
 
     def drop_copy(self, copy: str) -> str:
         """A statement that drops the temporary table, if there is one."""

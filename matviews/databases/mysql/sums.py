@@ -17,6 +17,7 @@ class MySQLSumTables(SumTables):
     """The entries of a log are numbered: whatever else is locked, one is found by its number."""
 
     adds_decimals = True
+    has_doubts = False
     larger, smaller = "GREATEST", "LEAST"
     #: A trigger runs without strict mode, so that it never makes a writer fail.
     stores_what_fits = True
@@ -65,9 +66,6 @@ class MySQLSumTables(SumTables):
 
     def temporary(self, name: str) -> str:
         return name
-
-    def copy_entries(self, copy: str, log: str) -> str:
-        return f"CREATE TEMPORARY TABLE {copy} SELECT * FROM {log}"
 
     def drop_copy(self, copy: str) -> str:
         return f"DROP TEMPORARY TABLE IF EXISTS {copy}"

@@ -22,6 +22,7 @@ class PostgreSQLSumTables(SumTables):
     """Whole numbers are added up as NUMERIC: in BIGINT, AVG would become an integer division."""
 
     adds_decimals = True
+    has_doubts = False
     larger, smaller = "GREATEST", "LEAST"
 
     def present(self) -> set[str]:

@@ -39,13 +39,10 @@ class SQLiteTriggers(Triggers):
         if event == "replace":
             replaced = f"FROM {self.name(table)} WHERE ({self._replaced(table)})"
             log = self._log(table, spec, self.name(table), rows=replaced)
-            missing = "".join(
-                f" INSERT INTO {self.name(each.name)} ({WEIGHT}) SELECT NULL {replaced};"
-                for each in sorted(spec.value_logs)
-            )
+            doubts = "".join(f" {each} {replaced};" for each in self._doubts(table, spec))
             yield (
                 f"CREATE TRIGGER {self.name(name)} BEFORE INSERT ON {self.name(table)} BEGIN "
-                f"{log};{missing} END"
+                f"{log};{doubts} END"
             )
             return
         when, rows = "", {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
@@ -72,6 +69,16 @@ class SQLiteTriggers(Triggers):
                     f"INSERT INTO {self.name(log.name)} ({', '.join([WEIGHT, *names])}) "
                     f"SELECT {', '.join(values)}"
                 )
+
+    def _doubts(self, table: str, spec: TriggerSpec) -> Iterator[str]:
+        """The beginnings of statements that have the groups of rows recomputed.
+
+        The rows may be there afterwards: the trigger of an INSERT that ignores a conflict, or
+        becomes an UPDATE, is the same.
+        """
+        for log in sorted(spec.value_logs):
+            names = ", ".join(map(self.name, log.columns))
+            yield f"INSERT INTO {self.name(log.name)} ({WEIGHT}, {names}) SELECT 0, {names}"
 
     def _log(
         self, table: str, spec: TriggerSpec, row: str, changed: str = "", rows: str = ""

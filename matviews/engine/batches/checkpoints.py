@@ -7,8 +7,9 @@ source, in the same transaction. The next drain finds whatever commits later.
 from collections.abc import Collection, Iterable
 
 from ... import changes
-from ...changes import ChangesLogged, ChangeStatus
+from ...changes import ChangesLogged, ChangeStatus, QueuedChange
 from ...databases.compiled import update_rows
+from ...databases.keys import from_json
 from ...definition import ViewDefinition
 from ...json_fields import UNTRACKED, Checkpoint
 from ...models import PhaseRun, ViewShard
@@ -29,7 +30,7 @@ from ..tracking.pending_drains import add_drain, drop_processed
 from ..transactions import alias
 from ..work.long_runs import is_long
 from ..work.shard_work import Work
-from .sums import distrust_sums
+from .sums import distrust_sums, recompute_groups
 
 __all__ = [
     "assign_changes",
@@ -83,8 +84,7 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
     if work.logged:
         raise ChangesLogged(tracking.tables.keys())
     drained = changes.drain_queue(shard.view_id)
-    if work.plan.additive and any(not change.table for change in drained):
-        distrust_sums(shard.view_id)  # what was marked by hand is not in the value log
+    _recompute_marked(work, [change for change in drained if not change.table])
     if queued := [*drained, *due_changes(work)]:
         all_dirty(work)
         shard.drain_number += 1
@@ -98,6 +98,20 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
             work.plan.mismatch() or no_triggers
         )
     return Checkpoint(shard.drain_number, work.plan.exact_fingerprint), ""
+
+
+def _recompute_marked(work: Work, marked: Collection[QueuedChange]) -> None:
+    """Recompute the sums of an additive view for keys that were marked by hand.
+
+    No value log says that their rows may be wrong.
+    """
+    if not (marked and work.plan.additive):
+        return
+    if all(isinstance(change.links, list) for change in marked):
+        keys = {from_json(key) for change in marked for key in change.links or ()}
+        recompute_groups(work.plan, work.shard, keys)
+    else:
+        distrust_sums(work.shard.view_id)
 
 
 def needs_full_refresh(work: Work, phase: Phase) -> bool:

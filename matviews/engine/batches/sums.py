@@ -3,36 +3,59 @@
 In every snapshot, the sums plus the entries of the value log are what the source says, for each
 group. A batch adds first and writes the view then, in one transaction that holds the shard, so
 that the rows it writes include each change that it has drained. Whatever is wrong with the sums,
-the view's rows are right: the batch recomputes the sums, or the rows from the source.
+the view's rows are right: the batch recomputes the sums of these groups, all sums, or the rows from
+the source.
 """
 
 import logging
+from collections.abc import Collection
 
 from django.db import DatabaseError, transaction
 from django.db.models import Q
 
 from ... import changes
 from ...databases import Failure, errors_of, sums_of
+from ...databases.keys import Key
 from ...definition import ViewDefinition
 from ...logs import log
-from ...models import PhaseRun, ViewSums
-from ...queryset import BatchRunner, add, build, count_differing, plan_of
+from ...models import PhaseRun, ViewShard, ViewSums
+from ...queryset import (
+    BatchRunner,
+    GroupSums,
+    Plan,
+    add,
+    build,
+    count_differing,
+    count_rows,
+    plan_of,
+)
 from ...redact import error_text
 from ..locking import lock_available
 from ..parking.splitting import is_careful
 from ..transactions import alias, short_transaction
 from ..work.shard_work import Work
 
-__all__ = ["MAX_ENTRIES", "check_sums", "distrust_sums", "sums_runner", "trim_value_logs"]
+__all__ = [
+    "MAX_ENTRIES",
+    "check_sums",
+    "distrust_sums",
+    "recompute_groups",
+    "sums_runner",
+    "trim_value_logs",
+]
 
 logger = logging.getLogger(__name__)
 
 # Of a view that nobody refreshes: to add more may take longer than to recompute its sums.
 MAX_ENTRIES = 200_000
 TRIMMED_AT_ONCE = 50_000
+# Of the rows of the source, which an index finds one by one: beyond that, all are read.
+MAX_SHARE, FEW_ROWS = 0.25, 10_000
+MAX_CUTS = 4  # while rows change, further groups may become doubtful
 INCOMPLETE = "changes were logged without their values"
-LEFT = "the largest or smallest value of a group may have gone"
+LEFT = "an extreme value may have gone, or a row that was not logged"
 SUSPECT = "sums were impossible"
+TOO_MANY = "too many groups were to be recomputed"
 ALTERED = (
     "a column of its source was altered: run manage.py update_materialized_views --triggers install"
 )
@@ -56,14 +79,14 @@ def sums_runner(work: Work, run: PhaseRun) -> BatchRunner | None:
 
 def _up_to_date(work: Work, run: PhaseRun) -> str:
     """The name of the table with the view's sums; "" if they cannot be used."""
-    kept = _lock(work)
+    kept = _lock(work.plan, work.shard.view_id)
     if kept is None:
         return ""
     full = run.dirty_after is None
     if kept.drain_number == ViewSums.FAILED and not full:
         return ""
     usable = kept.drain_number >= max(0, work.shard.full_refresh_after)
-    if usable and not (full and kept.refresh != run.refresh_id) and _add(work, kept):
+    if usable and not (full and kept.refresh != run.refresh_id) and _add(work.plan, kept):
         return kept.table
     return kept.table if _build(work, kept, run.refresh_id if full else 0) else ""
 
@@ -76,34 +99,34 @@ def _keep_up(work: Work) -> str:
     Returns:
         "", as the sums are not used.
     """
-    kept = _lock(work)
+    kept = _lock(work.plan, work.shard.view_id)
     if kept is None:
         return ""
     usable = kept.drain_number >= max(0, work.shard.full_refresh_after)
-    if not (usable and _add(work, kept)):
+    if not (usable and _add(work.plan, kept)):
         kept.drain_number = ViewSums.STALE
         kept.save()
         changes.trim_values(kept.log, MAX_ENTRIES)
     return ""
 
 
-def _lock(work: Work) -> ViewSums | None:
-    kept = ViewSums.objects.filter(view=work.shard.view_id, fingerprint=work.plan.fingerprint)
+def _lock(plan: Plan, view_id: int) -> ViewSums | None:
+    kept = ViewSums.objects.filter(view=view_id, fingerprint=plan.fingerprint)
     return kept.order_by().select_for_update().first()
 
 
-def _add(work: Work, kept: ViewSums) -> bool:
-    """Add what has been logged; False if that does not give the right sums."""
-    assert work.plan.additive is not None
+def _add(plan: Plan, kept: ViewSums, keys: Collection[Key] = ()) -> bool:
+    """Add what has been logged; False if that does not give the right sums.
+
+    Args:
+        plan: the plan of the view.
+        kept: the record of its sums.
+        keys: the keys of groups to recompute.
+    """
     reason = ""
     try:
         with transaction.atomic(using=alias()):
-            cut = add(work.plan.additive, kept.log, kept.table)
-            if cut.incomplete or cut.left or cut.suspect:
-                reason = INCOMPLETE if cut.incomplete else LEFT if cut.left else SUSPECT
-            elif sums_of(alias()).stores_what_fits and not work.plan.additive.fit():
-                reason = ALTERED  # before the entries were read, or it would wait for this batch
-            if reason:
+            if reason := _added(plan, kept, keys):
                 transaction.set_rollback(True, using=alias())
     except DatabaseError as error:
         if errors_of(alias()).failure(error) is Failure.RETRY:
@@ -111,11 +134,59 @@ def _add(work: Work, kept: ViewSums) -> bool:
         reason = error_text(error)
     if not reason:
         return True
-    level = logging.INFO if reason in (INCOMPLETE, LEFT) else logging.WARNING
+    level = logging.INFO if reason in (INCOMPLETE, LEFT, TOO_MANY) else logging.WARNING
     sentence = "the sums of an additive view are recomputed"
-    log(logger, level, sentence, view=work.shard.view.label, reason=reason)
+    log(logger, level, sentence, view=plan.source.definition.label, reason=reason)
     kept.reason = reason[:255]
     return False
+
+
+def _added(plan: Plan, kept: ViewSums, keys: Collection[Key]) -> str:
+    """Add what has been logged, and recompute groups that need it; why that is not enough, or "".
+
+    Each statement adds all entries that it sees. So the groups that the last one could not add to
+    are those that the next one recomputes.
+    """
+    sums = plan.additive
+    assert sums is not None
+    for _cut in range(MAX_CUTS):
+        if keys and _are_too_many(sums, kept.table, keys):
+            return TOO_MANY
+        cut = add(sums, kept.log, kept.table, keys)
+        if cut.incomplete:
+            return INCOMPLETE
+        if sums_of(alias()).stores_what_fits and not sums.fit():
+            return ALTERED  # before the entries were read, or it would wait for this batch
+        suspect, doubtful = cut.suspect.difference(keys), cut.doubtful.difference(keys)
+        if not (keys := suspect | doubtful):
+            return ""
+        level = logging.WARNING if suspect else logging.INFO
+        sentence, reason = "groups of an additive view are recomputed", SUSPECT if suspect else LEFT
+        label = plan.source.definition.label
+        log(logger, level, sentence, view=label, groups=len(keys), reason=reason)
+        kept.reason = reason
+        kept.save(update_fields=["reason"])
+    return reason
+
+
+def _are_too_many(sums: GroupSums, table: str, keys: Collection[Key]) -> bool:
+    """Whether recomputing all groups takes no longer than recomputing those with some keys."""
+    if len(keys) > sums.dialect.max_keys:
+        return True
+    rows = count_rows(sums, table, keys)
+    return rows > FEW_ROWS and rows > MAX_SHARE * count_rows(sums, table)
+
+
+def recompute_groups(plan: Plan, shard: ViewShard, keys: Collection[Key]) -> None:
+    """Recompute the sums of some groups of a view, or have the next batch recompute all.
+
+    For what no entry of the log says. Call it in a transaction that holds the shard.
+    """
+    kept = _lock(plan, shard.view_id) if plan.additive else None
+    if kept is None or kept.drain_number < max(0, shard.full_refresh_after):
+        return
+    if plan.checked() is not plan or not _add(plan, kept, keys):
+        distrust_sums(shard.view_id)
 
 
 def _build(work: Work, kept: ViewSums, refresh_id: int) -> bool:

@@ -30,7 +30,7 @@ from ...queryset import (
     spellings,
 )
 from ..batches.derived import explained
-from ..batches.sums import distrust_sums
+from ..batches.sums import distrust_sums, recompute_groups
 from ..locking import lock_available
 from ..parking.splitting import splitting_obstacle
 from ..transactions import alias, batch_transaction, check_no_transaction
@@ -225,12 +225,13 @@ def repair_part(definition: ViewDefinition, part: Part) -> int:
 
 
 def _write(definition: ViewDefinition, part: Part) -> int:
-    plan = plan_of(definition, alias()).checked()
-    if plan.additive:
-        of_view = ViewShard.objects.filter(view__label=definition.label)
-        for view_id in of_view.values_list("view", flat=True)[:1]:
-            distrust_sums(view_id)
-    statements = statements_of(plan, part)
+    plan = plan_of(definition, alias())
+    for shard in ViewShard.objects.filter(view__label=definition.label)[:1]:
+        if isinstance(part.within, Keys):
+            recompute_groups(plan, shard, part.within.keys)
+        else:
+            distrust_sums(shard.view_id)
+    statements = statements_of(plan.checked(), part)
     # Deletes come first, because a new row may need the value of another unique constraint that an
     # old row has.
     kinds = (Kind.SURPLUS, Kind.DIFFERING, Kind.MISSING)

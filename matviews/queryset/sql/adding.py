@@ -1,21 +1,26 @@
-"""Adding logged values to the sums of an additive view, and recomputing the sums.
+"""Adding logged values to the sums of an additive view, and recomputing sums.
 
 Each entry that is committed and visible is counted once: it is deleted in the transaction that adds
-it, and recomputing deletes those entries that the very same snapshot has seen. What commits
-later stays in the log. No number or time of an entry is ever compared: entries do not commit in
-their order.
+it. Where sums are recomputed, of some groups or of all, the very same snapshot has the rows of the
+source and the entries that are deleted. What commits later stays in the log. No number or time of
+an entry is ever compared: entries do not commit in their order.
 """
 
+import json
+from collections.abc import Collection
 from typing import NamedTuple
 
 from django.db import connections
 
-from ...databases.base.sums import GONE, WEIGHT
+from ...databases.base.sums import GONE, ROWS_KEPT, WEIGHT
+from ...databases.keys import Key, from_json
 from ...databases.sql import SQL
 from .adding_in_parts import add_in_parts, build_in_parts
 from .sums import GroupSums
 
-__all__ = ["Cut", "add", "build", "count_differing"]
+__all__ = ["Cut", "add", "build", "count_differing", "count_rows"]
+
+TOTALS, ADDED = "matviews_totals", "matviews_added"  # parts of the statement that adds
 
 
 class Cut(NamedTuple):
@@ -25,49 +30,64 @@ class Cut(NamedTuple):
     entries: int
     #: Whether changes are missing in the log.
     incomplete: bool
-    #: How many groups have sums that cannot be right.
-    suspect: int
-    #: How many groups may have lost an extreme value, which only the source knows then.
-    left: int
+    #: Groups with sums that cannot be right.
+    suspect: set[Key]
+    #: Groups of which only the source knows the sums: they may have lost an extreme value, or a row
+    #: that was not logged.
+    doubtful: set[Key]
 
 
-def add(sums: GroupSums, log: str, table: str) -> Cut:
+def add(sums: GroupSums, log: str, table: str, recomputed: Collection[Key] = ()) -> Cut:
     """Add what has been logged to the sums. Call it in a transaction in READ COMMITTED.
 
     Args:
         sums: the SQL of the sums.
         log: the name of the value log.
         table: the name of the table of sums.
+        recomputed: keys of groups whose sums are computed from the source, in the snapshot that
+            decides what has been logged; at most as many as a statement takes.
 
     Raises:
         DatabaseError: a value cannot be computed or added.
     """
+    keys = sums.keys(recomputed) if recomputed else None
     if not sums.dialect.has_writing_parts:
-        return Cut(*add_in_parts(sums, log, table))
+        return Cut(*add_in_parts(sums, log, table, keys))
+    name, numbers = sums.dialect.name(table), sums.columns.numbers
     totals = sums.totals(f"(SELECT * FROM {GONE} WHERE {WEIGHT} IS NOT NULL)")
-    names = ", ".join([WEIGHT, *sums.log_columns])
-    given = SQL(f"SELECT * FROM matviews_totals WHERE {sums.changed}")
-    added = sums.tables.upsert(sums.dialect.name(table), sums.columns, given)
-    left = sums.tables.left(sums.dialect.name(table), sums.columns, "matviews_totals")
-    numbers = sums.columns.numbers
-    nothing = " AND ".join(f"{name} = 0" for name in numbers)
+    added = sums.tables.upsert(name, sums.columns, sums.gained(SQL(TOTALS), sums.columns.all, keys))
+    returned = ", ".join(["ctid", *sums.columns.key, *numbers])
+    suspect = f"SELECT * FROM {ADDED} WHERE {sums.tables.suspect(sums.places)}"
+    nothing = " AND ".join(f"{number} = 0" for number in numbers)
     with connections[sums.dialect.using].cursor() as cursor:
+        if keys:
+            among = sums.among(keys)
+            cursor.execute(f"DELETE FROM {name} WHERE {among.text}", among.params)
         cursor.execute(
-            f"WITH {GONE} AS (DELETE FROM {sums.dialect.name(log)} RETURNING {names}), "
-            f"matviews_totals AS ({totals.text}), "
-            f"matviews_added AS ({added.text} RETURNING ctid, {', '.join(numbers)}) "
+            f"WITH {GONE} AS (DELETE FROM {sums.dialect.name(log)} "
+            f"RETURNING {', '.join([WEIGHT, *sums.log_columns])}), "
+            f"{TOTALS} AS ({totals.text}), {ADDED} AS ({added.text} RETURNING {returned}) "
             f"SELECT (SELECT count(*) FROM {GONE}), "
             f"(SELECT count(*) FROM {GONE} WHERE {WEIGHT} IS NULL), "
-            f"count(*) FILTER (WHERE {sums.tables.suspect(sums.places)}), "
-            f"array_agg(ctid::text) FILTER (WHERE {nothing}), ({left}) FROM matviews_added",
+            f"(SELECT array_agg(ctid::text) FROM {ADDED} WHERE {nothing}), "
+            f"({_listed(sums, suspect)}), "
+            f"({_listed(sums, sums.tables.left(name, sums.columns, TOTALS))})",
             (*totals.params, *added.params),
         )
-        entries, incomplete, suspect, empty, lost = cursor.fetchone()
+        entries, incomplete, empty, *groups = cursor.fetchone()
         if empty:
-            cursor.execute(
-                f"DELETE FROM {sums.dialect.name(table)} WHERE ctid = ANY(%s::tid[])", [empty]
-            )
-    return Cut(entries, bool(incomplete), suspect, lost)
+            cursor.execute(f"DELETE FROM {name} WHERE ctid = ANY(%s::tid[])", [empty])
+    suspects, doubtful = ({from_json(key) for key in json.loads(each or "[]")} for each in groups)
+    return Cut(entries, bool(incomplete), suspects, doubtful)
+
+
+def _listed(sums: GroupSums, query: str) -> str:
+    """A query for the keys that another one finds, as JSON; one more than a statement takes."""
+    key = ", ".join(sums.exact_key)
+    return (
+        f"SELECT json_agg(json_build_array({key}))::text FROM "
+        f"({query} LIMIT {sums.dialect.max_keys + 1}) matviews_found"
+    )
 
 
 def build(sums: GroupSums, log: str, table: str) -> None:
@@ -89,6 +109,18 @@ def build(sums: GroupSums, log: str, table: str) -> None:
             f"INSERT INTO {name} ({', '.join(sums.columns.all)}) {totals.text}",
             totals.params,
         )
+
+
+def count_rows(sums: GroupSums, table: str, keys: Collection[Key] = ()) -> int:
+    """How many rows of the source the groups with some keys have, or all, as the sums know it."""
+    among = sums.among(sums.keys(keys)) if keys else SQL("1 = 1")
+    with connections[sums.dialect.using].cursor() as cursor:
+        cursor.execute(
+            f"SELECT COALESCE(SUM({ROWS_KEPT}), 0) FROM {sums.dialect.name(table)} "
+            f"WHERE {among.text}",
+            among.params,
+        )
+        return int(cursor.fetchone()[0])
 
 
 def count_differing(sums: GroupSums, log: str, table: str) -> int:

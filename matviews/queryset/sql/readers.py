@@ -111,14 +111,14 @@ class KeyReader:
         self.columns = [_comparable(column, dialect) for column in source.key]
 
     def rows(self, within: KeySelection, *, missing: bool = False) -> SQL:
-        query = self._among(within)
+        query = self.among(within)
         if missing:
             query = query.restricted(_not_in_view(self.source, self.columns, self.dialect))
         return selected(query, self.source, self.source.columns, self.dialect)
 
     def keys(self, within: KeySelection) -> SQL:
         """Computes nothing that HAVING does not need."""
-        query = self._among(within).keys_only([column.name for column in self.source.key])
+        query = self.among(within).keys_only([column.name for column in self.source.key])
         return selected(query, self.source, self.source.key, self.dialect)
 
     def keys_after(self, low: Key | None, count: int) -> SQL:
@@ -136,8 +136,11 @@ class KeyReader:
         names = [column.name for column in self.source.key]
         return selected(query.ungrouped(names), self.source, self.source.key, self.dialect)
 
-    def _among(self, within: KeySelection) -> SourceQuery:
-        """Also filtered by what an index may serve: each plain column, and the range of a date."""
+    def among(self, within: KeySelection) -> SourceQuery:
+        """The source's query for some keys.
+
+        Also filtered by what an index may serve: each plain column, and the range of a date.
+        """
         assert isinstance(within, Keys)
         query, columns = self.source.query, self.source.key
         for number, column in enumerate(columns):

@@ -1,40 +1,45 @@
 """The sums of an additive view: what rows give to groups, and the view's rows from that."""
 
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
 from django.db.models import Aggregate
 
-from ...databases.base.sums import ROWS_KEPT, WEIGHT, Extreme, count_name, sum_name
+from ...databases.base.sums import ROWS_KEPT, UNSURE, WEIGHT, Extreme, count_name, sum_name
 from ...databases.fields import Column
+from ...databases.keys import Key, Keys
 from ...databases.sql import SQL, joined
 from ..analysis.aggregates import COUNT, LARGEST, SMALLEST, SUM, Added, replaced
+from .given_rows import GivenRows
 from .readers import as_stored
 from .stage_reader import StageReader
-from .sums_schema import SumsSchema
 
 __all__ = ["GroupSums", "SumsReader"]
 
 KEPT = "matviews_kept"  # alias of the view's rows, made from the sums
 
 
-class GroupSums(SumsSchema):
+class GroupSums(GivenRows):
     """The SQL of an additive view's sums."""
 
-    def totals(self, rows: str = "") -> SQL:
+    def totals(self, rows: str = "", within: Keys | None = None) -> SQL:
         """A query for what rows give to their groups, as the columns of the table of sums.
 
-        Of a value log, also for the extremes of what has gone.
+        Of a value log, also for the extremes of what has gone, and for what is unsure.
 
         Args:
             rows: SQL with the rows of a value log and their weights; "" for the source itself.
+            within: the keys of the groups; None for all.
         """
         values = [f"{self.tables.whole(f'SUM({WEIGHT})' if rows else 'COUNT(*)')} AS {ROWS_KEPT}"]
         for number, each in enumerate(self.additive.added):
             values += self._totals_of(each, number, weighted=bool(rows))
         for extreme in self.columns.extremes:
             values += self._extremes_of(extreme, weighted=bool(rows))
-        given, key = self._given(rows), ", ".join(self.key)
+        if rows and self.tables.has_doubts:
+            values.append(f"SUM(CASE WHEN {WEIGHT} = 0 THEN 1 ELSE 0 END) AS {UNSURE}")
+        given, key = self.given(rows, within), ", ".join(self.key)
         if rows:
             given = self._netted(given)
         keyed = " AND ".join(f"{name} IS NOT NULL" for name in self.key)
@@ -77,68 +82,39 @@ class GroupSums(SumsSchema):
             f"SELECT matviews_each.*, {counted} FROM ({given.text}) matviews_each", given.params
         )
 
-    def _given(self, rows: str) -> SQL:
-        """A query for what each row gives: the key as it is stored, and numbers."""
-        key = [
-            joined(" AS ", (as_stored(column, name, self.dialect), SQL(name)))
-            for column, name in zip(self.source.key, self.key, strict=True)
-        ]
-        stored, raw = joined(", ", key), self._raw(rows)
+    def gained(self, totals: SQL, names: Sequence[str], recomputed: Keys | None) -> SQL:
+        """A query for what is to be added to the sums; of groups that are recomputed, their sums.
+
+        Args:
+            totals: SQL for FROM, with what is logged.
+            names: the columns; those that the table of sums does not have are NULL for groups that
+                are recomputed.
+            recomputed: the keys of these groups.
+        """
+        changed = f"({self.changed})"
+        if UNSURE in names:
+            changed = f"({self.changed} OR {UNSURE} > 0)"
+        columns = ", ".join(names)
+        found = SQL(f"SELECT {columns} FROM {totals.text} WHERE {changed}", totals.params)
+        if not recomputed:
+            return found
+        among, source = self.among(recomputed), self.totals(within=recomputed)
+        own = set(self.columns.all)
+        values = ", ".join(name if name in own else f"NULL AS {name}" for name in names)
         return SQL(
-            f"SELECT {stored.text}, {', '.join([WEIGHT, *self._given_names()])} "
-            f"FROM ({raw.text}) matviews_raw",
-            (*stored.params, *raw.params),
+            f"{found.text} AND NOT ({among.text}) UNION ALL "
+            f"SELECT {values} FROM ({source.text}) matviews_recomputed",
+            (*found.params, *among.params, *source.params),
         )
 
-    def _given_names(self) -> list[str]:
-        names = []
-        for number, each in enumerate(self.additive.added):
-            names += [count_name(number), *([sum_name(number)] if _has_values(each) else [])]
-        return names
+    def keys(self, keys: Collection[Key]) -> Keys:
+        """Keys, as statements take them."""
+        kinds = [self.dialect.kind_of(column.field) for column in self.source.key]
+        return Keys(tuple(keys), tuple(kinds))
 
-    def _raw(self, rows: str) -> SQL:
-        query = self.source.query
-        values = [
-            SQL(f"{text} AS {name}", params)
-            for column, name in zip(self.source.key, self.key, strict=True)
-            for text, params in [query.compile_expression(column.expression)]
-        ]
-        for number, each in enumerate(self.additive.added):
-            values += self._numbers_of(each, number)
-        values.append(SQL(f"{WEIGHT if rows else 1} AS {WEIGHT}"))
-        table = self.dialect.name(self.additive.model._meta.db_table)
-        of_rows, _of_groups = query.conditions
-        where = SQL("")
-        if of_rows is not None:
-            text, params = query.compile_condition(of_rows)
-            where = SQL(f" WHERE {text}", params)
-        selected = joined(", ", values)
-        return SQL(
-            f"SELECT {selected.text} FROM {rows and f'{rows} '}{table}{where.text}",
-            (*selected.params, *where.params),
-        )
-
-    def _numbers_of(self, added: Added, number: int) -> list[SQL]:
-        """How many values a row has, 0 or 1, and which one."""
-        query, applies, value = self.source.query, list[SQL](), SQL("")
-        if added.condition is not None:
-            text, params = query.compile_condition(added.condition)
-            applies.append(SQL(f"({text})", params))
-        counted = [*applies]
-        if added.argument is not None:
-            value = SQL(*query.compile_expression(added.argument))
-            counted.append(SQL(f"({value.text}) IS NOT NULL", value.params))
-        when = joined(" AND ", counted)
-        one = SQL(
-            f"CASE WHEN {when.text} THEN 1 ELSE 0 END AS {count_name(number)}", when.params
-        )  # fmt: skip
-        if not _has_values(added):
-            return [one]
-        if applies:
-            [when] = applies
-            params = (*when.params, *value.params)
-            value = SQL(f"CASE WHEN {when.text} THEN {value.text} END", params)
-        return [one, SQL(f"{value.text} AS {sum_name(number)}", value.params)]
+    def among(self, keys: Keys) -> SQL:
+        """Whether a row of the table of sums, or of totals, has one of the keys."""
+        return self.dialect.among(self.key, keys, [column.field for column in self.source.key])
 
     def rows(self, sums: str, where: str = "") -> SQL:
         """A query for the rows of the view, from sums, as they will be stored.
@@ -200,7 +176,7 @@ class GroupSums(SumsSchema):
     def differing(self, log: str, sums: str) -> SQL:
         """A query for how many groups differ between the sums with what is logged, and the source.
 
-        One statement sees one snapshot.
+        Without those that are to be recomputed. One statement sees one snapshot.
         """
         key, numbers, extremes = self.columns
         names = [each.name for each in extremes]
@@ -208,11 +184,13 @@ class GroupSums(SumsSchema):
         minus = [f"-{name} AS {name}" for name in numbers]
         logged = self.totals(f"(SELECT * FROM {self.dialect.name(log)})")
         of_source = self.totals()
+        unsure = UNSURE if self.tables.has_doubts else "0"
         parts = [
-            ([*key, *numbers, *names, "0 AS matviews_logged"], self.dialect.name(sums)),
-            ([*key, *numbers, *nothing, "1"], f"({logged.text}) matviews_log"),
-            ([*key, *minus, *names, "0"], f"({of_source.text}) matviews_source"),
-        ]
+            ([*key, *numbers, *names, "0 AS matviews_logged, 0 AS matviews_unknown"],
+             self.dialect.name(sums)),
+            ([*key, *numbers, *nothing, "1", unsure], f"({logged.text}) matviews_log"),
+            ([*key, *minus, *names, "0", "0"], f"({of_source.text}) matviews_source"),
+        ]  # fmt: skip
         each = " UNION ALL ".join(f"SELECT {', '.join(part)} FROM {rows}" for part, rows in parts)
         differs = [self.tables.differs(f"SUM({name})") for name in numbers]
         differs += [
@@ -221,13 +199,10 @@ class GroupSums(SumsSchema):
         ]
         return SQL(
             f"SELECT COUNT(*) FROM (SELECT {', '.join(key)} FROM ({each}) matviews_each "
-            f"GROUP BY {', '.join(key)} HAVING {' OR '.join(differs)}) matviews_groups",
+            f"GROUP BY {', '.join(key)} "
+            f"HAVING SUM(matviews_unknown) = 0 AND ({' OR '.join(differs)})) matviews_groups",
             (*logged.params, *of_source.params),
         )
-
-
-def _has_values(added: Added) -> bool:
-    return added.summed or bool(added.extremes)
 
 
 class SumsReader(StageReader):

@@ -16,6 +16,7 @@ from ...databases.base.sums import (
 )
 from ...databases.fields import NUMBER, WHOLE, AnyField, family
 from ..analysis.aggregates import LARGEST, places_of_column
+from ..analysis.columns import exact_values
 from ..analysis.source import Source
 from ..strategy.additive import Additive
 
@@ -62,6 +63,12 @@ class SumsSchema:
     def log_columns(self) -> list[str]:
         """The columns of the value log with values, quoted."""
         return [self.dialect.name(column) for column in self.additive.columns]
+
+    @property
+    def exact_key(self) -> list[str]:
+        """The columns of the key as exact values, of the keys that a query finds."""
+        fields = [column.field for column in self.source.key]
+        return exact_values(fields, "matviews_found", self.dialect)
 
     @property
     def changed(self) -> str:
