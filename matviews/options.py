@@ -86,7 +86,8 @@ class ViewOptions:
     #: for views with a `source()`.
     strategy: RefreshStrategy | None = None
     #: Whether changes are added to sums and subtracted from them, instead of recomputing groups.
-    #: Only for views whose `source()` counts and adds up rows of one table.
+    #: Only for views whose `source()` counts and adds up rows of one table, perhaps with lookups in
+    #: others.
     additive: bool = False
     #: Dependencies that cannot be derived, by model or label: the names of those fields whose
     #: values are the key; or a callable from a queryset of changed rows to keys; or None if a

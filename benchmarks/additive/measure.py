@@ -22,7 +22,7 @@ from ..querysets.ways import Native, View, Way
 from ..statements import statements
 from ..timers import Timer
 from ..writers import measure_writes
-from . import reading
+from . import joins, reading
 from .reading import MONTHS
 
 __all__ = ["measure"]
@@ -47,6 +47,7 @@ def measure(rows: int, runs: int, timer: Timer, say: Callable[[str], object]) ->
     ]
     for view in (Pricing, PricingInFull, Month):
         assert engine.verify(view).equal
+    found += joins.measure(rows, runs, timer, say)
     return [*found, *reading.measure(rows, runs, timer, say)]
 
 

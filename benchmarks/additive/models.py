@@ -7,7 +7,18 @@ from django.db.models import Avg, Count, F, QuerySet, Sum
 
 from matviews import MaterializedView
 
-__all__ = ["Line", "Month", "Pricing", "PricingInFull", "Visit"]
+__all__ = [
+    "Client",
+    "Country",
+    "Line",
+    "Month",
+    "Pricing",
+    "PricingInFull",
+    "Purchase",
+    "Region",
+    "RegionByKeys",
+    "Visit",
+]
 
 # SQLite adds decimals up as floats, so that no view of them is additive.
 DECIMALS = connection.vendor != "sqlite"
@@ -105,3 +116,55 @@ class Month(MaterializedView, models.Model):
     @classmethod
     def source(cls) -> QuerySet[Any, Any]:
         return Visit.objects.values("month").annotate(visits=Count("pk"), pages=Sum("pages"))
+
+
+class Country(models.Model):
+    """Where clients are; a few make a region."""
+
+    region = models.IntegerField()
+
+
+class Client(models.Model):
+    """Who buys."""
+
+    country = models.ForeignKey(Country, models.CASCADE)
+
+
+class Purchase(models.Model):
+    """What a client has bought."""
+
+    client = models.ForeignKey(Client, models.CASCADE)
+    amount = models.IntegerField()
+
+
+class RegionRow(models.Model):
+    """What was bought in a region."""
+
+    region = models.IntegerField(unique=True)
+    purchases = models.IntegerField()
+    amount = models.BigIntegerField()
+
+    class Meta:
+        abstract = True
+
+    @classmethod
+    def source(cls) -> QuerySet[Any, Any]:
+        region = F("client__country__region")
+        found: QuerySet[Any, Any] = Purchase.objects.values(region=region).annotate(
+            purchases=Count("pk"), amount=Sum("amount")
+        )
+        return found
+
+
+class Region(MaterializedView, RegionRow):
+    """Regions, with lookups over two tables."""
+
+    class MatviewMeta:
+        additive = True
+
+
+class RegionByKeys(MaterializedView, RegionRow):
+    """The same view, of which a refresh reads the purchases of regions that have changed."""
+
+    class MatviewMeta:
+        strategy = "by_keys"

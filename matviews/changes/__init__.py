@@ -38,7 +38,7 @@ from .trust import (
     untracked_tables,
     untrust,
 )
-from .value_logs import count_values, present_logs, trim_values
+from .value_logs import are_valued, count_values, present_logs, trim_values
 from .waiting_changes import waiting_changes
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "QueuedChange",
     "Tracking",
     "WaitingSQL",
+    "are_valued",
     "change_status",
     "collapse_queue",
     "count_logged",

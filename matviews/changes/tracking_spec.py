@@ -50,10 +50,8 @@ def tracking_of(plan: Plan) -> Tracking:
 
 
 def _value_logs(plan: Plan, table: str) -> Iterator[ValueLog]:
-    if plan.additive:
-        additive = plan.additive.additive
-        if additive.model._meta.db_table == table:
-            yield ValueLog(additive.log, additive.columns)
+    if plan.additive and table in plan.additive.additive.logs:
+        yield plan.additive.additive.logs[table]
 
 
 def _obstacles(plan: Plan) -> Iterator[str]:

@@ -16,15 +16,15 @@ from ..databases import Triggers, sums_of, triggers_of
 from ..databases.trigger_spec import TriggerSpec, ValueLog
 from ..exceptions import MatviewsError
 from ..logs import log as write_log
-from ..models import ViewControl, ViewSums
+from ..models import TrackedTable, ViewControl, ViewSums
 from ..queryset import GroupSums, plan_of
 from ..redact import error_text
 from ..registry import registry
 from .tracking_spec import union
 
 __all__ = [
-    "count_values", "create", "drop_unneeded", "find_unusable", "forget", "installable", "missing",
-    "present_logs", "trim_values",
+    "are_valued", "count_values", "create", "drop_unneeded", "find_unusable", "forget",
+    "installable", "missing", "present_logs", "trim_values",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -34,12 +34,19 @@ ByView = Mapping[str, TriggerSpec]
 
 
 class _Needed(NamedTuple):
-    """The tables that a view needs."""
+    """The tables that a view needs because of one that it reads."""
 
     label: str
+    #: The table that it reads.
+    table: str
     log: ValueLog
     sums: GroupSums
     fingerprint: str
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the table whose rows are aggregated."""
+        return self.table == self.sums.additive.table
 
 
 def create(dialect: Triggers, by_view: ByView) -> frozenset[ValueLog]:
@@ -78,18 +85,25 @@ def create(dialect: Triggers, by_view: ByView) -> frozenset[ValueLog]:
 
 
 def _create(dialect: Triggers, needed: _Needed, view_id: int) -> None:
-    row = ViewSums.objects.filter(log=needed.log.name).first()
-    fit = needed.sums.fit()
-    if fit and row and row.view_id == view_id:
+    own = ViewSums.objects.filter(log=needed.sums.additive.log)
+    row = own.first()
+    fit = needed.sums.fit_of(needed.table)
+    if fit and (not needed.is_first or (row and row.view_id == view_id)):
         return
     if not fit:
-        dialect.execute(_drop(dialect.using, needed.sums.names))
-        dialect.execute(needed.sums.create())
-    ViewSums.objects.filter(log=needed.log.name).delete()
-    log, table = needed.sums.names
+        dialect.execute(_drop(dialect.using, needed.sums.names_of(needed.table)))
+        dialect.execute(needed.sums.create(needed.table))
+    if not needed.is_first:
+        own.update(drain_number=ViewSums.STALE)
+        return
+    own.delete()
     ViewSums.objects.create(
-        view_id=view_id, fingerprint=needed.fingerprint, log=log, table=table
-    )  # fmt: skip
+        view_id=view_id,
+        fingerprint=needed.fingerprint,
+        log=needed.log.name,
+        lookups=sorted(each.name for each in needed.sums.additive.lookup_logs.values()),
+        table=needed.sums.additive.sums,
+    )
 
 
 def forget(table: str, views: Collection[int], logs: Iterable[ValueLog]) -> None:
@@ -114,7 +128,7 @@ def _source_of(row: ViewSums, using: str) -> str:
         return ""
     if sums is None or sums.additive.log != row.log:
         return ""
-    return sums.additive.model._meta.db_table
+    return sums.additive.table
 
 
 def installable(using: str, by_view: ByView) -> TriggerSpec:
@@ -128,6 +142,8 @@ def find_unusable(using: str, by_view: ByView) -> Iterator[str]:
     used = set(ViewSums.objects.values_list("log", flat=True))
     for needed in _needed(using, by_view):
         reason = needed.sums.misfit()
+        if not needed.is_first:
+            continue
         if reason:
             yield f"{needed.label} cannot be additive: {reason}. It is refreshed from its source."
         elif needed.log.name not in used or not needed.sums.fit():
@@ -142,8 +158,11 @@ def missing(using: str, by_view: ByView) -> list[str]:
     return [
         statement
         for needed in _needed(using, by_view)
-        if not needed.sums.misfit() and not needed.sums.fit()
-        for statement in [*_drop(using, needed.sums.names), *needed.sums.create()]
+        if not needed.sums.misfit() and not needed.sums.fit_of(needed.table)
+        for statement in [
+            *_drop(using, needed.sums.names_of(needed.table)),
+            *needed.sums.create(needed.table),
+        ]
     ]
 
 
@@ -167,6 +186,16 @@ def present_logs() -> set[str]:
     return {name for name in _present(using) if name.startswith("matviews_values_")}
 
 
+def are_valued(logs: Mapping[str, ValueLog]) -> bool:
+    """Whether the triggers of tables write to their value logs, as it is recorded.
+
+    They may be of another version: a table that was locked still has the old ones.
+    """
+    records = TrackedTable.objects.filter(table__in=logs).values_list("table", "value_logs")
+    written = {(table, *each) for table, found in records for each in map(tuple, found)}
+    return all((table, log.name, *log.columns) in written for table, log in logs.items())
+
+
 def count_values(log: str, most: int) -> int:
     """How many entries a value log has, counting up to `most`."""
     using = router.db_for_write(ViewSums)
@@ -188,8 +217,10 @@ def _needed(using: str, by_view: ByView) -> Iterator[_Needed]:
     for label, spec in by_view.items():
         for log in sorted(spec.value_logs):
             plan = plan_of(registry.find(label), using)
-            if plan.additive and plan.additive.additive.log == log.name:
-                yield _Needed(label, log, plan.additive, plan.fingerprint)
+            if plan.additive:
+                for table, own in plan.additive.additive.logs.items():
+                    if own.name == log.name:
+                        yield _Needed(label, table, log, plan.additive, plan.fingerprint)
 
 
 def _present(using: str) -> set[str]:

@@ -90,7 +90,9 @@ def _current_plan(model: type[Model], using: str) -> Plan:
 
 def current_statement(plan: Plan) -> "_Statement":
     """The statement for a view that can be read as of now."""
-    return _from_sums(plan) if plan.additive and plan.additive.fit() else _by_keys(plan)
+    sums = plan.additive
+    from_sums = sums and not sums.additive.lookups and sums.fit()
+    return _from_sums(plan) if from_sums else _by_keys(plan)
 
 
 class _Known(NamedTuple):

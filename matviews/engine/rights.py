@@ -73,8 +73,8 @@ def _needs(definitions: Iterable[ViewDefinition]) -> Needs:
     for view in definitions:
         if view.derived:
             needs[view.model._meta.db_table] = (WRITE, f"the table of {view.label}")
-    for log, table in ViewSums.objects.values_list("log", "table"):
-        needs |= dict.fromkeys((log, table), (WRITE, "the sums of an additive view"))
+    for kept in ViewSums.objects.order_by("pk"):
+        needs |= dict.fromkeys((*kept.logs, kept.table), (WRITE, "the sums of an additive view"))
     return needs | {model._meta.db_table: (WRITE, "the bookkeeping of matviews") for model in ours}
 
 

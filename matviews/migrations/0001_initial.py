@@ -455,6 +455,7 @@ class Migration(migrations.Migration):
                 ),
                 ("fingerprint", models.CharField(max_length=64)),
                 ("log", models.CharField(max_length=40, unique=True)),
+                ("lookups", models.JSONField(default=list)),
                 ("table", models.CharField(max_length=40)),
                 ("drain_number", models.BigIntegerField(default=-1)),
                 ("refresh", models.BigIntegerField(default=0)),

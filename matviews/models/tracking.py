@@ -152,8 +152,9 @@ class ViewSums(Bookkeeping):
     )
     #: Digest of the definition.
     fingerprint = models.CharField(max_length=64)
-    #: The names of the tables.
+    #: The names of the tables: the value log of the aggregated table, those of lookups, the sums.
     log = models.CharField(max_length=40, unique=True)
+    lookups = models.JSONField(default=list)
     table = models.CharField(max_length=40)
     #: The last drain of the shard when the sums were computed; `STALE` or `FAILED` if they may not
     #: be used.
@@ -174,6 +175,11 @@ class ViewSums(Bookkeeping):
 
     def __str__(self) -> str:
         return f"the sums of {self.view}"
+
+    @property
+    def logs(self) -> list[str]:
+        """The names of all value logs."""
+        return [self.log, *self.lookups]
 
 
 class Change(Bookkeeping):

@@ -10,7 +10,7 @@ from .current_sums import CurrentSums
 from .differences import Difference, Differences, Kind, compare, ranges
 from .explain import ExplainedIndex, Explanation, explain, source_sql
 from .plan import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
-from .sql.adding import Cut, add, build, count_differing, count_rows
+from .sql.adding import Cut, add, build, count_differing, count_moved, count_rows
 from .sql.key_lookups import equal_keys, may_differ_in_spelling, spellings
 from .sql.staging import drop_stage, fill_stage, prepare_staging, stage_name, stages, staging_schema
 from .sql.statements import Statements
@@ -50,6 +50,7 @@ __all__ = [
     "check_table",
     "compare",
     "count_differing",
+    "count_moved",
     "count_rows",
     "declared_dependencies",
     "declared_tables",

@@ -26,11 +26,11 @@ class CurrentSums:
 
     def __init__(self, sums: GroupSums, rows: CurrentRows) -> None:
         self.sums, self.rows, self.key = sums, rows, sums.columns.key
-        self.log, self.table = map(sums.dialect.name, sums.names)
+        self.log, self.table = map(sums.dialect.name, (sums.additive.log, sums.additive.sums))
 
     def parts(self) -> list[Part]:
         """What has been logged, and the sums with it."""
-        logged = self.sums.totals(f"(SELECT * FROM {self.log} WHERE {WEIGHT} IS NOT NULL)")
+        logged = self.sums.totals(self.sums.logged())
         return [Part(LOGGED, [], logged), Part(MERGED, [], self._merged())]
 
     def _merged(self) -> SQL:

@@ -157,6 +157,25 @@ class SumTables:
         """
         return True
 
+    def identity(self, column: str) -> str:
+        """What GROUP BY needs so that only identical values of a column are one group."""
+        return column
+
+    def behind(self, names: Sequence[str], table: str, column: str, changed: str, key: str) -> str:
+        """A query for the rows of a table that refer to changed ones, which are few.
+
+        Args:
+            names: the columns to select.
+            table: the table, quoted.
+            column: its column that refers to `key`.
+            changed: the part of the statement with the changed keys, each once.
+            key: their column there.
+        """
+        return (
+            f"SELECT {', '.join(names)} FROM {table} "
+            f"WHERE {column} IN (SELECT {key} FROM {changed})"
+        )
+
     def differs(self, difference: str) -> str:
         """Whether a difference between two sums means that they differ."""
         return f"{difference} <> 0"
@@ -280,9 +299,16 @@ class SumTables:
         """A statement that drops the temporary table, if there is one."""
         return f"DROP TABLE IF EXISTS temp.{copy}"
 
-    def delete_copied(self, copy: str, log: str) -> str:
-        """A statement that deletes the entries that were copied from a value log."""
-        return f"DELETE FROM {log} WHERE rowid IN (SELECT {ENTRY} FROM temp.{copy})"
+    def delete_copied(self, copy: str, log: str, where: str = "1 = 1") -> str:
+        """A statement that deletes the entries of a value log, quoted, whose numbers were copied.
+
+        Args:
+            copy: the temporary table with the numbers.
+            log: the value log.
+            where: which rows of the temporary table have numbers of this log.
+        """
+        copied = f"SELECT {ENTRY} FROM {self.temporary(copy)} WHERE {where}"
+        return f"DELETE FROM {log} WHERE {self.entry} IN ({copied})"
 
     def trim(self, log: str, most: int) -> list[str]:
         """Statements that delete some entries of a value log, quoted, waiting for no other."""

@@ -37,6 +37,9 @@ class MySQLSumTables(SumTables):
         found = EXACT_NUMBER.match(kind)
         return found is not None and int(found["places"] or 0) <= places
 
+    def identity(self, column: str) -> str:
+        return f"{column}, CAST({column} AS BINARY)"  # in most collations "a" equals "A"
+
     def sum_type(self, places: int) -> str:
         return f"DECIMAL(65, {places})"
 
@@ -70,9 +73,12 @@ class MySQLSumTables(SumTables):
     def drop_copy(self, copy: str) -> str:
         return f"DROP TEMPORARY TABLE IF EXISTS {copy}"
 
-    def delete_copied(self, copy: str, log: str) -> str:
+    def delete_copied(self, copy: str, log: str, where: str = "1 = 1") -> str:
         """By number: a scan of the log would wait for entries that are not committed."""
-        return f"DELETE {log} FROM {copy} STRAIGHT_JOIN {log} ON {log}.{ENTRY} = {copy}.{ENTRY}"
+        return (
+            f"DELETE {log} FROM {copy} STRAIGHT_JOIN {log} ON {log}.{ENTRY} = {copy}.{ENTRY} "
+            f"WHERE {where}"
+        )
 
     def trim(self, log: str, most: int) -> list[str]:
         return [

@@ -54,6 +54,14 @@ class PostgreSQLSumTables(SumTables):
         """
         return LIMIT.sub("", kind) in (EXACT_TYPES if places is None else EXACT_NUMBERS)
 
+    def behind(self, names: Sequence[str], table: str, column: str, changed: str, key: str) -> str:
+        """By the index, for each key: PostgreSQL takes the keys to be many, and reads the table."""
+        selected = ", ".join(names)
+        return (
+            f"SELECT matviews_behind.* FROM {changed} CROSS JOIN LATERAL (SELECT {selected} "
+            f"FROM {table} WHERE {table}.{column} = {changed}.{key} OFFSET 0) matviews_behind"
+        )
+
     def differs(self, difference: str) -> str:
         """NaN and Infinity minus themselves are NaN; `suspect` finds those."""
         return f"{difference} NOT IN (0, 'NaN')"

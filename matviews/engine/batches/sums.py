@@ -26,6 +26,7 @@ from ...queryset import (
     add,
     build,
     count_differing,
+    count_moved,
     count_rows,
     plan_of,
 )
@@ -56,6 +57,7 @@ INCOMPLETE = "changes were logged without their values"
 LEFT = "an extreme value may have gone, or a row that was not logged"
 SUSPECT = "sums were impossible"
 TOO_MANY = "too many groups were to be recomputed"
+MOVED = "too many rows were behind lookups that have changed"
 ALTERED = (
     "a column of its source was altered: run manage.py update_materialized_views --triggers install"
 )
@@ -111,6 +113,10 @@ def _keep_up(work: Work) -> str:
 
 
 def _lock(plan: Plan, view_id: int) -> ViewSums | None:
+    """The record of a view's sums; None if there is none, or not every change is logged for it."""
+    assert plan.additive is not None
+    if not changes.are_valued(plan.additive.additive.logs):
+        return None
     kept = ViewSums.objects.filter(view=view_id, fingerprint=plan.fingerprint)
     return kept.order_by().select_for_update().first()
 
@@ -134,7 +140,7 @@ def _add(plan: Plan, kept: ViewSums, keys: Collection[Key] = ()) -> bool:
         reason = error_text(error)
     if not reason:
         return True
-    level = logging.INFO if reason in (INCOMPLETE, LEFT, TOO_MANY) else logging.WARNING
+    level = logging.INFO if reason in (INCOMPLETE, LEFT, TOO_MANY, MOVED) else logging.WARNING
     sentence = "the sums of an additive view are recomputed"
     log(logger, level, sentence, view=plan.source.definition.label, reason=reason)
     kept.reason = reason[:255]
@@ -149,6 +155,8 @@ def _added(plan: Plan, kept: ViewSums, keys: Collection[Key]) -> str:
     """
     sums = plan.additive
     assert sums is not None
+    if _moves_much(sums, kept.table):
+        return MOVED
     for _cut in range(MAX_CUTS):
         if keys and _are_too_many(sums, kept.table, keys):
             return TOO_MANY
@@ -175,6 +183,14 @@ def _are_too_many(sums: GroupSums, table: str, keys: Collection[Key]) -> bool:
         return True
     rows = count_rows(sums, table, keys)
     return rows > FEW_ROWS and rows > MAX_SHARE * count_rows(sums, table)
+
+
+def _moves_much(sums: GroupSums, table: str) -> bool:
+    """Whether recomputing all groups takes no longer than moving rows behind changed lookups."""
+    if count_moved(sums, FEW_ROWS + 1) <= FEW_ROWS:
+        return False
+    most = int(MAX_SHARE * count_rows(sums, table))
+    return count_moved(sums, most + 1) > most
 
 
 def recompute_groups(plan: Plan, shard: ViewShard, keys: Collection[Key]) -> None:
@@ -223,7 +239,7 @@ def trim_value_logs() -> bool:
     Returns:
         Whether all could be.
     """
-    used = dict(ViewSums.objects.order_by("pk").values_list("log", "pk"))
+    used = {log: kept.pk for kept in ViewSums.objects.order_by("pk") for log in kept.logs}
     emptied = [_empty(name, used.get(name)) for name in sorted(changes.present_logs())]
     return all(emptied)
 
@@ -231,7 +247,7 @@ def trim_value_logs() -> bool:
 def _empty(name: str, pk: int | None) -> bool:
     """Empty a value log, of the `ViewSums` with this primary key; whether that was possible."""
     try:
-        while pk and _trim(pk):
+        while pk and _trim(pk, name):
             pass
         while not pk and changes.count_values(name, 1):
             _trim_unused(name)
@@ -247,13 +263,13 @@ def _trim_unused(name: str) -> None:
         changes.trim_values(name, TRIMMED_AT_ONCE)
 
 
-def _trim(pk: int) -> bool:
+def _trim(pk: int, name: str) -> bool:
     """Delete some entries in a short transaction; whether there may be more to delete."""
     with short_transaction():
         kept = ViewSums.objects.filter(pk=pk)
         if not lock_available(Q(view__in=kept.values("view"))):
             return False
-        for view_id, name, drain_number in kept.values_list("view", "log", "drain_number"):
+        for view_id, drain_number in kept.values_list("view", "drain_number"):
             few = MAX_ENTRIES if drain_number >= 0 else 0
             if changes.count_values(name, few + 1) > few:
                 distrust_sums(view_id)

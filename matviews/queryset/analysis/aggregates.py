@@ -128,8 +128,13 @@ def aggregates_of_groups(condition: Any) -> Iterator[Any]:
         raise ValueError(getattr(condition, "lookup_name", type(condition).__name__))
 
 
-def of_aggregate(aggregate: Any, dialect: Dialect) -> tuple[str, Added]:
+def of_aggregate(aggregate: Any, table: str, dialect: Dialect) -> tuple[str, Added]:
     """The kind of an aggregate, such as `SUM`, and what it counts or adds up.
+
+    Args:
+        aggregate: the aggregate.
+        table: alias of the table whose rows are aggregated.
+        dialect: the SQL dialect of the database.
 
     Raises:
         ValueError: it cannot be kept by adding and subtracting; the message says what it is.
@@ -137,7 +142,7 @@ def of_aggregate(aggregate: Any, dialect: Dialect) -> tuple[str, Added]:
     name, kind, condition = _accepted(aggregate, dialect)
     argument, *_others = aggregate.get_source_expressions()
     if kind == COUNT:
-        return kind, Added(_counted(argument, dialect), condition)
+        return kind, Added(_counted(argument, table, dialect), condition)
     if kind in (LARGEST, SMALLEST):
         if not isinstance(argument, Col) or family(argument.target) not in ORDERED:
             raise ValueError(f"{name} of something other than a column of numbers or dates")
@@ -180,11 +185,11 @@ def _chooses(part: Any) -> bool:
     return isinstance(part, (Case, Coalesce, NullIf))
 
 
-def _counted(argument: Any, dialect: Dialect) -> Any | None:
+def _counted(argument: Any, table: str, dialect: Dialect) -> Any | None:
     """The values that are counted; None if each row counts."""
     if type(argument).__name__ == "Star":
         return None
-    if isinstance(argument, Col) and argument.target.primary_key:
+    if isinstance(argument, Col) and argument.target.primary_key and argument.alias == table:
         return None  # any other column may be NULL in the database, whatever its model says
     if part := inexact_part(argument, dialect, may_fail=True):
         raise ValueError(f"Count of {part}")

@@ -57,6 +57,8 @@ class JoinedTable:
     pairs: tuple[tuple[str, str], ...] = ()
     #: Whether the join keeps rows of the parent that have no match here.
     outer: bool = False
+    #: Whether it has another condition.
+    restricted: bool = False
 
 
 def tables_of(query: Any) -> Iterator[JoinedTable]:
@@ -73,8 +75,9 @@ def tables_of(query: Any) -> Iterator[JoinedTable]:
             yield JoinedTable(alias, table.table_name)
         else:
             pairs = tuple((one.column, other.column) for one, other in table.join_fields)
-            outer = table.join_type.startswith("LEFT")
-            yield JoinedTable(alias, table.table_name, table.parent_alias, pairs, outer)
+            outer, parent = table.join_type.startswith("LEFT"), table.parent_alias
+            more = table.filtered_relation or table.join_field.get_extra_restriction(alias, parent)
+            yield JoinedTable(alias, table.table_name, parent, pairs, outer, more is not None)
 
 
 def columns_of(

@@ -7,18 +7,19 @@ an entry is ever compared: entries do not commit in their order.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from django.db import connections
+from django.db import connections, transaction
 
 from ...databases.base.sums import GONE, ROWS_KEPT, WEIGHT
-from ...databases.keys import Key, from_json
+from ...databases.keys import Key, Keys, from_json
 from ...databases.sql import SQL
 from .adding_in_parts import add_in_parts, build_in_parts
+from .moved_rows import MovedRows
 from .sums import GroupSums
 
-__all__ = ["Cut", "add", "build", "count_differing", "count_rows"]
+__all__ = ["Cut", "add", "build", "count_differing", "count_moved", "count_rows"]
 
 TOTALS, ADDED = "matviews_totals", "matviews_added"  # parts of the statement that adds
 
@@ -42,7 +43,7 @@ def add(sums: GroupSums, log: str, table: str, recomputed: Collection[Key] = ())
 
     Args:
         sums: the SQL of the sums.
-        log: the name of the value log.
+        log: the name of the value log of the aggregated table.
         table: the name of the table of sums.
         recomputed: keys of groups whose sums are computed from the source, in the snapshot that
             decides what has been logged; at most as many as a statement takes.
@@ -51,34 +52,91 @@ def add(sums: GroupSums, log: str, table: str, recomputed: Collection[Key] = ())
         DatabaseError: a value cannot be computed or added.
     """
     keys = sums.keys(recomputed) if recomputed else None
-    if not sums.dialect.has_writing_parts:
-        return Cut(*add_in_parts(sums, log, table, keys))
+    if sums.additive.lookups and not _has_moved(sums):
+        with transaction.atomic(using=sums.dialect.using):
+            if found := _add(sums, log, table, keys, moves=False):
+                return found
+            transaction.set_rollback(True, using=sums.dialect.using)
+    found = _add(sums, log, table, keys, moves=True)
+    assert found is not None
+    return found
+
+
+def _add(sums: GroupSums, log: str, table: str, keys: Keys | None, *, moves: bool) -> Cut | None:
+    """As `add`; None if the lookups of rows have changed, unless it `moves` them."""
+    at_once = sums.dialect.has_writing_parts
+    found = (_add_at_once if at_once else add_in_parts)(sums, log, table, keys, moves=moves)
+    return found and Cut(*found)
+
+
+def _has_moved(sums: GroupSums) -> bool:
+    """Whether the value log of a lookup has entries."""
+    with connections[sums.dialect.using].cursor() as cursor:
+        for log in sums.additive.lookup_logs.values():
+            cursor.execute(f"SELECT 1 FROM {sums.dialect.name(log.name)} LIMIT 1")
+            if cursor.fetchone():
+                return True
+    return False
+
+
+def count_moved(sums: GroupSums, most: int) -> int:
+    """How many rows of the aggregated table are behind lookups that have changed, up to `most`."""
+    if not _has_moved(sums):
+        return 0
+    rows = MovedRows(sums.additive, sums.tables, sums.dialect)
+    with connections[sums.dialect.using].cursor() as cursor:
+        cursor.execute(rows.counted(sums.logged().lookups, most))
+        return int(cursor.fetchone()[0])
+
+
+def _add_at_once(
+    sums: GroupSums, log: str, table: str, keys: Keys | None, *, moves: bool
+) -> tuple[int, bool, set[Key], set[Key]] | None:
+    """What `Cut` has, by one statement; None as in `_add`."""
     name, numbers = sums.dialect.name(table), sums.columns.numbers
-    totals = sums.totals(f"(SELECT * FROM {GONE} WHERE {WEIGHT} IS NOT NULL)")
-    added = sums.tables.upsert(name, sums.columns, sums.gained(SQL(TOTALS), sums.columns.all, keys))
+    gone, logs = [*_gone(sums, log, moves=moves)], sums.additive.lookup_logs
+    of_lookups = {each: f"{GONE}{number}" for number, each in enumerate(logs)} if moves else {}
+    totals = sums.totals(sums.logged(GONE, of_lookups))
+    gained = sums.gained(SQL(TOTALS), sums.columns.all, keys)
+    added = sums.tables.upsert(name, sums.columns, gained)
     returned = ", ".join(["ctid", *sums.columns.key, *numbers])
     suspect = f"SELECT * FROM {ADDED} WHERE {sums.tables.suspect(sums.places)}"
     nothing = " AND ".join(f"{number} = 0" for number in numbers)
+    entries = [f"SELECT {WEIGHT} FROM {each}" for each in (GONE, *of_lookups.values())]
+    moved = [f"SELECT 1 FROM {sums.dialect.name(each.name)}" for each in logs.values()]
+    moved = [] if moves else [f"EXISTS ({each})" for each in moved]
     with connections[sums.dialect.using].cursor() as cursor:
         if keys:
             among = sums.among(keys)
             cursor.execute(f"DELETE FROM {name} WHERE {among.text}", among.params)
         cursor.execute(
-            f"WITH {GONE} AS (DELETE FROM {sums.dialect.name(log)} "
-            f"RETURNING {', '.join([WEIGHT, *sums.log_columns])}), "
+            f"WITH {', '.join(gone)}, "
             f"{TOTALS} AS ({totals.text}), {ADDED} AS ({added.text} RETURNING {returned}) "
             f"SELECT (SELECT count(*) FROM {GONE}), "
-            f"(SELECT count(*) FROM {GONE} WHERE {WEIGHT} IS NULL), "
+            f"(SELECT count(*) FROM ({' UNION ALL '.join(entries)}) e WHERE {WEIGHT} IS NULL), "
+            f"{' OR '.join(moved) or 'false'}, "
             f"(SELECT array_agg(ctid::text) FROM {ADDED} WHERE {nothing}), "
             f"({_listed(sums, suspect)}), "
             f"({_listed(sums, sums.tables.left(name, sums.columns, TOTALS))})",
             (*totals.params, *added.params),
         )
-        entries, incomplete, empty, *groups = cursor.fetchone()
+        count, incomplete, others_moved, empty, *groups = cursor.fetchone()
+        if others_moved:
+            return None
         if empty:
             cursor.execute(f"DELETE FROM {name} WHERE ctid = ANY(%s::tid[])", [empty])
     suspects, doubtful = ({from_json(key) for key in json.loads(each or "[]")} for each in groups)
-    return Cut(entries, bool(incomplete), suspects, doubtful)
+    return count, bool(incomplete), suspects, doubtful
+
+
+def _gone(sums: GroupSums, log: str, *, moves: bool) -> Iterator[str]:
+    """The parts that delete entries; those of lookups if they `move`."""
+    columns = ", ".join([WEIGHT, *sums.log_columns])
+    yield f"{GONE} AS (DELETE FROM {sums.dialect.name(log)} RETURNING {columns})"
+    for number, each in enumerate(sums.additive.lookup_logs.values() if moves else ()):
+        columns = ", ".join([WEIGHT, *map(sums.dialect.name, each.columns)])
+        name = sums.dialect.name(each.name)
+        yield f"{GONE}{number} AS (DELETE FROM {name} RETURNING {columns})"
 
 
 def _listed(sums: GroupSums, query: str) -> str:
@@ -105,7 +163,7 @@ def build(sums: GroupSums, log: str, table: str) -> None:
     with connections[sums.dialect.using].cursor() as cursor:
         cursor.execute(f"DELETE FROM {name}")
         cursor.execute(
-            f"WITH {GONE} AS (DELETE FROM {sums.dialect.name(log)}) "
+            f"WITH {', '.join(_gone(sums, log, moves=True))} "
             f"INSERT INTO {name} ({', '.join(sums.columns.all)}) {totals.text}",
             totals.params,
         )

@@ -1,6 +1,6 @@
 """The sums of an additive view: what rows give to groups, and the view's rows from that."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from ...databases.fields import Column
 from ...databases.keys import Key, Keys
 from ...databases.sql import SQL, joined
 from ..analysis.aggregates import COUNT, LARGEST, SMALLEST, SUM, Added, replaced
-from .given_rows import GivenRows
+from .given_rows import GivenRows, Logged
 from .readers import as_stored
 from .stage_reader import StageReader
 
@@ -23,24 +23,25 @@ KEPT = "matviews_kept"  # alias of the view's rows, made from the sums
 class GroupSums(GivenRows):
     """The SQL of an additive view's sums."""
 
-    def totals(self, rows: str = "", within: Keys | None = None) -> SQL:
+    def totals(self, logged: Logged | None = None, within: Keys | None = None) -> SQL:
         """A query for what rows give to their groups, as the columns of the table of sums.
 
-        Of a value log, also for the extremes of what has gone, and for what is unsure.
+        Of what is logged, also for the extremes of what has gone, and for what is unsure.
 
         Args:
-            rows: SQL with the rows of a value log and their weights; "" for the source itself.
+            logged: what is logged, with weights; None for the source itself.
             within: the keys of the groups; None for all.
         """
-        values = [f"{self.tables.whole(f'SUM({WEIGHT})' if rows else 'COUNT(*)')} AS {ROWS_KEPT}"]
+        rows = self.tables.whole(f"SUM({WEIGHT})" if logged else "COUNT(*)")
+        values = [f"{rows} AS {ROWS_KEPT}"]
         for number, each in enumerate(self.additive.added):
-            values += self._totals_of(each, number, weighted=bool(rows))
+            values += self._totals_of(each, number, weighted=logged is not None)
         for extreme in self.columns.extremes:
-            values += self._extremes_of(extreme, weighted=bool(rows))
-        if rows and self.tables.has_doubts:
+            values += self._extremes_of(extreme, weighted=logged is not None)
+        if logged and self.tables.has_doubts:
             values.append(f"SUM(CASE WHEN {WEIGHT} = 0 THEN 1 ELSE 0 END) AS {UNSURE}")
-        given, key = self.given(rows, within), ", ".join(self.key)
-        if rows:
+        given, key = self.given(logged, within), ", ".join(self.key)
+        if logged:
             given = self._netted(given)
         keyed = " AND ".join(f"{name} IS NOT NULL" for name in self.key)
         return SQL(
@@ -173,6 +174,19 @@ class GroupSums(GivenRows):
         mean = self.tables.mean(total, count, self.additive.added[number].places)
         return f"(CASE WHEN {count} > 0 THEN {total if kind == SUM else mean} END)"
 
+    def logged(self, rows: str = "", lookups: Mapping[str, str] | None = None) -> Logged:
+        """What is logged.
+
+        Args:
+            rows: SQL for FROM with the entries of the aggregated table; "" for those of the log.
+            lookups: the same of lookups, by table; None for those of their logs.
+        """
+        own = rows or self.dialect.name(self.additive.log)
+        if lookups is None:
+            of = self.additive.lookup_logs.items()
+            lookups = {table: self.dialect.name(log.name) for table, log in of}
+        return Logged(f"(SELECT * FROM {own} matviews_rows WHERE {WEIGHT} IS NOT NULL)", lookups)
+
     def differing(self, log: str, sums: str) -> SQL:
         """A query for how many groups differ between the sums with what is logged, and the source.
 
@@ -182,7 +196,7 @@ class GroupSums(GivenRows):
         names = [each.name for each in extremes]
         nothing = [f"NULL AS {name}" for name in names]
         minus = [f"-{name} AS {name}" for name in numbers]
-        logged = self.totals(f"(SELECT * FROM {self.dialect.name(log)})")
+        logged = self.totals(self.logged(self.dialect.name(log)))
         of_source = self.totals()
         unsure = UNSURE if self.tables.has_doubts else "0"
         parts = [

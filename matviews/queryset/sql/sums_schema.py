@@ -14,7 +14,7 @@ from ...databases.base.sums import (
     count_name,
     sum_name,
 )
-from ...databases.fields import NUMBER, WHOLE, AnyField, family
+from ...databases.fields import NUMBER, WHOLE, AnyField, family, field_of_column
 from ..analysis.aggregates import LARGEST, places_of_column
 from ..analysis.columns import exact_values
 from ..analysis.source import Source
@@ -79,33 +79,50 @@ class SumsSchema:
         )
 
     def misfit(self) -> str:
-        """Why the columns of the source's table cannot be added up exactly; "" if they can be.
+        """Why the columns of the source's tables cannot be added up exactly; "" if they can be.
 
-        The model may say something else of them than the database.
+        The models may say something else of them than the database.
         """
-        table, found = self.additive.model._meta.db_table, self._described()
-        fields = {field.column: field for field in self.additive.model._meta.concrete_fields}
-        for column in self.additive.columns:
-            kind, _collation = found.get((table, column), ("", ""))
-            if (table, column) not in found:
-                return f"{table} has no column {column}"
-            numeric = family(fields[column]) in (WHOLE, NUMBER)
-            places = places_of_column(fields[column]) if numeric else None
-            if not self.tables.accepts(kind, places):
-                return f"{table}.{column} is {kind} in the database, unlike in the model"
+        found = self._described()
+        for table, log in self.additive.logs.items():
+            for column in log.columns:
+                if (table, column) not in found:
+                    return f"{table} has no column {column}"
+                field, kind = field_of_column(table, column), found[table, column][0]
+                numeric = field is not None and family(field) in (WHOLE, NUMBER)
+                if not self.tables.accepts(kind, places_of_column(field) if numeric else None):
+                    return f"{table}.{column} is {kind} in the database, unlike in the model"
         return ""
 
     def fit(self) -> bool:
-        """Whether both tables exist, with the columns that `create` would give them."""
-        found, sums = self._described(), self.additive.sums
-        log = {name: kind for (table, name), kind in found.items() if table == self.additive.log}
+        """Whether all tables exist, with the columns that they would be created with."""
+        found = self._described()
+        return self._sums_fit(found) and all(
+            self._log_fits(table, found) for table in self.additive.logs
+        )
+
+    def fit_of(self, table: str) -> bool:
+        """Whether the value log of a table fits, and of the aggregated one, the sums too."""
+        found = self._described()
+        return self._log_fits(table, found) and (
+            table != self.additive.table or self._sums_fit(found)
+        )
+
+    def _log_fits(self, table: str, found: Described) -> bool:
+        log = {
+            column: kind
+            for (name, column), kind in found.items()
+            if name == self.additive.logs[table].name and column not in OWN_COLUMNS
+        }
+        return log == self._logged(table, found)
+
+    def _sums_fit(self, found: Described) -> bool:
+        sums = self.additive.sums
         in_sums = {name for table, name in found if table == sums}
         extremes = {each.name for each in self.columns.extremes}
         keys = {field.column for field in self._key_fields}
         return (
-            {name: kind for name, kind in log.items() if name not in OWN_COLUMNS}
-            == self._logged(found)
-            and in_sums == extremes.union(keys, self.columns.numbers)
+            in_sums == extremes.union(keys, self.columns.numbers)
             and all(
                 found[sums, each.name][0] == self._type_of(each, found)
                 for each in self.columns.extremes
@@ -116,26 +133,30 @@ class SumsSchema:
             )
         )
 
-    def create(self) -> list[str]:
-        """Statements that create both tables, where they belong."""
+    def names_of(self, table: str) -> list[str]:
+        """The names of the value log of a table and, for the aggregated one, of that of sums."""
+        log = self.additive.logs[table].name
+        return [log, self.additive.sums] if table == self.additive.table else [log]
+
+    def create(self, table: str) -> list[str]:
+        """Statements that create these, where they belong."""
         name, found = self.dialect.name, self._described()
-        log, sums = (name(self.tables.home(each)) for each in self.names)
-        key = self._key_fields
-        columns = self.tables.columns_of_sums(self.places)
-        return [
-            self.tables.create_log(log, self._logged(found)),
-            staging_of(self.dialect.using).create(sums, self._view, key, key, self.dialect),
-            *(f"ALTER TABLE {sums} ADD COLUMN {column}" for column in columns),
-            *(
-                f"ALTER TABLE {sums} ADD COLUMN {each.name} {self._type_of(each, found)} NULL"
-                for each in self.columns.extremes
-            ),
-        ]
+        log, *sums = (name(self.tables.home(each)) for each in self.names_of(table))
+        created, key = [self.tables.create_log(log, self._logged(table, found))], self._key_fields
+        for each in sums:
+            made = staging_of(self.dialect.using).create(each, self._view, key, key, self.dialect)
+            columns = self.tables.columns_of_sums(self.places)
+            columns += [
+                f"{extreme.name} {self._type_of(extreme, found)} NULL"
+                for extreme in self.columns.extremes
+            ]
+            created += [made, *(f"ALTER TABLE {each} ADD COLUMN {column}" for column in columns)]
+        return created
 
     @property
-    def names(self) -> tuple[str, str]:
-        """The names of the value log and of the table of sums."""
-        return self.additive.log, self.additive.sums
+    def names(self) -> list[str]:
+        """The names of all tables of the view's sums."""
+        return [self.additive.sums, *(log.name for log in self.additive.logs.values())]
 
     @property
     def _view(self) -> str:
@@ -146,20 +167,20 @@ class SumsSchema:
         return [column.field for column in self.source.key]
 
     def _described(self) -> Described:
-        table = self.additive.model._meta.db_table
-        return self.dialect.columns([table, self._view, *self.names])
+        return self.dialect.columns([*self.additive.logs, self._view, *self.names])
 
     def _type_of(self, extreme: Extreme, found: Described) -> str:
         """The type of a column with an extreme: that of the values."""
         argument: Any = self.additive.added[extreme.number].argument
-        column = argument.target.column
-        kind, _collation = found.get((self.additive.model._meta.db_table, column), ("", ""))
+        tables = {each.alias: each.table for each in self.additive.lookups}
+        table = tables.get(argument.alias, self.additive.table)
+        kind, _collation = found.get((table, argument.target.column), ("", ""))
         return self.tables.unlimited(kind)
 
-    def _logged(self, found: Described) -> dict[str, tuple[str, str]]:
-        """The types and collations of the value log's columns with values."""
-        table = self.additive.model._meta.db_table
-        of_table = {column: found.get((table, column)) for column in self.additive.columns}
+    def _logged(self, table: str, found: Described) -> dict[str, tuple[str, str]]:
+        """The types and collations of a value log's columns with values."""
+        columns = self.additive.logs[table].columns
+        of_table = {column: found.get((table, column)) for column in columns}
         return {
             column: (self.tables.unlimited(described[0]), described[1])
             for column, described in of_table.items()

@@ -10,7 +10,17 @@ from django.core.exceptions import EmptyResultSet
 from django.db.models import Model
 
 from ...databases import Dialect, dialect_of, sums_of
-from ...databases.fields import DATE, DATETIME, NUMBER, TEXT, WHOLE, family, model_of_table
+from ...databases.fields import (
+    DATE,
+    DATETIME,
+    NUMBER,
+    TEXT,
+    WHOLE,
+    AnyField,
+    family,
+    model_of_table,
+)
+from ...databases.trigger_spec import ValueLog
 from ..analysis.aggregates import (
     Added,
     aggregates_in,
@@ -24,6 +34,7 @@ from ..analysis.fingerprint import fingerprint, has_dates
 from ..analysis.row_functions import inexact_part
 from ..analysis.source import Source
 from .inspection import Inspection
+from .joins import Lookup, columns_of_joins, lookups_of, obstacles_of_joins
 
 __all__ = ["Additive", "Returned", "find_additive", "obstacles_of"]
 
@@ -46,37 +57,68 @@ class Returned(NamedTuple):
 class Additive:
     """What is kept of an additive view's source."""
 
-    #: The model of its table.
+    #: The model of the table whose rows are aggregated.
     model: type[Model]
-    #: The columns that its groups, filters and aggregates read.
-    columns: tuple[str, ...]
+    #: The value logs by table, that of `model` first, then those of lookups.
+    logs: Mapping[str, ValueLog]
+    #: The other tables, in which each row finds at most one.
+    lookups: tuple[Lookup, ...]
     #: What its aggregates count and add up, each once.
     added: tuple[Added, ...]
     #: What its aggregates return, by their SQL and its parameters.
     returned: Mapping[Compiled, Returned]
-    #: The name of its value log.
-    log: str
     #: The name of its table of sums.
     sums: str
+
+    @property
+    def table(self) -> str:
+        """The name of the table whose rows are aggregated."""
+        return self.model._meta.db_table
+
+    @property
+    def log(self) -> str:
+        """The name of the value log of this table."""
+        return self.logs[self.table].name
+
+    @property
+    def lookup_logs(self) -> dict[str, ValueLog]:
+        """The value logs of lookups, by table."""
+        return {table: log for table, log in self.logs.items() if table != self.table}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of this table that groups, filters, aggregates and joins read."""
+        return self.logs[self.table].columns
 
 
 def find_additive(source: Source, inspection: Inspection) -> Additive | None:
     """What is kept of a view's source; None if it is not additive."""
     if next(obstacles_of(source, inspection), ""):
         return None
-    [table] = source.query.tables
-    model = model_of_table(table.table)
+    model = model_of_table(source.query.tables[0].table)
     assert model is not None  # an obstacle otherwise
     added, returned = _added(source)
-    name = hashlib.sha256(f"{source.definition.label} {fingerprint(source)}".encode()).hexdigest()
+    name = f"{source.definition.label} {fingerprint(source)}"
+    columns: dict[str, set[str]] = {model._meta.db_table: set()}
+    for table, field in _columns(source, added):
+        columns.setdefault(table, set()).add(field.column or "")
     return Additive(
         model=model,
-        columns=tuple(sorted({column.target.column for column in _columns(source, added)})),
+        logs={
+            table: ValueLog(
+                f"matviews_values_{_digest(f'{name} {table}')}", tuple(sorted(of_table))
+            )
+            for table, of_table in columns.items()
+        },
+        lookups=lookups_of(source.query),
         added=added,
         returned=returned,
-        log=f"matviews_values_{name[:8]}",
-        sums=f"matviews_sums_{name[:8]}",
+        sums=f"matviews_sums_{_digest(name)}",
     )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def obstacles_of(source: Source, inspection: Inspection) -> Iterator[str]:
@@ -123,12 +165,14 @@ def _obstacles_of_query(source: Source) -> Iterator[str]:
     if query.union:
         return
     tables = query.tables
-    if len(tables) != 1:
-        yield f"source() joins {', '.join(table.table for table in tables[1:]) or 'nothing'}"
-    elif model_of_table(tables[0].table) is None or tables[0].alias != tables[0].table:
+    if not tables:
+        yield "source() reads no table"
+        return
+    if model_of_table(tables[0].table) is None or tables[0].alias != tables[0].table:
         yield f"{tables[0].table} is not a plain table of a model"
     elif set('"`.') & set(tables[0].table):
         yield f"the name of {tables[0].table} includes a schema"
+    yield from obstacles_of_joins(query)
 
 
 def _obstacles_of_key(source: Source) -> Iterator[str]:
@@ -161,7 +205,7 @@ def _obstacles_of_values(source: Source) -> Iterator[str]:
 
 def _check(aggregate: Any, source: Source, dialect: Dialect) -> None:
     """Raise a ValueError if an aggregate cannot be kept; the message says what it is."""
-    of_aggregate(aggregate, dialect)
+    of_aggregate(aggregate, source.query.tables[0].alias, dialect)
     try:
         source.query.compile_expression(aggregate)
     except EmptyResultSet as error:
@@ -173,15 +217,15 @@ def _obstacles_of_columns(source: Source, inspection: Inspection) -> Iterator[st
     dialect, of_rows = dialect_of(source.query.using), source.query.conditions[0]
     if of_rows is not None and (part := inexact_part(of_rows, dialect)):
         yield f"the filter of source() has {part}"
-    [table] = source.query.tables
     copies = sums_of(source.query.using).copies_collations
-    known = inspection.columns.get(table.table)
     added, _returned = _added(source)
-    fields = {column.target for column in _columns(source, added)}
+    read = set(_columns(source, added))
+    fields = {field for _table, field in read}
     names = {each.column or "" for each in (*fields, *(column.field for column in source.key))}
     for name in sorted(filter(sums_of(source.query.using).is_reserved, names)):
         yield f"the column {name} has a name that is reserved for the tables of sums"
-    for field in fields:
+    for table, field in read:
+        known = inspection.columns.get(table)
         if family(field) not in LOGGED or field.get_internal_type() == "FloatField":
             yield f"source() reads {field.name}, which is a {family(field)}"
         elif not copies and family(field) == TEXT and dialect.has_ci_collation(field):
@@ -190,14 +234,18 @@ def _obstacles_of_columns(source: Source, inspection: Inspection) -> Iterator[st
             yield f"changes of {field.name} are not logged"
 
 
-def _columns(source: Source, added: Iterable[Added]) -> Iterator[Any]:
-    """The columns of a row that decide what it gives to its group."""
+def _columns(source: Source, added: Iterable[Added]) -> Iterator[tuple[str, AnyField]]:
+    """The tables and columns of a row and its lookups that decide what it gives to its group."""
     of_rows, _of_groups = source.query.conditions
     given = [column.expression for column in source.key]
     given += [of_rows] if of_rows is not None else []
     for each in added:
         given += [part for part in (each.argument, each.condition) if part is not None]
-    return (column for expression in given for column in row_columns(expression))
+    by_alias = {table.alias: table.table for table in source.query.tables}
+    for expression in given:
+        for column in row_columns(expression):
+            yield by_alias[column.alias], column.target
+    yield from columns_of_joins(source.query)
 
 
 def _added(source: Source) -> tuple[tuple[Added, ...], dict[Compiled, Returned]]:
@@ -207,7 +255,7 @@ def _added(source: Source) -> tuple[tuple[Added, ...], dict[Compiled, Returned]]
     returned: dict[Compiled, Returned] = {}
     of_columns = (each for column in source.values for each in aggregates_in(column.expression))
     for aggregate in chain(of_columns, _of_groups(source)):
-        kind, each = of_aggregate(aggregate, dialect)
+        kind, each = of_aggregate(aggregate, query.tables[0].alias, dialect)
         of = (
             None if each.argument is None else query.compile_expression(each.argument),
             None if each.condition is None else query.compile_condition(each.condition),

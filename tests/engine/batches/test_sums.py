@@ -428,7 +428,7 @@ def test_the_tables_of_one_view_that_cannot_be_created_stop_no_other(
     """The role may not create tables, say."""
     changes.remove(engine.alias())
     with monkeypatch.context() as patch:
-        patch.setattr(GroupSums, "create", lambda self: ["CREATE TABLE not valid"])
+        patch.setattr(GroupSums, "create", lambda self, table: ["CREATE TABLE not valid"])
         for _again in range(2):
             assert not changes.install(engine.alias())
 
