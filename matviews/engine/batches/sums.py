@@ -108,7 +108,8 @@ def _keep_up(work: Work) -> str:
     if not (usable and _add(work.plan, kept)):
         kept.drain_number = ViewSums.STALE
         kept.save()
-        changes.trim_values(kept.log, MAX_ENTRIES)
+        for name in kept.logs:
+            changes.trim_values(name, MAX_ENTRIES)
     return ""
 
 
@@ -165,6 +166,8 @@ def _added(plan: Plan, kept: ViewSums, keys: Collection[Key]) -> str:
             return INCOMPLETE
         if sums_of(alias()).stores_what_fits and not sums.fit():
             return ALTERED  # before the entries were read, or it would wait for this batch
+        if max(len(cut.suspect), len(cut.doubtful)) > sums.dialect.max_keys:
+            return TOO_MANY  # and the list may be cut off
         suspect, doubtful = cut.suspect.difference(keys), cut.doubtful.difference(keys)
         if not (keys := suspect | doubtful):
             return ""
@@ -199,9 +202,10 @@ def recompute_groups(plan: Plan, shard: ViewShard, keys: Collection[Key]) -> Non
     For what no entry of the log says. Call it in a transaction that holds the shard.
     """
     kept = _lock(plan, shard.view_id) if plan.additive else None
-    if kept is None or kept.drain_number < max(0, shard.full_refresh_after):
-        return
-    if plan.checked() is not plan or not _add(plan, kept, keys):
+    if kept and kept.drain_number < max(0, shard.full_refresh_after):
+        return  # all are recomputed anyway
+    # without a record for this definition, there may be one for that of another process
+    if kept is None or plan.checked() is not plan or not _add(plan, kept, keys):
         distrust_sums(shard.view_id)
 
 

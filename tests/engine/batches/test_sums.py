@@ -16,6 +16,7 @@ from django.test.utils import CaptureQueriesContext
 
 from matviews import changes, engine, untracked
 from matviews.changes import value_logs
+from matviews.databases import dialect_of
 from matviews.engine.batches import sums as engine_sums
 from matviews.engine.verification import key_parts
 from matviews.models import ViewShard, ViewSums
@@ -24,6 +25,7 @@ from matviews.registry import registry
 from matviews.states import RefreshStrategy
 from matviews.tasks import inline
 from tests.helpers.additive_views import Sales, counted, extremes
+from tests.helpers.current import differences_now
 from tests.helpers.engine import held_open, let_time_pass
 from tests.helpers.state_machines import Killed, killed_before_statement
 from tests.helpers.sums import additive_of, kept_of, sums_differ
@@ -675,6 +677,42 @@ def test_only_groups_in_doubt_are_recomputed_unless_they_are_many(
     engine.mark_dirty(sales.View, [3])
     refreshed(sales.View)
     assert verified(sales)
+
+
+@pytest.mark.usefixtures("alone")
+def test_more_groups_in_doubt_than_a_list_has_room_for_beside_marked_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that the list lacks must not be forgotten because others of it are done already."""
+    with Sales(extremes).tracked() as sales:
+        monkeypatch.setattr(type(dialect_of(engine.alias())), "max_keys", 4)
+        for shop in range(1, 11):
+            sales.add((shop, 5, "1"), (shop, 3, "2"))
+        refreshed(sales.View)
+
+        sales.Sale._base_manager.filter(qty=5).update(qty=4)
+        engine.mark_dirty(sales.View, [1, 2, 3])
+        refreshed(sales.View)
+
+        assert verified(sales)
+
+
+@pytest.mark.usefixtures("alone")
+def test_marked_keys_that_a_process_with_another_definition_takes_are_not_lost() -> None:
+    """As an old worker does during a deployment."""
+    with Sales().tracked() as sales:
+        sales.add((1, 2, None), (1, 3, None), (2, 3, None))
+        refreshed(sales.View)
+        sales.add((1, 5, None))
+        execute(f"DELETE FROM {kept_of(sales.View).log}")  # as if no trigger had seen it
+        engine.mark_dirty(sales.View, [1])
+        manager = sales.Sale._base_manager
+        with mock.patch.object(
+            sales.View, "source", classmethod(lambda cls: counted(manager.filter(kind__lt=2)))
+        ):
+            refreshed(sales.View)
+
+        assert differences_now(sales.View) == []
 
 
 @pytest.mark.usefixtures("alone")
