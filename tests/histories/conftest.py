@@ -73,4 +73,4 @@ def _beside_long_transactions(
 @pytest.fixture(autouse=True)
 def _one_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the phases can share an evaluation, they do, however quick it is."""
-    monkeypatch.setattr("matviews.engine.work.shard_work.costs.TEMPORARY_TABLE_SECONDS", 0.0)
+    monkeypatch.setattr("matviews.engine.work.costs.TEMPORARY_TABLE_SECONDS", 0.0)

@@ -329,7 +329,7 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
 def test_a_command_says_whom_it_waits_for(columns: int) -> None:
     # given a command inside a batch
     add_items(20)
-    with slow(Ledger, seconds=3.0):
+    with slow(Ledger, seconds=10.0):  # in which a second process starts
         first = Process("--models", "Ledger")
         first.wait_for(ViewShard.objects.filter(worker__endswith=f":{first.pid}").exists)
         # when another is started

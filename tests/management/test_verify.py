@@ -319,7 +319,7 @@ def test_explain_tells_the_path_the_indexes_and_the_sql_of_each_phase() -> None:
 def test_explain_tells_what_refreshes_cost_and_which_strategy_follows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("matviews.engine.work.shard_work.costs.CHEAP_SECONDS", 0.05)
+    monkeypatch.setattr("matviews.engine.work.costs.CHEAP_SECONDS", 0.05)
     sourced()
     add_items(3)
     command("--models", "Sourced")
