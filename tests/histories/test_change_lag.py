@@ -340,6 +340,7 @@ class ChangeLag(MailboxMachine):
         if self.lost:
             self.install_the_triggers()
         self.work_until_quiet()
+        engine.try_now(ViewControl.objects.values_list("pk", flat=True))
         self.refresh_all()
         self.the_oldest_change_is_told()
         assert self.oracle.oldest is None
