@@ -1713,6 +1713,16 @@ class TestUntracked:
         order(1)
         assert logged(Order) == 1
 
+    def test_it_ends_if_the_transaction_is_broken(self) -> None:
+        at_rest(CustomerTotal)
+        with suppress(DatabaseError), transaction.atomic(), untracked(Order):
+            with suppress(DatabaseError), transaction.atomic(savepoint=False):
+                Order.objects.raw("SELECT nothing FROM nowhere")[0]
+            order(1)  # Django refuses it
+
+        order(1)
+        assert logged(Order) == 1
+
     def test_within_a_transaction(self) -> None:
         at_rest(CustomerTotal)
         with transaction.atomic():

@@ -4,7 +4,7 @@ What foreign keys change is logged by triggers of the tables that they reference
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import ClassVar
 
 from django.db import DatabaseError, Error
@@ -89,21 +89,29 @@ class MySQLTriggers(CascadeTriggers):
 
     @contextmanager
     def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
-        """With a session variable, which no rollback resets."""
+        """With a session variable, which no rollback resets; a lost session has lost it too.
+
+        A session that cannot be reset is closed.
+        """
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT @matviews_suppressed")
             before = str(cursor.fetchone()[0] or "")
         password = self.password(before, tables, secret())
-        with self.connection.cursor() as cursor:
-            cursor.execute("SET @matviews_suppressed = %s", [password])
+        session = self.connection.connection
         try:
+            with self.connection.cursor() as cursor:
+                cursor.execute("SET @matviews_suppressed = %s", [password])
             yield
         finally:
-            with (
-                suppress(Error),
-                self.connection.cursor() as cursor,
-            ):  # a lost session has lost the variable too
-                cursor.execute("SET @matviews_suppressed = %s", [before])
+            if self.connection.connection is session:
+                try:
+                    # Django refuses statements after an error in the transaction.
+                    with self.connection.wrap_database_errors, session.cursor() as cursor:
+                        cursor.execute("SET @matviews_suppressed = %s", [before])
+                except BaseException as error:
+                    self.connection.close()
+                    if not isinstance(error, Error):
+                        raise
 
     def ownerless(self) -> dict[str, str]:
         """Finds none if this account may not read the accounts.
