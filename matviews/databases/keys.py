@@ -17,6 +17,7 @@ __all__ = [
     "KeySelection",
     "Keys",
     "Range",
+    "RangeWithout",
     "from_json",
     "in_order",
     "shown",
@@ -60,8 +61,16 @@ class KeyRows(Keys):
         return KeyRows((), table=self.table, names=self.names[number : number + 1])
 
 
+@dataclass(frozen=True, slots=True)
+class RangeWithout:
+    """A range of keys, without some of them."""
+
+    within: Range
+    without: Keys
+
+
 #: Which keys a statement is about.
-KeySelection = Range | Keys
+KeySelection = Range | RangeWithout | Keys
 
 
 def in_order(keys: Iterable[Key]) -> list[Key]:

@@ -142,9 +142,14 @@ class Plan:
             return StageReader(self.source, self.dialect, stage)
         return WindowReader(self.source, self.strategy, self.dialect)
 
-    def batch_runner(self, stage: str = "") -> BatchRunner:
-        """Runs batches of windows; `stage` is the staging table of a staged source."""
-        return BatchRunner(self.statements(stage) if stage else self._unstaged)
+    def batch_runner(self, stage: str = "", without: Collection[Key] = ()) -> BatchRunner:
+        """Runs batches of windows.
+
+        Args:
+            stage: the staging table of a staged source.
+            without: the keys that windows leave out.
+        """
+        return BatchRunner(self.statements(stage) if stage else self._unstaged, without)
 
     @cached_property
     def _unstaged(self) -> Statements:

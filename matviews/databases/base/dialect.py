@@ -8,15 +8,14 @@ from typing import Any, ClassVar
 from django.db import connections
 
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, Column, family, value_field
-from ..keys import Key, Keys, KeySelection
+from ..keys import Key, Keys, KeySelection, RangeWithout
 from ..sql import SQL, Array, equal, joined, qualified
 
-__all__ = ["DIGITS", "FIXED", "ROWS", "Dialect", "opposite"]
+__all__ = ["DIGITS", "ROWS", "Dialect"]
 
 ROWS = "matviews_rows"  # alias of the source's rows
 PRECISION = re.compile(r"\(.*?\)")  # as in varchar(10)
 DIGITS = re.compile(r"-?[0-9]+").fullmatch
-FIXED = re.compile(r"[+-]\d\d:\d\d$")  # a fixed offset at the end of a time zone
 FLOAT_TOLERANCE = "1e-12"  # relative: a double has 15 to 17 digits, of which sums lose the last
 
 
@@ -141,6 +140,10 @@ class Dialect:
         """Whether columns, of these fields if known, are in a range `(low, high]` or among keys."""
         if isinstance(within, Keys):
             return self.among(columns, within, fields)
+        if isinstance(within, RangeWithout):
+            inside = self.selects(columns, within.within)
+            outside = self.among(columns, within.without, fields)
+            return joined(" AND ", [inside, SQL(f"NOT ({outside.text})", outside.params)])
         ends = zip((">", "<="), within, strict=True)
         return joined(" AND ", (self.compares(columns, sign, end) for sign, end in ends if end))
 
@@ -343,8 +346,3 @@ class Dialect:
             return f"ROUND({value}, {places})"
         whole = family(column.expression.output_field) == WHOLE
         return f"ROUND({value})" if kind == WHOLE and not whole else value
-
-
-def opposite(zone: str) -> str:
-    """A fixed offset with the opposite sign; a zone's name unchanged."""
-    return FIXED.sub(lambda found: found[0].translate(str.maketrans("+-", "-+")), zone)

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
-from ..base.dialect import Dialect, opposite
+from ..base.dialect import Dialect
+from ..base.time_zones import opposite
 from ..fields import FAMILIES, TEXT, WHOLE, AnyField, Column, family, value_field
 from ..keys import Keys
 from ..sql import SQL, Array

@@ -4,7 +4,8 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from ..base.dialect import DIGITS, FIXED, Dialect, opposite
+from ..base.dialect import DIGITS, Dialect
+from ..base.time_zones import FIXED, opposite
 from ..fields import NUMBER, TEXT, WHOLE, AnyField, Column, column_of, family
 from ..keys import Keys
 from ..sql import SQL

@@ -1,6 +1,7 @@
 """Batches of full refreshes that read the source: in windows, by keys, or through a stage."""
 
 import logging
+from dataclasses import replace
 
 from ...contract import Batch
 from ...databases import StagingRefused
@@ -10,7 +11,7 @@ from ...phases import Phase
 from ...queryset import Plan, WindowProgress, fill_stage, stage_name
 from ...states import RefreshStrategy
 from ..parking.parked_keys import has_unfit, load_parked, unpark
-from ..parking.splitting import can_split, is_careful, walk_keys
+from ..parking.splitting import can_split, is_careful, try_due, walk_keys
 from ..transactions import alias
 from ..work.shard_work import Work
 
@@ -20,21 +21,27 @@ logger = logging.getLogger(__name__)
 
 
 def walk(work: Work, run: PhaseRun, plan: Plan, limit: int) -> Batch:
-    """Run one batch of a full refresh from the source."""
-    careful = is_careful(work)
+    """Run one batch of a full refresh from the source.
+
+    Windows leave the parked keys out. Keys are listed where a batch has just failed for its data.
+    """
     if plan.strategy.staged and not run.stage and not _goes_unstaged(work, run, plan):
         _stage(work, run, plan)
     unstaged = plan.strategy.staged and run.strategy == RefreshStrategy.FULL
-    if (careful or unstaged) and can_split(plan, run.stage):
+    by_keys, phase = can_split(plan, run.stage), Phase(run.phase)
+    if (work.splitting or unstaged) and by_keys:
         return walk_keys(work, run, limit)
-    phase = Phase(run.phase)
     if plan.strategy.staged and not run.stage:
         walked = plan.batch_runner().run_whole(phase, progress_of(run))
     else:
-        walked = plan.batch_runner(run.stage).run_window(phase, progress_of(run), limit)
-    if careful and walked.cursor is None:  # not by keys, so it has left out none
-        unpark(work, load_parked(work, phase).values())
-    return recorded(run, walked)
+        runner = plan.batch_runner(run.stage, load_parked(work, phase) if by_keys else ())
+        walked = runner.run_window(phase, progress_of(run), limit)
+    batch = recorded(run, walked)
+    if is_careful(work) and batch.cursor is None:
+        if by_keys:
+            return replace(batch, rows=try_due(work, run, limit, batch.rows))
+        unpark(work, load_parked(work, phase).values())  # it has left out none
+    return batch
 
 
 def progress_of(run: PhaseRun) -> WindowProgress:

@@ -34,12 +34,13 @@ __all__ = [
     "parking_obstacle",
     "run_dirty",
     "splitting_obstacle",
+    "try_due",
     "walk_keys",
 ]
 
 
 def is_careful(work: Work) -> bool:
-    """Whether batches go by keys: one has just failed for its data, or keys are parked."""
+    """Whether keys may have to be left out: a batch has just failed for its data, or some are."""
     return work.splitting or work.shard.parked_count > 0
 
 
@@ -89,6 +90,26 @@ def is_unfit(work: Work, error: Exception) -> bool:
 
 def _runner(plan: Plan, stage: str) -> BatchRunner:
     return plan.batch_runner(stage) if stage else plan.key_batch_runner()
+
+
+def try_due(work: Work, run: PhaseRun, limit: int, rows: int) -> int:
+    """At the end of a full refresh in windows, try those of the parked keys that are due.
+
+    Args:
+        work: the work of the shard.
+        run: the phase run.
+        limit: of how many keys a statement may be.
+        rows: how many rows the batch has written.
+
+    Returns:
+        How many rows the batch has written in all.
+    """
+    runner = _runner(work.checked_plan, run.stage)
+    limit = min(limit, work.checked_plan.dialect.max_keys)
+    bisection, due = Bisection(work, Phase(run.phase), runner, limit), due_for_retry(work, run)
+    try_soon(work, run.phase, due[bisection.run(due) :])
+    rows += bisection.finish(run)
+    return rows + _retry_others(work, run, runner, limit, rows)
 
 
 def walk_keys(work: Work, run: PhaseRun, limit: int) -> Batch:

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from ...databases import Dialect
 from ...databases.fields import AnyField, Column, column_of
-from ...databases.keys import Key, Keys, KeySelection, shown
+from ...databases.keys import Key, Keys, KeySelection, RangeWithout, shown
 from ...databases.sql import SQL, joined
 from ...exceptions import NotAdvancing
 from ...redact import OMITTED, may_show_keys
@@ -88,6 +88,8 @@ class WindowReader:
 
     def _with_equal_columns(self, query: SourceQuery, within: KeySelection) -> SourceQuery:
         """Repeat the condition on the key's first column for every column joined as equal to it."""
+        if isinstance(within, RangeWithout) and within.within == (None, None):
+            return query
         first: Any = self.source.key[0].expression
         place = (first.alias, first.target.column)
         for alias, column in equal_columns(query.tables, place):
@@ -179,7 +181,7 @@ class _FirstColumn:
         column = f"{quote(self.alias)}.{self.dialect.name(self.column)}"
         if isinstance(self.within, Keys):
             return tuple(inside(self.dialect, [column], self.within.part(0)))
-        low, high = self.within
+        low, high = self.within.within if isinstance(self.within, RangeWithout) else self.within
         ends = [(">=", low), ("<=", high)]
         return tuple(
             joined(

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db import connections
 
-from ...databases.keys import Key, Keys, from_json, to_json
+from ...databases.keys import Key, Keys, KeySelection, Range, RangeWithout, from_json, to_json
 from ...databases.sql import SQL, Array, joined, qualified
 from ...phases import Phase
 from .readers import next_keys, not_advancing
@@ -40,10 +40,12 @@ class BatchRunner:
 
     Args:
         statements: the SQL of the phases.
+        without: the keys that windows leave out.
     """
 
-    def __init__(self, statements: Statements) -> None:
+    def __init__(self, statements: Statements, without: Collection[Key] = ()) -> None:
         self.statements = statements
+        self._without = Keys(tuple(without), tuple(statements.kinds))
         self._keys = Keys(())
         self._arrays: list[Array] = []
         #: Rows that were written for keys by phases that have yet to be run for them.
@@ -179,7 +181,7 @@ class BatchRunner:
         if not has_missing:
             return replace(progress, cursor=cursor, rows=0, keys_scanned=keys_scanned)
         empty = not self.statements.finds(self.statements.in_view((low, high)))
-        rows = self.statements.do(Phase.INSERT, (low, high), empty=empty)
+        rows = self.statements.do(Phase.INSERT, self._left((low, high)), empty=empty)
         inserted_ranges = (
             _with_range(progress.inserted_ranges, (progress.cursor, cursor))
             if empty
@@ -202,8 +204,12 @@ class BatchRunner:
         if skipped:  # otherwise the skipped ranges would be computed for nothing
             first = self.statements.first(low, skipped)
             low = self.statements.before(first) if first else low
-        rows = self.statements.do(phase, (low, high), skipped)
+        rows = self.statements.do(phase, self._left((low, high)), skipped)
         return replace(progress, cursor=self._json(high), rows=rows, keys_scanned=keys_scanned)
+
+    def _left(self, within: Range) -> KeySelection:
+        """A range without the keys that are left out."""
+        return RangeWithout(within, self._without) if self._without.keys else within
 
     def _key(self, key: JsonKey) -> Key | None:
         return None if key is None else from_json(key)

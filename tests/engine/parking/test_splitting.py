@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import DatabaseError
-from django.db.models import F
+from django.db import DatabaseError, models
+from django.db.models import F, Q, Sum
 from django.test import override_settings
 
 from benchmarks.statements import statements
@@ -26,6 +26,7 @@ from matviews.tasks import inline
 from tests.helpers import view_classes
 from tests.helpers.engine import due
 from tests.helpers.poison import KINDS, Poisoned
+from tests.helpers.tables import derived_view, made, model, refreshed
 
 pytestmark = [
     pytest.mark.database,
@@ -601,6 +602,58 @@ def test_nor_does_one_of_which_nothing_but_parked_keys_is_left(source: Poisoned)
     with statements() as found_healthy:
         source.refresh()
     assert len(found) == len(found_healthy)
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_full_refresh_leaves_parked_keys_out_without_splitting(*, tracked: bool) -> None:
+    source = Poisoned(options={"tracking": tracked})
+    with source.ready(tracked=tracked):
+        source.fill(COUNT)
+        source.poison("null", 10, 30)
+        source.refresh(batch_size=20)
+        ParkedKey.objects.update(tries=5, retry_at=engine.now() + timedelta(hours=1))
+        source.add(COUNT + 1)
+        source.Row.objects.filter(k=2).delete()
+        source.change(*EVERYTHING)
+        if tracked:
+            source.View.mark_dirty()  # which has parked keys tried again, too
+        with mock.patch.object(full_refreshes, "walk_keys") as walk_keys:
+            source.refresh(batch_size=20)
+        assert not walk_keys.called
+        assert source.parked() == {10, 30}
+        assert source.right() == {*EVERYTHING, COUNT + 1} - {2, 10, 30}
+        assert set(ParkedKey.objects.values_list("tries", flat=True)) == {6 if tracked else 5}
+
+
+@pytest.mark.parametrize("batch_size", [3, 100], ids=["windows", "all at once"])
+def test_so_it_does_where_the_key_joins_other_tables(batch_size: int) -> None:
+    buyer = model("Buyer")
+    sale = model(
+        "Purchase", buyer=models.ForeignKey(buyer, models.CASCADE), qty=models.IntegerField()
+    )
+    view = derived_view(
+        lambda cls: buyer.objects.values(ref=F("pk")).annotate(total=Sum("purchase__qty")),
+        options={"tracking": False},
+        ref=models.BigIntegerField(unique=True),
+        total=models.IntegerField(),
+        meta={
+            "constraints": [models.CheckConstraint(condition=Q(total__gte=0), name="made_total")]
+        },
+    )
+    with made(buyer, sale, view):
+        buyers = [buyer.objects.create() for _number in range(9)]
+        bad = buyers[4].pk
+        for each in buyers:
+            sale.objects.create(buyer=each, qty=-1 if each.pk == bad else 1)
+        for _time in range(2):
+            refreshed(view, batch_size=batch_size)
+            sale.objects.exclude(buyer=bad).update(qty=F("qty") + 1)
+        with mock.patch.object(full_refreshes, "walk_keys") as walk_keys:
+            refreshed(view, batch_size=batch_size)
+        assert not walk_keys.called
+        assert {row.key for row in engine.list_parked(view)} == {(bad,)}
+        expected = {each.pk: 3 for each in buyers if each.pk != bad}
+        assert dict(view.objects.values_list("ref", "total")) == expected
 
 
 def test_a_staging_that_fails_is_not_tried_again_for_each_batch() -> None:
