@@ -42,14 +42,14 @@ def sums_runner(work: Work, run: PhaseRun) -> BatchRunner | None:
     """What runs the batches of a view from its sums, which are now up to date.
 
     None if its rows are to be computed from the source: it is not additive, its tables are missing,
-    or its batches go by keys.
+    or keys are left out.
     """
-    if work.plan.additive is None or is_careful(work) or work.checked_plan is not work.plan:
+    if work.plan.additive is None or work.checked_plan is not work.plan:
         return None
     full = run.dirty_after is None
     made_for = run.refresh_id if full else 0
     if made_for not in work.sums:
-        table = _up_to_date(work, run)
+        table = _keep_up(work) if is_careful(work) else _up_to_date(work, run)
         work.sums[made_for] = work.plan.sums_runner(table, of_keys=not full) if table else None
     return work.sums[made_for]
 
@@ -66,6 +66,25 @@ def _up_to_date(work: Work, run: PhaseRun) -> str:
     if usable and not (full and kept.refresh != run.refresh_id) and _add(work, kept):
         return kept.table
     return kept.table if _build(work, kept, run.refresh_id if full else 0) else ""
+
+
+def _keep_up(work: Work) -> str:
+    """Add what has been logged although rows are computed from the source, as keys are left out.
+
+    What cannot be added is deleted: the sums are recomputed once no key is parked any more.
+
+    Returns:
+        "", as the sums are not used.
+    """
+    kept = _lock(work)
+    if kept is None:
+        return ""
+    usable = kept.drain_number >= max(0, work.shard.full_refresh_after)
+    if not (usable and _add(work, kept)):
+        kept.drain_number = ViewSums.STALE
+        kept.save()
+        changes.trim_values(kept.log, MAX_ENTRIES)
+    return ""
 
 
 def _lock(work: Work) -> ViewSums | None:
