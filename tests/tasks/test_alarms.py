@@ -19,15 +19,12 @@ from hypothesis import strategies as st
 from matviews import engine, signals, tasks
 from matviews.checks import check_settings
 from matviews.models import Alarm, AlarmEvent, Heartbeat, RefreshSchedule, ViewControl
-from matviews.tasks import alarms, delivery, inline, time_limits
+from matviews.tasks import alarms, delivery, time_limits
 from matviews.tasks.alarm_causes import causes_of
-from matviews.tasks.heartbeat import record
 from matviews.tasks.problems import Health, HealthState, Problem, check_health
-from matviews.tasks.schedules import reconcile
-from tests.helpers.engine import items, shard_of, travel
+from tests.helpers.engine import items, travel
 from tests.helpers.hanging import until_the_end
 from tests.helpers.ledger import fault
-from tests.helpers.source_views import sourced
 from tests.helpers.view_classes import run
 from tests.sample.models import Ledger
 
@@ -741,38 +738,3 @@ def test_what_fails_in_telling_stops_no_maintenance(
 
     assert "a maintenance chore failed chore=notify" in caplog.text
     assert Heartbeat.objects.get().maintenance_ended_at
-
-
-def raise_error(cls: type[Any], limit: int) -> int:
-    raise ValueError("no")
-
-
-@pytest.mark.usefixtures("alone")
-@pytest.mark.database
-class TestDay:
-    def test_a_day_of_failing_is_told_a_few_times(
-        self, told: Told, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """A schedule asks every half hour for a day, and maintenance looks as often."""
-        view = sourced(needs_insert=classmethod(lambda cls: 1), do_insert=classmethod(raise_error))
-        control = ViewControl.objects.get(label=view._meta.label)
-        RefreshSchedule.objects.create(view=control, every=30)
-        reconcile()
-        monkeypatch.setattr(alarms, "check_health", check_health)
-        now = engine.now()
-        for _time in range(2 * 24):
-            record(maintenance_ended_at=now)
-            engine.request(view)
-            engine.wake()
-            inline.run_until_idle([shard_of(view).pk])
-            alarms.notify()
-            travel(30 * MINUTE)
-        lines = told.lines
-        with capsys.disabled():
-            print(f"\na day of failing on {connection.vendor}: {len(lines)} times told: {lines}")
-
-        label = view._meta.label
-        assert lines[0] == f"raised {label}: failed"
-        assert lines.count(f"raised {label}: suspended") == 1
-        assert len(lines) <= 8
-        assert Alarm.objects.count() == 1

@@ -23,7 +23,7 @@ from matviews.engine.failures.definition_digest import definition_digest
 from matviews.engine.work import loader
 from matviews.engine.work.loader import load_works
 from matviews.health import check_health
-from matviews.models import Period, PhaseRun, Refresh, RefreshSchedule, ViewControl
+from matviews.models import Period, Refresh, RefreshSchedule, ViewControl
 from matviews.registry import registry
 from matviews.states import RefreshState, ViewState
 from matviews.tasks import inline, periodic
@@ -589,36 +589,3 @@ def database_error(code: Any) -> Exception:
     error = OperationalError(*cause.args)
     error.__cause__ = cause
     return error
-
-
-@pytest.mark.parametrize("minutes", [30, pytest.param(5, marks=pytest.mark.long)])
-def test_a_day_of_failing_is_bounded(
-    failing: Fault,
-    minutes: int,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """A schedule asks every few minutes for a day, and maintenance runs as often."""
-    every(Ledger, minutes, Period.MINUTES)
-    caplog.set_level(logging.INFO, "matviews")
-    for _time in range(24 * 60 // minutes):
-        tick()
-        wake()
-        engine.fold_failures()
-        travel(minutes * MINUTE)
-    tries = sum(record.getMessage().startswith("phase failed") for record in caplog.records)
-    loud = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    size = sum(len(line) for line in caplog.text.splitlines())
-    rows = Refresh.objects.count() + PhaseRun.objects.count()
-    with capsys.disabled():
-        print(
-            f"\na day of failing on {connection.vendor}: {tries} tries, {rows} rows, "
-            f"{len(loud)} warnings and errors of {len(caplog.records)} lines, {size:,} bytes"
-        )
-
-    assert 20 <= tries <= 30
-    assert rows <= 8
-    assert sum(Refresh.objects.values_list("repeats", flat=True)) >= tries - 3
-    assert len(caplog.records) <= 10 * tries
-    assert size < 300_000
-    assert status().state == ViewState.SUSPENDED

@@ -24,7 +24,13 @@ pytestmark = [
     pytest.mark.usefixtures("alone"),
 ]
 
-COUNT = 60
+COUNT, MANY = 60, 100_000
+BAD = 50_000  # among many
+# A batch of at most 10,000 in halves, each with a savepoint, in two phases; and two stagings, of
+# which one is refused. Those that involve others are tried again after other phases.
+MOST_STATEMENTS = 500
+# Of all keys, most on SQLite, which takes 1,000 at once: twelve or so, in three phases.
+OF_BATCHES = 3_800
 EVERYTHING = set(range(1, COUNT + 1))
 
 
@@ -33,7 +39,7 @@ def windowed(rows: Any) -> Any:
 
 
 def sliced(rows: Any) -> Any:
-    return rows.order_by("k")[:10_000]
+    return rows.order_by("k")[: 2 * MANY]
 
 
 def united(rows: Any) -> Any:
@@ -97,6 +103,35 @@ def test_it_alone_is_left_out_until_the_data_is_healed(kind: str, whole: str) ->
         poisoned.refresh()
         assert (poisoned.right(), poisoned.parked()) == (EVERYTHING - {50}, set())
         assert not stages(engine.alias())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kind", "whole"),
+    [*((WRITTEN[0], whole) for whole in WHOLE), *((kind, "slice") for kind in WRITTEN[1:])],
+)
+def test_one_of_100000(kind: str, whole: str, capsys: pytest.CaptureFixture[str]) -> None:
+    poisoned = source_of(WHOLE[whole])
+    with poisoned.ready(tracked=False):
+        poisoned.fill(MANY)
+        poisoned.poison(kind, BAD)
+        costs = {"first build": refreshed(poisoned, {BAD})}
+        costs["again"] = refreshed(poisoned, {BAD})
+        poisoned.heal(BAD)
+        ParkedKey.objects.update(retry_at=F("first_seen"))
+        costs["healed"] = refreshed(poisoned, set())
+    with capsys.disabled():
+        print(f"\none of {MANY:,}, {whole}, {kind}, statements: {costs}")
+
+
+def refreshed(poisoned: Poisoned, bad: set[int]) -> int:
+    """Refresh a view of many rows; how many statements that took."""
+    with statements() as found:
+        poisoned.refresh()
+    assert poisoned.parked() == bad
+    assert poisoned.right() - bad == set(range(1, MANY + 1)) - bad
+    assert len(found) < OF_BATCHES + MOST_STATEMENTS
+    return len(found)
 
 
 def test_the_key_is_named_with_what_is_wrong(source: Poisoned) -> None:
