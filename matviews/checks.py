@@ -28,7 +28,7 @@ from .registry import registry
 
 __all__ = [
     "check_columns", "check_database", "check_full_refreshes", "check_governor",
-    "check_grants", "check_on_change", "check_quiet_hours",
+    "check_grants", "check_on_change", "check_quiet_hours", "check_read_only",
     "check_rights", "check_settings", "check_sources", "check_triggers", "check_views",
 ]  # fmt: skip
 
@@ -74,6 +74,26 @@ def check_on_change(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]
         )
         for definition in registry
         if definition.options.delays and not definition.errors
+        if (reason := engine.on_change_obstacle(definition))
+    ]
+
+
+@register(Tags.database)
+def check_read_only(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """W049: `read_only` of a view whose changes are not tracked."""
+    if router.db_for_write(ViewControl) not in (databases or ()):
+        return []
+    return [
+        Warning(
+            f"{definition.label}: MatviewMeta.read_only has no effect, because its changes are not "
+            f"tracked: {reason}.",
+            hint="Remove the option, or what prevents tracking: docs/change-tracking.md, What is "
+            "not tracked. `--verify --repair` restores rows of any view with a source().",
+            obj=definition.model,
+            id="matviews.W049",
+        )
+        for definition in registry
+        if definition.options.read_only and not definition.errors
         if (reason := engine.on_change_obstacle(definition))
     ]
 

@@ -82,6 +82,9 @@ class ViewOptions:
     #: Whether triggers log the changes of the tables that `source()` reads, where that is possible;
     #: otherwise every refresh is a full one.
     tracking: bool = True
+    #: Whether rows that anything but a batch has written, changed or deleted are restored by the
+    #: next refresh. Only for views whose changes are tracked.
+    read_only: bool = False
     #: How every refresh after a change is done; None leaves the choice to what refreshes cost. Only
     #: for views with a `source()`.
     strategy: RefreshStrategy | None = None
@@ -245,6 +248,7 @@ FAULTS: dict[str, Fault] = {
     "queue": _optional(queue_fault),
     "quiet_hours": _optional(quiet_hours_fault),
     "tracking": _bool_fault,
+    "read_only": _bool_fault,
     "strategy": _optional(_strategy_fault),
     "additive": _bool_fault,
     "depends_on": _optional(_depends_on_fault),

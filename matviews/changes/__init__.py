@@ -26,6 +26,7 @@ from .change_status import (
 from .current_sql import STATE, WaitingSQL
 from .followed import Followed, followed_changes
 from .log_entries import count_logged, newest_entry, raise_floor, renumber_entries, unmoved
+from .secret import as_batch
 from .table_locks import LOCKED
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
 from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
@@ -51,6 +52,7 @@ __all__ = [
     "QueuedChange",
     "Tracking",
     "WaitingSQL",
+    "as_batch",
     "change_status",
     "collapse_queue",
     "count_logged",

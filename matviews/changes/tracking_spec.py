@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 from django.db import DatabaseError
 from django.db.models import Model
 
-from ..databases.trigger_spec import TriggerSpec, ValueLog
+from ..databases.trigger_spec import FOREIGN, TriggerSpec, ValueLog
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..queryset import Compared, Plan, find_mismatches, plan_of
@@ -46,7 +46,17 @@ def tracking_of(plan: Plan) -> Tracking:
         links = {column for link in plan.links.get(table, ()) for column in link.columns}
         logs = frozenset(_value_logs(plan, table))
         tables[table] = TriggerSpec(columns, frozenset(links), value_logs=logs)
+    if plan.source.definition.options.read_only:
+        own = plan.source.model._meta.db_table
+        tables.setdefault(own, _of_own_table(plan, own))
     return Tracking(tables, has_dates=plan.has_dates)
+
+
+def _of_own_table(plan: Plan, table: str) -> TriggerSpec:
+    """What is logged of a read-only view's own table: all that its batches have not written."""
+    links = {column for link in plan.links.get(table, ()) for column in link.columns}
+    written = frozenset(column.field.column or "" for column in plan.source.columns)
+    return TriggerSpec(frozenset({FOREIGN}), frozenset(links), guarded=written)
 
 
 def _value_logs(plan: Plan, table: str) -> Iterator[ValueLog]:
@@ -132,4 +142,5 @@ def union(specs: Collection[TriggerSpec]) -> TriggerSpec:
         links=frozenset[str]().union(*(spec.links for spec in specs)),
         recorded=named if len(read) > 1 else frozenset(),
         value_logs=frozenset[ValueLog]().union(*(spec.value_logs for spec in specs)),
+        guarded=frozenset[str]().union(*(spec.guarded for spec in specs)),
     )

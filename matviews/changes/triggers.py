@@ -110,17 +110,31 @@ def _installations(dialect: Triggers, required: RequiredTriggers) -> dict[str, C
     present, lacking = dialect.installed_triggers(), dialect.lacking(required)
     trusted = ViewControl.objects.exclude(label__in=mistyped(dialect.using))
     controls = dict(trusted.values_list("label", "pk"))
+    read = {table: _columns_read(by_view) for table, by_view in required.items()}
     return {
         table: partial(
             _install,
             dialect,
             table,
             by_view,
-            {controls[label]: spec.columns for label, spec in by_view.items() if label in controls},
+            {controls[label]: read[table][label] for label in by_view if label in controls},
             present.get(table, {}),
             lacking.get(table, []),
         )
         for table, by_view in required.items()
+    }
+
+
+def _columns_read(by_view: Mapping[str, TriggerSpec]) -> dict[str, frozenset[str] | None]:
+    """The columns of a table that each view reads, by its label; None for all.
+
+    An entry of a batch of a read-only view names columns, also if rows have come or gone. A view
+    that only counts rows would not find itself there.
+    """
+    guarded = any(spec.guarded for spec in by_view.values())
+    return {
+        label: None if guarded and not spec.columns else spec.columns
+        for label, spec in by_view.items()
     }
 
 

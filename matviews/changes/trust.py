@@ -30,6 +30,7 @@ _RECORD = (
     "links",
     "recorded",
     "value_logs",
+    "guarded",
     "triggers",
     "views",
     "view_columns",
@@ -90,7 +91,8 @@ def _spec_of(record: TrackedTable) -> TriggerSpec:
     """What the recorded triggers log."""
     columns = None if record.columns is None else frozenset(record.columns)
     logs = frozenset(ValueLog(name, tuple(names)) for name, *names in record.value_logs)
-    return TriggerSpec(columns, frozenset(record.links), frozenset(record.recorded), logs)
+    links, recorded, guarded = map(frozenset, (record.links, record.recorded, record.guarded))
+    return TriggerSpec(columns, links, recorded, logs, guarded)
 
 
 def mark_missing_triggers(using: str) -> bool:

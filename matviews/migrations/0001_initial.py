@@ -142,6 +142,7 @@ class Migration(migrations.Migration):
                 ("links", models.JSONField(default=list)),
                 ("recorded", models.JSONField(default=list)),
                 ("value_logs", models.JSONField(default=list)),
+                ("guarded", models.JSONField(default=list)),
                 ("triggers", models.JSONField(default=list)),
                 ("views", models.JSONField(default=list)),
                 ("view_columns", models.JSONField(default=dict)),

@@ -92,6 +92,8 @@ class TrackedTable(Bookkeeping):
     recorded = models.JSONField(default=list)
     #: The value logs that get each change: a name and columns.
     value_logs = models.JSONField(default=list)
+    #: If it is the table of a read-only view: the columns that only its batches may change.
+    guarded = models.JSONField(default=list)
     #: What identifies each trigger. Filled once they log and every view has a full refresh queued.
     triggers = models.JSONField(default=list)
     #: Primary keys of the views' controls.
@@ -114,6 +116,7 @@ class TrackedTable(Bookkeeping):
         self.columns = None if spec.columns is None else sorted(spec.columns)
         self.links, self.recorded = sorted(spec.links), sorted(spec.recorded)
         self.value_logs = sorted([log.name, *log.columns] for log in spec.value_logs)
+        self.guarded = sorted(spec.guarded)
         self.views = sorted(views)
         self.view_columns = {
             str(pk): sorted(columns) for pk, columns in views.items() if columns is not None
@@ -185,7 +188,8 @@ class Change(Bookkeeping):
     links = models.JSONField(null=True)
     #: The number of lists of values.
     count = models.PositiveIntegerField(db_default=1)
-    #: Names of the recorded columns that an UPDATE changed; None if any column may have changed.
+    #: Names of the recorded columns that an UPDATE changed, or a batch of a read-only view; None if
+    #: any column may have changed.
     changed = models.JSONField(null=True)
     logged_at = models.DateTimeField(db_default=UtcNow())
     transaction = TransactionField(db_default=CurrentTransaction(), editable=False)
@@ -202,7 +206,8 @@ class Change(Bookkeeping):
 class LogSecret(Bookkeeping):
     """What a session must know to switch logging off, as `untracked()` does; one row.
 
-    Who can read it can write without being logged, so only the roles of matviews may.
+    Batches of read-only views show it, too. Who can read it can write without being logged, so only
+    the roles of matviews may. On SQLite, such a batch has a second row, which it never commits.
     """
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)

@@ -250,6 +250,18 @@ class Triggers:
         """
         raise NotImplementedError
 
+    def as_batch(self, table: str, secret: str) -> AbstractContextManager[None]:
+        """A context, in a transaction, in which a batch of a read-only view writes to its table.
+
+        Only this transaction is taken for one, neither another session nor a later transaction of
+        this one. `secret` proves the right.
+        """
+        raise NotImplementedError
+
+    def is_batch(self, table: str) -> str:
+        """A condition of a trigger: whether a batch of the read-only view of the table writes."""
+        raise NotImplementedError
+
     def password(self, before: str, tables: Collection[str], secret: str) -> str:
         """A session value that suppresses tables in addition to `before`: secret, then digests."""
         known = before.startswith(f"{secret} ")

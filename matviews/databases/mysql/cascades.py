@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..base.sums import WEIGHT
 from ..base.triggers import TriggerName, digest
-from ..trigger_spec import TriggerSpec
+from ..trigger_spec import FOREIGN, TriggerSpec
 from .references import Cascade, Reference, cascades_to, read_references
 from .trigger_sql import (
     MODE_BACK,
@@ -94,7 +94,7 @@ class CascadeTriggers(MySQLTriggerSQL):
         return (
             f"matviews: BEGIN DECLARE EXIT HANDLER FOR {NO_SUCH_TABLE} BEGIN END; "
             f"DECLARE EXIT HANDLER FOR {NO_SUCH_COLUMN} {self._log(table, 'NULL', {})} "
-            f"{self._leave_if_suppressed(table)} {OWN_NUMBER} {logs} END"
+            f"{self._leave_early(table, spec)} {OWN_NUMBER} {logs} END"
         )
 
     def _cascade_logs(self, table: str, spec: TriggerSpec, cascade: Cascade) -> str:
@@ -127,13 +127,12 @@ class CascadeTriggers(MySQLTriggerSQL):
         links, key = self._links(table, "matviews_0", spec), cascade.path[0]
         if cascade.removes:
             return [{"links": links}]
-        if spec.columns is not None and spec.columns.isdisjoint(key.columns):
+        if spec.watched is not None and spec.watched.isdisjoint(key.columns):
             return []
-        changed = (
-            {"changed": self._json(sorted(spec.recorded.intersection(key.columns)))}
-            if spec.recorded
-            else {}
-        )
+        names = spec.named.intersection(key.columns)
+        if not spec.guarded.isdisjoint(key.columns):
+            names |= {FOREIGN}
+        changed = {"changed": self._json(sorted(names))} if spec.recorded else {}
         becomes = {
             own: f"NEW.{self.name(other)}" if cascade.copies else "NULL"
             for own, other in zip(key.columns, key.on_columns, strict=True)
@@ -153,7 +152,7 @@ class CascadeTriggers(MySQLTriggerSQL):
             )
             computed = {name for (name,) in cursor.fetchall()}
         counts = spec.compared | spec.links
-        return bool(computed if spec.columns is None else computed & counts)
+        return bool(computed if spec.watched is None else computed & counts)
 
     def _reached(self, path: Sequence[Reference]) -> str:
         """The rows that refer over a path to the row of the trigger, from FROM on."""

@@ -5,21 +5,24 @@ from collections.abc import Collection, Iterator, Mapping
 
 from ..base.sums import WEIGHT
 from ..base.triggers import MAX_LINK_BYTES, TOO_LONG, Triggers, digest, json_of
-from ..trigger_spec import TriggerSpec
+from ..trigger_spec import FOREIGN, TriggerSpec
 
 __all__ = [
+    "BATCH",
     "INTRODUCER",
     "MODE_BACK",
     "NO_SUCH_COLUMN",
     "NO_SUCH_TABLE",
     "OWN_NUMBER",
     "PLAIN_MODE",
+    "SUPPRESSED",
     "UTC_NOW",
     "MySQLTriggerSQL",
 ]
 
 PLAIN_MODE = "SET @matviews_sql_mode = @@sql_mode, sql_mode = ''"
 NO_SUCH_COLUMN, NO_SUCH_TABLE = 1054, 1146
+SUPPRESSED, BATCH = "@matviews_suppressed", "@matviews_batch"
 # A session may set the time of its statements, but not that of SYSDATE, which no function returns
 # in UTC.
 UTC_NOW = "UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND"
@@ -68,7 +71,7 @@ class MySQLTriggerSQL(Triggers):
         have changed. It is raised before the statement does anything, so it leaves no lock and no
         rollback behind.
         """
-        changed = self._changed(table, spec) if event == "update" else {}
+        changed = self._changed(event, table, spec)
         before, after = (
             self._log(table, self._links(table, row, spec), changed) for row in ("OLD", "NEW")
         )
@@ -78,15 +81,15 @@ class MySQLTriggerSQL(Triggers):
         body += self._values(
             {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"]), spec
         )
-        if event == "update" and spec.columns is not None:
-            body = f"IF NOT ({self._same(table, spec.columns)}) THEN {body} END IF;"
+        if event == "update" and spec.watched is not None:
+            body = f"IF NOT ({self._same(table, spec.watched)}) THEN {body} END IF;"
         errors = f"{NO_SUCH_COLUMN}, {NO_SUCH_TABLE}" if spec.value_logs else NO_SUCH_COLUMN
         gone = (
             f"DECLARE EXIT HANDLER FOR {errors} {self._log(table, 'NULL', {})} "
             if "OLD." in body or "NEW." in body
             else ""
         )
-        return f"matviews: BEGIN {gone}{self._leave_if_suppressed(table)} {OWN_NUMBER} {body} END"
+        return f"matviews: BEGIN {gone}{self._leave_early(table, spec)} {OWN_NUMBER} {body} END"
 
     def _values(self, rows: Collection[str], spec: TriggerSpec) -> str:
         """Statements that write the values of `OLD` and `NEW` to the value logs."""
@@ -105,16 +108,31 @@ class MySQLTriggerSQL(Triggers):
         """The body of each trigger of a table, by what stands for the event in its name."""
         return {event: self._action(event, table, spec) for event in self.events_of(spec)}
 
-    def _leave_if_suppressed(self, table: str) -> str:
-        """The secret is read only if the session claims to know it."""
-        session = "CAST(COALESCE(@matviews_suppressed, '') AS BINARY)"
-        value = f"{self.secrets}.{self.name('value')}"
-        return (
-            f"IF INSTR({session}, '{digest(table)}') > 0 "
-            f"THEN IF EXISTS (SELECT 1 FROM {self.secrets} "
-            f"WHERE CAST({value} AS BINARY) = SUBSTRING_INDEX({session}, ' ', 1)) "
-            f"THEN LEAVE matviews; END IF; END IF;"
+    def _leave_early(self, table: str, spec: TriggerSpec) -> str:
+        """Log nothing that is suppressed, and no batch that nobody needs to know of.
+
+        The secret is read only if the session claims to know it.
+        """
+        return " ".join(
+            f"IF {names} THEN IF {knows} THEN LEAVE matviews; END IF; END IF;"
+            for variable in ([SUPPRESSED, BATCH] if spec.skips_batches else [SUPPRESSED])
+            for names, knows in [self._claims(variable, table)]
         )
+
+    def is_batch(self, table: str) -> str:
+        names, knows = self._claims(BATCH, table)
+        return f"IF({names}, {knows}, 0)"
+
+    def _claims(self, variable: str, table: str) -> tuple[str, str]:
+        """Whether a variable of the session names the table, and whether it has the secret."""
+        session = f"CAST(COALESCE({variable}, '') AS BINARY)"
+        value = f"{self.secrets}.{self.name('value')}"
+        names = f"INSTR({session}, '{digest(table)}') > 0"
+        knows = (
+            f"EXISTS (SELECT 1 FROM {self.secrets} "
+            f"WHERE CAST({value} AS BINARY) = SUBSTRING_INDEX({session}, ' ', 1))"
+        )
+        return names, knows
 
     def _links(
         self, table: str, row: str, spec: TriggerSpec, values: Mapping[str, str] | None = None
@@ -149,13 +167,23 @@ class MySQLTriggerSQL(Triggers):
         values = {"table": self.literal(table), "links": links, "logged_at": UTC_NOW, **changed}
         return f"{self.insert(values)} VALUES ({', '.join(values.values())});"
 
-    def _changed(self, table: str, spec: TriggerSpec) -> dict[str, str]:
-        """The recorded columns that an UPDATE changed, as JSON; escaped as Django does it."""
-        if not spec.recorded:
+    def _changed(self, event: str, table: str, spec: TriggerSpec) -> dict[str, str]:
+        """The recorded columns that an UPDATE changed, as JSON; escaped as Django does it.
+
+        A batch that adds or removes rows names all, except `FOREIGN`.
+        """
+        if event != "update":
+            all_names = self.literal(json.dumps(sorted(spec.named)))
+            marked = {"changed": f"IF({self.is_batch(table)}, {all_names}, NULL)"}
+            return marked if spec.marks_batches else {}
+        same = {column: self._same_value(table, column) for column in sorted(spec.named)}
+        if spec.marks_batches:
+            same[FOREIGN] = f"{self.is_batch(table)} OR ({self._same(table, spec.guarded)})"
+        if not same:
             return {}
         names = ", ".join(
-            f"IF({self._same_value(table, column)}, NULL, {self.literal(json.dumps(column))})"
-            for column in sorted(spec.recorded)
+            f"IF({condition}, NULL, {self.literal(json.dumps(column))})"
+            for column, condition in same.items()
         )
         return {"changed": f"CONCAT('[', CONCAT_WS(',', {names}), ']')"}
 

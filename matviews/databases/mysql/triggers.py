@@ -4,7 +4,7 @@ What foreign keys change is logged by triggers of the tables that they reference
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import ClassVar
 
 from django.db import DatabaseError, Error
@@ -13,7 +13,7 @@ from django.db.transaction import TransactionManagementError
 from ..base.triggers import NAME_REGEX, TriggerName, digest
 from ..trigger_spec import TriggerSpec
 from .cascades import CascadeTriggers
-from .trigger_sql import INTRODUCER, MODE_BACK, PLAIN_MODE
+from .trigger_sql import BATCH, INTRODUCER, MODE_BACK, PLAIN_MODE, SUPPRESSED
 
 __all__ = ["MySQLTriggers"]
 
@@ -91,19 +91,36 @@ class MySQLTriggers(CascadeTriggers):
     def suppressed(self, tables: Collection[str], secret: Callable[[], str]) -> Iterator[None]:
         """With a session variable, which no rollback resets."""
         with self.connection.cursor() as cursor:
-            cursor.execute("SELECT @matviews_suppressed")
+            cursor.execute(f"SELECT {SUPPRESSED}")
             before = str(cursor.fetchone()[0] or "")
-        password = self.password(before, tables, secret())
+        with self._set(SUPPRESSED, self.password(before, tables, secret()), before):
+            yield
+
+    @contextmanager
+    def as_batch(self, table: str, secret: str) -> Iterator[None]:
+        """With a session variable, which the block resets before anything else can use it."""
+        with self._set(BATCH, self.password("", [table], secret), ""):
+            yield
+
+    @contextmanager
+    def _set(self, variable: str, value: str, before: str) -> Iterator[None]:
+        """A context with a value of a session variable; a lost session has lost it too.
+
+        A session that cannot be reset is closed.
+        """
         with self.connection.cursor() as cursor:
-            cursor.execute("SET @matviews_suppressed = %s", [password])
+            cursor.execute(f"SET {variable} = %s", [value])
+        raw = self.connection.connection
         try:
             yield
         finally:
-            with (
-                suppress(Error),
-                self.connection.cursor() as cursor,
-            ):  # a lost session has lost the variable too
-                cursor.execute("SET @matviews_suppressed = %s", [before])
+            if self.connection.connection is raw:
+                try:
+                    # Django refuses statements after an error in the transaction.
+                    with self.connection.wrap_database_errors, raw.cursor() as cursor:
+                        cursor.execute(f"SET {variable} = %s", [before])
+                except Error:
+                    self.connection.close()
 
     def ownerless(self) -> dict[str, str]:
         """Finds none if this account may not read the accounts.

@@ -16,24 +16,21 @@ from typing import ClassVar
 
 from ..base.triggers import (
     CHANGE_LOG,
-    LOG_SECRET,
     MAX_DISTINCT_CHANGES,
     MAX_LINK_BYTES,
     TOO_LONG,
     TOO_MANY,
-    digest,
     json_of,
 )
-from ..trigger_spec import TriggerSpec
+from ..trigger_spec import FOREIGN, TriggerSpec
 from .trigger_columns import EXACT, INEXACT_TYPES, SETTINGS
 from .trigger_values import AFTER, BEFORE, TriggerValues
 
-__all__ = ["ARGUMENTS", "SUPPRESSED", "PostgreSQLTriggerSQL", "doubled"]
+__all__ = ["ARGUMENTS", "PostgreSQLTriggerSQL", "doubled"]
 
 PAIRS, OLD, NEW = "matviews_pairs", "matviews_old", "matviews_new"
 MAX_LINKS_BYTES = 16_000_000  # of one statement; JSON ends at 255 MB
 TOO_LARGE = f"what leads from the changed rows to keys is more than {MAX_LINKS_BYTES:,} bytes"
-SUPPRESSED = "matviews.suppressed"
 # A trigger has two functions: the one that it calls, and the one that checks the columns. Their
 # arguments, by the OIDs of the types:
 ARGUMENTS = {"": "", "2205": "regclass"}
@@ -146,14 +143,11 @@ class PostgreSQLTriggerSQL(TriggerValues):
             check: the name of the function that checks the columns; "" if there is none.
         """
         location = self._location(table)
-        session = f"current_setting({self.literal(SUPPRESSED)}, true)"
         log = f"INSERT INTO {self._of_ours(CHANGE_LOG)}"
         whole = f"{log} {self._columns('table')} VALUES ({self.literal(table)});"
         entry = (
-            f"IF strpos(coalesce({session}, ''), {self.literal(digest(table))}) > 0 THEN "
-            f"IF EXISTS (SELECT 1 FROM {self._of_ours(LOG_SECRET)} "
-            f"WHERE value = split_part({session}, ' ', 1)) THEN RETURN NULL; END IF; END IF; "
-            f"{self._entry(log, event, table, spec)};{self._values(event, table, spec, whole)}"
+            f"{self._leave_early(table, spec)}{self._entry(log, event, table, spec)};"
+            f"{self._values(event, table, spec, whole)}"
         )
         named = f'"{doubled(location.schema)}"."{doubled(location.table)}"'
         if check:
@@ -228,7 +222,7 @@ class PostgreSQLTriggerSQL(TriggerValues):
         if event == "truncate":
             return f"{log} {self._columns('table')} VALUES ({text})"
         parts, rows = self._rows(event, table, spec)
-        changed = {"changed": self._changed(spec)} if event == "update" and spec.recorded else {}
+        changed = {"changed": found} if (found := self._changed(event, table, spec)) else {}
         if not spec.links:
             values = {"table": text, "links": self._json([[]]), **changed}
             return (
@@ -304,7 +298,7 @@ class PostgreSQLTriggerSQL(TriggerValues):
         ]
         values += [
             f"{differs[column]} AS matviews_differs_{n}"
-            for n, column in enumerate(sorted(spec.recorded))
+            for n, column in enumerate(sorted(spec.recorded_one_by_one))
         ]
         counts = "" if spec.columns is None else f" WHERE {' OR '.join(differs.values())}"
         return (
@@ -312,13 +306,27 @@ class PostgreSQLTriggerSQL(TriggerValues):
             f"FROM {before} FULL JOIN {after} USING (matviews_row){counts})"
         )
 
-    def _changed(self, spec: TriggerSpec) -> str:
-        """The recorded columns that differ in some pair."""
+    def _changed(self, event: str, table: str, spec: TriggerSpec) -> str:
+        """The recorded columns that differ in some pair; "" if an entry names none.
+
+        A batch that adds or removes rows names all, except `FOREIGN`.
+        """
+        if event != "update":
+            marked = f"CASE WHEN {self.is_batch(table)} THEN {self._json(sorted(spec.named))} END"
+            return marked if spec.marks_batches else ""
+        differs = {
+            column: f"bool_or(matviews_differs_{n})"
+            for n, column in enumerate(sorted(spec.recorded_one_by_one))
+        }
+        conditions = {column: differs[column] for column in sorted(spec.named)}
+        if spec.marks_batches:
+            any_differs = " OR ".join(differs[column] for column in sorted(spec.guarded))
+            conditions[FOREIGN] = f"NOT {self.is_batch(table)} AND ({any_differs})"
         names = ", ".join(
-            f"CASE WHEN bool_or(matviews_differs_{n}) THEN {self.literal(column)} END"
-            for n, column in enumerate(sorted(spec.recorded))
+            f"CASE WHEN {condition} THEN {self.literal(column)} END"
+            for column, condition in conditions.items()
         )
-        return f"(SELECT to_jsonb(array_remove(ARRAY[{names}], NULL)) FROM {PAIRS})"
+        return names and f"(SELECT to_jsonb(array_remove(ARRAY[{names}], NULL)) FROM {PAIRS})"
 
     def drop(self, table: str, names: Iterable[str]) -> list[str]:
         """Dropping a function drops its trigger."""

@@ -3,14 +3,14 @@
 from ..base.sums import WEIGHT
 from ..base.triggers import MAX_VALUES
 from ..trigger_spec import TriggerSpec
-from .trigger_columns import TriggerColumns
+from .trigger_sessions import TriggerSessions
 
 __all__ = ["AFTER", "BEFORE", "TriggerValues"]
 
 BEFORE, AFTER = "matviews_before", "matviews_after"
 
 
-class TriggerValues(TriggerColumns):
+class TriggerValues(TriggerSessions):
     """A row for each changed row, with a weight."""
 
     def _values(self, event: str, table: str, spec: TriggerSpec, whole: str) -> str:

@@ -9,7 +9,8 @@ from ...sqlstate import sqlstate
 from ..base.triggers import LOG_SECRET, MISSING, NAME_REGEX, NOT_ORDINARY, digest
 from .partitions import IDENTITY, PARTS, PartitionTriggers
 from .table_names import LIKE, MAX_NAME_BYTES, cut, identifiers, quoted_sql, regclass
-from .trigger_sql import ARGUMENTS, SUPPRESSED, doubled
+from .trigger_sessions import BATCH, SUPPRESSED
+from .trigger_sql import ARGUMENTS, doubled
 
 __all__ = ["PostgreSQLTriggers"]
 
@@ -72,13 +73,20 @@ class PostgreSQLTriggers(PartitionTriggers):
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT current_setting(%s, true)", [SUPPRESSED])
             before = cursor.fetchone()[0] or ""
-        self._suppress(self.password(before, tables, secret()))
+        self._set(SUPPRESSED, self.password(before, tables, secret()))
         yield
-        self._suppress(before)
+        self._set(SUPPRESSED, before)
 
-    def _suppress(self, value: str) -> None:
+    @contextmanager
+    def as_batch(self, table: str, secret: str) -> Iterator[None]:
+        """With a setting of the transaction, which ends with it, also behind PgBouncer."""
+        self._set(BATCH, self.password("", [table], secret))
+        yield
+        self._set(BATCH, "")
+
+    def _set(self, setting: str, value: str) -> None:
         with self.connection.cursor() as cursor:
-            cursor.execute("SELECT set_config(%s, %s, true)", [SUPPRESSED, value])
+            cursor.execute("SELECT set_config(%s, %s, true)", [setting, value])
 
     def orphans(self) -> set[str]:
         """A function survives when its table is dropped."""

@@ -9,13 +9,22 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from ..base.sums import WEIGHT
-from ..base.triggers import MAX_LINK_BYTES, NAME_REGEX, NOT_ORDINARY, TOO_LONG, Triggers, json_of
-from ..trigger_spec import TriggerSpec
+from ..base.triggers import (
+    MAX_LINK_BYTES,
+    NAME_REGEX,
+    NOT_ORDINARY,
+    TOO_LONG,
+    Triggers,
+    digest,
+    json_of,
+)
+from ..trigger_spec import FOREIGN, TriggerSpec
 
 __all__ = ["SQLiteTriggers"]
 
 
 WEIGHTS = {"OLD": -1, "NEW": 1}
+BATCH = 0  # primary key of the row that a batch has among the secrets while it writes
 
 
 class SQLiteTriggers(Triggers):
@@ -36,30 +45,32 @@ class SQLiteTriggers(Triggers):
 
     def statements(self, name: str, event: str, table: str, spec: TriggerSpec) -> Iterator[str]:
         """REPLACE fires no trigger for the rows it deletes, so each INSERT looks for them first."""
+        conditions = [f"NOT {self.is_batch(table)}"] if spec.skips_batches else []
+        changed = self._changed(event, table, spec)
         if event == "replace":
             replaced = f"FROM {self.name(table)} WHERE ({self._replaced(table)})"
-            log = self._log(table, spec, self.name(table), rows=replaced)
+            log = self._log(table, spec, self.name(table), changed, rows=replaced)
             missing = "".join(
                 f" INSERT INTO {self.name(each.name)} ({WEIGHT}) SELECT NULL {replaced};"
                 for each in sorted(spec.value_logs)
             )
             yield (
-                f"CREATE TRIGGER {self.name(name)} BEFORE INSERT ON {self.name(table)} BEGIN "
-                f"{log};{missing} END"
+                f"CREATE TRIGGER {self.name(name)} BEFORE INSERT ON {self.name(table)} "
+                f"{_when(conditions)}BEGIN {log};{missing} END"
             )
             return
-        when, rows = "", {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
-        if event == "update" and spec.columns is not None:
-            when = f"WHEN NOT ({self._same(table, spec.columns)}) "
-        changed = self._changed(spec) if event == "update" else ""
+        rows = {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"])
+        if event == "update" and spec.watched is not None:
+            conditions.append(f"NOT ({self._same(table, spec.watched)})")
         logs = [
             self._log(table, spec, row, changed) for row in rows if row == rows[0] or spec.links
         ]
         if event == "update" and spec.links:
             logs[1] += f" WHERE NOT ({self._same(table, spec.links)})"
+        body = " ".join(f"{log};" for log in [*logs, *self._values(rows, spec)])
         yield (
-            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} {when}"
-            f"BEGIN {' '.join(f'{log};' for log in [*logs, *self._values(rows, spec)])} END"
+            f"CREATE TRIGGER {self.name(name)} AFTER {event.upper()} ON {self.name(table)} "
+            f"{_when(conditions)}BEGIN {body} END"
         )
 
     def _values(self, rows: Collection[str], spec: TriggerSpec) -> Iterator[str]:
@@ -91,16 +102,22 @@ class SQLiteTriggers(Triggers):
             f"{' LIMIT 1' * bool(rows)}"
         )
 
-    def _changed(self, spec: TriggerSpec) -> str:
-        """The recorded columns that an UPDATE changed, as JSON; "" if none is recorded."""
-        if not spec.recorded:
-            return ""
+    def _changed(self, event: str, table: str, spec: TriggerSpec) -> str:
+        """The recorded columns that an UPDATE changed, as JSON; "" if an entry names none.
+
+        A batch that adds or removes rows names all, except `FOREIGN`.
+        """
+        if event != "update":
+            marked = f"CASE WHEN {self.is_batch(table)} THEN {self._json(sorted(spec.named))} END"
+            return marked if spec.marks_batches else ""
+        same = {column: self._same_value(column) for column in sorted(spec.named)}
+        if spec.marks_batches:
+            same[FOREIGN] = f"{self.is_batch(table)} OR ({self._same(table, spec.guarded)})"
         names = " || ".join(
-            f"CASE WHEN {self._same_value(column)} THEN '' "
-            f"ELSE {self.literal(f',{json_of(column)}')} END"
-            for column in sorted(spec.recorded)
+            f"CASE WHEN {condition} THEN '' ELSE {self.literal(f',{json_of(column)}')} END"
+            for column, condition in same.items()
         )
-        return f"'[' || substr({names}, 2) || ']'"
+        return names and f"'[' || substr({names}, 2) || ']'"
 
     def untrackable_tables(self, tables: Collection[str]) -> dict[str, str]:
         """A virtual table can have no trigger."""
@@ -154,6 +171,26 @@ class SQLiteTriggers(Triggers):
         yield
         self.execute(triggers.values())
 
+    @contextmanager
+    def as_batch(self, table: str, secret: str) -> Iterator[None]:
+        """With a row that only this transaction sees, because it never commits it."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                f"INSERT INTO {self.secrets} (id, value) VALUES (%s, %s)", [BATCH, digest(table)]
+            )
+        try:
+            yield
+        finally:
+            if not self.connection.needs_rollback:  # which deletes it, too
+                with self.connection.cursor() as cursor:
+                    cursor.execute(f"DELETE FROM {self.secrets} WHERE id = %s", [BATCH])
+
+    def is_batch(self, table: str) -> str:
+        return (
+            f"EXISTS (SELECT 1 FROM {self.secrets} "
+            f"WHERE id = {BATCH} AND value = {self.literal(digest(table))})"
+        )
+
     def _replaced(self, table: str) -> str:
         """Whether a new row would replace this one."""
         row = self.name(table)
@@ -193,3 +230,7 @@ class SQLiteTriggers(Triggers):
     def _same_value(self, column: str) -> str:
         name = self.name(column)
         return f"OLD.{name} COLLATE BINARY IS NEW.{name}"
+
+
+def _when(conditions: Collection[str]) -> str:
+    return f"WHEN {' AND '.join(conditions)} " if conditions else ""

@@ -29,6 +29,7 @@ from ..tracking.pending_drains import add_drain, drop_processed
 from ..transactions import alias
 from ..work.long_runs import is_long
 from ..work.shard_work import Work
+from .own_writes import note_foreign_writes
 from .sums import distrust_sums
 
 __all__ = [
@@ -90,6 +91,7 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
         shard.drain_number += 1
         work.shard_changed = True
         add_drain(shard, min(change.logged_at for change in queued), work.runs)
+        note_foreign_writes(work.plan.source.definition, drained)
         add_dirty(work, queued)
     if missing := changes.untracked_tables(shard.view_id, tracking, alias()):
         changes.mark_missing_triggers(alias())

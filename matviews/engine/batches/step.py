@@ -22,6 +22,7 @@ from ..work.shard_work import Work
 from .checkpoints import assign_changes, save_checkpoint
 from .derived import do_derived, explained, fits_one_batch, not_migrated
 from .hooks import call_do, call_needs
+from .own_writes import own_writes
 from .pacing import Pace, halved, halvings
 
 __all__ = ["MAX_FAILURES", "Step"]
@@ -135,7 +136,8 @@ class Step:
         run.started_at = run.started_at or now()
         if self.hooks.do_derived:
             try:
-                batch = do_derived(self.work, run, limit)
+                with own_writes(self.definition):
+                    batch = do_derived(self.work, run, limit)
             except NotAdvancing as error:
                 self.work.end(run, RunState.NOT_CONVERGING, error=f"Not converging: {error}")
                 return Batch(0, None)

@@ -30,6 +30,7 @@ from ...queryset import (
     spellings,
 )
 from ..batches.derived import explained
+from ..batches.own_writes import own_writes
 from ..batches.sums import distrust_sums
 from ..locking import lock_available
 from ..parking.splitting import splitting_obstacle
@@ -235,6 +236,9 @@ def _write(definition: ViewDefinition, part: Part) -> int:
     # old row has.
     kinds = (Kind.SURPLUS, Kind.DIFFERING, Kind.MISSING)
     phases = [PHASE_OF_KIND[kind] for kind in kinds if kind in part.kinds]
-    return sum(
-        statements.do(phase, part.within) for phase in phases if phase in definition.options.phases
-    )
+    with own_writes(definition):
+        return sum(
+            statements.do(phase, part.within)
+            for phase in phases
+            if phase in definition.options.phases
+        )

@@ -14,7 +14,7 @@ from ..analysis.dependencies import declared_dependencies
 from ..analysis.expressions import volatile_functions
 from ..analysis.source import Source
 from .choose import Strategy, choose_strategy
-from .links import Link, find_links, with_dependencies
+from .links import KeyColumn, Link, find_links, with_dependencies
 
 __all__ = ["Inspection", "inspect"]
 
@@ -77,14 +77,25 @@ def _inspected(source: Source) -> Inspection:
     if query.has_raw_sql:  # it may read any of their columns
         columns = dict.fromkeys(columns)
     columns |= dict.fromkeys(dependencies)
+    links = with_dependencies(find_links(source, strategy), dependencies, strategy)
     return Inspection(
         strategy=strategy,
-        links=with_dependencies(find_links(source, strategy), dependencies, strategy),
+        links=_own_link(source, strategy) | links,
         columns={
             table: None if read is None else frozenset(read) for table, read in columns.items()
         },
         untrackable=_moving(source),
     )
+
+
+def _own_link(source: Source, strategy: Strategy) -> dict[str, tuple[Link, ...]]:
+    """The link of a read-only view's own table: its key, by which a refresh restores a row."""
+    if not (source.definition.options.read_only and strategy.is_incremental):
+        return {}
+    columns = tuple(part.field.column or "" for part in source.key)
+    table = source.model._meta.db_table
+    link = Link(table, columns, key_columns=tuple(KeyColumn(0, column) for column in columns))
+    return {table: (link,)} if link.can_be_logged else {}
 
 
 def _moving(source: Source) -> str:

@@ -87,6 +87,22 @@ class Link:
         """Whether the logged columns are the key, or the known part of it."""
         return not self.steps and all(part.column for part in self.key_columns)
 
+    @property
+    def can_be_logged(self) -> bool:
+        """Whether JSON returns each column unchanged. A datetime may not be compared."""
+        fields = [field_of_column(self.table, column) for column in self.columns]
+        compared = {near for step in self.steps if step.near == 0 for near, _far in step.columns}
+        compared |= {part.column for part in self.key_columns if part.table == 0}
+        compared |= set(self.columns if self.dependency else ())
+        return all(
+            field is not None
+            and (
+                family(field) in LOGGED
+                or (family(field) == DATETIME and field.column not in compared)
+            )
+            for field in fields
+        )
+
     def parts(self, count: int) -> Sequence[int]:
         """The numbers of the parts to which it leads, of a key with `count` parts."""
         return range(count) if self.key_part is None else [self.key_part]
@@ -105,7 +121,7 @@ def find_links(source: Source, strategy: Strategy) -> dict[str, tuple[Link, ...]
     unlinked = set()
     for ref, table in query.tables.items():
         for graph in graphs:
-            link = next(filter(_can_be_logged, graph.links(ref)), None)
+            link = next((link for link in graph.links(ref) if link.can_be_logged), None)
             if link is None:
                 unlinked.add(table)
             elif link not in links.get(table, ()):
@@ -131,7 +147,7 @@ def with_dependencies(
     links = dict(links)
     for table, dependency in dependencies.items() if strategy.is_incremental else ():
         link = Link(table, dependency.columns, dependency=dependency)
-        if dependency.concerns_any_key or not _can_be_logged(link):
+        if dependency.concerns_any_key or not link.can_be_logged:
             links.pop(table, None)
         else:
             links[table] = (*links.get(table, ()), link)
@@ -332,18 +348,3 @@ def _drop_if_superfluous(
         KeyColumn(edge.near, known[part.column]) if part.table == edge.far else part
         for part in key_columns
     ]
-
-
-def _can_be_logged(link: Link) -> bool:
-    """Whether JSON returns each column unchanged. A datetime may not be compared."""
-    fields = [field_of_column(link.table, column) for column in link.columns]
-    compared = {near for step in link.steps if step.near == 0 for near, _far in step.columns}
-    compared |= {part.column for part in link.key_columns if part.table == 0}
-    compared |= set(link.columns if link.dependency else ())
-    return all(
-        field is not None
-        and (
-            family(field) in LOGGED or (family(field) == DATETIME and field.column not in compared)
-        )
-        for field in fields
-    )
