@@ -254,7 +254,8 @@ def _empty(name: str, pk: int | None) -> bool:
         while pk and _trim(pk, name):
             pass
         while not pk and changes.count_values(name, 1):
-            _trim_unused(name)
+            if not _trim_unused(name):
+                return False
     except DatabaseError as error:
         sentence = "a value log cannot be emptied"
         log(logger, logging.ERROR, sentence, table=name, reason=error_text(error))
@@ -262,9 +263,14 @@ def _empty(name: str, pk: int | None) -> bool:
     return True
 
 
-def _trim_unused(name: str) -> None:
+def _trim_unused(name: str) -> bool:
+    """Delete some entries of a log that no view uses, unless one has come to use it meanwhile."""
     with short_transaction():
         changes.trim_values(name, TRIMMED_AT_ONCE)
+        unused = not any(name in kept.logs for kept in ViewSums.objects.all())
+        if not unused:
+            transaction.set_rollback(True, using=alias())
+        return unused
 
 
 def _trim(pk: int, name: str) -> bool:

@@ -47,7 +47,7 @@ class MovedRows:
     def counted(self, lookups: Mapping[str, str], most: int) -> str:
         """A query for how many rows are concerned, counting up to `most`."""
         parts = ", ".join([*self._net(lookups), *self._concerned()])
-        few = f"SELECT 1 AS row FROM {self.concerned} LIMIT {most}"
+        few = f"SELECT 1 AS matviews_row FROM {self.concerned} LIMIT {most}"
         return f"WITH {parts} SELECT COUNT(*) FROM ({few}) matviews_few"
 
     def _net(self, lookups: Mapping[str, str]) -> Iterator[str]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from django.db import connections
+
 from ...databases import Dialect, SumTables, staging_of, sums_of
 from ...databases.base.sums import (
     ENTRY,
@@ -92,6 +94,26 @@ class SumsSchema:
                 numeric = field is not None and family(field) in (WHOLE, NUMBER)
                 if not self.tables.accepts(kind, places_of_column(field) if numeric else None):
                     return f"{table}.{column} is {kind} in the database, unlike in the model"
+        return self._ambiguous()
+
+    def _ambiguous(self) -> str:
+        """Which key of a lookup, or of the rows that have lookups, may be there twice; "" if none.
+
+        Models may say that a column is unique, though no index of the database ensures it.
+        """
+        keys = [(each.table, [each.key]) for each in self.additive.lookups]
+        if keys:
+            pk = [field.column or "" for field in self.additive.model._meta.pk_fields]
+            keys.append((self.additive.table, pk))
+        connection = connections[self.dialect.using]
+        with connection.cursor() as cursor:
+            for table, columns in keys:
+                found = connection.introspection.get_constraints(cursor, table).values()
+                if not any(
+                    (each["unique"] or each["primary_key"]) and each["columns"] == columns
+                    for each in found
+                ):
+                    return f"no unique index of {table} ensures that {', '.join(columns)} is unique"
         return ""
 
     def fit(self) -> bool:

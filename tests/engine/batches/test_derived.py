@@ -379,7 +379,7 @@ class TestVerify:
         CustomerTotal.objects.bulk_create(
             CustomerTotal(customer_id=number, orders=1) for number in (-5, -4, -3, 90, 91, 92)
         )
-        with mock.patch("matviews.engine.verification.verify.key_parts.KEYS_PER_RANGE", 2):
+        with mock.patch("matviews.engine.verification.key_parts.KEYS_PER_RANGE", 2):
             found = CustomerTotal.verify()
         assert (found.missing, found.surplus, found.rows_compared) == (6, 6, 6)
 
@@ -412,7 +412,7 @@ class TestVerify:
         try:
             assert held.wait(10)
             with (
-                mock.patch("matviews.engine.verification.verify.key_parts.REPAIR_TIMEOUT", 0.2),
+                mock.patch("matviews.engine.verification.key_parts.REPAIR_TIMEOUT", 0.2),
                 pytest.raises(ViewBusy, match="Pause it, or try again"),
             ):
                 CustomerTotal.verify(repair=True)

@@ -5,7 +5,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from django.db import connection
+from django.db import connection, models
 from django.db.models import Count, F, FilteredRelation, Q, Sum
 from django.db.models.functions import Upper
 
@@ -21,7 +21,7 @@ from tests.helpers.engine import held_open
 from tests.helpers.joined_views import SHAPES, Shops
 from tests.helpers.sum_histories import trim_all
 from tests.helpers.sums import kept_of, sums_differ
-from tests.helpers.tables import execute, refreshed
+from tests.helpers.tables import defined, derived_view, execute, made, model, refreshed
 from tests.helpers.view_classes import run
 
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
@@ -224,3 +224,67 @@ def test_joins_that_are_no_lookups_are_refused(shops: Shops, source: Any, reason
         patch.setattr(view, "source", classmethod(lambda cls: source(shops)))
         found = check_source(registry.find(view), engine.alias())
     assert any(reason in each.msg for each in found if each.id == "matviews.E025")
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_lookup_that_no_index_keeps_unique_leaves_the_source(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of two rows with one key, the entries do not tell which has changed."""
+    region = model(
+        "LooseRegion",
+        code=models.IntegerField(primary_key=True),
+        zone=models.IntegerField(),
+        meta={"db_table": "made_region", "managed": False},
+    )
+    sale = model(
+        "LooseSale",
+        region=models.ForeignKey(region, models.DO_NOTHING, db_constraint=False, related_name="+"),
+    )
+    view = derived_view(
+        lambda cls: sale._base_manager.values(zone=F("region__zone")).annotate(sales=Count("pk")),
+        key=["zone"],
+        options={"additive": True},
+        zone=models.IntegerField(unique=True),
+        sales=models.BigIntegerField(),
+    )
+    table = "CREATE TABLE made_region (code integer NOT NULL, zone integer NOT NULL)"
+    with defined(table, undone=("DROP TABLE made_region",)), made(sale, view):
+        changes.install(engine.alias())
+        execute("INSERT INTO made_region VALUES (1, 1), (1, 2)")
+        sale._base_manager.create(region_id=1)
+        refreshed(view)
+        assert "no unique index of made_region ensures that code is unique" in caplog.text
+
+        execute("UPDATE made_region SET zone = 3 WHERE zone = 1")
+        sale._base_manager.create(region_id=1)
+        refreshed(view)
+
+        assert engine.verify(view).equal
+        changes.remove(engine.alias())
+
+
+@pytest.mark.usefixtures("alone")
+def test_entries_of_a_log_that_comes_into_use_meanwhile_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shops = Shops("by zone")
+    with made(shops.Region, shops.Customer, shops.Product, shops.Sale, shops.View):
+        shops.fill()
+        present = changes.present_logs
+
+        def later() -> Any:
+            """Another process installs and refreshes, and somebody writes."""
+            changes.install(engine.alias())
+            refreshed(shops.View)
+            shops.Sale._base_manager.create(customer=shops.Customer.objects.earliest("pk"), qty=7)
+            return present()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(changes, "present_logs", later)
+            engine.trim_value_logs()
+        refreshed(shops.View)
+
+        assert engine.verify(shops.View).equal
+        assert sums_differ(shops.View) == 0
+        changes.remove(engine.alias())
