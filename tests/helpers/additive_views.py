@@ -4,17 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import connection, models
+from django.db import models
 from django.db.models import Avg, Case, Count, F, Max, Min, Q, QuerySet, Sum, Value, When
 from django.db.models.functions import Coalesce
 
 from matviews import changes, engine
 from tests.helpers.tables import derived_view, made, model
 
-__all__ = ["DECIMALS", "Sales", "counted", "extremes"]
-
-# SQLite adds decimals up as floats.
-DECIMALS = connection.vendor != "sqlite"
+__all__ = ["Sales", "counted", "extremes"]
 
 
 def counted(rows: QuerySet[Any, Any]) -> QuerySet[Any, Any]:

@@ -253,9 +253,8 @@ def _empty(name: str, pk: int | None) -> bool:
     try:
         while pk and _trim(pk, name):
             pass
-        while not pk and changes.count_values(name, 1):
-            if not _trim_unused(name):
-                return False
+        while not pk and changes.count_values(name, 1) and _trim_unused(name):
+            pass
     except DatabaseError as error:
         sentence = "a value log cannot be emptied"
         log(logger, logging.ERROR, sentence, table=name, reason=error_text(error))
@@ -264,7 +263,7 @@ def _empty(name: str, pk: int | None) -> bool:
 
 
 def _trim_unused(name: str) -> bool:
-    """Delete some entries of a log that no view uses, unless one has come to use it meanwhile."""
+    """Delete some entries of a log that no view uses; False if one has come to use it meanwhile."""
     with short_transaction():
         changes.trim_values(name, TRIMMED_AT_ONCE)
         unused = not any(name in kept.logs for kept in ViewSums.objects.all())
