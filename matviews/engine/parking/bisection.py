@@ -175,6 +175,22 @@ class Bisection:
             except DatabaseError:
                 raise error from error.__cause__
 
+    def _check_plan(self) -> None:
+        """Check that the database can plan the statement for the first key that failed.
+
+        Raises:
+            DatabaseError: it cannot, so every key would fail.
+        """
+        for key, error in list(self._failed.items())[:1]:
+            try:
+                with transaction.atomic(using=alias()):
+                    self.runner.plan_key(self.phase, key)
+            except DatabaseError as found:
+                if is_data_error(self.work, found):
+                    note = "The statement fails whatever its keys: the planner evaluates this part."
+                    raise self._too_many(error, note) from error.__cause__
+                raise
+
     def finish(self, run: PhaseRun) -> int:
         """Park the keys that failed, unpark those that succeeded, and return the rows written.
 
@@ -188,6 +204,8 @@ class Bisection:
             self._statements = 0
             self.run_again(again)
         self.unpark_succeeded()
+        if not self.passed:
+            self._check_plan()
         failed, known = self._by_spelling(), load_parked(work, phase)
         new = [key for key in failed if key not in known]
         if failed:

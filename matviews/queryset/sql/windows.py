@@ -114,6 +114,16 @@ class BatchRunner:
             SQL(f"SELECT 1 FROM {statements.table} WHERE {where.text} LIMIT 1", where.params)
         )
 
+    def plan_key(self, phase: Phase, key: Key) -> None:
+        """Have the database plan a phase for a key, without running it.
+
+        Raises:
+            DatabaseError: the planner evaluates what cannot be evaluated, whatever the key.
+        """
+        statements = self.statements
+        of_key = statements.of(phase, Keys((key,), tuple(statements.kinds)))
+        statements.run(*(SQL(f"EXPLAIN {each.text}", each.params) for each in of_key))
+
     def run_whole(self, phase: Phase, progress: WindowProgress) -> WindowProgress:
         """Run a phase in one statement, as one batch.
 

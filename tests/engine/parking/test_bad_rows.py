@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from django.db import models
 from django.db.models import F, Func, Q, Value
+from django.db.models.functions import Cast
 
 from matviews import changes, engine
 from matviews.models import ParkedKey, ViewShard
@@ -82,6 +83,26 @@ def test_what_a_trigger_raises(code: str, *, is_data_error: bool) -> None:
         finally:
             execute("DROP FUNCTION refuse_7() CASCADE")
     assert (refresh.state == RefreshState.SUCCEEDED) is is_data_error, refresh.error
+
+
+@only_postgresql
+@pytest.mark.parametrize("rows", [1, 5, 30])
+def test_what_the_planner_raises_before_it_looks_at_keys_fails_the_phase(rows: int) -> None:
+    row, view = of_texts(Cast(Value(1) / Value(0), models.CharField(max_length=50)))
+    with made(row, view):
+        changes.install(engine.alias())
+        try:
+            for key in range(rows):
+                row._default_manager.create(k=key, t="a")
+            built = view_classes.run(view)
+            by_keys = view_classes.run(view, force=True)
+        finally:
+            changes.remove(engine.alias())
+    for refresh in (built, by_keys):
+        assert refresh.state == RefreshState.FAILED
+        assert "division by zero" in refresh.error
+    assert ("all failed" if rows == 30 else "fails whatever its keys") in built.error
+    assert not parked()
 
 
 def test_are_forgotten_when_hooks_replace_the_source() -> None:
