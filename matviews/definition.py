@@ -40,10 +40,14 @@ class ViewDefinition:
     problems: tuple[CheckMessage, ...] = ()
     #: The phases whose batches are derived from `source()`.
     derived: frozenset[Phase] = field(init=False)
+    #: The phases that can leave out a row that fails, and park its key.
+    parking: frozenset[Phase] = field(init=False)
 
     def __post_init__(self) -> None:
         derived = frozenset(phase for phase, hooks in self.hooks.items() if hooks.do_derived)
         object.__setattr__(self, "derived", derived)
+        parking = frozenset(phase for phase, hooks in self.hooks.items() if hooks.can_park)
+        object.__setattr__(self, "parking", parking)
 
     @property
     def is_shard_aware(self) -> bool:

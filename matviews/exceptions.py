@@ -7,6 +7,7 @@ __all__ = [
     "InvalidRequest",
     "InvalidSetting",
     "InvalidView",
+    "KeyFailed",
     "MatviewsError",
     "NotAdvancing",
     "NotPermitted",
@@ -68,6 +69,23 @@ class TablesLocked(MatviewsError):
 
 class HookError(MatviewsError):
     """A hook returned something that its contract does not allow."""
+
+
+class KeyFailed(MatviewsError):
+    """What a hook that declares `parked` raises for a row that it cannot compute or write.
+
+    The batch is rolled back, the key is parked, and the hook is called again, without this key.
+    Raise it `from` the error, which is recorded. If that is none of the row, as a lost connection
+    or a timeout, no key is parked, and the batch fails.
+
+    Args:
+        key: a string, an integer, or a tuple of these. From then on, the hook finds it in `parked`.
+        message: what is wrong, if there is no error to raise it from.
+    """
+
+    def __init__(self, key: str | int | tuple[str | int, ...], message: str = "") -> None:
+        super().__init__(message or f"The row of {key!r} cannot be written.")
+        self.key = key
 
 
 class RefreshFailed(MatviewsError):

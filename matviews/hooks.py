@@ -26,8 +26,8 @@ else:
 
 __all__ = ["DO_MAY_DECLARE", "NEEDS_MAY_DECLARE", "HookKind", "Hooks", "has_source", "read_hooks"]
 
-NEEDS_MAY_DECLARE = frozenset({"shard"})
-DO_MAY_DECLARE = frozenset({"limit", "shard", "cursor"})
+NEEDS_MAY_DECLARE = frozenset({"shard", "parked"})
+DO_MAY_DECLARE = frozenset({"limit", "shard", "cursor", "parked"})
 PASSED_BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -63,6 +63,11 @@ class Hooks:
         if "cursor" in self.do:
             return HookKind.CURSOR
         return HookKind.LIMIT if "limit" in self.do else HookKind.WHOLE
+
+    @property
+    def can_park(self) -> bool:
+        """Whether a row that fails can be left out: by its key if derived, or as the hook says."""
+        return self.do_derived or "parked" in self.do
 
 
 def has_source(model: type[Model], options: ViewOptions, problems: list[CheckMessage]) -> bool:
@@ -146,6 +151,16 @@ def _read_phase(
     else:
         do = _read_hook(model, phase.do_hook, DO_MAY_DECLARE, problems)
     if needs is None or do is None:
+        return None
+    if "parked" in do - needs:
+        problems.append(
+            fault_in(
+                model, "W105",
+                f".{phase.do_hook} declares parked and {phase.needs_hook} does not: while a key is "
+                f"parked, that would say for ever that work is pending.",
+                f"Declare parked in {phase.needs_hook} too, and leave these keys out there.",
+            )
+        )  # fmt: skip
         return None
     return Hooks(needs=needs, do=do, needs_derived=needs_derived, do_derived=do_derived)
 

@@ -50,12 +50,12 @@ def parked_context(control: ViewControl, definition: ViewDefinition | None) -> d
     """The parked keys of a view, those that were tried last first; {} if its phases park none."""
     rows = ParkedKey.objects.filter(shard__view=control).order_by("-last_seen", "-pk")
     listed = [ParkedShown(row) for row in rows[:MAX_LISTED]]
-    if not listed and not (definition and definition.derived):
+    if not listed and not (definition and definition.parking):
         return {}
     count = len(listed) if len(listed) < MAX_LISTED else rows.count()
     return {
         "count": count,
         "listed": listed,
         "more": count - len(listed),
-        "has_hooks": bool(definition and set(definition.options.phases) - definition.derived),
+        "has_hooks": bool(definition and set(definition.options.phases) - definition.parking),
     }

@@ -13,12 +13,13 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 from django.db.models.functions import Mod
 from django.utils import timezone
 
-from matviews import Batch, Shard, engine
+from matviews import Batch, KeyFailed, Shard, engine
 from matviews.models import Alarm
 from matviews.tasks.check_in import check_in
 from tests import ROOT
@@ -272,6 +273,32 @@ def test_the_hook_that_walks_visits_every_key_once() -> None:
         if cursor is None:
             break
     assert (rows, len(windows)) == (7, 3)
+
+
+@pytest.mark.django_db
+def test_the_hooks_that_park_a_key_name_it_and_then_leave_it_out() -> None:
+    names: dict[str, Any] = {"KeyFailed": KeyFailed}
+    exec(named("docs/writing-views.md", "hooks that park a key"), names)
+    Walked.objects.bulk_create([Walked(key=key, value=0) for key in range(3)])
+    bad = Walked.objects.get(key=1).pk
+
+    class View:
+        missing = Walked.objects.order_by
+        objects = Mock(bulk_create=list)
+        needs_insert, do_insert = names["needs_insert"], names["do_insert"]
+
+        def __init__(self, customer_id: int, total: int) -> None:
+            self.key = customer_id
+
+    def total(self: Walked) -> float:
+        return 1 / (self.pk - bad)
+
+    with patch.object(Walked, "compute_total", total, create=True):
+        with pytest.raises(KeyFailed) as failed:
+            View.do_insert(limit=3, parked=[])
+        assert failed.value.key == bad
+        assert View.do_insert(limit=3, parked=[bad]) == 2
+        assert View.needs_insert(parked=[bad])
 
 
 @pytest.mark.django_db

@@ -7,8 +7,8 @@ import matviews
 from tests.project.test_layers import MODULES, room
 
 PROMISED = [
-    "Batch", "MaterializedView", "Phase", "Shard", "is_fresh", "mark_dirty", "parked",
-    "refresh", "status", "untracked", "verify",
+    "Batch", "KeyFailed", "MaterializedView", "Phase", "Shard", "is_fresh", "mark_dirty",
+    "parked", "refresh", "status", "untracked", "verify",
 ]  # fmt: skip
 PUBLIC = [
     module

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from django.db import DatabaseError, DataError, InterfaceError
+from django.db import DatabaseError, InterfaceError
 
 from ...changes import ChangesLogged
 from ...conf import get_settings
@@ -20,8 +20,8 @@ from ...models import PhaseRun
 from ...redact import error_text, loggable
 from ...states import RunState
 from ..messages import BatchReport, Message, Outcome, publish
+from ..parking.hook_keys import park_failed
 from ..parking.splitting import is_unfit, may_split
-from ..tracking.dirty_keys import give_up_keys, require_full_refresh
 from ..tracking.queues import await_changes, move_log
 from ..transactions import (
     alias,
@@ -31,14 +31,13 @@ from ..transactions import (
     short_transaction,
     statement_timeout,
 )
-from ..work.batch_parts import AttemptedBatch
-from ..work.costs import record_full_timeout
 from ..work.loader import load_work
 from ..work.shard_work import Work
 from .as_of import begin
 from .checkpoints import leave_turns, save_changes
 from .claim import advance_token, claim, is_claimed, refused, withdraw
 from .error_texts import loggable_error, stored_texts
+from .failed_batches import fail
 from .step import MAX_FAILURES, Step
 
 __all__ = ["run_batch"]
@@ -148,7 +147,7 @@ class _Attempt:
         self.message = message
         #: Primary keys of the refreshes that the batch has seen.
         self.known = known
-        #: Whether all changes that the known refreshes must include have been moved to the queues.
+        #: Whether all changes that the known refreshes must include are in the queues.
         self.moved = known is not None
         #: When the work was first loaded. What has been logged since may be left to a later batch.
         self.as_of = as_of
@@ -214,17 +213,24 @@ class _Attempt:
         return final and may_split(self.work, self.tried, error)
 
     def record_failure(self, error: Exception) -> BatchReport:
-        """Record why the batch was rolled back, guarded by the same token as the batch itself."""
+        """Record why the batch was rolled back, guarded by the same token as the batch itself.
+
+        If a hook has named the row at fault, its key is parked, and the batch has not failed.
+        """
         attempted = self.work.attempted if self.work else None
+        final: Exception | None = error
         with short_transaction():
-            work = self._advance_token()
-            if work:
+            if work := self._advance_token():
                 work.stop()
                 if run := self._failed_run(work):
-                    step = Step(work, run)
-                    self._fail(step, error := step.explained(error), attempted)
+                    if final := park_failed(work, run, error):
+                        final = fail(Step(work, run), final, self.work)
+                    else:
+                        save_changes(work)
                 work.save()
-        text, shown = stored_texts(error, work, attempted)[0], loggable_error(error, work)
+        if final is None:
+            return self._report(work, Outcome.DONE)
+        text, shown = stored_texts(final, work, attempted)[0], loggable_error(final, work)
         return self._report(work, Outcome.FAILED, error=text, exception=shown)
 
     def postpone(self, tables: list[str]) -> BatchReport:
@@ -276,17 +282,15 @@ class _Attempt:
         """End the phases without work, run a batch of the first that has work, append it to `done`.
 
         Returns the rows written and the first limit. A phase that the message does not name is left
-        to a message of its own, and so is work that follows stopped runs, because the kills counted
-        for this token are theirs. Phases that need to process only a few dirty keys share a batch:
-        three messages would take longer than the work, and a row that moves from one key to another
-        does so in one commit.
+        to its own message, and so is work that follows stopped runs: the kills counted for this
+        token are theirs. Phases with only a few dirty keys share a batch: three messages would take
+        longer than the work, and a row that moves from one key to another does so in one commit.
         """
         if work.stop() or work.blocked:
             return 0, None
         if work.definition and work.definition.options.statement_timeout:
             limit_statements(statement_timeout(work.definition))
-        # After a kill, runs end and commit one at a time. Otherwise the kills of one hook could be
-        # attributed to another run.
+        # After a kill, runs commit one at a time, or kills of one hook might count for another run.
         work.one_run_only = self.one_phase_only or work.shard.attempts > 1
         work.splitting, work.unfit = self.splitting, self.unfit
         run = work.next_run(self.message.phase)
@@ -299,7 +303,7 @@ class _Attempt:
             if fault := step.fault():
                 work.end(run, RunState.FAILED, error=fault)
             elif not step.find_work():
-                work.end(run, RunState.SUCCEEDED)
+                step.end_without_work()
             else:
                 together = step.ends_at_once()
                 if step.phase is not self.message.phase and not (limit and together):
@@ -311,31 +315,6 @@ class _Attempt:
                     break
             run = None if work.one_run_only else work.next_run()
         return rows, limit
-
-    def _fail(self, step: Step, error: Exception, attempted: AttemptedBatch | None) -> None:
-        errors = errors_of(alias())
-        failure, full = errors.failure(error), False
-        keys = attempted.dirty_keys if attempted else 0
-        if isinstance(error, DataError):
-            # Logged values do not fit a column whose type has changed, for example.
-            reason = "the database could not read a dirty key, or compute its row"
-            require_full_refresh(step.work, step.run, reason)
-        elif attempted and keys and errors.is_statement_timeout(error):
-            last = step.run.failures >= MAX_FAILURES
-            full = give_up_keys(step.work, step.run, attempted, is_last=last)
-        elif step.is_full and errors.is_statement_timeout(error):
-            record_full_timeout(step.work, step.run, statement_timeout(step.definition))
-            # The same statement would take as long again.
-            if self.work and self.work.staging:
-                failure = Failure.FINAL
-        step.failed(
-            *stored_texts(error, step.work, attempted),
-            retry=failure is not Failure.FINAL,
-            smaller=failure is Failure.RETRY_SMALLER and not full,
-            external_cause=errors.is_external(error),
-            size=keys or None,
-            too_many=self.work is not None and self.work.too_many_failed,
-        )
 
     def _report(self, found: Work | None, outcome: Outcome, **values: Any) -> BatchReport:
         return BatchReport(

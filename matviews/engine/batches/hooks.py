@@ -1,6 +1,7 @@
 """Calling a view's hooks, and checking their results against the contract."""
 
 import json
+from collections.abc import Collection
 from numbers import Integral
 from traceback import walk_tb
 from typing import Any
@@ -20,8 +21,16 @@ __all__ = ["call_do", "call_needs", "raised_by_hook"]
 MAX_CURSOR_LENGTH = 100_000  # characters of JSON; every batch writes its cursor
 
 
-def call_needs(definition: ViewDefinition, phase: Phase, shard: Shard) -> bool | int:
+def call_needs(
+    definition: ViewDefinition, phase: Phase, *, shard: Shard, parked: Collection[Any]
+) -> bool | int:
     """Call the hook that says whether a phase has work in a shard of the view's keys.
+
+    Args:
+        definition: the view.
+        phase: the phase.
+        shard: the shard.
+        parked: the keys to leave out.
 
     Returns:
         A bool, or an estimate of the rows.
@@ -31,7 +40,9 @@ def call_needs(definition: ViewDefinition, phase: Phase, shard: Shard) -> bool |
     """
     if definition.hooks[phase].needs_derived:
         return plan_of(definition, alias()).needs(phase)
-    arguments = {"shard": shard} if "shard" in definition.hooks[phase].needs else {}
+    offered = {"shard": shard, "parked": parked}
+    declared = definition.hooks[phase].needs
+    arguments = {name: value for name, value in offered.items() if name in declared}
     answer = _call(definition, phase.needs_hook, arguments)
     if isinstance(answer, bool):
         return answer
@@ -39,7 +50,13 @@ def call_needs(definition: ViewDefinition, phase: Phase, shard: Shard) -> bool |
 
 
 def call_do(
-    definition: ViewDefinition, phase: Phase, *, limit: int, shard: Shard, cursor: Any
+    definition: ViewDefinition,
+    phase: Phase,
+    *,
+    limit: int,
+    shard: Shard,
+    cursor: Any,
+    parked: Collection[Any],
 ) -> Batch:
     """Call the hook that runs one batch of a phase. A hook that returns None counts as 0 rows.
 
@@ -47,7 +64,7 @@ def call_do(
         HookError: the hook returned something that its contract does not allow.
     """
     hooks = definition.hooks[phase]
-    offered = {"limit": limit, "shard": shard, "cursor": cursor}
+    offered = {"limit": limit, "shard": shard, "cursor": cursor, "parked": parked}
     arguments = {name: value for name, value in offered.items() if name in hooks.do}
     result = _call(definition, phase.do_hook, arguments)
     if hooks.kind is HookKind.CURSOR:

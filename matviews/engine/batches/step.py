@@ -13,6 +13,7 @@ from ...logs import log
 from ...models import PhaseRun
 from ...phases import Phase
 from ...states import RunState
+from ..parking.hook_keys import left_out, unpark_written
 from ..parking.parked_keys import delete_underived, unpark_new
 from ..parking.splitting import is_careful
 from ..tracking.dirty_keys import count_keys, dirty_keys
@@ -114,11 +115,22 @@ class Step:
         if self.hooks.is_derived:
             return assign_changes(self.work, self.run)
         delete_underived(self.work)
-        answer = call_needs(self.definition, self.phase, self.work.hook_shard)
+        answer = call_needs(
+            self.definition,
+            self.phase,
+            shard=self.work.hook_shard,
+            parked=left_out(self.work, self.phase),
+        )
         # Estimates of derived phases count keys, not rows.
         if not isinstance(answer, bool) and not self.hooks.do_derived:
             self.run.estimate = self.run.rows + answer
         return bool(answer)
+
+    def end_without_work(self) -> None:
+        """End the run, because `find_work` has found none."""
+        if not self.hooks.do_derived:
+            unpark_written(self.work, self.run)
+        self.work.end(self.run, RunState.SUCCEEDED)
 
     def ends_at_once(self) -> bool:
         """Whether the run ends with its next batch: it has only a few keys to process."""
@@ -146,6 +158,7 @@ class Step:
                 limit=limit,
                 shard=self.work.hook_shard,
                 cursor=run.cursor,
+                parked=left_out(self.work, self.phase),
             )
         seconds = time.monotonic() - started
         state = self._state_after(batch, limit)
@@ -283,7 +296,7 @@ class Step:
         return RunState.NOT_CONVERGING if stuck else RunState.RUNNING
 
     def _pace(self, batch: Batch, limit: int, seconds: float) -> None:
-        if self._pinned or is_careful(self.work):
+        if self._pinned or (self.hooks.do_derived and is_careful(self.work)):
             return
         settings, before = get_settings(), Pace.from_json(self.run.pace, limit)
         # A batch with a cursor has read its whole window, however few rows it wrote.
@@ -310,6 +323,8 @@ class Step:
             save_checkpoint(self.work, self.run)
             if not is_careful(self.work):
                 record_cost(self.work, self.run)
+        if state is RunState.SUCCEEDED and not self.hooks.do_derived:
+            unpark_written(self.work, self.run)
         error = self._not_converging() if state is RunState.NOT_CONVERGING else ""
         self.work.end(self.run, state, error=error)
 

@@ -100,11 +100,11 @@ def _delete_outdated(work: Work) -> None:
     The full refresh that follows a change of the definition tries all keys.
     """
     definition = work.definition
-    derived = definition.derived if definition and max_parked(definition) else frozenset()
+    parking = definition.parking if definition and max_parked(definition) else frozenset()
     gone = [
         row
         for row in work.parked or ()
-        if row.phase not in derived or row.fingerprint != work.plan.fingerprint
+        if row.phase not in parking or row.fingerprint != _fingerprint(work, row.phase)
     ]
     if gone:
         changes.delete_rows(ParkedKey, [row.pk for row in gone])
@@ -115,6 +115,12 @@ def _delete_outdated(work: Work) -> None:
             phase: old._replace(fingerprint=None) if phase in lost else old
             for phase, old in work.shard.checkpoints.items()
         }
+
+
+def _fingerprint(work: Work, phase: str) -> str:
+    """What a phase writes, as it is stored with a parked key; a hook's code has no fingerprint."""
+    assert work.definition is not None
+    return work.plan.fingerprint if phase in work.definition.derived else ""
 
 
 def due_changes(work: Work) -> list[QueuedChange]:
@@ -231,7 +237,7 @@ def park(work: Work, phase: str, key: Key, error: Exception) -> None:
     moment, row = now(), load_parked(work, phase).get(key)
     tries = row.tries + 1 if row else 1
     values = {
-        **_described(work, error),
+        **_described(work, phase, error),
         "last_seen": moment,
         "tries": tries,
         "retry_at": moment + _interval(tries, error),
@@ -250,16 +256,16 @@ def _interval(tries: int, error: Exception) -> timedelta:
     return timedelta(seconds=min(FIRST_RETRY * 2.0 ** min(tries - 1, 32), longest))
 
 
-def _described(work: Work, error: Exception) -> dict[str, object]:
+def _described(work: Work, phase: str, error: Exception) -> dict[str, object]:
     """What is known about an error, as columns of a row."""
     assert work.definition is not None
     errors, explained = errors_of(alias()), error
     violation = errors.violation(error) if isinstance(error, DatabaseError) else None
     with suppress(DatabaseError), transaction.atomic(using=alias()):
-        if isinstance(error, DatabaseError):
+        if isinstance(error, DatabaseError) and phase in work.definition.derived:
             explained = refused(error, work.plan.source, alias())
     return {
-        "fingerprint": work.plan.fingerprint,
+        "fingerprint": _fingerprint(work, phase),
         "error_class": type(error).__name__[:100],
         "code": errors.code(error)[:64],
         "constraint": (violation.name if violation else "")[:255],

@@ -34,11 +34,14 @@ def is_fresh(view: str | type, *, phases: Iterable[Phase | str] | None = None) -
         return True
     shards = ViewShard.objects.filter(view__label=definition.label)
     found = shards.aggregate(count=Count("pk"), parked=Sum("parked_count"))
-    if found["parked"] and definition.derived.intersection(requested):
+    if found["parked"] and definition.parking.intersection(requested):
         return False  # and to read the source might fail
     count = found["count"] or 1
     return not any(_needs(definition, phase, count) for phase in requested)
 
 
 def _needs(definition: ViewDefinition, phase: Phase, count: int) -> bool:
-    return any(call_needs(definition, phase, Shard(number, count)) for number in range(count))
+    return any(
+        call_needs(definition, phase, shard=Shard(number, count), parked=())
+        for number in range(count)
+    )

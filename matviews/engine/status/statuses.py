@@ -212,8 +212,8 @@ def _stored(when: datetime | None) -> datetime | None:
 
 
 def _parked(definition: ViewDefinition | None, control: Any) -> int:
-    """How many keys the phases of a view leave out; hooks leave out none."""
-    if definition is None or not definition.derived:
+    """How many keys the phases of a view leave out."""
+    if definition is None or not definition.parking:
         return 0
     return sum(shard.parked_count for shard in control.all_shards)
 

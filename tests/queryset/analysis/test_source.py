@@ -371,8 +371,8 @@ class TestLanguage:
         hooks = {"needs_insert": classmethod(look), "do_insert": classmethod(look)}
         definition = defined(options={"phases": ["insert"]}, **hooks)
         with translation.override("de"), timezone.override("Asia/Tokyo"):
-            call_needs(definition, Phase.INSERT, Shard(0, 1))
-            call_do(definition, Phase.INSERT, limit=1, shard=Shard(0, 1), cursor=None)
+            call_needs(definition, Phase.INSERT, shard=Shard(0, 1), parked=())
+            call_do(definition, Phase.INSERT, limit=1, shard=Shard(0, 1), cursor=None, parked=())
 
         assert seen == [("en-us", "UTC")] * 2
 
