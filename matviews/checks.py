@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import Error as DatabaseFailure
 from django.db import connections, router
@@ -92,13 +93,19 @@ def _cycles() -> Iterator[CheckMessage]:
 
 @register()
 def check_settings(**_kwargs: Any) -> list[CheckMessage]:
-    """E009: the `MATVIEWS` setting has an unknown key or an invalid value."""
+    """E009: the `MATVIEWS` setting has an unknown key or an invalid value. W049: mail to nobody."""
     try:
-        hook = get_settings().ALARM_HOOK
+        ours = get_settings()
     except InvalidSetting as error:
         return [Error(str(error), id="matviews.E009")]
-    fault = _fault_of_hook(hook) if hook else ""
-    return [Error(fault, id="matviews.E009")] if fault else []
+    problems: list[CheckMessage] = []
+    if ours.ALARM_HOOK and (fault := _fault_of_hook(ours.ALARM_HOOK)):
+        problems.append(Error(fault, id="matviews.E009"))
+    if ours.ALARM_MAIL and not settings.ADMINS:
+        sentence = "MATVIEWS['ALARM_MAIL'] is on, but ADMINS is empty: alarms are mailed to nobody."
+        hint = "List the people to notify in ADMINS, or turn ALARM_MAIL off."
+        problems.append(Warning(sentence, hint=hint, id="matviews.W049"))
+    return problems
 
 
 def _fault_of_hook(path: str) -> str:

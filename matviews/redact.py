@@ -24,6 +24,7 @@ __all__ = [
     "cause",
     "error_text",
     "error_words",
+    "has_place",
     "in_one_line",
     "loggable",
     "may_show_keys",
@@ -270,7 +271,9 @@ def _postgres_words(error: Any, key: frozenset[str]) -> str:
         of_connection = type(error).__name__ in ("OperationalError", "InterfaceError")
         return _message(error) if of_connection else f"({OMITTED})"
     by_routine = raised_by_routine(error)
-    if state[:2] in POSTGRES_SAFE and not by_routine:
+    # Without a place, what is no table, query or configuration may be the value of a row.
+    of_value = state[:2] == "42" and state != "42501" and not has_place(error)
+    if state[:2] in POSTGRES_SAFE and not by_routine and not of_value:
         return error.diag.message_primary or ""
     kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).lower()
     named = {} if by_routine else POSTGRES_NAMES
@@ -293,6 +296,11 @@ def raised_by_routine(error: Any) -> bool:
     """Whether a routine of the project raised it on PostgreSQL, with a message of its own."""
     file = error.diag.source_file or ""
     return file.startswith("pl") and not file.startswith("pla")  # planner.c, for example
+
+
+def has_place(error: Any) -> bool:
+    """Whether an error of PostgreSQL points to a part of the statement, or of a routine's."""
+    return bool(error.diag.statement_position or error.diag.internal_position)
 
 
 def _mysql_words(error: Any) -> str:

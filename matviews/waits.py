@@ -33,6 +33,8 @@ class WaitCode(TextChoices):
     MAX_REFRESHES = "max refreshes", ""
     #: Its turn among the long refreshes of its queue. No facts.
     TURNS = "turns", _("takes turns with other long refreshes")
+    #: The end of refreshes that it follows, of views that it reads. No facts.
+    UPSTREAM = "upstream", _("waits for refreshes of views that it reads")
 
 
 class Wait(NamedTuple):

@@ -56,9 +56,14 @@ def causes_of(problems: Iterable[Problem]) -> list[Cause]:
     roots: dict[str, Cause | None] = (
         dict.fromkeys(late, for_all) if for_all else _upstream(late, causes)
     )
-    for cause in causes:
-        if cause.problem.kind == NO_POLLING and not for_all:
-            _put_under(cause, late, roots)
+    for cause in () if for_all else causes:
+        delayed = _delayed_by(cause)
+        # They delay those that read them.
+        roots |= {
+            label: cause
+            for label, root in roots.items()
+            if (root or late[label]).problem.view in delayed
+        }
     for label, cause in late.items():
         if root := roots.get(label):
             root.views.append(label)
@@ -68,17 +73,19 @@ def causes_of(problems: Iterable[Problem]) -> list[Cause]:
 
 
 def _makes_all_late(cause: Cause) -> bool:
-    broken = cause.problem.state is HealthState.BROKEN
-    return broken and cause.problem.kind in FOR_ALL
+    return _is_broken(cause) and not cause.problem.views
 
 
-def _put_under(unseen: Cause, late: Mapping[str, Cause], roots: dict[str, Cause | None]) -> None:
-    """Make `unseen` the cause of late views on change, and of views late because of these."""
-    schedules = RefreshSchedule.objects.filter(on_change=True, enabled=True)
-    followed = late.keys() & set(schedules.values_list("view__label", flat=True))
-    for label, root in roots.items():
-        if (root or late[label]).problem.view in followed:
-            roots[label] = unseen
+def _is_broken(cause: Cause) -> bool:
+    return cause.problem.state is HealthState.BROKEN and cause.problem.kind in FOR_ALL
+
+
+def _delayed_by(cause: Cause) -> Collection[str]:
+    """The views that a cause makes late, of a cause that does so to some: by label."""
+    if cause.problem.kind == NO_POLLING:
+        schedules = RefreshSchedule.objects.filter(on_change=True, enabled=True)
+        return set(schedules.values_list("view__label", flat=True))
+    return cause.problem.views if _is_broken(cause) else ()
 
 
 def _join_held(causes: list[Cause]) -> None:

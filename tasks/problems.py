@@ -68,6 +68,8 @@ class Problem(NamedTuple):
     text: str
     #: The error with which the view failed, as in the history; "" without one.
     error: str = ""
+    #: Labels of the views that it makes late; none: all of them, if it makes any late.
+    views: tuple[str, ...] = ()
 
 
 class Health(NamedTuple):
@@ -197,12 +199,20 @@ def _unclaimed(statuses: Iterable[ViewStatus]) -> Iterator[Problem]:
     if labels:
         named = ", ".join(labels[:3]) + (f" and {len(labels) - 3:,} more" * (len(labels) > 3))
         late = [each for each in statuses if each.label in labels]
-        queues = {queue_of(task, each.queue) for each in late for task in BATCHES}
-        yield _broken(
+        queues = set().union(*map(_queues, late))
+        yield Problem(
+            HealthState.BROKEN,
             "no worker",
+            "",
             f"No worker has taken the refreshes of {named} for {MAX_WAIT.seconds // 60} minutes: "
             f"check that one runs and listens to {', '.join(sorted(queues))}.",
+            views=tuple(each.label for each in statuses if queues.intersection(_queues(each))),
         )
+
+
+def _queues(status: ViewStatus) -> set[str]:
+    """The queues of a view's batches."""
+    return {queue_of(task, status.queue) for task in BATCHES}
 
 
 def _polling() -> Iterator[Problem]:

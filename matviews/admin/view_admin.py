@@ -36,6 +36,9 @@ from .view_page import page_context
 __all__ = ["ViewControlAdmin"]
 
 
+MAX_DIGITS = 18  # of a primary key
+
+
 @admin.register(ViewControl)
 class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Viewing needs Django's view permission, operating a view `operate_viewcontrol` too, and
@@ -251,7 +254,8 @@ class ViewControlAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def retry_parked_view(self, request: HttpRequest, pk: int) -> HttpResponse:
         """Try the ticked parked keys of a view again, or all."""
-        ticked = [int(each) for each in request.POST.getlist("key") if each.isdecimal()]
+        keys = request.POST.getlist("key")
+        ticked = [int(key) for key in keys if key.isdecimal() and len(key) <= MAX_DIGITS]
         ids = None if "all" in request.POST else ticked
         return self._act(request, pk, lambda actions, view: actions.retry_parked(view, ids))
 

@@ -65,6 +65,11 @@ def _escaped(text: str) -> str:
     return text.replace("#", "#35;").replace('"', "#quot;")
 
 
+def _quoted(text: str) -> str:
+    """Text as a quoted label of DOT, whose escapes are JSON's but for those of characters."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 _NOTATIONS = {
     "mermaid": _Notation(
         first="flowchart LR",
@@ -74,8 +79,8 @@ _NOTATIONS = {
     ),
     "dot": _Notation(
         first="digraph views {\n    rankdir=LR;",
-        table=lambda node, name: f"{node} [shape=cylinder, label={json.dumps(name)}];",
-        view=lambda node, name: f"{node} [shape=box, label={json.dumps(name)}];",
+        table=lambda node, name: f"{node} [shape=cylinder, label={_quoted(name)}];",
+        view=lambda node, name: f"{node} [shape=box, label={_quoted(name)}];",
         edge=lambda source, target: f"{source} -> {target};",
         last="}",
     ),

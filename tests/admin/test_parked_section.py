@@ -117,7 +117,7 @@ def test_all_keys_are_tried_again_also_those_that_are_not_listed(
 
 def test_none_ticked_or_none_left_is_said(admin_client: Client, source: Poisoned) -> None:
     assert retry(admin_client, ticked="") == ["Tick at least one key."]
-    gone = retry(admin_client, key=["999999", "x"], ticked="")
+    gone = retry(admin_client, key=["999999", "x", "9" * 30, "9" * 5_000], ticked="")
     assert gone[-1] == "None of these keys is parked any more."
     assert Refresh.objects.filter(state="open").count() == 0
 

@@ -69,6 +69,13 @@ def test_names_are_quoted() -> None:
     assert '"sample.Qu\\"oted#"' in printed(graph="dot")
 
 
+def test_names_in_other_alphabets_are_written_as_they_are() -> None:
+    view = make_view(name="Größe", source=classmethod(lambda cls: windowed()))
+    registry.register(view)
+
+    assert '"sample.Größe"' in printed(graph="dot")
+
+
 def test_phases_do_not_belong_to_it() -> None:
     with pytest.raises(CommandError, match="--graph shows whole views: leave out --phases"):
         printed(graph="mermaid", phases=["insert"])

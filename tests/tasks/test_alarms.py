@@ -299,6 +299,11 @@ class TestCauses:
             LABEL: [],
         }
 
+    def test_the_lack_of_a_worker_of_one_queue_delays_no_view_of_another(self) -> None:
+        of_queue = NO_WORKER._replace(views=("a", "b"))
+        late = [BEHIND._replace(view="b"), BEHIND]
+        assert self.keys(of_queue, *late) == {"no worker": ["b"], OTHER: []}
+
     def test_a_process_that_cannot_send_is_no_reason_for_that(self) -> None:
         broker = NO_WORKER._replace(kind="broker", state=HealthState.DEGRADED)
 
@@ -468,6 +473,12 @@ class TestMail:
         if mails == 1:
             assert mail.outbox[0].subject == "matviews: 11 alarms"
             assert "shop.View10: suspended" in str(mail.outbox[0].body)
+
+    def test_to_nobody_is_known_beforehand(self, settings: Any) -> None:
+        settings.ADMINS = []
+        assert [each.id for each in check_settings()] == ["matviews.W049"]
+        settings.ADMINS = [("Ann", "ann@example.org")]
+        assert check_settings() == []
 
     def test_off_by_default(self, told: Told, settings: Any) -> None:
         settings.MATVIEWS = {}

@@ -22,6 +22,7 @@ class ConstraintKind(Enum):
     UNIQUE = auto()
     NOT_NULL = auto()
     FOREIGN_KEY = auto()
+    EXCLUSION = auto()
     TOO_LONG = auto()
     UNFIT = auto()
     OTHER = auto()
@@ -100,6 +101,21 @@ class Errors:
 
     def is_data_error(self, error: Exception) -> bool:
         """Whether a statement failed for some rows that it read or wrote, and not as a whole."""
+        return False
+
+    def may_be_data_error(self, error: Exception) -> bool:
+        """Whether rows may be at fault, because the error's code does not say that they are not.
+
+        A function may reject a value with the code of a faulty statement: a text that is no search
+        query is a syntax error on PostgreSQL, and a path into JSON an error on SQLite.
+        """
+        if self.is_data_error(error):
+            return True
+        known = not isinstance(error, DatabaseError) or self.failure(error) is not Failure.FINAL
+        return not known and not self.is_external(error) and self._is_unspecific(error)
+
+    def _is_unspecific(self, error: Exception) -> bool:
+        """Whether the code of a final error, with a cause inside the view, may mean anything."""
         return False
 
     def does_not_fit(self, code: str) -> bool:

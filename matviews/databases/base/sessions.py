@@ -1,6 +1,6 @@
 """Timeouts of transactions, and updates of one row that do not wait for a lock."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
@@ -81,6 +81,15 @@ class Sessions:
 
     def check_constraints_at_once(self) -> None:
         """Check constraints per statement from now on, if the database can; else at the commit."""
+
+    def plan(self, sql: str, params: Sequence[Any]) -> None:
+        """Have the database prepare a statement, without running it.
+
+        Raises:
+            DatabaseError: the statement is at fault, and not a row that it reads.
+        """
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN {sql}", params)
 
     def commits_one_statement(self) -> bool:
         """Whether `updates` outside a transaction is one statement that commits itself."""

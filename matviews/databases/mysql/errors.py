@@ -30,6 +30,8 @@ OF_DATA = {
     1339, 1365, 1366, 1406, 1411, 1416, 1441, 1451, 1452, 1525, 1586, 1644, 1690, 1977, 3140, 3141,
     3156, 3819, 4025, 4035, 4036, 4037, 4038, 4039, 4040,
 }  # fmt: skip
+# Out of memory, locks, stack or temporary space, killed, a routine or its definer that is missing.
+NEVER_OF_DATA = {1037, 1038, 1041, 1135, 1206, 1305, 1317, 1356, 1436, 1449, 1615, 1878, *MISSING}
 # NULL, out of range, cut off, not to be converted, and too long.
 UNFIT = {"1048", "1264", "1265", "1292", "1366", "1406"}
 # Where an error's text has names. The text may be in any language; the value of a violated key
@@ -95,6 +97,9 @@ class MySQLErrors(Errors):
 
     def is_data_error(self, error: Exception) -> bool:
         return isinstance(error, Error) and number_of(error) in OF_DATA
+
+    def _is_unspecific(self, error: Exception) -> bool:
+        return isinstance(number_of(error), int) and number_of(error) not in NEVER_OF_DATA
 
     def does_not_fit(self, code: str) -> bool:
         return code in UNFIT

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from django.db import DatabaseError, Error, OperationalError
 
-from ...redact import raised_by_routine
+from ...redact import has_place, raised_by_routine
 from ...sqlstate import sqlstate
 from ..base.errors import ConstraintKind, Errors, Failure, Violation
 
@@ -48,7 +48,7 @@ class PostgreSQLErrors(Errors):
         "23503": ConstraintKind.FOREIGN_KEY,
         "23505": ConstraintKind.UNIQUE,
         "23514": ConstraintKind.OTHER,
-        "23P01": ConstraintKind.OTHER,
+        "23P01": ConstraintKind.EXCLUSION,
     }
 
     def _failure(self, error: Error) -> Failure:
@@ -87,6 +87,13 @@ class PostgreSQLErrors(Errors):
         cause: Any = error.__cause__ or error
         by_routine = hasattr(cause, "diag") and raised_by_routine(cause)
         return state.startswith(OF_DATA) or state in ALSO_OF_DATA or by_routine
+
+    def _is_unspecific(self, error: Exception) -> bool:
+        cause: Any = error.__cause__ or error
+        if not self.code(error) or not hasattr(cause, "diag") or raised_by_routine(cause):
+            return False
+        # A value that names no table lacks the place in the statement where a table is missing.
+        return self.code(error) not in MISSING or not has_place(cause)
 
     def does_not_fit(self, code: str) -> bool:
         return code in UNFIT

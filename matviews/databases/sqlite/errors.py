@@ -19,6 +19,7 @@ MISSING = ("no such table", "no such column", "has no column")
 OF_DATA = ("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG")
 # The text is all that tells these from a faulty statement.
 OF_DATA_BY_TEXT = ("integer overflow", "malformed JSON", "user-defined function raised exception")
+UNSPECIFIC = "SQLITE_ERROR"
 
 
 def _name(error: BaseException) -> str:
@@ -58,6 +59,10 @@ class SQLiteErrors(Errors):
             return False
         text = str(error.__cause__ or error)
         return _name(error).startswith(OF_DATA) or text.startswith(OF_DATA_BY_TEXT)
+
+    def _is_unspecific(self, error: Exception) -> bool:
+        is_missing = isinstance(error, DatabaseError) and self.is_missing(error)
+        return _name(error) == UNSPECIFIC and not is_missing
 
     def does_not_fit(self, code: str) -> bool:
         return code == "SQLITE_CONSTRAINT_NOTNULL"

@@ -1,6 +1,7 @@
 """Calling a view's hooks, and checking their results against the contract."""
 
 import json
+import logging
 from collections.abc import Collection
 from numbers import Integral
 from traceback import walk_tb
@@ -10,13 +11,16 @@ from ...conf import get_settings
 from ...contract import Batch, Shard
 from ...definition import HookKind, ViewDefinition
 from ...exceptions import HookError
+from ...logs import log
 from ...phases import Phase
 from ...project_locale import project_locale
 from ...queryset import plan_of
-from ...redact import brief
+from ...redact import brief, error_text
 from ..transactions import alias
 
 __all__ = ["call_do", "call_needs", "raised_by_hook"]
+
+logger = logging.getLogger(__name__)
 
 MAX_CURSOR_LENGTH = 100_000  # characters of JSON; every batch writes its cursor
 
@@ -80,8 +84,20 @@ def raised_by_hook(error: BaseException) -> bool:
 
 
 def _call(definition: ViewDefinition, hook: str, arguments: dict[str, Any]) -> Any:
-    with project_locale():
-        return getattr(definition.model, hook)(**arguments)
+    try:
+        with project_locale():
+            return getattr(definition.model, hook)(**arguments)
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if isinstance(error, SystemExit) or type(error).__name__ == "GreenletExit":
+            # It may be the worker that ends. If it is the hook, this counts as a killed worker.
+            log(
+                logger, logging.WARNING, "hook ended its process", exception=error,
+                view=definition.label, phase=hook.partition("_")[2],
+            )  # fmt: skip
+            raise
+        raise HookError(f"{definition.label}.{hook} raised {error_text(error)}") from error
 
 
 def _checked_batch(result: Any, definition: ViewDefinition, phase: Phase) -> Batch:

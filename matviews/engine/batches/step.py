@@ -98,7 +98,7 @@ class Step:
         size = f", the last time with a batch size of {self.limit()}" if self.paced else ""
         return (
             f"The batch killed its worker {self._kills} times{size}: it ran out of memory, "
-            f"a library crashed, or a time limit killed it."
+            f"a library crashed or exited, or a time limit killed it."
         )
 
     def count_kills(self) -> None:

@@ -3,11 +3,12 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from django.db import DatabaseError, transaction
 
 from ...conf import get_settings
-from ...databases import sessions_of
+from ...databases import errors_of, sessions_of
 from ...databases.keys import Key, in_order
 from ...logs import log
 from ...models import PhaseRun
@@ -43,6 +44,10 @@ MAX_LEFT = 20
 PROBES = 10
 
 
+class _StillFailing(Exception):
+    """Rows that were to be replaced are not accepted either."""
+
+
 class Bisection:
     """Runs a phase for keys, and halves them when a statement fails because of its data.
 
@@ -59,6 +64,7 @@ class Bisection:
         self.tried = 0
         self.passed: list[Key] = []
         self._statements = 0
+        self._is_planned = False
         self._end = time.monotonic() + get_settings().STATEMENT_TIMEOUT
         self._failed: dict[Key, Exception] = {}
         constraints = work.plan.source.model._meta.constraints
@@ -83,7 +89,12 @@ class Bisection:
         return done
 
     def run_again(self, keys: Sequence[Key]) -> None:
-        """Retry keys that failed because of another row, for as long as more of them succeed.
+        """Retry keys that failed because of another row, and replace the rows that fail again."""
+        self._repeat(keys)
+        self._replace(keys)
+
+    def _repeat(self, keys: Sequence[Key]) -> None:
+        """Retry keys for as long as more of them succeed.
 
         Alternates between backwards, the order in which rows can move up by one, and forwards.
         """
@@ -94,6 +105,40 @@ class Bisection:
             passed = set(self.passed)
             left = [key for key in reversed(left) if key not in passed]
         self._leave_one_out(left)
+
+    def _replace(self, keys: Sequence[Key]) -> None:
+        """Delete and insert rows: no update can have them swap the values of a unique constraint.
+
+        Rows that fail all the same are left as they are, and the others are tried without them.
+        """
+        assert self.work.definition is not None
+        if self.phase is not Phase.UPDATE or Phase.INSERT not in self.work.definition.derived:
+            return
+        left = [key for key in keys if key not in self.passed][:MAX_LEFT]
+        while len(left) > 1:
+            failed: list[Key] = []
+            with suppress(_StillFailing), transaction.atomic(using=alias()):
+                self.runner.delete_rows(left)
+                rows = sum(self._insert(key, failed) for key in left)
+                if failed:
+                    raise _StillFailing
+            if not failed:
+                self.rows += rows
+                self._pass(left)
+                return
+            left = [key for key in left if key not in failed]
+
+    def _insert(self, key: Key, failed: list[Key]) -> int:
+        """Insert the row of a key; if it fails for its data, add it to `failed`."""
+        self._statements += 1
+        try:
+            with transaction.atomic(using=alias()):
+                return self.runner.run_keys(Phase.INSERT, [key])
+        except DatabaseError as error:
+            if not is_data_error(self.work, error):
+                raise
+            failed.append(key)
+            return 0
 
     def _leave_one_out(self, keys: Sequence[Key]) -> None:
         """Try all of a few keys but one, for each in turn, because two rows may swap their values.
@@ -144,6 +189,8 @@ class Bisection:
         except DatabaseError as error:
             if not is_data_error(self.work, error):
                 raise
+            if not errors_of(alias()).is_data_error(error):
+                self._check_plan(keys[0], error)
             return error
         return None
 
@@ -175,21 +222,23 @@ class Bisection:
             except DatabaseError:
                 raise error from error.__cause__
 
-    def _check_plan(self) -> None:
-        """Check that the database can plan the statement for the first key that failed.
+    def _check_plan(self, key: Key, error: Exception) -> None:
+        """Check that the database can plan the statement, which has failed for a key.
 
         Raises:
-            DatabaseError: it cannot, so every key would fail.
+            DatabaseError: it cannot, so the statement would fail for every key.
         """
-        for key, error in list(self._failed.items())[:1]:
-            try:
-                with transaction.atomic(using=alias()):
-                    self.runner.plan_key(self.phase, key)
-            except DatabaseError as found:
-                if is_data_error(self.work, found):
-                    note = "The statement fails whatever its keys: the planner evaluates this part."
-                    raise self._too_many(error, note) from error.__cause__
+        if self._is_planned:
+            return
+        try:
+            with transaction.atomic(using=alias()):
+                self.runner.plan_key(self.phase, key)
+        except DatabaseError as found:
+            if not is_data_error(self.work, found):
                 raise
+            note = "The statement fails whatever its keys: it cannot even be planned."
+            raise self._too_many(error, note) from error.__cause__
+        self._is_planned = True
 
     def finish(self, run: PhaseRun) -> int:
         """Park the keys that failed, unpark those that succeeded, and return the rows written.
@@ -202,10 +251,11 @@ class Bisection:
         changed = self.rows or len(again) < self.tried
         if changed or self._may_swap:
             self._statements = 0
-            self.run_again(again)
+            self._repeat(again)
+        self._replace(again)
         self.unpark_succeeded()
-        if not self.passed:
-            self._check_plan()
+        if self._failed and not self.passed:
+            self._check_plan(*next(iter(self._failed.items())))
         failed, known = self._by_spelling(), load_parked(work, phase)
         new = [key for key in failed if key not in known]
         if failed:

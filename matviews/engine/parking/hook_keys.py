@@ -95,7 +95,7 @@ def _begin_again(work: Work, run: PhaseRun) -> None:
 
 def _is_of_a_row(error: Exception) -> bool:
     if isinstance(error, DatabaseError):
-        return errors_of(alias()).is_data_error(error)
+        return errors_of(alias()).may_be_data_error(error)
     return not isinstance(error, MemoryError)
 
 

@@ -203,12 +203,12 @@ def try_soon(work: Work, phase: str, keys: Iterable[Key]) -> None:
 
 
 def is_data_error(work: Work, error: Exception) -> bool:
-    """Whether some rows of `source()` are at fault, and not a table that is no longer the model's.
+    """Whether some rows of `source()` may be at fault, and not a table that has changed.
 
     Then it has a NOT NULL column that `source()` does not have.
     """
     errors = errors_of(alias())
-    if not errors.is_data_error(error):
+    if not errors.may_be_data_error(error):
         return False
     violation = errors.violation(error) if isinstance(error, DatabaseError) else None
     if violation is None or violation.kind is not ConstraintKind.NOT_NULL:
@@ -229,6 +229,7 @@ def involves_others(error: Exception) -> bool:
     return violation is not None and violation.kind in (
         ConstraintKind.UNIQUE,
         ConstraintKind.FOREIGN_KEY,
+        ConstraintKind.EXCLUSION,
     )
 
 

@@ -172,7 +172,7 @@ def _control(rows: Sequence[Any], shards: list[Any]) -> Any:
     control.all_shards = shards
     control.intervals = intervals_of(schedules.values())
     control._state.fields_cache["verify_run"] = None  # nobody asks for it here
-    control.open_refreshes = []
+    control.open_refreshes, control.follows = [], False
     if first.opened:
         refresh: Any = Refresh(pk=first.opened, phases=[""], requested_at=first.now)
         refresh.all_runs = []

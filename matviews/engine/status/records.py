@@ -1,6 +1,7 @@
 """Reading the rows from which the status of views is computed.
 
-It takes five statements, and one more while verifications run.
+It takes five statements, one more while verifications run, and one more while refreshes wait for
+those of other views.
 """
 
 import json
@@ -38,6 +39,7 @@ from ...models import (
 from ...phases import Phase
 from ...states import RefreshState
 from ..failures.backoff import is_forced, may_begin
+from ..work.prerequisites import waits_for_others
 from .known_rows import KnownRows, twin
 
 __all__ = ["MAX_OPEN_REFRESHES", "load_records"]
@@ -73,9 +75,13 @@ def load_records(labels: Collection[str] | None) -> list[Any]:
     schedules = _load_schedules(of)
     for view, control in controls.items():
         control.intervals = _intervals(tuple(schedules[view]))
-    for refresh in _open_refreshes(of):
-        if refresh.view_id in controls:
-            controls[refresh.view_id].open_refreshes.append(refresh)
+    opened = [each for each in _open_refreshes(of) if each.view_id in controls]
+    followers = waits_for_others(opened)
+    for refresh in opened:
+        controls[refresh.view_id].open_refreshes.append(refresh)
+    for control in controls.values():
+        keys = {refresh.pk for refresh in control.open_refreshes}
+        control.follows = bool(keys) and keys <= followers
     return list(controls.values())
 
 
@@ -95,7 +101,7 @@ def _load_controls(labels: Collection[str] | None) -> dict[int, Any]:
     controls: dict[int, Any] = {}
     for known, added in _controls().read(found, *_ADDED, everything=labels is None):
         controls[known.pk] = twin(
-            known, known=known, all_shards=[], open_refreshes=[], verifying=None,
+            known, known=known, all_shards=[], open_refreshes=[], verifying=None, follows=False,
             **dict(zip(_ADDED, added, strict=True)),
         )  # fmt: skip
     return controls

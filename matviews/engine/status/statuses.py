@@ -223,7 +223,8 @@ def _changed(definition: ViewDefinition | None, control: Any) -> tuple[Phase, ..
 
 
 def _state(control: Any, target: timedelta | None, faults: Mapping[ViewState, bool]) -> ViewState:
-    goes_on = bool(control.open_refreshes) and not control.waits and not control.wait
+    held = control.waits or control.wait or control.follows
+    goes_on = bool(control.open_refreshes) and not held
     by_priority = {
         ViewState.REMOVED: faults[ViewState.REMOVED],
         ViewState.INVALID: faults[ViewState.INVALID],

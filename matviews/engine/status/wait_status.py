@@ -31,7 +31,8 @@ def wait_of(control: Any) -> Wait | None:
         return None
     takes_turns = any(shard.turn_deadline is not None for shard in control.all_shards)
     found: Wait | None = control.wait
-    return found or (Wait(WaitCode.TURNS) if takes_turns else None)
+    follows = Wait(WaitCode.UPSTREAM) if control.follows else None
+    return found or follows or (Wait(WaitCode.TURNS) if takes_turns else None)
 
 
 def retry_in(control: Any) -> timedelta | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.db import connections
 
+from ...databases import sessions_of
 from ...databases.keys import Key, Keys, KeySelection, Range, RangeWithout, from_json, to_json
 from ...databases.sql import SQL, Array, joined, qualified
 from ...phases import Phase
@@ -114,15 +115,26 @@ class BatchRunner:
             SQL(f"SELECT 1 FROM {statements.table} WHERE {where.text} LIMIT 1", where.params)
         )
 
+    def delete_rows(self, keys: Sequence[Key]) -> None:
+        """Delete the view's rows of some keys, whatever the source has.
+
+        Raises:
+            DatabaseError: the statement failed.
+        """
+        statements = self.statements
+        where = joined(" AND ", statements.of_view(Keys(tuple(keys), tuple(statements.kinds))))
+        statements.run(SQL(f"DELETE FROM {statements.table} WHERE {where.text}", where.params))
+
     def plan_key(self, phase: Phase, key: Key) -> None:
         """Have the database plan a phase for a key, without running it.
 
         Raises:
-            DatabaseError: the planner evaluates what cannot be evaluated, whatever the key.
+            DatabaseError: it cannot be planned, whatever the key.
         """
         statements = self.statements
         of_key = statements.of(phase, Keys((key,), tuple(statements.kinds)))
-        statements.run(*(SQL(f"EXPLAIN {each.text}", each.params) for each in of_key))
+        for each in of_key:
+            sessions_of(statements.dialect.using).plan(*each)
 
     def run_whole(self, phase: Phase, progress: WindowProgress) -> WindowProgress:
         """Run a phase in one statement, as one batch.

@@ -15,12 +15,12 @@ from matviews import engine, tasks
 from matviews.engine import ViewStatus, progress_of, row_counts
 from matviews.engine.batches.claim import worker_name
 from matviews.engine.row_counts import count_rows
-from matviews.models import PhaseRun, ViewControl, ViewShard
+from matviews.models import PhaseRun, Refresh, ViewControl, ViewShard
 from matviews.phases import Phase
 from matviews.registry import registry
-from matviews.states import RunState, ViewState
+from matviews.states import RefreshState, RunState, ViewState
 from matviews.tasks import queues
-from tests.helpers.engine import held_open, without_sqlite
+from tests.helpers.engine import held_open, travel, without_sqlite
 from tests.helpers.ledger import add_items, fault
 from tests.helpers.source_views import LABEL as SOURCED
 from tests.helpers.source_views import sourced
@@ -53,6 +53,22 @@ def due(view: type[Any]) -> engine.Message:
     message = engine.close_finished(shard.pk).message
     assert message is not None
     return message
+
+
+def test_a_view_that_waits_for_another_waits_for_no_worker() -> None:
+    add_items(3)
+    upstream = engine.request(Limited, phases=["insert"], batch_size=1)
+    engine.run_batch(due(Limited))
+    engine.request(Walked, upstream_refreshes=[upstream], waits_for_upstream=True)
+    travel(timedelta(minutes=10))
+
+    waiting = status("sample.Walked")
+    assert waiting.state != ViewState.WAITING
+    assert waiting.waiting_for is None
+    assert str(waiting.wait) == "waits for refreshes of views that it reads"
+
+    Refresh.objects.filter(pk=upstream.pk).update(state=RefreshState.SUCCEEDED)
+    assert status("sample.Walked").state == ViewState.WAITING
 
 
 def test_a_view_goes_from_never_built_to_ready() -> None:
