@@ -28,6 +28,7 @@ __all__ = ["NO_POLLING", "OF_SOME_ROWS", "Health", "HealthState", "Problem", "ch
 NO_POLLING = "no polling"
 #: The kind of problem of a view whose refreshes change its own source.
 LOOP = "loop"
+UNVERIFIED = "unverified"
 #: Seconds that an open refresh may wait for a worker.
 MAX_WAIT = timedelta(minutes=2)
 #: How old the oldest entry of the change log may be: the maintenance task moves it each minute.
@@ -60,7 +61,7 @@ class Problem(NamedTuple):
 
     state: HealthState
     #: What it is, for programs: the state of a view, or "database", "not migrated", "maintenance",
-    #: "beat", "broker", "no worker", "no polling", "log", "loop" or "all views".
+    #: "beat", "broker", "no worker", "no polling", "log", "loop", "unverified" or "all views".
     kind: str
     #: The label of the view; "" if it concerns all.
     view: str
@@ -146,6 +147,9 @@ def _of_views(statuses: Iterable[ViewStatus]) -> Iterator[Problem]:
         if status.in_loop:
             text = f"{status.label}: {engine.LOOP_TEXT}"
             yield Problem(HealthState.DEGRADED, LOOP, status.label, text)
+        if failure := (status.verification or {}).get("error"):
+            text = f"{status.label}: its last verification ended with an error"
+            yield Problem(HealthState.DEGRADED, UNVERIFIED, status.label, text, failure)
     if expected and all(status.fault in FAILING for status in expected):
         yield _broken("all views", "Every view fails.")
 

@@ -447,6 +447,11 @@ def test_workers_that_die_at_the_same_rows_end_it(monkeypatch: pytest.MonkeyPatc
 
     assert control().verification["error"] == runs.KILLED
     assert not VerifyRun.objects.exists()
+    (problem,) = [each for each in check_health().problems if each.kind == "unverified"]
+    assert (problem.view, problem.error) == (LABEL, runs.KILLED)
+    assert runs.KILLED not in problem.text
+    verified()
+    assert "unverified" not in [each.kind for each in check_health().problems]
 
 
 def test_a_worker_that_was_frozen_stores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
