@@ -27,7 +27,7 @@ QUIET_ROUNDS = 60
 FOUND = (AssertionError, FlakyFailure)
 
 
-class Killed(BaseException):
+class Killed(SystemExit):
     """What SIGKILL is to a process, this is to a step: no handler of the engine sees it through."""
 
 

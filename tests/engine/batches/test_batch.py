@@ -186,7 +186,7 @@ class TestKilledWorkers:
     def die(self, monkeypatch: pytest.MonkeyPatch, message: Message) -> None:
         """As far as the database can tell, a worker claims a batch and is killed."""
 
-        class Killed(BaseException):
+        class Killed(SystemExit):
             pass
 
         def kill(_view: type[Any], _hook: str) -> None:

@@ -46,7 +46,7 @@ def _controls() -> None:
     engine.sync_controls()
 
 
-class Killed(BaseException):
+class Killed(SystemExit):
     pass
 
 
