@@ -34,6 +34,7 @@ GROUPS: dict[type[Any], Callable[[int], Q]] = {
     models.ByKindAndDay: lambda n: Q(kind=n % KINDS, day__day=1 + n % 28),
     models.BySku: lambda n: Q(sku=1 + n),
     models.BySkuWithoutIndex: lambda n: Q(old_sku=1 + n),
+    models.ByStore: lambda n: Q(store=1 + n % STORES),
     models.ByRegion: lambda n: Q(store__region=n % REGIONS),
     models.ByRegionAndMonth: lambda n: Q(
         store__region=n % REGIONS, day__year=2020 + n % 4, day__month=1 + n % 12

@@ -32,7 +32,7 @@ __all__ = ["FITTED", "Cell", "measure"]
 NATIVE = "CONCURRENTLY"
 OTHER_CHANGES = ("1 row", "1 %", "10 %")
 OTHERS = 3  # refreshes of another change before a choice with what they have taught
-WITH_STORES = (models.ByRegion, models.ByRegionAndMonth)
+WITH_STORES = (models.ByStore, models.ByRegion, models.ByRegionAndMonth)
 #: The views that there were when the constants of the choice were set. The others only judge it.
 FITTED = {"ByKind", "ByMonth", "ByMonthAndStatus", "ByKindAndDay"}
 

@@ -10,7 +10,7 @@ from matviews import MaterializedView
 
 __all__ = [
     "ByKind", "ByKindAndDay", "ByMonth", "ByMonthAndStatus", "ByRegion", "ByRegionAndMonth",
-    "BySku", "BySkuWithoutIndex", "Ranking", "Sale", "Store",
+    "BySku", "BySkuWithoutIndex", "ByStore", "Ranking", "Sale", "Store",
 ]  # fmt: skip
 
 
@@ -120,6 +120,18 @@ class BySkuWithoutIndex(MaterializedView, Totals):
     @classmethod
     def source(cls) -> QuerySet[Any, Any]:
         return _totals(Sale.objects.values("old_sku"))
+
+
+class ByStore(MaterializedView, Totals):
+    """Each row of the dimension, with its sales joined to it."""
+
+    store = models.PositiveIntegerField(primary_key=True)
+    region = models.PositiveSmallIntegerField()
+
+    @classmethod
+    def source(cls) -> QuerySet[Any, Any]:
+        stores = Store.objects.values("region", store=F("pk"))
+        return stores.annotate(sales=Count("sale"), total=Sum("sale__amount"))
 
 
 class ByRegion(MaterializedView, Totals):

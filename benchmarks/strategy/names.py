@@ -14,6 +14,7 @@ VIEWS = {
     "ByKindAndDay": "150 kinds and days",
     "BySku": "many articles, indexed",
     "BySkuWithoutIndex": "many articles, no index",
+    "ByStore": "200 stores and their sales",
     "ByRegion": "10 regions of the dimension",
     "ByRegionAndMonth": "600 regions and months",
     "Ranking": "a ranking of 200 shops",
