@@ -7,6 +7,7 @@ with what other changes have taught, or with what earlier changes of the same ki
 
 import statistics
 from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -21,8 +22,9 @@ from matviews.states import RefreshStrategy
 
 from ..querysets.loading import tidy
 from ..querysets.ways import Native, View
-from ..timers import Timer
+from ..timers import Timer, processor
 from . import models
+from .busy import processor_costs
 from .changes import CHANGES, GROUPS, load
 from .models import Sale
 from .names import AFTER_OTHERS, AFTER_SAME, CHOSEN, NOISE
@@ -70,7 +72,8 @@ def measure(
     load(rows)
     changes.install(engine.alias())
     models_ = [model for model in GROUPS if not views or model.__name__ in views]
-    return [cell for model in models_ for cell in _Shape(model, rows, runs, timer, say).cells()]
+    with processor_costs() if timer is processor else nullcontext():
+        return [cell for model in models_ for cell in _Shape(model, rows, runs, timer, say).cells()]
 
 
 class _Shape:

@@ -10,7 +10,7 @@ from django.db.models import Exists, OuterRef, QuerySet, Subquery, Sum
 
 from ... import signals
 from ...changes import ChangeStatus
-from ...databases.compiled import update_rows
+from ...databases.compiled import insert_rows, update_rows
 from ...definition import ViewDefinition
 from ...exceptions import InvalidRequest, InvalidView, ViewDisabled
 from ...limits import BATCH_SIZE
@@ -149,7 +149,7 @@ def _record_as_open(refresh: Refresh, label: str, status: ChangeStatus | None) -
         refresh.view_id, refresh.claims_at_request = control.pk, control.claims
         if control.waiting and join_unlocked(control.waiting):
             return Refresh.objects.get(pk=control.waiting)
-    refresh.save(force_insert=True)
+    insert_rows([refresh], using=alias())
     return refresh
 
 
@@ -157,7 +157,7 @@ def _record_as_done(refresh: Refresh, view_id: int, phases: tuple[Phase, ...]) -
     refresh.view_id, refresh.state = view_id, RefreshState.SUCCEEDED
     refresh.started_at = refresh.finished_at = done = now()
     with short_transaction():
-        refresh.save(force_insert=True)
+        insert_rows([refresh], using=alias())
         # `now` counts on from the last reading of the database's clock, and may be ahead of it.
         as_of = refresh.requested_at - CLOCK_TOLERANCE
         times = {

@@ -39,7 +39,10 @@ TRIED_KEYS = 1_000
 TELLING_SIZE = 4
 # Keys of one refresh, which are read into memory.
 MAX_KEYS = 1_000_000
-# A batch by keys may take as long as a full refresh. Below, bookkeeping could exceed the limit.
+# A batch by keys may take this much of a full refresh: if all groups are dirty, both read the whole
+# source, and without a margin the keys would often be cut off just before their end.
+BUDGET_FACTOR = 1.2
+# Below, bookkeeping could exceed the limit.
 MIN_BUDGET_SECONDS = 0.2
 # A batch that should take less of its budget gets no time limit of its own.
 SAFE_FRACTION = 0.25
@@ -172,7 +175,7 @@ def keys_budget(work: Work, keys: int) -> float | None:
     full = _full_seconds(work)
     if full is None or work.shard.view.pinned_strategy:
         return None
-    budget = max(full, MIN_BUDGET_SECONDS)
+    budget = max(BUDGET_FACTOR * full, MIN_BUDGET_SECONDS)
     known = _seconds_by_size(work).get(_size(keys))
     return None if known is not None and known < SAFE_FRACTION * budget else budget
 

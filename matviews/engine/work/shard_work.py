@@ -7,9 +7,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from django.db import connections
-
 from ...contract import Shard
+from ...databases.compiled import insert_rows
 from ...definition import HookKind, ViewDefinition
 from ...json_fields import Checkpoint
 from ...models import ParkedKey, PhaseRun, Refresh, ViewShard
@@ -272,8 +271,11 @@ class Work:
         """Insert the new runs, and update those that the batch has changed."""
         new = [run for run in self.runs if run.pk is None]
         changed = [run for run in self.touched if run.pk is not None]
-        _insert([run for run in new if run.merged_into is None])
-        _insert([run for run in new if run.merged_into is not None])
+        insert_rows([run for run in new if run.merged_into is None], using=alias())
+        merged = [run for run in new if run.merged_into is not None]
+        for run in merged:
+            run.merged_into = run.merged_into  # which has its primary key only now
+        insert_rows(merged, using=alias())
         for run in changed:
             run.save(force_update=True)
             if not run.active and (
@@ -309,15 +311,6 @@ class Work:
         active = {run.refresh_id for run in self.runs if run.active}
         ended = {run.refresh_id for run in self.runs if run.pk is not None} - active
         return [refresh for refresh in self.refreshes if refresh.pk in ended]
-
-
-def _insert(runs: list[PhaseRun]) -> None:
-    """Insert runs and read their primary keys, which MySQL returns only for single rows."""
-    if connections[alias()].features.can_return_rows_from_bulk_insert:
-        PhaseRun.objects.bulk_create(runs)
-        return
-    for run in runs:
-        run.save(force_insert=True)
 
 
 def _end_followers(leader: PhaseRun) -> None:
