@@ -35,4 +35,7 @@ class Phase(TextChoices):
     @property
     def order(self) -> int:
         """Position of this phase within a refresh, from 0."""
-        return list(Phase).index(self)
+        return _ORDER[self]
+
+
+_ORDER = {phase: number for number, phase in enumerate(Phase)}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import connections, models, transaction
 from django.db.models import Model, QuerySet
 from django.db.models.sql import UpdateQuery
 
@@ -124,9 +124,14 @@ def _insert(rows: Sequence[Model], connection: Any, *, returns_keys: bool) -> No
     fields: Any = [field for field in meta.concrete_fields if field is not key]
 
     def given(row: Model) -> str:
-        values = [field.get_db_prep_save(field.pre_save(row, True), connection) for field in fields]
-        params.extend(value for value in values if _literal(value) is None)
-        return f"({', '.join(_literal(value) or '%s' for value in values)})"
+        texts = []
+        for field in fields:
+            value = field.pre_save(row, True)
+            text = _literal(value, field)
+            if text == "%s":
+                params.append(field.get_db_prep_save(value, connection))
+            texts.append(text)
+        return f"({', '.join(texts)})"
 
     columns = ", ".join(quote(field.column) for field in fields)
     sql = f"INSERT INTO {quote(meta.db_table)} ({columns}) VALUES {', '.join(map(given, rows))}"
@@ -142,13 +147,14 @@ def _insert(rows: Sequence[Model], connection: Any, *, returns_keys: bool) -> No
         row.pk, row._state.adding, row._state.db = found, False, connection.alias
 
 
-def _literal(value: object) -> str | None:
-    """The SQL of a value that a driver need not adapt; None for any other."""
+def _literal(value: object, field: Any) -> str:
+    """The SQL of a value that neither a field nor a driver need adapt; "%s" for any other."""
     if value is None:
         return "NULL"
-    if isinstance(value, bool):
+    if type(value) is bool:
         return "TRUE" if value else "FALSE"
-    return str(int(value)) if isinstance(value, int) else None
+    is_number = type(value) is int and isinstance(field, models.IntegerField)
+    return str(value) if is_number else "%s"
 
 
 def run_middle_command(cursor: Any, sql: str, params: Sequence[Any]) -> None:
@@ -177,13 +183,16 @@ class CompiledSelect:
         self._table = quote(rows.model._meta.db_table)
         self._converters: dict[bool, Any] = {}
 
-    def run(self, key: int = 0, token: int = 0, *, entries: str = "") -> list[list[Any]]:
+    def run(
+        self, key: int = 0, token: int = 0, *, entries: str = "", before: str = ""
+    ) -> list[list[Any]]:
         """Run it, and return the rows, with values converted as the models' fields convert them.
 
         Args:
             key: the primary key.
             token: the token.
             entries: what stands in a FROM for the table, as `Floors` return it; "" for itself.
+            before: SQL without parameters that the statement begins with.
         """
         if not _can_be_stored(key, token):
             return []
@@ -191,7 +200,7 @@ class CompiledSelect:
         if entries not in ("", self._table):
             sql = sql.replace(f" FROM {self._table}", f" FROM {entries} {self._table}", 1)
         with connections[self._using].cursor() as cursor:
-            cursor.execute(sql, _given(self._params, key, token))
+            cursor.execute(f"{before}{sql}", _given(self._params, key, token))
             rows = list(map(list, cursor.fetchall()))
         connection: Any = connections[self._using]
         for place, (converters, expression) in self._conversions(connection).items():

@@ -110,7 +110,7 @@ def _cursor_after(parts: list[DirtyPart], done: int) -> list[int | None]:
 def _run_keys(
     work: Work, run: PhaseRun, keys: list[Key], others: list[Phase], limit: int, *, is_last: bool
 ) -> tuple[int, int]:
-    """Run a phase for at most `limit` keys, at most for as long as a full refresh takes.
+    """Run a phase for at most `limit` keys, for little longer than a full refresh takes.
 
     Returns:
         How many rows were written, and how many of the keys are done.

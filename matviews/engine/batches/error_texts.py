@@ -29,21 +29,24 @@ def stored_texts(
     text = error_text(error, **allowed)
     if definition and (missing := denied_for(error, [definition])):
         text = bounded(f"{text}\n{missing}")
-    if definition and errors_of(alias()).is_statement_timeout(error):
-        text = bounded(f"{text}\n{_limit(definition, attempted)}")
+    if definition and work and errors_of(alias()).is_statement_timeout(error):
+        text = bounded(f"{text}\n{_limit(definition, work, attempted)}")
     return text, traceback_text(error, **allowed)
 
 
-def _limit(definition: ViewDefinition, attempted: AttemptedBatch | None) -> str:
-    """How long a statement may take, and what allows it more."""
+def _limit(definition: ViewDefinition, work: Work, attempted: AttemptedBatch | None) -> str:
+    """How long a statement may take, what a full refresh should take, and what allows more."""
     if attempted and attempted.dirty_keys and attempted.seconds < statement_timeout(definition):
         return (
             f"This batch of {attempted.dirty_keys:,} dirty keys was limited to "
-            f"{attempted.seconds:.2g} s, the time of a full refresh."
+            f"{attempted.seconds:.2g} s, a little more than a full refresh takes."
         )
+    allowed = statement_timeout(definition)
+    full = sum(cost.full or 0.0 for cost in work.shard.costs.values())
+    longer = f", and a full refresh should take {full:.2g} s or more" if full > allowed else ""
     return (
-        f"Statements of {definition.label} are limited to {statement_timeout(definition):g} s; "
-        f"raise MatviewMeta.statement_timeout or MATVIEWS['STATEMENT_TIMEOUT'] to allow more."
+        f"Statements of {definition.label} are limited to {allowed:g} s{longer}; raise "
+        f" MatviewMeta.statement_timeout or MATVIEWS['STATEMENT_TIMEOUT'] to allow more."
     )
 
 

@@ -62,10 +62,11 @@ def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
     present = count_keys(dirty)
     stages = {run.stage for run in staged_runs(work) if run.fingerprint == plan.fingerprint}
     limit = max_worthwhile_keys(work)
-    few = FULL_REFRESH_MIN_KEYS if limit is None else limit
+    few = _assumed_limit(plan, queued) if limit is None else limit
     keys, reason, too_many = resolve(plan, queued, few - present, stages)
     if too_many and limit is None:
-        keys, reason, too_many = resolve(plan, queued, _max_dirty(plan) - present, stages)
+        if (more := _max_dirty(plan)) > few:
+            keys, reason, too_many = resolve(plan, queued, more - present, stages)
     elif too_many:
         reason = _why_not_by_keys(work, limit or 0) or reason
     if keys is None:
@@ -81,6 +82,16 @@ def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
     for start in range(0, len(added), KEYS_PER_ROW):
         part = added[start : start + KEYS_PER_ROW]
         dirty.append(DirtyPart(drain_number=shard.drain_number, count=len(part), keys=part))
+
+
+def _assumed_limit(plan: Plan, queued: Collection[QueuedChange]) -> int:
+    """The number of keys up to which they are looked up first, where their cost is unknown.
+
+    Many changed rows seldom lead to few keys, and looking them up twice costs more than counting
+    the view's.
+    """
+    changed = sum(len(change.links) for change in queued if isinstance(change.links, list))
+    return FULL_REFRESH_MIN_KEYS if changed <= FULL_REFRESH_MIN_KEYS else _max_dirty(plan)
 
 
 def _without(work: Work, dirty: list[DirtyPart], keys: set[Key]) -> list[DirtyPart]:
