@@ -46,7 +46,7 @@ def _limit(definition: ViewDefinition, work: Work, attempted: AttemptedBatch | N
     longer = f", and a full refresh should take {full:.2g} s or more" if full > allowed else ""
     return (
         f"Statements of {definition.label} are limited to {allowed:g} s{longer}; raise "
-        f" MatviewMeta.statement_timeout or MATVIEWS['STATEMENT_TIMEOUT'] to allow more."
+        f"MatviewMeta.statement_timeout or MATVIEWS['STATEMENT_TIMEOUT'] to allow more."
     )
 
 
