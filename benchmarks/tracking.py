@@ -6,6 +6,7 @@ queryset views.
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 from django.db import connection
@@ -28,7 +29,7 @@ from .writers import measure_writes
 __all__ = ["measure", "until_seen"]
 
 KEY = ("customer",)
-BULK, ROWS = 10, 500  # one order of ten in a bulk; rows that are written one by one
+BULKS, ROWS = (50, 10), 500  # one order of so many in a bulk; rows that are written one by one
 FEW = 100  # customers, of ten orders each
 PARTITIONS = 24
 POLL = 0.001  # seconds between two looks at the view
@@ -251,10 +252,9 @@ def _change_orders(keys: int, number: int) -> int:
 
 def _writes(runs: int, timer: Timer, say: Callable[[str], object]) -> Iterator[Measured]:
     say("writes with and without triggers")
-    jobs = {
-        f"{ROWS} rows one by one": _one_by_one,
-        f"{100 // BULK} % of the rows in one statement": _in_bulk,
-    }
+    jobs: dict[str, Callable[[int], object]] = {f"{ROWS} rows one by one": _one_by_one}
+    for share in BULKS:
+        jobs[f"{100 // share} % of the rows in one statement"] = partial(_in_bulk, share)
     triggers: dict[str, Callable[[str], object]] = {
         "with triggers": changes.install,
         "without": changes.remove,
@@ -267,6 +267,6 @@ def _one_by_one(number: int) -> None:
         Order.objects.filter(pk=number * ROWS + key).update(amount=F("amount") + 1)
 
 
-def _in_bulk(number: int) -> None:
-    rows = Order.objects.alias(residue=Mod(F("pk"), BULK)).filter(residue=number % BULK)
+def _in_bulk(share: int, number: int) -> None:
+    rows = Order.objects.alias(residue=Mod(F("pk"), share)).filter(residue=number % share)
     rows.update(amount=F("amount") + 1)
