@@ -54,7 +54,8 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
     """The log, queue, triggers and checkpoints of a view; None if it has no records.
 
     One statement, because a change is first in the log, then in the queue, then counted by the
-    shard. A second one looks at the triggers of partitions.
+    shard. It looks at the triggers only if nothing is waiting: on MariaDB and MySQL that takes
+    longer than all else. A second one looks at the triggers of partitions.
     """
     connection, dialect = connections[using], triggers_of(using)
     models = (ViewControl, ViewShard, TrackedTable, Refresh, ParkedKey)
@@ -66,32 +67,34 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
     moment = connection.ops.adapt_datetimefield_value(clock.now(using))
     with connection.cursor() as cursor:
         cursor.execute(
+            f"SELECT found.*, {select_tracked('tracked', dialect, unless='found.waiting')} FROM ("
             f"SELECT control.id, control.enabled, shard.drain_number, shard.checkpoints, "
             f"EXISTS (SELECT 1 {_from_log('control.id', tables, using)}) "
-            f"OR EXISTS (SELECT 1 FROM {queue} entry WHERE view_id = control.id), "
-            f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s), "
+            f"OR EXISTS (SELECT 1 FROM {queue} entry WHERE view_id = control.id) AS waiting, "
+            f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s) AS taken, "
             f"shard.claims, shard.parked_count, shard.parked_count > 0 AND EXISTS "
-            f"(SELECT 1 FROM {parked} WHERE shard_id = shard.id AND retry_at <= %s), "
-            f"control.failures, "
-            f"{select_tracked('tracked', dialect)} "
+            f"(SELECT 1 FROM {parked} WHERE shard_id = shard.id AND retry_at <= %s) AS due, "
+            f"control.failures "
             f"FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
-            f"JOIN {tracked} tracked ON tracked.{table} IN ({marks}) WHERE control.label = %s",
-            [*tables, RefreshState.OPEN.value, moment, *dialect.NAME_PATTERN, *tables, label],
+            f"WHERE control.label = %s LIMIT 2) found "
+            f"JOIN {tracked} tracked ON tracked.{table} IN ({marks})",
+            [*dialect.NAME_PATTERN, *tables, RefreshState.OPEN.value, moment, label, *tables],
         )
         rows = cursor.fetchall()
     if len(rows) != len(tables) or not rows:
         return None
     view_id, enabled, drain_number, checkpoints, waiting, refreshing, claims, *others = rows[0]
     read = [row_to_tracked(row[10:]) for row in rows]
-    present = dialect.with_partitions({record.table: found for record, found in read})
-    logged = all(
+    found = {} if waiting else {record.table: triggers for record, triggers in read}
+    present = dialect.with_partitions(found)
+    logged = not waiting and all(
         is_tracked(record, view_id, tracking.tables[record.table], present[record.table])
         for record, _found in read
     )
     return ChangeStatus(
         view_id=view_id,
         enabled=bool(enabled),
-        complete=logged and not waiting,
+        complete=logged,
         refreshing=bool(refreshing),
         claims=claims,
         drain_number=drain_number,

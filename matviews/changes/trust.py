@@ -57,10 +57,16 @@ def untracked_tables(view_id: int, tracking: Tracking, using: str) -> set[str]:
     }
 
 
-def select_tracked(tracked: str, dialect: Triggers) -> str:
-    """The columns that `row_to_tracked` reads; their parameter is `dialect.NAME_PATTERN`."""
+def select_tracked(tracked: str, dialect: Triggers, unless: str = "") -> str:
+    """The columns that `row_to_tracked` reads; their parameter is `dialect.NAME_PATTERN`.
+
+    Where the condition `unless` holds, the triggers are not looked up: none is found.
+    """
     names = [f"{tracked}.{dialect.connection.ops.quote_name(name)}" for name in _RECORD]
-    return ", ".join([*names, dialect.installed_sql(names[0])])
+    installed = dialect.installed_sql(names[0])
+    if unless:
+        installed = f"CASE WHEN {unless} THEN NULL ELSE {installed} END"
+    return ", ".join([*names, installed])
 
 
 def row_to_tracked(values: Sequence[Any]) -> tuple[TrackedTable, list[str]]:

@@ -5,12 +5,13 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
-from django.db.models import DateTimeField, Value
+from django.db.models import DateTimeField, F, Value
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -21,6 +22,7 @@ from matviews.changes import tracking_spec
 from matviews.databases import triggers_of
 from matviews.engine import ViewStatus
 from matviews.models import TrackedTable, ViewControl
+from matviews.queryset import plan_of
 from matviews.registry import registry
 from matviews.states import ViewState
 from tests.helpers.engine import let_time_pass
@@ -49,6 +51,39 @@ def view(alone: None) -> Iterator[type[Any]]:
     run(made)
     yield made
     changes.remove(engine.alias())
+
+
+def test_triggers_are_looked_at_only_where_no_change_waits(
+    view: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    module = import_module("matviews.changes.change_status")
+    read = module.row_to_tracked
+
+    def reading(values: Any) -> Any:
+        record, triggers = read(values)
+        seen.append(bool(triggers))
+        return record, triggers
+
+    def is_complete() -> bool:
+        found = changes.change_status(LABEL, tracking, engine.alias())
+        assert found
+        return found.complete
+
+    monkeypatch.setattr(module, "row_to_tracked", reading)
+    tracking = changes.tracking_of(plan_of(registry.find(view), engine.alias()))
+    # given nothing that waits, then the triggers say that nothing has changed
+    assert is_complete()
+    # given a change in the log, and then in the queue, then it says enough
+    Item.objects.update(value=F("value") + 1)
+    assert not is_complete()
+    engine.move_log()
+    assert not is_complete()
+    assert seen == [True, False, False]
+    # and without the triggers, nothing that waits says nothing
+    run(view)
+    drop()
+    assert not is_complete()
 
 
 def status() -> ViewStatus:
