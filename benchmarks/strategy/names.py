@@ -1,6 +1,11 @@
 """Names of ways, changes and views, for figures and pictures: no models are needed for them."""
 
-__all__ = ["AFTER_OTHERS", "AFTER_SAME", "CHANGES", "CHOSEN", "COLD", "FORCED", "NOISE", "VIEWS"]
+from collections.abc import Mapping
+
+__all__ = [
+    "AFTER_OTHERS", "AFTER_SAME", "CHANGES", "CHOSEN", "COLD", "FORCED", "NOISE", "VIEWS",
+    "worst_ratio",
+]  # fmt: skip
 
 COLD, AFTER_OTHERS, AFTER_SAME = "cold", "after others", "after same"
 CHOSEN = (COLD, AFTER_OTHERS, AFTER_SAME)
@@ -19,3 +24,9 @@ VIEWS = {
     "ByRegionAndMonth": "600 regions and months",
     "Ranking": "a ranking of 200 shops",
 }
+
+
+def worst_ratio(seconds: Mapping[str, float]) -> float:
+    """The worst choice of a cell, beyond `NOISE`, relative to the best strategy."""
+    best = min(seconds[way] for way in FORCED if way in seconds)
+    return max(0.0, max(seconds[way] for way in CHOSEN) - NOISE) / best

@@ -12,7 +12,7 @@ from typing import Any
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from .names import CHANGES, CHOSEN, FORCED, NOISE, VIEWS
+from .names import CHANGES, VIEWS, worst_ratio
 
 __all__ = ["draw"]
 
@@ -68,7 +68,7 @@ def _squares(top: int, views: list[str], cells: list[dict[str, Any]]) -> Iterato
         for cell in cells:
             if cell["view"] == view:
                 x = LEFT + (WIDTH + GAP) * CHANGES.index(cell["change"])
-                yield _square(x, y, _ratio(cell["seconds"]))
+                yield _square(x, y, worst_ratio(cell["seconds"]))
 
 
 def _square(x: int, y: int, ratio: float) -> SafeString:
@@ -85,12 +85,6 @@ def _square(x: int, y: int, ratio: float) -> SafeString:
         y + 15,
         f"{ratio:.2f}",
     )
-
-
-def _ratio(seconds: dict[str, float]) -> float:
-    """The worst choice, beyond 20 ms, relative to the best strategy."""
-    best = min(seconds[way] for way in FORCED if way in seconds)
-    return max(0.0, max(seconds[way] for way in CHOSEN) - NOISE) / best
 
 
 def main(source: Path, target: Path) -> None:
