@@ -14,6 +14,7 @@ from unittest.mock import patch
 from django.db import connection
 
 from matviews.engine.batches import derived, step
+from matviews.engine.transactions import statement_budget
 
 from ..processor import Processor
 
@@ -50,10 +51,10 @@ class _Clock:
 @contextmanager
 def processor_costs() -> Iterator[None]:
     """Views learn CPU time, and limits of statements are as much longer as other work requires."""
-    clock, budget = _Clock(), derived.statement_budget
+    clock = _Clock()
 
     def longer(seconds: float, allowed: float) -> AbstractContextManager[None]:
-        return budget(min(seconds * clock.slowness, allowed), allowed)
+        return statement_budget(min(seconds * clock.slowness, allowed), allowed)
 
     patched: Any = patch.object
     with patched(step, "time", clock), patched(derived, "statement_budget", longer):

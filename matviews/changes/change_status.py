@@ -11,7 +11,7 @@ from django.db.models import DateTimeField, Max, Min, QuerySet, Sum
 from django.db.models.expressions import Combinable, RawSQL
 from django.db.models.functions import Greatest
 
-from ..databases import clock, dialect_of, floors_of, triggers_of
+from ..databases import Triggers, clock, dialect_of, floors_of, triggers_of
 from ..databases.clock import UtcNow
 from ..databases.trigger_spec import TriggerSpec
 from ..json_fields import Checkpoint
@@ -85,16 +85,10 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
         return None
     view_id, enabled, drain_number, checkpoints, waiting, refreshing, claims, *others = rows[0]
     read = [row_to_tracked(row[10:]) for row in rows]
-    found = {} if waiting else {record.table: triggers for record, triggers in read}
-    present = dialect.with_partitions(found)
-    logged = not waiting and all(
-        is_tracked(record, view_id, tracking.tables[record.table], present[record.table])
-        for record, _found in read
-    )
     return ChangeStatus(
         view_id=view_id,
         enabled=bool(enabled),
-        complete=logged,
+        complete=not waiting and _are_logged(view_id, read, tracking, dialect),
         refreshing=bool(refreshing),
         claims=claims,
         drain_number=drain_number,
@@ -102,6 +96,20 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
         parked=others[0],
         due=bool(others[1]),
         failures=others[2],
+    )
+
+
+def _are_logged(
+    view_id: int,
+    read: Collection[tuple[TrackedTable, Collection[str]]],
+    tracking: Tracking,
+    dialect: Triggers,
+) -> bool:
+    """Whether triggers log all changes of tables, with whose records they are given."""
+    present = dialect.with_partitions({record.table: found for record, found in read})
+    return all(
+        is_tracked(record, view_id, tracking.tables[record.table], present[record.table])
+        for record, _found in read
     )
 
 

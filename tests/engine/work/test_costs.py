@@ -262,7 +262,7 @@ class TestTimeouts:
         self, kept: Kept, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         limits: list[float] = []
-        budget = derived.statement_budget
+        budget = transactions.statement_budget
 
         def limited(seconds: float, allowed: float) -> Any:
             limits.append(seconds)
