@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from matviews import engine
 from matviews.engine import transactions
 from matviews.engine.batches import batch, derived, full_refreshes
-from matviews.engine.tracking import dirty_keys
+from matviews.engine.tracking import dirty_keys, resolve
 from matviews.engine.work import costs
 from matviews.json_fields import Cost
 from matviews.models import PhaseRun, ViewControl, ViewShard
@@ -171,6 +171,24 @@ class TestChoice:
         # when more do, it is full
         kept.sql("UPDATE ROWS SET n = 0 WHERE k < 4")
         assert kept.refresh() == {"more than 1 keys are dirty"}
+
+    def test_too_many_keys_of_unknown_cost_are_looked_up_once(
+        self, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looked_up: list[int] = []
+        look_up = resolve.resolve
+
+        def counting(plan: Any, queued: Any, most: int, *others: Any) -> Any:
+            looked_up.append(most)
+            return look_up(plan, queued, most, *others)
+
+        monkeypatch.setattr(dirty_keys, "resolve", counting)
+        monkeypatch.setattr(dirty_keys, "FULL_REFRESH_MIN_KEYS", 2)
+        learn(Cost(None))
+        kept.sql("UPDATE ROWS SET n = 5")
+        assert kept.refresh() == {"more than 2 keys are dirty"}
+        assert looked_up == [2]
+        assert kept.rows == {"1": 5, "2": 5, "3": 5}
 
     def test_a_refresh_that_takes_no_time_is_never_worth_a_choice(self, kept: Kept) -> None:
         learn(Cost(0.0001, {0: 0.005}))
