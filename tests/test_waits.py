@@ -48,6 +48,11 @@ WAITS = [
         "takes turns with other long refreshes",
         "wechselt sich mit anderen langen Aktualisierungen ab",
     ),
+    (
+        Wait(WaitCode.UPSTREAM),
+        "waits for refreshes of views that it reads",
+        "wartet auf Aktualisierungen von Views, die sie liest",
+    ),
 ]
 
 

@@ -153,8 +153,8 @@ def _literal(value: object, field: Any) -> str:
         return "NULL"
     if type(value) is bool:
         return "TRUE" if value else "FALSE"
-    is_number = type(value) is int and isinstance(field, models.IntegerField)
-    return str(value) if is_number else "%s"
+    fits = type(value) is int and abs(value) <= MAX_BIGINT
+    return str(value) if fits and isinstance(field, models.IntegerField) else "%s"
 
 
 def run_middle_command(cursor: Any, sql: str, params: Sequence[Any]) -> None:

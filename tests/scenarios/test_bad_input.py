@@ -1,6 +1,5 @@
 """What cannot be is refused in a sentence, or is a failed run that says so; nothing is lost."""
 
-import asyncio
 import json
 import logging
 import socket
@@ -505,7 +504,7 @@ class TestHooksThatRaise:
         assert failed.error == r"ValueError: half \ud800, NUL \0, ü, 🦆"
 
     @pytest.mark.django_db(transaction=True)
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
     def test_what_ends_a_process_goes_through_and_nothing_is_committed(
         self, error: type[BaseException]
     ) -> None:
