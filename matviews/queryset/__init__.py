@@ -10,6 +10,7 @@ from .current_sums import CurrentSums
 from .differences import Difference, Differences, Kind, compare, ranges
 from .explain import ExplainedIndex, Explanation, explain, source_sql
 from .plan import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
+from .sharding import Ranges, cut_ranges, key_order, keys_within, known_rows, one_shard_reason
 from .sql.adding import Cut, add, build, count_differing, count_moved, count_rows
 from .sql.key_lookups import equal_keys, may_differ_in_spelling, spellings
 from .sql.staging import drop_stage, fill_stage, prepare_staging, stage_name, stages, staging_schema
@@ -37,6 +38,7 @@ __all__ = [
     "Kind",
     "Link",
     "Plan",
+    "Ranges",
     "RowsQuery",
     "RowsTable",
     "Statements",
@@ -52,6 +54,7 @@ __all__ = [
     "count_differing",
     "count_moved",
     "count_rows",
+    "cut_ranges",
     "declared_dependencies",
     "declared_tables",
     "drop_stage",
@@ -63,8 +66,12 @@ __all__ = [
     "fingerprint_of",
     "is_missing",
     "key_columns",
+    "key_order",
+    "keys_within",
+    "known_rows",
     "may_differ_in_spelling",
     "names_own_table",
+    "one_shard_reason",
     "plan_of",
     "prepare_staging",
     "ranges",
