@@ -70,6 +70,7 @@ def test_mixed_definition_drops_a_shard_with_dirty_keys():
             d = registry.find(CustomerTotal)
             print("key ranges", d.has_key_ranges, [ (p, h.is_derived) for p, h in d.hooks.items()], d.errors)
             print(shards(), [s.checkpoints for s in shards()])
+            assert len(want(1)) == 1; print([(s.number, s.key_range, s.checkpoints.keys()) for s in shards()])
             assert len(shards()) == 1
             for _ in range(2):
                 f = run(CustomerTotal)
@@ -78,3 +79,62 @@ def test_mixed_definition_drops_a_shard_with_dirty_keys():
             assert differences(CustomerTotal) == []
         finally:
             del CustomerTotal.needs_delete, CustomerTotal.do_delete
+
+
+def test_rollback_of_mixed():
+    want(2)
+    refresh()
+    Order.objects.filter(pk=9).update(price=7)
+    engine.move_log()
+    changes.distribute(control().pk)
+    with registry.preserved():
+        try:
+            _redefine(needs_delete=classmethod(lambda cls: False), do_delete=classmethod(lambda cls: 0))
+            assert len(want(1)) == 1
+        finally:
+            del CustomerTotal.needs_delete, CustomerTotal.do_delete
+    _redefine()
+    print(registry.find(CustomerTotal).has_key_ranges, shards())
+    f = run(CustomerTotal)
+    print(f.state, f.error, list(f.runs.values_list("phase", "strategy", "full_refresh_reason")))
+    print("fresh", CustomerTotal.is_fresh())
+    assert differences(CustomerTotal) == []
+
+
+def test_deleted_shard_while_claimed(monkeypatch):
+    """KeysUncut in shard 1; another process cuts to one first."""
+    want(2)
+    refresh()
+    from matviews.models import ViewShard
+    engine.mark_dirty(CustomerTotal)
+    ViewControl.objects.filter(label=LABEL).update(strategy=RefreshStrategy.FULL_STAGED)
+    found = engine.request(CustomerTotal)
+    second = shards()[1]
+    real = batch_module._Attempt.after_cut
+    def after_cut(self):
+        from matviews.engine.tracking.key_ranges import split_keys
+        print("cut by another", split_keys(control()))
+        return real(self)
+    monkeypatch.setattr(batch_module._Attempt, "after_cut", after_cut)
+    message = engine.close_finished(second.pk).message
+    print(message)
+    report = engine.run_batch(message)
+    print(report.outcome, report.error)
+
+
+def test_null_key_row_of_the_view():
+    """A surplus row whose key is NULL."""
+    field = CustomerTotal._meta.get_field("customer")
+    print("null allowed", field.null)
+
+
+def test_stale_entries_make_the_poller_busy():
+    _first, second = want(2)
+    refresh()
+    want(1)
+    refresh()
+    assert CustomerTotal.is_fresh()
+    ShardChange.objects.create(shard_id=shards()[0].pk, links=[[1]], count=1, logged_at=timezone.now())
+    print("fresh", CustomerTotal.is_fresh())
+    f = run(CustomerTotal)
+    print("fresh after refresh", CustomerTotal.is_fresh(), changes.oldest_waiting())
