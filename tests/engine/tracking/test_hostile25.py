@@ -138,3 +138,51 @@ def test_stale_entries_make_the_poller_busy():
     print("fresh", CustomerTotal.is_fresh())
     f = run(CustomerTotal)
     print("fresh after refresh", CustomerTotal.is_fresh(), changes.oldest_waiting())
+
+
+def test_late_distribution_by_thread():
+    """As test_late_distribution, but by maintain of another connection alone (no lease ends):
+    how long may the worker take? Only the order of commits matters."""
+
+
+def test_queries_of_one_shard(django_assert_num_queries):
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+    want(1)
+    refresh()
+    for what in ("by keys", "full"):
+        if what == "full":
+            engine.mark_dirty(CustomerTotal)
+        else:
+            Order.objects.filter(pk=9).update(price=7)
+        found = engine.request(CustomerTotal)
+        with CaptureQueriesContext(connection, ) as c:
+            r = engine.run_batch(due(CustomerTotal))
+        print("ONE", what, len(c))
+        refresh()
+    ViewControl.objects.filter(label=LABEL).update(shard_count=2)
+    import tests.engine.tracking.test_key_ranges
+    from matviews.queryset import sharding
+    sharding.MIN_ROWS, old = 1000, sharding.MIN_ROWS
+    engine.mark_dirty(CustomerTotal)
+    found = engine.request(CustomerTotal)
+    with CaptureQueriesContext(connection, ) as c:
+        r = engine.run_batch(due(CustomerTotal))
+    print("WANTED TWO, FEW ROWS", len(c))
+    sharding.MIN_ROWS = old
+
+
+def test_is_fresh_with_stale_entry():
+    want(2); refresh(); want(1); refresh()
+    print("fresh before", CustomerTotal.is_fresh())
+    Order.objects.filter(pk=9).update(price=7)
+    engine.move_log()
+    changes.distribute(control().pk)  # F1: by a late process
+    print("fresh after late distribution", CustomerTotal.is_fresh(), engine.data_status(CustomerTotal).pending)
+    f = run(CustomerTotal); print(f.state, list(f.runs.values_list("strategy")))
+    print("fresh after refresh", CustomerTotal.is_fresh())
+    engine.collapse_long_queues()
+    print("fresh after maintain", CustomerTotal.is_fresh(), differences(CustomerTotal))
+    print("current", differences(CustomerTotal, CustomerTotal.current))
+    v = CustomerTotal.verify()
+    print("verify", v.differing)
