@@ -11,7 +11,17 @@ pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 SEEN = collections.Counter()
 
 
+_Kept = tk.Kept
+class Indexed(_Kept):
+    def __init__(self, field, *, grouped=False, indexed=True):
+        super().__init__(field, grouped=grouped, indexed=True)
+tk.Kept = Indexed
+
+
 class Sharded(tk.History):
+    def alter(self):
+        super().alter()
+        self.left = 9
     def want(self, n):
         label = self.kept.View._meta.label
         ViewControl.objects.filter(label=label).update(shard_count=n)
@@ -21,7 +31,12 @@ class Sharded(tk.History):
         self.last = [s.key_range for s in shards]
 
     def step(self):
-        if self.chance.random() < 0.15:
+        while self.left:
+            self.left -= 1
+            self.write()
+            if not self.left:
+                self.want(2)
+        if self.chance.random() < 0.2:
             self.want(self.chance.choice([1, 2, 2, 3, 3, 5]))
             return
         super().step()

@@ -186,3 +186,102 @@ def test_is_fresh_with_stale_entry():
     print("current", differences(CustomerTotal, CustomerTotal.current))
     v = CustomerTotal.verify()
     print("verify", v.differing)
+
+
+def _other_order():
+    for shard, ends in zip(shards(), ([None, ["5"]], [["5"], None]), strict=True):
+        ViewShard.objects.filter(pk=shard.pk).update(key_range=[*ends, ["text "], 9])
+
+
+def test_cut_times_out_and_order_is_another(monkeypatch):
+    from django.db import OperationalError
+    want(2)
+    refresh()
+    _other_order()
+    def times_out(*a, **k):
+        raise OperationalError("canceling statement due to statement timeout")
+    monkeypatch.setattr(key_ranges, "cut_ranges", times_out)
+    Order.objects.filter(pk=9).update(price=7)
+    for _ in range(3):
+        engine.sync_shards()
+        f = run(CustomerTotal)
+        print("WEDGED", f.state, f.error[:200], len(shards()))
+
+
+def test_other_order_and_the_other_shard_is_locked():
+    import threading
+    from django.db import connections, transaction
+    want(2); refresh(); _other_order()
+    Order.objects.filter(pk=9).update(price=7)
+    locked, done = threading.Event(), threading.Event()
+    second = shards()[1].pk
+    def hold():
+        with transaction.atomic():
+            list(ViewShard.objects.select_for_update().filter(pk=second).order_by())
+            locked.set(); done.wait(20)
+        connections.close_all()
+    t = threading.Thread(target=hold); t.start(); locked.wait()
+    found = engine.request(CustomerTotal)
+    report = engine.run_batch(due(CustomerTotal))
+    done.set(); t.join()
+    print("LOCKED", report.outcome, report.error)
+    found.refresh_from_db(); let_time_pass()
+    inline.run_until_idle(shards_of(found.view_id)); found.refresh_from_db()
+    print("LOCKED", found.state, found.error)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_strange_marks(n):
+    want(n); refresh()
+    for keys in ([10**25], [-1], [2**63], ["9"], [None], [2**63 - 1]):
+        try:
+            engine.mark_dirty(CustomerTotal, keys)
+        except Exception as e:
+            print("MARK", n, keys, "refused", repr(e)[:100]); continue
+        f = run(CustomerTotal)
+        print("MARK", n, keys, f.state, f.error[:150])
+
+
+def test_real_race():
+    """No patching: entries of the log are locked for a moment, so the worker of shard 1 sleeps in
+    await_changes; meanwhile the number of shards becomes 1, the view is refreshed, a row changes."""
+    import threading, time
+    from django.db import connections, transaction
+    from matviews.models import Change
+    want(2)
+    refresh()
+    second = shards()[1].pk
+    locked, release, began = threading.Event(), threading.Event(), threading.Event()
+    Order.objects.filter(pk=1).update(price=7)
+
+    def hold():
+        with transaction.atomic():
+            list(Change.objects.select_for_update().order_by("pk"))
+            locked.set(); release.wait(20)
+        connections.close_all()
+
+    holder = threading.Thread(target=hold); holder.start(); locked.wait()
+    found = engine.request(CustomerTotal)
+    message = engine.close_finished(second).message
+    reports = []
+
+    def work():
+        began.set()
+        reports.append(engine.run_batch(message))
+        connections.close_all()
+
+    worker = threading.Thread(target=work); worker.start(); began.wait()
+    time.sleep(0.8)  # now it sleeps until 1.27 s
+    release.set(); holder.join()
+    left = want(1)
+    inline.run_until_idle(shards_of(found.view_id)); found.refresh_from_db()
+    print("RACE refreshed", found.state, len(left), differences(CustomerTotal), "worker asleep", worker.is_alive())
+    Order.objects.filter(pk=1).update(price=70)
+    engine.move_log()
+    worker.join()
+    print("RACE late worker", reports[0].outcome)
+    f = run(CustomerTotal); print("RACE", f.state, list(f.runs.values_list("strategy")))
+    engine.collapse_long_queues()
+    for _ in range(2):
+        f = run(CustomerTotal)
+    print("RACE fresh", CustomerTotal.is_fresh(), differences(CustomerTotal), "current", differences(CustomerTotal, CustomerTotal.current))
