@@ -285,3 +285,23 @@ def test_real_race():
     for _ in range(2):
         f = run(CustomerTotal)
     print("RACE fresh", CustomerTotal.is_fresh(), differences(CustomerTotal), "current", differences(CustomerTotal, CustomerTotal.current))
+
+
+def test_null_keys_of_the_source():
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+    for n in range(20, 32):
+        Order.objects.create(pk=n, customer_id=None, product_id="a", slot=n, price=1, paid=False)
+    print("NULLS", len(want(2)), "of 9 orders with a key, 12 without")
+    with CaptureQueriesContext(connection) as c:
+        engine.sync_shards()
+    print("NULLS maintain", len(c), [q["sql"][:150] for q in c if "COUNT(*)" in q["sql"] or "OFFSET" in q["sql"]])
+    Order.objects.filter(pk__gte=24).delete()
+    print("NULLS", [s.key_range for s in want(2)], "of 9 orders with a key, 4 without")
+    refresh()
+
+
+def test_many_orders_distinct():
+    Order.objects.update(customer_id=9)
+    print("EQUAL", [s.key_range for s in want(3)])
+    refresh()
