@@ -305,3 +305,33 @@ def test_many_orders_distinct():
     Order.objects.update(customer_id=9)
     print("EQUAL", [s.key_range for s in want(3)])
     refresh()
+
+
+def test_late_while_full_runs(monkeypatch):
+    """The late worker distributes while the full refresh of the one shard has passed the key."""
+    want(2)
+    refresh()
+    Order.objects.filter(pk=1).update(price=7)
+    found = engine.request(CustomerTotal, batch_size=2)
+    second = shards()[1].pk
+    message = engine.close_finished(second).message
+    real = batch_module.await_changes
+    done = []
+
+    def slow(logged):
+        if not done:
+            done.append(1)
+            want(1)
+            engine.run_batch(due(CustomerTotal))  # first window of the full refresh: key 1 is over
+            print("FULLRUN", list(found.runs.values_list("phase", "state", "cursor")))
+            Order.objects.filter(pk=1).update(price=70)
+        return real(logged)
+
+    monkeypatch.setattr(batch_module, "await_changes", slow)
+    report = engine.run_batch(message)
+    let_time_pass()
+    inline.run_until_idle(shards_of(found.view_id))
+    found.refresh_from_db()
+    engine.collapse_long_queues()
+    f = run(CustomerTotal)
+    print("FULLRUN", found.state, f.state, CustomerTotal.is_fresh(), differences(CustomerTotal))
