@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from django.db import DatabaseError, transaction
 
@@ -42,10 +41,6 @@ MAX_SHARE = 0.1
 MAX_LEFT = 20
 # If this many keys, spread over a batch, all fail on their own, the source is at fault.
 PROBES = 10
-
-
-class _StillFailing(Exception):
-    """Rows that were to be replaced are not accepted either."""
 
 
 class Bisection:
@@ -114,19 +109,29 @@ class Bisection:
         assert self.work.definition is not None
         if self.phase is not Phase.UPDATE or Phase.INSERT not in self.work.definition.derived:
             return
+        if self.work.plan.source.model._meta.related_objects:
+            return  # rows of other tables, which a delete might take along
         left = [key for key in keys if key not in self.passed][:MAX_LEFT]
         while len(left) > 1:
-            failed: list[Key] = []
-            with suppress(_StillFailing), transaction.atomic(using=alias()):
-                self.runner.delete_rows(left)
-                rows = sum(self._insert(key, failed) for key in left)
-                if failed:
-                    raise _StillFailing
-            if not failed:
-                self.rows += rows
+            if not (failed := self._not_replaced(left)):
                 self._pass(left)
                 return
             left = [key for key in left if key not in failed]
+
+    def _not_replaced(self, keys: Sequence[Key]) -> Sequence[Key]:
+        """Replace the rows of keys; those that are refused. If any is, all stay as they are."""
+        failed: list[Key] = []
+        try:
+            with transaction.atomic(using=alias()):
+                self.runner.delete_rows(keys)
+                rows = sum(self._insert(key, failed) for key in keys)
+                transaction.set_rollback(bool(failed), using=alias())
+        except DatabaseError as error:
+            if not is_data_error(self.work, error):
+                raise
+            return keys  # a trigger refuses to delete them
+        self.rows += 0 if failed else rows
+        return failed
 
     def _insert(self, key: Key, failed: list[Key]) -> int:
         """Insert the row of a key; if it fails for its data, add it to `failed`."""

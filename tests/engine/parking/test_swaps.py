@@ -101,6 +101,27 @@ def test_what_hangs_on_a_row_that_fails_is_parked_with_it(swapping: Swapping) ->
     assert swapping.is_right_but_for()
 
 
+def test_rows_that_others_refer_to_are_not_deleted_for_it() -> None:
+    swapping = Swapping()
+    Note: Any = model(  # noqa: N806 - a model
+        "Note",
+        of=models.ForeignKey(swapping.View, models.CASCADE, to_field="ref", related_name="notes"),
+    )
+    with made(swapping.Row, swapping.View, Note):
+        swapping.Row._base_manager.bulk_create(swapping.Row(k=key, s=key) for key in (1, 2, 3))
+        swapping.refresh()
+        before = set(swapping.View._base_manager.values_list("pk", flat=True))
+        Note._base_manager.create(of_id=1)
+        swapping.change({1: 2, 2: 1, 3: 30})
+
+        swapping.refresh()
+
+        assert swapping.parked() == [1, 2]
+        assert set(swapping.View._base_manager.values_list("pk", flat=True)) == before
+        assert Note._base_manager.count() == 1
+        assert swapping.is_right_but_for(1, 2)
+
+
 def test_a_new_row_that_takes_part_in_it(swapping: Swapping) -> None:
     swapping.change({1: 2, 2: 1})
     swapping.Row._base_manager.create(k=100, s=3)
