@@ -75,8 +75,8 @@ class KeyFailed(MatviewsError):
     """What a hook that declares `parked` raises for a row that it cannot compute or write.
 
     The batch is rolled back, the key is parked, and the hook is called again, without this key.
-    Raise it `from` the error, which is recorded. If that is none of the row, as a lost connection
-    or a timeout, no key is parked, and the batch fails.
+    Raise it `from` the error, which is recorded. If the row is not to blame for that (a lost
+    connection, a timeout), no key is parked, and the batch fails.
 
     Args:
         key: a string, an integer, or a tuple of these. From then on, the hook finds it in `parked`.

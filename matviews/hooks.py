@@ -156,8 +156,8 @@ def _read_phase(
         problems.append(
             fault_in(
                 model, "W105",
-                f".{phase.do_hook} declares parked and {phase.needs_hook} does not: while a key is "
-                f"parked, that would say for ever that work is pending.",
+                f".{phase.do_hook} declares parked, but {phase.needs_hook} does not, so it would "
+                f"report work for as long as a key is parked.",
                 f"Declare parked in {phase.needs_hook} too, and leave these keys out there.",
             )
         )  # fmt: skip

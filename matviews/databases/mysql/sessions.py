@@ -98,7 +98,7 @@ class MySQLSessions(Sessions):
             raise
 
     def plan(self, sql: str, params: Sequence[Any]) -> None:
-        """To explain a statement, the server computes rows that it finds by a unique key."""
+        """Only prepared: to explain it, the server would compute rows it finds by a unique key."""
         with self.connection.cursor() as cursor:
             text = sql % (("?",) * len(params))
             cursor.execute("PREPARE matviews_planned FROM %s", (text,))
