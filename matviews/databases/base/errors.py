@@ -111,8 +111,10 @@ class Errors:
         """
         if self.is_data_error(error):
             return True
-        known = not isinstance(error, DatabaseError) or self.failure(error) is not Failure.FINAL
-        return not known and not self.is_external(error) and self._is_unspecific(error)
+        if not isinstance(error, DatabaseError):
+            return False
+        is_final = self.failure(error) is Failure.FINAL
+        return is_final and not self.is_external(error) and self._is_unspecific(error)
 
     def _is_unspecific(self, error: Exception) -> bool:
         """Whether the code of a final error, with a cause inside the view, may mean anything."""

@@ -14,7 +14,7 @@ from ...models import PhaseRun
 from ...phases import Phase
 from ...states import RunState
 from ..parking.hook_keys import left_out, unpark_written
-from ..parking.parked_keys import delete_underived, unpark_new
+from ..parking.parked_keys import unpark_new
 from ..parking.splitting import is_careful
 from ..tracking.dirty_keys import count_keys, dirty_keys
 from ..transactions import now
@@ -114,7 +114,6 @@ class Step:
             return True
         if self.hooks.is_derived:
             return assign_changes(self.work, self.run)
-        delete_underived(self.work)
         answer = call_needs(
             self.definition,
             self.phase,

@@ -1,6 +1,5 @@
 """Finding the keys that fail: runs a phase for keys, halves them on an error, parks single ones."""
 
-import logging
 import time
 from collections.abc import Sequence
 
@@ -9,7 +8,6 @@ from django.db import DatabaseError, transaction
 from ...conf import get_settings
 from ...databases import errors_of, sessions_of
 from ...databases.keys import Key, in_order
-from ...logs import log
 from ...models import PhaseRun
 from ...phases import Phase
 from ...queryset import BatchRunner, equal_keys
@@ -19,17 +17,16 @@ from ..work.shard_work import Work
 from .parked_keys import (
     find_parked,
     involves_others,
-    is_data_error,
     load_parked,
-    max_parked,
+    log_parked,
+    may_be_data_error,
     park,
     parked_by,
+    too_many_parked,
     unpark,
 )
 
 __all__ = ["PROBES", "SAMPLE_KEYS", "Bisection"]
-
-logger = logging.getLogger(__name__)
 
 # Per batch. A single bad row among 10,000 takes 27. The next batch does what is left.
 MAX_STATEMENTS = 400
@@ -127,7 +124,7 @@ class Bisection:
                 rows = sum(self._insert(key, failed) for key in keys)
                 transaction.set_rollback(bool(failed), using=alias())
         except DatabaseError as error:
-            if not is_data_error(self.work, error):
+            if not may_be_data_error(self.work, error):
                 raise
             return keys  # a trigger refuses to delete them
         self.rows += 0 if failed else rows
@@ -140,7 +137,7 @@ class Bisection:
             with transaction.atomic(using=alias()):
                 return self.runner.run_keys(Phase.INSERT, [key])
         except DatabaseError as error:
-            if not is_data_error(self.work, error):
+            if not may_be_data_error(self.work, error):
                 raise
             failed.append(key)
             return 0
@@ -192,7 +189,7 @@ class Bisection:
             with transaction.atomic(using=alias()):
                 self.rows += self.runner.run_keys(self.phase, keys)
         except DatabaseError as error:
-            if not is_data_error(self.work, error):
+            if not may_be_data_error(self.work, error):
                 raise
             if not errors_of(alias()).is_data_error(error):
                 self._check_plan(keys[0], error)
@@ -239,7 +236,7 @@ class Bisection:
             with transaction.atomic(using=alias()):
                 self.runner.plan_key(self.phase, key)
         except DatabaseError as found:
-            if not is_data_error(self.work, found):
+            if not may_be_data_error(self.work, found):
                 raise
             note = "The statement fails whatever its keys: it cannot even be planned."
             raise self._too_many(error, note) from error.__cause__
@@ -268,11 +265,7 @@ class Bisection:
         for key, error in failed.items():
             park(work, phase, key, error)
         if new:
-            log(
-                logger, logging.WARNING, "keys parked", view=work.shard.view.label, phase=phase,
-                keys=len(new), parked=work.shard.parked_count,
-                error=error_text(failed[new[-1]], trusted=False),
-            )  # fmt: skip
+            log_parked(work, phase, len(new), error_text(failed[new[-1]], trusted=False))
         run.parked = len(load_parked(work, phase))
         return self.rows
 
@@ -292,9 +285,8 @@ class Bisection:
 
     def _check_number(self, run: PhaseRun, new: Sequence[Key]) -> None:
         error = next(reversed(self._failed.values()))
-        work, limit = self.work, max_parked(self.work.definition)
-        if work.shard.parked_count + len(new) > limit:
-            note = f"More than {limit:,} keys failed, so they are not parked."
+        work = self.work
+        if note := too_many_parked(work, len(new)):
             raise self._too_many(error, note) from error.__cause__
         tried = run.keys_scanned + self.tried
         failed = len(parked_by(work, run)) + len(new)

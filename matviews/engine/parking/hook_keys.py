@@ -1,6 +1,5 @@
 """Parked keys of hooks: a hook names the row that it cannot write, and is called without it."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,18 +8,15 @@ from django.db import DatabaseError
 from ...databases import errors_of
 from ...databases.keys import Key
 from ...exceptions import HookError, KeyFailed
-from ...logs import log
 from ...models import PhaseRun
 from ...phases import Phase
 from ...redact import error_text
 from ...states import RunState
 from ..transactions import alias, now
 from ..work.shard_work import Work
-from .parked_keys import load_parked, max_parked, park, unpark
+from .parked_keys import load_parked, log_parked, max_parked, park, too_many_parked, unpark
 
 __all__ = ["left_out", "park_failed", "unpark_written"]
-
-logger = logging.getLogger(__name__)
 
 
 def left_out(work: Work, phase: Phase) -> list[Any]:
@@ -61,17 +57,15 @@ def park_failed(work: Work, run: PhaseRun, error: Exception) -> Exception | None
     row = load_parked(work, phase).get(key)
     if row and row.retry_at > now():
         return HookError(f"{name} did not leave out {error.key!r}, which is in parked.")
-    if not row and work.shard.parked_count >= max_parked(definition):
+    if not row and (note := too_many_parked(work, 1)):
         work.too_many_failed = True
-        error.add_note(f"More than {max_parked(definition):,} keys failed, so they are not parked.")
+        error.add_note(note)
         return error
     _begin_again(work, run)
     park(work, phase, key, cause)
     run.parked = len(load_parked(work, phase))
-    log(
-        logger, logging.WARNING, "keys parked", view=work.shard.view.label, phase=phase, keys=1,
-        parked=work.shard.parked_count, error=error_text(cause),
-    )  # fmt: skip
+    if not row:
+        log_parked(work, phase, 1, error_text(cause))
     return None
 
 

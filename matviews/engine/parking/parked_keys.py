@@ -4,6 +4,7 @@ Only a batch parks or unparks a key, in the transaction that processes it. A key
 another spelling than the one in which it is parked; the database recognizes it.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -16,6 +17,7 @@ from ...conf import get_settings
 from ...databases import ConstraintKind, errors_of
 from ...databases.keys import Key, from_json, to_json
 from ...definition import ViewDefinition
+from ...logs import log
 from ...models import ParkedKey, PhaseRun, ViewShard
 from ...phases import Phase
 from ...queryset import Statements, equal_keys, key_columns, refused
@@ -25,22 +27,25 @@ from ..transactions import alias, now
 from ..work.shard_work import Work
 
 __all__ = [
-    "delete_underived",
     "due_changes",
     "due_for_retry",
     "find_parked",
     "has_unfit",
     "involves_others",
-    "is_data_error",
     "load_parked",
+    "log_parked",
     "make_due",
     "max_parked",
+    "may_be_data_error",
     "park",
     "parked_by",
+    "too_many_parked",
     "try_soon",
     "unpark",
     "unpark_new",
 ]
+
+logger = logging.getLogger(__name__)
 
 FIRST_RETRY = 60.0  # seconds; the interval doubles with each try
 LAST_RETRY = 86_400.0
@@ -86,12 +91,6 @@ def unpark_new(work: Work, run: PhaseRun) -> None:
     unpark(work, parked_by(work, run))
     run.parked = len(load_parked(work, run.phase))
     ViewShard.objects.filter(pk=work.shard.pk).update(parked_count=work.shard.parked_count)
-
-
-def delete_underived(work: Work) -> None:
-    """Delete the keys of phases that were derived from `source()`, and now are hooks."""
-    if work.shard.parked_count:
-        load_parked(work, "")  # deletes them while it reads
 
 
 def _delete_outdated(work: Work) -> None:
@@ -202,10 +201,10 @@ def try_soon(work: Work, phase: str, keys: Iterable[Key]) -> None:
         ParkedKey.objects.filter(pk__in=late).update(retry_at=now())
 
 
-def is_data_error(work: Work, error: Exception) -> bool:
-    """Whether some rows of `source()` may be at fault, and not a table that has changed.
+def may_be_data_error(work: Work, error: Exception) -> bool:
+    """Whether some rows of `source()` may be at fault.
 
-    Then it has a NOT NULL column that `source()` does not have.
+    They are not if the view's table has a NOT NULL column that `source()` does not have.
     """
     errors = errors_of(alias())
     if not errors.may_be_data_error(error):
@@ -221,6 +220,22 @@ def has_unfit(work: Work) -> bool:
     load_parked(work, "")  # reads them
     does_not_fit = errors_of(alias()).does_not_fit
     return any(does_not_fit(row.code) for row in work.parked or ())
+
+
+def too_many_parked(work: Work, new: int) -> str:
+    """A note that says that so many more keys are too many; "" if they may be parked."""
+    limit = max_parked(work.definition)
+    if work.shard.parked_count + new <= limit:
+        return ""
+    return f"More than {limit:,} keys failed, so they are not parked."
+
+
+def log_parked(work: Work, phase: str, keys: int, error: str) -> None:
+    """Log how many keys have just been parked, and the error of the last one."""
+    log(
+        logger, logging.WARNING, "keys parked", view=work.shard.view.label, phase=phase, keys=keys,
+        parked=work.shard.parked_count, error=error,
+    )  # fmt: skip
 
 
 def involves_others(error: Exception) -> bool:

@@ -20,9 +20,9 @@ from .bisection import PROBES, SAMPLE_KEYS, Bisection
 from .parked_keys import (
     due_for_retry,
     find_parked,
-    is_data_error,
     load_parked,
     max_parked,
+    may_be_data_error,
     try_soon,
 )
 
@@ -77,7 +77,7 @@ def may_split(work: Work, tried: tuple[int, str], error: Exception) -> bool:
     definition = work.definition
     if definition is None or tried[1] not in definition.derived:
         return False
-    if not max_parked(definition) or not is_data_error(work, error):
+    if not max_parked(definition) or not may_be_data_error(work, error):
         return False
     return not splitting_obstacle(work.plan) or not work.staging or is_unfit(work, error)
 
