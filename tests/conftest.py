@@ -181,6 +181,15 @@ def _commit_without_waiting_for_the_disk() -> None:
             cursor.execute("SET synchronous_commit = off")
 
 
+@pytest.fixture(autouse=True)
+def _default_language() -> Iterator[None]:
+    """The middleware that a test's request passes leaves the browser's language behind."""
+    from django.utils import translation
+
+    yield
+    translation.deactivate()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left(request: pytest.FixtureRequest, django_db_blocker: Any) -> Iterator[None]:
     """What the tests of a module migrate, stage or log, those of the next one do not meet."""
