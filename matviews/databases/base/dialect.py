@@ -149,9 +149,15 @@ class Dialect:
 
     def among(self, columns: Sequence[str], within: Keys, fields: Sequence[AnyField] = ()) -> SQL:
         """Whether columns, of these fields if known, have the values of one of the keys."""
-        marks = ", ".join([self.row(["%s"] * len(columns))] * len(within.keys))
+        if not within.keys:
+            return SQL("1 = 0")
+        listed = ", ".join([self.row(self._marks(within, len(columns)))] * len(within.keys))
         params = tuple(value for key in within.keys for value in key)
-        return SQL(f"{self.row(columns)} IN ({marks})" if within.keys else "1 = 0", params)
+        return SQL(f"{self.row(columns)} IN ({listed})", params)
+
+    def _marks(self, within: Keys, parts: int) -> list[str]:
+        """A parameter for each part of a key."""
+        return ["%s"] * parts
 
     def hide_from_optimizer(self, condition: SQL) -> SQL:
         """The same condition, in a form that the optimizer does not use to choose an index."""

@@ -141,13 +141,10 @@ class MySQL(Dialect):
         """
         return SQL(f"IF({condition.text}, 1, 0)", condition.params)
 
-    def among(self, columns: Sequence[str], within: Keys, fields: Sequence[AnyField] = ()) -> SQL:
+    def _marks(self, within: Keys, parts: int) -> list[str]:
         """Decimals would be compared with a list of texts as floats, which are equal too soon."""
-        kinds = within.kinds or [""] * len(columns)
-        marks = self.row([f"CAST(%s AS {k})" if k.startswith("decimal") else "%s" for k in kinds])
-        params = tuple(value for key in within.keys for value in key)
-        listed = ", ".join([marks] * len(within.keys))
-        return SQL(f"{self.row(columns)} IN ({listed})" if within.keys else "1 = 0", params)
+        kinds = within.kinds or [""] * parts
+        return [f"CAST(%s AS {k})" if k.startswith("decimal") else "%s" for k in kinds]
 
     def compares(self, columns: Sequence[str], sign: str, end: Key) -> SQL:
         """A row comparison would not use an index."""
