@@ -90,6 +90,7 @@ def _after_migrate(*, using: str, plan: Any = (), stdout: Any = None, **_kwargs:
     if problem := engine.prepare_staging():
         print(problem, file=stdout)
     try:
+        engine.choose_additive()
         faults = changes.install(using)
         left = sorted(table for table, fault in faults.items() if fault == changes.LOCKED)
         if left:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.checks import CheckMessage, Error, Info, Tags, Warning, register
 from django.db import Error as DatabaseFailure
 from django.db import connections, router
 from django.utils.module_loading import import_string
@@ -28,7 +28,7 @@ from .redact import error_text
 from .registry import registry
 
 __all__ = [
-    "check_columns", "check_database", "check_full_refreshes", "check_governor",
+    "check_additive", "check_columns", "check_database", "check_full_refreshes", "check_governor",
     "check_grants", "check_on_change", "check_quiet_hours",
     "check_rights", "check_settings", "check_sources", "check_triggers", "check_views",
 ]  # fmt: skip
@@ -234,6 +234,25 @@ def _usually_full(definition: ViewDefinition, recent: engine.RecentRefreshes) ->
         obj=definition.model,
         id="matviews.W041",
     )
+
+
+@register(Tags.database)
+def check_additive(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
+    """I001: which views a rule has made additive, and of which it would say something else now."""
+    if router.db_for_write(ViewControl) not in (databases or ()):
+        return []
+    with suppress(DatabaseFailure):  # not migrated, or not reachable
+        return [
+            Info(
+                note,
+                hint="Set MatviewMeta.additive to True or False, and run `manage.py migrate`: "
+                "docs/additive.md, By itself.",
+                obj=definition.model,
+                id="matviews.I001",
+            )
+            for definition, note in engine.additive_notes()
+        ]
+    return []
 
 
 @register(Tags.database)

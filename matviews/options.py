@@ -87,8 +87,8 @@ class ViewOptions:
     strategy: RefreshStrategy | None = None
     #: Whether changes are added to sums and subtracted from them, instead of recomputing groups.
     #: Only for views whose `source()` counts and adds up rows of one table, perhaps with lookups in
-    #: others.
-    additive: bool = False
+    #: others. None leaves that to a rule, which decides when the view is first installed.
+    additive: bool | None = None
     #: Dependencies that cannot be derived, by model or label: the names of those fields whose
     #: values are the key; or a callable from a queryset of changed rows to keys; or None if a
     #: change may affect any key. Required, if only as {}, for sources with raw SQL.
@@ -247,7 +247,7 @@ FAULTS: dict[str, Fault] = {
     "quiet_hours": _optional(quiet_hours_fault),
     "tracking": _bool_fault,
     "strategy": _optional(_strategy_fault),
-    "additive": _bool_fault,
+    "additive": _optional(_bool_fault),
     "depends_on": _optional(_depends_on_fault),
 }
 CONVERTERS: dict[str, Callable[[Any], Any]] = {

@@ -27,7 +27,7 @@ from .current_sql import STATE, WaitingSQL
 from .followed import Followed, followed_changes
 from .log_entries import count_logged, newest_entry, raise_floor, renumber_entries, unmoved
 from .table_locks import LOCKED
-from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of
+from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of, with_value_logs
 from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
 from .triggers import drop_before_migrate, finish, install, remove, script
 from .trust import (
@@ -95,4 +95,5 @@ __all__ = [
     "untrust",
     "waiting_changes",
     "waiting_tables",
+    "with_value_logs",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 
 from django.db import DatabaseError
@@ -11,6 +11,7 @@ from django.db.models import Model
 from ..databases.trigger_spec import TriggerSpec, ValueLog
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
+from ..models import ViewControl
 from ..queryset import Compared, Plan, find_mismatches, plan_of
 from ..registry import registry
 
@@ -21,6 +22,7 @@ __all__ = [
     "tracked_tables",
     "tracking_of",
     "union",
+    "with_value_logs",
 ]
 
 
@@ -44,14 +46,18 @@ def tracking_of(plan: Plan) -> Tracking:
     tables = {}
     for table, columns in plan.inspection.columns.items():
         links = {column for link in plan.links.get(table, ()) for column in link.columns}
-        logs = frozenset(_value_logs(plan, table))
-        tables[table] = TriggerSpec(columns, frozenset(links), value_logs=logs)
+        tables[table] = TriggerSpec(columns, frozenset(links))
     return Tracking(tables, has_dates=plan.has_dates)
 
 
-def _value_logs(plan: Plan, table: str) -> Iterator[ValueLog]:
-    if plan.additive and table in plan.additive.additive.logs:
-        yield plan.additive.additive.logs[table]
+def with_value_logs(tracking: Tracking, plan: Plan) -> Tracking:
+    """The same, and what is logged for the sums of a view that is additive."""
+    logs = plan.additive.additive.logs if plan.additive else {}
+    tables = {
+        table: replace(spec, value_logs=frozenset([logs[table]])) if table in logs else spec
+        for table, spec in tracking.tables.items()
+    }
+    return replace(tracking, tables=tables)
 
 
 def _obstacles(plan: Plan) -> Iterator[str]:
@@ -87,17 +93,22 @@ _KNOWN: dict[tuple[type[Model], str], Tracking] = {}
 def tracked_tables(using: str) -> dict[str, dict[str, TriggerSpec]]:
     """What the triggers of each table have to log, by table and by label of the view."""
     tables: dict[str, dict[str, TriggerSpec]] = {}
+    chosen = set(ViewControl.objects.filter(additive=True).values_list("label", flat=True))
     for definition in registry:
-        for table, spec in _required(definition, using).items():
+        by_code = definition.options.additive
+        additive = definition.label in chosen if by_code is None else by_code
+        for table, spec in _required(definition, using, additive=additive).items():
             tables.setdefault(table, {})[definition.label] = spec
     return tables
 
 
-def _required(definition: ViewDefinition, using: str) -> dict[str, TriggerSpec]:
+def _required(definition: ViewDefinition, using: str, *, additive: bool) -> dict[str, TriggerSpec]:
     if not definition.has_source or definition.errors or not definition.options.tracking:
         return {}
     try:
-        return tracking_of(plan_of(definition, using)).tables
+        plan = plan_of(definition, using)
+        tracking = tracking_of(plan)
+        return (with_value_logs(tracking, plan) if additive else tracking).tables
     except (InvalidView, DatabaseError):  # a check reports it, and every refresh fails
         return {}
 

@@ -3,6 +3,13 @@
 It depends on Django, not on Celery.
 """
 
+from .additive import (
+    AdditiveChoice,
+    additive_choice,
+    additive_notes,
+    choose_additive,
+    forget_additive,
+)
 from .batches.derived import not_migrated, own_tables_missing
 from .batches.hooks import raised_by_hook
 from .batches.spans import connect as connect_spans
@@ -93,6 +100,7 @@ from .work.costs import KnownCosts, known_costs
 
 __all__ = [
     "LOOP_TEXT",
+    "AdditiveChoice",
     "Backlog",
     "BatchReport",
     "ChangePoller",
@@ -124,11 +132,14 @@ __all__ = [
     "ViewStatus",
     "ViewTotals",
     "abandoned_views",
+    "additive_choice",
+    "additive_notes",
     "alias",
     "backlog",
     "changed_phases",
     "check_no_transaction",
     "check_phases",
+    "choose_additive",
     "clear_as_of",
     "clear_resends",
     "close_finished",
@@ -149,6 +160,7 @@ __all__ = [
     "find_verifying",
     "finish_triggers",
     "fold_failures",
+    "forget_additive",
     "grant_all_turns",
     "grant_turns",
     "has_dates",

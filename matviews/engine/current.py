@@ -90,9 +90,16 @@ def _current_plan(model: type[Model], using: str) -> Plan:
 
 def current_statement(plan: Plan) -> "_Statement":
     """The statement for a view that can be read as of now."""
-    sums = plan.additive
-    from_sums = sums and not sums.additive.lookups and sums.fit()
-    return _from_sums(plan) if from_sums else _by_keys(plan)
+    return _from_sums(plan) if _has_sums(plan) else _by_keys(plan)
+
+
+def _has_sums(plan: Plan) -> bool:
+    """Whether a view can be read from its sums, as far as this can be told beforehand."""
+    sums, using = plan.additive, plan.dialect.using
+    if sums is None or sums.additive.lookups:
+        return False
+    recorded = ViewSums.objects.using(using).filter(log=sums.additive.log)
+    return recorded.exists() and sums.fit()
 
 
 class _Known(NamedTuple):
@@ -130,8 +137,10 @@ def _known(plan: Plan) -> _Known:
     return _Known(checked, stored_columns(checked), frozenset(in_parts))
 
 
-def _begun(plan: Plan) -> tuple[changes.WaitingSQL, CurrentRows]:
+def _begun(plan: Plan, *, valued: bool = False) -> tuple[changes.WaitingSQL, CurrentRows]:
+    """What waits, and how rows are computed; `valued` if value logs are read."""
     known, tracking, using = _known(plan), changes.tracking_of(plan), plan.dialect.using
+    tracking = changes.with_value_logs(tracking, plan) if valued else tracking
     label = plan.source.definition.label
     return (
         changes.WaitingSQL(label, tracking, known.in_parts, using),
@@ -191,7 +200,7 @@ def _every(rows: CurrentRows) -> SQL:
 def _from_sums(plan: Plan) -> _Statement:
     """Of the sums of an additive view, and what has been logged since they were added up."""
     assert plan.additive is not None
-    waiting, rows = _begun(plan)
+    waiting, rows = _begun(plan, valued=True)
     sums, additive = CurrentSums(plan.additive, rows), plan.additive.additive
     kept = plan.dialect.name(ViewSums._meta.db_table)
     joins = SQL(

@@ -42,10 +42,13 @@ def explain(targets: Targets) -> None:
         obstacle = engine.parking_obstacle(definition, plan)
         not_current = engine.current_obstacle(definition, plan)
         entry |= {"tracking": tracking, "costs": costs, "parking_obstacle": obstacle}
+        choice = engine.additive_choice(plan)
+        entry |= {"additive": choice.is_additive, "additive_reason": choice.reason}
         entry["not_current"] = not_current
         targets.output.entries.append(entry | tables.recent_as_dict(recent))
         lines = [
             *formatting.explanation_in_lines(explanation),
+            f"  additive: {'yes' if choice.is_additive else 'no'}: {choice.reason}",
             *formatting.tracking_in_lines(tracking),
             *formatting.costs_in_lines(costs, tracking["incremental_obstacle"]),
         ]

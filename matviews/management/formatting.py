@@ -131,8 +131,6 @@ def explanation_in_lines(explanation: Explanation) -> Iterator[str]:
         yield f"  left out: {pluralize(explanation.null_keys, 'row')} of source() whose key is NULL"
     for index in explanation.indexes:
         yield f"  index of {index.model} ({', '.join(index.fields)}): {_index_in_words(index)}"
-    why = explanation.not_additive
-    yield f"  additive: {f'no, {why}' if why else 'yes, changes are added up'}"
     if explanation.staging:
         yield (
             f"  staging table, filled at the start of a full refresh:\n"
@@ -161,7 +159,6 @@ def explanation_as_dict(explanation: Explanation) -> dict[str, Any]:
         "view": explanation.label,
         "strategy": explanation.strategy,
         "reason": explanation.reason,
-        "not_additive": explanation.not_additive,
         "key": list(explanation.key),
         "estimated_rows": explanation.estimated_rows,
         "null_keys": explanation.null_keys,

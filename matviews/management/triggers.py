@@ -40,6 +40,7 @@ def triggers(targets: Targets) -> None:
 
 def _install(targets: Targets) -> None:
     output = targets.output
+    engine.choose_additive()
     faults = changes.install(engine.alias())
     problems = list(changes.find_problems(engine.alias()))
     output.entries.append({"untracked": faults, "problems": problems})
@@ -55,6 +56,7 @@ def _install(targets: Targets) -> None:
 
 def _remove(targets: Targets) -> None:
     removed = changes.remove(engine.alias())
+    engine.forget_additive()
     targets.output.entries.append({"removed": removed})
     targets.output.say(
         f"{pluralize(len(removed), 'trigger')} removed. Every refresh is full until they are "
@@ -63,6 +65,7 @@ def _remove(targets: Targets) -> None:
 
 
 def _sql(targets: Targets) -> None:
+    engine.choose_additive()
     sql = changes.script(engine.alias())
     targets.output.entries.append({"sql": sql})
     find = changes.find_untrackable if sql else changes.find_problems

@@ -314,6 +314,11 @@ class Migration(migrations.Migration):
                 ("echoes", models.PositiveSmallIntegerField(default=0, editable=False)),
                 ("suspended_at", models.DateTimeField(editable=False, null=True)),
                 ("default_schedules_created", models.BooleanField(default=False, editable=False)),
+                ("additive", models.BooleanField(editable=False, null=True)),
+                (
+                    "additive_reason",
+                    models.CharField(blank=True, editable=False, max_length=255),
+                ),
                 ("fingerprints", models.JSONField(default=dict, editable=False)),
                 ("verification", models.JSONField(editable=False, null=True)),
                 ("differing", models.JSONField(editable=False, null=True)),

@@ -180,6 +180,9 @@ class ViewControl(Totals):
     suspended_at = models.DateTimeField(null=True, editable=False)
     #: Whether `MatviewMeta.refresh_every` has been applied, which happens only once.
     default_schedules_created = models.BooleanField(default=False, editable=False)
+    #: Whether the view is additive, and why; None until that is decided.
+    additive = models.BooleanField(null=True, editable=False)
+    additive_reason = models.CharField(max_length=255, blank=True, editable=False)
     #: By derived phase, the fingerprint of the definition that it last succeeded with.
     fingerprints = models.JSONField(default=dict, editable=False)
     #: The result of the last `verify()`.
@@ -245,6 +248,12 @@ class ViewControl(Totals):
         cost.
         """
         return RefreshStrategy(self.strategy) if self.strategy else self.options.strategy
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether the view is to be additive, if it can be: by the code, else as was decided."""
+        by_code = self.options.additive
+        return bool(self.additive if by_code is None else by_code)
 
     @property
     def queue_name(self) -> str | None:

@@ -8,9 +8,9 @@ from .checks import check_source, check_table
 from .current import PARKED, PENDING, CurrentRows, StoredColumns, stored_columns
 from .current_sums import CurrentSums
 from .differences import Difference, Differences, Kind, compare, ranges
-from .explain import ExplainedIndex, Explanation, explain, source_sql
+from .explain import ExplainedIndex, Explanation, additive_obstacles, explain, source_sql
 from .plan import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
-from .sql.adding import Cut, add, build, count_differing, count_moved, count_rows
+from .sql.adding import Cut, add, build, count_differing, count_groups, count_moved, count_rows
 from .sql.key_lookups import equal_keys, may_differ_in_spelling, spellings
 from .sql.staging import drop_stage, fill_stage, prepare_staging, stage_name, stages, staging_schema
 from .sql.statements import Statements
@@ -43,6 +43,7 @@ __all__ = [
     "StoredColumns",
     "WindowProgress",
     "add",
+    "additive_obstacles",
     "apps_to_migrate",
     "as_key",
     "build",
@@ -50,6 +51,7 @@ __all__ = [
     "check_table",
     "compare",
     "count_differing",
+    "count_groups",
     "count_moved",
     "count_rows",
     "declared_dependencies",

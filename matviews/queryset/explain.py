@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -20,7 +21,7 @@ from .sql.staging import SAMPLE_STAGE
 from .strategy.additive import obstacles_of
 from .strategy.indexes import in_database, required_indexes
 
-__all__ = ["ExplainedIndex", "Explanation", "explain", "source_sql"]
+__all__ = ["ExplainedIndex", "Explanation", "additive_obstacles", "explain", "source_sql"]
 
 SAMPLE_WINDOW = 5_000  # keys
 JSON_WRAPPERS = {"Json", "Jsonb"}  # psycopg's
@@ -63,8 +64,6 @@ class Explanation:
     statements: dict[Phase, str]
     #: The indexes that the strategy needs.
     indexes: tuple[ExplainedIndex, ...]
-    #: Why changes are not added up; "" if they are.
-    not_additive: str = ""
 
 
 def explain(definition: ViewDefinition, using: str) -> Explanation:
@@ -103,14 +102,12 @@ def _explained(definition: ViewDefinition, plan: Plan, using: str) -> Explanatio
         staging=_shown(whole(plan.source, plan.dialect), using) if plan.strategy.staged else "",
         statements={phase: _shown(sql, using) for phase, sql in _statements(plan).items()},
         indexes=tuple(indexes),
-        not_additive=_not_additive(plan),
     )
 
 
-def _not_additive(plan: Plan) -> str:
-    if reasons := dict.fromkeys(obstacles_of(plan.source, plan.inspection)):
-        return "; ".join(reasons)
-    return "" if plan.additive else "MatviewMeta.additive is not set"
+def additive_obstacles(plan: Plan) -> Iterator[str]:
+    """Why the changes of a view cannot be added up, for a person; nothing if they can be."""
+    return obstacles_of(plan.source, plan.inspection)
 
 
 def _estimated_rows(definition: ViewDefinition, using: str) -> int | None:

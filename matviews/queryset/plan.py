@@ -72,8 +72,8 @@ class Plan:
 
     @cached_property
     def additive(self) -> GroupSums | None:
-        """The sums of the view; None if it is not additive, or has not opted in."""
-        if not self.source.definition.options.additive:
+        """The sums that the view can have; None if it is not additive, or may not be."""
+        if self.source.definition.options.additive is False:
             return None
         found = find_additive(self.source, self.inspection)
         return GroupSums(self.source, found, self.dialect) if found else None

@@ -69,7 +69,9 @@ def sums_runner(work: Work, run: PhaseRun) -> BatchRunner | None:
     None if its rows are to be computed from the source: it is not additive, its tables are missing,
     or keys are left out.
     """
-    if work.plan.additive is None or work.checked_plan is not work.plan:
+    if not (work.plan.additive and work.shard.view.is_additive):
+        return None
+    if work.checked_plan is not work.plan:
         return None
     full = run.dirty_after is None
     made_for = run.refresh_id if full else 0

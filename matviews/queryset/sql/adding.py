@@ -19,7 +19,7 @@ from .adding_in_parts import add_in_parts, build_in_parts
 from .moved_rows import MovedRows
 from .sums import GroupSums
 
-__all__ = ["Cut", "add", "build", "count_differing", "count_moved", "count_rows"]
+__all__ = ["Cut", "add", "build", "count_differing", "count_groups", "count_moved", "count_rows"]
 
 TOTALS, ADDED = "matviews_totals", "matviews_added"  # parts of the statement that adds
 
@@ -179,6 +179,18 @@ def count_rows(sums: GroupSums, table: str, keys: Collection[Key] = ()) -> int:
             among.params,
         )
         return int(cursor.fetchone()[0])
+
+
+def count_groups(sums: GroupSums) -> tuple[int, int]:
+    """How many rows of the source have a key, and how many groups they are, as it is now."""
+    totals = sums.totals()
+    with connections[sums.dialect.using].cursor() as cursor:
+        cursor.execute(
+            f"SELECT COALESCE(SUM({ROWS_KEPT}), 0), COUNT(*) FROM ({totals.text}) matviews_groups",
+            totals.params,
+        )
+        rows, groups = cursor.fetchone()
+    return int(rows), int(groups)
 
 
 def count_differing(sums: GroupSums, log: str, table: str) -> int:

@@ -1,0 +1,158 @@
+"""Which views are additive: what the code says, else what a rule decided once.
+
+A rule decides when the triggers of a view are first installed, by what its source has then. It is
+recorded, and stays: no later `migrate` makes the writers to a table slower, or a view, unless
+somebody changes `MatviewMeta.additive`.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from django.db import DatabaseError
+
+from ..databases import catalog_of, errors_of
+from ..definition import ViewDefinition
+from ..exceptions import InvalidView
+from ..models import TrackedTable, ViewControl
+from ..queryset import GroupSums, Plan, additive_obstacles, count_groups, plan_of
+from .transactions import alias, snapshot
+
+__all__ = [
+    "AdditiveChoice", "additive_choice", "additive_notes", "choose_additive", "forget_additive",
+]  # fmt: skip
+
+#: What a source must have, so that sums are worth what they cost writers.
+MIN_ROWS = 100_000
+MIN_ROWS_PER_GROUP = 1_000
+#: With fewer, it is said of a view that was made additive.
+FEW_ROWS_PER_GROUP = 100
+MAX_SECONDS = 30.0  # for counting groups, which takes about as long as building the view
+
+
+class AdditiveChoice(NamedTuple):
+    """Whether a view is to be additive, and why."""
+
+    is_additive: bool
+    reason: str
+
+
+def choose_additive() -> None:
+    """Decide which views are additive where nothing is recorded yet. Run it before `install`.
+
+    Views whose changes triggers log already stay as they are. What cannot be decided, because
+    tables are missing or the view is not additive, is left for the next time.
+    """
+    tracked = {pk for record in TrackedTable.objects.all() for pk in record.views}
+    for control in ViewControl.objects.all():
+        choice = _choice(control, is_tracked=control.pk in tracked)
+        if choice and choice != (control.additive, control.additive_reason):
+            ViewControl.objects.filter(pk=control.pk).update(
+                additive=choice.is_additive, additive_reason=choice.reason
+            )
+
+
+def _choice(control: ViewControl, *, is_tracked: bool) -> AdditiveChoice | None:
+    """What to record for a view; None for nothing."""
+    plan = _plan(control.definition)
+    if plan is None:
+        return None
+    by_code = plan.source.definition.options.additive
+    if by_code is not None:
+        return AdditiveChoice(by_code, _by_code(by_code))
+    if control.additive is not None or plan.additive is None:
+        return None
+    if is_tracked:
+        return AdditiveChoice(False, "its changes were logged without their values before")
+    return _measured(plan.additive)
+
+
+def _plan(definition: ViewDefinition | None) -> Plan | None:
+    """The plan of a view; None if it has none, or cannot have one now."""
+    if definition is None or not definition.has_source or definition.errors:
+        return None
+    try:
+        return plan_of(definition, alias())
+    except (InvalidView, DatabaseError):
+        return None
+
+
+def _by_code(value: object) -> str:
+    return f"MatviewMeta.additive is {value}"
+
+
+def _measured(sums: GroupSums) -> AdditiveChoice | None:
+    """What the rule says of a source as it is; None if it cannot be read."""
+    if sums.columns.extremes:
+        return AdditiveChoice(False, "Max and Min may have their groups recomputed anyway")
+    try:
+        with snapshot(MAX_SECONDS, durable=False):
+            rows, groups = count_groups(sums)
+            misfit = sums.misfit()
+    except DatabaseError as error:
+        if not errors_of(alias()).is_statement_timeout(error):
+            return None
+        reason = f"its groups could not be counted within {MAX_SECONDS:.0f} seconds"
+        return AdditiveChoice(False, reason)
+    return AdditiveChoice(not misfit and _pays(rows, groups), misfit or _in_words(rows, groups))
+
+
+def _pays(rows: int, groups: int) -> bool:
+    """Whether groups are few and large enough for sums."""
+    return rows >= MIN_ROWS and rows >= MIN_ROWS_PER_GROUP * groups
+
+
+def _in_words(rows: int, groups: int) -> str:
+    return f"its source had {rows:,} rows in {groups:,} groups when that was decided"
+
+
+def forget_additive() -> None:
+    """Forget what was decided: `choose_additive` decides anew of views that are not tracked."""
+    ViewControl.objects.exclude(additive=None).update(additive=None, additive_reason="")
+
+
+def additive_choice(plan: Plan) -> AdditiveChoice:
+    """Whether a view is to be additive, and why, for a person."""
+    definition = plan.source.definition
+    if reasons := dict.fromkeys(additive_obstacles(plan)):
+        return AdditiveChoice(False, "; ".join(reasons))
+    by_code = definition.options.additive
+    if by_code is not None:
+        return AdditiveChoice(by_code, _by_code(by_code))
+    control = ViewControl.objects.filter(label=definition.label).first()
+    if control is None or control.additive is None:
+        return AdditiveChoice(False, "that is decided when its triggers are installed")
+    return AdditiveChoice(control.additive, control.additive_reason)
+
+
+def additive_notes() -> Iterator[tuple[ViewDefinition, str]]:
+    """What a person should know of views that the code leaves to the rule, a sentence each.
+
+    Those that were made additive, and those of which the rule would say something else now, by the
+    database's statistics.
+    """
+    estimates: dict[str, int] = {}
+    for control in ViewControl.objects.exclude(additive=None).order_by("label"):
+        plan = _plan(control.definition)
+        if plan is None or plan.additive is None or control.options.additive is not None:
+            continue
+        estimates = estimates or catalog_of(alias()).estimated_rows()
+        sums = plan.additive
+        view, table = plan.source.model._meta.db_table, sums.additive.table
+        rows, groups = estimates.get(table, -1), estimates.get(view, -1)
+        if note := _note(control, rows, groups, has_extremes=bool(sums.columns.extremes)):
+            yield plan.source.definition, note
+
+
+def _note(control: ViewControl, rows: int, groups: int, *, has_extremes: bool) -> str:
+    known = rows > 0 and groups > 0
+    now = f"{control.label} now has about {groups:,} groups of {rows:,} rows"
+    if not control.additive:
+        if not known or has_extremes or not _pays(rows, groups):
+            return ""
+        return f"{now}: to add up its changes would take less than recomputing groups."
+    if known and rows < FEW_ROWS_PER_GROUP * groups:
+        return f"{now}: to recompute groups would take little, and cost writers nothing."
+    return (
+        f"{control.label} is additive, by a rule: {control.additive_reason}. Each write to its "
+        f"source tables also writes to a value log."
+    )

@@ -1,0 +1,228 @@
+"""Whether a view is additive: by the code, else by a rule that decides once."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from matviews import changes, engine
+from matviews.checks import check_additive
+from matviews.databases import catalog_of
+from matviews.engine import additive
+from matviews.models import TrackedTable, ViewControl, ViewSums
+from matviews.queryset import plan_of
+from matviews.registry import registry
+from tests.helpers.additive_views import Sales, counted, extremes
+from tests.helpers.current import differences_now
+from tests.helpers.sums import sums_differ
+from tests.helpers.tables import made, refreshed
+from tests.management.test_command import command
+
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("alone"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten rows are many, five make a large group."""
+    monkeypatch.setattr(additive, "MIN_ROWS", 10)
+    monkeypatch.setattr(additive, "MIN_ROWS_PER_GROUP", 5)
+    monkeypatch.setattr(additive, "FEW_ROWS_PER_GROUP", 2)
+
+
+@contextmanager
+def left_to_the_rule(rows: int = 0, groups: int = 1, source: Any = counted) -> Iterator[Sales]:
+    """A view of so many rows, whose triggers are not installed yet."""
+    sales = Sales(source, {"additive": None})
+    with made(sales.Sale, sales.View):
+        sales.add(*((number % groups, 1, None) for number in range(rows)))
+        try:
+            yield sales
+        finally:
+            changes.remove(engine.alias())
+
+
+def install() -> None:
+    """What `migrate` does."""
+    engine.choose_additive()
+    changes.install(engine.alias())
+
+
+def reason() -> str:
+    """Why the only view is additive, or is not; after yes or no."""
+    choice = engine.additive_choice(plan_of(next(iter(registry)), engine.alias()))
+    return f"{'yes' if choice.is_additive else 'no'}: {choice.reason}"
+
+
+def test_few_large_groups_are_added_up() -> None:
+    with left_to_the_rule(rows=20, groups=2) as sales:
+        install()
+        refreshed(sales.View)
+        sales.add((1, 5, None))
+        refreshed(sales.View)
+
+        assert "yes: its source had 20 rows in 2 groups" in reason()
+        assert sales.rows()[1]["sales"] == 11
+        assert ViewSums.objects.get().drain_number >= 0
+        assert sums_differ(sales.View) == 0
+        assert differences_now(sales.View) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups", "source", "why"),
+    [
+        (9, 1, counted, "had 9 rows in 1 groups"),
+        (20, 5, counted, "had 20 rows in 5 groups"),
+        (20, 2, extremes, "Max and Min"),
+    ],
+    ids=["few rows", "small groups", "extremes"],
+)
+def test_others_are_recomputed_and_log_no_values(
+    rows: int, groups: int, source: Any, why: str
+) -> None:
+    with left_to_the_rule(rows, groups, source) as sales:
+        install()
+        refreshed(sales.View)
+        sales.add((1, 5, None))
+        refreshed(sales.View)
+
+        assert reason().startswith("no: ")
+        assert why in reason()
+        assert not ViewSums.objects.exists()
+        assert TrackedTable.objects.get().value_logs == []
+        assert changes.present_logs() == set()
+        assert engine.verify(sales.View).equal
+        assert differences_now(sales.View) == []
+
+
+def test_a_decision_stays_whatever_the_source_becomes() -> None:
+    with left_to_the_rule(rows=20) as sales:
+        install()
+        sales.Sale._base_manager.all().delete()
+        install()
+
+        assert reason().startswith("yes")
+        assert ViewSums.objects.exists()
+
+
+def test_a_small_source_that_grows_makes_no_writer_slower() -> None:
+    with left_to_the_rule() as sales:
+        install()
+        sales.add(*([(1, 1, None)] * 20))
+        install()
+
+        assert "no: its source had 0 rows" in reason()
+        assert not ViewSums.objects.exists()
+
+
+def test_a_view_that_was_tracked_before_stays_by_keys() -> None:
+    with left_to_the_rule(rows=20):
+        changes.install(engine.alias())
+        install()
+
+        assert reason() == "no: its changes were logged without their values before"
+
+
+def test_removed_triggers_have_it_decided_anew() -> None:
+    with left_to_the_rule() as sales:
+        install()
+        sales.add(*([(1, 1, None)] * 20))
+
+        assert command("--triggers", "remove").status == 0
+        assert reason() == "no: that is decided when its triggers are installed"
+        assert command("--triggers", "install").status == 0
+        assert reason().startswith("yes")
+
+
+@pytest.mark.parametrize("by_code", [True, False])
+def test_the_code_has_the_last_word_and_what_it_said_stays(by_code: bool) -> None:
+    with left_to_the_rule(rows=0 if by_code else 20) as sales:
+        install()
+        options = registry.find(sales.View).options
+        object.__setattr__(options, "additive", by_code)
+        plan_of.__globals__["_plan_of"].cache_clear()
+        install()
+        assert reason() == f"{'yes' if by_code else 'no'}: MatviewMeta.additive is {by_code}"
+        assert ViewSums.objects.exists() == by_code
+
+        object.__setattr__(options, "additive", None)
+        plan_of.__globals__["_plan_of"].cache_clear()
+        install()
+
+        assert reason().startswith("yes" if by_code else "no")
+        assert ViewSums.objects.exists() == by_code
+
+
+@pytest.mark.only_on("postgres", "mariadb", reason="SQLite limits no statement")
+def test_a_source_that_takes_long_to_count_is_left_by_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(_sums: object) -> Any:
+        sleep = "pg_sleep(5)" if connection.vendor == "postgresql" else "SLEEP(5)"
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {sleep} FROM shapes_sale")
+
+    monkeypatch.setattr(additive, "count_groups", slow)
+    monkeypatch.setattr(additive, "MAX_SECONDS", 0.2)
+    with left_to_the_rule(rows=20):
+        install()
+
+        assert "no: its groups could not be counted" in reason()
+
+
+def test_without_its_tables_nothing_is_decided() -> None:
+    sales = Sales(options={"additive": None})
+    with made(sales.View):
+        engine.choose_additive()
+        assert ViewControl.objects.get(label=sales.View._meta.label).additive is None
+
+        with made(sales.Sale):
+            sales.add(*([(1, 1, None)] * 20))
+            install()
+            assert reason().startswith("yes")
+            changes.remove(engine.alias())
+
+
+def estimated(monkeypatch: pytest.MonkeyPatch, rows: int, groups: int) -> Callable[[], list[str]]:
+    """What the check says while the database's statistics are these."""
+    known = {"shapes_sale": rows, "shapes_shoptotal": groups}
+    kind = type(catalog_of(engine.alias()))
+    monkeypatch.setattr(kind, "estimated_rows", lambda _catalog: known)
+    return lambda: [f"{each.id}: {each.msg}" for each in check_additive([engine.alias()])]
+
+
+def test_a_check_names_what_the_rule_has_made_additive(monkeypatch: pytest.MonkeyPatch) -> None:
+    with left_to_the_rule(rows=20):
+        found = estimated(monkeypatch, 20, 1)
+        assert found() == []
+        install()
+
+        [note] = found()
+        assert note.startswith("matviews.I001: shapes.ShopTotal is additive, by a rule: its source")
+        [note] = estimated(monkeypatch, 20, 15)()
+        assert "15 groups of 20 rows: to recompute groups would take little" in note
+
+
+def test_a_check_says_when_sums_would_pay_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    with left_to_the_rule():
+        install()
+        assert estimated(monkeypatch, -1, -1)() == []
+        assert estimated(monkeypatch, 9, 1)() == []
+        assert estimated(monkeypatch, 20, 5)() == []
+
+        [note] = estimated(monkeypatch, 20, 1)()
+        assert "1 groups of 20 rows: to add up its changes would take less" in note
+        assert reason().startswith("no")
+
+
+def test_explain_shows_the_decision() -> None:
+    with left_to_the_rule(rows=20):
+        assert "additive: no: that is decided when" in command("--explain").out
+        install()
+
+        assert "additive: yes: its source had 20 rows in 1 groups" in command("--explain").out
+        [view] = command("--explain", "--format", "json").document["views"]
+        assert (view["additive"], view["additive_reason"][:10]) == (True, "its source")
