@@ -28,7 +28,7 @@ class VerificationShown:
     @property
     def differ(self) -> bool:
         """Whether it found a difference."""
-        return any(self.found[kind] for kind in ("missing", "differing", "surplus"))
+        return any(self.found.get(kind) for kind in ("missing", "differing", "surplus", "sums"))
 
     @property
     def badge(self) -> SafeString:
@@ -65,6 +65,15 @@ class VerificationShown:
         return _("%(missing)s missing, %(differing)s differing, %(surplus)s surplus") % {
             kind: number(self.found[kind]) for kind in kinds
         }
+
+    @property
+    def sums(self) -> str:
+        """In how many groups the sums of an additive view differ; "" if they were not compared."""
+        groups = self.found.get("sums")
+        if groups is None:
+            return ""
+        differing = ngettext("%(count)s group differs", "%(count)s groups differ", groups)
+        return differing % {"count": number(groups)}
 
     @property
     def repaired(self) -> str:

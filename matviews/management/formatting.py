@@ -39,6 +39,11 @@ def verification_in_lines(found: Verification) -> Iterator[str]:
     )
     yield f"{found.label}: {counts} ({outcome}){repaired}"
     yield from map(_difference_in_line, _examples(found))
+    if found.sums:
+        yield (
+            f"  the sums of {pluralize(found.sums, 'group')} differ from the source: the next "
+            f"refresh recomputes them"
+        )
     if found.untracked:
         yield f"  These may be changes since its last refresh: {found.untracked}."
 
@@ -90,6 +95,7 @@ def verification_as_dict(found: Verification) -> dict[str, Any]:
         "parked": found.parked,
         "pending": found.pending,
         "untracked": found.untracked,
+        "sums": found.sums,
         "examples": [
             {
                 "kind": each.kind.value,

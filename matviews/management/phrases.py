@@ -94,6 +94,8 @@ def differing_in_words(status: ViewStatus) -> str:
         return ""
     kinds = ("missing", "differing", "surplus")
     counts = ", ".join(f"{status.differing[kind]:,} {kind}" for kind in kinds)
+    if sums := status.differing.get("sums"):
+        counts += f", {sums:,} wrong sums"
     return (
         f"rows differ from source() ({counts}): run "
         f"`manage.py update_materialized_views --verify --repair --models {status.label}`"

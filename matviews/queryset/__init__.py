@@ -10,7 +10,16 @@ from .current_sums import CurrentSums
 from .differences import Difference, Differences, Kind, compare, ranges
 from .explain import ExplainedIndex, Explanation, additive_obstacles, explain, source_sql
 from .plan import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
-from .sql.adding import Cut, add, build, count_differing, count_groups, count_moved, count_rows
+from .sql.adding import (
+    Cut,
+    add,
+    build,
+    count_differing,
+    count_groups,
+    count_moved,
+    count_rows,
+    lacks_values,
+)
 from .sql.key_lookups import equal_keys, may_differ_in_spelling, spellings
 from .sql.staging import drop_stage, fill_stage, prepare_staging, stage_name, stages, staging_schema
 from .sql.statements import Statements
@@ -65,6 +74,7 @@ __all__ = [
     "fingerprint_of",
     "is_missing",
     "key_columns",
+    "lacks_values",
     "may_differ_in_spelling",
     "names_own_table",
     "plan_of",

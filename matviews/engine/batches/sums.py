@@ -16,7 +16,6 @@ from django.db.models import Q
 from ... import changes
 from ...databases import Failure, errors_of, sums_of
 from ...databases.keys import Key
-from ...definition import ViewDefinition
 from ...logs import log
 from ...models import PhaseRun, ViewShard, ViewSums
 from ...queryset import (
@@ -25,10 +24,8 @@ from ...queryset import (
     Plan,
     add,
     build,
-    count_differing,
     count_moved,
     count_rows,
-    plan_of,
 )
 from ...redact import error_text
 from ..locking import lock_available
@@ -38,7 +35,6 @@ from ..work.shard_work import Work
 
 __all__ = [
     "MAX_ENTRIES",
-    "check_sums",
     "distrust_sums",
     "recompute_groups",
     "sums_runner",
@@ -287,30 +283,3 @@ def _trim(pk: int, name: str) -> bool:
                 changes.trim_values(name, TRIMMED_AT_ONCE)
                 return True
     return False
-
-
-def check_sums(definition: ViewDefinition, view_id: int) -> None:
-    """Compare the sums of an additive view with its source; if they differ, distrust and log them.
-
-    Not while changes are waiting: the sums may lack those that are not logged by their values.
-    """
-    plan = plan_of(definition, alias())
-    kept = ViewSums.objects.filter(view=view_id, fingerprint=plan.fingerprint, drain_number__gte=0)
-    if plan.additive is None or not (found := kept.first()):
-        return
-    status = changes.change_status(definition.label, changes.tracking_of(plan), alias())
-    if status is None or not status.complete:
-        return
-    try:
-        with transaction.atomic(using=alias()):
-            groups = count_differing(plan.additive, found.log, found.table)
-    except DatabaseError as error:
-        if errors_of(alias()).failure(error) is Failure.RETRY:
-            raise
-        sentence = "the sums of an additive view cannot be verified"
-        log(logger, logging.ERROR, sentence, view=definition.label, reason=error_text(error))
-        return
-    if groups:
-        distrust_sums(view_id)
-        sentence = "sums of an additive view differ from its source, and are recomputed"
-        log(logger, logging.ERROR, sentence, view=definition.label, groups=groups)

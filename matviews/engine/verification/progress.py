@@ -40,6 +40,9 @@ class VerifyProgress:
     repaired: int = 0
     #: Why a difference may be a change since the last refresh; "" if it cannot.
     untracked: str = ""
+    #: Of an additive view, in how many groups its sums differ; None if they were not compared.
+    sums: int | None = None
+    has_compared_sums: bool = False
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> "VerifyProgress":

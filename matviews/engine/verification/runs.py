@@ -30,6 +30,7 @@ from ..transactions import alias, drop_broken_connection, now, short_transaction
 from .comparison import compare_without_pending
 from .key_parts import Part, keys_left_out, keys_part, parts, repair_part
 from .progress import VerifyProgress
+from .sums import count_differing_sums
 from .verify import check_verifiable, stored_result
 from .waits import postpone_if_needed
 
@@ -208,6 +209,8 @@ class _Slice:
         definition = check_verifiable(self._run.view.label, self._run.sample)
         self._turn = _lease() + timedelta(seconds=statement_timeout(definition))
         self._hold()
+        if not self._progress.has_compared_sums:
+            self._compare_sums(definition)
         for part in self._parts(definition):
             self._compare(definition, part)
             self._progress.cursor = part.cursor
@@ -217,6 +220,13 @@ class _Slice:
             if time.monotonic() > self._saved + SAVE_EVERY:
                 self._save()
         return True
+
+    def _compare_sums(self, definition: ViewDefinition) -> None:
+        """Before a repair, after which they are to be recomputed anyway."""
+        if self._run.sample is None:
+            self._progress.sums = count_differing_sums(definition, self._run.view_id)
+        self._progress.has_compared_sums = True
+        self._save()
 
     def _parts(self, definition: ViewDefinition) -> Iterator[Part]:
         """What is left of the first pass, then the keys that had a pending change in it."""
@@ -258,6 +268,7 @@ def _end(run: VerifyRun, mine: VerifyMessage, progress: VerifyProgress, error: s
         parked=progress.parked,
         pending=progress.pending,
         untracked=progress.untracked,
+        sums=progress.sums,
         examples=progress.examples,
         seconds=(ended - clock.stored(run.started_at, alias())).total_seconds(),
         origin=run.origin,
@@ -282,17 +293,18 @@ def _still_differing(before: Any, result: dict[str, Any]) -> dict[str, Any] | No
     differ, repaired = _differ(result), result["repaired"] is not None and not result["error"]
     if differ and not repaired and not result["untracked"]:
         counts = {kind: result[kind] for kind in ("missing", "differing", "surplus")}
+        counts["sums"] = result["sums"] or 0
         return {"since": before["since"] if before else result["at"], **counts}
     is_full = not result["sample"] and not result["error"]
     return None if is_full and (repaired or not differ) else before
 
 
 def _differ(result: dict[str, Any]) -> int:
-    return sum(result[kind] for kind in ("missing", "differing", "surplus"))
+    return sum(result[kind] or 0 for kind in ("missing", "differing", "surplus", "sums"))
 
 
 def _report(run: VerifyRun, result: dict[str, Any]) -> None:
-    names = ("rows_compared", "missing", "differing", "surplus", "repaired", "pending")
+    names = ("rows_compared", "missing", "differing", "surplus", "repaired", "pending", "sums")
     facts = {name: result[name] for name in names}
     wrong = _differ(result) and not result["untracked"]
     level, event = (

@@ -10,11 +10,11 @@ from ...models import Origin, ViewControl
 from ...queryset import Difference, Kind, plan_of
 from ...redact import brief
 from ...registry import registry
-from ..batches.sums import check_sums
 from ..requests.controls import not_ready
 from ..transactions import alias, in_transaction, now
 from .comparison import PartResult, compare_all, compare_without_pending
 from .key_parts import Part, keys_left_out, parts, repair_part
+from .sums import count_differing_sums
 
 __all__ = ["MAX_EXAMPLES", "Verification", "check_verifiable", "stored_result", "verify"]
 
@@ -54,6 +54,9 @@ class Verification:
     #: Why a difference may be a change since the last refresh, if pending changes were to be left
     #: out; "" if it cannot, or if they were not.
     untracked: str = ""
+    #: Of an additive view, in how many groups its sums differ from the source; the next batch
+    #: recomputes them. None if they were not compared.
+    sums: int | None = None
 
     @property
     def differences(self) -> int:
@@ -62,8 +65,8 @@ class Verification:
 
     @property
     def equal(self) -> bool:
-        """Whether no key differed."""
-        return not self.differences
+        """Whether no key and no sum differed."""
+        return not (self.differences or self.sums)
 
 
 def verify(
@@ -97,6 +100,8 @@ def verify(
     # A transaction of the caller has no snapshot of its own.
     leave_out_pending = leave_out_pending and not in_transaction()
     total, left_out = _Total(definition, control.pk), keys_left_out(control.pk)
+    # Before a repair, after which they are to be recomputed anyway.
+    sums = None if sample else count_differing_sums(definition, control.pk, INTERACTIVE_TIMEOUT)
     for part in parts(definition, sample, left_out):
         total.compare(part, leave_out_pending=leave_out_pending, repair=repair)
     verification = Verification(
@@ -113,8 +118,9 @@ def verify(
         parked=len(left_out),
         pending=total.pending,
         untracked=total.untracked,
+        sums=sums,
     )
-    _save(verification, definition)
+    _save(verification)
     return verification
 
 
@@ -168,10 +174,8 @@ class _Total:
             self.counts[kind] += count
 
 
-def _save(verification: Verification, definition: ViewDefinition) -> None:
-    """Save the result for the admin. The sums of an additive view are verified too."""
-    if verification.sample is None:
-        check_sums(definition, verification.view_id)
+def _save(verification: Verification) -> None:
+    """Save the result for the admin."""
     saved: dict[str, Any] = {
         "verification": stored_result(
             rows_compared=verification.rows_compared,
@@ -183,6 +187,7 @@ def _save(verification: Verification, definition: ViewDefinition) -> None:
             parked=verification.parked,
             pending=verification.pending,
             untracked=verification.untracked,
+            sums=verification.sums,
         )
     }
     if not verification.sample and (verification.equal or verification.repaired is not None):

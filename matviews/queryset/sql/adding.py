@@ -19,7 +19,10 @@ from .adding_in_parts import add_in_parts, build_in_parts
 from .moved_rows import MovedRows
 from .sums import GroupSums
 
-__all__ = ["Cut", "add", "build", "count_differing", "count_groups", "count_moved", "count_rows"]
+__all__ = [
+    "Cut", "add", "build", "count_differing", "count_groups", "count_moved", "count_rows",
+    "lacks_values",
+]  # fmt: skip
 
 TOTALS, ADDED = "matviews_totals", "matviews_added"  # parts of the statement that adds
 
@@ -179,6 +182,20 @@ def count_rows(sums: GroupSums, table: str, keys: Collection[Key] = ()) -> int:
             among.params,
         )
         return int(cursor.fetchone()[0])
+
+
+def lacks_values(sums: GroupSums, log: str) -> bool:
+    """Whether an entry of the value logs says that changes are missing there."""
+    conditions = {log: f"{WEIGHT} IS NULL"}
+    doubts = f" OR {WEIGHT} = 0" if sums.tables.has_doubts else ""  # which row was replaced?
+    for each in sums.additive.lookup_logs.values():
+        conditions[each.name] = f"{WEIGHT} IS NULL{doubts}"
+    with connections[sums.dialect.using].cursor() as cursor:
+        for name, condition in conditions.items():
+            cursor.execute(f"SELECT 1 FROM {sums.dialect.name(name)} WHERE {condition} LIMIT 1")
+            if cursor.fetchone():
+                return True
+    return False
 
 
 def count_groups(sums: GroupSums) -> tuple[int, int]:
