@@ -40,9 +40,11 @@ from ..registry import registry
 __all__ = ["CurrentQuery", "current_obstacle", "current_rows"]
 
 FINE = "matviews_fine"  # the part with a row if not everything is to be computed
+SUMMED = "matviews_summed"  # the part with a row if the sums are to be used
 RECOMPUTED = "matviews_recomputed"  # the part with the rows of the keys that wait
 EVERY = "matviews_every"  # the part with the rows of all keys
 IS_FINE = f"EXISTS (SELECT 1 FROM {FINE})"
+IS_SUMMED = f"EXISTS (SELECT 1 FROM {SUMMED})"
 
 
 def current_obstacle(definition: ViewDefinition, plan: Plan) -> str:
@@ -90,13 +92,16 @@ def _current_plan(model: type[Model], using: str) -> Plan:
 
 def current_statement(plan: Plan) -> "_Statement":
     """The statement for a view that can be read as of now."""
-    return _from_sums(plan) if _has_sums(plan) else _by_keys(plan)
+    if not _has_sums(plan):
+        return _by_keys(plan)
+    assert plan.additive is not None
+    return _from_sums_or_keys(plan) if plan.additive.additive.lookups else _from_sums(plan)
 
 
 def _has_sums(plan: Plan) -> bool:
     """Whether a view can be read from its sums, as far as this can be told beforehand."""
     sums, using = plan.additive, plan.dialect.using
-    if sums is None or sums.additive.lookups:
+    if sums is None:
         return False
     recorded = ViewSums.objects.using(using).filter(log=sums.additive.log)
     return recorded.exists() and sums.fit()
@@ -148,11 +153,11 @@ def _begun(plan: Plan, *, valued: bool = False) -> tuple[changes.WaitingSQL, Cur
     )
 
 
-def _fine(waiting: changes.WaitingSQL, obstacles: Iterable[SQL]) -> Part:
+def _fine(waiting: changes.WaitingSQL, obstacles: Iterable[SQL], name: str = FINE) -> Part:
     logged, either = waiting.logged(), joined(" OR ", obstacles)
     params = (*logged.params, *either.params)
     query = f"SELECT 1 FROM {STATE} WHERE {logged.text} AND NOT ({either.text})"
-    return Part(FINE, ["fine"], SQL(query, params))
+    return Part(name, ["fine"], SQL(query, params))
 
 
 @lru_cache(maxsize=64)
@@ -199,27 +204,61 @@ def _every(rows: CurrentRows) -> SQL:
 @lru_cache(maxsize=64)
 def _from_sums(plan: Plan) -> _Statement:
     """Of the sums of an additive view, and what has been logged since they were added up."""
-    assert plan.additive is not None
     waiting, rows = _begun(plan, valued=True)
-    sums, additive = CurrentSums(plan.additive, rows), plan.additive.additive
-    kept = plan.dialect.name(ViewSums._meta.db_table)
-    joins = SQL(
-        f" JOIN {kept} kept ON kept.view_id = control.id AND kept.fingerprint = %s "
-        f"AND kept.log = %s",
-        (plan.fingerprint, additive.log),
-    )
-    usable = SQL("kept.drain_number >= 0 AND kept.drain_number >= shard.full_refresh_after")
-    unresolved = waiting.unresolved({additive.model._meta.db_table: []})
+    sums, kept, usable = _kept_sums(plan, rows)
     parts = [
-        Part(STATE, [], waiting.state("", joins, [usable])),
+        Part(STATE, [], waiting.state("", kept, [usable])),
         Part(ENTRIES, [], waiting.entries()),
         Part(PARKED, rows.key_names, waiting.parked_keys(rows.key, plan.fingerprint)),
         *sums.parts(),
-        _fine(waiting, [unresolved, *sums.obstacles()]),
+        _fine(waiting, [_unvalued(plan, waiting), *sums.obstacles()]),
         Part(EVERY, [], rows.all_rows(), is_shared=False),
     ]
     found = (rows.sql.only_if(IS_FINE, each) for each in sums.queries())
     return _Statement(rows.sql, parts, [*found, _every(rows), rows.of_view(rows.of_parked())])
+
+
+@lru_cache(maxsize=64)
+def _from_sums_or_keys(plan: Plan) -> _Statement:
+    """As `_from_sums` while no change of a lookup waits, else `_by_keys`."""
+    waiting, rows = _begun(plan, valued=True)
+    sums, kept, usable = _kept_sums(plan, rows)
+    state = SQL(
+        f"EXISTS (SELECT 1 FROM {STATE} JOIN {waiting.control} control "
+        f"ON control.id = {STATE}.view_id JOIN {waiting.shard} shard "
+        f"ON shard.id = {STATE}.shard_id{kept.text} WHERE {usable.text})",
+        kept.params,
+    )
+    obstacles = [SQL(f"NOT {state.text}", state.params), _unvalued(plan, waiting)]
+    by_keys = _by_keys(plan)
+    parts = [
+        *by_keys.parts,
+        *sums.parts(),
+        _fine(waiting, [*obstacles, *sums.obstacles()], SUMMED),
+    ]
+    summed = [*sums.queries(), rows.of_view(rows.of_parked())]
+    found = [rows.sql.only_if(IS_SUMMED, each) for each in summed]
+    found += [rows.sql.only_if(f"NOT {IS_SUMMED}", each) for each in by_keys.rows]
+    return _Statement(rows.sql, parts, found)
+
+
+def _kept_sums(plan: Plan, rows: CurrentRows) -> tuple[CurrentSums, SQL, SQL]:
+    """The sums, what joins their record to `control` and `shard`, and when they may be used."""
+    assert plan.additive is not None
+    table = plan.dialect.name(ViewSums._meta.db_table)
+    joins = SQL(
+        f" JOIN {table} kept ON kept.view_id = control.id AND kept.fingerprint = %s "
+        f"AND kept.log = %s",
+        (plan.fingerprint, plan.additive.additive.log),
+    )
+    usable = SQL("kept.drain_number >= 0 AND kept.drain_number >= shard.full_refresh_after")
+    return CurrentSums(plan.additive, rows), joins, usable
+
+
+def _unvalued(plan: Plan, waiting: changes.WaitingSQL) -> SQL:
+    """Whether a change waits that value logs do not have."""
+    assert plan.additive is not None
+    return waiting.unresolved({table: [] for table in plan.additive.additive.logs})
 
 
 class CurrentTable(RowsTable):

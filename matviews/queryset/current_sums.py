@@ -30,7 +30,7 @@ class CurrentSums:
 
     def parts(self) -> list[Part]:
         """What has been logged, and the sums with it."""
-        logged = self.sums.totals(self.sums.logged())
+        logged = self.sums.totals(self.sums.logged(lookups={}))
         return [Part(LOGGED, [], logged), Part(MERGED, [], self._merged())]
 
     def _merged(self) -> SQL:
@@ -69,9 +69,10 @@ class CurrentSums:
         yield SQL(f"EXISTS (SELECT 1 FROM {MERGED} WHERE {suspect})")
         if sums.columns.extremes:
             yield SQL(f"EXISTS ({sums.tables.left(self.table, sums.columns, LOGGED)})")
-        additive = sums.additive
-        table = additive.model._meta.db_table
-        yield self.rows.sql.altered(table, additive.log, additive.columns)
+        for table, log in sums.additive.logs.items():
+            yield self.rows.sql.altered(table, log.name, log.columns)
+        for log in sums.additive.lookup_logs.values():  # else they are as the sums know them
+            yield SQL(f"EXISTS (SELECT 1 FROM {sums.dialect.name(log.name)})")
 
     def queries(self) -> list[SQL]:
         """The rows of the view: of groups for which nothing is logged, and of the others."""

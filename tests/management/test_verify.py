@@ -431,7 +431,6 @@ def test_an_index_that_lacks_comes_with_the_way_out(
     assert list(formatting.explanation_in_lines(explanation))[2:] == [
         "  rows: about 1,234, by the database's estimate",
         f"  index of shop.Order (day, kind): {words}",
-        "  additive: yes, changes are added up",
     ]
 
 
