@@ -29,7 +29,7 @@ RUN := $(BIN)/python scripts/run_tests.py
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 18
 
-demo: $(DEMO) ## load real flights, build three views, change flights, refresh, compare
+demo: $(DEMO) ## load real flights, build four views, change flights, refresh, compare
 	@$(BIN)/python example_project/manage.py demo
 
 live: $(LIVE) ## run everything until Ctrl-C: broker, worker, beat, web server, changing flights

@@ -9,7 +9,16 @@ from django.urls import reverse
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
-from .models import Aircraft, Airline, Airport, CarrierDay, Flight, Plane, RouteSummary
+from .models import (
+    Aircraft,
+    Airline,
+    Airport,
+    CarrierDay,
+    Flight,
+    MonthTotal,
+    Plane,
+    RouteSummary,
+)
 
 
 @admin.register(Airline, Airport)
@@ -68,6 +77,7 @@ class FlightAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             *RouteSummary.objects.filter(
                 origin=flight.origin_id, destination=flight.destination_id
             ),
+            *MonthTotal.objects.filter(month=flight.day.replace(day=1)),
             *Aircraft.objects.filter(plane=flight.plane_id),
         )
         line = '<a href="{}">{} {}</a>: {}'
@@ -77,6 +87,7 @@ class FlightAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 FIGURES: dict[type[Model], tuple[str, ...]] = {
     CarrierDay: ("flights", "cancelled", "mean_arrival_delay"),
     RouteSummary: ("flights", "carriers", "mean_air_time"),
+    MonthTotal: ("flights", "miles", "mean_arrival_delay"),
     Aircraft: ("flights", "miles"),
 }
 
@@ -120,6 +131,11 @@ class CarrierDayAdmin(ViewAdmin):
 class RouteSummaryAdmin(ViewAdmin):
     list_display = ("origin", "destination", "flights", "carriers", "distance", "mean_air_time")
     list_filter = (("origin", admin.RelatedOnlyFieldListFilter),)
+
+
+@admin.register(MonthTotal)
+class MonthTotalAdmin(ViewAdmin):
+    list_display = ("month", "flights", "cancelled", "miles", "mean_arrival_delay")
 
 
 @admin.register(Aircraft)

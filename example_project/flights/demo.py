@@ -1,4 +1,4 @@
-"""The demo: load real flights, build three views, change flights, refresh, verify, compare.
+"""The demo: load real flights, build four views, change flights, refresh, verify, compare.
 
 It prints through one rich console.
 """
@@ -18,12 +18,12 @@ from matviews.models import PhaseRun
 from matviews.phases import Phase
 
 from .loading import FLIGHTS, load_flights
-from .models import Aircraft, CarrierDay, Flight, Plane, RouteSummary
+from .models import Aircraft, CarrierDay, Flight, MonthTotal, Plane, RouteSummary
 from .recompute import differences, recompute
 
 __all__ = ["run"]
 
-VIEWS: tuple[type[Model], ...] = (Aircraft, CarrierDay, RouteSummary)
+VIEWS: tuple[type[Model], ...] = (Aircraft, CarrierDay, MonthTotal, RouteSummary)
 STORM = date(2013, 12, 30)
 NEW_YEAR = date(2014, 1, 1)
 
@@ -47,7 +47,7 @@ def run(console: Console, command: Callable[..., object]) -> bool:
     step("Load the flights of 2013 from New York", "the source of the views")
     _load(console)
 
-    step("Build three views", "manage.py update_materialized_views, in this process")
+    step("Build four views", "manage.py update_materialized_views, in this process")
     _show_what_it_wrote(console, command)
     console.print("\n  Ordinary tables, which any query can read:")
     _show_some_rows(console)
@@ -137,6 +137,16 @@ def _show_some_rows(console: Console) -> None:
             str(route.carriers),
             f"{route.distance:,}",
             "-" if route.mean_air_time is None else f"{route.mean_air_time:.0f} min",
+        )
+    console.print(table)
+    table = _table("the busiest months", "flights", "cancelled", "miles", "delay")
+    for month in MonthTotal.objects.order_by("-flights")[:3]:
+        table.add_row(
+            str(month),
+            f"{month.flights:,}",
+            f"{month.cancelled:,}",
+            f"{month.miles:,}",
+            "-" if month.mean_arrival_delay is None else f"{round(month.mean_arrival_delay)} min",
         )
     console.print(table)
     table = _table("the hardest working planes", "seats", "flights", "miles", "last seen")

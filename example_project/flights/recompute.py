@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from django.db.models import Model
 
-from .models import Aircraft, CarrierDay, Flight, Plane, RouteSummary
+from .models import Aircraft, CarrierDay, Flight, MonthTotal, Plane, RouteSummary
 
 __all__ = ["COLUMNS", "differences", "recompute"]
 
@@ -23,6 +23,7 @@ COLUMNS: dict[type[Model], tuple[list[str], list[str]]] = {
         ["origin", "destination"],
         ["flights", "carriers", "distance", "mean_air_time", "first_flight", "last_flight"],
     ),
+    MonthTotal: (["month"], ["flights", "cancelled", "miles", "mean_arrival_delay"]),
     Aircraft: (["tailnum"], ["model", "seats", "flights", "miles", "last_seen"]),
 }
 
@@ -44,11 +45,13 @@ class _Flight(NamedTuple):
 def recompute() -> dict[type[Model], Rows]:
     """The rows of each view by their keys."""
     days, routes, planes = defaultdict(list), defaultdict(list), defaultdict(list)
+    months = defaultdict(list)
     for row in Flight.objects.values_list(*_Flight._fields).iterator(chunk_size=10_000):
         flight = _Flight(*row)
         days[flight.carrier, flight.day].append(flight)
         routes[flight.origin, flight.destination].append(flight)
         planes[flight.plane].append(flight)
+        months[flight.day.replace(day=1)].append(flight)
     return {
         Aircraft: {
             (plane.tailnum,): (plane.model, plane.seats, *_use_of_plane(planes[plane.pk]))
@@ -56,6 +59,7 @@ def recompute() -> dict[type[Model], Rows]:
         },
         CarrierDay: {key: _punctuality(flights) for key, flights in days.items()},
         RouteSummary: {key: _use_of_route(flights) for key, flights in routes.items()},
+        MonthTotal: {(month,): _total(flights) for month, flights in months.items()},
     }
 
 
@@ -67,6 +71,15 @@ def _punctuality(flights: list[_Flight]) -> tuple[Any, ...]:
         _mean(flight.departure_delay for flight in flights),
         _mean(flight.arrival_delay for flight in flights),
         _mean(on_time),
+    )
+
+
+def _total(flights: list[_Flight]) -> tuple[Any, ...]:
+    return (
+        len(flights),
+        sum(flight.cancelled for flight in flights),
+        sum(flight.distance for flight in flights),
+        _mean(flight.arrival_delay for flight in flights),
     )
 
 

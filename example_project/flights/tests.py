@@ -14,11 +14,21 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django.db.models import F, QuerySet
 from django.test import TransactionTestCase, skipUnlessDBFeature
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from matviews.models import Change, PhaseRun
 
-from .models import Aircraft, Airline, Airport, CarrierDay, Flight, Plane, RouteSummary
+from .models import (
+    Aircraft,
+    Airline,
+    Airport,
+    CarrierDay,
+    Flight,
+    MonthTotal,
+    Plane,
+    RouteSummary,
+)
 from .recompute import differences, recompute
 from .traffic import Traffic
 
@@ -187,7 +197,8 @@ class ViewTests(TransactionTestCase):
         flight.arrival_delay = 300
         flight.save()
         # A route has no delay, and its row stays; hooks cannot tell that of an aircraft.
-        self.assertEqual(refresh(), {"flights.CarrierDay update": 1, "flights.Aircraft update": 1})
+        views = ("CarrierDay", "MonthTotal", "Aircraft")
+        self.assertEqual(refresh(), {f"flights.{view} update": 1 for view in views})
 
     def test_the_queryset_views_are_windowed(self) -> None:
         call_command("update_materialized_views", explain=True, stdout=(out := StringIO()))
@@ -203,6 +214,17 @@ class ViewTests(TransactionTestCase):
             view.objects.filter(pk=view.objects.latest("pk").pk).delete()
             found = view.verify(repair=True)
             self.assertEqual((found.missing, found.differing, found.surplus), (1, 1, 0))
+        self.assertEqual(wrong_rows(), [])
+
+    def test_the_months_follow_each_change_without_reading_the_flights_again(self) -> None:
+        World(1)
+        refresh()
+        Flight.objects.filter(pk=Flight.objects.earliest("pk").pk).update(distance=9_999)
+        with CaptureQueriesContext(connection) as queries:
+            self.assertEqual(refresh(models=["MonthTotal"]), {"flights.MonthTotal update": 1})
+        table = connection.ops.quote_name(Flight._meta.db_table)
+        self.assertFalse([each for each in queries if f"FROM {table}" in each["sql"]])
+        refresh()
         self.assertEqual(wrong_rows(), [])
 
     def test_planes_that_swap_their_numbers(self) -> None:
@@ -264,6 +286,7 @@ class ViewTests(TransactionTestCase):
         for row in (
             CarrierDay.objects.get(carrier=flight.carrier_id, day=flight.day),
             RouteSummary.objects.get(**route),
+            MonthTotal.objects.get(month=flight.day.replace(day=1)),
             Aircraft.objects.get(plane=flight.plane_id),
         ):
             name = f"admin:flights_{row._meta.model_name}_change"

@@ -8,6 +8,7 @@ from .additive import (
     additive_choice,
     additive_notes,
     choose_additive,
+    count_pending_values,
     forget_additive,
 )
 from .batches.derived import not_migrated, own_tables_missing
@@ -146,6 +147,7 @@ __all__ = [
     "close_finished_in_view",
     "collapse_long_queues",
     "connect_spans",
+    "count_pending_values",
     "count_requests",
     "count_rows",
     "current_obstacle",

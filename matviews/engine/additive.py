@@ -8,17 +8,19 @@ somebody changes `MatviewMeta.additive`.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from django.db import DatabaseError
+from django.db import DatabaseError, transaction
 
+from .. import changes
 from ..databases import catalog_of, errors_of
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
-from ..models import TrackedTable, ViewControl
+from ..models import TrackedTable, ViewControl, ViewSums
 from ..queryset import GroupSums, Plan, additive_obstacles, count_groups, plan_of
 from .transactions import alias, snapshot
 
 __all__ = [
-    "AdditiveChoice", "additive_choice", "additive_notes", "choose_additive", "forget_additive",
+    "AdditiveChoice", "additive_choice", "additive_notes", "choose_additive",
+    "count_pending_values", "forget_additive",
 ]  # fmt: skip
 
 #: What a source must have, so that sums are worth what they cost writers.
@@ -26,6 +28,7 @@ MIN_ROWS = 100_000
 MIN_ROWS_PER_GROUP = 1_000
 #: With fewer, it is said of a view that was made additive.
 FEW_ROWS_PER_GROUP = 100
+MAX_COUNTED = 100_000
 MAX_SECONDS = 30.0  # for counting groups, which takes about as long as building the view
 
 
@@ -122,6 +125,21 @@ def additive_choice(plan: Plan) -> AdditiveChoice:
     if control is None or control.additive is None:
         return AdditiveChoice(False, "that is decided when its triggers are installed")
     return AdditiveChoice(control.additive, control.additive_reason)
+
+
+def count_pending_values(view_id: int) -> int | None:
+    """How many entries wait in the value logs of a view, counting up to `MAX_COUNTED` in each.
+
+    None if its sums are not used now: they are recomputed first, or cannot be.
+    """
+    try:
+        with transaction.atomic(using=alias()):
+            kept = ViewSums.objects.filter(view=view_id, drain_number__gte=0).first()
+            if kept is None:
+                return None
+            return sum(changes.count_values(log, MAX_COUNTED) for log in kept.logs)
+    except DatabaseError:  # a log is gone
+        return None
 
 
 def additive_notes() -> Iterator[tuple[ViewDefinition, str]]:

@@ -1,4 +1,4 @@
-"""What the admin says of views with a `source()`: path, new definition, progress."""
+"""What the admin says of views with a `source()`: path, new definition, progress, sums."""
 
 import re
 from typing import Any
@@ -12,9 +12,12 @@ from matviews import changes, engine
 from matviews.models import ViewControl
 from matviews.states import ViewState
 from tests.admin.test_pages import LIST, html, page
+from tests.helpers.additive_views import Sales
 from tests.helpers.engine import due
 from tests.helpers.ledger import add_items
 from tests.helpers.source_views import LABEL, sourced, staged
+from tests.helpers.sums import kept_of
+from tests.helpers.tables import execute
 from tests.helpers.view_classes import run
 from tests.sample.models import Item, Limited
 
@@ -149,3 +152,35 @@ def test_a_page_tells_how_many_keys_the_last_run_looked_through(admin_client: Cl
     shown = text(section(admin_client, "phases"))
 
     assert re.search(r"Rows written 40 rows in \d batches, \d\d keys checked", shown)
+
+
+# Additive views
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_page_tells_how_many_changes_of_an_additive_view_are_to_be_added(
+    admin_client: Client,
+) -> None:
+    label = "shapes.ShopTotal"
+    with Sales().tracked() as sales:
+        assert "Additive; its sums are not used until" in section(admin_client, "source", label)
+        sales.add((1, 1, None))
+        run(sales.View)
+        assert "Additive: 0 entries pending" in section(admin_client, "source", label)
+
+        [sale] = sales.add((1, 1, None))
+        assert "Additive: 1 entry pending in its value logs." in section(
+            admin_client, "source", label
+        )
+        sales.Sale._base_manager.filter(pk=sale.pk).update(shop=2)
+        assert "Additive: 3 entries pending" in section(admin_client, "source", label)
+
+        execute(f"DROP TABLE {kept_of(sales.View).log}")
+        assert "Additive; its sums are not used until" in section(admin_client, "source", label)
+        changes.remove(engine.alias())
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_page_of_another_view_says_nothing_of_sums(admin_client: Client) -> None:
+    with Sales(options={"additive": None}).tracked():
+        assert "dditive" not in section(admin_client, "source", "shapes.ShopTotal")

@@ -10,7 +10,11 @@ from matviews import engine, tasks
 from matviews.models import Origin, VerifyRun, ViewControl
 from tests.admin.test_pages import act, html, page
 from tests.admin.test_source_section import built, section, text
+from tests.helpers.additive_views import Sales
 from tests.helpers.source_views import LABEL, sourced, staged
+from tests.helpers.sums import kept_of
+from tests.helpers.tables import execute
+from tests.helpers.view_classes import run
 from tests.sample.models import Limited
 
 pytestmark = [
@@ -178,3 +182,20 @@ def test_an_error_and_what_was_left_out_are_shown(admin_client: Client) -> None:
 
 def test_a_view_without_a_source_has_no_such_section(admin_client: Client) -> None:
     assert "matviews-verification-heading" not in html(admin_client, page())
+
+
+@pytest.mark.usefixtures("alone")
+def test_sums_that_differ_are_told(admin_client: Client) -> None:
+    label = "shapes.ShopTotal"
+    with Sales().tracked() as sales:
+        sales.add((1, 1, None))
+        run(sales.View)
+        sales.View.verify()
+        assert "Sums 0 groups differ" in text(section(admin_client, "verification", label))
+
+        execute(f"UPDATE {kept_of(sales.View).table} SET matviews_rows = 7")
+        sales.View.verify()
+        shown = section(admin_client, "verification", label)
+
+        assert "Sums 1 group differs" in text(shown)
+        assert ">differs<" in shown

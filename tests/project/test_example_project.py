@@ -63,4 +63,4 @@ def test_the_demo_ends_with_equal_views() -> None:
     done = manage("demo")
     assert done.returncode == 0, done.stdout + done.stderr
     comparison = done.stdout.partition("Compare")[2]
-    assert comparison.count("none") == 3, done.stdout
+    assert comparison.count("none") == 4, done.stdout

@@ -112,7 +112,7 @@ def _print_what_to_do(console: Console, port: int, logs: Path) -> None:
         f"""
 Open [bold]http://{HOST}:{port}/[/]   name: [bold]{USER}[/]   password: [bold]{PASSWORD}[/]
 
-  Views    three views, each refreshed on its own schedule: change a schedule, refresh now, pause
+  Views    four views, each refreshed on its own schedule: change a schedule, refresh now, pause
   Flights  a few change each second; change one by hand, and see the rows of the views follow
 
 Logs: {escape(str(logs))}

@@ -1,11 +1,13 @@
-"""The flights of 2013 from New York, and three views of them.
+"""The flights of 2013 from New York, and four views of them.
 
-`sources.py` holds what an airport would know. `carrier_day.py`, `route_summary.py` and
-`aircraft.py` hold one view each. Django finds a view because this module imports it.
+`sources.py` holds what an airport would know. `carrier_day.py`, `route_summary.py`,
+`month_total.py` and `aircraft.py` hold one view each. Django finds a view because this module
+imports it.
 """
 
 from .aircraft import Aircraft
 from .carrier_day import CarrierDay
+from .month_total import MonthTotal
 from .route_summary import RouteSummary
 from .sources import Airline, Airport, Flight, Plane
 
@@ -15,6 +17,7 @@ __all__ = [
     "Airport",
     "CarrierDay",
     "Flight",
+    "MonthTotal",
     "Plane",
     "RouteSummary",
 ]
