@@ -140,7 +140,7 @@ def maintain() -> None:
         engine.renumber_entries, engine.move_log, engine.collapse_long_queues,
         engine.trim_value_logs,
         engine.mark_untrackable, engine.mark_missing_triggers, engine.finish_triggers,
-        engine.mark_truncated, engine.mark_mistyped_views,
+        engine.mark_truncated, engine.mark_mistyped_views, engine.distrust_misfits,
     )  # fmt: skip
     began = engine.now()
     failed = {work for work in chores if not _attempt(work)}

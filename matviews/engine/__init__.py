@@ -16,7 +16,7 @@ from .batches.hooks import raised_by_hook
 from .batches.spans import connect as connect_spans
 from .batches.spans import run_batch
 from .batches.stages import drop_orphaned_stages, sweep_stages
-from .batches.sums import trim_value_logs
+from .batches.sums import distrust_misfits, trim_value_logs
 from .current import CurrentQuery, current_obstacle, current_rows
 from .dispatch.closing import NextStep, close_finished, close_finished_in_view
 from .dispatch.fair_queueing import grant_all_turns, grant_turns, revoke_turns, take_turns
@@ -154,6 +154,7 @@ __all__ = [
     "current_rows",
     "data_status",
     "denied_for",
+    "distrust_misfits",
     "drop_broken_connection",
     "drop_orphaned_stages",
     "due_without_change",

@@ -899,6 +899,7 @@ class TestTasks:
                 grant_all_turns=idle,
                 end_quiet_hours=idle,
                 sweep_dirty_keys=idle,
+                distrust_misfits=idle,
                 trim_value_logs=idle,
             ),  # fmt: skip
             CaptureQueriesContext(connection) as captured,

@@ -26,6 +26,7 @@ from ...queryset import (
     build,
     count_moved,
     count_rows,
+    plan_of,
 )
 from ...redact import error_text
 from ..locking import lock_available
@@ -35,6 +36,7 @@ from ..work.shard_work import Work
 
 __all__ = [
     "MAX_ENTRIES",
+    "distrust_misfits",
     "distrust_sums",
     "recompute_groups",
     "sums_runner",
@@ -156,6 +158,7 @@ def _added(plan: Plan, kept: ViewSums, keys: Collection[Key]) -> str:
     assert sums is not None
     if _moves_much(sums, kept.table):
         return MOVED
+    hopeless = set[Key]()  # impossible even as the source has them: SQLite stores any number
     for _cut in range(MAX_CUTS):
         if keys and _are_too_many(sums, kept.table, keys):
             return TOO_MANY
@@ -166,7 +169,9 @@ def _added(plan: Plan, kept: ViewSums, keys: Collection[Key]) -> str:
             return ALTERED  # before the entries were read, or it would wait for this batch
         if max(len(cut.suspect), len(cut.doubtful)) > sums.dialect.max_keys:
             return TOO_MANY  # and the list may be cut off
-        suspect, doubtful = cut.suspect.difference(keys), cut.doubtful.difference(keys)
+        hopeless |= cut.suspect.intersection(keys)
+        suspect = cut.suspect.difference(keys, hopeless)
+        doubtful = cut.doubtful.difference(keys)
         if not (keys := suspect | doubtful):
             return ""
         level = logging.WARNING if suspect else logging.INFO
@@ -231,6 +236,33 @@ def _build(work: Work, kept: ViewSums, refresh_id: int) -> bool:
 def distrust_sums(view_id: int) -> None:
     """Have the next batch recompute the sums of a view."""
     ViewSums.objects.filter(view=view_id, drain_number__gte=0).update(drain_number=ViewSums.STALE)
+
+
+def distrust_misfits() -> None:
+    """Have views refreshed in full, from their source, whose sums can no longer be right.
+
+    Somebody may have dropped the index that keeps a lookup unique, or altered a column.
+    """
+    for kept in ViewSums.objects.filter(drain_number__gte=0).select_related("view"):
+        definition = kept.view.definition
+        if definition is None or definition.errors:
+            continue
+        sums = plan_of(definition, alias()).additive
+        if sums and sums.additive.log == kept.log and (reason := sums.misfit()):
+            _distrust_misfit(kept, reason)
+
+
+def _distrust_misfit(kept: ViewSums, reason: str) -> None:
+    """If a batch is running, the next maintenance tries again."""
+    with short_transaction():
+        if not lock_available(Q(view=kept.view_id)):
+            return
+        used = ViewSums.objects.filter(pk=kept.pk, drain_number__gte=0)
+        if not used.update(drain_number=ViewSums.FAILED, reason=reason[:255]):
+            return
+        changes.enqueue({kept.view_id}, f"its sums cannot be used any more: {reason}")
+    sentence = "an additive view is refreshed from its source"
+    log(logger, logging.ERROR, sentence, view=kept.view.label, reason=reason)
 
 
 def trim_value_logs() -> bool:

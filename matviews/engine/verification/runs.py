@@ -223,10 +223,11 @@ class _Slice:
 
     def _compare_sums(self, definition: ViewDefinition) -> None:
         """Before a repair, after which they are to be recomputed anyway."""
+        self._progress.has_compared_sums = True
         if self._run.sample is None:
             self._progress.sums = count_differing_sums(definition, self._run.view_id)
-        self._progress.has_compared_sums = True
-        self._save()
+        if self._progress.sums is not None:
+            self._save()
 
     def _parts(self, definition: ViewDefinition) -> Iterator[Part]:
         """What is left of the first pass, then the keys that had a pending change in it."""

@@ -22,6 +22,8 @@ __all__ = ["count_differing_sums"]
 
 logger = logging.getLogger(__name__)
 
+CANNOT = "the sums of an additive view cannot be verified"
+
 
 def count_differing_sums(
     definition: ViewDefinition, view_id: int, timeout: float | None = None
@@ -49,8 +51,7 @@ def count_differing_sums(
     except DatabaseError as error:
         if errors_of(alias()).is_external(error):
             raise
-        sentence = "the sums of an additive view cannot be verified"
-        log(logger, logging.ERROR, sentence, view=definition.label, reason=error_text(error))
+        log(logger, logging.ERROR, CANNOT, view=definition.label, reason=error_text(error))
         return None
     if groups:
         distrust_sums(view_id)
@@ -66,7 +67,11 @@ def _count(plan: Plan, view_id: int) -> int | None:
         return None
     if kept.drain_number < max(0, shard.full_refresh_after) or not _are_logged(plan, view_id):
         return None
-    if not sums.fit() or lacks_values(sums, kept.log):
+    if not sums.fit():
+        reason = "their tables are missing or out of date"
+        log(logger, logging.ERROR, CANNOT, view=plan.source.definition.label, reason=reason)
+        return None
+    if lacks_values(sums, kept.log):
         return None
     return count_differing(sums, kept.log, kept.table)
 

@@ -176,6 +176,25 @@ def test_impossible_sums_are_recomputed_and_logged(
     assert kept_of(sales.View).reason
 
 
+@pytest.mark.only_on("sqlite", reason="the others store whole numbers only")
+def test_sums_that_stay_impossible_are_recomputed_once(
+    sales: Sales, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite stores a fraction in a column of whole numbers."""
+    table = sales.Sale._meta.db_table
+    execute(f"UPDATE {table} SET qty = 1.5 WHERE shop IN (1, 2)")
+    refreshed(sales.View)
+    engine.mark_dirty(sales.View, [1])
+    cuts = mock.Mock(wraps=engine_sums.add)
+    monkeypatch.setattr(engine_sums, "add", cuts)
+
+    refreshed(sales.View)
+
+    assert [len(call.args[3]) for call in cuts.call_args_list] == [1, 1, 0]
+    assert kept_of(sales.View).drain_number >= 0
+    assert engine.verify(sales.View).equal
+
+
 ALTERATIONS = {
     "wider": ("kind", "bigint", "3000000000"),
     "more digits": ("price", "numeric(24, 2)", "99999999999999.99"),

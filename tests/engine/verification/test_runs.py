@@ -333,7 +333,7 @@ def test_rows_that_differ_are_a_problem_until_a_repair(caplog: pytest.LogCapture
     (record,) = (each for each in caplog.records if each.levelno == logging.ERROR)
     assert record.getMessage() == (
         f"rows differ from their source view={LABEL} rows_compared={CUSTOMERS + 1} missing=0 "
-        f"differing=1 surplus=0 repaired=None pending=0"
+        f"differing=1 surplus=0 repaired=None pending=0 sums=None"
     )
     (status,) = engine.view_statuses([LABEL])
     assert (status.state, status.fault) == (ViewState.DIFFERS, ViewState.DIFFERS)

@@ -51,7 +51,7 @@ def spoil(view: type[Any]) -> None:
 
 
 def state(view: type[Any]) -> ViewState:
-    [status] = engine.view_statuses()
+    [status] = engine.view_statuses([view._meta.label])
     return status.state
 
 
