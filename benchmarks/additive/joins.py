@@ -12,6 +12,7 @@ from ..models import Client, Country, Purchase, Region, RegionByKeys
 from ..querysets.loading import empty, numbers, tidy
 from ..querysets.ways import View
 from ..timers import Timer
+from .reading import measured_reads
 
 __all__ = ["measure"]
 
@@ -33,6 +34,19 @@ def measure(rows: int, runs: int, timer: Timer, say: Callable[[str], object]) ->
     yield _measured(f"one client of {behind:,} purchases moved", ways, runs, timer, _move)
     for way in ways.values():
         assert engine.verify(way.model).equal
+    yield from _read(runs, timer)
+
+
+def _read(runs: int, timer: Timer) -> Iterator[Measured]:
+    """What is read as of now while changes are pending, of purchases and then of a client too."""
+    ways = {
+        "as of now": Region.current, "its table": Region.objects.all(),
+        "as of now, by keys": RegionByKeys.current, "source": Region.source(),
+    }  # fmt: skip
+    for number, (what, change) in enumerate({"purchases": _buy, "a client": _move}.items()):
+        change(number)
+        name = f"{REGIONS} groups with two lookups, {what} pending"
+        yield measured_reads(name, runs, timer, ways)
 
 
 def _load(rows: int) -> None:

@@ -93,6 +93,7 @@ class PricingInFull(MaterializedView, PricingRow):
         pass
 
     class MatviewMeta:
+        additive = False
         strategy = "full"
 
 
@@ -167,4 +168,5 @@ class RegionByKeys(MaterializedView, RegionRow):
     """The same view, of which a refresh reads the purchases of regions that have changed."""
 
     class MatviewMeta:
+        additive = False
         strategy = "by_keys"

@@ -13,7 +13,7 @@ from ..querysets.loading import load_orders, tidy
 from ..querysets.ways import View
 from ..timers import Timer
 
-__all__ = ["MONTHS", "measure"]
+__all__ = ["MONTHS", "measure", "measured_reads"]
 
 MONTHS = 60
 PENDING_ROWS, PENDING_KEYS = 1_000, 100
@@ -30,7 +30,7 @@ def measure(rows: int, runs: int, timer: Timer, say: Callable[[str], object]) ->
     Visit.objects.bulk_create(
         Visit(pk=pk, month=1 + pk % MONTHS, pages=3) for pk in range(first, first + PENDING_ROWS)
     )
-    yield _measured(
+    yield measured_reads(
         f"{MONTHS} groups, {PENDING_ROWS:,} rows pending", runs, timer,
         {"as of now": Month.current, "its table": Month.objects.all(), "source": Month.source()},
     )  # fmt: skip
@@ -44,14 +44,14 @@ def measure(rows: int, runs: int, timer: Timer, say: Callable[[str], object]) ->
     Order.objects.bulk_create(
         Order(pk=rows + key, customer_id=key, amount=1, created=timezone.now()) for key in keys
     )
-    yield _measured(
+    yield measured_reads(
         f"{rows // 10:,} keys, {PENDING_KEYS} pending", runs, timer,
         {
             "as of now": Spending.current, "its table": Spending.objects.all(),
             "these keys alone": Spending.source().filter(pk__in=keys), "source": Spending.source(),
         },
     )  # fmt: skip
-    yield _measured(
+    yield measured_reads(
         f"one of {rows // 10:,} keys, {PENDING_KEYS} pending", runs, timer,
         {
             "as of now": Spending.current.filter(pk=7),
@@ -61,7 +61,8 @@ def measure(rows: int, runs: int, timer: Timer, say: Callable[[str], object]) ->
     )  # fmt: skip
 
 
-def _measured(name: str, runs: int, timer: Timer, ways: dict[str, Any]) -> Measured:
+def measured_reads(name: str, runs: int, timer: Timer, ways: dict[str, Any]) -> Measured:
+    """Read each of some querysets as a whole, in turn."""
     times: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(runs + 2):
         for way, rows in ways.items():
