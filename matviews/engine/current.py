@@ -8,12 +8,13 @@ the others are computed.
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from django.db.models import Model
 
 from .. import changes
+from ..answer_cache import CachedAnswer
 from ..changes import STATE
 from ..databases import CurrentSQL, triggers_of
 from ..databases.base.current import ENTRIES, Part
@@ -43,6 +44,7 @@ FINE = "matviews_fine"  # the part with a row if not everything is to be compute
 SUMMED = "matviews_summed"  # the part with a row if the sums are to be used
 RECOMPUTED = "matviews_recomputed"  # the part with the rows of the keys that wait
 EVERY = "matviews_every"  # the part with the rows of all keys
+SECONDS_KNOWN = 60.0  # for how long it is known which views have been made additive
 IS_FINE = f"EXISTS (SELECT 1 FROM {FINE})"
 IS_SUMMED = f"EXISTS (SELECT 1 FROM {SUMMED})"
 
@@ -103,8 +105,18 @@ def _has_sums(plan: Plan) -> bool:
     sums, using = plan.additive, plan.dialect.using
     if sums is None:
         return False
-    recorded = ViewSums.objects.using(using).filter(log=sums.additive.log)
-    return recorded.exists() and sums.fit()
+    by_code = plan.source.definition.options.additive
+    return bool(by_code or sums.additive.log in _recorded(using)()) and sums.fit()
+
+
+@cache
+def _recorded(using: str) -> CachedAnswer[frozenset[str]]:
+    """The value logs in use. Old answers do no harm: a view by keys is read as exactly."""
+
+    def found() -> frozenset[str]:
+        return frozenset(ViewSums.objects.using(using).values_list("log", flat=True))
+
+    return CachedAnswer(found, SECONDS_KNOWN, SECONDS_KNOWN)
 
 
 class _Known(NamedTuple):

@@ -11,13 +11,14 @@ from matviews import changes, engine
 from matviews.checks import check_additive
 from matviews.databases import catalog_of
 from matviews.engine import additive
+from matviews.engine import current as engine_current
 from matviews.models import TrackedTable, ViewControl, ViewSums
 from matviews.queryset import plan_of
 from matviews.registry import registry
 from tests.helpers.additive_views import Sales, counted, extremes
 from tests.helpers.current import differences_now
 from tests.helpers.sums import sums_differ
-from tests.helpers.tables import made, refreshed
+from tests.helpers.tables import execute, made, refreshed
 from tests.management.test_command import command
 
 pytestmark = [
@@ -71,6 +72,9 @@ def test_few_large_groups_are_added_up() -> None:
         assert ViewSums.objects.get().drain_number >= 0
         assert sums_differ(sales.View) == 0
         assert differences_now(sales.View) == []
+        engine_current._recorded(engine.alias()).forget()
+        execute(f"UPDATE {ViewSums.objects.get().table} SET matviews_rows = 99 WHERE shop = 1")
+        assert sales.View.current.get(shop=1).sales == 99
 
 
 @pytest.mark.parametrize(
@@ -226,3 +230,13 @@ def test_explain_shows_the_decision() -> None:
         assert "additive: yes: its source had 20 rows in 1 groups" in command("--explain").out
         [view] = command("--explain", "--format", "json").document["views"]
         assert (view["additive"], view["additive_reason"][:10]) == (True, "its source")
+
+
+def test_the_sql_of_the_triggers_has_what_was_decided() -> None:
+    with left_to_the_rule(rows=20):
+        sql = command("--triggers", "sql").out
+
+        assert "matviews_values_" in sql
+        assert "matviews_sums_" in sql
+        install()
+        assert "All triggers are installed" in command("--triggers", "sql").out

@@ -151,14 +151,14 @@ def _add(plan: Plan, kept: ViewSums, keys: Collection[Key] = ()) -> bool:
 def _added(plan: Plan, kept: ViewSums, keys: Collection[Key]) -> str:
     """Add what has been logged, and recompute groups that need it; why that is not enough, or "".
 
-    Each statement adds all entries that it sees. So the groups that the last one could not add to
-    are those that the next one recomputes.
+    Each statement adds all entries that it sees. The next one recomputes the groups that it could
+    not add to, and those that it has recomputed itself: on SQLite, which stores any number, they
+    may be impossible even as the source has them.
     """
     sums = plan.additive
     assert sums is not None
     if _moves_much(sums, kept.table):
         return MOVED
-    hopeless = set[Key]()  # impossible even as the source has them: SQLite stores any number
     for _cut in range(MAX_CUTS):
         if keys and _are_too_many(sums, kept.table, keys):
             return TOO_MANY
@@ -169,15 +169,14 @@ def _added(plan: Plan, kept: ViewSums, keys: Collection[Key]) -> str:
             return ALTERED  # before the entries were read, or it would wait for this batch
         if max(len(cut.suspect), len(cut.doubtful)) > sums.dialect.max_keys:
             return TOO_MANY  # and the list may be cut off
-        hopeless |= cut.suspect.intersection(keys)
-        suspect = cut.suspect.difference(keys, hopeless)
-        doubtful = cut.doubtful.difference(keys)
-        if not (keys := suspect | doubtful):
+        suspect, doubtful = cut.suspect.difference(keys), cut.doubtful.difference(keys)
+        if not (more := suspect | doubtful):
             return ""
+        keys = more.union(keys)
         level = logging.WARNING if suspect else logging.INFO
         sentence, reason = "groups of an additive view are recomputed", SUSPECT if suspect else LEFT
         label = plan.source.definition.label
-        log(logger, level, sentence, view=label, groups=len(keys), reason=reason)
+        log(logger, level, sentence, view=label, groups=len(more), reason=reason)
         kept.reason = reason
         kept.save(update_fields=["reason"])
     return reason

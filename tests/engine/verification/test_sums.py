@@ -188,7 +188,10 @@ def test_writers_and_refreshes_make_no_difference(sales: Sales) -> None:
                     f"INSERT INTO {table} (shop, qty, kind, note, owner) VALUES (%s, 1, 1, '', 0)",
                     [number % 5],
                 )
-                cursor.execute(f"UPDATE {table} SET shop = %s WHERE id %% 7 = 0", [number % 3])
+                cursor.execute(
+                    f"UPDATE {table} SET shop = %s WHERE id > %s AND id %% 7 = 0",
+                    [number % 3, number - 20],
+                )
                 written.append(number)
 
     writer = threading.Thread(target=write)
