@@ -100,17 +100,14 @@ def verify(
     # A transaction of the caller has no snapshot of its own.
     leave_out_pending = leave_out_pending and not in_transaction()
     total, left_out = _Total(definition, control.pk), keys_left_out(control.pk)
-    # Before a repair, after which they are to be recomputed anyway.
-    sums = None if sample else count_differing_sums(definition, control.pk, INTERACTIVE_TIMEOUT)
+    total.compare_sums(sample)
     for part in parts(definition, sample, left_out):
         total.compare(part, leave_out_pending=leave_out_pending, repair=repair)
     verification = Verification(
         label=definition.label,
         view_id=control.pk,
         rows_compared=total.rows_compared,
-        missing=total.counts[Kind.MISSING],
-        differing=total.counts[Kind.DIFFERING],
-        surplus=total.counts[Kind.SURPLUS],
+        **{kind.value: count for kind, count in total.counts.items()},
         examples=tuple(total.examples),
         repaired=total.repaired if repair else None,
         sample=sample,
@@ -118,7 +115,7 @@ def verify(
         parked=len(left_out),
         pending=total.pending,
         untracked=total.untracked,
-        sums=sums,
+        sums=total.sums,
     )
     _save(verification)
     return verification
@@ -150,6 +147,12 @@ class _Total:
         self.rows_compared = self.pending = self.repaired = 0
         self.untracked = ""
         self.examples: list[Difference] = []
+        self.sums: int | None = None
+
+    def compare_sums(self, sample: int | None) -> None:
+        """Compare those of an additive view: before a repair, which has them recomputed anyway."""
+        if sample is None:
+            self.sums = count_differing_sums(self._definition, self._view_id, INTERACTIVE_TIMEOUT)
 
     def compare(self, part: Part, *, leave_out_pending: bool, repair: bool) -> None:
         """Compare a part and add the result."""
