@@ -5,6 +5,7 @@ recorded, and stays: no later `migrate` makes the writers to a table slower, or 
 somebody changes `MatviewMeta.additive`.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,8 +15,10 @@ from .. import changes
 from ..databases import catalog_of, errors_of
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
+from ..logs import log
 from ..models import TrackedTable, ViewControl, ViewSums
 from ..queryset import GroupSums, Plan, additive_obstacles, count_groups, plan_of
+from ..redact import error_text
 from .transactions import alias, snapshot
 
 __all__ = [
@@ -23,12 +26,15 @@ __all__ = [
     "count_pending_values", "forget_additive",
 ]  # fmt: skip
 
+logger = logging.getLogger(__name__)
+
 #: What a source must have, so that sums are worth what they cost writers.
 MIN_ROWS = 100_000
 MIN_ROWS_PER_GROUP = 1_000
 #: With fewer, it is said of a view that was made additive.
 FEW_ROWS_PER_GROUP = 100
 MAX_COUNTED = 100_000
+MAX_REASON = 255  # characters
 MAX_SECONDS = 30.0  # for counting groups, which takes about as long as building the view
 
 
@@ -43,15 +49,26 @@ def choose_additive() -> None:
     """Decide which views are additive where nothing is recorded yet. Run it before `install`.
 
     Views whose changes triggers log already stay as they are. What cannot be decided, because
-    tables are missing or the view is not additive, is left for the next time.
+    tables are missing or the view is not additive, is left for the next time. So is a view of which
+    deciding fails: it keeps no other one, nor its triggers, from what they need.
     """
     tracked = {pk for record in TrackedTable.objects.all() for pk in record.views}
     for control in ViewControl.objects.all():
-        choice = _choice(control, is_tracked=control.pk in tracked)
-        if choice and choice != (control.additive, control.additive_reason):
-            ViewControl.objects.filter(pk=control.pk).update(
-                additive=choice.is_additive, additive_reason=choice.reason
-            )
+        try:
+            _choose(control, is_tracked=control.pk in tracked)
+        except Exception as error:  # noqa: BLE001 - of one view
+            sentence = "whether a view is to be additive could not be decided"
+            log(logger, logging.ERROR, sentence, view=control.label, error=error_text(error))
+
+
+def _choose(control: ViewControl, *, is_tracked: bool) -> None:
+    choice = _choice(control, is_tracked=is_tracked)
+    if choice is None:
+        return
+    found = {"additive": choice.is_additive, "additive_reason": choice.reason[:MAX_REASON]}
+    if found != {name: getattr(control, name) for name in found}:
+        with transaction.atomic(using=alias()):  # may be part of a caller's transaction
+            ViewControl.objects.filter(pk=control.pk).update(**found)
 
 
 def _choice(control: ViewControl, *, is_tracked: bool) -> AdditiveChoice | None:

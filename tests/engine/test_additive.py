@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import connection
 
 from matviews import changes, engine
@@ -188,6 +189,46 @@ def test_without_its_tables_nothing_is_decided() -> None:
             install()
             assert reason().startswith("yes")
             changes.remove(engine.alias())
+
+
+@pytest.mark.only_on("mariadb", reason="others have no types with such long names")
+def test_a_reason_of_any_length_is_recorded() -> None:
+    with left_to_the_rule():
+        values = ", ".join(f"'{number}'" for number in range(100))
+        execute(f"ALTER TABLE shapes_sale MODIFY qty enum({values}) NULL")
+        install()
+
+        assert reason().startswith("no: shapes_sale.qty is enum(")
+        assert TrackedTable.objects.get().table == "shapes_sale"
+
+
+def test_a_view_that_cannot_be_decided_on_keeps_no_other_from_its_triggers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = additive._measured
+
+    def measured(sums: Any) -> Any:
+        if sums.source.definition.label == "shapes.ShopTotal":
+            raise ZeroDivisionError("of this view alone")
+        return real(sums)
+
+    monkeypatch.setattr(additive, "_measured", measured)
+    other = Sales(options={"additive": None}, prefix="Other")
+    with left_to_the_rule(rows=20), made(other.Sale, other.View):
+        other.add(*([(1, 1, None)] * 20))
+        with caplog.at_level("ERROR"):
+            call_command("migrate", verbosity=0)
+
+        assert "could not be decided" in caplog.text
+        controls = ViewControl.objects.filter(label__endswith="ShopTotal").order_by("label")
+        assert list(controls.values_list("label", "additive")) == [
+            ("shapes.OtherShopTotal", True),
+            ("shapes.ShopTotal", None),
+        ]
+        assert {*TrackedTable.objects.values_list("table", flat=True)} == {
+            "shapes_sale",
+            "shapes_othersale",
+        }
 
 
 def estimated(monkeypatch: pytest.MonkeyPatch, rows: int, groups: int) -> Callable[[], list[str]]:
