@@ -157,6 +157,21 @@ class SumTables:
         """
         return True
 
+    def is_unique(self, table: str, columns: Sequence[str]) -> bool:
+        """Whether an index over all rows of a table ensures that no two agree in some columns."""
+        query = (
+            "SELECT '', name, pk FROM pragma_table_xinfo(%s) WHERE pk > 0 UNION ALL "
+            "SELECT l.name, i.name, i.seqno FROM pragma_index_list(%s) l, "
+            "pragma_index_info(l.name) i "
+            'WHERE l."unique" AND NOT l.partial'
+        )
+        found: dict[str, list[str]] = {}
+        with connections[self.using].cursor() as cursor:
+            cursor.execute(query, [table, table])
+            for index, column, _place in cursor.fetchall():
+                found.setdefault(index, []).append(column)
+        return any(set(each) == {*columns} for each in found.values())
+
     def identity(self, column: str) -> str:
         """What GROUP BY needs so that only identical values of a column are one group."""
         return column

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from django.db import connections
+
 from ..base.sums import ENTRY, SumColumns, SumTables
 from ..sql import SQL
 
@@ -36,6 +38,15 @@ class MySQLSumTables(SumTables):
             return bool(EXACT_NUMBER.match(kind) or EXACT_TYPE.match(kind))
         found = EXACT_NUMBER.match(kind)
         return found is not None and int(found["places"] or 0) <= places
+
+    def is_unique(self, table: str, columns: Sequence[str]) -> bool:
+        connection = connections[self.using]
+        with connection.cursor() as cursor:
+            found = connection.introspection.get_constraints(cursor, table).values()
+        return any(
+            (each["unique"] or each["primary_key"]) and set(each["columns"]) == {*columns}
+            for each in found
+        )
 
     def identity(self, column: str) -> str:
         return f"{column}, CAST({column} AS BINARY)"  # in most collations "a" equals "A"

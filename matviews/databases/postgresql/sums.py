@@ -4,9 +4,12 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 
+from django.db import connections
+
 from ..base.sums import SumTables, sum_names
 from ..base.triggers import CHANGE_LOG
 from .staging import PostgreSQLStaging
+from .table_names import regclass
 
 __all__ = ["PostgreSQLSumTables"]
 
@@ -16,6 +19,18 @@ EXACT_TYPES = (
     *EXACT_NUMBERS, "boolean", "uuid", "text", "character varying", "character", "date",
     "timestamp without time zone", "timestamp with time zone",
 )  # fmt: skip
+# Other collations may hold apart what the column's takes for equal.
+UNIQUE = """
+SELECT 1 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+WHERE i.indrelid = pg_catalog.to_regclass(%s)::pg_catalog.oid AND i.indisunique AND i.indisvalid
+  AND i.indpred IS NULL AND i.indexprs IS NULL
+  AND (c.relkind = 'p' OR NOT EXISTS (
+    SELECT 1 FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid))
+  AND %s::pg_catalog.text[] = ARRAY(
+    SELECT CASE WHEN a.attcollation = i.indcollation[k] THEN a.attname::pg_catalog.text END
+    FROM pg_catalog.generate_series(0, i.indnkeyatts - 1) k JOIN pg_catalog.pg_attribute a
+      ON a.attrelid = c.oid AND a.attnum = i.indkey[k] ORDER BY 1)
+"""
 
 
 class PostgreSQLSumTables(SumTables):
@@ -53,6 +68,16 @@ class PostgreSQLSumTables(SumTables):
         A domain may refuse the NULL of an entry without values, and not every type has an equality.
         """
         return LIMIT.sub("", kind) in (EXACT_TYPES if places is None else EXACT_NUMBERS)
+
+    def is_unique(self, table: str, columns: Sequence[str]) -> bool:
+        """An index that is not valid has not been checked, nor one of a parent for its children.
+
+        A constraint may be deferred: what others see has been checked, and what a transaction
+        itself has changed in a lookup waits in a value log, so that it uses no sums.
+        """
+        with connections[self.using].cursor() as cursor:
+            cursor.execute(UNIQUE, [regclass(self.name(table)), sorted(columns)])
+            return cursor.fetchone() is not None
 
     def behind(self, names: Sequence[str], table: str, column: str, changed: str, key: str) -> str:
         """By the index, for each key: PostgreSQL takes the keys to be many, and reads the table."""

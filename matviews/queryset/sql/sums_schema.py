@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from django.db import connections
-
 from ...databases import Dialect, SumTables, staging_of, sums_of
 from ...databases.base.sums import (
     ENTRY,
@@ -105,15 +103,9 @@ class SumsSchema:
         if keys:
             pk = [field.column or "" for field in self.additive.model._meta.pk_fields]
             keys.append((self.additive.table, pk))
-        connection = connections[self.dialect.using]
-        with connection.cursor() as cursor:
-            for table, columns in keys:
-                found = connection.introspection.get_constraints(cursor, table).values()
-                if not any(
-                    (each["unique"] or each["primary_key"]) and each["columns"] == columns
-                    for each in found
-                ):
-                    return f"no unique index of {table} ensures that {', '.join(columns)} is unique"
+        for table, columns in keys:
+            if not self.tables.is_unique(table, columns):
+                return f"no unique index of {table} ensures that {', '.join(columns)} is unique"
         return ""
 
     def fit(self) -> bool:

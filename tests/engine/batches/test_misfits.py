@@ -1,0 +1,123 @@
+"""Sums that cannot be right any more, because a key of a lookup may be there twice."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from django.db import DatabaseError, connection, models
+from django.db.models import Count, F
+
+from matviews import changes, engine
+from matviews.models import ViewSums
+from tests.helpers.current import differences_now
+from tests.helpers.sums import additive_of, kept_of
+from tests.helpers.tables import defined, derived_view, execute, made, model, refreshed
+
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("alone"),
+]
+
+TABLE = "CREATE TABLE made_region (code integer NOT NULL, zone integer NOT NULL)"
+INDEX = "CREATE UNIQUE INDEX made_code ON made_region (code)"
+DROP = "DROP INDEX made_code" + (" ON made_region" if connection.vendor == "mysql" else "")
+UNDONE = ("DROP TABLE IF EXISTS made_child", "DROP TABLE made_region")
+PARTIAL = "CREATE UNIQUE INDEX made_code ON made_region (code) WHERE zone < 5"
+
+
+class Made(NamedTuple):
+    Sale: Any
+    View: Any
+
+    def sell(self, region: int) -> None:
+        self.Sale._base_manager.create(region_id=region)
+
+
+@contextmanager
+def looked_up() -> Iterator[Made]:
+    """Sales by zone, of regions whose code is unique by an index that can be dropped."""
+    region = model(
+        "MadeRegion",
+        code=models.IntegerField(unique=True, primary_key=True),
+        zone=models.IntegerField(),
+        meta={"managed": False, "db_table": "made_region"},
+    )
+    sale = model(
+        "MadeSale", region=models.ForeignKey(region, models.DO_NOTHING, db_constraint=False)
+    )
+    view = derived_view(
+        lambda cls: sale._base_manager.values(zone=F("region__zone")).annotate(sales=Count("pk")),
+        options={"additive": True},
+        zone=models.IntegerField(unique=True),
+        sales=models.BigIntegerField(),
+    )
+    with defined(TABLE, INDEX, undone=UNDONE), made(sale, view):
+        changes.install(engine.alias())
+        try:
+            execute("INSERT INTO made_region VALUES (1, 1), (2, 2)")
+            found = Made(sale, view)
+            found.sell(1)
+            refreshed(view)
+            assert kept_of(view).drain_number >= 0
+            yield found
+        finally:
+            changes.remove(engine.alias())
+
+
+def invalid_index() -> None:
+    """One that is left behind by a failed CREATE INDEX CONCURRENTLY."""
+    execute("INSERT INTO made_region VALUES (1, 9)")
+    with pytest.raises(DatabaseError):
+        execute("CREATE UNIQUE INDEX CONCURRENTLY made_code ON made_region (code)")
+
+
+@pytest.mark.only_on("sqlite", "postgres", reason="others have no partial indexes")
+def test_a_partial_index_keeps_nothing_unique() -> None:
+    with looked_up() as shop:
+        execute(DROP, PARTIAL, "INSERT INTO made_region VALUES (1, 9)")
+        engine.distrust_misfits()
+
+        assert kept_of(shop.View).drain_number == ViewSums.FAILED
+        shop.sell(1)
+        assert differences_now(shop.View) == []
+        refreshed(shop.View)
+        assert engine.verify(shop.View).equal
+
+
+@pytest.mark.only_on("postgres", reason="others have no invalid indexes")
+def test_an_index_that_was_never_completed_keeps_nothing_unique() -> None:
+    with looked_up() as shop:
+        execute(DROP)
+        invalid_index()
+        engine.distrust_misfits()
+
+        assert kept_of(shop.View).drain_number == ViewSums.FAILED
+        refreshed(shop.View)
+        assert engine.verify(shop.View).equal
+
+
+UNIQUE = {
+    "CREATE UNIQUE INDEX made_code ON made_region (code)": True,
+    "ALTER TABLE made_region ADD PRIMARY KEY (code)": True,
+    "CREATE UNIQUE INDEX made_code ON made_region (code) INCLUDE (zone)": True,
+    "ALTER TABLE made_region ADD UNIQUE (code) DEFERRABLE INITIALLY DEFERRED": True,
+    "CREATE UNIQUE INDEX made_code ON made_region (code, zone)": False,
+    "CREATE UNIQUE INDEX made_code ON made_region (abs(code))": False,
+    "CREATE INDEX made_code ON made_region (code)": False,
+    "CREATE TABLE made_child () INHERITS (made_region)": False,
+}
+
+
+@pytest.mark.only_on("postgres", reason="others have not all of these")
+@pytest.mark.parametrize("made_by", UNIQUE)
+def test_only_what_keeps_all_rows_unique_counts(made_by: str) -> None:
+    with looked_up() as shop:
+        sums = additive_of(shop.View)
+        assert sums is not None
+        if "INHERITS" not in made_by:
+            execute(DROP)
+        execute(made_by)
+
+        assert (sums.misfit() == "") == UNIQUE[made_by]
