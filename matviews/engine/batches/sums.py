@@ -232,6 +232,10 @@ def _build(work: Work, kept: ViewSums, refresh_id: int) -> bool:
     return kept.drain_number >= 0
 
 
+def _enqueue_all(kept: ViewSums, misfit: str) -> None:
+    changes.enqueue({kept.view_id}, f"its sums cannot be used any more: {misfit}")
+
+
 def distrust_sums(view_id: int) -> None:
     """Have the next batch recompute the sums of a view."""
     ViewSums.objects.filter(view=view_id, drain_number__gte=0).update(drain_number=ViewSums.STALE)
@@ -240,15 +244,27 @@ def distrust_sums(view_id: int) -> None:
 def distrust_misfits() -> None:
     """Have views refreshed in full, from their source, whose sums can no longer be right.
 
-    Somebody may have dropped the index that keeps a lookup unique, or altered a column.
+    Somebody may have dropped the index that keeps a lookup unique, or altered a column. A view
+    whose `source()` fails now is left out, and logged.
     """
     for kept in ViewSums.objects.filter(drain_number__gte=0).select_related("view"):
-        definition = kept.view.definition
-        if definition is None or definition.errors:
-            continue
-        sums = plan_of(definition, alias()).additive
-        if sums and sums.additive.log == kept.log and (reason := sums.misfit()):
-            _distrust_misfit(kept, reason)
+        try:
+            if reason := _misfit(kept):
+                _distrust_misfit(kept, reason)
+        except Exception as error:
+            if errors_of(alias()).is_external(error):
+                raise
+            sentence = "whether the sums of an additive view can be right is not known"
+            log(logger, logging.WARNING, sentence, view=kept.view.label, error=error_text(error))
+
+
+def _misfit(kept: ViewSums) -> str:
+    """Why the sums of a view cannot be right; "" if they can be, or if it needs others now."""
+    definition = kept.view.definition
+    if definition is None or definition.errors:
+        return ""
+    sums = plan_of(definition, alias()).additive
+    return sums.misfit() if sums and sums.additive.log == kept.log else ""
 
 
 def _distrust_misfit(kept: ViewSums, reason: str) -> None:
@@ -259,7 +275,7 @@ def _distrust_misfit(kept: ViewSums, reason: str) -> None:
         used = ViewSums.objects.filter(pk=kept.pk, drain_number__gte=0)
         if not used.update(drain_number=ViewSums.FAILED, reason=reason[:255]):
             return
-        changes.enqueue({kept.view_id}, f"its sums cannot be used any more: {reason}")
+        _enqueue_all(kept, reason)
     sentence = "an additive view is refreshed from its source"
     log(logger, logging.ERROR, sentence, view=kept.view.label, reason=reason)
 

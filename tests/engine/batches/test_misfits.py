@@ -10,6 +10,8 @@ from django.db.models import Count, F
 
 from matviews import changes, engine
 from matviews.models import ViewSums
+from matviews.queryset import plan_of
+from tests.helpers.additive_views import Sales, counted
 from tests.helpers.current import differences_now
 from tests.helpers.sums import additive_of, kept_of
 from tests.helpers.tables import defined, derived_view, execute, made, model, refreshed
@@ -121,3 +123,29 @@ def test_only_what_keeps_all_rows_unique_counts(made_by: str) -> None:
         execute(made_by)
 
         assert (sums.misfit() == "") == UNIQUE[made_by]
+
+
+def test_a_view_whose_source_fails_keeps_no_other_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    faulty = False
+
+    def source(rows: Any) -> Any:
+        if faulty:
+            raise ValueError("a faulty new version")
+        return counted(rows)
+
+    with Sales(source, prefix="A").tracked() as sales, looked_up() as shop:
+        sales.add((1, 2, "1"))
+        refreshed(sales.View)
+        assert kept_of(sales.View).pk < kept_of(shop.View).pk, "it comes first"
+        execute(DROP)
+        faulty = True
+        plan_of.__globals__["_plan_of"].cache_clear()
+        try:
+            engine.distrust_misfits()
+        finally:
+            faulty = False
+            plan_of.__globals__["_plan_of"].cache_clear()
+
+        assert "view=shapes.AShopTotal" in caplog.text
+        assert kept_of(shop.View).drain_number == ViewSums.FAILED
+        assert kept_of(sales.View).drain_number >= 0
