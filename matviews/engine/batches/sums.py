@@ -228,6 +228,8 @@ def _build(work: Work, kept: ViewSums, refresh_id: int) -> bool:
         kept.drain_number, kept.reason = ViewSums.FAILED, reason[:255]
         sentence = "the sums of an additive view cannot be computed, so it is refreshed without"
         log(logger, logging.WARNING, sentence, view=work.shard.view.label, reason=reason)
+        if not refresh_id and (misfit := work.plan.additive.misfit()):
+            _enqueue_all(kept, misfit)  # rows may have been written from wrong sums since
     kept.save()
     return kept.drain_number >= 0
 

@@ -9,7 +9,8 @@ from django.db import DatabaseError, connection, models
 from django.db.models import Count, F
 
 from matviews import changes, engine
-from matviews.models import ViewSums
+from matviews.engine.batches import sums as engine_sums
+from matviews.models import ViewChange, ViewSums
 from matviews.queryset import plan_of
 from tests.helpers.additive_views import Sales, counted
 from tests.helpers.current import differences_now
@@ -123,6 +124,23 @@ def test_only_what_keeps_all_rows_unique_counts(made_by: str) -> None:
         execute(made_by)
 
         assert (sums.misfit() == "") == UNIQUE[made_by]
+
+
+def test_a_batch_that_finds_it_first_has_all_rows_computed_anew() -> None:
+    """Until then, rows may have been written from wrong sums."""
+    with looked_up() as shop:
+        execute(DROP, "INSERT INTO made_region VALUES (1, 9)")
+        refreshed(shop.View)
+        shop.sell(1)
+        refreshed(shop.View)
+        engine_sums.distrust_sums(kept_of(shop.View).view_id)
+        shop.sell(2)
+        refreshed(shop.View)
+        assert kept_of(shop.View).drain_number == ViewSums.FAILED
+
+        refreshed(shop.View)
+        assert engine.verify(shop.View).equal
+        assert not ViewChange.objects.exists(), "it is done once"
 
 
 def test_a_view_whose_source_fails_keeps_no_other_wrong(caplog: pytest.LogCaptureFixture) -> None:
