@@ -106,7 +106,9 @@ def _has_sums(plan: Plan) -> bool:
     if sums is None:
         return False
     by_code = plan.source.definition.options.additive
-    return bool(by_code or sums.additive.log in _recorded(using)()) and sums.fit()
+    if not (by_code or sums.additive.log in _recorded(using)()):
+        return False
+    return sums.fit() and sums.may_read()
 
 
 @cache

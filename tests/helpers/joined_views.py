@@ -119,10 +119,15 @@ class Shops:
             **fields,
         )
 
+    @property
+    def sources(self) -> list[type[Any]]:
+        """The models that the view may read."""
+        return [self.Region, self.Customer, self.Product, self.Sale]
+
     @contextmanager
     def tracked(self) -> Iterator["Shops"]:
         """The tables and triggers are there until the end."""
-        with made(self.Region, self.Customer, self.Product, self.Sale, self.View):
+        with made(*self.sources, self.View):
             changes.install(engine.alias())
             try:
                 yield self

@@ -43,6 +43,17 @@ class PostgreSQLSumTables(SumTables):
     def present(self) -> set[str]:
         return set(self._staging.tables(self._schema))
 
+    def may_read(self, names: Sequence[str]) -> bool:
+        """The catalog shows everybody all columns."""
+        with connections[self.using].cursor() as cursor:
+            cursor.execute(
+                "SELECT COALESCE(pg_catalog.bool_and(pg_catalog.has_table_privilege("
+                "pg_catalog.to_regclass(t.quoted)::pg_catalog.oid, 'SELECT')), FALSE) "
+                "FROM pg_catalog.unnest(%s::pg_catalog.text[]) t (quoted)",
+                [[self.name(name) for name in names]],
+            )
+            return bool(cursor.fetchone()[0])
+
     def home(self, name: str) -> str:
         """The triggers write to the schema of the change log."""
         return self._staging.table(self._schema, name)

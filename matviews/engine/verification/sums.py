@@ -37,7 +37,8 @@ def count_differing_sums(
 
     Returns:
         None if it has no sums, if these cannot be right now, as after a TRUNCATE that no refresh
-        has followed yet, or in a transaction of the caller, which may not be one snapshot.
+        has followed yet, if the role of this connection may not read them, or in a transaction of
+        the caller, which may not be one snapshot.
     """
     plan = plan_of(definition, alias())
     if plan.additive is None or in_transaction():
@@ -49,7 +50,8 @@ def count_differing_sums(
             with snapshot(timeout or statement_timeout(definition)):
                 groups = _count(plan, view_id)
     except DatabaseError as error:
-        if errors_of(alias()).is_external(error):
+        errors = errors_of(alias())
+        if errors.is_external(error) and not errors.is_denied(error):
             raise
         log(logger, logging.ERROR, CANNOT, view=definition.label, reason=error_text(error))
         return None

@@ -115,6 +115,10 @@ class SumsSchema:
             self._log_fits(table, found) for table in self.additive.logs
         )
 
+    def may_read(self) -> bool:
+        """Whether the role of this connection may read all tables, which exist."""
+        return self.tables.may_read(self.names)
+
     def fit_of(self, table: str) -> bool:
         """Whether the value log of a table fits, and of the aggregated one, the sums too."""
         found = self._described()

@@ -14,6 +14,7 @@ from matviews.models import ViewControl, ViewSums
 from matviews.states import ViewState
 from tests.helpers.additive_views import Sales
 from tests.helpers.joined_views import Shops
+from tests.helpers.roles import as_role, database_role, may_work
 from tests.helpers.sum_histories import forget_values
 from tests.helpers.sums import kept_of, sums_differ
 from tests.helpers.tables import execute, refreshed
@@ -158,6 +159,25 @@ def test_what_cannot_be_compared_is_logged_and_fails_nothing(
         assert verified(sales.View)["sums"] is None
 
     assert "cannot be verified" in caplog.text
+
+
+@pytest.mark.only_on("postgres", reason="MariaDB shows others no triggers, SQLite has no roles")
+def test_a_role_that_may_not_read_them_verifies_the_rows(
+    alone: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Shops().tracked() as shops, database_role("verifier") as role:
+        shops.fill()
+        refreshed(shops.View)
+        sources = (each._meta.db_table for each in shops.sources)
+        may_work(role, *sources, views=(shops.View._meta.db_table,))
+        shops.View._base_manager.filter(zone=1).update(sales=99)
+        with as_role(role), caplog.at_level("ERROR"):
+            found = verified(shops.View)
+            now = engine.verify(shops.View)
+
+    assert (found["sums"], found["differing"]) == (None, 1)
+    assert (now.sums, now.differing) == (None, 1)
+    assert caplog.text.count("cannot be verified") == 2
 
 
 def test_the_command_says_so_and_fails(sales: Sales) -> None:
