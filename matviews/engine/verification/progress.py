@@ -50,6 +50,12 @@ class VerifyProgress:
         known = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in stored.items() if name in known})
 
+    @classmethod
+    def begun_again(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """What stays of it for a run that begins again: wrong sums that are being recomputed."""
+        found = cls.of(stored)
+        return cls(sums=found.sums, has_compared_sums=True).as_json() if found.sums else {}
+
     def as_json(self) -> dict[str, Any]:
         """What `of` reads."""
         return asdict(self)

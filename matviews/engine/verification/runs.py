@@ -98,8 +98,8 @@ def request_verification(
         wider = None if None in (sample, run.sample) else max(sample or 0, run.sample or 0)
         VerifyRun.objects.filter(pk=run.pk).update(
             token=F("token") + 1, sample=wider, repair=repair or run.repair,
-            started_at=None, attempts=0, progress={}, wait=None, waiting_since=None,
-            proceeded_despite=None, **requested,
+            started_at=None, attempts=0, progress=VerifyProgress.begun_again(run.progress),
+            wait=None, waiting_since=None, proceeded_despite=None, **requested,
         )  # fmt: skip
         return VerifyMessage(run.pk, run.token + 1, control.queue_name)
 
@@ -225,9 +225,16 @@ class _Slice:
         """Before a repair, after which they are to be recomputed anyway."""
         self._progress.has_compared_sums = True
         if self._run.sample is None:
-            self._progress.sums = count_differing_sums(definition, self._run.view_id)
+            self._progress.sums = count_differing_sums(
+                definition, self._run.view_id, record=self._record_sums
+            )
         if self._progress.sums is not None:
             self._save()
+
+    def _record_sums(self, groups: int) -> None:
+        """So that whoever continues the run knows: once recomputed, they are right."""
+        self._progress.sums = groups
+        self._save()
 
     def _parts(self, definition: ViewDefinition) -> Iterator[Part]:
         """What is left of the first pass, then the keys that had a pending change in it."""

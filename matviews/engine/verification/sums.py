@@ -5,8 +5,9 @@ something has changed that is not logged by its values. One snapshot shows that,
 """
 
 import logging
+from collections.abc import Callable
 
-from django.db import DatabaseError
+from django.db import DatabaseError, transaction
 
 from ... import changes
 from ...databases import errors_of
@@ -26,7 +27,11 @@ CANNOT = "the sums of an additive view cannot be verified"
 
 
 def count_differing_sums(
-    definition: ViewDefinition, view_id: int, timeout: float | None = None
+    definition: ViewDefinition,
+    view_id: int,
+    timeout: float | None = None,
+    *,
+    record: Callable[[int], None] = lambda _groups: None,
 ) -> int | None:
     """In how many groups the sums of a view differ from its source; the next batch recomputes them.
 
@@ -34,6 +39,7 @@ def count_differing_sums(
         definition: the view.
         view_id: the primary key of its control.
         timeout: seconds for a statement; None takes that of the view's batches.
+        record: stores how many differ, in the transaction that has them recomputed.
 
     Returns:
         None if it has no sums, if these cannot be right now, as after a TRUNCATE that no refresh
@@ -56,9 +62,11 @@ def count_differing_sums(
         log(logger, logging.ERROR, CANNOT, view=definition.label, reason=error_text(error))
         return None
     if groups:
-        distrust_sums(view_id)
         sentence = "sums of an additive view differ from its source, and are recomputed"
         log(logger, logging.ERROR, sentence, view=definition.label, groups=groups)
+        with transaction.atomic(using=alias()):  # it may have to wait for a batch
+            distrust_sums(view_id)
+            record(groups)
     return groups
 
 

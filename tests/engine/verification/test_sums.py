@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from django.db import DatabaseError, connection, transaction
+from django.db.models import F
 
 from matviews import engine, mark_dirty, untracked
+from matviews.engine.verification import runs
 from matviews.engine.verification import sums as verification_sums
-from matviews.models import ViewControl, ViewSums
+from matviews.models import VerifyRun, ViewControl, ViewSums
 from matviews.states import ViewState
 from tests.helpers.additive_views import Sales
 from tests.helpers.joined_views import Shops
@@ -91,6 +93,80 @@ def test_a_repair_has_them_recomputed_and_ends_the_problem(sales: Sales) -> None
     refreshed(sales.View)
     assert sums_differ(sales.View) == 0
     assert engine.verify(sales.View).equal
+
+
+class Killed(BaseException):
+    """The worker is gone, whatever it has done."""
+
+
+def killed(*_args: object) -> None:
+    raise Killed
+
+
+def rescued() -> None:
+    """Others go on with what a dead worker has left."""
+    VerifyRun.objects.update(resend_after=None)
+    for message in engine.rescue_verifications():
+        left: Any = message
+        while left:
+            left = engine.verify_slice(left)
+
+
+@pytest.mark.parametrize("where", ["_record_sums", "_parts"])
+def test_a_worker_that_is_killed_leaves_no_wrong_sums_unsaid(
+    sales: Sales, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is stored that sums are wrong, in their transaction, and after that."""
+    spoil(sales.View)
+    message = engine.request_verification(sales.View)
+    assert message
+    with monkeypatch.context() as patch:
+        patch.setattr(runs._Slice, where, killed)
+        with pytest.raises(Killed):
+            engine.verify_slice(message)
+    assert (kept_of(sales.View).drain_number >= 0) == (where == "_record_sums")
+    rescued()
+
+    assert control(sales.View).verification["sums"] == 3
+    assert control(sales.View).differing["sums"] == 3
+    assert state(sales.View) is ViewState.DIFFERS
+    assert kept_of(sales.View).drain_number == ViewSums.STALE
+
+
+def test_a_run_that_begins_again_keeps_that_sums_were_wrong(
+    sales: Sales, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(sales.View)
+    message = engine.request_verification(sales.View)
+    assert message
+    with monkeypatch.context() as patch:
+        patch.setattr(runs._Slice, "_parts", killed)
+        with pytest.raises(Killed):
+            engine.verify_slice(message)
+
+    assert verified(sales.View, repair=True)["sums"] == 3
+
+
+def test_a_run_that_another_worker_takes_meanwhile_leaves_the_sums_to_it(
+    sales: Sales, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its comparison took longer than the lease."""
+    spoil(sales.View)
+    message = engine.request_verification(sales.View)
+    assert message
+    real = verification_sums.distrust_sums
+
+    def late(view_id: int) -> None:
+        VerifyRun.objects.update(token=F("token") + 1)
+        real(view_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verification_sums, "distrust_sums", late)
+        engine.verify_slice(message)
+    assert kept_of(sales.View).drain_number >= 0
+    rescued()
+
+    assert control(sales.View).differing["sums"] == 3
 
 
 def test_what_waits_in_the_value_log_counts(sales: Sales) -> None:
