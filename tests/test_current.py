@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from decimal import Decimal, InvalidOperation
 from io import StringIO
 from typing import Any
@@ -568,6 +568,58 @@ def test_a_role_that_may_not_read_sums_reads_by_keys(
             found = list(sold.View.current.values_list("sales", flat=True))
 
         assert 99 in found
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.only_on("mariadb", reason="elsewhere such a write fails")
+@pytest.mark.parametrize("additive", [True, False])
+@pytest.mark.parametrize("column", ["qty", "note"])
+def test_a_row_that_others_have_changed_since_the_snapshot_is_seen_whole(
+    transactional_db: None, additive: bool, column: str
+) -> None:
+    """Another transaction has moved it to another shop; this one writes to it, and sees both."""
+    with Sales(options={"additive": additive}).tracked() as sold:
+        [moved, *_others] = sold.add((1, 5, None), (1, 4, None), (2, 3, None), (3, 1, None))
+        refreshed(sold.View)
+        execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        try:
+            with transaction.atomic():
+                assert sold.Sale._base_manager.count() == 4
+                elsewhere(f"UPDATE shapes_sale SET shop = 2, qty = 50 WHERE id = {moved.pk}")
+                sold.Sale._base_manager.filter(pk=moved.pk).update(**{column: 7})
+                assert differences_now(sold.View) == []
+                assert sold.View.current.get(shop=1).sales == 1
+            assert differences_now(sold.View) == []
+            spoil(sold.View, sales=99)
+            assert sold.View.current.filter(sales=99).exists() != additive, (
+                "not from source() any more"
+            )
+        finally:
+            execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.only_on("mariadb", reason="elsewhere such a write fails")
+def test_a_joined_view_is_exact_in_such_a_transaction_too(transactional_db: None) -> None:
+    with Shops().tracked() as shops:
+        shops.fill()
+        refreshed(shops.View)
+        sale = shops.Sale._base_manager.exclude(qty=None).order_by("pk")[0]
+        execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        try:
+            with transaction.atomic():
+                assert shops.Sale._base_manager.count() == 12
+                elsewhere(f"UPDATE shapes_joinedsale SET qty = 100 WHERE id = {sale.pk}")
+                shops.Sale._base_manager.filter(pk=sale.pk).update(qty=101)
+                assert differences_now(shops.View) == []
+        finally:
+            execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
+def elsewhere(statement: str) -> None:
+    """Run a statement in a connection of its own, which commits."""
+    with closing(connection.copy()) as other, other.cursor() as cursor:
+        cursor.execute(statement)
 
 
 def test_an_additive_view_without_its_tables_is_read_by_keys(sales: Sales) -> None:

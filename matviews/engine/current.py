@@ -190,6 +190,7 @@ def _by_keys(plan: Plan) -> _Statement:
         obstacles = [
             waiting.unresolved({"": [], **rows.links()}),
             waiting.has_unreadable_dirty(rows.key),
+            rows.sql.mixes_snapshots(),
         ]
         parts += [
             *more,
@@ -225,7 +226,7 @@ def _from_sums(plan: Plan) -> _Statement:
         Part(ENTRIES, [], waiting.entries()),
         Part(PARKED, rows.key_names, waiting.parked_keys(rows.key, plan.fingerprint)),
         *sums.parts(),
-        _fine(waiting, [_unvalued(plan, waiting), *sums.obstacles()]),
+        _fine(waiting, _unvalued(plan, waiting, sums)),
         Part(EVERY, [], rows.all_rows(), is_shared=False),
     ]
     found = (rows.sql.only_if(IS_FINE, each) for each in sums.queries())
@@ -243,12 +244,12 @@ def _from_sums_or_keys(plan: Plan) -> _Statement:
         f"ON shard.id = {STATE}.shard_id{kept.text} WHERE {usable.text})",
         kept.params,
     )
-    obstacles = [SQL(f"NOT {state.text}", state.params), _unvalued(plan, waiting)]
+    obstacles = [SQL(f"NOT {state.text}", state.params), *_unvalued(plan, waiting, sums)]
     by_keys = _by_keys(plan)
     parts = [
         *by_keys.parts,
         *sums.parts(),
-        _fine(waiting, [*obstacles, *sums.obstacles()], SUMMED),
+        _fine(waiting, obstacles, SUMMED),
     ]
     summed = [*sums.queries(), rows.of_view(rows.of_parked())]
     found = [rows.sql.only_if(IS_SUMMED, each) for each in summed]
@@ -269,10 +270,14 @@ def _kept_sums(plan: Plan, rows: CurrentRows) -> tuple[CurrentSums, SQL, SQL]:
     return CurrentSums(plan.additive, rows), joins, usable
 
 
-def _unvalued(plan: Plan, waiting: changes.WaitingSQL) -> SQL:
-    """Whether a change waits that value logs do not have."""
+def _unvalued(plan: Plan, waiting: changes.WaitingSQL, sums: CurrentSums) -> list[SQL]:
+    """Why sums and value logs may not be all that counts."""
     assert plan.additive is not None
-    return waiting.unresolved({table: [] for table in plan.additive.additive.logs})
+    return [
+        waiting.unresolved({table: [] for table in plan.additive.additive.logs}),
+        *sums.obstacles(),
+        sums.rows.sql.mixes_snapshots(),
+    ]
 
 
 class CurrentTable(RowsTable):

@@ -181,3 +181,9 @@ class CurrentSQL:
     def altered(self, table: str, log: str, columns: Collection[str]) -> SQL:
         """Whether columns have other types now than in a value log, where that matters."""
         return SQL("")
+
+    def mixes_snapshots(self) -> SQL:
+        """Whether this transaction may see rows that it has written as nobody else has them yet,
+        on top of changes of others that it does not see.
+        """
+        return SQL("")

@@ -112,6 +112,16 @@ class MySQLCurrentSQL(CurrentSQL):
             (table, log, *columns),
         )
 
+    def mixes_snapshots(self) -> SQL:
+        """With REPEATABLE READ, a writer changes the rows that others have committed last.
+
+        MySQL does not say whether a transaction is open.
+        """
+        mariadb, version = self.connection.mysql_is_mariadb, self.connection.mysql_version
+        level = "tx_isolation" if mariadb and version < (11, 1, 1) else "transaction_isolation"
+        is_open = " AND @@in_transaction = 1" if mariadb else ""
+        return SQL(f"@@{level} = 'REPEATABLE-READ'{is_open}")
+
 
 def _is_unsigned(type_name: str) -> bool:
     """Whether a type has numbers that no other type of whole numbers has."""
