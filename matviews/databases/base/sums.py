@@ -195,9 +195,14 @@ class SumTables:
             f"WHERE {column} IN (SELECT {key} FROM {changed})"
         )
 
-    def differs(self, difference: str) -> str:
-        """Whether a difference between two sums means that they differ."""
-        return f"{difference} <> 0"
+    def differs(self, name: str, logged: str) -> str:
+        """Whether sums differ, of a group that has a row for each of them, one of them negated.
+
+        Args:
+            name: the column with the numbers.
+            logged: how many of the rows are what is logged.
+        """
+        return f"SUM({name}) <> 0"
 
     def columns_of_sums(self, places: Sequence[int | None]) -> list[str]:
         """The definitions of the columns beside the key.

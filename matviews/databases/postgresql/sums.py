@@ -98,9 +98,10 @@ class PostgreSQLSumTables(SumTables):
             f"FROM {table} WHERE {table}.{column} = {changed}.{key} OFFSET 0) matviews_behind"
         )
 
-    def differs(self, difference: str) -> str:
-        """NaN and Infinity minus themselves are NaN; `suspect` finds those."""
-        return f"{difference} NOT IN (0, 'NaN')"
+    def differs(self, name: str, logged: str) -> str:
+        """NaN and Infinity minus themselves are NaN; `suspect` finds what the log cannot remove."""
+        not_a_number = f"COUNT(CASE WHEN CAST({name} AS numeric) = 'NaN' THEN 1 END)"
+        return f"SUM({name}) NOT IN (0, 'NaN') OR {logged} = 0 AND {not_a_number} = 1"
 
     #: Entries have no numbers: a sequence would cost the writers more.
     entry = "ctid"

@@ -206,7 +206,7 @@ class GroupSums(GivenRows):
             ([*key, *minus, *names, "0", "0"], f"({of_source.text}) matviews_source"),
         ]  # fmt: skip
         each = " UNION ALL ".join(f"SELECT {', '.join(part)} FROM {rows}" for part, rows in parts)
-        differs = [self.tables.differs(f"SUM({name})") for name in numbers]
+        differs = [self.tables.differs(name, "SUM(matviews_logged)") for name in numbers]
         differs += [
             f"SUM(matviews_logged) = 0 AND (COUNT({name}) = 1 OR MIN({name}) <> MAX({name}))"
             for name in names

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from django.db import DatabaseError, connection, transaction
-from django.db.models import F
+from django.db.models import Count, F, Sum
 
-from matviews import engine, mark_dirty, untracked
+from matviews import changes, engine, mark_dirty, untracked
 from matviews.engine.verification import runs
 from matviews.engine.verification import sums as verification_sums
 from matviews.models import VerifyRun, ViewControl, ViewSums
@@ -179,6 +179,27 @@ def test_what_waits_in_the_value_log_counts(sales: Sales) -> None:
 
     execute(f"DELETE FROM {kept_of(sales.View).log}")
     assert verified(sales.View)["sums"]
+
+
+@pytest.mark.only_on("postgres", reason="others have no such numbers")
+@pytest.mark.parametrize("of_source", [None, "NaN", "Infinity"])
+@pytest.mark.parametrize("kept", ["NaN", "Infinity", "7"])
+def test_what_is_no_number_differs_from_one(alone: None, kept: str, of_source: str | None) -> None:
+    def source(rows: Any) -> Any:
+        return rows.values("shop").annotate(sales=Count("pk"), money=Sum("price"))
+
+    with Sales(source).tracked() as sales:
+        execute("ALTER TABLE shapes_sale ALTER price TYPE numeric")
+        changes.install(engine.alias())
+        sales.add((1, 2, "7"), (2, 2, "1"))
+        refreshed(sales.View)
+        if of_source:
+            execute(f"UPDATE shapes_sale SET price = '{of_source}' WHERE shop = 1")
+            assert sums_differ(sales.View) == 0, "it is logged, and suspect"
+            execute(f"DELETE FROM {kept_of(sales.View).log}")
+        execute(f"UPDATE {kept_of(sales.View).table} SET matviews_sum0 = '{kept}' WHERE shop = 1")
+
+        assert sums_differ(sales.View) == (kept != (of_source or "7"))
 
 
 def test_lookups_and_what_waits_in_their_logs_count(alone: None) -> None:
