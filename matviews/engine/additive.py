@@ -33,15 +33,16 @@ MIN_ROWS = 100_000
 MIN_ROWS_PER_GROUP = 1_000
 #: With fewer, it is said of a view that was made additive.
 FEW_ROWS_PER_GROUP = 100
+MAX_LOCKED = 2.0  # for waiting until the tables may be read
 MAX_COUNTED = 100_000
 MAX_REASON = 255  # characters
 MAX_SECONDS = 30.0  # for counting groups, which takes about as long as building the view
 
 
 class AdditiveChoice(NamedTuple):
-    """Whether a view is to be additive, and why."""
+    """Whether a view is to be additive, and why; None if that is still to be decided."""
 
-    is_additive: bool
+    is_additive: bool | None
     reason: str
 
 
@@ -49,8 +50,8 @@ def choose_additive() -> None:
     """Decide which views are additive where nothing is recorded yet. Run it before `install`.
 
     Views whose changes triggers log already stay as they are. What cannot be decided, because
-    tables are missing or the view is not additive, is left for the next time. So is a view of which
-    deciding fails: it keeps no other one, nor its triggers, from what they need.
+    tables are missing or locked, or the view is not additive, is left for the next time. So is a
+    view of which deciding fails: it keeps no other one, nor its triggers, from what they need.
     """
     tracked = {pk for record in TrackedTable.objects.all() for pk in record.views}
     for control in ViewControl.objects.all():
@@ -81,7 +82,7 @@ def _choice(control: ViewControl, *, is_tracked: bool) -> AdditiveChoice | None:
         return AdditiveChoice(by_code, _by_code(by_code))
     if control.additive is not None or plan.additive is None:
         return None
-    if is_tracked:
+    if is_tracked and not control.additive_reason:
         return AdditiveChoice(False, "its changes were logged without their values before")
     return _measured(plan.additive)
 
@@ -100,17 +101,17 @@ def _by_code(value: object) -> str:
     return f"MatviewMeta.additive is {value}"
 
 
-def _measured(sums: GroupSums) -> AdditiveChoice | None:
-    """What the rule says of a source as it is; None if it cannot be read."""
+def _measured(sums: GroupSums) -> AdditiveChoice:
+    """What the rule says of a source as it is."""
     if sums.columns.extremes:
         return AdditiveChoice(False, "Max and Min may have their groups recomputed anyway")
     try:
-        with snapshot(MAX_SECONDS, durable=False):
+        with snapshot(MAX_SECONDS, durable=False, lock=MAX_LOCKED):
             rows, groups = count_groups(sums)
             misfit = sums.misfit()
     except DatabaseError as error:
         if not errors_of(alias()).is_statement_timeout(error):
-            return None
+            return AdditiveChoice(None, "its source could not be read when that was to be decided")
         reason = f"its groups could not be counted within {MAX_SECONDS:.0f} seconds"
         return AdditiveChoice(False, reason)
     return AdditiveChoice(not misfit and _pays(rows, groups), misfit or _in_words(rows, groups))
@@ -127,7 +128,8 @@ def _in_words(rows: int, groups: int) -> str:
 
 def forget_additive() -> None:
     """Forget what was decided: `choose_additive` decides anew of views that are not tracked."""
-    ViewControl.objects.exclude(additive=None).update(additive=None, additive_reason="")
+    known = ViewControl.objects.exclude(additive=None, additive_reason="")
+    known.update(additive=None, additive_reason="")
 
 
 def additive_choice(plan: Plan) -> AdditiveChoice:
@@ -140,7 +142,8 @@ def additive_choice(plan: Plan) -> AdditiveChoice:
         return AdditiveChoice(by_code, _by_code(by_code))
     control = ViewControl.objects.filter(label=definition.label).first()
     if control is None or control.additive is None:
-        return AdditiveChoice(False, "that is decided when its triggers are installed")
+        why = control.additive_reason if control else ""
+        return AdditiveChoice(False, why or "that is decided when its triggers are installed")
     return AdditiveChoice(control.additive, control.additive_reason)
 
 
@@ -174,15 +177,17 @@ def additive_notes() -> Iterator[tuple[ViewDefinition, str]]:
         sums = plan.additive
         view, table = plan.source.model._meta.db_table, sums.additive.table
         rows, groups = estimates.get(table, -1), estimates.get(view, -1)
-        if note := _note(control, rows, groups, has_extremes=bool(sums.columns.extremes)):
+        # statistics are of all rows, and of the groups that the view shows
+        is_left_out = bool(sums.columns.extremes) or any(plan.source.query.conditions)
+        if note := _note(control, rows, groups, may_pay=not is_left_out):
             yield plan.source.definition, note
 
 
-def _note(control: ViewControl, rows: int, groups: int, *, has_extremes: bool) -> str:
+def _note(control: ViewControl, rows: int, groups: int, *, may_pay: bool) -> str:
     known = rows > 0 and groups > 0
     now = f"{control.label} now has about {groups:,} groups of {rows:,} rows"
     if not control.additive:
-        if not known or has_extremes or not _pays(rows, groups):
+        if not known or not may_pay or not _pays(rows, groups):
             return ""
         return f"{now}: to add up its changes would take less than recomputing groups."
     if known and rows < FEW_ROWS_PER_GROUP * groups:

@@ -105,14 +105,15 @@ def batch_transaction(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def snapshot(seconds: float, *, durable: bool = True) -> Iterator[None]:
+def snapshot(seconds: float, *, durable: bool = True, lock: float | None = None) -> Iterator[None]:
     """A transaction that only reads, and all of whose statements see the same commits.
 
-    Its statements time out after `seconds`. Inside a test case's transaction it sees what that
-    sees. One that is not `durable` may be part of a caller's transaction, as in
-    `short_transaction`.
+    Its statements time out after `seconds`, or after `lock` if they wait for a lock. Inside a test
+    case's transaction it sees what that sees. One that is not `durable` may be part of a caller's
+    transaction, as in `short_transaction`.
     """
-    with _transaction(Limits(seconds, seconds, seconds), durable=durable, read_only=True):
+    limits = Limits(seconds, lock or seconds, seconds)
+    with _transaction(limits, durable=durable, read_only=True):
         yield
 
 

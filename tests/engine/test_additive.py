@@ -1,12 +1,14 @@
 """Whether a view is additive: by the code, else by a rule that decides once."""
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 from django.core.management import call_command
 from django.db import connection
+from django.db.models import Count
 
 from matviews import changes, engine
 from matviews.checks import check_additive
@@ -251,8 +253,49 @@ def test_a_check_names_what_the_rule_has_made_additive(monkeypatch: pytest.Monke
         assert "15 groups of 20 rows: to recompute groups would take little" in note
 
 
+def by_shop(rows: Any) -> Any:
+    return rows.values("shop").annotate(sales=Count("pk"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [lambda rows: by_shop(rows.filter(kind=5)), lambda rows: by_shop(rows).filter(sales__gt=2)],
+    ids=["of rows", "of groups"],
+)
+def test_statistics_do_not_tell_what_a_condition_leaves(
+    source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with left_to_the_rule(source=source):
+        install()
+
+        assert estimated(monkeypatch, 20, 1)() == []
+
+
+@pytest.mark.only_on("postgres", "mariadb", reason="SQLite has one writer")
+def test_a_source_that_is_locked_is_decided_on_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if its changes are logged meanwhile, and without holding up `migrate`."""
+    lock = "LOCK TABLE shapes_sale" if connection.vendor == "postgresql" else "LOCK TABLES"
+    lock += "" if connection.vendor == "postgresql" else " shapes_sale WRITE"
+    with left_to_the_rule(rows=20), closing(connection.copy()) as other:
+        monkeypatch.setattr(additive, "MAX_LOCKED", 1.0)
+        with other.cursor() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute(lock)
+            began = time.monotonic()
+            engine.choose_additive()
+            assert time.monotonic() - began < additive.MAX_SECONDS / 2
+        other.close()
+
+        assert reason() == "no: its source could not be read when that was to be decided"
+        changes.install(engine.alias())
+        assert TrackedTable.objects.get().value_logs == []
+        install()
+        assert reason() == "yes: its source had 20 rows in 1 groups when that was decided"
+        assert ViewSums.objects.exists()
+
+
 def test_a_check_says_when_sums_would_pay_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    with left_to_the_rule():
+    with left_to_the_rule(source=by_shop):
         install()
         assert estimated(monkeypatch, -1, -1)() == []
         assert estimated(monkeypatch, 9, 1)() == []
