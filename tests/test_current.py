@@ -571,6 +571,30 @@ def test_a_role_that_may_not_read_sums_reads_by_keys(
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_row_that_cannot_be_computed_and_is_gone_fails_no_read(transactional_db: None) -> None:
+    """It is logged that it came and went. The source never sees it."""
+    with Shops("by brand").tracked() as shops:
+        shops.fill()
+        large = shops.Product._base_manager.create(brand=7, price=1_000_000)
+        refreshed(shops.View)
+        shops.Sale._base_manager.create(product=large, qty=1_000_000).delete()
+        assert differences_now(shops.View) == []
+        refreshed(shops.View)
+        assert differences_now(shops.View) == []
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_same_without_lookups(transactional_db: None) -> None:
+    with Sales().tracked() as sold:
+        sold.add((1, 5, None))
+        refreshed(sold.View)
+        largest = 2_000_000_000
+        sold.Sale._base_manager.create(shop=1, qty=largest, kind=largest).delete()
+        assert differences_now(sold.View) == []
+        assert sold.View.current.get(shop=1).sales == 1
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.only_on("mariadb", reason="elsewhere such a write fails")
 @pytest.mark.parametrize("additive", [True, False])
 @pytest.mark.parametrize("column", ["qty", "note"])

@@ -30,7 +30,7 @@ class CurrentSums:
 
     def parts(self) -> list[Part]:
         """What has been logged, and the sums with it."""
-        logged = self.sums.totals(self.sums.logged(lookups={}))
+        logged = self.sums.wide().totals(self.sums.logged(lookups={}))
         return [Part(LOGGED, [], logged), Part(MERGED, [], self._merged())]
 
     def _merged(self) -> SQL:

@@ -230,6 +230,10 @@ class SumTables:
         """A number in the type in which it is added up."""
         return value
 
+    def wide(self, column: str) -> str:
+        """A column of whole numbers in a type that holds their products."""
+        return column
+
     def mean(self, total: str, count: str, places: int) -> str:
         """What AVG returns for values with this sum, of which there is at least one.
 

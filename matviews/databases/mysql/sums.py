@@ -60,6 +60,9 @@ class MySQLSumTables(SumTables):
     def exact(self, value: str, places: int) -> str:
         return f"CAST({value} AS {self.sum_type(places)})"
 
+    def wide(self, column: str) -> str:
+        return f"CAST({column} AS DECIMAL(65))"
+
     def mean(self, total: str, count: str, places: int) -> str:
         """Rounded, as AVG is where a query of groups is part of another one."""
         return f"ROUND({total} / {count}, {places} + @@div_precision_increment)"

@@ -115,6 +115,9 @@ class PostgreSQLSumTables(SumTables):
     def exact(self, value: str, places: int) -> str:
         return f"CAST({value} AS numeric)"
 
+    def wide(self, column: str) -> str:
+        return f"CAST({column} AS numeric)"
+
     def mean(self, total: str, count: str, places: int) -> str:
         return f"{total} / {count}"
 

@@ -7,15 +7,15 @@ behind a lookup that has changed is subtracted with it as it was, and added as i
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db.models.expressions import Col
 
 from ...databases.base.sums import WEIGHT, count_name, sum_name
-from ...databases.fields import field_of_column
+from ...databases.fields import WHOLE, family, field_of_column
 from ...databases.keys import Keys
 from ...databases.sql import SQL, joined
-from ..analysis.aggregates import Added
+from ..analysis.aggregates import Added, replaced
 from .moved_rows import MovedRows
 from .readers import KeyReader, as_stored
 from .sums_schema import SumsSchema
@@ -34,6 +34,10 @@ class Logged(NamedTuple):
 
 class GivenRows(SumsSchema):
     """The SQL of what single rows give."""
+
+    #: Whether it computes what may be too large for the types of its columns: nobody may be able to
+    #: compute rows that are gone again, and the source does not try.
+    is_wide = False
 
     def given(self, logged: Logged | None = None, within: Keys | None = None) -> SQL:
         """A query for what each row gives: the key as it is stored, and numbers.
@@ -141,7 +145,7 @@ class GivenRows(SumsSchema):
             applies.append(SQL(f"({text})", params))
         counted = [*applies]
         if added.argument is not None:
-            value = SQL(*query.compile_expression(added.argument))
+            value = SQL(*query.compile_expression(self._argument(added.argument)))
             counted.append(SQL(f"({value.text}) IS NOT NULL", value.params))
         when = joined(" AND ", counted)
         one = SQL(
@@ -154,6 +158,17 @@ class GivenRows(SumsSchema):
             params = (*when.params, *value.params)
             value = SQL(f"CASE WHEN {when.text} THEN {value.text} END", params)
         return [one, SQL(f"{value.text} AS {sum_name(number)}", value.params)]
+
+    def _argument(self, argument: Any) -> Any:
+        if not self.is_wide or isinstance(argument, Col):
+            return argument
+        return replaced(argument, self._wide)
+
+    def _wide(self, part: Any) -> str:
+        """A column of whole numbers in a type that holds what is computed of it; "" for others."""
+        if not isinstance(part, Col) or family(part.target) != WHOLE:
+            return ""
+        return self.tables.wide(self.source.query.compile_expression(part)[0])
 
 
 def _has_values(added: Added) -> bool:

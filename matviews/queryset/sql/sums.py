@@ -23,6 +23,12 @@ KEPT = "matviews_kept"  # alias of the view's rows, made from the sums
 class GroupSums(GivenRows):
     """The SQL of an additive view's sums."""
 
+    def wide(self) -> "GroupSums":
+        """The same, in types that hold what is computed of any row."""
+        copy = GroupSums(self.source, self.additive, self.dialect)
+        copy.is_wide = True
+        return copy
+
     def totals(self, logged: Logged | None = None, within: Keys | None = None) -> SQL:
         """A query for what rows give to their groups, as the columns of the table of sums.
 
