@@ -37,7 +37,7 @@ class MySQLSumTables(SumTables):
         if places is None:
             return bool(EXACT_NUMBER.match(kind) or EXACT_TYPE.match(kind))
         found = EXACT_NUMBER.match(kind)
-        return found is not None and int(found["places"] or 0) <= places
+        return found is not None and int(found["places"] or 0) == places  # AVG has four more
 
     def is_unique(self, table: str, columns: Sequence[str]) -> bool:
         connection = connections[self.using]

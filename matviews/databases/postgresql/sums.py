@@ -1,7 +1,7 @@
 """The tables of additive views on PostgreSQL."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 
 from django.db import connections
@@ -30,6 +30,12 @@ WHERE i.indrelid = pg_catalog.to_regclass(%s)::pg_catalog.oid AND i.indisunique 
     SELECT CASE WHEN a.attcollation = i.indcollation[k] THEN a.attname::pg_catalog.text END
     FROM pg_catalog.generate_series(0, i.indnkeyatts - 1) k JOIN pg_catalog.pg_attribute a
       ON a.attrelid = c.oid AND a.attnum = i.indkey[k] ORDER BY 1)
+"""
+
+HIDING = """
+SELECT c.relname::pg_catalog.text FROM pg_catalog.unnest(%s::pg_catalog.text[]) t (quoted)
+JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(t.quoted)::pg_catalog.oid
+WHERE c.relrowsecurity ORDER BY 1
 """
 
 
@@ -76,8 +82,12 @@ class PostgreSQLSumTables(SumTables):
     def accepts(self, kind: str, places: int | None) -> bool:
         """NUMERIC has as many digits as needed.
 
-        A domain may refuse the NULL of an entry without values, and not every type has an equality.
+        Without a scale, each number has one of its own: those of numbers that are gone stay in the
+        sum, and AVG has as many digits as they ask for. A domain may refuse the NULL of an entry
+        without values, and not every type has an equality.
         """
+        if places is not None and kind == "numeric":
+            return False
         return LIMIT.sub("", kind) in (EXACT_TYPES if places is None else EXACT_NUMBERS)
 
     def is_unique(self, table: str, columns: Sequence[str]) -> bool:
@@ -89,6 +99,12 @@ class PostgreSQLSumTables(SumTables):
         with connections[self.using].cursor() as cursor:
             cursor.execute(UNIQUE, [regclass(self.name(table)), sorted(columns)])
             return cursor.fetchone() is not None
+
+    def hides_rows(self, tables: Collection[str]) -> str:
+        """Row security applies to whoever reads the source, and not to what is logged."""
+        with connections[self.using].cursor() as cursor:
+            cursor.execute(HIDING, [[regclass(self.name(table)) for table in sorted(tables)]])
+            return ", ".join(table for (table,) in cursor.fetchall())
 
     def behind(self, names: Sequence[str], table: str, column: str, changed: str, key: str) -> str:
         """By the index, for each key: PostgreSQL takes the keys to be many, and reads the table."""

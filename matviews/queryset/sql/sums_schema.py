@@ -92,6 +92,8 @@ class SumsSchema:
                 numeric = field is not None and family(field) in (WHOLE, NUMBER)
                 if not self.tables.accepts(kind, places_of_column(field) if numeric else None):
                     return f"{table}.{column} is {kind} in the database, unlike in the model"
+        if hiding := self.tables.hides_rows(self.additive.logs):
+            return f"{hiding} has row security, and a value log has the rows of everybody"
         return self._ambiguous()
 
     def _ambiguous(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from django.db import DatabaseError, connection, models
-from django.db.models import Count, F
+from django.db.models import Avg, Count, F
 
 from matviews import changes, engine
 from matviews.engine.batches import sums as engine_sums
@@ -14,6 +14,7 @@ from matviews.models import ViewChange, ViewSums
 from matviews.queryset import plan_of
 from tests.helpers.additive_views import Sales, counted
 from tests.helpers.current import differences_now
+from tests.helpers.roles import as_role, database_role, may, may_work
 from tests.helpers.sums import additive_of, kept_of
 from tests.helpers.tables import defined, derived_view, execute, made, model, refreshed
 
@@ -124,6 +125,76 @@ def test_only_what_keeps_all_rows_unique_counts(made_by: str) -> None:
         execute(made_by)
 
         assert (sums.misfit() == "") == UNIQUE[made_by]
+
+
+@contextmanager
+def averaged(alter: str) -> Iterator[tuple[Any, Any]]:
+    """Averages of prices, whose column was altered by hand before."""
+    sale = model(
+        "MadeSale",
+        shop=models.IntegerField(),
+        price=models.DecimalField(max_digits=10, decimal_places=4),
+    )
+    view = derived_view(
+        lambda cls: sale._base_manager.values("shop").annotate(mean=Avg("price")),
+        options={"additive": True},
+        shop=models.IntegerField(unique=True),
+        mean=models.DecimalField(max_digits=50, decimal_places=30, null=True),
+    )
+    with made(sale, view):
+        execute(alter)
+        changes.install(engine.alias())
+        try:
+            yield sale, view
+        finally:
+            changes.remove(engine.alias())
+
+
+LIKE_NO_MODEL = {
+    "postgresql": "ALTER TABLE shapes_madesale ALTER price TYPE numeric",
+    "mysql": "ALTER TABLE shapes_madesale MODIFY price decimal(10, 2)",
+}
+
+
+@pytest.mark.only_on("postgres", "mariadb", reason="decimals are floats on SQLite")
+def test_averages_have_the_digits_that_the_database_gives_them() -> None:
+    """On PostgreSQL those of the number with the most digits, on MariaDB those of the column."""
+    with averaged(LIKE_NO_MODEL[connection.vendor]) as (sale, view):
+        for price in ("1", "1", "2"):
+            sale._base_manager.create(shop=1, price=price)
+        refreshed(view)
+        assert engine.verify(view).equal
+        execute("INSERT INTO shapes_madesale (shop, price) VALUES (1, 1.12345678901234567890123)")
+        refreshed(view)
+        execute("DELETE FROM shapes_madesale WHERE price > 1.1 AND price < 1.2")
+        refreshed(view)
+
+        assert engine.verify(view).equal
+
+
+SECURED = (
+    "ALTER TABLE made_region ENABLE ROW LEVEL SECURITY",
+    "CREATE POLICY few ON made_region USING (zone < 5)",
+)
+
+
+@pytest.mark.only_on("postgres", reason="others have no row security")
+def test_sums_never_show_what_row_security_hides() -> None:
+    with looked_up() as shop:
+        execute(*SECURED, "INSERT INTO made_region VALUES (3, 9)")
+        engine.distrust_misfits()
+        assert kept_of(shop.View).drain_number == ViewSums.FAILED
+        assert "row security" in kept_of(shop.View).reason
+        with database_role("worker") as role:
+            sources = ("made_region", shop.Sale._meta.db_table)
+            may_work(role, *sources, views=(shop.View._meta.db_table,))
+            may(role, "SELECT, INSERT, UPDATE, DELETE", *kept_of(shop.View).logs)
+            shop.sell(3)
+            with as_role(role):
+                refreshed(shop.View)
+
+                assert list(shop.View._base_manager.values_list("zone", "sales")) == [(1, 1)]
+                assert differences_now(shop.View) == []
 
 
 def test_a_batch_that_finds_it_first_has_all_rows_computed_anew() -> None:
