@@ -6,6 +6,7 @@ somebody changes `MatviewMeta.additive`.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ MIN_ROWS = 100_000
 MIN_ROWS_PER_GROUP = 1_000
 #: With fewer, it is said of a view that was made additive.
 FEW_ROWS_PER_GROUP = 100
+MAX_LOGS = 2  # of a table: each is one more row for each row that is written
 MAX_LOCKED = 2.0  # for waiting until the tables may be read
 MAX_COUNTED = 100_000
 MAX_REASON = 255  # characters
@@ -54,7 +56,7 @@ def choose_additive() -> None:
     view of which deciding fails: it keeps no other one, nor its triggers, from what they need.
     """
     tracked = {pk for record in TrackedTable.objects.all() for pk in record.views}
-    for control in ViewControl.objects.all():
+    for control in ViewControl.objects.order_by("label"):
         try:
             _choose(control, is_tracked=control.pk in tracked)
         except Exception as error:  # noqa: BLE001 - of one view
@@ -84,7 +86,19 @@ def _choice(control: ViewControl, *, is_tracked: bool) -> AdditiveChoice | None:
         return None
     if is_tracked and not control.additive_reason:
         return AdditiveChoice(False, "its changes were logged without their values before")
+    if table := _crowded(plan.additive):
+        return AdditiveChoice(False, f"{table} has {MAX_LOGS} value logs of other views already")
     return _measured(plan.additive)
+
+
+def _crowded(sums: GroupSums) -> str:
+    """A table of the view that has enough value logs of other additive views; "" if none has."""
+    logs: Counter[str] = Counter()
+    for control in ViewControl.objects.filter(additive=True):
+        plan = _plan(control.definition)
+        if plan and plan.additive:
+            logs.update([*plan.additive.additive.logs])
+    return next((table for table in sums.additive.logs if logs[table] >= MAX_LOGS), "")
 
 
 def _plan(definition: ViewDefinition | None) -> Plan | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, models
 from django.db.models import Count
 
 from matviews import changes, engine
@@ -21,7 +21,7 @@ from matviews.registry import registry
 from tests.helpers.additive_views import Sales, counted, extremes
 from tests.helpers.current import differences_now
 from tests.helpers.sums import sums_differ
-from tests.helpers.tables import execute, made, refreshed
+from tests.helpers.tables import derived_view, execute, made, refreshed
 from tests.management.test_command import command
 
 pytestmark = [
@@ -115,6 +115,30 @@ def test_a_decision_stays_whatever_the_source_becomes() -> None:
 
         assert reason().startswith("yes")
         assert ViewSums.objects.exists()
+
+
+def test_the_third_view_of_a_table_makes_its_writers_no_slower() -> None:
+    with left_to_the_rule(rows=20) as sales:
+        more = [
+            derived_view(
+                lambda cls: sales.Sale._base_manager.values("shop").annotate(sales=Count("pk")),
+                name=f"More{number}",
+                shop=models.IntegerField(unique=True),
+                sales=models.IntegerField(),
+            )
+            for number in range(2)
+        ]
+        with made(*more):
+            install()
+            labels = [each._meta.label for each in (*more, sales.View)]
+            decided = ViewControl.objects.filter(label__in=labels).order_by("label")
+            found = decided.values_list("additive", flat=True)
+            assert list(found) == [True, True, False]
+            last = decided.get(additive=False)
+            assert last.additive_reason.endswith("has 2 value logs of other views already")
+            install()
+            assert list(found.all()) == [True, True, False]
+            changes.remove(engine.alias())
 
 
 def test_a_small_source_that_grows_makes_no_writer_slower() -> None:
