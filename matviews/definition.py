@@ -51,8 +51,19 @@ class ViewDefinition:
 
     @property
     def is_shard_aware(self) -> bool:
-        """Whether every hook declares `shard`, so that the view can have more than one."""
-        return all("shard" in hooks.needs & hooks.do for hooks in self.hooks.values())
+        """Whether the view can have more than one shard, as far as its class shows.
+
+        Either every hook declares `shard`, or all are derived from `source()`.
+        """
+        return self.has_key_ranges or all(
+            "shard" in hooks.needs & hooks.do for hooks in self.hooks.values()
+        )
+
+    @property
+    def has_key_ranges(self) -> bool:
+        """Whether each of its shards is a range of keys: all hooks are derived from `source()`."""
+        hooks = self.hooks.values()
+        return bool(hooks) and all(each.is_derived for each in hooks)
 
     @property
     def all_problems(self) -> tuple[CheckMessage, ...]:

@@ -222,13 +222,17 @@ def _can_be_omitted(parameter: inspect.Parameter, passed: frozenset[str]) -> boo
 
 
 def _shard_problems(model: type[Model], hooks: Mapping[Phase, Hooks]) -> Iterator[CheckMessage]:
+    derived = [declared.is_derived for declared in hooks.values()]
+    if all(derived):  # `check_source` says whether its keys can be split
+        return
     if any(declared.do_derived for declared in hooks.values()):
         sentence = (
-            f": {META}.shards is more than 1, but phases derived from {SOURCE}() run in one shard."
+            f": {META}.shards is more than 1, but it has both hooks and phases derived from "
+            f"{SOURCE}()."
         )
         hint = (
-            "Remove shards, or write the hooks of every phase so that each processes only its "
-            "shard."
+            f"Remove shards, or derive all phases from {SOURCE}(), or write the hooks of every "
+            f"phase so that each processes only its shard."
         )
         yield fault_in(model, "W107", sentence, hint)
         return

@@ -26,6 +26,15 @@ from .change_status import (
 from .current_sql import STATE, WaitingSQL
 from .followed import Followed, followed_changes
 from .log_entries import count_logged, newest_entry, raise_floor, renumber_entries, unmoved
+from .shard_queues import (
+    collapse_shard_queue,
+    delete_shard_queues,
+    distribute,
+    drain_shard,
+    has_queued,
+    overlong_shard_queues,
+    sweep_shard_queues,
+)
 from .table_locks import LOCKED
 from .tracking_spec import Tracking, known_tracking, mistyped, tracking_of, with_value_logs
 from .trigger_checks import find_exposed, find_ownerless, find_problems, find_untrackable
@@ -54,11 +63,15 @@ __all__ = [
     "are_valued",
     "change_status",
     "collapse_queue",
+    "collapse_shard_queue",
     "count_logged",
     "count_values",
     "count_waiting",
     "delete_rows",
+    "delete_shard_queues",
+    "distribute",
     "drain_queue",
+    "drain_shard",
     "drop_before_migrate",
     "enqueue",
     "find_exposed",
@@ -67,6 +80,7 @@ __all__ = [
     "find_untrackable",
     "finish",
     "followed_changes",
+    "has_queued",
     "install",
     "known_tracking",
     "mark_missing_triggers",
@@ -79,12 +93,14 @@ __all__ = [
     "oldest_logged",
     "oldest_waiting",
     "overlong_queues",
+    "overlong_shard_queues",
     "present_logs",
     "raise_floor",
     "recorded_as_unlogged",
     "remove",
     "renumber_entries",
     "script",
+    "sweep_shard_queues",
     "tracking_of",
     "trim_values",
     "unlogged_tables",

@@ -55,12 +55,13 @@ MAX_QUEUED_CHANGES = 100_000  # of a view; beyond that, its next refresh is full
 class ChangesLogged(Exception):
     """The log has entries that must be moved first, in a transaction of their own.
 
-    `tables` are the tables whose changes count.
+    `tables` are the tables whose changes count, and `view_id` is the view whose queue is to be
+    distributed to its shards; None if it has one shard.
     """
 
-    def __init__(self, tables: Collection[str]) -> None:
+    def __init__(self, tables: Collection[str], view_id: int | None = None) -> None:
         super().__init__(tables)
-        self.tables = tables
+        self.tables, self.view_id = tables, view_id
 
 
 def enqueue(

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -15,7 +15,17 @@ from ..databases import Triggers, clock, dialect_of, floors_of, triggers_of
 from ..databases.clock import UtcNow
 from ..databases.trigger_spec import TriggerSpec
 from ..json_fields import Checkpoint
-from ..models import Change, ParkedKey, Refresh, TrackedTable, ViewChange, ViewControl, ViewShard
+from ..limits import SHARD_COUNT
+from ..models import (
+    Change,
+    ParkedKey,
+    Refresh,
+    ShardChange,
+    TrackedTable,
+    ViewChange,
+    ViewControl,
+    ViewShard,
+)
 from ..states import RefreshState
 from .log_entries import read_log, read_queues
 from .tracking_spec import Tracking
@@ -38,7 +48,7 @@ class ChangeStatus(NamedTuple):
     complete: bool
     #: Whether the view has an open refresh.
     refreshing: bool
-    #: The next four are those of the view's shard.
+    #: The next four are those of the view's shard; of several, see `_of_all`.
     claims: int
     drain_number: int
     checkpoints: dict[str, Checkpoint]
@@ -58,37 +68,52 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
     longer than all else. A second one looks at the triggers of partitions.
     """
     connection, dialect = connections[using], triggers_of(using)
-    models = (ViewControl, ViewShard, TrackedTable, Refresh, ParkedKey)
+    models = (ViewControl, ViewShard, TrackedTable, Refresh, ParkedKey, ShardChange)
     names = [*(model._meta.db_table for model in models), "table"]
-    control, shard, tracked, refresh, parked, table = map(connection.ops.quote_name, names)
+    control, shard, tracked, refresh, parked, queue_of_shard, table = map(
+        connection.ops.quote_name, names
+    )
     queue = floors_of(using).queue("control.id")
     tables = list(tracking.tables)
     marks = ", ".join(["%s"] * len(tables))
+    unless = "found.waiting OR found.number > 0"  # the triggers are the same for all shards
     moment = connection.ops.adapt_datetimefield_value(clock.now(using))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT found.*, {select_tracked('tracked', dialect, unless='found.waiting')} FROM ("
+            f"SELECT found.*, {select_tracked('tracked', dialect, unless=unless)} FROM ("
             f"SELECT control.id, control.enabled, shard.drain_number, shard.checkpoints, "
             f"EXISTS (SELECT 1 {_from_log('control.id', tables, using)}) "
-            f"OR EXISTS (SELECT 1 FROM {queue} entry WHERE view_id = control.id) AS waiting, "
+            f"OR EXISTS (SELECT 1 FROM {queue} entry WHERE view_id = control.id) "
+            f"OR EXISTS (SELECT 1 FROM {queue_of_shard} queued JOIN {shard} other "
+            f"ON other.id = queued.shard_id WHERE other.view_id = control.id) AS waiting, "
             f"EXISTS (SELECT 1 FROM {refresh} WHERE view_id = control.id AND state = %s) AS taken, "
             f"shard.claims, shard.parked_count, shard.parked_count > 0 AND EXISTS "
             f"(SELECT 1 FROM {parked} WHERE shard_id = shard.id AND retry_at <= %s) AS due, "
-            f"control.failures "
+            f"control.failures, shard.number "
             f"FROM {control} control JOIN {shard} shard ON shard.view_id = control.id "
-            f"WHERE control.label = %s LIMIT 2) found "
+            f"WHERE control.label = %s LIMIT {SHARD_COUNT.high}) found "
             f"JOIN {tracked} tracked ON tracked.{table} IN ({marks})",
             [*dialect.NAME_PATTERN, *tables, RefreshState.OPEN.value, moment, label, *tables],
         )
         rows = cursor.fetchall()
-    if len(rows) != len(tables) or not rows:
+    of_shards: dict[int, list[Any]] = {}
+    for row in rows:
+        of_shards.setdefault(row[10], []).append(row)
+    if not rows or any(len(each) != len(tables) for each in of_shards.values()):
         return None
-    view_id, enabled, drain_number, checkpoints, waiting, refreshing, claims, *others = rows[0]
-    read = [row_to_tracked(row[10:]) for row in rows]
+    view_id = rows[0][0]
+    read = [row_to_tracked(row[11:]) for row in of_shards[min(of_shards)]]
+    complete = not rows[0][4] and _are_logged(view_id, read, tracking, dialect)
+    return _of_all([_of_shard(each[0], complete) for _number, each in sorted(of_shards.items())])
+
+
+def _of_shard(row: Sequence[Any], complete: bool) -> ChangeStatus:
+    """The status of a view with one shard, from a row of `change_status`."""
+    view_id, enabled, drain_number, checkpoints, _waiting, refreshing, claims, *others = row[:10]
     return ChangeStatus(
         view_id=view_id,
         enabled=bool(enabled),
-        complete=not waiting and _are_logged(view_id, read, tracking, dialect),
+        complete=complete,
         refreshing=bool(refreshing),
         claims=claims,
         drain_number=drain_number,
@@ -111,6 +136,32 @@ def _are_logged(
         is_tracked(record, view_id, tracking.tables[record.table], present[record.table])
         for record, _found in read
     )
+
+
+def _of_all(shards: Sequence[ChangeStatus]) -> ChangeStatus:
+    """The status of a view, from those of its shards; of several, drains have no common number.
+
+    So its drain is 0, and a phase has reached it if it has reached the last drain of each shard.
+    """
+    first = shards[0]
+    if len(shards) == 1:
+        return first
+    return first._replace(
+        claims=sum(each.claims for each in shards),
+        drain_number=0,
+        checkpoints=_reached_by_all(shards),
+        parked=sum(each.parked for each in shards),
+        due=any(each.due for each in shards),
+    )
+
+
+def _reached_by_all(shards: Sequence[ChangeStatus]) -> dict[str, Checkpoint]:
+    found: dict[str, Checkpoint] = {}
+    for phase, of_first in shards[0].checkpoints.items():
+        last = [Checkpoint(each.drain_number, of_first.fingerprint) for each in shards]
+        reached = [each.checkpoints.get(phase) for each in shards]
+        found[phase] = Checkpoint(0 if reached == last else -1, of_first.fingerprint)
+    return found
 
 
 def _from_log(control: str, tables: Collection[str], using: str) -> str:
@@ -197,7 +248,15 @@ def oldest_waiting(views: Collection[int] | None = None) -> dict[int, timedelta]
     of_views = _ages(queues, "view")
     for view, age in of_views if views is None else read_queues(of_views, views):
         note(view, age)
+    of_shards = ShardChange.objects.all() if views is None else _of_shards(views)
+    for view, age in _ages(of_shards, "shard__view"):
+        note(view, age)
     return ages
+
+
+def _of_shards(views: Collection[int]) -> QuerySet[ShardChange]:
+    """What is in the queues of shards of these views."""
+    return ShardChange.objects.filter(shard__view__in=views)
 
 
 def newest_waiting(view_id: int, tables: Collection[str]) -> timedelta | None:
@@ -205,8 +264,9 @@ def newest_waiting(view_id: int, tables: Collection[str]) -> timedelta | None:
     logged = Change.objects.filter(table__in=tables)
     queued = ViewChange.objects.filter(view=view_id)
     age = UtcNow() - Max("logged_at")
-    newest = (rows.order_by().values("table").values_list(age) for rows in (logged, queued))
-    ages = [*read_log(next(newest), tables), *read_queues(next(newest), [view_id])]
+    kinds = (logged, queued, _of_shards([view_id]))
+    newest = [rows.order_by().values("table").values_list(age) for rows in kinds]
+    ages = [*read_log(newest[0], tables), *read_queues(newest[1], [view_id]), *newest[2]]
     return min((each for (each,) in ages), default=None)
 
 
@@ -214,8 +274,9 @@ def waiting_tables(view_id: int, tables: Collection[str]) -> set[str]:
     """Those of the tables of which changes are in the log or in a view's queue."""
     logged = Change.objects.filter(table__in=tables)
     queued = ViewChange.objects.filter(table__in=tables, view=view_id)
-    names = (rows.order_by().values_list("table").distinct() for rows in (logged, queued))
-    found = [*read_log(next(names), tables), *read_queues(next(names), [view_id])]
+    kinds = (logged, queued, _of_shards([view_id]).filter(table__in=tables))
+    names = [rows.order_by().values_list("table").distinct() for rows in kinds]
+    found = [*read_log(names[0], tables), *read_queues(names[1], [view_id]), *names[2]]
     return {table for (table,) in found}
 
 
@@ -238,7 +299,11 @@ def count_waiting() -> dict[int, int]:
             counts[view] += count
     for view, count in _counted(ViewChange.objects.all(), "view"):
         counts[view] += count
-    return counts
+    # Each shard has an entry of its own for a change.
+    of_shards = Counter[int]()
+    for view, _shard, count in _counted(ShardChange.objects.all(), "shard__view", "shard"):
+        of_shards[view] = max(count, of_shards[view])
+    return counts + of_shards
 
 
 def _counted(rows: QuerySet[Any], *by: str) -> QuerySet[Any, tuple[Any, ...]]:

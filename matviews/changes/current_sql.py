@@ -54,7 +54,13 @@ class WaitingSQL:
             joins: more tables than `control` and `shard`.
             conditions: on these, under which rows are there that are right unless changes wait.
         """
-        where = joined(" AND ", [SQL("control.label = %s", (self.label,)), *conditions])
+        # Rows of a view with several shards are computed: each shard has a queue of its own.
+        alone = SQL(
+            f"NOT EXISTS (SELECT 1 FROM {self.shard} other "
+            f"WHERE other.view_id = control.id AND other.number > 0)"
+        )
+        label = SQL("control.label = %s", (self.label,))
+        where = joined(" AND ", [label, alone, *conditions])
         return SQL(
             f"SELECT control.id AS view_id, shard.id AS shard_id{columns} "
             f"FROM {self.control} control JOIN {self.shard} shard ON shard.view_id = control.id"

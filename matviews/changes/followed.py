@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 from django.db import connections
 
 from ..databases import clock, dialect_of, floors_of
-from ..models import ParkedKey, Refresh, RefreshSchedule, TrackedTable, ViewControl, ViewShard
+from ..models import (
+    ParkedKey,
+    Refresh,
+    RefreshSchedule,
+    ShardChange,
+    TrackedTable,
+    ViewControl,
+    ViewShard,
+)
 from ..states import RefreshState
 
 __all__ = ["Followed", "PendingSchedule", "followed_changes"]
@@ -71,8 +79,10 @@ def followed_changes(using: str) -> Followed:
 def _statement(using: str) -> str:
     """The statement; its parameters are those of `_drained`, the time, and twice that in UTC."""
     quote = connections[using].ops.quote_name
-    models = (ViewShard, ParkedKey, RefreshSchedule, ViewControl, Refresh)
-    shard, parked, schedule, control, refresh = (quote(model._meta.db_table) for model in models)
+    models = (ViewShard, ParkedKey, RefreshSchedule, ViewControl, Refresh, ShardChange)
+    shard, parked, schedule, control, refresh, queue_of_shard = (
+        quote(model._meta.db_table) for model in models
+    )
     (drained, _params), floors, table = _drained(using), floors_of(using), quote("table")
     followed = f"SELECT view_id FROM {schedule} WHERE on_change AND enabled"
     log, queue = floors.log(MAX_READ + 1, alone=False), floors.queued(followed, alone=False)
@@ -92,6 +102,8 @@ def _statement(using: str) -> str:
         f"WHERE followed.on_change AND followed.enabled "
         f"AND EXISTS (SELECT 1 FROM {queue} queued WHERE queued.view_id = followed.view_id) "
         f"UNION ALL SELECT drained.view_id, 0 FROM ({drained}) drained "
+        f"UNION ALL SELECT shard.view_id, 1 FROM {queue_of_shard} queued "
+        f"JOIN {shard} shard ON shard.id = queued.shard_id "
         f"UNION ALL SELECT shard.view_id, 0 FROM {parked} parked "
         f"JOIN {shard} shard ON shard.id = parked.shard_id WHERE parked.retry_at <= %s"
         f") SELECT schedule.id, MAX(pending.waiting), MAX(control.id), MAX(control.label) "

@@ -9,14 +9,14 @@ from django.db.models import F, Func, QuerySet, Sum, TextField
 
 from ..databases import dialect_of
 from ..databases.base.triggers import MAX_DISTINCT_CHANGES
-from ..models import Change, TrackedTable, ViewChange
+from ..models import Change, ShardChange, TrackedTable, ViewChange
 from .change_log import QueuedChange, as_change, from_hex
 
 __all__ = ["waiting_changes"]
 
 
 def waiting_changes(view_id: int, tables: Collection[str]) -> list[QueuedChange]:
-    """The entries of the log that concern a view, and those of its queue.
+    """The entries of the log that concern a view, and those of its queue and its shards' queues.
 
     Read in one snapshot, they are all changes of the tables that no batch of the view has drained.
     """
@@ -27,13 +27,16 @@ def waiting_changes(view_id: int, tables: Collection[str]) -> list[QueuedChange]
     }
     logged = Change.objects.filter(table__in=list(concerned))
     queued = ViewChange.objects.filter(view=view_id)
-    if sum(each.aggregate(total=Sum("count"))["total"] or 0 for each in (logged, queued)) > (
+    of_shards = ShardChange.objects.filter(shard__view=view_id)
+    rows = (logged, queued, of_shards)
+    if sum(each.aggregate(total=Sum("count"))["total"] or 0 for each in rows) > (
         MAX_DISTINCT_CHANGES
     ):
         reason = f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting"
         return [QueuedChange("", [], reason, datetime.min.replace(tzinfo=UTC))]
     return [
         *(as_change(*entry) for entry in _entries(queued)),
+        *(as_change(*entry) for entry in _entries(of_shards)),
         *(
             as_change(table, links, logged_at)
             for table, links, logged_at, changed in _entries(logged, "changed")

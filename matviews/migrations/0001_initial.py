@@ -542,6 +542,7 @@ class Migration(migrations.Migration):
                 ("claimed_token", models.BigIntegerField(default=0)),
                 ("attempts", models.PositiveIntegerField(default=0)),
                 ("claims", models.BigIntegerField(default=0)),
+                ("key_range", models.JSONField(null=True)),
                 ("parked_count", models.PositiveIntegerField(default=0)),
                 (
                     "turn_queue",
@@ -714,6 +715,36 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ("id",),
+            },
+        ),
+        migrations.CreateModel(
+            name="ShardChange",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("table", matviews.models.tracking.TableNameField(blank=True, max_length=255)),
+                ("links", models.JSONField(null=True)),
+                ("count", models.PositiveIntegerField()),
+                ("logged_at", models.DateTimeField()),
+                (
+                    "shard",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="changes",
+                        to="matviews.viewshard",
+                    ),
+                ),
+            ],
+            options={
+                "abstract": False,
+                "base_manager_name": "objects",
+                "indexes": [models.Index(fields=["shard"], name="matviews_shardchange_shard")],
             },
         ),
         migrations.CreateModel(

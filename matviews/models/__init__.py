@@ -9,7 +9,16 @@ from .permits import RefreshPermit
 from .refresh import Origin, PhaseRun, Refresh
 from .schedule import MAX_JITTER, Period, RefreshSchedule, ScheduleKind, intervals_of
 from .totals import TOTALS
-from .tracking import Change, DirtyKeys, LogFloor, LogSecret, TrackedTable, ViewChange, ViewSums
+from .tracking import (
+    Change,
+    DirtyKeys,
+    LogFloor,
+    LogSecret,
+    ShardChange,
+    TrackedTable,
+    ViewChange,
+    ViewSums,
+)
 from .verify_runs import VerifyRun
 
 __all__ = [
@@ -32,6 +41,7 @@ __all__ = [
     "RefreshPermit",
     "RefreshSchedule",
     "ScheduleKind",
+    "ShardChange",
     "TrackedTable",
     "VerifyRun",
     "ViewChange",

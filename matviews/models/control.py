@@ -10,6 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from ..conf import get_settings
 from ..databases.clock import UtcNow
+from ..databases.keys import Range, from_json
 from ..definition import ViewDefinition, ViewOptions
 from ..json_fields import CheckpointsField, CostsField, DrainsField, WaitField
 from ..quiet_hours import QuietHours, zone_fault
@@ -300,6 +301,10 @@ class ViewShard(Bookkeeping):
     attempts = models.PositiveIntegerField(default=0)
     #: How many claims there have been. It never decreases.
     claims = models.BigIntegerField(default=0)
+    #: `[low, high, order, rows]`: it has the keys after `low`, up to and including `high`; null is
+    #: open. How keys were compared when they were split, see `key_order`, and of how many rows.
+    #: None: all keys of a view derived from `source()`, or what the hooks take.
+    key_range = models.JSONField(null=True)
     #: How many rows of `ParkedKey` it has, so that a batch without any reads none.
     parked_count = models.PositiveIntegerField(default=0)
 
@@ -341,3 +346,14 @@ class ViewShard(Bookkeeping):
     def is_claimed(self) -> bool:
         """Whether a worker has claimed the batch of the current token."""
         return self.claimed_token == self.token
+
+    @property
+    def keys_within(self) -> Range:
+        """The range of its keys."""
+        low, high, *_others = self.key_range or (None, None)
+        return low and from_json(low), high and from_json(high)
+
+    @property
+    def key_order(self) -> list[str] | None:
+        """How keys were compared when they were split; None if it has all of them."""
+        return self.key_range and list(self.key_range[2])

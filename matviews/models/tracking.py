@@ -18,6 +18,7 @@ __all__ = [
     "DirtyKeys",
     "LogFloor",
     "LogSecret",
+    "ShardChange",
     "TableNameField",
     "TrackedTable",
     "TransactionField",
@@ -248,6 +249,27 @@ class ViewChange(Bookkeeping):
 
     def __str__(self) -> str:
         return f"change {self.pk} for {self.view}"
+
+
+class ShardChange(Bookkeeping):
+    """An entry of a shard's own queue, of a view with several shards derived from `source()`."""
+
+    shard = models.ForeignKey(
+        ViewShard, models.CASCADE, related_name="changes", db_constraint=False, db_index=False
+    )
+    #: These are as in `ViewChange`.
+    table = TableNameField(max_length=255, blank=True)
+    links = models.JSONField(null=True)
+    count = models.PositiveIntegerField()
+    logged_at = models.DateTimeField()
+
+    objects = WriteDatabaseManager["ShardChange"]()
+
+    class Meta(Bookkeeping.Meta):
+        indexes = (models.Index(fields=("shard",), name="matviews_shardchange_shard"),)
+
+    def __str__(self) -> str:
+        return f"change {self.pk} for {self.shard}"
 
 
 class LogFloor(Bookkeeping):

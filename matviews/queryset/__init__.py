@@ -10,6 +10,7 @@ from .current_sums import CurrentSums
 from .differences import Difference, Differences, Kind, compare, ranges
 from .explain import ExplainedIndex, Explanation, additive_obstacles, explain, source_sql
 from .plan import Plan, fault_of, find_mismatches, fingerprint_of, plan_of, tables_read
+from .sharding import Ranges, cut_ranges, key_order, keys_within, known_rows, one_shard_reason
 from .sql.adding import (
     Cut,
     add,
@@ -46,6 +47,7 @@ __all__ = [
     "Kind",
     "Link",
     "Plan",
+    "Ranges",
     "RowsQuery",
     "RowsTable",
     "Statements",
@@ -63,6 +65,7 @@ __all__ = [
     "count_groups",
     "count_moved",
     "count_rows",
+    "cut_ranges",
     "declared_dependencies",
     "declared_tables",
     "drop_stage",
@@ -74,9 +77,13 @@ __all__ = [
     "fingerprint_of",
     "is_missing",
     "key_columns",
+    "key_order",
+    "keys_within",
+    "known_rows",
     "lacks_values",
     "may_differ_in_spelling",
     "names_own_table",
+    "one_shard_reason",
     "plan_of",
     "prepare_staging",
     "ranges",

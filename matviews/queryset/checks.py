@@ -1,10 +1,10 @@
 """System checks of a view's `source()`: what would go wrong when it is refreshed."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 from django.core.checks import CheckMessage, Error, Warning
-from django.db.models import Avg, Expression, F, Model, StdDev, UniqueConstraint, Variance
+from django.db.models import Avg, Model, StdDev, Variance
 from django.db.models.functions import Ceil, Floor, Round
 
 from ..databases.fields import (
@@ -14,9 +14,7 @@ from ..databases.fields import (
     AnyField,
     column_of,
     family,
-    is_automatic,
     model_of_table,
-    unique_fields,
 )
 from ..definition import ViewDefinition
 from ..states import RefreshStrategy
@@ -28,10 +26,12 @@ from .analysis.nulls import null_reason
 from .analysis.parameters import parameter_text
 from .analysis.reading import find_source
 from .analysis.source import Source
+from .analysis.unique import other_unique
 from .strategy.additive import obstacles_of
 from .strategy.choose import Strategy, inexact_key_obstacles
 from .strategy.indexes import required_indexes
 from .strategy.inspection import Inspection, inspect
+from .strategy.sharding import sharding_obstacle
 
 __all__ = ["check_source", "check_table"]
 
@@ -70,6 +70,7 @@ _NOT_ANALYSED = (
 def _advice(source: Source, again: Source) -> Iterator[CheckMessage]:
     inspection = inspect(source)
     yield from _not_additive(source, inspection)
+    yield from _one_shard(source, inspection)
     yield from _other_unique(source)
     yield from _fractions(source)
     if inspection.unknown:
@@ -99,6 +100,19 @@ def _not_additive(source: Source, inspection: Inspection) -> Iterator[CheckMessa
                 "added up.",
                 obj=source.model, id="matviews.E025",
             )  # fmt: skip
+
+
+def _one_shard(source: Source, inspection: Inspection) -> Iterator[CheckMessage]:
+    """E027: a view that was given several shards, and can have only one."""
+    options = source.definition.options
+    if options.shards > 1 and (reason := sharding_obstacle(source, inspection)):
+        yield Error(
+            f"{source.model._meta.label}: MatviewMeta.shards is {options.shards}, but {reason}. It "
+            f"has one shard.",
+            hint="Remove shards, or change source(): docs/queryset-views.md says which views can "
+            "have several.",
+            obj=source.model, id="matviews.E027",
+        )  # fmt: skip
 
 
 def check_table(definition: ViewDefinition) -> Iterator[CheckMessage]:
@@ -197,11 +211,7 @@ def _without_index(source: Source, strategy: Strategy) -> Iterator[CheckMessage]
 
 
 def _other_unique(source: Source) -> Iterator[CheckMessage]:
-    key = {column.field for column in source.key}
-    filled = {column.field for column in source.columns}
-    for fields in _unique(source.model):
-        if key <= set(fields) or not filled & set(fields):
-            continue
+    for fields in other_unique(source):
         names = ", ".join(field.name for field in fields)
         yield _warning(
             source.model, "W008",
@@ -210,39 +220,6 @@ def _other_unique(source: Source) -> Iterator[CheckMessage]:
             "Drop the constraint or make it a plain index, because source() decides what is "
             "unique; or add its fields to the key.",
         )  # fmt: skip
-
-
-def _unique(model: type[Model]) -> Iterator[tuple[AnyField, ...]]:
-    """The fields of each unique constraint, including conditional ones and those on expressions.
-
-    Without automatic keys, and without deferrable constraints.
-    """
-    meta = model._meta
-    constraints = [
-        constraint for constraint in meta.constraints if isinstance(constraint, UniqueConstraint)
-    ]
-    deferrable = {
-        frozenset(constraint.fields)
-        for constraint in constraints
-        if constraint.deferrable is not None
-    }
-    for fields in unique_fields(model):
-        numbered = len(fields) == 1 and is_automatic(fields[0])
-        if not numbered and {field.name for field in fields} not in deferrable:
-            yield fields
-    for constraint in constraints:
-        if constraint.condition is not None or constraint.expressions:
-            names = dict.fromkeys([*constraint.fields, *_named(constraint.expressions)])
-            yield tuple(meta.get_field(name) for name in names)  # type: ignore[misc]
-
-
-def _named(expressions: Iterable[Any]) -> Iterator[str]:
-    """The names of the fields that expressions read."""
-    for expression in expressions:
-        if isinstance(expression, F):
-            yield cast("Any", expression).name
-        elif isinstance(expression, Expression):
-            yield from _named(expression.get_source_expressions())
 
 
 def _collations(source: Source) -> Iterator[CheckMessage]:

@@ -10,7 +10,7 @@ from django.db.models import Model
 
 from ..databases import Dialect, dialect_of
 from ..databases.fields import AnyField, Column, column_of
-from ..databases.keys import Key
+from ..databases.keys import Key, Range
 from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..phases import Phase
@@ -25,7 +25,7 @@ from .sql import key_lookups
 from .sql.lookups import dependency_keys, linked_keys
 from .sql.readers import KeyReader, SourceReader, WindowReader
 from .sql.stage_reader import StageReader
-from .sql.statements import Statements
+from .sql.statements import EVERYTHING, Statements
 from .sql.sums import GroupSums, SumsReader
 from .sql.windows import BatchRunner
 from .strategy.additive import find_additive
@@ -142,22 +142,29 @@ class Plan:
             return StageReader(self.source, self.dialect, stage)
         return WindowReader(self.source, self.strategy, self.dialect)
 
-    def batch_runner(self, stage: str = "", without: Collection[Key] = ()) -> BatchRunner:
+    def batch_runner(
+        self, stage: str = "", without: Collection[Key] = (), within: Range = EVERYTHING
+    ) -> BatchRunner:
         """Runs batches of windows.
 
         Args:
             stage: the staging table of a staged source.
             without: the keys that windows leave out.
+            within: the range in which they are.
         """
-        return BatchRunner(self.statements(stage) if stage else self._unstaged, without)
+        return BatchRunner(self.statements(stage) if stage else self._unstaged, without, within)
 
     @cached_property
     def _unstaged(self) -> Statements:
         return self.statements()
 
-    def key_batch_runner(self) -> BatchRunner:
-        """Runs batches of dirty keys; only for incremental strategies."""
-        return BatchRunner(self._of_keys)
+    def key_batch_runner(self, within: Range = EVERYTHING) -> BatchRunner:
+        """Runs batches of dirty keys; only for incremental strategies.
+
+        Args:
+            within: the range of the keys that it lists itself.
+        """
+        return BatchRunner(self._of_keys, within=within)
 
     def sums_runner(self, table: str, *, of_keys: bool) -> BatchRunner:
         """Runs batches that read the sums of an additive view.

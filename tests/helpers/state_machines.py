@@ -57,15 +57,15 @@ def refreshed_despite(
     What `killed` does comes in between.
     """
     refresh = engine.request(view, **options)
-    shard = ViewShard.objects.get(view=refresh.view_id)
+    shards = ViewShard.objects.filter(view=refresh.view_id).order_by("number")
     try:
         with killed_before_statement(kill):
-            inline.run_until_idle([shard.pk])
+            inline.run_until_idle(shards.values_list("pk", flat=True))
     except Killed:
         note(f"killed before statement {kill}")
         killed()
         let_time_pass()
-        inline.run_until_idle([shard.pk])
+        inline.run_until_idle(shards.values_list("pk", flat=True))
     refresh.refresh_from_db()
     assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
     return refresh

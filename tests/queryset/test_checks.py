@@ -376,17 +376,38 @@ class TestW040:
 
 
 class TestShards:
-    def test_w107_says_that_derived_phases_work_in_one(self) -> None:
+    def test_a_windowed_view_may_have_several(self) -> None:
         view = derived_view(
             lambda cls: Order.objects.values(ref=F("pk")), options={"shards": 3}, ref=key()
         )
 
+        assert registry.find(view).problems == ()
+        assert found() == []
+
+    def test_e027_names_what_keeps_a_view_at_one(self) -> None:
+        view = derived_view(
+            lambda cls: Order.objects.order_by("pk").values(ref=F("pk"))[:5],
+            options={"shards": 3}, ref=key(),
+        )  # fmt: skip
+
+        errors = [each for each in found() if each.id == "matviews.E027"]
+
+        assert registry.find(view).errors == ()  # it is refreshed, in one shard
+        assert "MatviewMeta.shards is 3, but a full refresh evaluates its source" in errors[0].msg
+        assert "It has one shard" in errors[0].msg
+
+    def test_w107_says_that_hooks_and_derived_phases_do_not_mix(self) -> None:
+        view = derived_view(
+            lambda cls: Order.objects.values(ref=F("pk")), options={"shards": 3}, ref=key(),
+            needs_update=classmethod(lambda cls, shard: 0),
+            do_update=classmethod(lambda cls, limit, shard: 0),
+        )  # fmt: skip
+
         (error,) = registry.find(view).problems
 
         assert error.id == "matviews.W107"
-        assert "derived from source() run in one shard" in error.msg
+        assert "both hooks and phases derived from source()" in error.msg
         assert "Remove shards" in (error.hint or "")
-        assert found() == []  # one fault at a time
 
 
 class TestWhatIsNoSource:

@@ -16,12 +16,13 @@ from ...changes import ChangesLogged
 from ...conf import get_settings
 from ...databases import Failure, errors_of
 from ...logs import log
-from ...models import PhaseRun
+from ...models import PhaseRun, ViewShard
 from ...redact import error_text, loggable
 from ...states import RunState
 from ..messages import BatchReport, Message, Outcome, publish
 from ..parking.hook_keys import park_failed
 from ..parking.splitting import is_unfit, may_split
+from ..tracking.key_ranges import split_keys
 from ..tracking.queues import await_changes, move_log
 from ..transactions import (
     alias,
@@ -34,7 +35,7 @@ from ..transactions import (
 from ..work.loader import load_work
 from ..work.shard_work import Work
 from .as_of import begin
-from .checkpoints import leave_turns, save_changes
+from .checkpoints import KeysUncut, leave_turns, save_changes
 from .claim import advance_token, claim, is_claimed, refused, withdraw
 from .error_texts import loggable_error, stored_texts
 from .failed_batches import fail
@@ -113,15 +114,25 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
             return attempt.run()
         except _Refused:
             raise
-        except ChangesLogged as logged:
-            _TABLES_WITH_CHANGES[shard_id] = tuple(logged.tables)
-            if unmoved_tables := await_changes(logged):
-                return attempt.after_move().postpone(unmoved_tables)
-            attempt = attempt.after_move()
+        except (ChangesLogged, KeysUncut) as due:
+            again = _again(attempt, due)
+            if isinstance(again, BatchReport):
+                return again
+            attempt = again
         except Exception as error:  # noqa: BLE001 - a hook may raise anything
             drop_broken_connection()
             if not attempt.narrow(error):
                 return attempt.record_failure(error)
+
+
+def _again(attempt: "_Attempt", due: ChangesLogged | KeysUncut) -> "_Attempt | BatchReport":
+    """The next attempt, after what had to be done first; a report if that was not possible."""
+    if isinstance(due, KeysUncut):
+        return attempt.after_cut()
+    _TABLES_WITH_CHANGES[attempt.message.shard_id] = tuple(due.tables)
+    if unmoved_tables := await_changes(due):
+        return attempt.after_move().postpone(unmoved_tables)
+    return attempt.after_move()
 
 
 # Shards whose batches found entries in the log in this process, and the tables that matter. It only
@@ -162,10 +173,11 @@ class _Attempt:
         #: Whether to do the work by keys, because it has failed for its data; and whether a value
         #: may not have fit its staging table.
         self.splitting = self.unfit = False
+        #: Whether it was tried to split the view's keys anew; whether they were.
+        self.was_cut = self.cut = False
         #: How often in a row the batch of the run that was tried last had failed before.
         self.failures = 0
-        #: The work of the shard, once it is loaded.
-        self.work: Work | None = None
+        self.work: Work | None = None  #: that of the shard, once it is loaded
 
     def run(self) -> BatchReport:
         """Run the batch and commit it together with its bookkeeping."""
@@ -184,7 +196,16 @@ class _Attempt:
 
     def after_move(self) -> "_Attempt":
         """The next attempt, after the log was moved: for the same refreshes, not for later ones."""
-        return _Attempt(self.message, known=self.known, tried=self.tried, as_of=self.as_of)
+        again = _Attempt(self.message, known=self.known, tried=self.tried, as_of=self.as_of)
+        again.was_cut, again.cut = self.was_cut, self.cut
+        return again
+
+    def after_cut(self) -> "_Attempt":
+        """The same attempt, after the keys of the view were split among its shards, if possible."""
+        shard = ViewShard.objects.select_related("view").get(pk=self.message.shard_id)
+        again = _Attempt(self.message, known=self.known if self.moved else None, as_of=self.as_of)
+        again.was_cut, again.cut = True, split_keys(shard.view, rebuilds=True)
+        return again
 
     def narrow(self, error: Exception) -> bool:
         """Limit the next attempt to one phase, or do it by keys; False if neither can help."""
@@ -271,6 +292,7 @@ class _Attempt:
             raise _Refused
         work = load_work(self.message.shard_id, looks_at_log=not self.moved)
         if work is not None:
+            work.moved, work.was_cut, work.is_new = self.moved, self.was_cut, self.cut
             self.as_of = work.loaded_at = self.as_of or work.loaded_at
             if self.known is None:
                 self.known = {refresh.pk for refresh in work.refreshes if work.may_begin(refresh)}

@@ -26,6 +26,7 @@ from ..tracking.dirty_keys import (
     staged_runs,
     truncate_reason,
 )
+from ..tracking.key_ranges import has_other_order, must_be_cut
 from ..tracking.pending_drains import add_drain, drop_processed
 from ..transactions import alias
 from ..work.long_runs import is_long
@@ -33,6 +34,7 @@ from ..work.shard_work import Work
 from .sums import distrust_sums, recompute_groups
 
 __all__ = [
+    "KeysUncut",
     "assign_changes",
     "change_status_of",
     "leave_turns",
@@ -48,6 +50,10 @@ _SAVED_FIELDS = (
 )  # fmt: skip
 
 
+class KeysUncut(Exception):
+    """The keys of the view are to be split among its shards before a full refresh begins."""
+
+
 def assign_changes(work: Work, run: PhaseRun) -> bool:
     """Drain the view's queue, once per batch, and settle which changes a starting run will process.
 
@@ -56,13 +62,18 @@ def assign_changes(work: Work, run: PhaseRun) -> bool:
 
     Raises:
         ChangesLogged: the log must be moved first.
+        KeysUncut: the keys are to be split among the view's shards first.
         InvalidView: `source()` cannot be derived from.
     """
+    if has_other_order(work) and not work.was_cut:
+        raise KeysUncut
     if work.checkpoint is None:
         work.checkpoint = _drain(work)
     run.checkpoint, run.full_refresh_reason = work.checkpoint
     run.full_refresh_reason = run.full_refresh_reason or _reason_of_full_refresh(work, run.phase)
     incremental = not run.full_refresh_reason
+    if not (incremental or work.was_cut) and must_be_cut(work):
+        raise KeysUncut
     run.dirty_after = work.shard.checkpoints[run.phase].drain_number if incremental else None
     if run.dirty_after is None or dirty_keys(work, run):
         return True
@@ -77,13 +88,13 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
     """
     tracking, shard = changes.tracking_of(work.plan), work.shard
     if tracking.reason:
-        make_due(work, changes.drain_queue(shard.view_id))  # every refresh is full anyway
+        make_due(work, _drained(work, ()))  # every refresh is full anyway
         if shard.checkpoints or shard.pending_drains:  # left from when changes were tracked
             shard.checkpoints, shard.pending_drains, work.shard_changed = {}, [], True
         return None, truncate_reason(tracking.reason)
     if work.logged:
-        raise ChangesLogged(tracking.tables.keys())
-    drained = changes.drain_queue(shard.view_id)
+        raise ChangesLogged(tracking.tables.keys(), shard.view_id if work.has_siblings else None)
+    drained = _drained(work, tracking.tables.keys())
     _recompute_marked(work, [change for change in drained if not change.table])
     if queued := [*drained, *due_changes(work)]:
         all_dirty(work)
@@ -100,12 +111,26 @@ def _drain(work: Work) -> tuple[Checkpoint | None, str]:
     return Checkpoint(shard.drain_number, work.plan.exact_fingerprint), ""
 
 
+def _drained(work: Work, tables: Collection[str]) -> list[QueuedChange]:
+    """What a drain takes: from the view's queue, or from the shard's own if there are others.
+
+    Raises:
+        ChangesLogged: the view's queue must be distributed first.
+    """
+    shard = work.shard
+    if not work.has_siblings:
+        return changes.drain_queue(shard.view_id)
+    if not work.moved and changes.has_queued(shard.view_id):
+        raise ChangesLogged(tables, shard.view_id)
+    return changes.drain_shard(shard.pk)
+
+
 def _recompute_marked(work: Work, marked: Collection[QueuedChange]) -> None:
     """Recompute the sums of an additive view for keys that were marked by hand.
 
     No value log says that their rows may be wrong.
     """
-    if not (marked and work.plan.additive):
+    if not (marked and work.plan.additive) or work.has_siblings:
         return
     if all(isinstance(change.links, list) for change in marked):
         keys = {from_json(key) for change in marked for key in change.links or ()}

@@ -175,6 +175,7 @@ def fits_one_batch(work: Work, run: PhaseRun, limit: int) -> bool:
         run.dirty_after is None
         and not run.batches
         and not work.one_run_only
+        and not work.has_siblings
         and not is_careful(work)
         and work.shard.view.pinned_strategy is not RefreshStrategy.FULL_STAGED
         and work.definition.hooks[Phase(run.phase)].is_derived
@@ -242,6 +243,11 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
         if not plan.strategy.staged and not run.stage:
             plan = _checked(work, run)
         staged = plan.strategy.staged or run.stage
+        if staged and work.has_siblings:
+            raise InvalidView(
+                f"{work.shard.view.label} has {work.hook_shard.count} shards, but must be staged "
+                f"({plan.strategy.reason}): matviews.maintain leaves it one."
+            )
         run.strategy = RefreshStrategy.FULL_STAGED if staged else RefreshStrategy.FULL
     else:
         run.estimate = count_keys(dirty_keys(work, run))

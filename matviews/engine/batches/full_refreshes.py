@@ -12,6 +12,7 @@ from ...queryset import Plan, WindowProgress, fill_stage, stage_name
 from ...states import RefreshStrategy
 from ..parking.parked_keys import has_unfit, load_parked, unpark
 from ..parking.splitting import can_split, is_careful, try_due, walk_keys
+from ..tracking.key_ranges import range_of
 from ..transactions import alias
 from ..work.shard_work import Work
 
@@ -36,7 +37,7 @@ def walk(work: Work, run: PhaseRun, plan: Plan, limit: int) -> Batch:
     if plan.strategy.staged and not run.stage:
         walked = plan.batch_runner().run_whole(phase, progress_of(run))
     else:
-        runner = plan.batch_runner(run.stage, without)
+        runner = plan.batch_runner(run.stage, without, range_of(work))
         walked = runner.run_window(phase, progress_of(run), limit)
     batch = recorded(run, walked)
     if is_careful(work) and batch.cursor is None:

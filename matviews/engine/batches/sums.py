@@ -67,7 +67,7 @@ def sums_runner(work: Work, run: PhaseRun) -> BatchRunner | None:
     None if its rows are to be computed from the source: it is not additive, its tables are missing,
     or keys are left out.
     """
-    if not (work.plan.additive and work.shard.view.is_additive):
+    if not (work.plan.additive and work.shard.view.is_additive) or work.has_siblings:
         return None
     if work.checked_plan is not work.plan:
         return None

@@ -78,7 +78,8 @@ def close_finished(shard_id: int, report: BatchReport | None = None) -> NextStep
         closed += new
         if new and work.truncated:
             continue
-        other_shards = _due_elsewhere(work) if closed and work.hook_shard.count > 1 else ()
+        of_others = work.hook_shard.count > 1 and (closed or _is_cut(report))
+        other_shards = _due_elsewhere(work) if of_others else ()
         return NextStep(
             _due(work), tuple(closed), (*other_shards, *_due_after(closed, others_wait))
         )
@@ -102,6 +103,11 @@ def close_finished_in_view(view_id: int, report: BatchReport | None = None) -> l
     messages = [_due(work) for work in works] or [None]
     first = NextStep(messages[0], tuple(closed), _due_after(closed, others_wait))
     return [first, *map(NextStep, messages[1:])]
+
+
+def _is_cut(report: BatchReport | None) -> bool:
+    """Whether the view's other shards are new, and have been sent no message."""
+    return bool(report and report.work and report.work.is_new)
 
 
 def _close_known(report: BatchReport | None) -> tuple[list[Refresh], bool, bool]:
@@ -170,7 +176,8 @@ def _merge(work: Work) -> bool:
         return False
     with short_transaction():
         shards = lock_available(Q(view=work.shard.view_id))
-        if len(shards) < work.hook_shard.count or any(shard.is_claimed for shard in shards):
+        present = ViewShard.objects.filter(view=work.shard.view_id).count()
+        if len(shards) < present or any(shard.is_claimed for shard in shards):
             return False
         return sum(map(_merge_alike, alike)) > 0
 
@@ -269,7 +276,7 @@ def _save_closed(refresh: Refresh, runs: list[PhaseRun], work: Work) -> Ending |
     failed = refresh.state == RefreshState.FAILED
     digest = definition_digest(work.definition) if failed else ""
     success_times = _success_times(runs)
-    if not work.shard.parked_count:
+    if not _has_parked(work):
         success_times |= times_of(runs)
     fields = ("state", "error", "started_at", "finished_at", "merged_into_id")
     still_open, end = {"id": refresh.pk, "state": RefreshState.OPEN}, _values(refresh, fields)
@@ -289,6 +296,13 @@ def _save_closed(refresh: Refresh, runs: list[PhaseRun], work: Work) -> Ending |
         )
         save_fingerprints(refresh.view, runs)
         return record_ending(refresh, runs, work.definition, digest)
+
+
+def _has_parked(work: Work) -> bool:
+    """Whether a key of the view is parked, in whichever shard."""
+    if work.shard.parked_count or work.hook_shard.count == 1:
+        return work.shard.parked_count > 0
+    return ViewShard.objects.filter(view=work.shard.view_id, parked_count__gt=0).exists()
 
 
 def _values(refresh: Refresh, names: Iterable[str]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ A `ChangePoller` finds what is logged. This module finds every other reason: the
 `change_status_of` does not call fresh although nothing is pending.
 """
 
-from collections.abc import Collection, Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ class _Followed(NamedTuple):
     schedule: RefreshSchedule
     definition: ViewDefinition
     tracking: Tracking
-    shard: ViewShard
+    shards: Sequence[ViewShard]
     #: Whether all changes of its sources are logged.
     logged: bool
 
@@ -86,11 +87,13 @@ def _followed(labels: Collection[str] | None) -> Iterator[_Followed]:
     ]
     trackings = {schedule.view_id: tracking for schedule, _definition, tracking in found}
     unlogged = changes.unlogged_tables(trackings, alias())
-    shards = {each.view_id: each for each in ViewShard.objects.filter(view__in=trackings, number=0)}
+    shards = defaultdict[int, list[ViewShard]](list)
+    for shard in ViewShard.objects.filter(view__in=trackings).order_by("pk"):
+        shards[shard.view_id].append(shard)
     for schedule, definition, tracking in found:
-        if shard := shards.get(schedule.view_id):
+        if schedule.view_id in shards:
             logged = not unlogged[schedule.view_id]
-            yield _Followed(schedule, definition, tracking, shard, logged)
+            yield _Followed(schedule, definition, tracking, shards[schedule.view_id], logged)
 
 
 class _Reasons:
@@ -127,7 +130,9 @@ class _Reasons:
 
     def _must_be_full(self, phase: Phase) -> bool:
         """Whether the next run is a full refresh, for a reason that no pending change brings."""
-        shard = self._each.shard
+        return any(self._must_be_full_in(shard, phase) for shard in self._each.shards)
+
+    def _must_be_full_in(self, shard: ViewShard, phase: Phase) -> bool:
         reached = shard.checkpoints.get(phase)
         if reached is None or reached.drain_number < 0:
             return True
@@ -138,4 +143,5 @@ class _Reasons:
 
     def _may_park_no_longer(self) -> bool:
         """Whether keys are parked although the view may no longer have any."""
-        return self._each.shard.parked_count > 0 and not max_parked(self._each.definition)
+        parked = any(shard.parked_count for shard in self._each.shards)
+        return parked and not max_parked(self._each.definition)

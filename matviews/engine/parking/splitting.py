@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from ...contract import Batch
 from ...databases import errors_of
-from ...databases.keys import Key, to_json
+from ...databases.keys import Key, Range, to_json
 from ...definition import ViewDefinition
 from ...models import PhaseRun
 from ...phases import Phase
 from ...queryset import BatchRunner, Plan, WindowProgress
+from ..tracking.key_ranges import range_of
 from ..transactions import alias
 from ..work.shard_work import Work
 from .bisection import PROBES, SAMPLE_KEYS, Bisection
@@ -88,8 +89,8 @@ def is_unfit(work: Work, error: Exception) -> bool:
     return work.staging and errors.does_not_fit(errors.code(error))
 
 
-def _runner(plan: Plan, stage: str) -> BatchRunner:
-    return plan.batch_runner(stage) if stage else plan.key_batch_runner()
+def _runner(plan: Plan, stage: str, within: Range = (None, None)) -> BatchRunner:
+    return plan.batch_runner(stage) if stage else plan.key_batch_runner(within)
 
 
 def try_due(work: Work, run: PhaseRun, limit: int, rows: int) -> int:
@@ -122,7 +123,7 @@ def walk_keys(work: Work, run: PhaseRun, limit: int) -> Batch:
         NotAdvancing: the next keys do not come after these.
     """
     plan, phase = work.checked_plan, Phase(run.phase)
-    runner = _runner(plan, run.stage)
+    runner = _runner(plan, run.stage, range_of(work))
     inserted_ranges = tuple((low, high) for low, high in run.inserted_ranges)
     progress = WindowProgress(cursor=run.cursor, inserted_ranges=inserted_ranges)
     limit = min(limit, plan.dialect.max_keys)

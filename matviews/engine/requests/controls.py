@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import Count, F, Q
+from django.db.models import Count, Q
 
 from ... import changes
 from ...definition import ViewDefinition
@@ -16,6 +16,7 @@ from ...states import RefreshState
 from ..graph.view_graph import in_order_of_reading
 from ..locking import lock_available
 from ..on_change.due_refreshes import on_change_obstacle
+from ..tracking.key_ranges import split_keys
 from ..transactions import short_transaction
 
 __all__ = [
@@ -58,7 +59,7 @@ def sync_controls() -> None:
         [
             ViewShard(view=control, number=number)
             for control in without_shards
-            for number in range(_required_shards(control))
+            for number in range(_first_shards(control))
         ],
         ignore_conflicts=True,
     )
@@ -117,14 +118,22 @@ def clear_as_of(labels: Collection[str]) -> None:
 def sync_shards() -> None:
     """Create and delete shards until every view has the number that its control requires.
 
-    A view with an open refresh has to wait, because its hooks were given the old number of shards.
+    A view with an open refresh has to wait, because its hooks were given the old number of shards;
+    one derived from `source()`, only if that refresh has begun.
     """
-    counted = ViewControl.objects.values("pk", "shard_count").annotate(present=Count("shards"))
-    present = dict(counted.exclude(present=F("shard_count")).values_list("pk", "present"))
-    if not present:
-        return
-    for control in ViewControl.objects.filter(pk__in=present):
-        if control.definition and present[control.pk] != _required_shards(control):
+    counted = ViewControl.objects.values("pk", "label", "shard_count")
+    several = counted.annotate(present=Count("shards")).exclude(present=1, shard_count__lte=1)
+    to_sync = [
+        pk
+        for pk, label, required, present in several.values_list(
+            "pk", "label", "shard_count", "present"
+        )
+        if label in registry and (present != required or registry.find(label).has_key_ranges)
+    ]
+    for control in ViewControl.objects.filter(pk__in=to_sync) if to_sync else ():
+        if control.definition and control.definition.has_key_ranges:
+            split_keys(control)
+        elif control.shards.count() != _required_shards(control):
             _sync_shards(control)
 
 
@@ -171,6 +180,12 @@ def _required_shards(control: ViewControl) -> int:
     return max(1, control.shard_count) if is_shard_aware else 1
 
 
+def _first_shards(control: ViewControl) -> int:
+    """How many shards a new view has. Ranges of keys are cut when its source has rows."""
+    definition = control.definition
+    return 1 if definition and definition.has_key_ranges else _required_shards(control)
+
+
 def _sync_shards(control: ViewControl) -> None:
     with short_transaction():
         free = {shard.number: shard.pk for shard in lock_available(Q(view=control))}
@@ -183,6 +198,7 @@ def _sync_shards(control: ViewControl) -> None:
         ViewShard.objects.bulk_create(
             [ViewShard(view=control, number=number) for number in sorted(required - present)]
         )
+        control.shards.update(key_range=None)  # left from a definition with `source()`
 
 
 def views_to_refresh() -> list[str]:

@@ -7,7 +7,7 @@ looked. All times are of what has committed, and so no later than the snapshot o
 transaction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -39,6 +39,7 @@ from ...models import (
     PhaseRun,
     Refresh,
     ScheduleKind,
+    ShardChange,
     ViewChange,
     ViewShard,
     intervals_of,
@@ -90,6 +91,9 @@ def data_status(view: str | type) -> DataStatus:
         state = ViewState.NOT_MIGRATED
         return DataStatus(as_of=None, pending=None, state=state, on_time=False)
     first, shards = rows[0], list({row.pk: row for row in rows}.values())
+    for facts in (first, shards[0]):
+        facts.queued_at = _oldest_queued(shards)
+        facts.marked = any(shard.marked or shard.marked_here for shard in shards)
     control = _control(rows, shards)
     unlogged = set() if tracking.reason else changes.recorded_as_unlogged(control.pk, tracking)
     upstream = upstream_problems(definition.label)
@@ -106,6 +110,12 @@ def data_status(view: str | type) -> DataStatus:
     )
 
 
+def _oldest_queued(shards: Iterable[Any]) -> datetime | None:
+    """When the oldest change was logged that is in a queue of the view or of one of its shards."""
+    times = (at for shard in shards for at in (shard.queued_at, shard.queued_here))
+    return min(filter(None, times), default=None)
+
+
 def _query(definition: ViewDefinition, tracking: Tracking) -> QuerySet[Any]:
     """A row for each shard and schedule of a view, with what is known about it.
 
@@ -115,6 +125,7 @@ def _query(definition: ViewDefinition, tracking: Tracking) -> QuerySet[Any]:
     ended = Refresh.objects.filter(state__in=(RefreshState.SUCCEEDED, RefreshState.FAILED))
     own = {"view": OuterRef("view")}
     queue = ViewChange.objects.filter(**own).order_by()
+    own_queue = ShardChange.objects.filter(shard=OuterRef("pk")).order_by()
     unknown = Value(None, output_field=DateTimeField())
     schedules = FilteredRelation(
         "view__schedules",
@@ -141,6 +152,10 @@ def _query(definition: ViewDefinition, tracking: Tracking) -> QuerySet[Any]:
                 queue.values("view").annotate(oldest=Min("logged_at")).values("oldest")
             ),
             marked=Exists(queue.filter(table="")),
+            queued_here=Subquery(
+                own_queue.values("shard").annotate(oldest=Min("logged_at")).values("oldest")
+            ),
+            marked_here=Exists(own_queue.filter(table="")),
             mixed=Exists(_runs_of_others(definition)),
             triggers_seen_at=Subquery(Heartbeat.objects.values("triggers_seen_at")[:1]),
         )

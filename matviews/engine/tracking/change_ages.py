@@ -1,6 +1,7 @@
 """How old the changes are that views on change have yet to process."""
 
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
 
@@ -61,14 +62,13 @@ class Ages:
 
         None if there is none, and no parked key to be tried again now.
         """
-        shard = self._shards.get(view_id)
-        if shard is None:
-            return None
-        oldest = oldest_drained(shard, phases)
-        ages = [utc_now() - oldest] if oldest else []
-        if shard.parked_count:
-            retries = (self._retries.get((shard.pk, phase.value)) for phase in phases)
-            ages += [now() - moment for moment in retries if moment]
+        ages = list[timedelta]()
+        for shard in self._shards.get(view_id, ()):
+            oldest = oldest_drained(shard, phases)
+            ages += [utc_now() - oldest] if oldest else []
+            if shard.parked_count:
+                retries = (self._retries.get((shard.pk, phase.value)) for phase in phases)
+                ages += [now() - moment for moment in retries if moment]
         return max(ages, default=None)
 
     @cached_property
@@ -76,10 +76,11 @@ class Ages:
         return changes.oldest_waiting(self._views)
 
     @cached_property
-    def _shards(self) -> Mapping[int, ViewShard]:
-        return {
-            each.view_id: each for each in ViewShard.objects.filter(view__in=self._views, number=0)
-        }
+    def _shards(self) -> Mapping[int, Sequence[ViewShard]]:
+        found = defaultdict[int, list[ViewShard]](list)
+        for each in ViewShard.objects.filter(view__in=self._views).order_by("pk"):
+            found[each.view_id].append(each)
+        return found
 
     @cached_property
     def _retries(self) -> Mapping[tuple[int, str], datetime]:

@@ -9,13 +9,14 @@ from ...changes import QueuedChange
 from ...databases import catalog_of
 from ...databases.keys import Key, from_json, in_order, to_json
 from ...models import DirtyKeys, PhaseRun, Refresh, ViewShard
-from ...queryset import Plan
+from ...queryset import Plan, keys_within
 from ...states import RefreshState, RefreshStrategy
 from ..locking import lock_available
 from ..transactions import alias, short_transaction
 from ..work.batch_parts import AttemptedBatch, DirtyPart
 from ..work.costs import expected_seconds, is_full_cheaper, max_worthwhile_keys, record_timeout
 from ..work.shard_work import Work
+from .key_ranges import range_of
 from .pending_drains import processed
 from .resolve import resolve
 
@@ -77,6 +78,7 @@ def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
         delete_dirty(dirty)
         work.dirty = []
         return
+    keys = keys_within(plan, keys, range_of(work))
     dirty[:] = _without(work, dirty, keys)
     added = in_order(keys)
     for start in range(0, len(added), KEYS_PER_ROW):

@@ -5,11 +5,13 @@ import time
 from collections.abc import Collection
 
 from django.db import DatabaseError, InterfaceError
+from django.db.models import Q
 
 from ... import changes
 from ...changes import ChangesLogged
 from ...logs import log
 from ...redact import error_text, loggable
+from ..locking import lock_available
 from ..transactions import drop_broken_connection, short_transaction
 
 __all__ = [
@@ -68,7 +70,7 @@ def renumber_entries() -> None:
 def await_changes(logged: ChangesLogged) -> list[str]:
     """Wait until this process or another has moved these entries of the log.
 
-    It waits at most the sum of the delays.
+    It waits at most the sum of the delays. Then it distributes those of a view with several shards.
 
     Returns:
         The tables with entries that are still not moved.
@@ -80,6 +82,9 @@ def await_changes(logged: ChangesLogged) -> list[str]:
         if not unmoved:
             break
         time.sleep(delay)
+    if logged.view_id and not unmoved:
+        with short_transaction():
+            changes.distribute(logged.view_id)
     return unmoved
 
 
@@ -91,3 +96,8 @@ def collapse_long_queues() -> None:
     for view_id in changes.overlong_queues():
         with short_transaction():
             changes.collapse_queue(view_id)
+    for shard_id in changes.overlong_shard_queues():
+        with short_transaction():
+            if lock_available(Q(pk=shard_id)):
+                changes.collapse_shard_queue(shard_id)
+    changes.sweep_shard_queues()

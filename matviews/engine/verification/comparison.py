@@ -110,7 +110,7 @@ class _PendingKeys:
     def __init__(self, plan: Plan, view_id: int) -> None:
         self._plan, self._parked = plan, as_spelled(plan, keys_left_out(view_id))
         tables = changes.tracking_of(plan).tables
-        self._shard = ViewShard.objects.get(view=view_id)
+        self._shards = list(ViewShard.objects.filter(view=view_id).order_by("pk"))
         waiting = changes.waiting_changes(view_id, tables)
         #: The keys to which changes lead that have not been drained; None for any key.
         self._waiting = resolve(plan, waiting, MAX_PENDING).keys
@@ -159,17 +159,22 @@ class _PendingKeys:
 
     def _pending(self, phase: Phase) -> set[Key] | None:
         """The keys that a phase has yet to process; None for any key."""
-        shard, reached = self._shard, self._shard.checkpoints.get(phase)
+        of_shards = [self._dirty(shard, phase) for shard in self._shards]
+        if self._waiting is None or None in of_shards:
+            return None
+        return self._waiting.union(*filter(None, of_shards))
+
+    def _dirty(self, shard: ViewShard, phase: Phase) -> set[Key] | None:
+        """The keys of a shard that have been drained; None for any key."""
+        reached = shard.checkpoints.get(phase)
         if (
-            self._waiting is None
-            or reached is None
+            reached is None
             or reached.drain_number < max(0, shard.full_refresh_after)
             or reached.fingerprint != self._plan.exact_fingerprint
         ):
             return None
         rows = DirtyKeys.objects.filter(shard=shard, drain_number__gt=reached.drain_number)
-        dirty = (from_json(key) for keys in rows.values_list("keys", flat=True) for key in keys)
-        return {*self._waiting, *dirty}
+        return {from_json(key) for keys in rows.values_list("keys", flat=True) for key in keys}
 
     def _compare(self, keys: Collection[Key]) -> dict[Kind, set[Key]]:
         differing: dict[Kind, set[Key]] = {kind: set() for kind in Kind}

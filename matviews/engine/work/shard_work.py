@@ -64,6 +64,12 @@ class Work:
     #: Whether the change log has entries that this batch must include and that are to be moved, if
     #: it was looked at.
     logged: bool = False
+    #: Whether the batch has had the view's keys split anew, or tried to.
+    was_cut: bool = False
+    #: Whether they are split anew, so that nobody has sent messages to the other shards.
+    is_new: bool = False
+    #: Whether all changes that the batch must include have been moved to the queues.
+    moved: bool = False
     #: The checkpoint of runs that start in this batch, and why they must be full refreshes; None
     #: before the drain.
     checkpoint: tuple[Checkpoint | None, str] | None = None
@@ -111,6 +117,11 @@ class Work:
     def key_runner(self) -> BatchRunner:
         """What runs batches of dirty keys."""
         return self.plan.key_batch_runner()
+
+    @property
+    def has_siblings(self) -> bool:
+        """Whether the view has other shards."""
+        return self.hook_shard.count > 1
 
     def create_runs(self, known: Collection[int] | None = None) -> None:
         """Create, without saving, the phase runs of refreshes that have none in this shard yet.

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from ...databases import Dialect
 from ...databases.fields import AnyField, Column, column_of
-from ...databases.keys import Key, Keys, KeySelection, RangeWithout, shown
+from ...databases.keys import Key, Keys, KeySelection, Range, RangeWithout, shown
 from ...databases.sql import SQL, joined
 from ...exceptions import NotAdvancing
 from ...redact import OMITTED, may_show_keys
@@ -45,8 +45,8 @@ class SourceReader(Protocol):
     def keys(self, within: KeySelection) -> SQL:
         """A query for the keys."""
 
-    def keys_after(self, low: Key | None, count: int) -> SQL:
-        """A query for the next distinct keys after `low`, in order.
+    def keys_after(self, low: Key | None, count: int, high: Key | None = None) -> SQL:
+        """A query for the next distinct keys after `low`, up to `high`, in order.
 
         The source has no other keys in between, but it need not have all of these.
         """
@@ -73,9 +73,9 @@ class WindowReader:
         query = self._inside(within).keys_only([column.name for column in self.source.key])
         return selected(query, self.source, self.source.key, self.dialect)
 
-    def keys_after(self, low: Key | None, count: int) -> SQL:
+    def keys_after(self, low: Key | None, count: int, high: Key | None = None) -> SQL:
         """Reads the table that has the key, whatever the source selects from it."""
-        return _keys_of_table(self.strategy, low, count, self.dialect)
+        return _keys_of_table(self.strategy, (low, high), count, self.dialect)
 
     def _inside(self, within: KeySelection, *, missing: bool = False) -> SourceQuery:
         query, columns = self.source.query, [c.expression for c in self.source.key]
@@ -121,12 +121,12 @@ class KeyReader:
         query = self.among(within).keys_only([column.name for column in self.source.key])
         return selected(query, self.source, self.source.key, self.dialect)
 
-    def keys_after(self, low: Key | None, count: int) -> SQL:
+    def keys_after(self, low: Key | None, count: int, high: Key | None = None) -> SQL:
         """Reads all keys of the source, as no index has their order."""
         query = self.source.query.keys_only([column.name for column in self.source.key])
         keys = selected(query, self.source, self.source.key, self.dialect)
         names = self.dialect.names(_key_fields(self.source))
-        ahead = self.dialect.selects(names, (low, None))
+        ahead = self.dialect.selects(names, (low, high))
         found = next_keys(f"({keys.text}) {ALL_KEYS}", names, [ahead], count)
         return SQL(found.text, (*keys.params, *found.params))
 
@@ -264,8 +264,8 @@ def _key_fields(source: Source) -> list[AnyField]:
     return [column.field for column in source.key]
 
 
-def _keys_of_table(strategy: Strategy, low: Key | None, count: int, dialect: Dialect) -> SQL:
-    """The next distinct keys after `low` in the table that has the key of a windowed source."""
+def _keys_of_table(strategy: Strategy, ahead: Range, count: int, dialect: Dialect) -> SQL:
+    """The next distinct keys of a range in the table that has the key of a windowed source."""
     assert strategy.model is not None
     table, names = dialect.name(strategy.model._meta.db_table), dialect.names(strategy.fields)
     known = (
@@ -273,9 +273,9 @@ def _keys_of_table(strategy: Strategy, low: Key | None, count: int, dialect: Dia
         for name, field in zip(names, strategy.fields, strict=True)
         if field.null
     )
-    ahead = dialect.selects(names, (low, None))
+    inside_range = dialect.selects(names, ahead)
     unique = any(field.unique for field in strategy.fields)
-    return next_keys(table, names, [*known, ahead], count, distinct=not unique)
+    return next_keys(table, names, [*known, inside_range], count, distinct=not unique)
 
 
 def next_keys(

@@ -55,9 +55,9 @@ class StageReader:
         names = ", ".join(self.dialect.names(self.key_fields))
         return self._select(SQL(names), [self._inside(within)])
 
-    def keys_after(self, low: Key | None, count: int) -> SQL:
+    def keys_after(self, low: Key | None, count: int, high: Key | None = None) -> SQL:
         names = self.dialect.names(self.key_fields)
-        keys = next_keys(self.table.text, names, [self._inside((low, None))], count)
+        keys = next_keys(self.table.text, names, [self._inside((low, high))], count)
         return SQL(keys.text, (*self.table.params, *keys.params))
 
     def _stored(self, column: Column) -> SQL:

@@ -123,8 +123,8 @@ class Statements:
         """The columns of the next keys as exact values; empty if one of them has no exact form."""
         return exact_values(self.key_fields, KEYS, self.dialect, self.kinds)
 
-    def next_source_keys(self, low: Key | None, count: int) -> NextKeys:
-        """The next `count` keys after `low` that the source may have.
+    def next_source_keys(self, low: Key | None, count: int, high: Key | None = None) -> NextKeys:
+        """The next `count` keys after `low`, up to `high`, that the source may have.
 
         Raises:
             NotAdvancing: to the database, the last of them is not after `low`.
@@ -132,7 +132,7 @@ class Statements:
         same = equal(qualified(self.table, self.key), qualified(KEYS, self.key))
         missing = f"SELECT 1 FROM {self.table} WHERE {same}"
         has_missing = f"EXISTS (SELECT 1 FROM {KEYS} WHERE NOT EXISTS ({missing}))"
-        return self._next_keys(self.reader.keys_after(low, count), low, count, has_missing)
+        return self._next_keys(self.reader.keys_after(low, count, high), low, count, has_missing)
 
     def count_source_keys(self) -> int:
         """How many keys `next_source_keys` finds in all."""
@@ -141,14 +141,18 @@ class Statements:
         return int(row[0]) if row else 0
 
     def next_view_keys(
-        self, low: Key | None, count: int, skipped: Iterable[Range] = ()
+        self,
+        low: Key | None,
+        count: int,
+        skipped: Iterable[Range] = (),
+        high: Key | None = None,
     ) -> NextKeys:
-        """The next `count` keys of the view after `low`, without the skipped ranges.
+        """The next `count` keys of the view after `low`, up to `high`, not in skipped ranges.
 
         Raises:
             NotAdvancing: as in `next_source_keys`.
         """
-        keys = next_keys(self.table, self.key, self.of_view((low, None), skipped), count)
+        keys = next_keys(self.table, self.key, self.of_view((low, high), skipped), count)
         return self._next_keys(keys, low, count, "NULL")
 
     def _next_keys(self, keys: SQL, low: Key | None, count: int, has_missing: str) -> NextKeys:

@@ -11,7 +11,7 @@ from ...databases.keys import Key, Keys, KeySelection, Range, RangeWithout, from
 from ...databases.sql import SQL, Array, joined, qualified
 from ...phases import Phase
 from .readers import next_keys, not_advancing
-from .statements import KEYS, Statements
+from .statements import EVERYTHING, KEYS, Statements
 from .together import do_keys_together, do_together
 
 __all__ = ["BatchRunner", "WindowProgress"]
@@ -42,10 +42,18 @@ class BatchRunner:
     Args:
         statements: the SQL of the phases.
         without: the keys that windows leave out.
+        within: the range in which windows are.
     """
 
-    def __init__(self, statements: Statements, without: Collection[Key] = ()) -> None:
+    def __init__(
+        self,
+        statements: Statements,
+        without: Collection[Key] = (),
+        within: Range = EVERYTHING,
+    ) -> None:
         self.statements = statements
+        self._within = within
+        self._everything = (self._json(within[0]), self._json(within[1]))
         self._without = Keys(tuple(without), tuple(statements.kinds))
         self._keys = Keys(())
         self._arrays: list[Array] = []
@@ -76,13 +84,13 @@ class BatchRunner:
             DatabaseError: a statement failed.
             NotAdvancing: the next window does not come after this one.
         """
-        if not self._writes(phase) or (None, None) in progress.inserted_ranges:
+        if not self._writes(phase) or self._everything in progress.inserted_ranges:
             return [], None
-        statements, low = self.statements, self._key(progress.cursor)
-        keys = statements.reader.keys_after(low, limit)
+        statements, (low, high) = self.statements, self._ahead(progress)
+        keys = statements.reader.keys_after(low, limit, high)
         if phase is not Phase.INSERT:
             skipped = [(self._key(low), self._key(high)) for low, high in progress.inserted_ranges]
-            of_view = statements.of_view((low, None), skipped)
+            of_view = statements.of_view((low, high), skipped)
             keys = next_keys(statements.table, statements.key, of_view, limit)
         found = self._listed(keys, low)
         return found, self._json(found[-1]) if len(found) == limit else None
@@ -143,15 +151,14 @@ class BatchRunner:
             DatabaseError: the statement failed.
         """
         over = replace(progress, cursor=None, rows=0, keys_scanned=0)
-        if (None, None) in progress.inserted_ranges or not self._writes(phase):
+        if self._everything in progress.inserted_ranges or not self._writes(phase):
             return over
-        everything = (None, None)
         empty = phase is Phase.INSERT and not self.statements.finds(
-            self.statements.in_view(everything)
+            self.statements.in_view(self._within)
         )
-        rows = self.statements.do(phase, everything, empty=empty)
+        rows = self.statements.do(phase, self._within, empty=empty)
         return replace(
-            over, rows=rows, keys_scanned=rows, inserted_ranges=(everything,) if empty else ()
+            over, rows=rows, keys_scanned=rows, inserted_ranges=(self._everything,) if empty else ()
         )
 
     def run_keys(self, phase: Phase, keys: Sequence[Key], others: Collection[Phase] = ()) -> int:
@@ -197,15 +204,15 @@ class BatchRunner:
         return phase is not Phase.UPDATE or bool(self.statements.update_columns)
 
     def _insert(self, progress: WindowProgress, limit: int) -> WindowProgress:
-        low = self._key(progress.cursor)
-        high, keys_scanned, has_missing = self.statements.next_source_keys(low, limit)
-        cursor = self._json(high)
+        low, end = self._ahead(progress)
+        high, keys_scanned, has_missing = self.statements.next_source_keys(low, limit, end)
+        cursor, window = self._json(high), (low, high or end)
         if not has_missing:
             return replace(progress, cursor=cursor, rows=0, keys_scanned=keys_scanned)
-        empty = not self.statements.finds(self.statements.in_view((low, high)))
-        rows = self.statements.do(Phase.INSERT, self._left((low, high)), empty=empty)
+        empty = not self.statements.finds(self.statements.in_view(window))
+        rows = self.statements.do(Phase.INSERT, self._left(window), empty=empty)
         inserted_ranges = (
-            _with_range(progress.inserted_ranges, (progress.cursor, cursor))
+            _with_range(progress.inserted_ranges, (self._json(low), self._json(high or end)))
             if empty
             else progress.inserted_ranges
         )
@@ -216,18 +223,23 @@ class BatchRunner:
     def _change(self, phase: Phase, progress: WindowProgress, limit: int) -> WindowProgress:
         """Compare the next rows of the view with the source."""
         over = replace(progress, cursor=None, rows=0, keys_scanned=0)
-        if (None, None) in progress.inserted_ranges:
+        if self._everything in progress.inserted_ranges:
             return over
-        low = self._key(progress.cursor)
+        low, end = self._ahead(progress)
         skipped = [(self._key(low), self._key(high)) for low, high in progress.inserted_ranges]
-        high, keys_scanned, _has_missing = self.statements.next_view_keys(low, limit, skipped)
+        high, keys_scanned, _has_missing = self.statements.next_view_keys(low, limit, skipped, end)
         if not keys_scanned:
             return over
         if skipped:  # otherwise the skipped ranges would be computed for nothing
             first = self.statements.first(low, skipped)
             low = self.statements.before(first) if first else low
-        rows = self.statements.do(phase, self._left((low, high)), skipped)
+        rows = self.statements.do(phase, self._left((low, high or end)), skipped)
         return replace(progress, cursor=self._json(high), rows=rows, keys_scanned=keys_scanned)
+
+    def _ahead(self, progress: WindowProgress) -> Range:
+        """What is left of the range."""
+        low, high = self._within
+        return (low if progress.cursor is None else self._key(progress.cursor)), high
 
     def _left(self, within: Range) -> KeySelection:
         """A range without the keys that are left out."""

@@ -1,0 +1,135 @@
+"""The queues of shards: each shard of a view with several gets every change of the view's queue.
+
+A change goes from the log to the view's queue, from there to the queues of all shards, and each
+shard drains its own. The second step is a short transaction of its own, as the first one is: if a
+batch emptied the view's queue, the batches of other shards would wait for its end.
+
+No change is lost while the number of shards changes. A transaction that distributes reads the
+shards after the entries, whose transactions have committed by then. A shard that it does not see
+was created later, and begins with a full refresh: it sees what these transactions have written.
+Whatever is distributed twice is processed twice, which is harmless.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from django.db import connections, router
+from django.db.models import Exists, OuterRef, Sum
+
+from ..databases import floors_of
+from ..databases.base.triggers import MAX_DISTINCT_CHANGES
+from ..databases.compiled import CompiledSelect
+from ..models import ShardChange, ViewChange, ViewShard
+from .change_log import (
+    MAX_QUEUED_CHANGES,
+    QueuedChange,
+    as_change,
+    delete_rows,
+    drain_queue,
+)
+
+__all__ = [
+    "collapse_shard_queue",
+    "delete_shard_queues",
+    "distribute",
+    "drain_shard",
+    "has_queued",
+    "overlong_shard_queues",
+    "sweep_shard_queues",
+]
+
+ENTRIES_AT_ONCE = 1_000
+
+
+def has_queued(view_id: int) -> bool:
+    """Whether a view's queue has entries that are to be distributed."""
+    rows = ViewChange.objects.filter(view=view_id).order_by().values_list("pk")[:1]
+    return bool(CompiledSelect(rows).run(entries=floors_of(rows.db).queues([view_id])))
+
+
+def distribute(view_id: int) -> None:
+    """Move the entries of a view's queue to the queues of its shards, in a short transaction."""
+    using = router.db_for_write(ViewChange)
+    if not connections[using].features.has_select_for_update:
+        # On SQLite, a transaction that begins with a read cannot always write.
+        ViewChange.objects.filter(pk=0).update(table="")
+    queued = drain_queue(view_id)
+    # Not earlier: see above.
+    shards = ViewShard.objects.filter(view=view_id).order_by("pk")
+    _insert(list(shards.values_list("pk", flat=True)), queued)
+
+
+def _insert(shards: Sequence[int], queued: Sequence[QueuedChange]) -> None:
+    entries = [
+        ShardChange(
+            shard_id=shard, table=change.table, links=_stored_links(change),
+            count=_count(change), logged_at=change.logged_at,
+        )
+        for shard in shards
+        for change in queued
+    ]  # fmt: skip
+    ShardChange.objects.bulk_create(entries, batch_size=ENTRIES_AT_ONCE)
+
+
+def _stored_links(change: QueuedChange) -> Any:
+    """The links of a change, as a queue has them."""
+    if change.table and isinstance(change.links, list):
+        return [change.columns, *change.links]
+    return change.links
+
+
+def _count(change: QueuedChange) -> int:
+    if isinstance(change.links, list):
+        return len(change.links)
+    return 1 if change.table else 0
+
+
+def drain_shard(shard_id: int) -> list[QueuedChange]:
+    """Empty a shard's queue. Call it in the transaction that computes its rows, before it does.
+
+    Only the batches of the shard call it, which hold its row.
+    """
+    entries = ShardChange.objects.filter(shard=shard_id).order_by("pk")
+    counts = list(entries.values_list("pk", "count", "logged_at"))
+    found, keys = list[QueuedChange](), [pk for pk, _count, _logged_at in counts]
+    if sum(count for _pk, count, _logged_at in counts) > MAX_DISTINCT_CHANGES:
+        oldest = min(logged_at for _pk, _count, logged_at in counts)
+        reason = f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting"
+        found = [QueuedChange("", [], reason, oldest)]
+    elif keys:
+        rows = entries.filter(pk__lte=keys[-1]).values_list("pk", "table", "links", "logged_at")
+        read = {pk: as_change(table, links, logged_at) for pk, table, links, logged_at in rows}
+        found = [read[pk] for pk in keys]
+    delete_rows(ShardChange, keys)
+    return found
+
+
+def overlong_shard_queues() -> list[int]:
+    """The shards whose queues are too long, because their batches fail or do not run."""
+    counted = ShardChange.objects.order_by().values("shard").annotate(changes=Sum("count"))
+    return list(counted.filter(changes__gt=MAX_QUEUED_CHANGES).values_list("shard", flat=True))
+
+
+def collapse_shard_queue(shard_id: int) -> None:
+    """Replace a shard's queue by one entry for all keys, while nobody else holds the shard."""
+    if queued := drain_shard(shard_id):
+        reason = f"more than {MAX_QUEUED_CHANGES:,} changes were waiting"
+        oldest = min(change.logged_at for change in queued)
+        _insert([shard_id], [QueuedChange("", [], reason, oldest)])
+
+
+def delete_shard_queues(shards: Collection[int]) -> None:
+    """Empty the queues of shards that will begin with full refreshes, or are deleted."""
+    rows = ShardChange.objects.filter(shard__in=shards).values_list("pk", flat=True)
+    delete_rows(ShardChange, list(rows))
+
+
+def sweep_shard_queues() -> None:
+    """Delete entries of shards that are gone, or are alone now and read the view's queue.
+
+    They were distributed while the number of shards changed; a full refresh has followed.
+    """
+    several = ViewShard.objects.filter(view=OuterRef("view"), number__gt=0)
+    read = ViewShard.objects.filter(Exists(several.order_by()), pk=OuterRef("shard"))
+    left = ShardChange.objects.filter(~Exists(read.order_by()))
+    delete_rows(ShardChange, list(left.values_list("pk", flat=True)))

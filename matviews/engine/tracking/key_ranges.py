@@ -1,0 +1,194 @@
+"""The ranges of keys of a view's shards, and the change of their number.
+
+A change is a transaction that holds all shards of the view while no run of an open refresh has
+begun, so no batch is under way, and none has read a range. It leaves no shard a checkpoint: every
+phase begins with a full refresh of its new range, and all keys are in one. So nothing that was
+known of the old ranges is needed any more, neither dirty keys nor parked ones nor queues of shards,
+and a key that changes hands is processed by its new shard in full, whatever the old one has done.
+"""
+
+import logging
+from collections.abc import Collection
+from typing import Any
+
+from django.db import DatabaseError, transaction
+from django.db.models import Q
+
+from ... import changes
+from ...databases.keys import Range, to_json
+from ...exceptions import InvalidView
+from ...json_fields import UNTRACKED
+from ...logs import log
+from ...models import DirtyKeys, ParkedKey, PhaseRun, ViewControl, ViewShard
+from ...queryset import Ranges, cut_ranges, key_order, known_rows, one_shard_reason, plan_of
+from ...redact import error_text
+from ...states import RefreshState, RefreshStrategy
+from ..locking import lock_available
+from ..transactions import alias, short_transaction
+from ..work.shard_work import Work
+
+__all__ = ["has_other_order", "must_be_cut", "range_of", "split_keys"]
+
+logger = logging.getLogger(__name__)
+
+GROWTH = 2  # of a source, before its first build, that lets its keys be split anew
+REASON = "its keys were split among its shards anew"
+
+
+def must_be_cut(work: Work) -> bool:
+    """Whether ranges should be cut before a full refresh begins: their number is to change.
+
+    Or the view has to be staged now, in one shard; or it was never built, and its source has grown
+    since they were cut.
+    """
+    definition, control, shard = work.definition, work.shard.view, work.shard
+    if definition is None or not definition.has_key_ranges or control.shard_count <= 1:
+        return False
+    if any(run.batches for run in work.runs):
+        return False
+    if work.hook_shard.count != control.shard_count or has_other_order(work):
+        return True
+    pinned = control.pinned_strategy is RefreshStrategy.FULL_STAGED
+    if pinned or work.checked_plan.strategy.staged:
+        return True
+    return not _is_built(shard) and known_rows(work.plan) > GROWTH * _rows_of(shard)
+
+
+def _rows_of(shard: ViewShard) -> int:
+    """How many rows there were when its range was cut."""
+    return int(shard.key_range[3]) if shard.key_range else 0
+
+
+def has_other_order(work: Work) -> bool:
+    """Whether keys are compared otherwise since they were split, so that no batch may run.
+
+    Or they were not split, as while hooks had several shards.
+    """
+    is_split = work.has_siblings or work.shard.key_range is not None
+    return is_split and work.shard.key_order != key_order(work.plan)
+
+
+def range_of(work: Work) -> Range:
+    """The range of the shard's keys.
+
+    Raises:
+        InvalidView: keys are compared otherwise since they were split among the shards.
+    """
+    if has_other_order(work):
+        raise InvalidView(
+            f"The keys of {work.shard.view.label} have not been split among its shards, or the "
+            f"type or collation of its key has changed since. The next refresh splits them."
+        )
+    return work.shard.keys_within
+
+
+def _is_built(shard: ViewShard) -> bool:
+    return any(checkpoint.drain_number >= 0 for checkpoint in shard.checkpoints.values())
+
+
+def split_keys(control: ViewControl, *, rebuilds: bool = False) -> bool:
+    """Give a view the number of shards that its control requires, each with a range of keys.
+
+    It has one as long as its source has few rows, or if its keys cannot be split. It has to wait
+    while a batch runs, or a refresh has begun.
+
+    Args:
+        control: that of a view whose definition `has_key_ranges`.
+        rebuilds: whether to cut the same number of ranges anew, if no shard was ever built.
+
+    Returns:
+        Whether the ranges are others now.
+    """
+    try:
+        cut, order = _wanted(control, rebuilds=rebuilds)
+    except (InvalidView, DatabaseError) as error:  # a refresh will report it, too
+        log(
+            logger, logging.WARNING, "keys could not be split",
+            view=control.label, error=error_text(error),
+        )  # fmt: skip
+        return False
+    if cut is None:
+        return False
+    with short_transaction():
+        changed = _replace(control, cut, order, rebuilds=rebuilds)
+    if changed:
+        count = len(cut.ranges)
+        log(logger, logging.INFO, "keys were split anew", view=control.label, shards=count)
+    return changed
+
+
+def _wanted(control: ViewControl, *, rebuilds: bool) -> tuple[Ranges | None, list[str]]:
+    """The ranges that a view should have, None if those that it has; and the order of its keys."""
+    shards = list(control.shards.order_by("number"))
+    one = Ranges([(None, None)], 0) if len(shards) != 1 else None
+    if _has_begun(control):
+        return None, []
+    if control.shard_count <= 1 or control.definition is None:
+        return one, []
+    with transaction.atomic(using=alias()):
+        plan = plan_of(control.definition, alias())
+        pinned = control.pinned_strategy is RefreshStrategy.FULL_STAGED
+        if pinned or one_shard_reason(plan):
+            return one, []
+        order = key_order(plan)
+    if not _is_due(shards, control.shard_count, order, rebuilds=rebuilds):
+        return None, order
+    with short_transaction(durable=False):
+        cut = cut_ranges(plan, control.shard_count)
+    return cut if _is_due(shards, len(cut.ranges), order, rebuilds=rebuilds) else None, order
+
+
+def _has_begun(control: ViewControl) -> bool:
+    """Whether a refresh is open that has begun in some shard."""
+    runs = PhaseRun.objects.filter(refresh__view=control, refresh__state=RefreshState.OPEN)
+    return runs.order_by().exists()
+
+
+def _is_due(shards: Collection[ViewShard], count: int, order: list[str], *, rebuilds: bool) -> bool:
+    """Whether these are not the shards that a view should have."""
+    if len(shards) != count or count == 1:
+        return len(shards) != count
+    if any(shard.key_order != order for shard in shards):
+        return True
+    return rebuilds and not any(map(_is_built, shards))
+
+
+def _replace(control: ViewControl, cut: Ranges, order: list[str], *, rebuilds: bool) -> bool:
+    """Replace a view's shards, if none is busy. Must be called first in a transaction."""
+    shards = sorted(lock_available(Q(view=control)), key=lambda shard: shard.number)
+    ranges = cut.ranges
+    if len(shards) < control.shards.count() or _has_begun(control):
+        return False
+    if not _is_due(shards, len(ranges), order, rebuilds=rebuilds):
+        return False
+    keys = [shard.pk for shard in shards]
+    changes.delete_shard_queues(keys)
+    for model in (DirtyKeys, ParkedKey):
+        rows = model.objects.filter(shard__in=keys).order_by()
+        changes.delete_rows(model, list(rows.values_list("pk", flat=True)))
+    # The sum of the claims must never decrease: by it, requests know whether a refresh has begun.
+    shards[0].claims += sum(shard.claims for shard in shards[len(ranges) :])
+    control.shards.filter(pk__in=keys[len(ranges) :]).delete()
+    known = {shard.number: shard for shard in shards[: len(ranges)]}
+    for number, (low, high) in enumerate(ranges):
+        shard = known.get(number) or ViewShard(view=control, number=number)
+        ends = [low and to_json(low), high and to_json(high)]
+        _begin(shard, [*ends, order, cut.rows] if len(ranges) > 1 else None)
+    return True
+
+
+def _begin(shard: ViewShard, key_range: list[Any] | None) -> None:
+    """Give a shard a range, whose phases all begin with a full refresh."""
+    definition = shard.view.definition
+    shard.key_range = key_range
+    shard.checkpoints = dict.fromkeys(definition.options.phases if definition else (), UNTRACKED)
+    shard.full_refresh_after, shard.full_refresh_reason = shard.drain_number, REASON
+    shard.pending_drains, shard.costs, shard.parked_count = [], {}, 0
+    if shard.pk is None:
+        shard.save(force_insert=True)
+        return
+    names = (
+        "claims", "key_range", "checkpoints", "full_refresh_after", "full_refresh_reason",
+        "pending_drains", "costs", "parked_count",
+    )  # fmt: skip
+    shard.save(update_fields=names)

@@ -1,0 +1,355 @@
+"""Splitting the keys of a view among shards: ranges, what is forgotten, and who gets a change."""
+
+from collections.abc import Iterator
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from matviews import changes, engine
+from matviews.engine.tracking import key_ranges
+from matviews.models import (
+    DirtyKeys,
+    ParkedKey,
+    PhaseRun,
+    Refresh,
+    ShardChange,
+    ViewChange,
+    ViewControl,
+    ViewShard,
+)
+from matviews.queryset import key_order, keys_within, one_shard_reason, plan_of, sharding
+from matviews.registry import registry
+from matviews.states import RefreshState, RefreshStrategy
+from matviews.tasks import inline
+from tests.helpers.engine import due, let_time_pass, shards_of
+from tests.helpers.view_classes import run
+from tests.shapes.models import Customer, Order, Product, Region
+from tests.shapes.models.grouped import CustomerStatus, CustomerTotal
+from tests.shapes.oracle import differences
+
+pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
+
+LABEL = CustomerTotal._meta.label
+
+
+@pytest.fixture(autouse=True)
+def _shop(tracked: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(sharding, "MIN_ROWS", 1)
+    Region.objects.create(pk=1, name="1")
+    Product.objects.create(sku="a", name="a", price=2)
+    for number in range(1, 10):
+        Customer.objects.create(pk=number, name=str(number), region_id=1)
+        Order.objects.create(
+            pk=number, customer_id=number, product_id="a", slot=number, price=1, paid=False
+        )
+    yield
+    ViewControl.objects.filter(label=LABEL).update(shard_count=1, strategy="")
+    engine.sync_shards()
+
+
+def control() -> ViewControl:
+    return ViewControl.objects.get(label=LABEL)
+
+
+def want(count: int) -> list[ViewShard]:
+    """Want a number of shards; the shards that there are then."""
+    ViewControl.objects.filter(label=LABEL).update(shard_count=count)
+    engine.sync_shards()
+    return shards()
+
+
+def shards() -> list[ViewShard]:
+    return list(ViewShard.objects.filter(view__label=LABEL).order_by("number"))
+
+
+def refresh() -> Refresh:
+    found = run(CustomerTotal)
+    assert (found.state, found.error) == (RefreshState.SUCCEEDED, "")
+    assert differences(CustomerTotal) == []
+    return found
+
+
+def strategies(found: Refresh) -> set[tuple[int, str]]:
+    return set(found.runs.exclude(strategy="").values_list("shard__number", "strategy"))
+
+
+class TestRanges:
+    def test_they_follow_each_other_and_hold_as_many_rows(self) -> None:
+        ranges = [shard.keys_within for shard in want(3)]
+
+        assert ranges == [(None, (4,)), ((4,), (7,)), ((7,), None)]
+
+    def test_a_source_with_few_rows_has_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sharding, "MIN_ROWS", 4)
+
+        (shard,) = want(3)
+
+        assert shard.key_range is None
+
+    def test_a_key_of_many_rows_may_leave_a_range_empty(self) -> None:
+        Order.objects.update(customer_id=5)
+
+        ranges = [shard.keys_within for shard in want(3)]
+        refresh()
+
+        assert ranges == [(None, (5,)), ((5,), (5,)), ((5,), None)]
+
+    def test_a_key_is_in_the_range_that_ends_with_it(self) -> None:
+        plan = plan_of(registry.find(CustomerTotal), engine.alias())
+        keys = [(number,) for number in range(1, 10)]
+
+        found = [keys_within(plan, keys, shard.keys_within) for shard in want(2)]
+
+        assert found == [{(n,) for n in range(1, 6)}, {(n,) for n in range(6, 10)}]
+
+    def test_a_view_that_is_pinned_to_staging_has_one(self) -> None:
+        assert len(want(2)) == 2
+        ViewControl.objects.filter(label=LABEL).update(strategy=RefreshStrategy.FULL_STAGED)
+
+        found = refresh()
+
+        assert len(shards()) == 1
+        assert strategies(found) == {(0, "full_staged")}
+
+    def test_while_a_refresh_has_begun_it_fails_and_the_next_has_one(self) -> None:
+        want(2)
+        found = engine.request(CustomerTotal, batch_size=1)
+        engine.run_batch(due(CustomerTotal))
+        ViewControl.objects.filter(label=LABEL).update(strategy=RefreshStrategy.FULL_STAGED)
+
+        let_time_pass()
+        inline.run_until_idle(shards_of(found.view_id))
+
+        found.refresh_from_db()
+        assert "has 2 shards, but must be staged" in found.error
+        assert strategies(refresh()) == {(0, "full_staged")}
+        assert len(shards()) == 1
+
+    def test_a_source_that_has_grown_before_the_first_build_is_split_anew(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        want(2)
+        ViewShard.objects.filter(view__label=LABEL).update(key_range=None)
+        monkeypatch.setattr(key_ranges, "has_other_order", lambda work: False)
+        monkeypatch.setattr(key_ranges, "known_rows", lambda plan: 9)
+
+        refresh()
+
+        assert [shard.keys_within for shard in shards()] == [(None, (5,)), ((5,), None)]
+
+    def test_another_order_of_keys_splits_them_anew(self) -> None:
+        want(2)
+        refresh()
+        for shard, ends in zip(shards(), ([None, ["5"]], [["5"], None]), strict=True):
+            ViewShard.objects.filter(pk=shard.pk).update(key_range=[*ends, ["text "], 9])
+        Order.objects.filter(pk__in=[1, 9]).update(price=7)
+
+        found = refresh()
+
+        plan = plan_of(registry.find(CustomerTotal), engine.alias())
+        assert [shard.key_order for shard in shards()] == [key_order(plan)] * 2
+        assert strategies(found) == {(0, "full"), (1, "full")}
+
+    def test_shards_that_hooks_had_are_given_ranges_before_any_batch(self) -> None:
+        want(2)
+        refresh()
+        ViewShard.objects.filter(view__label=LABEL).update(key_range=None)
+        Order.objects.filter(pk__in=[1, 9]).update(price=7)
+
+        found = refresh()
+
+        assert strategies(found) == {(0, "full"), (1, "full")}
+        assert [shard.keys_within for shard in shards()] == [(None, (5,)), ((5,), None)]
+
+
+class TestRefreshes:
+    def test_the_first_full_one_splits_the_keys(self) -> None:
+        ViewControl.objects.filter(label=LABEL).update(shard_count=2)
+
+        found = engine.request(CustomerTotal)
+        inline.run_until_idle(shards_of(found.view_id))  # of the one shard that is there
+
+        found.refresh_from_db()
+        assert found.state == RefreshState.SUCCEEDED
+        assert strategies(found) == {(0, "full"), (1, "full")}
+        assert differences(CustomerTotal) == []
+
+    def test_each_shard_writes_its_own_keys(self) -> None:
+        want(2)
+        run_of = {each.shard.number: each for each in refresh().runs.filter(phase="insert")}
+
+        assert {number: each.rows for number, each in run_of.items()} == {0: 5, 1: 4}
+
+    def test_a_change_leads_to_keys_of_the_shards_that_have_them(self) -> None:
+        want(2)
+        refresh()
+        Order.objects.filter(pk=1).update(customer_id=9)
+
+        found = refresh()
+
+        assert strategies(found) == {(0, "by_keys"), (1, "by_keys")}
+        assert found.runs.filter(phase="delete", rows=1).get().shard.number == 0
+        assert found.runs.filter(phase="update", rows=1).get().shard.number == 1
+
+    def test_a_shard_without_a_dirty_key_does_nothing(self) -> None:
+        want(2)
+        refresh()
+        Order.objects.filter(pk=9).update(price=7)
+
+        found = refresh()
+
+        assert strategies(found) == {(1, "by_keys")}
+        assert not ShardChange.objects.exists()
+        assert not ViewChange.objects.filter(view=found.view_id).exists()
+
+    def test_what_waits_in_the_queue_of_a_shard_is_pending(self) -> None:
+        want(2)
+        refresh()
+        assert CustomerTotal.is_fresh()
+        Order.objects.filter(pk=9).update(price=7)
+        engine.move_log()
+        changes.distribute(control().pk)
+
+        status = engine.data_status(CustomerTotal)
+
+        assert not CustomerTotal.is_fresh()
+        assert status.pending
+        assert control().pk in changes.oldest_waiting()
+        assert differences(CustomerTotal, CustomerTotal.current) == []
+        refresh()
+        assert CustomerTotal.is_fresh()
+
+    def test_one_shard_fails_and_keeps_its_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        want(2)
+        refresh()
+        Order.objects.filter(pk__in=[1, 9]).update(price=7)
+        found, [first, second] = engine.request(CustomerTotal), shards_of(control().pk)
+        inline.run_until_idle([first])  # it distributes the changes
+        assert ShardChange.objects.filter(shard=second).exists()
+        assert not ShardChange.objects.filter(shard=first).exists()
+
+        engine.request_stop(found.pk)
+        engine.close_finished_in_view(found.view_id)
+
+        found.refresh_from_db()
+        assert found.state == RefreshState.STOPPED
+        refresh()
+
+    def test_verify_finds_what_differs_and_nothing_that_waits(self) -> None:
+        want(2)
+        refresh()
+        Order.objects.filter(pk=9).update(price=7)
+        assert CustomerTotal.verify(leave_out_pending=True).differing == 0
+        refresh()
+        CustomerTotal.objects.filter(customer=1).delete()
+
+        result = CustomerTotal.verify(repair=True)
+
+        assert result.missing == 1
+        assert differences(CustomerTotal) == []
+
+
+class TestAnotherNumber:
+    def test_dirty_keys_parked_keys_and_queues_are_forgotten(self) -> None:
+        first, _second = want(2)
+        refresh()
+        Order.objects.filter(pk__in=[1, 9]).update(price=7)
+        refresh_of_inserts = run(CustomerTotal, phases=["insert"])
+        assert refresh_of_inserts.state == RefreshState.SUCCEEDED
+        assert DirtyKeys.objects.exists()
+        changes.enqueue({first.view_id}, [["1"]])
+        changes.distribute(first.view_id)
+
+        left = want(3)
+
+        assert not DirtyKeys.objects.exists()
+        assert not ShardChange.objects.exists()
+        assert not ParkedKey.objects.exists()
+        assert len(left) == 3
+        assert {number for number, how in strategies(refresh()) if how == "full"} == {0, 1, 2}
+
+    def test_a_change_that_waits_is_in_the_full_refreshes(self) -> None:
+        _change_hands()
+
+        refresh()
+
+    @pytest.mark.finds_fault
+    def test_without_them_it_would_be_lost(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(key_ranges, "_begin", _move_only)
+        _change_hands()
+
+        assert run(CustomerTotal).state == RefreshState.SUCCEEDED
+        assert differences(CustomerTotal) != []
+
+    def test_it_waits_for_the_end_of_a_refresh_that_has_begun(self) -> None:
+        want(2)
+        found = engine.request(CustomerTotal, batch_size=1)
+        engine.run_batch(due(CustomerTotal))
+
+        assert len(want(3)) == 2
+
+        let_time_pass()
+        inline.run_until_idle(shards_of(found.view_id))
+        assert len(want(3)) == 3
+        refresh()
+
+    def test_claims_never_decrease(self) -> None:
+        want(3)
+        refresh()
+        before = sum(shard.claims for shard in shards())
+
+        (shard,) = want(1)
+
+        assert shard.claims == before
+        refresh()
+
+    def test_entries_that_come_late_are_swept(self) -> None:
+        _first, second = want(2)
+        refresh()
+        want(1)
+        ShardChange.objects.create(
+            shard_id=second.pk, links=[[1]], count=1, logged_at=timezone.now()
+        )
+
+        engine.collapse_long_queues()
+
+        assert not ShardChange.objects.exists()
+
+    def test_the_history_of_shards_that_stay_is_kept(self) -> None:
+        want(2)
+        found = refresh()
+
+        want(3)
+
+        assert PhaseRun.objects.filter(refresh=found).count() == 6
+
+
+def _change_hands() -> None:
+    """A change waits in the queues of two shards, and another in dirty keys; then there are three.
+
+    Each key is that of another shard then.
+    """
+    want(2)
+    refresh()
+    Order.objects.filter(pk=5).update(price=7)
+    assert run(CustomerTotal, phases=["insert"]).state == RefreshState.SUCCEEDED
+    Order.objects.filter(pk=6).update(price=7)
+    engine.move_log()
+    changes.distribute(control().pk)
+    assert DirtyKeys.objects.exists()
+    assert ShardChange.objects.exists()
+    want(3)
+
+
+def _move_only(shard: ViewShard, key_range: list[object] | None) -> None:
+    """A shard gets another range, and keeps what it knew of the one before."""
+    shard.key_range = key_range
+    shard.checkpoints = shard.view.shards.get(number=0).checkpoints
+    shard.save()
+
+
+def test_keys_with_texts_are_split_where_no_session_decides_their_order() -> None:
+    reason = one_shard_reason(plan_of(registry.find(CustomerStatus), engine.alias()))
+
+    assert ("key field status is text" in reason) == (connection.vendor == "mysql")

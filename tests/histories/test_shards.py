@@ -1,0 +1,177 @@
+"""Random histories of views with one to three shards: the number changes while they are at work.
+
+The batches of the shards come in any order, between them rows change, and any may be killed.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import Phase as Stage
+from hypothesis import strategies as st
+
+from matviews import engine
+from matviews.changes import shard_queues
+from matviews.engine import alias
+from matviews.models import DirtyKeys, ShardChange, ViewControl, ViewShard
+from matviews.queryset import one_shard_reason, plan_of, sharding
+from matviews.registry import registry
+from matviews.states import RefreshState
+from matviews.tasks import inline
+from tests.helpers.engine import let_time_pass
+from tests.helpers.state_machines import FOUND, Killed, killed_before_statement
+from tests.histories.conftest import RunRandom
+from tests.histories.test_shapes import ORDERS, QUERIES
+from tests.histories.test_tracking import WRITES, _begin, _views
+from tests.shapes.models import Shape
+from tests.shapes.models.grouped import CustomerTotal, OrdersOfCustomer, SlotTotal
+from tests.shapes.oracle import differences
+from tests.shapes.query import Query
+from tests.shapes.tracking import everything_tracked
+
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning"),
+]
+
+#: What happens one after the other: a shard does a batch and may be killed, rows change, somebody
+#: requests a refresh, or wants another number of shards.
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("batch"), st.integers(0, 2), st.none() | st.integers(1, 30)),
+        st.tuples(st.just("batch"), st.integers(0, 2), st.none()),
+        st.tuples(st.just("write"), WRITES, st.none()),
+        st.tuples(st.just("request"), st.sampled_from([1, 2, 50]), st.none()),
+        st.tuples(st.just("shards"), st.integers(1, 3), st.none()),
+        st.tuples(st.just("mark"), st.none(), st.none()),
+    ),
+    min_size=4,
+    max_size=25,
+)
+
+
+@pytest.fixture(autouse=True)
+def _few_rows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "MIN_ROWS", 1)
+
+
+@pytest.fixture(autouse=True)
+def _tracked_and_tidy(transactional_db: None) -> Iterator[None]:
+    with everything_tracked(), registry.preserved():
+        yield
+    for view in registry:
+        if issubclass(view.model, Shape):
+            view.model.query = Query()
+
+
+def _splittable() -> list[type[Any]]:
+    found = [
+        view for view in _views() if not one_shard_reason(plan_of(registry.find(view), alias()))
+    ]
+    assert CustomerTotal in found
+    return found
+
+
+def _shards(view: type[Any]) -> list[ViewShard]:
+    return list(ViewShard.objects.filter(view__label=view._meta.label).order_by("number"))
+
+
+class Histories:
+    """What was seen: how many shards there were at a batch, and how often keys were split."""
+
+    def __init__(self) -> None:
+        self.shards: Counter[int] = Counter()
+        self.by_keys = 0
+
+    def run(self, examples: int, views: Sequence[type[Any]] = (), **options: Any) -> None:
+        views = views or _splittable()
+
+        @settings(
+            max_examples=examples, deadline=None, database=None,
+            suppress_health_check=list(HealthCheck), **options,
+        )  # fmt: skip
+        @given(
+            view=st.sampled_from(views), query=QUERIES, first=st.integers(1, 3),
+            orders=st.lists(ORDERS, min_size=3, max_size=8), steps=STEPS,
+        )  # fmt: skip
+        def history(
+            view: type[Any], query: Query, first: int, orders: list[Any], steps: list[Any]
+        ) -> None:
+            shop = _begin(view, query)
+            shop.add_orders(orders)
+            self._want(view, first)
+            engine.request(view, batch_size=2)
+            self._rest(view)
+            for what, argument, kill in steps:
+                note(f"{what} {argument} {kill}")
+                if what == "write":
+                    argument(shop)
+                    assert differences(view, view.current) == []
+                elif what == "batch":
+                    self._batch(view, argument, kill)
+                elif what == "shards":
+                    self._want(view, argument)
+                elif what == "mark":
+                    engine.mark_dirty(view)
+                else:
+                    engine.request(view, batch_size=argument)
+            self._rest(view)
+
+        history()
+
+    def _want(self, view: type[Any], count: int) -> None:
+        ViewControl.objects.filter(label=view._meta.label).update(shard_count=count)
+        engine.sync_shards()
+
+    def _batch(self, view: type[Any], which: int, kill: int | None) -> None:
+        """One batch of a shard, if one is due."""
+        shards = _shards(view)
+        shard = shards[which % len(shards)]
+        message = engine.close_finished(shard.pk).message
+        if message is None:
+            return
+        self.shards[len(shards)] += 1
+        try:
+            with killed_before_statement(kill):
+                engine.run_batch(message)
+        except Killed:
+            let_time_pass()
+
+    def _rest(self, view: type[Any]) -> None:
+        """All open refreshes come to their end, and one more: then every row is right."""
+        for _ in range(2):
+            let_time_pass()
+            inline.run_until_idle(shard.pk for shard in _shards(view))
+            refresh = engine.request(view)
+        let_time_pass()
+        inline.run_until_idle(shard.pk for shard in _shards(view))
+        refresh.refresh_from_db()
+        assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
+        self.by_keys += refresh.runs.exclude(dirty_after=None).filter(batches__gt=0).count()
+        assert differences(view) == []
+        assert not ShardChange.objects.exists()
+        assert not DirtyKeys.objects.filter(shard__view__label=view._meta.label).exists()
+
+
+def test_shards_miss_no_key(run_random: RunRandom) -> None:
+    histories = Histories()
+    run_random(histories.run, long=5_000)
+    assert histories.shards[2] + histories.shards[3]
+
+
+@pytest.mark.long  # it takes many histories
+@pytest.mark.finds_fault
+def test_the_histories_find_that_one_shard_alone_gets_a_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    insert = shard_queues._insert
+    monkeypatch.setattr(shard_queues, "_insert", lambda shards, queued: insert(shards[:1], queued))
+
+    with pytest.raises(FOUND):
+        Histories().run(
+            1000, [CustomerTotal, OrdersOfCustomer, SlotTotal], phases=[Stage.generate],
+            derandomize=True, report_multiple_bugs=False,
+        )  # fmt: skip
