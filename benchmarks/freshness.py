@@ -25,11 +25,13 @@ from .monitoring import idle_views
 from .querysets.loading import load_orders
 from .report import add
 from .scheduled import Cost, cost
+from .shards import two_workers
 from .through_redis import own_workers
 
 __all__ = ["Figure", "measure", "save", "show"]
 
 ROWS = 20_000  # orders
+BUILT_ROWS = 1_000_000  # orders of the view that one worker builds, and two
 CHANGES = 200  # one after the other
 SILENCES = 5
 PER_SECOND = 200  # writes
@@ -93,6 +95,15 @@ def measure(
         say(f"{PASSED:,} entries of the log, beside an open snapshot")
         yield _beside_a_snapshot(max(runs, 20))
     RefreshSchedule.objects.all().delete()
+    if connection.features.has_select_for_update:
+        for name, one, two in two_workers(BUILT_ROWS, runs, say):
+            built = f"{BUILT_ROWS:,} orders, {name}"
+            yield Figure(name=f"{built}, one worker", found=one.elapsed)
+            bar = 0.65 * one.elapsed
+            yield Figure(name=f"{built}, two workers", found=two.elapsed, bar=bar)
+            bar = 0.65 * one.busiest
+            yield Figure(name=f"{built}, processor time of one", found=one.busiest)
+            yield Figure(name=f"{built}, of the busier of two", found=two.busiest, bar=bar)
     say(f"{views:,} idle views")
     yield from _idle(views, runs)
 
