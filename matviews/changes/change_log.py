@@ -43,6 +43,7 @@ __all__ = [
     "from_hex",
     "move_few",
     "overlong_queues",
+    "read_queue",
     "untracked",
 ]
 
@@ -97,12 +98,22 @@ class QueuedChange(NamedTuple):
 def drain_queue(view_id: int) -> list[QueuedChange]:
     """Empty a view's queue. Call it in the transaction that computes its rows, before it does."""
     using = router.db_for_write(ViewChange)
-    entries = _emptied(view_id, using)
+    return _changes(_emptied(view_id, using), using)
+
+
+def read_queue(view_id: int) -> tuple[list[int], list[QueuedChange]]:
+    """The primary keys of the entries of a view's queue, and what `drain_queue` would return."""
+    using = router.db_for_write(ViewChange)
+    queue = floors_of(using).queues([view_id])
+    entries = _queue(using, MAX_DISTINCT_CHANGES).run(view_id, entries=queue)
+    return [pk for pk, *_entry in entries], _changes(entries, using)
+
+
+def _changes(entries: list[list[Any]], using: str) -> list[QueuedChange]:
+    """What entries say. If they stand for very many changes, that is one for all keys."""
     if entries and entries[0][-1] > MAX_DISTINCT_CHANGES:
-        oldest = min(entry[3] for entry in entries)
-        return [
-            QueuedChange("", [], f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting", oldest)
-        ]
+        reason = f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting"
+        return [QueuedChange("", [], reason, min(entry[3] for entry in entries))]
     if dialect_of(using).json_may_be_bytes:
         entries = [[pk, table, from_hex(links), *others] for pk, table, links, *others in entries]
     return [as_change(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]

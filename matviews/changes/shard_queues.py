@@ -6,8 +6,10 @@ batch emptied the view's queue, the batches of other shards would wait for its e
 
 No change is lost while the number of shards changes. A transaction that distributes reads the
 shards after the entries, whose transactions have committed by then. A shard that it does not see
-was created later, and begins with a full refresh: it sees what these transactions have written.
-Whatever is distributed twice is processed twice, which is harmless.
+was created later, and begins with a full refresh: it sees what these transactions have written. So
+does a shard that is left alone after several were seen. If only one is seen, nothing is moved,
+however long ago somebody found that there were several. What is distributed twice is processed
+twice, which is harmless.
 """
 
 from collections.abc import Collection, Sequence
@@ -25,7 +27,7 @@ from .change_log import (
     QueuedChange,
     as_change,
     delete_rows,
-    drain_queue,
+    read_queue,
 )
 
 __all__ = [
@@ -48,15 +50,20 @@ def has_queued(view_id: int) -> bool:
 
 
 def distribute(view_id: int) -> None:
-    """Move the entries of a view's queue to the queues of its shards, in a short transaction."""
+    """Move the entries of a view's queue to the queues of its shards, in a short transaction.
+
+    A view that has one shard by now keeps them: its batches read the view's queue only.
+    """
     using = router.db_for_write(ViewChange)
     if not connections[using].features.has_select_for_update:
         # On SQLite, a transaction that begins with a read cannot always write.
         ViewChange.objects.filter(pk=0).update(table="")
-    queued = drain_queue(view_id)
+    keys, queued = read_queue(view_id)
     # Not earlier: see above.
-    shards = ViewShard.objects.filter(view=view_id).order_by("pk")
-    _insert(list(shards.values_list("pk", flat=True)), queued)
+    shards = list(ViewShard.objects.filter(view=view_id).order_by("pk").values_list("pk"))
+    if len(shards) > 1:
+        _insert([pk for (pk,) in shards], queued)
+        delete_rows(ViewChange, keys)
 
 
 def _insert(shards: Sequence[int], queued: Sequence[QueuedChange]) -> None:
@@ -127,7 +134,8 @@ def delete_shard_queues(shards: Collection[int]) -> None:
 def sweep_shard_queues() -> None:
     """Delete entries of shards that are gone, or are alone now and read the view's queue.
 
-    They were distributed while the number of shards changed; a full refresh has followed.
+    Whoever distributed them saw several shards, so the number became one afterwards, and with it
+    the shard that is left lost its checkpoints: its full refresh includes these changes.
     """
     several = ViewShard.objects.filter(view=OuterRef("view"), number__gt=0)
     read = ViewShard.objects.filter(Exists(several.order_by()), pk=OuterRef("shard"))

@@ -7,7 +7,11 @@ from django.db import connection
 from django.utils import timezone
 
 from matviews import changes, engine
+from matviews.changes import ChangesLogged
+from matviews.engine.batches import batch
+from matviews.engine.messages import Outcome
 from matviews.engine.tracking import key_ranges
+from matviews.engine.tracking.queues import await_changes
 from matviews.models import (
     DirtyKeys,
     ParkedKey,
@@ -315,6 +319,33 @@ class TestAnotherNumber:
         engine.collapse_long_queues()
 
         assert not ShardChange.objects.exists()
+
+    def test_a_worker_that_distributes_late_leaves_a_lone_shard_its_changes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It found them while there were two, and slept until there was one, after its refresh."""
+        want(2)
+        refresh()
+        Order.objects.filter(pk=1).update(price=7)
+        found = engine.request(CustomerTotal)
+        message = engine.close_finished(shards()[1].pk).message
+        assert message
+
+        def sleep(logged: ChangesLogged) -> list[str]:
+            monkeypatch.setattr(batch, "await_changes", await_changes)
+            want(1)
+            inline.run_until_idle(shards_of(found.view_id))
+            assert differences(CustomerTotal) == []
+            Order.objects.filter(pk=1).update(price=70)
+            return await_changes(logged)
+
+        monkeypatch.setattr(batch, "await_changes", sleep)
+
+        assert engine.run_batch(message).outcome is Outcome.UNKNOWN
+        assert not ShardChange.objects.exists()
+        assert ViewChange.objects.filter(view=found.view_id).exists()
+        engine.collapse_long_queues()
+        assert strategies(refresh()) == {(0, "by_keys")}
 
     def test_the_history_of_shards_that_stay_is_kept(self) -> None:
         want(2)
