@@ -16,7 +16,7 @@ from ...states import RefreshState
 from ..graph.view_graph import in_order_of_reading
 from ..locking import lock_available
 from ..on_change.due_refreshes import on_change_obstacle
-from ..tracking.key_ranges import split_keys
+from ..tracking.key_ranges import forget_keys, split_keys
 from ..transactions import short_transaction
 
 __all__ = [
@@ -128,13 +128,18 @@ def sync_shards() -> None:
         for pk, label, required, present in several.values_list(
             "pk", "label", "shard_count", "present"
         )
-        if label in registry and (present != required or registry.find(label).has_key_ranges)
+        if label in registry and _is_to_sync(registry.find(label), present, required)
     ]
     for control in ViewControl.objects.filter(pk__in=to_sync) if to_sync else ():
         if control.definition and control.definition.has_key_ranges:
             split_keys(control)
         elif control.shards.count() != _required_shards(control):
             _sync_shards(control)
+
+
+def _is_to_sync(definition: ViewDefinition, present: int, required: int) -> bool:
+    """Whether the number of shards may be wrong; ranges of keys may have to be cut anew."""
+    return definition.has_key_ranges or present != _shards_for(definition, required)
 
 
 def _first_values(definition: ViewDefinition) -> dict[str, Any]:
@@ -175,9 +180,12 @@ def _in_units(interval: timedelta) -> dict[str, Any]:
 
 
 def _required_shards(control: ViewControl) -> int:
+    return _shards_for(control.definition, control.shard_count)
+
+
+def _shards_for(definition: ViewDefinition | None, required: int) -> int:
     """The number of shards that a view must have: 1 if its hooks do not declare `shard`."""
-    is_shard_aware = control.definition is not None and control.definition.is_shard_aware
-    return max(1, control.shard_count) if is_shard_aware else 1
+    return max(1, required) if definition is not None and definition.is_shard_aware else 1
 
 
 def _first_shards(control: ViewControl) -> int:
@@ -188,13 +196,14 @@ def _first_shards(control: ViewControl) -> int:
 
 def _sync_shards(control: ViewControl) -> None:
     with short_transaction():
-        free = {shard.number: shard.pk for shard in lock_available(Q(view=control))}
+        free = {shard.number: shard for shard in lock_available(Q(view=control))}
         present = set(control.shards.values_list("number", flat=True))
         required = set(range(_required_shards(control)))
         busy = present - set(free) or control.refreshes.filter(state=RefreshState.OPEN).exists()
         if present == required or (present and busy):
             return
-        control.shards.filter(pk__in=[free[number] for number in present - required]).delete()
+        if gone := [free[number] for number in present - required]:
+            forget_keys([*free.values()], gone)
         ViewShard.objects.bulk_create(
             [ViewShard(view=control, number=number) for number in sorted(required - present)]
         )

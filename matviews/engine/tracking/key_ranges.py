@@ -20,6 +20,7 @@ from ...exceptions import InvalidView
 from ...json_fields import UNTRACKED
 from ...logs import log
 from ...models import DirtyKeys, ParkedKey, PhaseRun, ViewControl, ViewShard
+from ...phases import Phase
 from ...queryset import Ranges, cut_ranges, key_order, known_rows, one_shard_reason, plan_of
 from ...redact import error_text
 from ...states import RefreshState, RefreshStrategy
@@ -27,7 +28,7 @@ from ..locking import lock_available
 from ..transactions import alias, short_transaction
 from ..work.shard_work import Work
 
-__all__ = ["has_other_order", "must_be_cut", "range_of", "split_keys"]
+__all__ = ["forget_keys", "has_other_order", "must_be_cut", "range_of", "split_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -161,14 +162,7 @@ def _replace(control: ViewControl, cut: Ranges, order: list[str], *, rebuilds: b
         return False
     if not _is_due(shards, len(ranges), order, rebuilds=rebuilds):
         return False
-    keys = [shard.pk for shard in shards]
-    changes.delete_shard_queues(keys)
-    for model in (DirtyKeys, ParkedKey):
-        rows = model.objects.filter(shard__in=keys).order_by()
-        changes.delete_rows(model, list(rows.values_list("pk", flat=True)))
-    # The sum of the claims must never decrease: by it, requests know whether a refresh has begun.
-    shards[0].claims += sum(shard.claims for shard in shards[len(ranges) :])
-    control.shards.filter(pk__in=keys[len(ranges) :]).delete()
+    forget_keys(shards, gone=shards[len(ranges) :])
     known = {shard.number: shard for shard in shards[: len(ranges)]}
     for number, (low, high) in enumerate(ranges):
         shard = known.get(number) or ViewShard(view=control, number=number)
@@ -177,11 +171,32 @@ def _replace(control: ViewControl, cut: Ranges, order: list[str], *, rebuilds: b
     return True
 
 
+def forget_keys(shards: Collection[ViewShard], gone: Collection[ViewShard]) -> None:
+    """Delete some of a view's shards, and have all phases begin with full refreshes in the others.
+
+    Without their own, nobody would process what was dirty or queued in those that are gone. Call it
+    while all shards of the view are locked.
+    """
+    keys, pks = [shard.pk for shard in shards], [shard.pk for shard in gone]
+    changes.delete_shard_queues(keys)
+    for model in (DirtyKeys, ParkedKey):
+        rows = model.objects.filter(shard__in=keys).order_by()
+        changes.delete_rows(model, list(rows.values_list("pk", flat=True)))
+    left = [shard for shard in shards if shard not in gone]
+    # The sum of the claims must never decrease: by it, requests know whether a refresh has begun.
+    for first in left[:1]:
+        first.claims += sum(shard.claims for shard in gone)
+    ViewShard.objects.filter(pk__in=pks).delete()
+    for shard in left:
+        _begin(shard, None)
+
+
 def _begin(shard: ViewShard, key_range: list[Any] | None) -> None:
     """Give a shard a range, whose phases all begin with a full refresh."""
     definition = shard.view.definition
     shard.key_range = key_range
-    shard.checkpoints = dict.fromkeys(definition.options.phases if definition else (), UNTRACKED)
+    derived = definition.derived if definition else ()
+    shard.checkpoints = {phase: UNTRACKED for phase in Phase if phase in derived}
     shard.full_refresh_after, shard.full_refresh_reason = shard.drain_number, REASON
     shard.pending_drains, shard.costs, shard.parked_count = [], {}, 0
     if shard.pk is None:

@@ -356,6 +356,43 @@ class TestAnotherNumber:
         assert PhaseRun.objects.filter(refresh=found).count() == 6
 
 
+class TestOtherCode:
+    """A release whose view has a phase with hooks, and so one shard; it is rolled back, too."""
+
+    @pytest.mark.parametrize("rolls_back", [False, True])
+    def test_the_shard_that_is_left_processes_what_another_had(
+        self, monkeypatch: pytest.MonkeyPatch, rolls_back: bool
+    ) -> None:
+        want(2)
+        refresh()
+        Order.objects.filter(pk=9).update(price=7)
+        assert run(CustomerTotal, phases=["insert"]).state == RefreshState.SUCCEEDED
+        Order.objects.filter(pk=8).update(price=7)
+        engine.move_log()
+        changes.distribute(control().pk)
+        assert set(DirtyKeys.objects.values_list("shard__number", flat=True)) == {1}
+        claims = sum(shard.claims for shard in shards())
+
+        with registry.preserved(), monkeypatch.context() as released:
+            delete_with_hooks(released)
+            engine.sync_shards()
+            (shard,) = shards()
+            assert shard.claims == claims
+            assert not ShardChange.objects.exists()
+            if not rolls_back:
+                refresh()
+        if rolls_back:
+            assert {how for _number, how in strategies(refresh())} == {"full"}
+
+
+def delete_with_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Define the view anew, with hooks that find nothing to delete."""
+    hooks = {"needs_delete": lambda cls: False, "do_delete": lambda cls: 0}
+    for name, hook in hooks.items():
+        monkeypatch.setattr(CustomerTotal, name, classmethod(hook), raising=False)
+    assert not registry.register(CustomerTotal).has_key_ranges
+
+
 def _change_hands() -> None:
     """A change waits in the queues of two shards, and another in dirty keys; then there are three.
 
