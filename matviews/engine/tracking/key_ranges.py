@@ -33,6 +33,7 @@ __all__ = ["forget_keys", "has_other_order", "must_be_cut", "range_of", "split_k
 logger = logging.getLogger(__name__)
 
 GROWTH = 2  # of a source, before its first build, that lets its keys be split anew
+ONE = Ranges([(None, None)], 0)  # for a view with one shard
 REASON = "its keys were split among its shards anew"
 
 
@@ -90,8 +91,9 @@ def _is_built(shard: ViewShard) -> bool:
 def split_keys(control: ViewControl, *, rebuilds: bool = False) -> bool:
     """Give a view the number of shards that its control requires, each with a range of keys.
 
-    It has one as long as its source has few rows, or if its keys cannot be split. It has to wait
-    while a batch runs, or a refresh has begun.
+    It has one as long as its source has few rows, or if its keys cannot be split; if that takes too
+    long, it keeps the ranges that it has, as long as keys are still compared as they were for them.
+    It has to wait while a batch runs, or a refresh has begun.
 
     Args:
         control: that of a view whose definition `has_key_ranges`.
@@ -103,10 +105,7 @@ def split_keys(control: ViewControl, *, rebuilds: bool = False) -> bool:
     try:
         cut, order = _wanted(control, rebuilds=rebuilds)
     except (InvalidView, DatabaseError) as error:  # a refresh will report it, too
-        log(
-            logger, logging.WARNING, "keys could not be split",
-            view=control.label, error=error_text(error),
-        )  # fmt: skip
+        _warn(control, error)
         return False
     if cut is None:
         return False
@@ -118,10 +117,15 @@ def split_keys(control: ViewControl, *, rebuilds: bool = False) -> bool:
     return changed
 
 
+def _warn(control: ViewControl, error: Exception) -> None:
+    text = error_text(error)
+    log(logger, logging.WARNING, "keys could not be split", view=control.label, error=text)
+
+
 def _wanted(control: ViewControl, *, rebuilds: bool) -> tuple[Ranges | None, list[str]]:
     """The ranges that a view should have, None if those that it has; and the order of its keys."""
     shards = list(control.shards.order_by("number"))
-    one = Ranges([(None, None)], 0) if len(shards) != 1 else None
+    one = ONE if len(shards) != 1 else None
     if _has_begun(control):
         return None, []
     if control.shard_count <= 1 or control.definition is None:
@@ -134,8 +138,14 @@ def _wanted(control: ViewControl, *, rebuilds: bool) -> tuple[Ranges | None, lis
         order = key_order(plan)
     if not _is_due(shards, control.shard_count, order, rebuilds=rebuilds):
         return None, order
-    with short_transaction(durable=False):
-        cut = cut_ranges(plan, control.shard_count)
+    try:
+        with short_transaction(durable=False):
+            cut = cut_ranges(plan, control.shard_count)
+    except DatabaseError as error:
+        if len(shards) == 1 or all(shard.key_order == order for shard in shards):
+            raise
+        _warn(control, error)
+        cut = ONE  # no batch may run in those that there are
     return cut if _is_due(shards, len(cut.ranges), order, rebuilds=rebuilds) else None, order
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.utils import timezone
 
 from matviews import changes, engine
@@ -22,7 +22,15 @@ from matviews.models import (
     ViewControl,
     ViewShard,
 )
-from matviews.queryset import key_order, keys_within, one_shard_reason, plan_of, sharding
+from matviews.queryset import (
+    Plan,
+    Ranges,
+    key_order,
+    keys_within,
+    one_shard_reason,
+    plan_of,
+    sharding,
+)
 from matviews.registry import registry
 from matviews.states import RefreshState, RefreshStrategy
 from matviews.tasks import inline
@@ -145,8 +153,7 @@ class TestRanges:
     def test_another_order_of_keys_splits_them_anew(self) -> None:
         want(2)
         refresh()
-        for shard, ends in zip(shards(), ([None, ["5"]], [["5"], None]), strict=True):
-            ViewShard.objects.filter(pk=shard.pk).update(key_range=[*ends, ["text "], 9])
+        _compare_otherwise()
         Order.objects.filter(pk__in=[1, 9]).update(price=7)
 
         found = refresh()
@@ -154,6 +161,29 @@ class TestRanges:
         plan = plan_of(registry.find(CustomerTotal), engine.alias())
         assert [shard.key_order for shard in shards()] == [key_order(plan)] * 2
         assert strategies(found) == {(0, "full"), (1, "full")}
+
+    def test_ranges_of_another_order_that_cannot_be_cut_anew_give_way_to_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        want(2)
+        refresh()
+        _compare_otherwise()
+        monkeypatch.setattr(key_ranges, "cut_ranges", _time_out)
+        Order.objects.filter(pk__in=[1, 9]).update(price=7)
+
+        assert strategies(refresh()) == {(0, "full")}
+
+        assert [shard.key_range for shard in shards()] == [None]
+
+    def test_ranges_that_cannot_be_cut_anew_stay(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        want(2)
+        refresh()
+        monkeypatch.setattr(key_ranges, "cut_ranges", _time_out)
+        Order.objects.filter(pk=9).update(price=7)
+
+        assert len(want(3)) == 2
+
+        assert strategies(refresh()) == {(1, "by_keys")}
 
     def test_shards_that_hooks_had_are_given_ranges_before_any_batch(self) -> None:
         want(2)
@@ -165,6 +195,16 @@ class TestRanges:
 
         assert strategies(found) == {(0, "full"), (1, "full")}
         assert [shard.keys_within for shard in shards()] == [(None, (5,)), ((5,), None)]
+
+
+def _compare_otherwise() -> None:
+    """Have the keys of two shards split in another order than that of their column."""
+    for shard, ends in zip(shards(), ([None, ["5"]], [["5"], None]), strict=True):
+        ViewShard.objects.filter(pk=shard.pk).update(key_range=[*ends, ["text "], 9])
+
+
+def _time_out(plan: Plan, count: int) -> Ranges:
+    raise OperationalError("canceling statement due to statement timeout")
 
 
 class TestRefreshes:
