@@ -16,13 +16,13 @@ from ...changes import ChangesLogged
 from ...conf import get_settings
 from ...databases import Failure, errors_of
 from ...logs import log
-from ...models import PhaseRun, ViewShard
+from ...models import PhaseRun
 from ...redact import error_text, loggable
 from ...states import RunState
 from ..messages import BatchReport, Message, Outcome, publish
 from ..parking.hook_keys import park_failed
 from ..parking.splitting import is_unfit, may_split
-from ..tracking.key_ranges import split_keys
+from ..tracking.key_ranges import Split, split_for_batch
 from ..tracking.queues import await_changes, move_log
 from ..transactions import (
     alias,
@@ -37,7 +37,7 @@ from ..work.shard_work import Work
 from .as_of import begin
 from .checkpoints import KeysUncut, leave_turns, save_changes
 from .claim import advance_token, claim, is_claimed, refused, withdraw
-from .error_texts import loggable_error, stored_texts
+from .error_texts import UNSPLIT, loggable_error, stored_texts, unmoved_text
 from .failed_batches import fail
 from .step import MAX_FAILURES, Step
 
@@ -128,11 +128,12 @@ def _run_claimed(attempt: "_Attempt") -> BatchReport:
 def _again(attempt: "_Attempt", due: ChangesLogged | KeysUncut) -> "_Attempt | BatchReport":
     """The next attempt, after what had to be done first; a report if that was not possible."""
     if isinstance(due, KeysUncut):
-        return attempt.after_cut()
+        split = split_for_batch(attempt.message.shard_id)
+        is_busy = due.required and split is Split.BUSY
+        return attempt.wait(UNSPLIT) if is_busy else attempt.after_split(split)
     _TABLES_WITH_CHANGES[attempt.message.shard_id] = tuple(due.tables)
-    if unmoved_tables := await_changes(due):
-        return attempt.after_move().postpone(unmoved_tables)
-    return attempt.after_move()
+    tables, again = await_changes(due), attempt.after_move()
+    return again.postpone(unmoved_text(tables)) if tables else again
 
 
 # Shards whose batches found entries in the log in this process, and the tables that matter. It only
@@ -200,11 +201,10 @@ class _Attempt:
         again.was_cut, again.cut = self.was_cut, self.cut
         return again
 
-    def after_cut(self) -> "_Attempt":
-        """The same attempt, after the keys of the view were split among its shards, if possible."""
-        shard = ViewShard.objects.select_related("view").get(pk=self.message.shard_id)
+    def after_split(self, split: Split) -> "_Attempt":
+        """The same attempt, after it was tried to split the keys of the view among its shards."""
         again = _Attempt(self.message, known=self.known if self.moved else None, as_of=self.as_of)
-        again.was_cut, again.cut = True, split_keys(shard.view, rebuilds=True)
+        again.was_cut, again.cut = True, split is Split.DONE
         return again
 
     def narrow(self, error: Exception) -> bool:
@@ -254,15 +254,8 @@ class _Attempt:
         text, shown = stored_texts(final, work, attempted)[0], loggable_error(final, work)
         return self._report(work, Outcome.FAILED, error=text, exception=shown)
 
-    def postpone(self, tables: list[str]) -> BatchReport:
-        """Leave the work to a later message, which `matviews.maintain` sends.
-
-        Another process has locked changes that this batch must include.
-        """
-        error = (
-            f"Changes of {', '.join(tables)} have not been moved to the queue yet: another process "
-            f"has locked them. The batch will be retried."
-        )
+    def postpone(self, error: str) -> BatchReport:
+        """Leave the work to a later message, which `matviews.maintain` sends."""
         with short_transaction():
             work = self._advance_token(resend_after=None)
             if work:
@@ -270,6 +263,12 @@ class _Attempt:
                 if run := self._failed_run(work):
                     Step(work, run).postpone(error)
                 work.save()
+        return self._report(work, Outcome.WAITING, error=error)
+
+    def wait(self, error: str) -> BatchReport:
+        """Like `postpone`, without beginning a refresh: then the keys could not be split."""
+        with short_transaction():
+            work = self._advance_token(resend_after=None)
         return self._report(work, Outcome.WAITING, error=error)
 
     def _failed_run(self, work: Work) -> PhaseRun | None:

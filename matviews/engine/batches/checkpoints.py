@@ -26,7 +26,7 @@ from ..tracking.dirty_keys import (
     staged_runs,
     truncate_reason,
 )
-from ..tracking.key_ranges import has_other_order, must_be_cut
+from ..tracking.key_ranges import has_other_order, must_be_alone, must_be_cut
 from ..tracking.pending_drains import add_drain, drop_processed
 from ..transactions import alias
 from ..work.long_runs import is_long
@@ -51,7 +51,14 @@ _SAVED_FIELDS = (
 
 
 class KeysUncut(Exception):
-    """The keys of the view are to be split among its shards before a full refresh begins."""
+    """The keys of the view are to be split among its shards before a full refresh begins.
+
+    `required`: whether no batch can run in the shards that there are.
+    """
+
+    def __init__(self, *, required: bool) -> None:
+        super().__init__(required)
+        self.required = required
 
 
 def assign_changes(work: Work, run: PhaseRun) -> bool:
@@ -66,14 +73,14 @@ def assign_changes(work: Work, run: PhaseRun) -> bool:
         InvalidView: `source()` cannot be derived from.
     """
     if has_other_order(work) and not work.was_cut:
-        raise KeysUncut
+        raise KeysUncut(required=True)
     if work.checkpoint is None:
         work.checkpoint = _drain(work)
     run.checkpoint, run.full_refresh_reason = work.checkpoint
     run.full_refresh_reason = run.full_refresh_reason or _reason_of_full_refresh(work, run.phase)
     incremental = not run.full_refresh_reason
     if not (incremental or work.was_cut) and must_be_cut(work):
-        raise KeysUncut
+        raise KeysUncut(required=must_be_alone(work))
     run.dirty_after = work.shard.checkpoints[run.phase].drain_number if incremental else None
     if run.dirty_after is None or dirty_keys(work, run):
         return True

@@ -259,10 +259,13 @@ def _start(work: Work, run: PhaseRun, plan: Plan) -> Plan:
 
 
 def _checked(work: Work, run: PhaseRun) -> Plan:
-    """The plan; a staged one if database columns are not as the models declare, or by its pin."""
+    """The plan; a staged one if database columns are not as the models declare, or by its pin.
+
+    A pin waits for the end of a refresh that has begun in several shards.
+    """
     if work.checked_plan is not work.plan:
         run.full_refresh_reason = truncate_reason(work.checked_plan.strategy.reason)
-    elif work.shard.view.pinned_strategy is RefreshStrategy.FULL_STAGED:
+    elif work.shard.view.pinned_strategy is RefreshStrategy.FULL_STAGED and not work.has_siblings:
         return work.plan.staged()
     return work.checked_plan
 

@@ -1,5 +1,6 @@
 """The texts of an error as the bookkeeping stores them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from ...databases import errors_of
@@ -12,7 +13,12 @@ from ..work.batch_parts import AttemptedBatch
 from ..work.shard_work import Work
 from .hooks import raised_by_hook
 
-__all__ = ["loggable_error", "stored_texts"]
+__all__ = ["UNSPLIT", "loggable_error", "stored_texts", "unmoved_text"]
+
+UNSPLIT = (
+    "The keys of the view must be split among its shards anew, but another process has locked one "
+    "of these. The batch will be retried."
+)
 
 
 def stored_texts(
@@ -32,6 +38,14 @@ def stored_texts(
     if definition and work and errors_of(alias()).is_statement_timeout(error):
         text = bounded(f"{text}\n{_limit(definition, work, attempted)}")
     return text, traceback_text(error, **allowed)
+
+
+def unmoved_text(tables: Iterable[str]) -> str:
+    """Why a batch waits: changes of some tables must be in the queue before it may begin."""
+    return (
+        f"Changes of {', '.join(tables)} have not been moved to the queue yet: another process "
+        f"has locked them. The batch will be retried."
+    )
 
 
 def _limit(definition: ViewDefinition, work: Work, attempted: AttemptedBatch | None) -> str:

@@ -8,13 +8,16 @@ and a key that changes hands is processed by its new shard in full, whatever the
 """
 
 import logging
+import time
 from collections.abc import Collection
+from enum import Enum
 from typing import Any
 
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, OperationalError, transaction
 from django.db.models import Q
 
 from ... import changes
+from ...databases import errors_of
 from ...databases.keys import Range, to_json
 from ...exceptions import InvalidView
 from ...json_fields import UNTRACKED
@@ -28,10 +31,14 @@ from ..locking import lock_available
 from ..transactions import alias, short_transaction
 from ..work.shard_work import Work
 
-__all__ = ["forget_keys", "has_other_order", "must_be_cut", "range_of", "split_keys"]
+__all__ = [
+    "Split", "forget_keys", "has_other_order", "must_be_alone", "must_be_cut", "range_of",
+    "split_for_batch", "split_keys",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
+BUSY_RETRY_DELAYS = (0.01, 0.04, 0.1)  # seconds
 GROWTH = 2  # of a source, before its first build, that lets its keys be split anew
 ONE = Ranges([(None, None)], 0)  # for a view with one shard
 REASON = "its keys were split among its shards anew"
@@ -44,16 +51,23 @@ def must_be_cut(work: Work) -> bool:
     since they were cut.
     """
     definition, control, shard = work.definition, work.shard.view, work.shard
-    if definition is None or not definition.has_key_ranges or control.shard_count <= 1:
+    if definition is None or not definition.has_key_ranges:
+        return False
+    if control.shard_count <= 1 and not work.has_siblings:
         return False
     if any(run.batches for run in work.runs):
         return False
     if work.hook_shard.count != control.shard_count or has_other_order(work):
         return True
-    pinned = control.pinned_strategy is RefreshStrategy.FULL_STAGED
-    if pinned or work.checked_plan.strategy.staged:
+    if must_be_alone(work):
         return True
     return not _is_built(shard) and known_rows(work.plan) > GROWTH * _rows_of(shard)
+
+
+def must_be_alone(work: Work) -> bool:
+    """Whether a full refresh is to be staged, in one shard, though there are several."""
+    pinned = work.shard.view.pinned_strategy is RefreshStrategy.FULL_STAGED
+    return work.has_siblings and (pinned or work.checked_plan.strategy.staged)
 
 
 def _rows_of(shard: ViewShard) -> int:
@@ -88,7 +102,31 @@ def _is_built(shard: ViewShard) -> bool:
     return any(checkpoint.drain_number >= 0 for checkpoint in shard.checkpoints.values())
 
 
-def split_keys(control: ViewControl, *, rebuilds: bool = False) -> bool:
+class Split(Enum):
+    """What became of an attempt to split the keys of a view."""
+
+    DONE = "the ranges are others now"
+    KEPT = "they are as they were: as they should be, or a refresh has begun"
+    BUSY = "a transaction holds one of the shards"
+
+
+def split_for_batch(shard_id: int) -> Split:
+    """Split the keys of a shard's view before a batch, which has rolled back.
+
+    Two shards that begin at the same time try it both, so it waits for a moment. It is `KEPT` if
+    the shard is gone.
+    """
+    result, shard = Split.KEPT, ViewShard.objects.filter(pk=shard_id)
+    if found := shard.select_related("view").first():
+        for delay in (*BUSY_RETRY_DELAYS, 0):
+            result = split_keys(found.view, rebuilds=True)
+            if result is not Split.BUSY:
+                break
+            time.sleep(delay)
+    return result
+
+
+def split_keys(control: ViewControl, *, rebuilds: bool = False) -> Split:
     """Give a view the number of shards that its control requires, each with a range of keys.
 
     It has one as long as its source has few rows, or if its keys cannot be split; if that takes too
@@ -98,23 +136,25 @@ def split_keys(control: ViewControl, *, rebuilds: bool = False) -> bool:
     Args:
         control: that of a view whose definition `has_key_ranges`.
         rebuilds: whether to cut the same number of ranges anew, if no shard was ever built.
-
-    Returns:
-        Whether the ranges are others now.
     """
     try:
         cut, order = _wanted(control, rebuilds=rebuilds)
     except (InvalidView, DatabaseError) as error:  # a refresh will report it, too
         _warn(control, error)
-        return False
+        return Split.KEPT
     if cut is None:
-        return False
-    with short_transaction():
-        changed = _replace(control, cut, order, rebuilds=rebuilds)
-    if changed:
+        return Split.KEPT
+    try:
+        with short_transaction():
+            result = _replace(control, cut, order, rebuilds=rebuilds)
+    except OperationalError as error:
+        if not errors_of(alias()).is_locked(error):
+            raise
+        return Split.BUSY  # on SQLite, where a writer locks all
+    if result is Split.DONE:
         count = len(cut.ranges)
         log(logger, logging.INFO, "keys were split anew", view=control.label, shards=count)
-    return changed
+    return result
 
 
 def _warn(control: ViewControl, error: Exception) -> None:
@@ -164,21 +204,21 @@ def _is_due(shards: Collection[ViewShard], count: int, order: list[str], *, rebu
     return rebuilds and not any(map(_is_built, shards))
 
 
-def _replace(control: ViewControl, cut: Ranges, order: list[str], *, rebuilds: bool) -> bool:
+def _replace(control: ViewControl, cut: Ranges, order: list[str], *, rebuilds: bool) -> Split:
     """Replace a view's shards, if none is busy. Must be called first in a transaction."""
     shards = sorted(lock_available(Q(view=control)), key=lambda shard: shard.number)
     ranges = cut.ranges
-    if len(shards) < control.shards.count() or _has_begun(control):
-        return False
-    if not _is_due(shards, len(ranges), order, rebuilds=rebuilds):
-        return False
+    if len(shards) < control.shards.count():
+        return Split.BUSY
+    if _has_begun(control) or not _is_due(shards, len(ranges), order, rebuilds=rebuilds):
+        return Split.KEPT
     forget_keys(shards, gone=shards[len(ranges) :])
     known = {shard.number: shard for shard in shards[: len(ranges)]}
     for number, (low, high) in enumerate(ranges):
         shard = known.get(number) or ViewShard(view=control, number=number)
         ends = [low and to_json(low), high and to_json(high)]
         _begin(shard, [*ends, order, cut.rows] if len(ranges) > 1 else None)
-    return True
+    return Split.DONE
 
 
 def forget_keys(shards: Collection[ViewShard], gone: Collection[ViewShard]) -> None:

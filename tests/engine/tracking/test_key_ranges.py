@@ -34,7 +34,7 @@ from matviews.queryset import (
 from matviews.registry import registry
 from matviews.states import RefreshState, RefreshStrategy
 from matviews.tasks import inline
-from tests.helpers.engine import due, let_time_pass, shards_of
+from tests.helpers.engine import due, held_by_another_worker, let_time_pass, shards_of
 from tests.helpers.view_classes import run
 from tests.shapes.models import Customer, Order, Product, Region
 from tests.shapes.models.grouped import CustomerStatus, CustomerTotal
@@ -124,7 +124,7 @@ class TestRanges:
         assert len(shards()) == 1
         assert strategies(found) == {(0, "full_staged")}
 
-    def test_while_a_refresh_has_begun_it_fails_and_the_next_has_one(self) -> None:
+    def test_a_refresh_that_has_begun_ends_in_several(self) -> None:
         want(2)
         found = engine.request(CustomerTotal, batch_size=1)
         engine.run_batch(due(CustomerTotal))
@@ -134,9 +134,54 @@ class TestRanges:
         inline.run_until_idle(shards_of(found.view_id))
 
         found.refresh_from_db()
-        assert "has 2 shards, but must be staged" in found.error
+        assert (found.state, found.error) == (RefreshState.SUCCEEDED, "")
+        assert strategies(found) == {(0, "full")}  # the other shard went after its end
+        assert differences(CustomerTotal) == []
+        engine.mark_dirty(CustomerTotal)
         assert strategies(refresh()) == {(0, "full_staged")}
         assert len(shards()) == 1
+
+    @pytest.mark.parametrize("why", ["pinned", "another order"])
+    def test_a_batch_waits_while_somebody_holds_another_shard(self, why: str) -> None:
+        want(2)
+        refresh()
+        if why == "pinned":
+            ViewControl.objects.filter(label=LABEL).update(strategy=RefreshStrategy.FULL_STAGED)
+        else:
+            _compare_otherwise()
+        engine.mark_dirty(CustomerTotal)
+        found = engine.request(CustomerTotal)
+        engine.move_log()
+
+        with held_by_another_worker(shards()[1]):
+            assert engine.run_batch(due(CustomerTotal)).outcome in (Outcome.WAITING, Outcome.LOST)
+
+        assert not found.runs.exists()
+        let_time_pass()
+        inline.run_until_idle(shards_of(found.view_id))
+        found.refresh_from_db()
+        assert (found.state, found.error) == (RefreshState.SUCCEEDED, "")
+        assert differences(CustomerTotal) == []
+
+    def test_a_shard_that_is_gone_has_no_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        want(2)
+        refresh()
+        ViewControl.objects.filter(label=LABEL).update(strategy=RefreshStrategy.FULL_STAGED)
+        engine.mark_dirty(CustomerTotal)
+        found = engine.request(CustomerTotal)
+        message = engine.close_finished(shards()[1].pk).message
+        assert message
+
+        def split_late(shard_id: int) -> key_ranges.Split:
+            assert key_ranges.split_keys(control()) is key_ranges.Split.DONE
+            return key_ranges.split_for_batch(shard_id)
+
+        with monkeypatch.context() as late:
+            late.setattr(batch, "split_for_batch", split_late)
+            assert engine.run_batch(message).outcome is Outcome.UNKNOWN
+
+        inline.run_until_idle(shards_of(found.view_id))
+        assert strategies(found) == {(0, "full_staged")}
 
     def test_a_source_that_has_grown_before_the_first_build_is_split_anew(
         self, monkeypatch: pytest.MonkeyPatch
