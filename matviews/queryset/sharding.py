@@ -43,7 +43,7 @@ class Ranges(NamedTuple):
     """Ranges of keys, one for each shard."""
 
     ranges: list[Range]
-    #: The rows of the table that has the keys, about.
+    #: The rows of the table that has the keys, about; or more, by the statistics.
     rows: int
 
 
@@ -56,12 +56,14 @@ def cut_ranges(plan: Plan, count: int) -> Ranges:
         plan: that of a view without `one_shard_reason`.
         count: how many shards.
     """
-    rows, model = known_rows(plan), plan.strategy.model
-    if rows < CERTAIN_ROWS and model is not None:
-        rows = model._base_manager.using(plan.dialect.using).count()
-    if rows < MIN_ROWS * count:
+    known = known_rows(plan)
+    # Rows without a key are in no range, and statistics do not say how many there are.
+    is_certain = known >= CERTAIN_ROWS and not any(field.null for field in plan.strategy.fields)
+    keys = known if is_certain else _count_keys(plan)
+    rows = max(keys, known)
+    if keys < MIN_ROWS * count:
         return Ranges([(None, None)], rows)
-    cuts = [_key_at(plan, rows * number // count) for number in range(1, count)]
+    cuts = [_key_at(plan, keys * number // count) for number in range(1, count)]
     if None in cuts:  # the statistics were wrong, or rows have been deleted
         return Ranges([(None, None)], rows)
     return Ranges(list(pairwise([None, *cuts, None])), rows)
@@ -74,13 +76,26 @@ def known_rows(plan: Plan) -> int:
     return estimated.get(model._meta.db_table, 0) if model else 0
 
 
-def _key_at(plan: Plan, place: int) -> Key | None:
-    """The key in the row at a place, in the order of keys; None if there are fewer rows."""
-    dialect, strategy, statements = plan.dialect, plan.strategy, plan.statements()
+def _count_keys(plan: Plan) -> int:
+    """How many rows have a key."""
+    table, _columns, known = _keyed(plan)
+    (count,) = plan.statements().row(SQL(f"SELECT COUNT(*) FROM {table} WHERE {known.text}")) or [0]
+    return int(count)
+
+
+def _keyed(plan: Plan) -> tuple[str, str, SQL]:
+    """The table with the keys, the columns of these, and a condition: that a row has one."""
+    dialect, strategy = plan.dialect, plan.strategy
     assert strategy.model is not None
     names = dialect.names(strategy.fields)
     known = joined(" AND ", [SQL(f"{name} IS NOT NULL") for name in names])
-    table, columns = dialect.name(strategy.model._meta.db_table), ", ".join(names)
+    return dialect.name(strategy.model._meta.db_table), ", ".join(names), known
+
+
+def _key_at(plan: Plan, place: int) -> Key | None:
+    """The key in the row at a place, in the order of keys; None if there are fewer rows."""
+    statements = plan.statements()
+    table, columns, known = _keyed(plan)
     row = statements.row(
         SQL(
             f"WITH {KEYS} ({', '.join(statements.key)}) AS (SELECT {columns} FROM {table} "
