@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from django.db import connections, router
-from django.db.models import Exists, OuterRef, Sum
+from django.db.models import Count, Exists, OuterRef, Q, Sum
 
 from ..databases import floors_of
 from ..databases.base.triggers import MAX_DISTINCT_CHANGES
@@ -113,8 +113,10 @@ def drain_shard(shard_id: int) -> list[QueuedChange]:
 
 def overlong_shard_queues() -> list[int]:
     """The shards whose queues are too long, because their batches fail or do not run."""
-    counted = ShardChange.objects.order_by().values("shard").annotate(changes=Sum("count"))
-    return list(counted.filter(changes__gt=MAX_QUEUED_CHANGES).values_list("shard", flat=True))
+    counted = ShardChange.objects.order_by().values("shard")
+    counted = counted.annotate(changes=Sum("count"), entries=Count("pk"))
+    overlong = Q(changes__gt=MAX_QUEUED_CHANGES) | Q(entries__gt=MAX_QUEUED_CHANGES)
+    return list(counted.filter(overlong).values_list("shard", flat=True))
 
 
 def collapse_shard_queue(shard_id: int) -> None:

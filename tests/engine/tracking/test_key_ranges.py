@@ -7,7 +7,7 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 
 from matviews import changes, engine
-from matviews.changes import ChangesLogged
+from matviews.changes import ChangesLogged, shard_queues
 from matviews.engine.batches import batch
 from matviews.engine.messages import Outcome
 from matviews.engine.tracking import key_ranges
@@ -98,6 +98,17 @@ class TestRanges:
         (shard,) = want(3)
 
         assert shard.key_range is None
+
+    def test_rows_without_a_key_count_for_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for number in range(20, 32):
+            Order.objects.create(
+                pk=number, customer_id=None, product_id="a", slot=number, price=1, paid=False
+            )
+
+        assert [shard.keys_within for shard in want(2)] == [(None, (5,)), ((5,), None)]
+        refresh()
+        monkeypatch.setattr(sharding, "MIN_ROWS", 4)
+        assert len(want(3)) == 1
 
     def test_a_key_of_many_rows_may_leave_a_range_empty(self) -> None:
         Order.objects.update(customer_id=5)
@@ -392,6 +403,22 @@ class TestAnotherNumber:
 
         assert shard.claims == before
         refresh()
+
+    def test_many_entries_are_replaced_by_one_even_if_they_count_for_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, _second = want(2)
+        refresh()
+        monkeypatch.setattr(shard_queues, "MAX_QUEUED_CHANGES", 2)
+        for _ in range(3):
+            changes.enqueue({first.view_id}, "whatever the reason")
+        changes.distribute(first.view_id)
+        assert set(ShardChange.objects.values_list("count", flat=True)) == {0}
+
+        engine.collapse_long_queues()
+
+        assert ShardChange.objects.count() == 2
+        assert strategies(refresh()) == {(0, "full"), (1, "full")}
 
     def test_entries_that_come_late_are_swept(self) -> None:
         _first, second = want(2)
