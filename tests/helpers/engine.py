@@ -26,6 +26,7 @@ from matviews.models import (
     ViewControl,
     ViewShard,
 )
+from matviews.registry import registry
 from tests.sample.models import Item
 
 LONG_AGO = timedelta(days=1)
@@ -133,3 +134,11 @@ def held_by_another_worker(shard: ViewShard) -> Iterator[None]:
 
     with held_open(claim):
         yield
+
+
+def delete_with_hooks(monkeypatch: pytest.MonkeyPatch, view: type[Any]) -> None:
+    """Define a view anew, with hooks that find nothing to delete."""
+    hooks = {"needs_delete": lambda cls: False, "do_delete": lambda cls: 0}
+    for name, hook in hooks.items():
+        monkeypatch.setattr(view, name, classmethod(hook), raising=False)
+    assert not registry.register(view).has_key_ranges

@@ -34,7 +34,13 @@ from matviews.queryset import (
 from matviews.registry import registry
 from matviews.states import RefreshState, RefreshStrategy
 from matviews.tasks import inline
-from tests.helpers.engine import due, held_by_another_worker, let_time_pass, shards_of
+from tests.helpers.engine import (
+    delete_with_hooks,
+    due,
+    held_by_another_worker,
+    let_time_pass,
+    shards_of,
+)
 from tests.helpers.view_classes import run
 from tests.shapes.models import Customer, Order, Product, Region
 from tests.shapes.models.grouped import CustomerStatus, CustomerTotal
@@ -486,7 +492,7 @@ class TestOtherCode:
         claims = sum(shard.claims for shard in shards())
 
         with registry.preserved(), monkeypatch.context() as released:
-            delete_with_hooks(released)
+            delete_with_hooks(released, CustomerTotal)
             engine.sync_shards()
             (shard,) = shards()
             assert shard.claims == claims
@@ -495,14 +501,6 @@ class TestOtherCode:
                 refresh()
         if rolls_back:
             assert {how for _number, how in strategies(refresh())} == {"full"}
-
-
-def delete_with_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Define the view anew, with hooks that find nothing to delete."""
-    hooks = {"needs_delete": lambda cls: False, "do_delete": lambda cls: 0}
-    for name, hook in hooks.items():
-        monkeypatch.setattr(CustomerTotal, name, classmethod(hook), raising=False)
-    assert not registry.register(CustomerTotal).has_key_ranges
 
 
 def _change_hands() -> None:
