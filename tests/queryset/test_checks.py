@@ -396,6 +396,36 @@ class TestShards:
         assert "MatviewMeta.shards is 3, but a full refresh evaluates its source" in errors[0].msg
         assert "It has one shard" in errors[0].msg
 
+    @pytest.mark.parametrize("deferrable", [None, models.Deferrable.DEFERRED])
+    def test_rows_of_two_shards_could_not_exchange_a_unique_value(
+        self, deferrable: models.Deferrable | None
+    ) -> None:
+        one = models.UniqueConstraint(fields=["slot"], name="made_slot", deferrable=deferrable)
+        derived_view(
+            lambda cls: Order.objects.values("slot", ref=F("pk")),
+            options={"shards": 3}, key=["ref"], ref=key(), slot=models.IntegerField(),
+            meta={"constraints": [one]},
+        )  # fmt: skip
+
+        (error,) = [each for each in found() if each.id == "matviews.E027"]
+
+        assert "slot must be unique, so rows of two shards" in error.msg
+
+    @pytest.mark.only_on("postgres", reason="only PostgreSQL has exclusion constraints")
+    def test_nor_a_range_that_excludes_others(self) -> None:
+        from django.contrib.postgres.constraints import ExclusionConstraint
+
+        apart = ExclusionConstraint(name="made_apart", expressions=[("slot", "=")])
+        derived_view(
+            lambda cls: Order.objects.values("slot", ref=F("pk")),
+            options={"shards": 3}, key=["ref"], ref=key(), slot=models.IntegerField(),
+            meta={"constraints": [apart]},
+        )  # fmt: skip
+
+        (error,) = [each for each in found() if each.id == "matviews.E027"]
+
+        assert "violate the constraint made_apart" in error.msg
+
     def test_w107_says_that_hooks_and_derived_phases_do_not_mix(self) -> None:
         view = derived_view(
             lambda cls: Order.objects.values(ref=F("pk")), options={"shards": 3}, ref=key(),

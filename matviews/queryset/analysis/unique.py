@@ -11,19 +11,24 @@ from .source import Source
 __all__ = ["other_unique"]
 
 
-def other_unique(source: Source) -> Iterator[tuple[AnyField, ...]]:
-    """The fields of each unique constraint that a refresh may violate: not implied by the key."""
+def other_unique(
+    source: Source, *, with_deferrable: bool = False
+) -> Iterator[tuple[AnyField, ...]]:
+    """The fields of each unique constraint that a refresh may violate: not implied by the key.
+
+    One batch that writes all rows does not violate a deferrable one, but two batches may.
+    """
     key = {column.field for column in source.key}
     filled = {column.field for column in source.columns}
-    for fields in _unique(source.model):
+    for fields in _unique(source.model, with_deferrable=with_deferrable):
         if not key <= set(fields) and filled & set(fields):
             yield fields
 
 
-def _unique(model: type[Model]) -> Iterator[tuple[AnyField, ...]]:
+def _unique(model: type[Model], *, with_deferrable: bool) -> Iterator[tuple[AnyField, ...]]:
     """The fields of each unique constraint, including conditional ones and those on expressions.
 
-    Without automatic keys, and without deferrable constraints.
+    Without automatic keys.
     """
     meta = model._meta
     constraints = [
@@ -32,7 +37,7 @@ def _unique(model: type[Model]) -> Iterator[tuple[AnyField, ...]]:
     deferrable = {
         frozenset(constraint.fields)
         for constraint in constraints
-        if constraint.deferrable is not None
+        if constraint.deferrable is not None and not with_deferrable
     }
     for fields in unique_fields(model):
         numbered = len(fields) == 1 and is_automatic(fields[0])

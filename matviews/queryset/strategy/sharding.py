@@ -1,5 +1,7 @@
 """Whether the keys of a view can be split into shards that batches refresh in parallel."""
 
+from django.db.models import CheckConstraint, UniqueConstraint
+
 from ...databases import dialect_of
 from ...databases.fields import TEXT, family
 from ..analysis.source import Source
@@ -27,7 +29,15 @@ def sharding_obstacle(source: Source, inspection: Inspection) -> str:
                 f"key field {column.name} is text, and on this database it depends on the session "
                 f"which of two listed texts comes first"
             )
-    if fields := next(other_unique(source), None):
+    return _constraint_obstacle(source)
+
+
+def _constraint_obstacle(source: Source) -> str:
+    """Which constraint compares rows of two shards, which no batch can change together."""
+    if fields := next(other_unique(source, with_deferrable=True), None):
         names = ", ".join(field.name for field in fields)
         return f"{names} must be unique, so rows of two shards may violate the constraint"
+    for constraint in source.model._meta.constraints:
+        if not isinstance(constraint, CheckConstraint | UniqueConstraint):  # as one that excludes
+            return f"rows of two shards may violate the constraint {constraint.name}"
     return ""

@@ -8,7 +8,8 @@ from django.db import models
 from django.db.models import F
 
 from matviews import changes, engine
-from matviews.models import ParkedKey
+from matviews.models import ParkedKey, ViewControl, ViewShard
+from matviews.queryset import sharding
 from matviews.states import RefreshState
 from tests.helpers import view_classes
 from tests.helpers.tables import derived_view, made, model
@@ -64,6 +65,20 @@ def swapping(request: pytest.FixtureRequest) -> Iterator[Swapping]:
             yield swapping
         finally:
             changes.remove(engine.alias())
+
+
+def test_are_in_one_shard(swapping: Swapping, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "MIN_ROWS", 1)
+    label = swapping.View._meta.label
+    ViewControl.objects.filter(label=label).update(shard_count=2)
+    engine.sync_shards()
+    swapping.change({1: ROWS, ROWS: 1})
+
+    swapping.refresh()
+
+    assert ViewShard.objects.filter(view__label=label).count() == 1
+    assert not swapping.parked()
+    assert swapping.is_right_but_for()
 
 
 @pytest.mark.parametrize(
