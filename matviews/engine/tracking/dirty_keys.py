@@ -14,7 +14,13 @@ from ...states import RefreshState, RefreshStrategy
 from ..locking import lock_available
 from ..transactions import alias, short_transaction
 from ..work.batch_parts import AttemptedBatch, DirtyPart
-from ..work.costs import expected_seconds, is_full_cheaper, max_worthwhile_keys, record_timeout
+from ..work.costs import (
+    MAX_KEYS,
+    expected_seconds,
+    is_full_cheaper,
+    max_worthwhile_keys,
+    record_timeout,
+)
 from ..work.shard_work import Work
 from .key_ranges import range_of
 from .pending_drains import processed
@@ -59,17 +65,8 @@ def truncate_reason(reason: str) -> str:
 
 def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
     """Add the keys that changes affect; require a full refresh if they are unknown or too many."""
-    shard, plan, dirty = work.shard, work.plan, all_dirty(work)
-    present = count_keys(dirty)
-    stages = {run.stage for run in staged_runs(work) if run.fingerprint == plan.fingerprint}
-    limit = max_worthwhile_keys(work)
-    few = _assumed_limit(plan, queued) if limit is None else limit
-    keys, reason, too_many = resolve(plan, queued, few - present, stages)
-    if too_many and limit is None:
-        if (more := _max_dirty(plan)) > few:
-            keys, reason, too_many = resolve(plan, queued, more - present, stages)
-    elif too_many:
-        reason = _why_not_by_keys(work, limit or 0) or reason
+    shard, dirty = work.shard, all_dirty(work)
+    keys, reason = _keys_of_shard(work, queued, count_keys(dirty))
     if keys is None:
         shard.full_refresh_after, shard.full_refresh_reason = (
             shard.drain_number,
@@ -78,12 +75,36 @@ def add_dirty(work: Work, queued: Collection[QueuedChange]) -> None:
         delete_dirty(dirty)
         work.dirty = []
         return
-    keys = keys_within(plan, keys, range_of(work))
     dirty[:] = _without(work, dirty, keys)
     added = in_order(keys)
     for start in range(0, len(added), KEYS_PER_ROW):
         part = added[start : start + KEYS_PER_ROW]
         dirty.append(DirtyPart(drain_number=shard.drain_number, count=len(part), keys=part))
+
+
+def _keys_of_shard(
+    work: Work, queued: Collection[QueuedChange], present: int
+) -> tuple[set[Key] | None, str]:
+    """The keys of the shard that changes affect; None if they are unknown or too many, and why.
+
+    Only those that are found can be compared with the shard's range, so of several shards as many
+    are looked up as the limits of all allow.
+    """
+    plan, limit = work.plan, max_worthwhile_keys(work)
+    stages = {run.stage for run in staged_runs(work) if run.fingerprint == plan.fingerprint}
+    if limit is None:
+        few = _assumed_limit(plan, queued)
+    else:
+        few = min(MAX_KEYS, limit * work.hook_shard.count)
+    keys, reason, too_many = resolve(plan, queued, few - present, stages)
+    if too_many and limit is None and (more := _max_dirty(plan)) > few:
+        keys, reason, too_many = resolve(plan, queued, more - present, stages)
+    if keys is not None:
+        keys = keys_within(plan, keys, range_of(work))
+        too_many = limit is not None and present + len(keys) > limit
+    if too_many and limit is not None:
+        return None, _why_not_by_keys(work, limit) or reason
+    return keys, reason
 
 
 def _assumed_limit(plan: Plan, queued: Collection[QueuedChange]) -> int:

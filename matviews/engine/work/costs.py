@@ -15,6 +15,7 @@ from ...states import RefreshStrategy
 from .shard_work import Work
 
 __all__ = [
+    "MAX_KEYS",
     "KnownCosts",
     "expected_seconds",
     "is_expensive",

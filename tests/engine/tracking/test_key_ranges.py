@@ -1,6 +1,7 @@
 """Splitting the keys of a view among shards: ranges, what is forgotten, and who gets a change."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from django.db import OperationalError, connection
@@ -10,8 +11,9 @@ from matviews import changes, engine
 from matviews.changes import ChangesLogged, shard_queues
 from matviews.engine.batches import batch
 from matviews.engine.messages import Outcome
-from matviews.engine.tracking import key_ranges
+from matviews.engine.tracking import dirty_keys, key_ranges
 from matviews.engine.tracking.queues import await_changes
+from matviews.engine.work import costs
 from matviews.models import (
     DirtyKeys,
     ParkedKey,
@@ -22,7 +24,9 @@ from matviews.models import (
     ViewControl,
     ViewShard,
 )
+from matviews.phases import Phase
 from matviews.queryset import (
+    BatchRunner,
     Plan,
     Ranges,
     key_order,
@@ -34,6 +38,7 @@ from matviews.queryset import (
 from matviews.registry import registry
 from matviews.states import RefreshState, RefreshStrategy
 from matviews.tasks import inline
+from tests.helpers import services
 from tests.helpers.engine import (
     delete_with_hooks,
     due,
@@ -49,6 +54,14 @@ from tests.shapes.oracle import differences
 pytestmark = [pytest.mark.database, pytest.mark.django_db(transaction=True)]
 
 LABEL = CustomerTotal._meta.label
+SLEEP = {
+    "postgres": "SELECT pg_sleep(20)",
+    "mariadb": "SELECT SLEEP(20)",
+    "sqlite": (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000000) "
+        "SELECT COUNT(*) FROM n"
+    ),
+}[services.selected_database()]
 
 
 @pytest.fixture(autouse=True)
@@ -308,6 +321,46 @@ class TestRefreshes:
         assert strategies(found) == {(1, "by_keys")}
         assert not ShardChange.objects.exists()
         assert not ViewChange.objects.filter(view=found.view_id).exists()
+
+    @pytest.mark.parametrize(
+        ("changed", "expected"),
+        [
+            ([1, 2, 8, 9], {(0, "by_keys"), (1, "by_keys")}),
+            ([1, 7, 8, 9], {(0, "by_keys"), (1, "full")}),
+            ([1, 2, 3, 4, 9], {(0, "full"), (1, "full")}),
+        ],
+    )
+    def test_the_limit_of_keys_is_for_those_of_the_shard(
+        self,
+        changed: list[int],
+        expected: set[tuple[int, str]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        want(2)
+        refresh()
+        monkeypatch.setattr(dirty_keys, "max_worthwhile_keys", lambda work: 2)
+        Order.objects.filter(pk__in=changed).update(price=7)
+
+        assert strategies(refresh()) == expected
+
+    def test_keys_that_take_too_long_make_the_refresh_of_their_shard_full(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        want(2)
+        refresh()
+        monkeypatch.setattr(costs, "MIN_BUDGET_SECONDS", 0.3)
+        run_keys = BatchRunner.run_keys
+
+        def slow(self: Any, phase: Phase, keys: Any, *others: Any) -> int:
+            if (9,) in keys:
+                with connection.cursor() as cursor:
+                    cursor.execute(SLEEP)
+            return run_keys(self, phase, keys, *others)
+
+        monkeypatch.setattr(BatchRunner, "run_keys", slow)
+        Order.objects.filter(pk__in=[1, 9]).update(price=7)
+
+        assert strategies(refresh()) == {(0, "by_keys"), (1, "full")}
 
     def test_what_waits_in_the_queue_of_a_shard_is_pending(self) -> None:
         want(2)
