@@ -1,10 +1,12 @@
 """Splitting the keys of a view among shards: ranges, what is forgotten, and who gets a change."""
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from matviews import changes, engine
@@ -378,6 +380,63 @@ class TestRefreshes:
         assert differences(CustomerTotal, CustomerTotal.current) == []
         refresh()
         assert CustomerTotal.is_fresh()
+
+    def test_triggers_are_looked_at_once_and_only_where_no_shard_has_changes(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        want(3)
+        refresh()
+        seen: list[bool] = []
+        module = import_module("matviews.changes.change_status")
+        read = module.row_to_tracked
+
+        def reading(values: Any) -> Any:
+            record, triggers = read(values)
+            seen.append(bool(triggers))
+            return record, triggers
+
+        monkeypatch.setattr(module, "row_to_tracked", reading)
+        assert CustomerTotal.is_fresh()
+        tables = len(seen)
+        assert seen == [True] * tables
+
+        Order.objects.filter(pk=9).update(price=7)
+        engine.move_log()
+        changes.distribute(control().pk)
+        ShardChange.objects.exclude(shard__number=2).delete()
+
+        assert not CustomerTotal.is_fresh()
+        assert seen == [True] * tables + [False] * tables
+
+    def test_a_queue_of_very_many_changes_is_one_for_all_keys(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        want(2)
+        refresh()
+        monkeypatch.setattr(shard_queues, "MAX_DISTINCT_CHANGES", 1)
+        Order.objects.filter(pk__in=[8, 9]).update(price=7)
+
+        found = refresh()
+
+        assert strategies(found) == {(0, "full"), (1, "full")}
+        reasons = found.runs.values_list("full_refresh_reason", flat=True)
+        assert set(reasons) == {"more than 1 changes were waiting"}
+
+    def test_a_queue_is_emptied_in_as_many_statements_as_a_view_s(self) -> None:
+        (first, _second), view = want(2), control()
+        refresh()
+        entry = {"table": "", "links": [[1]], "count": 1, "logged_at": timezone.now()}
+        ShardChange.objects.create(shard=first, **entry)
+        ViewChange.objects.create(view=view, **entry)
+
+        with CaptureQueriesContext(connection) as of_shard, transaction.atomic():
+            drained = changes.drain_shard(first.pk)
+        with CaptureQueriesContext(connection) as of_view, transaction.atomic():
+            assert changes.drain_queue(view.pk) == drained
+
+        assert drained[0].links == [[1]]
+        assert len(of_shard) == len(of_view)
+        assert not ShardChange.objects.exists()
 
     def test_one_shard_fails_and_keeps_its_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         want(2)
