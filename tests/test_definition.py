@@ -464,7 +464,7 @@ class TestOptions:
         "max_parked_keys": [-1, 1.5, True, "10", 100_001],
         "suspend_after": [300, timedelta(), timedelta(-1), timedelta.max, "5m"],
         "tracking": [0, 1, None, "yes"],
-        "additive": [0, 1, None, "yes"],
+        "additive": [0, 1, "yes"],
         "strategy": ["", "keys", "by keys", True, 1],
         "quiet_hours": ["22:00", (), ("22:00", "06:00"), ("1", "2", "UTC"), 5],
         "queue": ["", 5, [], True, " big", "amq.big", "a" * 256],

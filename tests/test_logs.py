@@ -34,7 +34,7 @@ from tests.helpers.view_classes import run
 from tests.sample.models import Ledger, Limited
 
 # What is logged as **fields.
-OTHERS = ("rows_compared", "missing", "differing", "surplus", "repaired", "pending")
+OTHERS = ("rows_compared", "missing", "differing", "surplus", "repaired", "pending", "sums")
 LOGGER = logging.getLogger("matviews.tests")
 STANDARD = vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}
 

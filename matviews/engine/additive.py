@@ -84,6 +84,8 @@ def _choice(control: ViewControl, *, is_tracked: bool) -> AdditiveChoice | None:
         return AdditiveChoice(by_code, _by_code(by_code))
     if control.additive is not None or plan.additive is None:
         return None
+    if control.shard_count > 1:
+        return AdditiveChoice(False, "its keys are split among several shards")
     if is_tracked and not control.additive_reason:
         return AdditiveChoice(False, "its changes were logged without their values before")
     if table := _crowded(plan.additive):

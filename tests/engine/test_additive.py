@@ -15,8 +15,8 @@ from matviews.checks import check_additive
 from matviews.databases import catalog_of
 from matviews.engine import additive
 from matviews.engine import current as engine_current
-from matviews.models import TrackedTable, ViewControl, ViewSums
-from matviews.queryset import plan_of
+from matviews.models import TrackedTable, ViewControl, ViewShard, ViewSums
+from matviews.queryset import plan_of, sharding
 from matviews.registry import registry
 from tests.helpers.additive_views import Sales, counted, extremes
 from tests.helpers.current import differences_now
@@ -139,6 +139,38 @@ def test_the_third_view_of_a_table_makes_its_writers_no_slower() -> None:
             install()
             assert list(found.all()) == [True, True, False]
             changes.remove(engine.alias())
+
+
+def test_a_view_that_is_to_have_several_shards_goes_by_keys() -> None:
+    with left_to_the_rule(rows=20) as sales:
+        ViewControl.objects.filter(label=sales.View._meta.label).update(shard_count=2)
+        install()
+
+        assert reason() == "no: its keys are split among several shards"
+
+
+@pytest.mark.parametrize("split_before", [False, True])
+def test_a_view_that_adds_up_has_one_shard_whatever_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, split_before: bool
+) -> None:
+    monkeypatch.setattr(sharding, "MIN_ROWS", 1)
+    with left_to_the_rule(rows=20, groups=2) as sales:
+        label = sales.View._meta.label
+        changes.install(engine.alias())
+        if split_before:
+            ViewControl.objects.filter(label=label).update(shard_count=2)
+            refreshed(sales.View)
+            assert ViewShard.objects.filter(view__label=label).count() == 2
+        ViewControl.objects.filter(label=label).update(additive=True, shard_count=2)
+        install()
+        refreshed(sales.View)
+        sales.add((1, 5, None))
+        refreshed(sales.View)
+
+        assert ViewShard.objects.filter(view__label=label).count() == 1
+        assert ViewSums.objects.get().drain_number >= 0
+        assert sums_differ(sales.View) == 0
+        assert differences_now(sales.View) == []
 
 
 def test_a_small_source_that_grows_makes_no_writer_slower() -> None:

@@ -24,7 +24,7 @@ from ...json_fields import UNTRACKED
 from ...logs import log
 from ...models import DirtyKeys, ParkedKey, PhaseRun, ViewControl, ViewShard
 from ...phases import Phase
-from ...queryset import Ranges, cut_ranges, key_order, known_rows, one_shard_reason, plan_of
+from ...queryset import Plan, Ranges, cut_ranges, key_order, known_rows, one_shard_reason, plan_of
 from ...redact import error_text
 from ...states import RefreshState, RefreshStrategy
 from ..locking import lock_available
@@ -65,9 +65,16 @@ def must_be_cut(work: Work) -> bool:
 
 
 def must_be_alone(work: Work) -> bool:
-    """Whether a full refresh is to be staged, in one shard, though there are several."""
+    """Whether a full refresh needs one shard, to be staged or to fill sums, but there are more."""
+    if not work.has_siblings:
+        return False
     pinned = work.shard.view.pinned_strategy is RefreshStrategy.FULL_STAGED
-    return work.has_siblings and (pinned or work.checked_plan.strategy.staged)
+    return pinned or work.checked_plan.strategy.staged or _adds_up(work.shard.view, work.plan)
+
+
+def _adds_up(control: ViewControl, plan: Plan) -> bool:
+    """Whether a view is additive: its sums are added up in one place."""
+    return control.is_additive and plan.additive is not None
 
 
 def _rows_of(shard: ViewShard) -> int:
@@ -173,7 +180,7 @@ def _wanted(control: ViewControl, *, rebuilds: bool) -> tuple[Ranges | None, lis
     with transaction.atomic(using=alias()):
         plan = plan_of(control.definition, alias())
         pinned = control.pinned_strategy is RefreshStrategy.FULL_STAGED
-        if pinned or one_shard_reason(plan):
+        if pinned or _adds_up(control, plan) or one_shard_reason(plan):
             return one, []
         order = key_order(plan)
     if not _is_due(shards, control.shard_count, order, rebuilds=rebuilds):
