@@ -2,12 +2,13 @@
 
 from .alarm import Alarm, AlarmEvent
 from .base import Bookkeeping
-from .control import NamedKey, ViewControl, ViewShard
+from .control import NamedKey, ViewControl
 from .heartbeat import Heartbeat
 from .parked_keys import ParkedKey
 from .permits import RefreshPermit
 from .refresh import Origin, PhaseRun, Refresh
 from .schedule import MAX_JITTER, Period, RefreshSchedule, ScheduleKind, intervals_of
+from .shard import ViewShard
 from .totals import TOTALS
 from .tracking import (
     Change,

@@ -4,7 +4,7 @@ from django.db import models
 
 from ..phases import Phase
 from .base import Bookkeeping, WriteDatabaseManager
-from .control import ViewShard
+from .shard import ViewShard
 
 __all__ = ["ParkedKey"]
 

@@ -7,7 +7,8 @@ from ..json_fields import CheckpointField, WaitField
 from ..phases import Phase
 from ..states import RefreshState, RefreshStrategy, RunState, check_transition
 from .base import Bookkeeping, WriteDatabaseManager
-from .control import ViewControl, ViewShard
+from .control import ViewControl
+from .shard import ViewShard
 
 __all__ = ["Origin", "PhaseRun", "Refresh"]
 

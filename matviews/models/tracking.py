@@ -10,7 +10,8 @@ from ..databases import dialect_of, floors_of
 from ..databases.clock import UtcNow
 from ..databases.trigger_spec import TriggerSpec
 from .base import Bookkeeping, WriteDatabaseManager
-from .control import ViewControl, ViewShard
+from .control import ViewControl
+from .shard import ViewShard
 
 __all__ = [
     "Change",

@@ -61,8 +61,7 @@ class Dialect:
 
     def name(self, name: str) -> str:
         """A quoted identifier, for a statement with parameters."""
-        quoted: str = self.connection.ops.quote_name(name)
-        return quoted.replace("%", "%%")
+        return str(self.connection.ops.quote_name(name)).replace("%", "%%")
 
     def names(self, fields: Sequence[AnyField], table: str = "") -> list[str]:
         """The quoted columns of fields, qualified with a quoted table if one is given."""
@@ -78,9 +77,7 @@ class Dialect:
         found = PRECISION.search(type_name)
         plain = PRECISION.sub("", type_name.lower()).strip()
         kind = self.kinds.get(plain, plain)
-        if kind in (WHOLE, TEXT) or not found:
-            return kind
-        return kind + found[0].replace(" ", "")
+        return kind if kind in (WHOLE, TEXT) or not found else kind + found[0].replace(" ", "")
 
     def columns(self, tables: Collection[str]) -> dict[tuple[str, str], tuple[str, str]]:
         """Types and collations ("" for the default) by table and column, of tables that exist."""
@@ -325,8 +322,7 @@ class Dialect:
 
     def text_literal(self, text: str) -> str:
         """A quoted text."""
-        doubled = text.replace("'", "''")
-        return f"'{doubled}'"
+        return "'" + text.replace("'", "''") + "'"
 
     def bytes_literal(self, digits: str) -> str:
         """Bytes from hexadecimal digits."""
