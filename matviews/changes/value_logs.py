@@ -208,9 +208,7 @@ def count_values(log: str, most: int) -> int:
 def trim_values(log: str, most: int) -> None:
     """Delete up to `most` entries of a value log that are committed. The sums lack them then."""
     using = router.db_for_write(ViewSums)
-    with connections[using].cursor() as cursor:
-        for statement in sums_of(using).trim(sums_of(using).name(log), most):
-            cursor.execute(statement)
+    sums_of(using).trim(sums_of(using).name(log), most)
 
 
 def _needed(using: str, by_view: ByView) -> Iterator[_Needed]:

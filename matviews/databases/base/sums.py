@@ -342,8 +342,8 @@ class SumTables:
         copied = f"SELECT {ENTRY} FROM {self.temporary(copy)} WHERE {where}"
         return f"DELETE FROM {log} WHERE {self.entry} IN ({copied})"
 
-    def trim(self, log: str, most: int) -> list[str]:
-        """Statements that delete some entries of a value log, quoted, waiting for no other."""
-        return [
-            f"DELETE FROM {log} WHERE {self.entry} IN (SELECT {self.entry} FROM {log} LIMIT {most})"
-        ]
+    def trim(self, log: str, most: int) -> None:
+        """Delete up to `most` committed entries of a value log, quoted, waiting for no other."""
+        some = f"SELECT {self.entry} FROM {log} LIMIT {most}"
+        with connections[self.using].cursor() as cursor:
+            cursor.execute(f"DELETE FROM {log} WHERE {self.entry} IN ({some})")

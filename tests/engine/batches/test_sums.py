@@ -17,6 +17,7 @@ from django.test.utils import CaptureQueriesContext
 from matviews import changes, engine, untracked
 from matviews.changes import value_logs
 from matviews.databases import dialect_of
+from matviews.databases.mysql import sums as mysql_sums
 from matviews.engine.batches import sums as engine_sums
 from matviews.engine.verification import key_parts
 from matviews.models import ViewShard, ViewSums
@@ -24,6 +25,7 @@ from matviews.queryset import BatchRunner, GroupSums, add, check_source, plan_of
 from matviews.registry import registry
 from matviews.states import RefreshStrategy
 from matviews.tasks import inline
+from tests.helpers import roles
 from tests.helpers.additive_views import Sales, counted, extremes
 from tests.helpers.current import differences_now
 from tests.helpers.engine import held_open, let_time_pass
@@ -508,6 +510,26 @@ def test_a_log_that_cannot_be_emptied_keeps_no_other_full(
 
     assert changes.count_values(kept.log, 9) == 0
     assert "cannot be emptied" in caplog.text
+
+
+@pytest.mark.skipif(connection.vendor != "mysql", reason="only there is it a right of its own")
+def test_a_role_that_may_create_no_temporary_table_lets_no_log_fill_the_disk(
+    sales: Sales, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql_sums, "TRIMMED", 2)
+    kept = kept_of(sales.View)
+    table = sales.Sale._meta.db_table
+    with roles.database_role("poor") as role:
+        roles.may_work(role, table, views=(sales.View._meta.db_table, kept.table, kept.log))
+        database = connection.settings_dict["NAME"]
+        execute(f"REVOKE CREATE TEMPORARY TABLES ON `{database}`.* FROM {roles.quoted(role)}")
+        ViewSums.objects.update(drain_number=ViewSums.STALE)
+        sales.add((1, 7, None), (2, 7, None), (3, 7, None), (4, 7, None), (5, 7, None))
+        assert changes.count_values(kept.log, 9) == 5
+        with roles.as_role(role):
+            assert engine.trim_value_logs()
+
+    assert changes.count_values(kept.log, 9) == 0
 
 
 def test_sums_that_are_gone_are_no_reason_not_to_verify_a_view(
