@@ -82,15 +82,23 @@ def _choice(control: ViewControl, *, is_tracked: bool) -> AdditiveChoice | None:
     by_code = plan.source.definition.options.additive
     if by_code is not None:
         return AdditiveChoice(by_code, _by_code(by_code))
-    if control.additive is not None or plan.additive is None:
+    sums = plan.additive
+    return _by_rule(control, sums, is_tracked=is_tracked) if sums else None
+
+
+def _by_rule(control: ViewControl, sums: GroupSums, *, is_tracked: bool) -> AdditiveChoice | None:
+    """What the rule says of a view that can be additive; None if its decision stays."""
+    if sums.columns.extremes:
+        return AdditiveChoice(False, "Max and Min may have their groups recomputed anyway")
+    if control.additive is not None:
         return None
     if control.shard_count > 1:
         return AdditiveChoice(False, "its keys are split among several shards")
     if is_tracked and not control.additive_reason:
         return AdditiveChoice(False, "its changes were logged without their values before")
-    if table := _crowded(plan.additive):
+    if table := _crowded(sums):
         return AdditiveChoice(False, f"{table} has {MAX_LOGS} value logs of other views already")
-    return _measured(plan.additive)
+    return _measured(sums)
 
 
 def _crowded(sums: GroupSums) -> str:
@@ -119,8 +127,6 @@ def _by_code(value: object) -> str:
 
 def _measured(sums: GroupSums) -> AdditiveChoice:
     """What the rule says of a source as it is."""
-    if sums.columns.extremes:
-        return AdditiveChoice(False, "Max and Min may have their groups recomputed anyway")
     try:
         with snapshot(MAX_SECONDS, durable=False, lock=MAX_LOCKED):
             rows, groups = count_groups(sums)

@@ -117,6 +117,16 @@ def test_a_decision_stays_whatever_the_source_becomes() -> None:
         assert ViewSums.objects.exists()
 
 
+def test_a_definition_that_comes_to_have_extremes_is_added_up_no_longer() -> None:
+    with left_to_the_rule(rows=20, groups=2, source=extremes) as sales:
+        control = ViewControl.objects.filter(label=sales.View._meta.label)
+        control.update(additive=True, additive_reason="its source had counts alone")
+        install()
+
+        assert reason().startswith("no: Max and Min")
+        assert changes.present_logs() == set()
+
+
 def test_the_third_view_of_a_table_makes_its_writers_no_slower() -> None:
     with left_to_the_rule(rows=20) as sales:
         more = [
