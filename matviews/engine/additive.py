@@ -157,7 +157,7 @@ def forget_additive() -> None:
 def additive_choice(plan: Plan) -> AdditiveChoice:
     """Whether a view is to be additive, and why, for a person."""
     definition = plan.source.definition
-    if reasons := dict.fromkeys(additive_obstacles(plan)):
+    if reasons := additive_obstacles(plan):
         return AdditiveChoice(False, "; ".join(reasons))
     by_code = definition.options.additive
     if by_code is not None:

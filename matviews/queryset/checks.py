@@ -93,7 +93,7 @@ def _advice(source: Source, again: Source) -> Iterator[CheckMessage]:
 def _not_additive(source: Source, inspection: Inspection) -> Iterator[CheckMessage]:
     """E025: a view that was declared additive, and is not."""
     if source.definition.options.additive:
-        for reason in dict.fromkeys(obstacles_of(source, inspection)):
+        for reason in obstacles_of(source, inspection):
             yield Error(
                 f"{source.model._meta.label}: MatviewMeta.additive is True, but {reason}.",
                 hint="Remove additive, or change source(): docs/additive.md says what can be "

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -105,8 +104,8 @@ def _explained(definition: ViewDefinition, plan: Plan, using: str) -> Explanatio
     )
 
 
-def additive_obstacles(plan: Plan) -> Iterator[str]:
-    """Why the changes of a view cannot be added up, for a person; nothing if they can be."""
+def additive_obstacles(plan: Plan) -> list[str]:
+    """Why the changes of a view cannot be added up, for a person; none if they can be."""
     return obstacles_of(plan.source, plan.inspection)
 
 

@@ -28,6 +28,7 @@ from ..analysis.aggregates import (
     of_aggregate,
     row_columns,
 )
+from ..analysis.boundary import NotUnderstood, looking
 from ..analysis.dependencies import declared_dependencies
 from ..analysis.expressions import columns_in
 from ..analysis.fingerprint import fingerprint, has_dates
@@ -93,8 +94,14 @@ class Additive:
 
 def find_additive(source: Source, inspection: Inspection) -> Additive | None:
     """What is kept of a view's source; None if it is not additive."""
-    if next(obstacles_of(source, inspection), ""):
+    try:
+        with looking():
+            return None if next(_obstacles(source, inspection), "") else _found(source)
+    except NotUnderstood:
         return None
+
+
+def _found(source: Source) -> Additive:
     model = model_of_table(source.query.tables[0].table)
     assert model is not None  # an obstacle otherwise
     added, returned = _added(source)
@@ -121,8 +128,16 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def obstacles_of(source: Source, inspection: Inspection) -> Iterator[str]:
-    """Why a view is not additive, for a person; nothing if it is."""
+def obstacles_of(source: Source, inspection: Inspection) -> list[str]:
+    """Why a view is not additive, for a person; none if it is."""
+    try:
+        with looking():
+            return list(dict.fromkeys(_obstacles(source, inspection)))
+    except NotUnderstood as error:
+        return [f"source() cannot be analysed ({error})"]
+
+
+def _obstacles(source: Source, inspection: Inspection) -> Iterator[str]:
     yield from _obstacles_of_view(source, inspection)
     if found := list(_obstacles_of_query(source)):
         yield from found

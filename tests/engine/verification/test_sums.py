@@ -9,7 +9,7 @@ import pytest
 from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, F, Sum
 
-from matviews import changes, engine, mark_dirty, untracked
+from matviews import engine, mark_dirty, untracked
 from matviews.engine.batches.sums import distrust_sums
 from matviews.engine.verification import runs
 from matviews.engine.verification import sums as verification_sums
@@ -182,15 +182,13 @@ def test_what_waits_in_the_value_log_counts(sales: Sales) -> None:
 
 
 @pytest.mark.only_on("postgres", reason="others have no such numbers")
-@pytest.mark.parametrize("of_source", [None, "NaN", "Infinity"])
+@pytest.mark.parametrize("of_source", [None, "NaN"])
 @pytest.mark.parametrize("kept", ["NaN", "Infinity", "7"])
 def test_what_is_no_number_differs_from_one(alone: None, kept: str, of_source: str | None) -> None:
     def source(rows: Any) -> Any:
         return rows.values("shop").annotate(sales=Count("pk"), money=Sum("price"))
 
     with Sales(source).tracked() as sales:
-        execute("ALTER TABLE shapes_sale ALTER price TYPE numeric")
-        changes.install(engine.alias())
         sales.add((1, 2, "7"), (2, 2, "1"))
         refreshed(sales.View)
         if of_source:
