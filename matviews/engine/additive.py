@@ -35,10 +35,10 @@ MIN_ROWS_PER_GROUP = 1_000
 #: With fewer, it is said of a view that was made additive.
 FEW_ROWS_PER_GROUP = 100
 MAX_LOGS = 2  # of a table: each is one more row for each row that is written
-MAX_LOCKED = 2.0  # for waiting until the tables may be read
-MAX_COUNTED = 100_000
+MAX_LOCKED = 2.0  # seconds that counting waits for a locked table
+MAX_COUNTED = 100_000  # entries of a value log
 MAX_REASON = 255  # characters
-MAX_SECONDS = 30.0  # for counting groups, which takes about as long as building the view
+MAX_SECONDS = 30.0  # that counting groups may take: about as long as building the view
 
 
 class AdditiveChoice(NamedTuple):

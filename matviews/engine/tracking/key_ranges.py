@@ -68,13 +68,13 @@ def must_be_alone(work: Work) -> bool:
     """Whether a full refresh needs one shard, to be staged or to fill sums, but there are more."""
     if not work.has_siblings:
         return False
-    pinned = work.shard.view.pinned_strategy is RefreshStrategy.FULL_STAGED
-    return pinned or work.checked_plan.strategy.staged or _adds_up(work.shard.view, work.plan)
+    return work.checked_plan.strategy.staged or _needs_one_shard(work.shard.view, work.plan)
 
 
-def _adds_up(control: ViewControl, plan: Plan) -> bool:
-    """Whether a view is additive: its sums are added up in one place."""
-    return control.is_additive and plan.additive is not None
+def _needs_one_shard(control: ViewControl, plan: Plan) -> bool:
+    """Whether a view is pinned to staging, or additive, whatever its keys allow."""
+    pinned = control.pinned_strategy is RefreshStrategy.FULL_STAGED
+    return pinned or (control.is_additive and plan.additive is not None)
 
 
 def _rows_of(shard: ViewShard) -> int:
@@ -179,8 +179,7 @@ def _wanted(control: ViewControl, *, rebuilds: bool) -> tuple[Ranges | None, lis
         return one, []
     with transaction.atomic(using=alias()):
         plan = plan_of(control.definition, alias())
-        pinned = control.pinned_strategy is RefreshStrategy.FULL_STAGED
-        if pinned or _adds_up(control, plan) or one_shard_reason(plan):
+        if _needs_one_shard(control, plan) or one_shard_reason(plan):
             return one, []
         order = key_order(plan)
     if not _is_due(shards, control.shard_count, order, rebuilds=rebuilds):
