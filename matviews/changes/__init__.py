@@ -1,16 +1,14 @@
 """Change tracking: triggers on the tables that views read, and the log that they write."""
 
+from .bulk_loads import untracked
 from .change_log import (
     ChangesLogged,
     LogMove,
     QueuedChange,
-    collapse_queue,
     delete_rows,
     drain_queue,
     enqueue,
     move_few,
-    overlong_queues,
-    untracked,
 )
 from .change_status import (
     ChangeStatus,
@@ -26,13 +24,17 @@ from .change_status import (
 from .current_sql import STATE, WaitingSQL
 from .followed import Followed, followed_changes
 from .log_entries import count_logged, newest_entry, raise_floor, renumber_entries, unmoved
-from .shard_queues import (
+from .long_queues import (
+    collapse_queue,
     collapse_shard_queue,
+    overlong_queues,
+    overlong_shard_queues,
+)
+from .shard_queues import (
     delete_shard_queues,
     distribute,
     drain_shard,
     has_queued,
-    overlong_shard_queues,
     sweep_shard_queues,
 )
 from .table_locks import LOCKED

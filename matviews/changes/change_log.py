@@ -5,20 +5,19 @@ could be lost: a batch may be draining the first entry and have computed its row
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.db import connections, router, transaction
-from django.db.models import Case, Count, Func, JSONField, Model, Q, Sum, TextField, When, Window
+from django.db.models import Case, Func, JSONField, Model, Sum, TextField, When, Window
 
-from ..databases import dialect_of, floors_of, sessions_of, triggers_of
+from ..databases import dialect_of, floors_of, sessions_of
 from ..databases.base.triggers import MAX_DISTINCT_CHANGES
 from ..databases.compiled import PK_PLACEHOLDER, TOKEN_PLACEHOLDER, CompiledSelect
 from ..databases.keys import Keys
-from ..models import Change, TrackedTable, ViewChange
+from ..models import Change, ShardChange, TrackedTable, ViewChange
 from .log_entries import has_more_than, is_logged, span_of_entries
 from .log_spans import (
     Covering,
@@ -29,28 +28,26 @@ from .log_spans import (
     lock_stretch,
     readers,
 )
-from .secret import log_secret
 
 __all__ = [
     "ChangesLogged",
     "LogMove",
     "QueuedChange",
     "as_change",
-    "collapse_queue",
     "delete_rows",
+    "drain",
     "drain_queue",
     "enqueue",
     "from_hex",
     "move_few",
-    "overlong_queues",
     "read_queue",
-    "untracked",
+    "too_many",
 ]
 
+Queue = ViewChange | ShardChange
 MAX_MOVED_ENTRIES = 5_000  # copied in one transaction
 FLOOR_EVERY = 100  # entries that are deleted, about, before the floor of the log rises
 FEW_ENTRIES = 100  # moved at once, without looking first which views need them
-MAX_QUEUED_CHANGES = 100_000  # of a view; beyond that, its next refresh is full
 
 
 class ChangesLogged(Exception):
@@ -97,40 +94,53 @@ class QueuedChange(NamedTuple):
 
 def drain_queue(view_id: int) -> list[QueuedChange]:
     """Empty a view's queue. Call it in the transaction that computes its rows, before it does."""
-    using = router.db_for_write(ViewChange)
-    return _changes(_emptied(view_id, using), using)
+    queue = floors_of(router.db_for_write(ViewChange)).queues([view_id])
+    seen = f"SELECT id FROM {queue} entry WHERE view_id = {int(view_id)}"
+    return drain(ViewChange, view_id, f"id = ANY(ARRAY({seen}))", entries=queue)
+
+
+def drain(model: type[Queue], pk: int, condition: str, *, entries: str = "") -> list[QueuedChange]:
+    """Empty the queue of a view or shard, in one statement where that is possible.
+
+    Args:
+        model: that of the queue's entries.
+        pk: the primary key of the view or shard.
+        condition: which rows are to be deleted, as SQL.
+        entries: what stands for their table in a FROM, see `CompiledSelect.run`.
+    """
+    using = router.db_for_write(model)
+    select = _queue(model, using, MAX_DISTINCT_CHANGES)
+    if dialect_of(using).has_writing_parts:
+        table = connections[using].ops.quote_name(model._meta.db_table)
+        deleted = f"DELETE FROM {table} WHERE {condition} RETURNING *"
+        before = f"WITH matviews_drained AS ({deleted}) "
+        return _changes(select.run(pk, entries="matviews_drained", before=before), using)
+    found = select.run(pk, entries=entries)
+    delete_rows(model, [each[0] for each in found])
+    return _changes(found, using)
 
 
 def read_queue(view_id: int) -> tuple[list[int], list[QueuedChange]]:
     """The primary keys of the entries of a view's queue, and what `drain_queue` would return."""
     using = router.db_for_write(ViewChange)
     queue = floors_of(using).queues([view_id])
-    entries = _queue(using, MAX_DISTINCT_CHANGES).run(view_id, entries=queue)
+    entries = _queue(ViewChange, using, MAX_DISTINCT_CHANGES).run(view_id, entries=queue)
     return [pk for pk, *_entry in entries], _changes(entries, using)
+
+
+def too_many(most: int) -> str:
+    """Why all keys are dirty, in place of more than `most` changes."""
+    return f"more than {most:,} changes were waiting"
 
 
 def _changes(entries: list[list[Any]], using: str) -> list[QueuedChange]:
     """What entries say. If they stand for very many changes, that is one for all keys."""
     if entries and entries[0][-1] > MAX_DISTINCT_CHANGES:
-        reason = f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting"
-        return [QueuedChange("", [], reason, min(entry[3] for entry in entries))]
+        oldest = min(entry[3] for entry in entries)
+        return [QueuedChange("", [], too_many(MAX_DISTINCT_CHANGES), oldest)]
     if dialect_of(using).json_may_be_bytes:
         entries = [[pk, table, from_hex(links), *others] for pk, table, links, *others in entries]
     return [as_change(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
-
-
-def _emptied(view_id: int, using: str) -> list[list[Any]]:
-    """The entries of a view's queue, which are deleted: in one statement where that is possible."""
-    queue, select = floors_of(using).queues([view_id]), _queue(using, MAX_DISTINCT_CHANGES)
-    if not dialect_of(using).has_writing_parts:
-        entries = select.run(view_id, entries=queue)
-        delete_rows(ViewChange, [pk for pk, *_entry in entries])
-        return entries
-    table = connections[using].ops.quote_name(ViewChange._meta.db_table)
-    seen = f"SELECT id FROM {queue} entry WHERE view_id = {int(view_id)}"
-    deleted = f"DELETE FROM {table} WHERE id = ANY(ARRAY({seen})) RETURNING *"
-    before = f"WITH matviews_drained AS ({deleted}) "
-    return select.run(view_id, entries="matviews_drained", before=before)
 
 
 def from_hex(links: str) -> Any:
@@ -142,9 +152,10 @@ def from_hex(links: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _queue(using: str, limit: int) -> CompiledSelect:
-    """A view's queue and how many changes it stands for; without links if there are too many."""
-    queue = ViewChange.objects.using(using).filter(view=PK_PLACEHOLDER).order_by()
+def _queue(model: type[Queue], using: str, limit: int) -> CompiledSelect:
+    """A queue and how many changes it stands for; without links if there are too many."""
+    owner = "view" if model is ViewChange else "shard"
+    queue = model.objects.using(using).filter(**{owner: PK_PLACEHOLDER}).order_by()
     counted = queue.annotate(changes=Window(Sum("count")))
     links: Any = Case(When(changes__lte=limit, then="links"), output_field=JSONField())
     if dialect_of(using).json_may_be_bytes:
@@ -250,7 +261,7 @@ def _collapse(
 ) -> None:
     """Mark all keys dirty in the views that need these entries, and delete them."""
     for view in sorted(since.keys() - covering.keys()):
-        enqueue({view}, f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting", since[view])
+        enqueue({view}, too_many(MAX_DISTINCT_CHANGES), since[view])
     keep_oldest(covering, since)
     delete_rows(Change, delete_spans(stretch.spans))
 
@@ -323,28 +334,3 @@ def _delete_some(model: type[Model], keys: Sequence[int]) -> None:
     table = connection.ops.quote_name(model._meta.db_table)
     with connection.cursor() as cursor:
         cursor.execute(*dialect_of(using).delete_by_id(table, keys))
-
-
-@contextmanager
-def untracked(using: str, tables: Collection[str]) -> Iterator[None]:
-    """A transaction that logs one entry per table, instead of one per change."""
-    with transaction.atomic(using=using):
-        with triggers_of(using).suppressed(tables, lambda: log_secret(using)):
-            yield
-        tracked = TrackedTable.objects.filter(table__in=tables).values_list("table", flat=True)
-        Change.objects.bulk_create(Change(table=table, links=None) for table in tracked)
-
-
-def overlong_queues() -> list[int]:
-    """The views whose queues are too long, because nobody refreshes them."""
-    counted = ViewChange.objects.order_by().values("view")
-    counted = counted.annotate(changes=Sum("count"), entries=Count("pk"))
-    overlong = Q(changes__gt=MAX_QUEUED_CHANGES) | Q(entries__gt=MAX_QUEUED_CHANGES)
-    return list(counted.filter(overlong).values_list("view", flat=True))
-
-
-def collapse_queue(view_id: int) -> None:
-    """Replace a view's queue by one entry for all keys, in a short transaction."""
-    if changes := drain_queue(view_id):
-        oldest = min(change.logged_at for change in changes)
-        enqueue({view_id}, f"more than {MAX_QUEUED_CHANGES:,} changes were waiting", oldest)

@@ -13,41 +13,27 @@ twice, which is harmless.
 """
 
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 from typing import Any
 
 from django.db import connections, router
-from django.db.models import (
-    Case,
-    Count,
-    Exists,
-    JSONField,
-    OuterRef,
-    Q,
-    Sum,
-    When,
-    Window,
-)
+from django.db.models import Exists, OuterRef
 
-from ..databases import dialect_of, floors_of
-from ..databases.base.triggers import MAX_DISTINCT_CHANGES
-from ..databases.compiled import PK_PLACEHOLDER, CompiledSelect
+from ..databases import floors_of
+from ..databases.compiled import CompiledSelect
 from ..models import ShardChange, ViewChange, ViewShard
 from .change_log import (
-    MAX_QUEUED_CHANGES,
     QueuedChange,
-    as_change,
     delete_rows,
+    drain,
     read_queue,
 )
 
 __all__ = [
-    "collapse_shard_queue",
     "delete_shard_queues",
     "distribute",
     "drain_shard",
+    "enqueue_for_shards",
     "has_queued",
-    "overlong_shard_queues",
     "sweep_shard_queues",
 ]
 
@@ -73,11 +59,12 @@ def distribute(view_id: int) -> None:
     # Not earlier: see above.
     shards = list(ViewShard.objects.filter(view=view_id).order_by("pk").values_list("pk"))
     if len(shards) > 1:
-        _insert([pk for (pk,) in shards], queued)
+        enqueue_for_shards([pk for (pk,) in shards], queued)
         delete_rows(ViewChange, keys)
 
 
-def _insert(shards: Sequence[int], queued: Sequence[QueuedChange]) -> None:
+def enqueue_for_shards(shards: Sequence[int], queued: Sequence[QueuedChange]) -> None:
+    """Insert each change into the queue of each shard."""
     entries = [
         ShardChange(
             shard_id=shard, table=change.table, links=_stored_links(change),
@@ -107,49 +94,7 @@ def drain_shard(shard_id: int) -> list[QueuedChange]:
 
     Only the batches of the shard call it, which hold its row.
     """
-    entries = _emptied(shard_id, router.db_for_write(ShardChange))
-    if entries and entries[0][-1] > MAX_DISTINCT_CHANGES:
-        reason = f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting"
-        return [QueuedChange("", [], reason, min(entry[3] for entry in entries))]
-    return [as_change(table, links, logged_at) for _pk, table, links, logged_at, _sum in entries]
-
-
-def _emptied(shard_id: int, using: str) -> list[list[Any]]:
-    """The entries of a shard's queue, which are deleted: in one statement where it is possible."""
-    select = _queue(using, MAX_DISTINCT_CHANGES)
-    if not dialect_of(using).has_writing_parts:
-        entries = select.run(shard_id)
-        delete_rows(ShardChange, [pk for pk, *_entry in entries])
-        return entries
-    table = connections[using].ops.quote_name(ShardChange._meta.db_table)
-    deleted = f"DELETE FROM {table} WHERE shard_id = {int(shard_id)} RETURNING *"
-    before = f"WITH matviews_drained AS ({deleted}) "
-    return select.run(shard_id, entries="matviews_drained", before=before)
-
-
-@lru_cache(maxsize=8)
-def _queue(using: str, limit: int) -> CompiledSelect:
-    """A shard's queue and how many changes it stands for; without links if there are too many."""
-    queue = ShardChange.objects.using(using).filter(shard=PK_PLACEHOLDER).order_by()
-    counted = queue.annotate(changes=Window(Sum("count")))
-    links: Any = Case(When(changes__lte=limit, then="links"), output_field=JSONField())
-    return CompiledSelect(counted.values_list("pk", "table", links, "logged_at", "changes"))
-
-
-def overlong_shard_queues() -> list[int]:
-    """The shards whose queues are too long, because their batches fail or do not run."""
-    counted = ShardChange.objects.order_by().values("shard")
-    counted = counted.annotate(changes=Sum("count"), entries=Count("pk"))
-    overlong = Q(changes__gt=MAX_QUEUED_CHANGES) | Q(entries__gt=MAX_QUEUED_CHANGES)
-    return list(counted.filter(overlong).values_list("shard", flat=True))
-
-
-def collapse_shard_queue(shard_id: int) -> None:
-    """Replace a shard's queue by one entry for all keys, while nobody else holds the shard."""
-    if queued := drain_shard(shard_id):
-        reason = f"more than {MAX_QUEUED_CHANGES:,} changes were waiting"
-        oldest = min(change.logged_at for change in queued)
-        _insert([shard_id], [QueuedChange("", [], reason, oldest)])
+    return drain(ShardChange, shard_id, f"shard_id = {int(shard_id)}")
 
 
 def delete_shard_queues(shards: Collection[int]) -> None:

@@ -10,7 +10,7 @@ from django.db.models import F, Func, QuerySet, Sum, TextField
 from ..databases import dialect_of
 from ..databases.base.triggers import MAX_DISTINCT_CHANGES
 from ..models import Change, ShardChange, TrackedTable, ViewChange
-from .change_log import QueuedChange, as_change, from_hex
+from .change_log import QueuedChange, as_change, from_hex, too_many
 
 __all__ = ["waiting_changes"]
 
@@ -32,7 +32,7 @@ def waiting_changes(view_id: int, tables: Collection[str]) -> list[QueuedChange]
     if sum(each.aggregate(total=Sum("count"))["total"] or 0 for each in rows) > (
         MAX_DISTINCT_CHANGES
     ):
-        reason = f"more than {MAX_DISTINCT_CHANGES:,} changes were waiting"
+        reason = too_many(MAX_DISTINCT_CHANGES)
         return [QueuedChange("", [], reason, datetime.min.replace(tzinfo=UTC))]
     return [
         *(as_change(*entry) for entry in _entries(queued)),

@@ -556,7 +556,7 @@ class TestSharing:
     def test_the_queue_of_a_view_that_nobody_refreshes_stays_short(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("matviews.changes.change_log.MAX_QUEUED_CHANGES", 10)
+        monkeypatch.setattr("matviews.changes.long_queues.MAX_QUEUED_CHANGES", 10)
         at_rest(CustomerTotal)
         control = shard_of(CustomerTotal).view_id
         ViewChange.objects.bulk_create([ViewChange(view_id=control)] * 11)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from matviews import changes, engine, untracked
-from matviews.changes import change_log
+from matviews.changes import change_log, long_queues
 from matviews.databases import triggers_of
 from matviews.engine.batches import checkpoints
 from matviews.engine.tracking import dirty_keys, pending_drains
@@ -205,7 +205,7 @@ class ChangeLag(MailboxMachine):
     @rule()
     def shorten_the_queue(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(change_log, "MAX_QUEUED_CHANGES", 1)
+            patch.setattr(long_queues, "MAX_QUEUED_CHANGES", 1)
             engine.collapse_long_queues()
         self._ignore_moved()
 

@@ -236,7 +236,7 @@ def test_the_histories_find_that_a_late_worker_distributes_to_one_shard(
     def distribute(view_id: int) -> None:
         queued = changes.drain_queue(view_id)
         shards = ViewShard.objects.filter(view=view_id).order_by("pk")
-        shard_queues._insert(list(shards.values_list("pk", flat=True)), queued)
+        shard_queues.enqueue_for_shards(list(shards.values_list("pk", flat=True)), queued)
 
     monkeypatch.setattr(changes, "distribute", distribute)
 
@@ -263,8 +263,10 @@ def test_the_histories_find_that_a_deleted_shard_takes_changes_with_it(
 def test_the_histories_find_that_one_shard_alone_gets_a_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    insert = shard_queues._insert
-    monkeypatch.setattr(shard_queues, "_insert", lambda shards, queued: insert(shards[:1], queued))
+    insert = shard_queues.enqueue_for_shards
+    monkeypatch.setattr(
+        shard_queues, "enqueue_for_shards", lambda shards, queued: insert(shards[:1], queued)
+    )
 
     with pytest.raises(FOUND):
         Histories().run(1000, [CustomerTotal, OrdersOfCustomer, SlotTotal], **FIRST_FOUND)

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from matviews import changes, engine
-from matviews.changes import ChangesLogged, shard_queues
+from matviews.changes import ChangesLogged, change_log, long_queues
 from matviews.engine.batches import batch
 from matviews.engine.messages import Outcome
 from matviews.engine.tracking import dirty_keys, key_ranges
@@ -413,7 +413,7 @@ class TestRefreshes:
     ) -> None:
         want(2)
         refresh()
-        monkeypatch.setattr(shard_queues, "MAX_DISTINCT_CHANGES", 1)
+        monkeypatch.setattr(change_log, "MAX_DISTINCT_CHANGES", 1)
         Order.objects.filter(pk__in=[8, 9]).update(price=7)
 
         found = refresh()
@@ -527,7 +527,7 @@ class TestAnotherNumber:
     ) -> None:
         first, _second = want(2)
         refresh()
-        monkeypatch.setattr(shard_queues, "MAX_QUEUED_CHANGES", 2)
+        monkeypatch.setattr(long_queues, "MAX_QUEUED_CHANGES", 2)
         for _ in range(3):
             changes.enqueue({first.view_id}, "whatever the reason")
         changes.distribute(first.view_id)
