@@ -8,23 +8,33 @@ from django.db import connection
 
 from matviews.changes import change_log
 from matviews.models import Change
+from matviews.registry import registry
+from tests.shapes.models import Shape
+from tests.shapes.query import Query
+from tests.shapes.tracking import everything_tracked
 
 SECONDS = 2.0  # that a random test of an ordinary run goes on
 FEWEST = 5  # examples that it runs, however long they take
+MOST = 500
 
 
 class RunRandom(Protocol):
-    def __call__(self, run: Callable[[int], object], *, long: int) -> int: ...
+    def __call__(
+        self, run: Callable[[int], object], *, long: int, until: Callable[[], object] = ...
+    ) -> int: ...
 
 
 @pytest.fixture
 def run_random(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> RunRandom:
     """Call `run` with numbers of random examples until time is up; with --long, once with `long`.
 
-    Returns the number of examples in all.
+    On a busy machine there is time for few, in which little may happen: it goes on `until` enough
+    has, at most `MOST` examples more. Returns the number of examples in all.
     """
 
-    def run_some(run: Callable[[int], object], *, long: int) -> int:
+    def run_some(
+        run: Callable[[int], object], *, long: int, until: Callable[[], object] = lambda: True
+    ) -> int:
         if request.config.getoption("--long"):
             run(long)
             return long
@@ -34,11 +44,25 @@ def run_random(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str
             count += examples
             elapsed = time.monotonic() - begun
             examples = int(0.8 * (SECONDS - elapsed) * count / elapsed) if elapsed < SECONDS else 0
+        most = count + MOST
+        while not until() and count < most:
+            run(2 * FEWEST)
+            count += 2 * FEWEST
         with capsys.disabled():
             print(f"\n{count} histories of {request.node.name}")
         return count
 
     return run_some
+
+
+@pytest.fixture
+def tracked_shapes(transactional_db: None) -> Iterator[None]:
+    """Triggers log the changes of all shapes; at the end, each has its first query again."""
+    with everything_tracked(), registry.preserved():
+        yield
+    for view in registry:
+        if issubclass(view.model, Shape):
+            view.model.query = Query()
 
 
 @pytest.fixture(autouse=True)

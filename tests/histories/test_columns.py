@@ -215,7 +215,7 @@ def _run(table: Table, examples: int, **options: Any) -> None:
 
 
 def test_each_view_gets_the_changes_of_its_own_columns(table: Table, run_random: RunRandom) -> None:
-    run_random(partial(_run, table), long=2_000)
+    run_random(partial(_run, table), long=2_000, until=lambda: table.by_keys)
     assert table.by_keys
 
 

@@ -6,7 +6,7 @@ in another number of shards. Releases with hooks, and so one shard, come and are
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -30,15 +30,14 @@ from tests.helpers.state_machines import FOUND, Killed, killed_before_statement
 from tests.histories.conftest import RunRandom
 from tests.histories.test_shapes import ORDERS, QUERIES
 from tests.histories.test_tracking import WRITES, _begin, _views
-from tests.shapes.models import Shape
 from tests.shapes.models.grouped import CustomerTotal, OrdersOfCustomer, SlotTotal
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
-from tests.shapes.tracking import everything_tracked
 
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("tracked_shapes"),
     pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning"),
 ]
 
@@ -66,15 +65,6 @@ STEPS = st.lists(
 @pytest.fixture(autouse=True)
 def _few_rows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "MIN_ROWS", 1)
-
-
-@pytest.fixture(autouse=True)
-def _tracked_and_tidy(transactional_db: None) -> Iterator[None]:
-    with everything_tracked(), registry.preserved():
-        yield
-    for view in registry:
-        if issubclass(view.model, Shape):
-            view.model.query = Query()
 
 
 def _splittable() -> list[type[Any]]:
@@ -220,11 +210,7 @@ class Histories:
 
 def test_shards_miss_no_key(run_random: RunRandom) -> None:
     histories = Histories()
-    run_random(histories.run, long=5_000)
-    for _ in range(50):  # an ordinary run has time for five, in which little may happen
-        if histories.saw_all:
-            break
-        histories.run(10)
+    run_random(histories.run, long=5_000, until=lambda: histories.saw_all)
     assert histories.saw_all
 
 

@@ -44,11 +44,12 @@ from tests.shapes.models.rows import OwnOrReferred
 from tests.shapes.oracle import differences
 from tests.shapes.query import Query
 from tests.shapes.shop import COLUMNS, RAW, TEXTS, Shop
-from tests.shapes.tracking import everything_tracked, newest_only, track_for
+from tests.shapes.tracking import newest_only, track_for
 
 pytestmark = [
     pytest.mark.database,
     pytest.mark.django_db(transaction=True),
+    pytest.mark.usefixtures("tracked_shapes"),
     # Who is killed closes nothing, nor do those who are only as good as killed.
     pytest.mark.filterwarnings("ignore:.* was deleted while still open:ResourceWarning"),
 ]
@@ -132,15 +133,6 @@ def _moved_in_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(change_log, "FEW_ENTRIES", 0)
     monkeypatch.setattr(change_log, "MAX_MOVED_ENTRIES", request.param)
     monkeypatch.setattr(log_spans, "MIN_SPAN", 2)
-
-
-@pytest.fixture(autouse=True)
-def _tracked_and_tidy(transactional_db: None) -> Iterator[None]:
-    with everything_tracked(), registry.preserved():
-        yield
-    for view in registry:
-        if issubclass(view.model, Shape):
-            view.model.query = Query()
 
 
 class Histories:
@@ -263,7 +255,7 @@ def _refreshed_by(view: type[Any], how: str) -> Iterator[None]:
 
 def test_no_key_is_missed(run_random: RunRandom) -> None:
     histories = Histories()
-    run_random(histories.run, long=10_000)
+    run_random(histories.run, long=10_000, until=lambda: histories.by_keys and histories.from_table)
     assert histories.by_keys
     assert histories.from_table
 
