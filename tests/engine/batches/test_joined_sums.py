@@ -283,60 +283,6 @@ def test_a_lookup_that_no_index_keeps_unique_leaves_the_source(
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_unique_index_that_is_dropped_by_hand_is_noticed(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    region = model(
-        "MadeRegion",
-        code=models.IntegerField(unique=True, primary_key=True),
-        zone=models.IntegerField(),
-        meta={"managed": False, "db_table": "made_region"},
-    )
-    sale = model(
-        "MadeSale", region=models.ForeignKey(region, models.DO_NOTHING, db_constraint=False)
-    )
-    view = derived_view(
-        lambda cls: sale._base_manager.values(zone=F("region__zone")).annotate(sales=Count("pk")),
-        options={"additive": True},
-        zone=models.IntegerField(unique=True),
-        sales=models.BigIntegerField(),
-    )
-    table = "CREATE TABLE made_region (code integer NOT NULL, zone integer NOT NULL)"
-    index = "CREATE UNIQUE INDEX made_code ON made_region (code)"
-    on_table = " ON made_region" if connection.vendor == "mysql" else ""
-    with defined(table, index, undone=("DROP TABLE made_region",)), made(sale, view):
-        changes.install(engine.alias())
-        execute("INSERT INTO made_region VALUES (1, 1)")
-        sale._base_manager.create(region_id=1)
-        refreshed(view)
-        engine.distrust_misfits()
-        assert kept_of(view).drain_number >= 0
-        # when it is dropped, and something is there twice
-        execute(f"DROP INDEX made_code{on_table}", "INSERT INTO made_region VALUES (1, 2)")
-        engine.distrust_misfits()
-        engine.distrust_misfits()
-        assert caplog.text.count("is refreshed from its source") == 1
-        refreshed(view)
-        assert engine.verify(view).equal
-        execute("UPDATE made_region SET zone = 3 WHERE zone = 1")
-        sale._base_manager.create(region_id=1)
-        assert differences_now(view) == []
-        refreshed(view)
-        assert engine.verify(view).equal
-        assert kept_of(view).drain_number == ViewSums.FAILED
-        # and when it is back
-        execute("DELETE FROM made_region WHERE zone = 2", index)
-        engine.mark_dirty(view)
-        refreshed(view)
-        sale._base_manager.create(region_id=1)
-        refreshed(view)
-        assert kept_of(view).drain_number >= 0
-        assert sums_differ(view) == 0
-        assert engine.verify(view).equal
-        changes.remove(engine.alias())
-
-
-@pytest.mark.usefixtures("alone")
 @pytest.mark.only_on("postgres", "mariadb", reason="SQLite locks the whole database")
 def test_a_running_batch_has_it_noticed_later(monkeypatch: pytest.MonkeyPatch) -> None:
     with Shops().tracked() as shops:

@@ -15,7 +15,7 @@ from matviews.queryset import plan_of
 from tests.helpers.additive_views import Sales, counted
 from tests.helpers.current import differences_now
 from tests.helpers.roles import as_role, database_role, may, may_work
-from tests.helpers.sums import additive_of, kept_of
+from tests.helpers.sums import additive_of, kept_of, sums_differ
 from tests.helpers.tables import defined, derived_view, execute, made, model, refreshed
 
 pytestmark = [
@@ -68,6 +68,36 @@ def looked_up() -> Iterator[Made]:
             yield found
         finally:
             changes.remove(engine.alias())
+
+
+def test_a_unique_index_that_is_dropped_by_hand_is_noticed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with looked_up() as found:
+        engine.distrust_misfits()
+        assert kept_of(found.View).drain_number >= 0
+        # when it is dropped, and something is there twice
+        execute(DROP, "INSERT INTO made_region VALUES (1, 2)")
+        engine.distrust_misfits()
+        engine.distrust_misfits()
+        assert caplog.text.count("is refreshed from its source") == 1
+        refreshed(found.View)
+        assert engine.verify(found.View).equal
+        execute("UPDATE made_region SET zone = 3 WHERE zone = 1")
+        found.sell(1)
+        assert differences_now(found.View) == []
+        refreshed(found.View)
+        assert engine.verify(found.View).equal
+        assert kept_of(found.View).drain_number == ViewSums.FAILED
+        # and when it is back
+        execute("DELETE FROM made_region WHERE code = 1 AND zone = 2", INDEX)
+        engine.mark_dirty(found.View)
+        refreshed(found.View)
+        found.sell(1)
+        refreshed(found.View)
+        assert kept_of(found.View).drain_number >= 0
+        assert sums_differ(found.View) == 0
+        assert engine.verify(found.View).equal
 
 
 def invalid_index() -> None:
@@ -197,7 +227,7 @@ def test_sums_never_show_what_row_security_hides() -> None:
                 assert differences_now(shop.View) == []
 
 
-def test_a_batch_that_finds_it_first_has_all_rows_computed_anew() -> None:
+def test_a_batch_that_finds_it_first_has_all_rows_recomputed() -> None:
     """Until then, rows may have been written from wrong sums."""
     with looked_up() as shop:
         execute(DROP, "INSERT INTO made_region VALUES (1, 9)")
