@@ -149,7 +149,7 @@ def _in_words(rows: int, groups: int) -> str:
 
 
 def forget_additive() -> None:
-    """Forget what was decided: `choose_additive` decides anew of views that are not tracked."""
+    """Forget the decisions: `choose_additive` decides again for views that are not tracked."""
     known = ViewControl.objects.exclude(additive=None, additive_reason="")
     known.update(additive=None, additive_reason="")
 

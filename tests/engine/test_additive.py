@@ -201,7 +201,7 @@ def test_a_view_that_was_tracked_before_stays_by_keys() -> None:
         assert reason() == "no: its changes were logged without their values before"
 
 
-def test_removed_triggers_have_it_decided_anew() -> None:
+def test_removed_triggers_have_it_decided_again() -> None:
     with left_to_the_rule() as sales:
         install()
         sales.add(*([(1, 1, None)] * 20))

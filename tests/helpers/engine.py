@@ -137,7 +137,7 @@ def held_by_another_worker(shard: ViewShard) -> Iterator[None]:
 
 
 def delete_with_hooks(monkeypatch: pytest.MonkeyPatch, view: type[Any]) -> None:
-    """Define a view anew, with hooks that find nothing to delete."""
+    """Define a view again, with hooks that find nothing to delete."""
     hooks = {"needs_delete": lambda cls: False, "do_delete": lambda cls: 0}
     for name, hook in hooks.items():
         monkeypatch.setattr(view, name, classmethod(hook), raising=False)

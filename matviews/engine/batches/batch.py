@@ -174,7 +174,7 @@ class _Attempt:
         #: Whether to do the work by keys, because it has failed for its data; and whether a value
         #: may not have fit its staging table.
         self.splitting = self.unfit = False
-        #: Whether it was tried to split the view's keys anew; whether they were.
+        #: Whether an attempt to split the view's keys again was made; whether it succeeded.
         self.was_cut = self.cut = False
         #: How often in a row the batch of the run that was tried last had failed before.
         self.failures = 0

@@ -16,7 +16,7 @@ from .hooks import raised_by_hook
 __all__ = ["UNSPLIT", "loggable_error", "stored_texts", "unmoved_text"]
 
 UNSPLIT = (
-    "The keys of the view must be split among its shards anew, but another process has locked one "
+    "The keys of the view must be split among its shards again, but another process has locked one "
     "of these. The batch will be retried."
 )
 

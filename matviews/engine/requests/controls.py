@@ -138,7 +138,7 @@ def sync_shards() -> None:
 
 
 def _is_to_sync(definition: ViewDefinition, present: int, required: int) -> bool:
-    """Whether the number of shards may be wrong; ranges of keys may have to be cut anew."""
+    """Whether the number of shards may be wrong; ranges of keys may have to be cut again."""
     return definition.has_key_ranges or present != _shards_for(definition, required)
 
 

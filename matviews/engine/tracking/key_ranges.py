@@ -39,9 +39,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BUSY_RETRY_DELAYS = (0.01, 0.04, 0.1)  # seconds
-GROWTH = 2  # of a source, before its first build, that lets its keys be split anew
+GROWTH = 2  # factor of rows, before the first build, beyond which keys are split again
 ONE = Ranges([(None, None)], 0)  # for a view with one shard
-REASON = "its keys were split among its shards anew"
+REASON = "its keys were split among its shards again"
 
 
 def must_be_cut(work: Work) -> bool:
@@ -142,7 +142,7 @@ def split_keys(control: ViewControl, *, rebuilds: bool = False) -> Split:
 
     Args:
         control: that of a view whose definition `has_key_ranges`.
-        rebuilds: whether to cut the same number of ranges anew, if no shard was ever built.
+        rebuilds: whether to cut the same number of ranges again, if no shard was ever built.
     """
     try:
         cut, order = _wanted(control, rebuilds=rebuilds)
@@ -160,7 +160,7 @@ def split_keys(control: ViewControl, *, rebuilds: bool = False) -> Split:
         return Split.BUSY  # on SQLite, where a writer locks all
     if result is Split.DONE:
         count = len(cut.ranges)
-        log(logger, logging.INFO, "keys were split anew", view=control.label, shards=count)
+        log(logger, logging.INFO, "keys were split again", view=control.label, shards=count)
     return result
 
 

@@ -64,9 +64,9 @@ class Work:
     #: Whether the change log has entries that this batch must include and that are to be moved, if
     #: it was looked at.
     logged: bool = False
-    #: Whether the batch has had the view's keys split anew, or tried to.
+    #: Whether the batch has had the view's keys split again, or tried to.
     was_cut: bool = False
-    #: Whether they are split anew, so that nobody has sent messages to the other shards.
+    #: Whether they are split again, so that nobody has sent messages to the other shards.
     is_new: bool = False
     #: Whether all changes that the batch must include have been moved to the queues.
     moved: bool = False

@@ -1,4 +1,4 @@
-"""A status that is kept says what one that is found anew says."""
+"""A status that is kept says what one that is computed afresh says."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -52,7 +52,7 @@ def look() -> dict[str, ViewStatus]:
     return {label: found[label] for label in VIEWS}
 
 
-def look_anew() -> dict[str, ViewStatus]:
+def look_again() -> dict[str, ViewStatus]:
     known_statuses._STATUSES.clear()
     records._controls.cache_clear()
     records._shards.cache_clear()
@@ -124,7 +124,7 @@ def test_after_each_kind_of_change(change: str) -> None:
     before = values(look())
     CHANGES[change]()
     after = values(look())
-    assert after == values(look_anew())
+    assert after == values(look_again())
     assert after != before
 
 
@@ -143,7 +143,7 @@ def test_nothing_of_a_quiet_view_is_found_again_but_its_age() -> None:
         after = look()
         assert not {call.args[0] for call in computed.call_args_list} & set(VIEWS)
         assert from_db.call_count == 0
-        assert values(after) == values(look_anew())
+        assert values(after) == values(look_again())
     for label in VIEWS:
         assert (after[label].age or HOUR) > (before[label].age or HOUR) + HOUR
 

@@ -215,7 +215,7 @@ class TestRanges:
         inline.run_until_idle(shards_of(found.view_id))
         assert strategies(found) == {(0, "full_staged")}
 
-    def test_a_source_that_has_grown_before_the_first_build_is_split_anew(
+    def test_a_source_that_has_grown_before_the_first_build_is_split_again(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         want(2)
@@ -227,7 +227,7 @@ class TestRanges:
 
         assert [shard.keys_within for shard in shards()] == [(None, (5,)), ((5,), None)]
 
-    def test_another_order_of_keys_splits_them_anew(self) -> None:
+    def test_another_order_of_keys_splits_them_again(self) -> None:
         want(2)
         refresh()
         _compare_otherwise()
