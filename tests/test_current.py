@@ -11,6 +11,7 @@ import pytest
 from django.core.management import call_command
 from django.db import DatabaseError, connection, models, transaction
 from django.db.models import Count, F, Max, OuterRef, Q, Subquery, Sum, Window
+from django.db.models.fields.json import KT
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -139,6 +140,25 @@ def test_what_changed_is_seen_wherever_it_waits(totals: Totals) -> None:
     changes.drain_queue(shard.view_id)
     assert totals.rows == expected  # among the dirty keys
     assert reads_table(totals.View)
+
+
+def test_texts_from_json_read_as_the_table_returns_them() -> None:
+    row = model("Document", body=models.JSONField())
+    view = derived_view(
+        lambda cls: row._base_manager.values(ref=F("pk"), text=KT("body__value")),
+        name="DocumentText",
+        ref=models.BigIntegerField(unique=True),
+        text=models.TextField(null=True),
+    )
+    with tracked(row, view):
+        refreshed(view)
+        for value in ("a", 7, 1.5, 1e300, None):
+            row._base_manager.create(body={"value": value})
+
+        computed = sorted(view.current.values_list("ref", "text"))
+        refreshed(view)
+
+        assert computed == sorted(view._base_manager.values_list("ref", "text"))
 
 
 def test_marked_keys_are_computed(totals: Totals) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..base.current import ENTRIES, Column, CurrentSQL, FoundKeys
-from ..fields import NUMBER, WHOLE, AnyField, family
+from ..fields import NUMBER, TEXT, WHOLE, AnyField, family
 from ..sql import SQL
 
 __all__ = ["SQLiteCurrentSQL"]
@@ -70,8 +70,8 @@ class SQLiteCurrentSQL(CurrentSQL):
         )
 
     def typed(self, field: AnyField, value: str, collation: str) -> str:
-        """With the affinity of the column, where a parameter may need it."""
-        kind = {WHOLE: "INTEGER", NUMBER: "NUMERIC"}.get(family(field))
+        """With the affinity of the column: a parameter has none, and JSON gives texts numbers."""
+        kind = {WHOLE: "INTEGER", NUMBER: "NUMERIC", TEXT: "TEXT"}.get(family(field))
         return f"CAST({value} AS {kind})" if kind else value
 
     def only_if(self, condition: str, query: SQL) -> SQL:
