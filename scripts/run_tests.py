@@ -240,7 +240,8 @@ def run_coverage(options: list[str]) -> int:
     parts = database_parts(options)
     for database, part in zip(DATABASES, parts, strict=True):
         part.name = f"coverage by {part.name}"
-        part.command = [*coverage, "run", *part.command[1:], *own_cache(database)]
+        slow = ["-o", "faulthandler_timeout=900"]
+        part.command = [*coverage, "run", *part.command[1:], *own_cache(database), *slow]
     if (code := run(parts)) == INTERRUPTED:
         return code
     subprocess.run([*coverage, "combine", "--quiet"], cwd=ROOT, check=True)

@@ -15,7 +15,7 @@ from tests.shapes.tracking import everything_tracked
 
 SECONDS = 2.0  # that a random test of an ordinary run goes on
 FEWEST = 5  # examples that it runs, however long they take
-MOST = 500
+PATIENCE = 60.0  # seconds until it ends, even if what it waits for has not happened
 
 
 class RunRandom(Protocol):
@@ -29,7 +29,7 @@ def run_random(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str
     """Call `run` with numbers of random examples until time is up; with --long, once with `long`.
 
     On a busy machine there is time for few, in which little may happen: it goes on `until` enough
-    has, at most `MOST` examples more. Returns the number of examples in all.
+    has, or `PATIENCE` ends. Returns the number of examples in all.
     """
 
     def run_some(
@@ -44,8 +44,7 @@ def run_random(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str
             count += examples
             elapsed = time.monotonic() - begun
             examples = int(0.8 * (SECONDS - elapsed) * count / elapsed) if elapsed < SECONDS else 0
-        most = count + MOST
-        while not until() and count < most:
+        while not until() and time.monotonic() - begun < PATIENCE:
             run(2 * FEWEST)
             count += 2 * FEWEST
         with capsys.disabled():

@@ -5,7 +5,6 @@ worker that has found changes may sleep before it distributes them, while others
 in another number of shards. Releases with hooks, and so one shard, come and are rolled back.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,17 +85,10 @@ FIRST_FOUND: Any = {
 
 
 class Histories:
-    """What was seen: how many shards there were at a batch, and how often keys were split."""
+    """What was seen: how many batches there were of a view with several shards."""
 
     def __init__(self) -> None:
-        self.shards: Counter[int] = Counter()
-        self.by_keys = 0
-        #: How often a worker slept until several shards were one, and releases came and went.
-        self.slept = self.released = 0
-
-    @property
-    def saw_all(self) -> bool:
-        return bool(self.shards[2] + self.shards[3] and self.released)
+        self.of_several_shards = 0
 
     def run(self, examples: int, views: Sequence[type[Any]] = (), **options: Any) -> None:
         views = views or _splittable()
@@ -159,7 +151,6 @@ class Histories:
         with pytest.MonkeyPatch.context() as released:
             delete_with_hooks(released, view)
             self._shards(view, count)
-            self.released += 1
         registry.register(view)
 
     def _sleep(self, view: type[Any], shop: Any, which: int, meanwhile: Sequence[Any]) -> None:
@@ -167,10 +158,8 @@ class Histories:
 
         def sleep(logged: changes.ChangesLogged) -> list[str]:
             awake.undo()
-            before = len(_shards(view))
             for step in meanwhile:
                 self._do(view, shop, *step)
-            self.slept += before > 1 and len(_shards(view)) == 1
             return await_changes(logged)
 
         with pytest.MonkeyPatch.context() as awake:
@@ -184,7 +173,7 @@ class Histories:
         message = engine.close_finished(shard.pk).message
         if message is None:
             return
-        self.shards[len(shards)] += 1
+        self.of_several_shards += len(shards) > 1
         try:
             with killed_before_statement(kill):
                 engine.run_batch(message)
@@ -201,7 +190,6 @@ class Histories:
         inline.run_until_idle(shard.pk for shard in _shards(view))
         refresh.refresh_from_db()
         assert (refresh.state, refresh.error) == (RefreshState.SUCCEEDED, "")
-        self.by_keys += refresh.runs.exclude(dirty_after=None).filter(batches__gt=0).count()
         assert differences(view) == []
         assert not ShardChange.objects.exists()
         engine.sweep_dirty_keys()  # those that were kept for a refresh still open in another shard
@@ -210,8 +198,8 @@ class Histories:
 
 def test_shards_miss_no_key(run_random: RunRandom) -> None:
     histories = Histories()
-    run_random(histories.run, long=5_000, until=lambda: histories.saw_all)
-    assert histories.saw_all
+    run_random(histories.run, long=5_000, until=lambda: histories.of_several_shards)
+    assert histories.of_several_shards
 
 
 @pytest.mark.long  # it takes many histories
