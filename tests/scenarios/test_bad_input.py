@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -523,6 +524,21 @@ class TestHooksThatRaise:
         assert not Item.objects.exists()
         assert not connection.in_atomic_block
 
+    def test_a_keyboard_interrupt_fails_the_refresh_where_no_key_can_cause_it(self) -> None:
+        def interrupt(cls: type) -> int:
+            raise KeyboardInterrupt
+
+        asked = engine.request(inserting(lambda cls: True, interrupt))
+
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a process of Celery's pool
+        try:
+            asked = inline.run_to_end(asked)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+        assert asked.state == RefreshState.FAILED
+        assert "do_insert raised KeyboardInterrupt" in asked.error
+
     def test_a_hook_that_always_exits_ends_as_one_that_takes_its_worker_down(self) -> None:
         view = inserting(lambda cls: True, lambda cls: sys.exit(1))
         asked = engine.request(view)
@@ -680,11 +696,11 @@ class TestSignals:
             heard.append((signal, arguments))
 
         every = [getattr(signals, name) for name in signals.__all__]
-        for signal in every:
-            signal.connect(listen)
+        for each in every:
+            each.connect(listen)
         yield heard
-        for signal in every:
-            assert signal.disconnect(listen)
+        for each in every:
+            assert each.disconnect(listen)
 
     def test_of_a_refresh_from_request_to_end(
         self, heard: list[tuple[Signal, dict[str, Any]]]

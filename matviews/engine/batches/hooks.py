@@ -2,6 +2,8 @@
 
 import json
 import logging
+import signal
+import threading
 from collections.abc import Collection
 from numbers import Integral
 from traceback import walk_tb
@@ -87,9 +89,11 @@ def _call(definition: ViewDefinition, hook: str, arguments: dict[str, Any]) -> A
     try:
         with project_locale():
             return getattr(definition.model, hook)(**arguments)
-    except (Exception, KeyboardInterrupt):
+    except Exception:
         raise
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and _ctrl_c_may_interrupt():
+            raise
         if isinstance(error, SystemExit) or type(error).__name__ == "GreenletExit":
             # It may be the worker that ends. If it is the hook, this counts as a killed worker.
             log(
@@ -98,6 +102,12 @@ def _call(definition: ViewDefinition, hook: str, arguments: dict[str, Any]) -> A
             )  # fmt: skip
             raise
         raise HookError(f"{definition.label}.{hook} raised {error_text(error)}") from error
+
+
+def _ctrl_c_may_interrupt() -> bool:
+    """Whether a KeyboardInterrupt may be a person's. Celery's child processes ignore SIGINT."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    return in_main_thread and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 def _checked_batch(result: Any, definition: ViewDefinition, phase: Phase) -> Batch:
