@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 
 from ..databases import Triggers, triggers_of
 from ..databases.base.triggers import INCOMPLETE
-from ..databases.trigger_spec import TriggerSpec, ValueLog, is_covered
+from ..databases.trigger_spec import TriggerSpec, is_covered
 from ..logs import log
 from ..models import TrackedTable, ViewControl
 from .change_log import enqueue
@@ -89,14 +89,7 @@ def is_tracked(
     """
     logged = bool(record.triggers) and set(record.triggers) <= set(present)
     subscribed = view_id in record.views and is_covered(spec.columns, record.columns_read(view_id))
-    return logged and _spec_of(record).covers(spec) and subscribed
-
-
-def _spec_of(record: TrackedTable) -> TriggerSpec:
-    """What the recorded triggers log."""
-    columns = None if record.columns is None else frozenset(record.columns)
-    logs = frozenset(ValueLog(name, tuple(names)) for name, *names in record.value_logs)
-    return TriggerSpec(columns, frozenset(record.links), frozenset(record.recorded), logs)
+    return logged and record.spec.covers(spec) and subscribed
 
 
 def mark_missing_triggers(using: str) -> bool:
@@ -121,7 +114,7 @@ def mark_missing_triggers(using: str) -> bool:
         if set(record.triggers).issubset(found.values()):
             continue
         names = [made.partition(":")[0] for made in record.triggers]
-        others = dialect.replaced(record.table, _spec_of(record))
+        others = dialect.replaced(record.table, record.spec)
         back = names if found.keys() - others >= set(names) else []
         if back:
             enqueue(record.views, not_logged(record.table))

@@ -5,10 +5,11 @@ from secrets import token_hex
 from typing import Any
 
 from django.db import models
+from django.utils.functional import cached_property
 
 from ..databases import dialect_of, floors_of
 from ..databases.clock import UtcNow
-from ..databases.trigger_spec import TriggerSpec
+from ..databases.trigger_spec import TriggerSpec, ValueLog
 from .base import Bookkeeping, WriteDatabaseManager
 from .control import ViewControl
 from .shard import ViewShard
@@ -113,6 +114,7 @@ class TrackedTable(Bookkeeping):
 
     def record(self, spec: TriggerSpec, views: Mapping[int, frozenset[str] | None]) -> None:
         """Set what the triggers log, and the columns that each view reads, None for all."""
+        self.spec = spec
         self.columns = None if spec.columns is None else sorted(spec.columns)
         self.links, self.recorded = sorted(spec.links), sorted(spec.recorded)
         self.value_logs = sorted([log.name, *log.columns] for log in spec.value_logs)
@@ -120,6 +122,13 @@ class TrackedTable(Bookkeeping):
         self.view_columns = {
             str(pk): sorted(columns) for pk, columns in views.items() if columns is not None
         }
+
+    @cached_property
+    def spec(self) -> TriggerSpec:
+        """What the triggers log."""
+        columns = None if self.columns is None else frozenset(self.columns)
+        logs = frozenset(ValueLog(name, tuple(names)) for name, *names in self.value_logs)
+        return TriggerSpec(columns, frozenset(self.links), frozenset(self.recorded), logs)
 
     def views_reading(self, changed: Collection[str] | None) -> list[int]:
         """The views that read one of the changed columns.
