@@ -83,7 +83,7 @@ class VerificationShown:
 
     @property
     def error(self) -> str:
-        """Why it ended before all was compared."""
+        """Why it ended early, or which keys could not be computed."""
         return str(self.found["error"])
 
     @property

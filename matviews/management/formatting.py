@@ -29,6 +29,8 @@ def verification_in_lines(found: Verification) -> Iterator[str]:
         outcome += f"; {pluralize(found.parked, 'key')} left out, parked"
     if found.pending:
         outcome += f"; {pluralize(found.pending, 'key')} left out, changes are pending"
+    if found.failed:
+        outcome += f"; {pluralize(found.failed, 'key')} could not be computed"
     if found.equal:
         but = ", apart from pending changes" if found.pending else ""
         yield f"{found.label}: equals its source{but} ({outcome})"
@@ -105,7 +107,8 @@ def verification_as_dict(found: Verification) -> dict[str, Any]:
             }
             for each in _examples(found)
         ],
-        "error": "",
+        "failed": found.failed,
+        "error": found.error,
     }
 
 

@@ -50,4 +50,6 @@ def _verify_view(label: str, targets: Targets) -> bool:
     output.entries.append(formatting.verification_as_dict(found))
     for line in formatting.verification_in_lines(found):
         output.say(line)
-    return not found.equal and found.repaired is None
+    if found.error:
+        targets.fail(label, found.error)
+    return bool(found.differences or found.sums) and found.repaired is None

@@ -127,7 +127,8 @@ def test_json_has_the_counts_and_the_first_differences() -> None:
     assert found == {
         "view": LABEL, "equal": False, "compared": 10, "missing": 1, "differing": 1, "surplus": 1,
         "repaired": None, "sample": None, "null_keys": 0, "parked": 0, "pending": 0,
-        "untracked": "no triggers log all changes of sample_item", "sums": None, "error": "",
+        "untracked": "no triggers log all changes of sample_item", "sums": None, "failed": 0,
+        "error": "",
     }  # fmt: skip
     assert examples["missing"]["key"] == {"key": missing}
     assert examples["missing"]["in_view"] is None

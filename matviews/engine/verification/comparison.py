@@ -7,9 +7,12 @@ write it, unless it is a full one.
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from django.db import DatabaseError, transaction
 
 from ... import changes
+from ...databases import errors_of
 from ...databases.keys import Key, Keys, from_json
 from ...definition import ViewDefinition
 from ...models import DirtyKeys, ViewShard
@@ -19,7 +22,7 @@ from ..tracking.resolve import resolve
 from ..transactions import alias, snapshot, statement_timeout
 from .key_parts import PHASE_OF_KIND, Part, as_spelled, keys_left_out, statements_of
 
-__all__ = ["PartResult", "compare_all", "compare_without_pending"]
+__all__ = ["PartResult", "compare_all", "compare_without_pending", "has_pending_change"]
 
 MAX_FOUND = 10_000  # differences of a kind that are read; of more, some are only counted
 MAX_PENDING = 10_000  # keys that changes may lead to; if there are more, any may be pending
@@ -30,18 +33,22 @@ class PartResult:
     """What differs in a part, and what may differ only because changes are pending."""
 
     #: Rows of the source that were compared.
-    rows_compared: int
+    rows_compared: int = 0
     #: How many keys differ and have no pending change; a lower bound if more than `MAX_FOUND`
     #: differ.
-    counts: dict[Kind, int]
+    counts: dict[Kind, int] = field(default_factory=dict)
     #: These differences; of many, the first.
-    found: tuple[Difference, ...]
+    found: tuple[Difference, ...] = ()
     #: The keys that differ and have a pending change. Empty if any key may have one.
-    pending: tuple[Key, ...]
+    pending: tuple[Key, ...] = ()
     #: How many keys differ and may have a pending change.
-    pending_count: int
+    pending_count: int = 0
     #: Why a difference may be a change that is not logged; "" if all are.
-    untracked: str
+    untracked: str = ""
+    #: How many keys could not be compared, because the source cannot compute their rows.
+    failed: int = 0
+    #: The first of them with its error, as far as the settings allow to show it.
+    error: str = ""
 
 
 def compare_all(definition: ViewDefinition, part: Part, examples: int) -> PartResult:
@@ -69,6 +76,15 @@ def compare_without_pending(
         return _PendingKeys(plan, view_id).leave_out(differences, kinds, part)
 
 
+def has_pending_change(definition: ViewDefinition, view_id: int, key: Key) -> bool:
+    """Whether a key of a tracked view has, or may have, a pending change."""
+    with snapshot(statement_timeout(definition)):
+        plan = plan_of(definition, alias()).checked()
+        if _untracked_reason(plan, view_id):
+            return False
+        return _PendingKeys(plan, view_id).may_have(key, definition.options.phases)
+
+
 def _kinds(definition: ViewDefinition, differences: Differences, part: Part) -> list[Kind]:
     """The kinds of differences that occur and that a phase of the view would fix."""
     return [
@@ -94,8 +110,6 @@ def _all_of(
         rows_compared=_compared(differences, part),
         counts={kind: differences.counts[kind] for kind in kinds},
         found=tuple(each for each in differences.examples if each.kind in kinds),
-        pending=(),
-        pending_count=0,
         untracked=untracked,
     )
 
@@ -139,8 +153,11 @@ class _PendingKeys:
             found=tuple(found),
             pending=tuple(pending),
             pending_count=pending_count,
-            untracked="",
         )
+
+    def may_have(self, key: Key, phases: Iterable[Phase]) -> bool:
+        """Whether a phase has yet to process a key, or may have."""
+        return any(pending is None or key in pending for pending in map(self._pending, phases))
 
     def _excluded(self, kind: Kind) -> set[Key] | None:
         """The keys of a kind that are parked or have a pending change; None if any may have one.
@@ -183,7 +200,18 @@ class _PendingKeys:
         statements = self._plan.key_batch_runner().statements
         for some in _chunks(list(keys), self._plan.dialect.max_keys):
             within = Keys(tuple(some), tuple(statements.kinds))
-            for each in compare(self._plan, within, len(some), statements).examples:
+            try:
+                with transaction.atomic(using=alias()):
+                    found = compare(self._plan, within, len(some), statements).examples
+            except DatabaseError as error:
+                if not errors_of(alias()).may_be_data_error(error):
+                    raise
+                # The rows of some cannot be computed, so none of them counts.
+                spelled = as_spelled(self._plan, set(some))
+                for of_kind in differing.values():
+                    of_kind.update(spelled)
+                continue
+            for each in found:
                 differing[each.kind].add(each.exact)
         return differing
 

@@ -12,7 +12,7 @@ from django.db import DatabaseError, transaction
 from django.db.models import Q
 
 from ...conf import get_settings
-from ...databases.keys import Key, Keys, KeySelection, from_json, to_json
+from ...databases.keys import Key, Keys, KeySelection, Range, from_json, to_json
 from ...definition import ViewDefinition
 from ...exceptions import InvalidRequest, ViewBusy
 from ...models import ParkedKey, ViewShard
@@ -35,8 +35,8 @@ from ..locking import lock_available
 from ..parking.splitting import splitting_obstacle
 from ..transactions import alias, batch_transaction, check_no_transaction
 
-__all__ = ["PHASE_OF_KIND", "Part", "as_spelled", "keys_left_out", "keys_part", "parts",
-    "repair_part", "statements_of"]  # fmt: skip
+__all__ = ["PHASE_OF_KIND", "Part", "as_spelled", "keys_left_out", "keys_part", "listed_parts",
+    "parts", "repair_part", "statements_of"]  # fmt: skip
 
 KEYS_PER_RANGE = 5_000  # keys compared by one statement
 REPAIR_TIMEOUT = 30.0  # seconds that a repair waits for running batches
@@ -138,11 +138,30 @@ def _lists(plan: Plan, left_out: set[Key], at: dict[str, Any]) -> Iterator[Part]
             cursor = after
 
 
+def listed_parts(definition: ViewDefinition, part: Part) -> Iterator[Part]:
+    """Lists of the keys in the range of a part; only of a source that is computed by keys."""
+    assert isinstance(part.within, tuple)
+    plan = plan_of(definition, alias())
+    size = min(KEYS_PER_RANGE, plan.dialect.max_keys)
+    for phase, kinds in PASSES:
+        cursor, is_first = None, True
+        while is_first or cursor is not None:
+            some, cursor = _listed(plan, phase, cursor, size, set(), part.within)
+            is_first = False
+            for keys in some:
+                yield Part(within=keys, kinds=kinds)
+
+
 def _listed(
-    plan: Plan, phase: Phase, cursor: Any, count: int, left_out: set[Key]
+    plan: Plan,
+    phase: Phase,
+    cursor: Any,
+    count: int,
+    left_out: set[Key],
+    within: Range = (None, None),
 ) -> tuple[list[Keys], Any]:
     """The next `count` keys of a phase, as many together as a statement takes, and their cursor."""
-    runner = _runner(plan)
+    runner = _runner(plan, within)
     keys, after = runner.next_keys(phase, WindowProgress(cursor=cursor), count)
     known = equal_keys(runner.statements, keys, list(left_out))
     wanted, most = tuple(key for key in keys if key not in known), plan.dialect.max_keys
@@ -192,8 +211,10 @@ def keys_part(definition: ViewDefinition, keys: Iterable[Key]) -> Part:
     return Part(within=Keys(tuple(keys), tuple(kinds)))
 
 
-def _runner(plan: Plan) -> BatchRunner:
-    return plan.batch_runner() if splitting_obstacle(plan) else plan.key_batch_runner()
+def _runner(plan: Plan, within: Range = (None, None)) -> BatchRunner:
+    if splitting_obstacle(plan):
+        return plan.batch_runner(within=within)
+    return plan.key_batch_runner(within)
 
 
 def statements_of(plan: Plan, part: Part) -> Statements:

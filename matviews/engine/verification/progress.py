@@ -43,6 +43,9 @@ class VerifyProgress:
     #: Of an additive view, in how many groups its sums differ; None if they were not compared.
     sums: int | None = None
     has_compared_sums: bool = False
+    #: How many keys could not be compared, and the first of them with its error.
+    failed: int = 0
+    error: str = ""
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> "VerifyProgress":
@@ -71,6 +74,8 @@ class VerifyProgress:
         later = later[: MAX_AGAIN - len(self.again)]
         self.again += map(to_json, later)
         self.untracked = self.untracked or result.untracked
+        self.failed += result.failed
+        self.error = self.error or result.error
         self.pending += result.pending_count - len(later)
         self.rows_compared += 0 if self.is_second_pass else result.rows_compared
         for kind, count in result.counts.items():

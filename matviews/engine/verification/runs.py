@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from django.db import IntegrityError, InterfaceError, OperationalError, transaction
@@ -28,10 +29,11 @@ from ..batches.claim import worker_name
 from ..requests.controls import not_ready
 from ..transactions import alias, drop_broken_connection, now, short_transaction, statement_timeout
 from .comparison import compare_without_pending
+from .halves import Halves
 from .key_parts import Part, keys_left_out, keys_part, parts, repair_part
 from .progress import VerifyProgress
 from .sums import count_differing_sums
-from .verify import check_verifiable, stored_result
+from .verify import check_verifiable, failed_text, stored_result
 from .waits import postpone_if_needed
 
 __all__ = ["VerifyMessage", "repaired_view", "request_verification", "rescue_verifications",
@@ -207,12 +209,14 @@ class _Slice:
     def work(self) -> bool:
         """Compare part after part; whether all are done."""
         definition = check_verifiable(self._run.view.label, self._run.sample)
+        compare = partial(compare_without_pending, definition, self._run.view_id)
+        halves = Halves(definition, self._run.view_id, compare, leave_out_pending=True)
         self._turn = _lease() + timedelta(seconds=statement_timeout(definition))
         self._hold()
         if not self._progress.has_compared_sums:
             self._compare_sums(definition)
         for part in self._parts(definition):
-            self._compare(definition, part)
+            self._compare(definition, part, halves)
             self._progress.cursor = part.cursor
             if time.monotonic() > self._until:
                 self._save()
@@ -247,11 +251,13 @@ class _Slice:
             progress.again = progress.again[KEYS_AGAIN:]
             yield keys_part(definition, map(from_json, some))
 
-    def _compare(self, definition: ViewDefinition, part: Part) -> None:
-        result = compare_without_pending(definition, self._run.view_id, part)
-        self._progress.add(result)
-        if self._run.repair and result.counts:
-            self._progress.repaired += repair_part(definition, part)
+    def _compare(self, definition: ViewDefinition, part: Part, halves: Halves) -> None:
+        for piece, result in halves.compare(part):
+            self._progress.add(result)
+            if self._run.repair and result.counts:
+                self._progress.repaired += repair_part(definition, piece)
+            if piece is not part:
+                self._hold()
 
     def _save(self) -> None:
         self._saved = time.monotonic()
@@ -281,7 +287,7 @@ def _end(run: VerifyRun, mine: VerifyMessage, progress: VerifyProgress, error: s
         seconds=(ended - clock.stored(run.started_at, alias())).total_seconds(),
         origin=run.origin,
         requested_by=run.requested_by,
-        error=error,
+        error=error or failed_text(progress.failed, progress.error),
     )
     with short_transaction():
         if not VerifyRun.objects.filter(**_named(mine)).delete()[0]:

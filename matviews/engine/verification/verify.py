@@ -1,5 +1,6 @@
 """Comparing a view with its source, and repairing the differences."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,16 +8,19 @@ from ...definition import ViewDefinition
 from ...exceptions import InvalidRequest
 from ...limits import SAMPLE_SIZE
 from ...models import Origin, ViewControl
+from ...presentation import pluralize
 from ...queryset import Difference, Kind, plan_of
 from ...redact import brief
 from ...registry import registry
 from ..requests.controls import not_ready
 from ..transactions import alias, in_transaction, now
 from .comparison import PartResult, compare_all, compare_without_pending
+from .halves import Halves
 from .key_parts import Part, keys_left_out, parts, repair_part
 from .sums import count_differing_sums
 
-__all__ = ["MAX_EXAMPLES", "Verification", "check_verifiable", "stored_result", "verify"]
+__all__ = ["MAX_EXAMPLES", "Verification", "check_verifiable", "failed_text", "stored_result",
+    "verify"]  # fmt: skip
 
 MAX_EXAMPLES = 5  # differences of each kind that are reported with their values
 INTERACTIVE_TIMEOUT = (
@@ -57,6 +61,10 @@ class Verification:
     #: Of an additive view, in how many groups its sums differ from the source; the next batch
     #: recomputes them. None if they were not compared.
     sums: int | None = None
+    #: How many keys could not be compared, because the source cannot compute their rows.
+    failed: int = 0
+    #: That there are such keys, and the first of them with its error; "" if there is none.
+    error: str = ""
 
     @property
     def differences(self) -> int:
@@ -65,8 +73,8 @@ class Verification:
 
     @property
     def equal(self) -> bool:
-        """Whether no key and no sum differed."""
-        return not (self.differences or self.sums)
+        """Whether every key could be compared, and no key and no sum differed."""
+        return not (self.differences or self.sums or self.failed)
 
 
 def verify(
@@ -101,8 +109,9 @@ def verify(
     leave_out_pending = leave_out_pending and not in_transaction()
     total, left_out = _Total(definition, control.pk), keys_left_out(control.pk)
     total.compare_sums(sample)
-    for part in parts(definition, sample, left_out):
-        total.compare(part, leave_out_pending=leave_out_pending, repair=repair)
+    total.compare(
+        parts(definition, sample, left_out), leave_out_pending=leave_out_pending, repair=repair
+    )
     verification = Verification(
         label=definition.label,
         view_id=control.pk,
@@ -116,6 +125,8 @@ def verify(
         pending=total.pending,
         untracked=total.untracked,
         sums=total.sums,
+        failed=total.failed,
+        error=failed_text(total.failed, total.error),
     )
     _save(verification)
     return verification
@@ -145,6 +156,7 @@ class _Total:
         self._definition, self._view_id = definition, view_id
         self.counts = dict.fromkeys(Kind, 0)
         self.rows_compared = self.pending = self.repaired = 0
+        self.failed, self.error = 0, ""
         self.untracked = ""
         self.examples: list[Difference] = []
         self.sums: int | None = None
@@ -154,20 +166,28 @@ class _Total:
         if sample is None:
             self.sums = count_differing_sums(self._definition, self._view_id, INTERACTIVE_TIMEOUT)
 
-    def compare(self, part: Part, *, leave_out_pending: bool, repair: bool) -> None:
-        """Compare a part and add the result."""
-        if leave_out_pending:
-            found = compare_without_pending(
-                self._definition, self._view_id, part, INTERACTIVE_TIMEOUT
-            )
-        else:
-            found = compare_all(self._definition, part, MAX_EXAMPLES)
-        self._add(found)
-        if repair and found.counts:
-            self.repaired += repair_part(self._definition, part)
+    def compare(self, parts: Iterable[Part], *, leave_out_pending: bool, repair: bool) -> None:
+        """Compare parts, and add what they show."""
+        compare = self._compare_without_pending if leave_out_pending else self._compare_all
+        halves = Halves(
+            self._definition, self._view_id, compare, leave_out_pending=leave_out_pending
+        )
+        for part in parts:
+            for piece, found in halves.compare(part):
+                self._add(found)
+                if repair and found.counts:
+                    self.repaired += repair_part(self._definition, piece)
+
+    def _compare_all(self, part: Part) -> PartResult:
+        return compare_all(self._definition, part, MAX_EXAMPLES)
+
+    def _compare_without_pending(self, part: Part) -> PartResult:
+        return compare_without_pending(self._definition, self._view_id, part, INTERACTIVE_TIMEOUT)
 
     def _add(self, found: PartResult) -> None:
         """Add what a part has shown, with the first examples of each kind."""
+        self.failed += found.failed
+        self.error = self.error or found.error
         self.rows_compared += found.rows_compared
         self.pending += found.pending_count
         self.untracked = self.untracked or found.untracked
@@ -191,11 +211,17 @@ def _save(verification: Verification) -> None:
             pending=verification.pending,
             untracked=verification.untracked,
             sums=verification.sums,
+            error=verification.error,
         )
     }
     if not verification.sample and (verification.equal or verification.repaired is not None):
         saved["differing"] = None
     ViewControl.objects.filter(pk=verification.view_id).update(**saved)
+
+
+def failed_text(keys: int, error: str) -> str:
+    """That the source cannot compute the rows of some keys, and the error of the first."""
+    return f"{pluralize(keys, 'key')} could not be computed: {error}" if keys else ""
 
 
 def stored_result(**values: Any) -> dict[str, Any]:
