@@ -118,7 +118,9 @@ class Meter:
                 waited = format_duration(_waited(seen.claim))
                 yield f"waiting for the worker {self.waits_for} ({waited} so far)"
         elif self._batch_seconds >= MAX_SILENT_BATCH:
-            yield f"this batch has taken {format_duration(self._batch_seconds)} so far"
+            so_far = f"{format_duration(self._batch_seconds)} so far"
+            waits = seen.unclaimed
+            yield f"waiting for a worker ({so_far})" if waits else f"this batch has taken {so_far}"
 
 
 def _continues(before: RunProgress, now: RunProgress) -> bool:

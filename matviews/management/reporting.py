@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from matviews.engine import BatchReport, RunProgress, progress_of
@@ -121,10 +122,16 @@ class Lines:
 
 
 class ProgressDisplay:
-    """Has a reporter show the progress of a refresh at intervals, in whichever process it runs."""
+    """Has a reporter show the progress of a refresh at intervals, in whichever process it runs.
 
-    def __init__(self, refresh: Refresh, reporter: Reporter) -> None:
-        self._refresh, self._reporter = refresh, reporter
+    Args:
+        refresh: the refresh.
+        reporter: what shows it.
+        elsewhere: whether only other processes run its batches.
+    """
+
+    def __init__(self, refresh: Refresh, reporter: Reporter, *, elsewhere: bool = False) -> None:
+        self._refresh, self._reporter, self._elsewhere = refresh, reporter, elsewhere
         self._next_update = 0.0
 
     def report(self, report: BatchReport) -> None:
@@ -135,5 +142,8 @@ class ProgressDisplay:
     def update(self, *, now: bool = False) -> None:
         """Show how far the refresh is, unless that was just done or `now` insists."""
         if now or time.monotonic() >= self._next_update:
-            self._reporter.show(self._refresh.view.label, progress_of(self._refresh))
+            phases = progress_of(self._refresh)
+            if self._elsewhere:
+                phases = [replace(each, unclaimed=each.claim is None) for each in phases]
+            self._reporter.show(self._refresh.view.label, phases)
             self._next_update = time.monotonic() + SECONDS_BETWEEN_UPDATES

@@ -50,7 +50,8 @@ def wait(requested: Sequence[Refresh], targets: Targets) -> None:
 
 def _follow(refresh: Refresh, reporter: Reporter, stop: StopRequest) -> Refresh:
     """The refresh as it is when it has ended, cannot begin, or nobody waits any longer."""
-    display, began, told = ProgressDisplay(refresh, reporter), time.monotonic(), False
+    display = ProgressDisplay(refresh, reporter, elsewhere=True)
+    began, told = time.monotonic(), False
     try:
         while True:
             now = Refresh.objects.select_related("view").get(pk=refresh.pk)
@@ -79,10 +80,11 @@ def _waits(refresh: Refresh) -> str:
 def _not_taken(refresh: Refresh) -> str:
     error = broker_errors.last_error()
     broker = f" The broker could not be reached: {error}." if error else ""
+    queues = queues_in_words(*BATCHES, queue=refresh.view.queue_name)
     return (
         f"{refresh.view.label}: no worker has taken the refresh for "
-        f"{format_duration(MAX_SECONDS_UNTAKEN)}. Check that one runs and listens to "
-        f"{queues_in_words(*BATCHES)}.{broker} The refresh begins as soon as one takes it."
+        f"{format_duration(MAX_SECONDS_UNTAKEN)}. Check that one runs and listens to {queues}."
+        f"{broker} The refresh begins as soon as one takes it."
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from django.db import transaction
 
 from matviews import engine, tasks
-from matviews.management import waiting
+from matviews.management import progress, reporting, waiting
 from matviews.models import Heartbeat, Refresh, ViewControl
 from matviews.tasks import inline
 from matviews.waits import Wait, WaitCode
@@ -115,6 +115,26 @@ class TestWithoutWorker:
         assert ran.status == 0
         assert ran.err.count("no worker has taken the refresh for 0 ms. Check that one runs") == 1
         assert "The broker" not in ran.err
+
+    def test_it_names_the_queue_of_the_view(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        add_items(3)
+        ViewControl.objects.filter(label="sample.Limited").update(queue="big")
+        look(monkeypatch, self.stop)
+
+        assert "listens to the queue 'big'" in command(*ARGUMENTS).err
+
+    def test_no_batch_takes_time_that_nobody_has_begun(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        add_items(3)
+        monkeypatch.setattr(progress, "MAX_SILENT_BATCH", 0.0)
+        monkeypatch.setattr(reporting, "SECONDS_BETWEEN_LINES", 0.0)
+        monkeypatch.setattr(reporting, "SECONDS_BETWEEN_UPDATES", 0.0)
+        look(monkeypatch, self.stop)
+        ran = command(*ARGUMENTS)
+
+        assert "sample.Limited insert: 0 rows, waiting for a worker (" in ran.out
+        assert "this batch" not in ran.out
 
     def test_what_the_refresh_waits_for_is_no_lack_of_workers(
         self, monkeypatch: pytest.MonkeyPatch

@@ -93,6 +93,8 @@ class RunProgress:
     current: bool = False
     #: The process that has claimed a batch of the shard; set for one phase only.
     claim: Claim | None = None
+    #: Whether no process runs a batch of it, for one that only waits for others.
+    unclaimed: bool = False
     #: Whether this process could not record how its last batch ended.
     lost: bool = False
     #: Entries of the change log that are moved before `run` begins, if that takes a while.
