@@ -99,9 +99,11 @@ def _pending(label: str, targets: Targets, changed: Sequence[Phase]) -> dict[str
             trusted = engine.raised_by_hook(error)
             errors.append(f"{phase}: {error_text(error, trusted=trusted)}")
     pending = [phase for phase, fresh in phases.items() if not fresh]
-    upstream = engine.upstream_problems(label)
+    upstream, parked = engine.upstream_problems(label), len(engine.list_parked(label))
     if pending or not errors:
         told = _pending_in_words(pending, changed_definition, upstream)
+        if parked and pending and not (changed_definition or any(upstream)):
+            told = phrases.parked_in_words(label, parked)  # the source was not read
         targets.output.say(f"{label}: {told}")
     for line in errors:
         targets.fail(label, line)
@@ -111,6 +113,7 @@ def _pending(label: str, targets: Targets, changed: Sequence[Phase]) -> dict[str
         "fresh": False if pending else None if errors else True,
         "phases": phases,
         "definition_changed": changed_definition,
+        "parked": parked,
         **tables.upstream_as_dict(upstream),
         "error": "\n".join(errors),
     }

@@ -78,13 +78,13 @@ def not_logged_in_words(status: ViewStatus) -> str:
     )
 
 
-def parked_in_words(status: ViewStatus) -> str:
-    """How many keys are parked, and how to see them; "" if none is."""
-    if not status.parked:
+def parked_in_words(label: str, count: int) -> str:
+    """How many keys of a view are parked, and how to see them; "" if none is."""
+    if not count:
         return ""
     return (
-        f"{pluralize(status.parked, 'key')} parked: see "
-        f"`manage.py update_materialized_views --parked --models {status.label}`"
+        f"{pluralize(count, 'key')} parked: see "
+        f"`manage.py update_materialized_views --parked --models {label}`"
     )
 
 
@@ -128,9 +128,12 @@ def _timeliness(status: ViewStatus) -> str:
     if status.fault in (ViewState.UPSTREAM_FAILED, ViewState.UPSTREAM_PAUSED):
         return f"not on time: {'; '.join(upstream_in_words(status.upstream))}"
     if status.fault in (ViewState.PARKED, ViewState.DIFFERS):
-        words = parked_in_words if status.fault == ViewState.PARKED else differing_in_words
+        parked = status.fault == ViewState.PARKED
+        words = (
+            parked_in_words(status.label, status.parked) if parked else differing_in_words(status)
+        )
         behind = f"; behind ({numbers})" if ViewState.BEHIND in status.faults else ""
-        return f"not on time: {words(status)}{behind}"
+        return f"not on time: {words}{behind}"
     if status.fault == ViewState.NOT_MIGRATED:
         return (
             "not on time: its table or its bookkeeping is missing; run makemigrations and migrate"

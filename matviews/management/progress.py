@@ -167,7 +167,8 @@ def _outcome(run: PhaseRun) -> str:
     # A whole-phase hook may not count its rows, so "0 rows" could be wrong.
     counts_rows = run.rows or run.fingerprint
     did = rows_in_batches(run.rows, run.batches) if counts_rows else pluralize(run.batches, "batch")
-    return f"{did}, {format_duration(run.seconds)}"
+    parked = f"; {pluralize(run.parked, 'key')} parked: see --parked" if run.parked else ""
+    return f"{did}, {format_duration(run.seconds)}{parked}"
 
 
 def first_line(error: str) -> str:

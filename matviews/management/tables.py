@@ -178,7 +178,7 @@ def _problems(status: ViewStatus) -> Iterator[str]:
     yield from upstream_in_words(status.upstream)
     if status.in_loop:
         yield IN_LOOP
-    of_rows = (parked_in_words(status), differing_in_words(status))
+    of_rows = (parked_in_words(status.label, status.parked), differing_in_words(status))
     yield from filter(None, (not_logged_in_words(status), *of_rows))
     if status.rows is None and status.label in registry and not status.error:
         yield "has no table: run manage.py makemigrations and migrate"
@@ -330,5 +330,6 @@ def _run_as_dict(run: PhaseRun) -> dict[str, Any]:
         "strategy": done.strategy or None,
         "expected_seconds": done.expected_seconds,
         "full_refresh_reason": done.full_refresh_reason or None,
+        "parked": done.parked,
         "error": run.error,
     }

@@ -333,7 +333,8 @@ def test_json_is_one_document_also_when_views_fail() -> None:
     assert [phase["phase"] for phase in whole["phases"]] == ["insert", "update", "delete"]
     assert {**whole["phases"][0], "seconds": 0} == {
         "phase": "insert", "shard": 0, "state": "succeeded", "rows": 0, "keys_scanned": 0,
-        "batches": 1, "seconds": 0, "full_refresh_reason": None, "error": "",
+        "batches": 1, "seconds": 0, "full_refresh_reason": None, "parked": 0,
+        "error": "",
         "strategy": None, "expected_seconds": {},
     }  # fmt: skip
     assert "sample.Limited: insert: RuntimeError" in ran.err
@@ -597,7 +598,7 @@ def test_check_tells_of_a_changed_definition_without_asking_hooks(
     assert entry == {
         "view": SOURCED, "pending": ["insert", "delete"], "fresh": False,
         "phases": {"insert": False, "delete": False},
-        "definition_changed": ["insert", "delete"], "error": "",
+        "definition_changed": ["insert", "delete"], "parked": 0, "error": "",
         "upstream_failed": [], "upstream_paused": [],
     }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """One bad row: it is found, parked and tried again, and everything else goes on."""
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from io import StringIO
@@ -29,6 +30,7 @@ from tests.helpers import view_classes
 from tests.helpers.engine import due
 from tests.helpers.poison import KINDS, Poisoned
 from tests.helpers.tables import derived_view, made, model, refreshed
+from tests.management.test_command import command
 
 pytestmark = [
     pytest.mark.database,
@@ -166,6 +168,28 @@ class TestWhatAnswers:
         source.refresh()
 
         assert ParkedKey.objects.get(phase="insert").tries == tries + 1
+
+    def test_the_command_says_so_after_a_refresh_and_not_that_the_source_has_changed(
+        self, source: Poisoned
+    ) -> None:
+        label = source.View._meta.label
+        source.poison("null", 10)
+
+        ran = command("--models", label)
+        assert ran.status == 0
+        assert re.search(r"insert: 59 rows in .*; 1 key parked: see --parked\n", ran.out)
+        source.change(1)
+        phases = command("--models", label, "--format", "json").document["views"][0]["phases"]
+        assert {each["phase"]: each["parked"] for each in phases}["insert"] == 1
+
+        check = ["--check", "--pending", "--models", label]
+        ran = command(*check)
+        assert ran.status == 1
+        assert ran.out == (
+            f"{label}: 1 key parked: see `manage.py update_materialized_views --parked --models "
+            f"{label}`\n"
+        )
+        assert command(*check, "--format", "json").document["views"][0]["parked"] == 1
 
     def test_verify_leaves_them_out_and_repairs_all_others(self, source: Poisoned) -> None:
         source.poison(KINDS[0], 10)
