@@ -10,7 +10,8 @@ from ..base.errors import ConstraintKind, Errors, Failure, Violation
 __all__ = ["MySQLErrors", "number_of"]
 
 STATEMENT_TIMEOUTS = {1969, 3024}  # max_statement_time, max_execution_time
-LIMITS = {1205, *STATEMENT_TIMEOUTS}  # and lock wait timeout
+# Lock wait timeout, and more changes in one transaction than the binary log may cache.
+LIMITS = {1205, 1197, 1705, *STATEMENT_TIMEOUTS}
 # Deadlock, record changed since last read, and foreign keys: the row that others just deleted, or
 # have not committed yet, may exist at the next attempt.
 TRANSIENT = {1213, 1020, 1216, 1217, 1451, 1452}
@@ -20,8 +21,11 @@ MISSING = {1146, 1054}
 DENIED_IN_DATABASE = 1044
 DENIED = {DENIED_IN_DATABASE, 1142, 1143, 1227, 1370}
 # A full disk or table space, a damaged file, and a server that may only read.
-OUT_OF_ORDER = {3, 5, 9, 14, 28, 1016, 1021, 1030, 1034, 1114, 1194, 1290, 1792, 1836}
-UNREACHABLE = {1045, 1049, 2002, 2003}
+OUT_OF_ORDER = {
+    3, 5, 9, 14, 28, 1016, 1021, 1023, 1024, 1026, 1030, 1034, 1114, 1194, 1290, 1792, 1836,
+}  # fmt: skip
+# Or a limit of the account or of the server is reached.
+UNREACHABLE = {1045, 1049, 1226, 1637, 2002, 2003}
 # Values out of range, too long, NULL, or impossible to cast, compute, uncompress or convert to
 # another character set; malformed JSON and geometry; violated constraints; a subquery or an INTO
 # with more than one row, a result that GROUP_CONCAT cuts, SIGNAL and CASE in a routine.
@@ -30,8 +34,11 @@ OF_DATA = {
     1339, 1365, 1366, 1406, 1411, 1416, 1441, 1451, 1452, 1525, 1586, 1644, 1690, 1977, 3140, 3141,
     3156, 3819, 4025, 4035, 4036, 4037, 4038, 4039, 4040,
 }  # fmt: skip
-# Out of memory, locks, stack or temporary space, killed, a routine or its definer that is missing.
-NEVER_OF_DATA = {1037, 1038, 1041, 1135, 1206, 1305, 1317, 1356, 1436, 1449, 1615, 1878, *MISSING}
+# Out of memory, locks, stack or temporary space, a sort that was aborted, killed, a routine or its
+# definer that is missing.
+NEVER_OF_DATA = {
+    1028, 1037, 1038, 1041, 1135, 1206, 1305, 1317, 1356, 1436, 1449, 1615, 1878, *MISSING,
+}  # fmt: skip
 # NULL, out of range, cut off, not to be converted, and too long.
 UNFIT = {"1048", "1264", "1265", "1292", "1366", "1406"}
 # Where an error's text has names. The text may be in any language; the value of a violated key

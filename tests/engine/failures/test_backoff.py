@@ -27,6 +27,7 @@ from matviews.models import Period, Refresh, RefreshSchedule, ViewControl
 from matviews.registry import registry
 from matviews.states import RefreshState, ViewState
 from matviews.tasks import inline, periodic
+from tests.helpers.database_errors import database_error
 from tests.helpers.engine import begun_together, due, items, request_apart, shard_of, travel
 from tests.helpers.ledger import fault
 from tests.helpers.poison import Poisoned
@@ -554,7 +555,8 @@ class TestDigest:
 EXTERNAL: dict[str, list[Any]] = {
     "postgresql": ["08006", "25006", "28P01", "40P01", "42501", "53100", "53300", "55P03", "57P01",
                    "58030"],
-    "mysql": [1021, 1040, 1114, 1142, 1205, 1213, 1290, 1792, 1836, 2006, 2013],
+    "mysql": [1021, 1026, 1040, 1114, 1142, 1205, 1213, 1290, 1792, 1836, 1226, 2006,
+              2013],
     "sqlite": ["SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_READONLY_DBMOVED"],
 }  # fmt: skip
 OF_THE_VIEW: dict[str, list[Any]] = {
@@ -578,14 +580,3 @@ class TestCauses:
         assert errors.is_external(wrapped)
         assert not errors.is_external(ValueError("no rates"))
         assert not errors.is_external(MemoryError())
-
-
-def database_error(code: Any) -> Exception:
-    """An error as Django raises it, with a code of the driver."""
-    from django.db import OperationalError
-
-    cause: Any = Exception("text") if connection.vendor != "mysql" else Exception(code, "text")
-    cause.sqlstate = cause.sqlite_errorname = code
-    error = OperationalError(*cause.args)
-    error.__cause__ = cause
-    return error
