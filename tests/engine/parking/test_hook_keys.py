@@ -38,11 +38,12 @@ def view(**members: Any) -> type[Any]:
 class Hooked:
     """A source of numbers, and a view whose hooks cannot write some of them."""
 
-    def __init__(self, *, cursor: bool) -> None:
+    def __init__(self, form: str = "limit") -> None:
         self.bad: dict[int, Exception] = {}
         self.tried: list[int] = []
         self.Row = model("Row", k=models.BigIntegerField(unique=True))
-        hooks = self._walking() if cursor else self._finding()
+        forms = {"limit": self._finding, "cursor": self._walking, "whole phase": self._at_once}
+        hooks = forms[form]()
         self.View: Any = view(
             ref=models.BigIntegerField(unique=True), **{k: classmethod(h) for k, h in hooks.items()}
         )
@@ -69,6 +70,12 @@ class Hooked:
 
         return {"needs_insert": needs_insert, "do_insert": do_insert}
 
+    def _at_once(self) -> dict[str, Any]:
+        def do_insert(cls: Any, parked: Collection[Any]) -> int:
+            return self._insert(cls, self._missing(cls, parked))
+
+        return {**self._finding(), "do_insert": do_insert}
+
     def _missing(self, cls: Any, parked: Collection[Any]) -> list[int]:
         rows = self.Row._base_manager.exclude(k__in=cls.objects.values("ref"))
         return list(rows.exclude(k__in=parked).order_by("k").values_list("k", flat=True))
@@ -93,9 +100,9 @@ class Hooked:
         return set(self.View.objects.values_list("ref", flat=True))
 
 
-@pytest.fixture(params=[False, True], ids=["limit", "cursor"])
+@pytest.fixture(params=["limit", "cursor", "whole phase"])
 def hooked(request: pytest.FixtureRequest) -> Iterator[Hooked]:
-    hooked = Hooked(cursor=request.param)
+    hooked = Hooked(request.param)
     with made(hooked.Row, hooked.View):
         hooked.Row._base_manager.bulk_create(hooked.Row(k=key) for key in range(ROWS))
         yield hooked
@@ -195,7 +202,7 @@ def _ignoring(hooked: Hooked) -> Any:
 
 
 def test_a_hook_that_does_not_leave_out_what_it_is_told_fails() -> None:
-    hooked = Hooked(cursor=False)
+    hooked = Hooked()
     hooked.bad = {3: ValueError("no")}
     hooked.View.do_insert = _ignoring(hooked)
     with made(hooked.Row, hooked.View):
