@@ -400,3 +400,24 @@ def test_the_dashboard_asks_for_what_is_exported() -> None:
         "matviews_refreshes_total", "matviews_rows_written_total", "matviews_work_seconds_total",
         "matviews_batch_failures_total", "matviews_parked_keys",
     }  # fmt: skip
+
+
+def test_the_rules_of_the_page_ask_for_what_is_exported() -> None:
+    page = (ROOT / "docs" / "production.md").read_text()
+    known = {each.name: set(each.labels) for each in series.SERIES}
+    rules = re.findall(r"^ +expr: (.+)$", page, re.MULTILINE)
+    assert len(rules) == page.count("- alert: ") > 6
+    for rule in rules:
+        found = EXPRESSION.findall(rule)
+        assert found, rule
+        by = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", rule))))
+        for name, matchers in found:
+            assert by | set(re.findall(r"(\w+)\s*=", matchers)) <= known[name], rule
+
+
+def test_the_table_of_the_page_has_every_series_with_its_labels() -> None:
+    page = (ROOT / "docs" / "production.md").read_text()
+    rows = re.findall(r"^\| `(matviews_\w+)` \| (.*?) ?\|", page, re.MULTILINE)
+    assert {name: tuple(filter(None, labels.split(", "))) for name, labels in rows} == {
+        each.name: each.labels for each in series.SERIES
+    }

@@ -15,7 +15,7 @@ from django.utils import timezone
 from matviews import changes, engine
 from matviews.admin.strips import age_bar, strip
 from matviews.admin.summary import summary
-from matviews.models import ParkedKey, Refresh, RefreshSchedule, ViewControl, ViewShard
+from matviews.models import Heartbeat, ParkedKey, Refresh, RefreshSchedule, ViewControl, ViewShard
 from matviews.states import RefreshState
 from tests.admin.test_pages import LIST, control, html, listed, told
 from tests.helpers.ledger import add_items, fault
@@ -69,7 +69,13 @@ class TestSummary:
         assert found["paused or disabled"] == "1"
         assert "ago" in found["worker seen"]
         assert found["beat seen"] == "never"
+        assert found["broker"] == "accepts messages"
         assert found["oldest pending change"] == "none"
+
+    def test_it_tells_of_a_broker_that_refuses_messages(self) -> None:
+        Heartbeat.objects.create(pk=1, send_failed_at=timezone.now(), send_error="no route")
+
+        assert facts()["broker"] == "refuses messages"
 
     @pytest.mark.database
     @pytest.mark.django_db(transaction=True)
