@@ -60,7 +60,7 @@ POSTGRES_NAMES = {
 MYSQL_SAFE = {
     1020, 1040, 1044, 1045, 1046, 1048, 1049, 1053, 1054, 1099, 1100, 1104, 1114, 1142, 1143,
     1146, 1152, 1153, 1158, 1159, 1160, 1161, 1184, 1203, 1205, 1213, 1226, 1227, 1242, 1264,
-    1265, 1267, 1290, 1305, 1317, 1356, 1364, 1370, 1406, 1412, 1419, 1436, 1451, 1452, 1701,
+    1265, 1267, 1290, 1305, 1317, 1356, 1364, 1365, 1370, 1406, 1412, 1419, 1436, 1451, 1452, 1701,
     1792, 1836, 1927, 1969, 2002, 2003, 2006, 2013, 2055, 3024, 3819, 4025, 4031,
 }  # fmt: skip
 MYSQL_KINDS = {
@@ -78,7 +78,10 @@ SQLITE_SAFE = (
     "SQLITE_CORRUPT", "SQLITE_FULL", "SQLITE_INTERRUPT", "SQLITE_IOERR", "SQLITE_LOCKED",
     "SQLITE_MISMATCH", "SQLITE_NOMEM", "SQLITE_READONLY", "SQLITE_SCHEMA", "SQLITE_TOOBIG",
 )  # fmt: skip
-SQLITE_NAMES = re.compile(r"no such [a-z]+: [\w.]+|too many [a-zA-Z ]+|interrupted")
+SQLITE_NAMES = re.compile(
+    r"no such [a-z]+: [\w.]+|too many [a-zA-Z ]+|interrupted|integer overflow|malformed JSON"
+    r"|user-defined function raised exception"
+)
 DUPLICATE = re.compile(r"Key \((?P<columns>[\w, \"]+)\)=\(.*\) already exists\.", re.DOTALL)
 
 

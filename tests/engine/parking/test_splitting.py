@@ -39,6 +39,16 @@ pytestmark = [
 ]
 
 COUNT = 60
+#: What a message says, by the kind of poison.
+WRONG = {
+    "division": "division by (zero|0)",
+    "overflow": "integer overflow|value out of range|does not fit",
+    "too long": "too long",
+    "null": "Column needed .* is NULL",
+    "unique": "violates the constraint .*single",
+    "cast": "malformed JSON|invalid text representation|incorrect value",
+    "check": "violates the constraint made_positive",
+}
 EVERYTHING = set(range(1, COUNT + 1))
 
 
@@ -146,6 +156,14 @@ class TestWhatAnswers:
         assert found[0].columns == ("needed",)
         assert "Column needed of shapes.Made is NULL" in found[0].message
         assert found[0].code
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_each_message_says_what_is_wrong(self, kind: str, source: Poisoned) -> None:
+        source.poison(kind, 10)
+        source.refresh()
+
+        message = source.View.parked()[0].message
+        assert re.search(WRONG[kind], message, re.IGNORECASE), message
 
     def test_the_command_shows_them_and_has_them_tried_again(self, source: Poisoned) -> None:
         label = source.View._meta.label
