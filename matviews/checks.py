@@ -246,7 +246,7 @@ def check_additive(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
             Info(
                 note,
                 hint="Set MatviewMeta.additive to True or False, and run `manage.py migrate`: "
-                "docs/additive.md, By itself.",
+                "docs/additive.md, If additive is not set.",
                 obj=definition.model,
                 id="matviews.I001",
             )
