@@ -1,9 +1,9 @@
 """System checks: problems that can be found before anything runs.
 
 Problems of a single view are found when its class is defined (`definition.py`). They are reported
-here, with those that only settings or databases reveal. A problem of one view is at most a warning:
-Django runs the checks in `migrate` and `makemigrations`, and an error would stop both. A cycle of
-views is an error: no refresh would ever bring all of them up to date.
+here, along with those that only settings or databases show. A problem of one view is at most a
+warning: Django runs the checks in `migrate` and `makemigrations`, and an error would stop both. A
+cycle of views is an error: no refresh would ever bring all of them up to date.
 """
 
 from collections.abc import Iterator

@@ -20,7 +20,7 @@ view_suspended
 view_alarm
     An alarm was raised, or repeated because it has not ended: a problem of health has lasted.
     `sender`: as above, None also if the problem concerns all views. `alarm`: the
-    `matviews.models.Alarm`, with "raised" or "repeated" in `change`.
+    `matviews.models.Alarm`, with "raised" or "repeated" in `event`.
 view_alarm_ended
     An alarm that was raised has ended, because its problem has been gone for a while. `sender` and
     `alarm` as above. Unlike view_recovered it comes once for each alarm, whatever ended it.

@@ -1,4 +1,4 @@
-"""The last refreshes of a view on its page: where their time went, how, and what they wrote."""
+"""The last refreshes of a view on its page: their strategy, their time, and what they wrote."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The line above the list: how many views are how, and whether what refreshes them is alive."""
+"""The line above the list: how many views are in each state, and what is running."""
 
 from collections import Counter
 from collections.abc import Collection

@@ -1,8 +1,8 @@
-"""Which changes wait for a view, as parts of the statement that reads the view as of now.
+"""Which changes are pending for a view, as parts of the statement that reads it as of now.
 
-The rows of a view may be read from its table, except for the keys that wait, if `STATE` has a row,
-triggers log all changes, and each change that waits leads to keys. One snapshot shows a change
-either in the source and in what waits, or in none.
+The rows of a view, except for keys with pending changes, may be read from its table if `STATE` has
+a row, triggers log all changes, and each pending change leads to keys. A snapshot shows a change
+both in the source and among the pending ones, or in neither.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Which schedules on change have changes to follow: one statement for all views.
 
-It does not read the queues of other views, so what these leave waiting costs it nothing, and of the
-log only the oldest entries.
+It reads only the oldest entries of the log, and not the queues of other views, so a backlog of
+theirs costs it nothing.
 """
 
 from datetime import UTC, datetime

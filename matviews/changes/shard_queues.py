@@ -1,4 +1,4 @@
-"""The queues of shards: each shard of a view with several gets every change of the view's queue.
+"""The queues of shards: if a view has several, each gets every change of the view's queue.
 
 A change goes from the log to the view's queue, from there to the queues of all shards, and each
 shard drains its own. The second step is a short transaction of its own, as the first one is: if a
@@ -7,9 +7,9 @@ batch emptied the view's queue, the batches of other shards would wait for its e
 No change is lost while the number of shards changes. A transaction that distributes reads the
 shards after the entries, whose transactions have committed by then. A shard that it does not see
 was created later, and begins with a full refresh: it sees what these transactions have written. So
-does a shard that is left alone after several were seen. If only one is seen, nothing is moved,
-however long ago somebody found that there were several. What is distributed twice is processed
-twice, which is harmless.
+does a shard that is left alone after several were seen. If it sees only one shard, it moves
+nothing, even if somebody found several earlier. What is distributed twice is processed twice, which
+is harmless.
 """
 
 from collections.abc import Collection, Sequence

@@ -2,9 +2,9 @@
 
 A part of a key is *exact*: a text or an integer that the database turns back into the very same
 value. The database makes it (`Dialect.exact`), orders it and compares it; Python never interprets
-it or passes it through a field. What triggers log and callers give is brought into the same form
-(`Dialect.as_exact`). If two texts stand for what the database takes for one key, it is processed
-twice, which is harmless; where a key must be known again, the database compares (`equal_keys`).
+it or passes it through a field. Keys that triggers log or callers pass are converted to the same
+form (`Dialect.as_exact`). If two texts stand for the same key of the database, it is processed
+twice, which is harmless; where a key must be recognized, the database compares (`equal_keys`).
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
 """Which views are additive: what the code says, else what a rule decided once.
 
-A rule decides when the triggers of a view are first installed, by what its source has then. It is
-recorded, and stays: no later `migrate` makes the writers to a table slower, or a view, unless
-somebody changes `MatviewMeta.additive`.
+The rule decides when the triggers of a view are first installed, by the rows that its source has
+then. The decision is recorded, and stays: no later `migrate` makes a view, or writers to its
+tables, slower, unless somebody changes `MatviewMeta.additive`.
 """
 
 import logging

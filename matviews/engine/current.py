@@ -1,10 +1,9 @@
 """The statement that reads a view as of now.
 
-A view is read as its `source()` is in the snapshot of this very statement. What has changed since
-the last refresh is found in the same snapshot, and so is whether that is known at all: a change is
-logged in the transaction that makes it, and a batch that takes it from the log commits it as dirty
-keys, or together with the rows. So a key for which nothing waits is right in the view's table, and
-the others are computed.
+A view is read as its `source()` is in the snapshot of this very statement. The same snapshot shows
+which changes are pending, and whether all changes are logged: a change is logged in the transaction
+that makes it, and a batch that drains it commits it as dirty keys, or together with the rows. So a
+key without pending changes is right in the view's table, and the others are computed.
 """
 
 from collections.abc import Iterable

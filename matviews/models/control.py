@@ -1,4 +1,4 @@
-"""A view as operators see it: its switches, and what its refreshes have come to."""
+"""A view as operators see it: its settings, and the results of its refreshes."""
 
 from typing import Any
 

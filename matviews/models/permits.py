@@ -1,4 +1,4 @@
-"""Who is refreshed, or waits for it, while `MAX_REFRESHES` limits how many views are at once."""
+"""Which views are refreshed, and which wait, while `MAX_REFRESHES` is set."""
 
 from django.db import models
 

@@ -1,4 +1,4 @@
-"""Which keys a worker processes at a time, and how far it has come."""
+"""The shards of a view: their keys, the batch that a worker runs, and how far it is."""
 
 from django.db import models
 

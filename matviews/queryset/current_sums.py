@@ -1,4 +1,4 @@
-"""The rows of an additive view as of now: from its sums and what has been logged since."""
+"""The rows of an additive view as of now: from its sums and its value logs."""
 
 from collections.abc import Iterator
 from functools import partial

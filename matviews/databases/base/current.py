@@ -1,4 +1,4 @@
-"""What a statement needs that reads a view as of now: the bookkeeping's JSON, and typed columns.
+"""SQL for the statement that reads a view as of now: the bookkeeping's JSON, and typed columns.
 
 This is the SQL of PostgreSQL; the others override what differs.
 """

@@ -1,8 +1,8 @@
-"""PostgreSQL keeps deleted entries, and the way to them in each index, while anybody may see them.
+"""PostgreSQL keeps deleted entries, and their index entries, while any transaction may see them.
 
-One long transaction anywhere, such as a `pg_dump`, keeps all that are deleted while it lasts, and a
-statement that looks for the oldest entry would pass each of them. So entries have the ID of the
-transaction that wrote them, and a *floor* says which IDs a statement has to look for.
+One long transaction anywhere, such as a `pg_dump`, keeps all entries that are deleted while it
+lasts, and a statement that looks for the oldest entry would scan each of them. So entries have the
+ID of the transaction that wrote them, and a *floor* says which IDs a statement has to look for.
 
 A floor is computed by one statement, whose snapshot says which transactions were running, and which
 ID comes next. For the log it says
@@ -11,20 +11,21 @@ ID comes next. For the log it says
   none;
 * `running`: the IDs of the transactions that were running.
 
-Whoever sees the floor is to read the entries from `log` on and those of `running`, and no others.
-Proof: take an entry that a later snapshot sees. Either the floor's snapshot saw it, then its ID is
-not below `log`. Or its transaction had not ended then, so that it was running, or had no ID yet and
-has got one not below the next. An entry that the floor's snapshot did not see because it had been
-deleted is not seen later either. And whoever sees the floor has a later snapshot than it had.
+A statement that sees the floor reads the entries from `log` on, and those of `running`, and no
+others. Proof: take an entry that a later snapshot sees. If the floor's snapshot saw it, its ID is
+not below `log`. If not, its transaction had not ended then: either it was running, or it had no ID
+yet and got one that is not below the next. An entry that the floor's snapshot did not see because
+it had been deleted is not seen later either. And a statement that sees the floor has a later
+snapshot than the floor had.
 
 Commits out of order, rollbacks, sequences and clocks do not matter, and transactions that last for
 hours cost one look-up each. Queues have floors in the same way: `views` with entries have an ID in
 `least`, and for all others it is `next`. Entries with IDs above `next` come from another cluster.
 
-Transaction IDs mean something in one cluster only. A floor that was dumped and loaded into another
-is not used: it also has the ID of the transaction that wrote it, which is not that of its row any
-more. Floors in a physical copy, such as a standby, are as right as in the original. Entries that
-somebody has loaded with old IDs, below the floor, get new ones: see `renumber`.
+Transaction IDs are valid in one cluster only. A floor that was dumped and loaded into another
+cluster is not used: it also has the ID of the transaction that wrote it, which no longer is that of
+its row. Floors in a physical copy, such as a standby, are as correct as in the original. Entries
+that somebody has loaded with old IDs, below the floor, get new ones: see `renumber`.
 """
 
 from collections.abc import Collection

@@ -1,7 +1,7 @@
 """SQLite: a trigger per row.
 
-There is one writer at a time, so a change that is in the log need not be logged again before it is
-moved.
+There is one writer at a time, so a change that is already in the log is not logged again until that
+entry is moved.
 """
 
 from collections.abc import Callable, Collection, Iterator

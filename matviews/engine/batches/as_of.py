@@ -1,4 +1,4 @@
-"""As of when the rows of a phase are: every change that committed before is in them."""
+"""The time before which every committed change is in the rows of a phase."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime

@@ -1,10 +1,10 @@
 """The sums of additive views in batches: kept by adding what has been logged, or recomputed.
 
-In every snapshot, the sums plus the entries of the value log are what the source says, for each
-group. A batch adds first and writes the view then, in one transaction that holds the shard, so
-that the rows it writes include each change that it has drained. Whatever is wrong with the sums,
-the view's rows are right: the batch recomputes the sums of these groups, all sums, or the rows from
-the source.
+In every snapshot, and for each group, the sums plus the entries of the value logs equal the source.
+A batch first adds and then writes the view, in one transaction that holds the shard, so that the
+rows it writes include each change that it has drained. If anything is wrong with the sums, the
+view's rows are right all the same: the batch recomputes the sums of the groups at fault, or all
+sums, or computes the rows from the source.
 """
 
 import logging

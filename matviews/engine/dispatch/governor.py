@@ -1,8 +1,9 @@
-"""The governor: a batch waits while the database is unwell, or too many views are refreshed.
+"""The governor: a batch waits while the database is overloaded, or too many views are refreshed.
 
-It is asked after a commit, before the message of the next batch is sent, and again by the worker
-that takes it. A batch that waits holds nothing: it is a time and a reason in the control, and
-`failures.wake` asks again. Each process reads the load at most every `READ_EVERY` seconds.
+It is consulted after a commit, before the message of the next batch is sent, and again by the
+worker that takes it. A waiting batch holds nothing: all that there is of it is a time and a reason
+in the control, and `failures.wake` consults the governor again. Each process reads the load at most
+every `READ_EVERY` seconds.
 """
 
 import logging

@@ -2,9 +2,9 @@
 
 A view takes a permit of its queue before its first batch, and keeps it until its refresh ends. It
 loses a permit that it has not used for a lease, because its worker was killed or its message is not
-taken, unless a batch of it is running. Those who wait are served in the order in which they came:
-the end of a refresh wakes the first, and every minute `matviews.maintain` has all of them ask
-again, which is enough if a limit was raised or a worker was killed.
+taken, unless a batch of it is running. Waiting views are served in the order in which they came:
+the end of a refresh wakes the first. After a raised limit or a killed worker, it is enough that
+`matviews.maintain` makes all of them ask again every minute.
 """
 
 import logging

@@ -1,1 +1,1 @@
-"""Failing views: their back-off, and what they failed with."""
+"""Failing views: their back-off, and the errors and definitions with which they failed."""

@@ -2,8 +2,9 @@
 
 A trigger of the project may write into a source of a view when the view's rows change. Each refresh
 then makes the next one due, for ever. Such a view is slowed, not stopped: other changes of its
-source are still refreshed at once. It is recognized by when its changes were logged: in a loop, all
-of them while it or a view that reads it was refreshed, and none while these are at rest.
+source are still refreshed at once. It is recognized by the times when its changes were logged: in a
+loop, all of them were logged while the view, or one that reads it, was being refreshed, and none at
+other times.
 """
 
 import logging

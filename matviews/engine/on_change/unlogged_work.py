@@ -1,7 +1,7 @@
 """Refreshes of views on change that are due for another reason than a logged change.
 
-A `ChangePoller` finds what is logged. This module finds every other reason: the phases that
-`change_status_of` does not call fresh although nothing is pending.
+A `ChangePoller` finds what is logged. This module finds the phases that are due for any other
+reason: those that `change_status_of` does not call fresh although no change is pending.
 """
 
 from collections import defaultdict

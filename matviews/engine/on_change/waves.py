@@ -1,10 +1,10 @@
 """Waves: refreshes on change of views that read others, one after the other.
 
 The rows that a refresh writes are changes of the source of the views that read them. Such a view
-waits while one that it reads, directly or through others, is running or about to begin with changes
-that are as old as its own: so a chain is refreshed in order, and a view that is reached in two ways
-is refreshed once. It waits at most for its schedule's delay, or for `UPSTREAM_WAIT` if that is
-longer, so that no view keeps it waiting forever.
+waits while a view that it reads, directly or through others, is being refreshed, or is about to be,
+with changes that are at least as old as its own: so a chain is refreshed in order, and a view that
+depends on a table through two others is refreshed once. It waits at most for its schedule's delay,
+or for `UPSTREAM_WAIT` if that is longer, so that no view keeps it waiting forever.
 """
 
 from collections.abc import Callable, Collection

@@ -1,4 +1,4 @@
-"""Parked keys of hooks: a hook names the row that it cannot write, and is called without it."""
+"""Parked keys of hooks: a hook names a key that it cannot write, and then leaves it out."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Listing the parked keys of a view for its project, and having them retried."""
+"""Listing the parked keys of a view, and making them due for a retry."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What waits for views: requests, and changes; and which keys are parked. For metrics."""
+"""The waiting requests, pending changes and parked keys of views. For metrics."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

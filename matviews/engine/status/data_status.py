@@ -1,10 +1,8 @@
 """How recent the rows of a view are: one or two statements, for pages that show them.
 
-A third one looks at the views that it reads, if it reads any.
-
-The statements read no catalog, so that triggers count as they were when the maintenance task last
-looked. All times are of what has committed, and so no later than the snapshot of a caller's
-transaction.
+If the view reads others, a third one reads the status of these. The statements read no catalog:
+triggers count as the maintenance task last found them. All times come from committed rows, so none
+is later than the snapshot of the caller's transaction.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Rows of the bookkeeping that are read again and again: those that have not changed are kept.
+"""A cache of bookkeeping rows that are read again and again, for those that have not changed.
 
 Making an object of a row, and reading its JSON, takes many times as long as comparing its columns.
 """

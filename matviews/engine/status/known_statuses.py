@@ -1,4 +1,4 @@
-"""The statuses of quiet views, of which only the age changes from one look to the next."""
+"""The statuses of quiet views, in which only the age changes from one reading to the next."""
 
 from collections.abc import Sequence
 from datetime import timedelta

@@ -1,10 +1,10 @@
 """The ranges of keys of a view's shards, and the change of their number.
 
-A change is a transaction that holds all shards of the view while no run of an open refresh has
-begun, so no batch is under way, and none has read a range. It leaves no shard a checkpoint: every
-phase begins with a full refresh of its new range, and all keys are in one. So nothing that was
-known of the old ranges is needed any more, neither dirty keys nor parked ones nor queues of shards,
-and a key that changes hands is processed by its new shard in full, whatever the old one has done.
+One transaction changes the number. It locks all shards of the view while no run of an open refresh
+has begun, so no batch is running, and none has read a range. Afterwards no shard has a checkpoint:
+every phase begins with a full refresh of its new range, and each key is in one of these. So the
+dirty keys, parked keys and queues of the old ranges are not needed any more, and a key that moves
+to another shard is processed there, whatever the old one has done.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Verifications in the background: requested once per view, and done in slices of some seconds.
 
-As with batches, a message is a hint. It has a token, and only the first worker that comes with the
+As with batches, a message is a hint. It has a token, and only the first worker that presents the
 current one gets the run; a lease by the database's clock says when it is sent again.
 """
 

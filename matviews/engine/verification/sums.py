@@ -1,7 +1,7 @@
 """Comparing the sums of an additive view with its source, while the source changes.
 
-In each snapshot, the sums plus the entries of the value logs are what the source says, unless
-something has changed that is not logged by its values. One snapshot shows that, too.
+In each snapshot, the sums plus the entries of the value logs equal the source, unless there is a
+change that was logged without its values. The same snapshot shows that, too.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Verifications wait as batches do: for the governor, and those of schedules for quiet hours."""
+"""Verifications wait like batches: for the governor and, if scheduled, for quiet hours to end."""
 
 import logging
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Parts of a batch: the dirty keys that it reads, and what of it is running."""
+"""Values of a batch: a part of its dirty keys, and its attempt to run a statement."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,8 @@
-"""What refreshes of a view cost by keys and in full, as its last ones show; which is cheaper.
+"""What the last refreshes of a view took, by keys and in full, and which is cheaper.
 
-A refresh by keys costs the source rows in the dirty groups, or the search for them, not the number
-of keys: five dirty keys may be the whole table. Only what it took before shows that.
+The cost of a refresh by keys depends on the source rows of the dirty groups, or on the search for
+them, not on the number of keys: five dirty keys may be the whole table. Only earlier refreshes show
+that.
 """
 
 from collections.abc import Iterable

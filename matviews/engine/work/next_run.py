@@ -3,8 +3,8 @@
 Refreshes take turns batch by batch. Within a refresh, a phase waits until the one before it has
 caught up with its source. Of the runs of one phase the oldest goes first.
 
-A run that has not begun waits while another refresh has a staging table: with that, the other one
-would overwrite its rows with older ones, or delete them.
+A run that has not begun waits while another refresh has a staging table: that refresh would
+overwrite the run's rows with older ones, or delete them.
 """
 
 from collections import defaultdict

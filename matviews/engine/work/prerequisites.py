@@ -1,4 +1,4 @@
-"""Refreshes that begin only when others have ended, those of views that their views read.
+"""Refreshes that begin only when the refreshes of views that their view reads have ended.
 
 A request records which refreshes it follows (`Refresh.upstream_refreshes`) and whether it waits for
 those that are open (`Refresh.waits_for_upstream`). It does not wait for one that cannot go on,

@@ -1,4 +1,4 @@
-"""What the aggregates of a source add up, and what a row gives to them."""
+"""What the aggregates of a source add up, and what a row contributes to them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

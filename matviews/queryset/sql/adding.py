@@ -1,9 +1,9 @@
 """Adding logged values to the sums of an additive view, and recomputing sums.
 
 Each entry that is committed and visible is counted once: it is deleted in the transaction that adds
-it. Where sums are recomputed, of some groups or of all, the very same snapshot has the rows of the
-source and the entries that are deleted. What commits later stays in the log. No number or time of
-an entry is ever compared: entries do not commit in their order.
+it. If the sums of some groups, or of all, are recomputed, the same snapshot has the rows of the
+source and the entries that are deleted. Entries that commit later stay in the log. No number or
+time of an entry is ever compared: entries do not commit in order.
 """
 
 import json

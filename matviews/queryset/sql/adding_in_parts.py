@@ -1,7 +1,7 @@
 """The same as `adding`, where no statement writes to several tables: through a temporary table.
 
-One statement copies into it what its snapshot sees: the numbers of the entries, and what the sums
-gain, or what they are. All that follows goes by the copy.
+One statement copies into it what its snapshot sees: the numbers of the entries, and the changes of
+the sums, or the new sums. All later statements read the copy.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""What rows of an additive view's source give to their groups: keys, numbers, and a weight.
+"""What rows of an additive view's source contribute to their groups: keys, numbers, and a weight.
 
-A row gives what its lookups say. The sums know the lookups as they were when they were last
-computed or added to. So entries of the aggregated table are added with these lookups; then each row
-behind a lookup that has changed is subtracted with it as it was, and added as it is.
+The contribution of a row depends on its lookups. The sums were computed, or last added to, with the
+lookups as they were then. So entries of the aggregated table are added with these old lookups; then
+each row behind a changed lookup is subtracted with the old lookup, and added with the new one.
 """
 
 from collections.abc import Iterator, Mapping

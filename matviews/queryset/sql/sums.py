@@ -1,4 +1,4 @@
-"""The sums of an additive view: what rows give to groups, and the view's rows from that."""
+"""The sums of an additive view: what rows contribute to groups, and the rows made of them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""The tables of an additive view: their columns, and whether they are as they should be."""
+"""The tables of an additive view: their columns, and whether the database's tables match them."""
 
 from collections.abc import Mapping
 from functools import cached_property

@@ -1,8 +1,8 @@
 """Several phases from one evaluation of the source, for some keys or for all.
 
-Where a statement can write in several of its parts, it is one. Elsewhere, the rows of the source go
-into a temporary table, which the statements of the phases read. No phase writes a row that another
-one does: of a key, either the source has a row, or the view, or both.
+Where one statement can write in several of its parts, all phases are one statement. Elsewhere, the
+rows of the source go into a temporary table, which the statements of the phases read. No two phases
+write the same row: a key has a row either in the source, or in the view, or in both.
 """
 
 from collections.abc import Collection, Sequence
