@@ -172,8 +172,8 @@ def check_columns(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
     with suppress(DatabaseFailure):  # not reachable
         return [
             Warning(
-                f"{label}: {fault}. Keys that are equal for one may differ for the other, so every "
-                f"refresh is full and staged.",
+                f"{label}: {fault}. Keys that are equal in one place may differ in the other, so "
+                f"every refresh is full and staged.",
                 hint="Give the column and its model the same type and collation in a migration, "
                 "and run `migrate`.",
                 obj=registry.find(label).model,
@@ -238,7 +238,7 @@ def _usually_full(definition: ViewDefinition, recent: engine.RecentRefreshes) ->
 
 @register(Tags.database)
 def check_additive(databases: Any = None, **_kwargs: Any) -> list[CheckMessage]:
-    """I001: which views a rule has made additive, and of which it would say something else now."""
+    """I001: which views a rule has made additive, and which it would decide differently now."""
     if router.db_for_write(ViewControl) not in (databases or ()):
         return []
     with suppress(DatabaseFailure):  # not migrated, or not reachable

@@ -18,6 +18,7 @@ from ..definition import ViewDefinition
 from ..exceptions import InvalidView
 from ..logs import log
 from ..models import TrackedTable, ViewControl, ViewSums
+from ..presentation import pluralize
 from ..queryset import GroupSums, Plan, additive_obstacles, count_groups, plan_of
 from ..redact import error_text
 from .transactions import alias, snapshot
@@ -60,7 +61,7 @@ def choose_additive() -> None:
         try:
             _choose(control, is_tracked=control.pk in tracked)
         except Exception as error:  # noqa: BLE001 - of one view
-            sentence = "whether a view is to be additive could not be decided"
+            sentence = "cannot decide whether a view is additive"
             log(logger, logging.ERROR, sentence, view=control.label, error=error_text(error))
 
 
@@ -89,13 +90,13 @@ def _choice(control: ViewControl, *, is_tracked: bool) -> AdditiveChoice | None:
 def _by_rule(control: ViewControl, sums: GroupSums, *, is_tracked: bool) -> AdditiveChoice | None:
     """What the rule says of a view that can be additive; None if its decision stays."""
     if sums.columns.extremes:
-        return AdditiveChoice(False, "Max and Min may have their groups recomputed anyway")
+        return AdditiveChoice(False, "Max and Min may need their groups recomputed anyway")
     if control.additive is not None:
         return None
     if control.shard_count > 1:
         return AdditiveChoice(False, "its keys are split among several shards")
     if is_tracked and not control.additive_reason:
-        return AdditiveChoice(False, "its changes were logged without their values before")
+        return AdditiveChoice(False, "its changes were tracked without value logs before")
     if table := _crowded(sums):
         return AdditiveChoice(False, f"{table} has {MAX_LOGS} value logs of other views already")
     return _measured(sums)
@@ -133,7 +134,7 @@ def _measured(sums: GroupSums) -> AdditiveChoice:
             misfit = sums.misfit()
     except DatabaseError as error:
         if not errors_of(alias()).is_statement_timeout(error):
-            return AdditiveChoice(None, "its source could not be read when that was to be decided")
+            return AdditiveChoice(None, "its source could not be read when the rule had to decide")
         reason = f"its groups could not be counted within {MAX_SECONDS:.0f} seconds"
         return AdditiveChoice(False, reason)
     return AdditiveChoice(not misfit and _pays(rows, groups), misfit or _in_words(rows, groups))
@@ -145,7 +146,11 @@ def _pays(rows: int, groups: int) -> bool:
 
 
 def _in_words(rows: int, groups: int) -> str:
-    return f"its source had {rows:,} rows in {groups:,} groups when that was decided"
+    return f"its source had {_counted(rows, groups)} when the rule decided"
+
+
+def _counted(rows: int, groups: int) -> str:
+    return f"{pluralize(rows, 'row')} in {pluralize(groups, 'group')}"
 
 
 def forget_additive() -> None:
@@ -165,7 +170,7 @@ def additive_choice(plan: Plan) -> AdditiveChoice:
     control = ViewControl.objects.filter(label=definition.label).first()
     if control is None or control.additive is None:
         why = control.additive_reason if control else ""
-        return AdditiveChoice(False, why or "that is decided when its triggers are installed")
+        return AdditiveChoice(False, why or "a rule decides when its triggers are installed")
     return AdditiveChoice(control.additive, control.additive_reason)
 
 
@@ -207,14 +212,14 @@ def additive_notes() -> Iterator[tuple[ViewDefinition, str]]:
 
 def _note(control: ViewControl, rows: int, groups: int, *, may_pay: bool) -> str:
     known = rows > 0 and groups > 0
-    now = f"{control.label} now has about {groups:,} groups of {rows:,} rows"
+    now = f"The source of {control.label} now has about {_counted(rows, groups)}"
     if not control.additive:
         if not known or not may_pay or not _pays(rows, groups):
             return ""
-        return f"{now}: to add up its changes would take less than recomputing groups."
+        return f"{now}: adding up its changes would take less time than recomputing groups."
     if known and rows < FEW_ROWS_PER_GROUP * groups:
-        return f"{now}: to recompute groups would take little, and cost writers nothing."
+        return f"{now}: recomputing groups would take little time, and cost writers nothing."
     return (
-        f"{control.label} is additive, by a rule: {control.additive_reason}. Each write to its "
-        f"source tables also writes to a value log."
+        f"{control.label} is additive, as a rule decided: {control.additive_reason}. Each write to "
+        f"its source tables also writes to a value log."
     )

@@ -158,7 +158,7 @@ def _notes(statuses: Iterable[ViewStatus]) -> Iterator[Text]:
     for status in statuses:
         for worker, since in status.running:
             elapsed = format_duration(now - since)
-            yield Text(f"{status.label}: running at {worker}, its batch for {elapsed}")
+            yield Text(f"{status.label}: running on {worker}, this batch for {elapsed}")
         if status.state == ViewState.WAITING:
             yield Text(f"{status.label}: {waiting_in_words(status)}", style="yellow")
         if pauses := pausing_in_words(status):

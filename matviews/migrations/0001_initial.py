@@ -270,7 +270,7 @@ class Migration(migrations.Migration):
                     "quiet_from",
                     models.TimeField(
                         blank=True,
-                        help_text="From this time of day on, refreshes wait unless they are forced, and a late view is not a fault. Leave both empty to use the default from the code; the same time twice means no quiet hours.",
+                        help_text="From this time of day on, refreshes wait unless they are forced, and the view does not count as late. Leave both empty to use the default from the code; the same time twice means no quiet hours.",
                         null=True,
                         verbose_name="quiet from",
                     ),

@@ -132,9 +132,9 @@ class ViewControl(Totals):
         null=True,
         blank=True,
         help_text=_(
-            "From this time of day on, refreshes wait unless they are forced, and a late view is "
-            "not a fault. Leave both empty to use the default from the code; the same time twice "
-            "means no quiet hours."
+            "From this time of day on, refreshes wait unless they are forced, and the view does "
+            "not count as late. Leave both empty to use the default from the code; the same time "
+            "twice means no quiet hours."
         ),
     )
     quiet_until = models.TimeField(

@@ -374,7 +374,7 @@ def test_the_list_is_not_cut_in_a_file() -> None:
     assert lines[long][1:] == ["removed", "from", "the", "code", "yes", "?", "never"]
     assert lines["sample.Whole"][1:6] == ["ok,", "no", "target", "yes", "3"]
     assert lines["sample.Sharded"][1:] == ["never", "built", "by", "name", "0", "never"]
-    assert re.search(rf"{long}: running at vm-1:4711, its batch for 1 min \d+ s\n", ran.out)
+    assert re.search(rf"{long}: running on vm-1:4711, this batch for 1 min \d+ s\n", ran.out)
     assert "sample.Limited insert: RuntimeError: do_insert was told to fail\n" in ran.out
     assert "\x1b" not in ran.out
 

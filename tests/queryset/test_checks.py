@@ -409,7 +409,7 @@ class TestShards:
 
         (error,) = [each for each in found() if each.id == "matviews.E027"]
 
-        assert "slot must be unique, so rows of two shards" in error.msg
+        assert "slot must be unique, so two rows in different shards" in error.msg
 
     @pytest.mark.only_on("postgres", reason="only PostgreSQL has exclusion constraints")
     def test_nor_a_range_that_excludes_others(self) -> None:

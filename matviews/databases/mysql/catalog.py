@@ -54,7 +54,7 @@ class MySQLCatalog(Catalog):
         why = f"where {', '.join(views)} would be staged"
         if not views:
             missing = tuple(right for right in missing if right.endswith("TABLES"))
-            why = "where deleting needs it"
+            why = "to delete rows of views"
         return [MissingRight(self._role(), missing, f"`{schema}`.*", why)] if missing else []
 
     def _role(self) -> str:

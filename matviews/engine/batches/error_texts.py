@@ -17,7 +17,7 @@ __all__ = ["UNSPLIT", "loggable_error", "stored_texts", "unmoved_text"]
 
 UNSPLIT = (
     "The keys of the view must be split among its shards again, but another process has locked one "
-    "of these. The batch will be retried."
+    "of the shards. The batch will be retried."
 )
 
 

@@ -52,10 +52,10 @@ TRIMMED_AT_ONCE = 50_000
 MAX_SHARE, FEW_ROWS = 0.25, 10_000
 MAX_CUTS = 4  # while rows change, further groups may become doubtful
 INCOMPLETE = "changes were logged without their values"
-LEFT = "an extreme value may have gone, or a row that was not logged"
+LEFT = "a largest or smallest value may have been deleted, or a row that was not logged"
 SUSPECT = "sums were impossible"
-TOO_MANY = "too many groups were to be recomputed"
-MOVED = "too many rows were behind lookups that have changed"
+TOO_MANY = "too many groups had to be recomputed"
+MOVED = "too many rows were behind changed lookups"
 ALTERED = (
     "a column of its source was altered: run manage.py update_materialized_views --triggers install"
 )
@@ -226,7 +226,9 @@ def _build(work: Work, kept: ViewSums, refresh_id: int) -> bool:
     kept.drain_number, kept.refresh = work.shard.drain_number, refresh_id
     if reason:
         kept.drain_number, kept.reason = ViewSums.FAILED, reason[:255]
-        sentence = "the sums of an additive view cannot be computed, so it is refreshed without"
+        sentence = (
+            "the sums of an additive view cannot be computed, so it is refreshed from its source"
+        )
         log(logger, logging.WARNING, sentence, view=work.shard.view.label, reason=reason)
         if not refresh_id and (misfit := work.plan.additive.misfit()):
             _enqueue_all(kept, misfit)  # rows may have been written from wrong sums since
@@ -256,7 +258,7 @@ def distrust_misfits() -> None:
         except Exception as error:
             if errors_of(alias()).is_external(error):
                 raise
-            sentence = "whether the sums of an additive view can be right is not known"
+            sentence = "cannot check whether the sums of an additive view are right"
             log(logger, logging.WARNING, sentence, view=kept.view.label, error=error_text(error))
 
 

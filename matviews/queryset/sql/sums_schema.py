@@ -93,7 +93,7 @@ class SumsSchema:
                 if not self.tables.accepts(kind, places_of_column(field) if numeric else None):
                     return f"{table}.{column} is {kind} in the database, unlike in the model"
         if hiding := self.tables.hides_rows(self.additive.logs):
-            return f"{hiding} has row security, and a value log has the rows of everybody"
+            return f"{hiding} has row security, but a value log has the rows of all roles"
         return self._ambiguous()
 
     def _ambiguous(self) -> str:

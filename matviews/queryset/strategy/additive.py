@@ -157,7 +157,9 @@ def _obstacles_of_view(source: Source, inspection: Inspection) -> Iterator[str]:
         inspection.untrackable: inspection.untrackable,
         inspection.strategy.incremental_obstacle: inspection.strategy.incremental_obstacle,
         "MatviewMeta.depends_on declares dependencies": declared_dependencies(definition),
-        "source() has a date or time as a parameter, which may move": has_dates(source),
+        "source() has a date or time as a parameter, which may differ in each call": has_dates(
+            source
+        ),
     }
     yield from (reason for reason, applies in found.items() if applies)
     for phase in definition.options.phases:

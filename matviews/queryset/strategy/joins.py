@@ -44,9 +44,9 @@ def obstacles_of_joins(query: SourceQuery) -> Iterator[str]:
         elif model_of_table(table.table) is None or set('"`.') & set(table.table):
             yield f"{table.table} is not a plain table of a model"
         elif table.restricted:
-            yield f"source() joins {table.table} by a condition"
+            yield f"source() joins {table.table} on a condition"
         elif not _is_unique(table):
-            yield f"source() joins {table.table}, of which a row may find several"
+            yield f"source() joins {table.table}, of which a row may match several rows"
 
 
 def _is_unique(table: JoinedTable) -> bool:

@@ -19,15 +19,15 @@ def sharding_obstacle(source: Source, inspection: Inspection) -> str:
     if inspection.strategy.staged:
         return f"a full refresh evaluates its source as a whole: {inspection.strategy.reason}"
     if source.definition.options.additive:
-        return "the sums of an additive view are added up in one place"
+        return "an additive view has one table of sums for all keys"
     if obstacle := next(inexact_key_obstacles(source), None):
         return obstacle.reason
     dialect = dialect_of(source.query.using)
     for column in source.key:
         if dialect.session_collation and family(column.field) == TEXT:
             return (
-                f"key field {column.name} is text, and on this database it depends on the session "
-                f"which of two listed texts comes first"
+                f"key field {column.name} is text, and on this database the collation of a session "
+                f"may decide which of two texts comes first"
             )
     return _constraint_obstacle(source)
 
@@ -36,8 +36,8 @@ def _constraint_obstacle(source: Source) -> str:
     """Which constraint compares rows of two shards, which no batch can change together."""
     if fields := next(other_unique(source, with_deferrable=True), None):
         names = ", ".join(field.name for field in fields)
-        return f"{names} must be unique, so rows of two shards may violate the constraint"
+        return f"{names} must be unique, so two rows in different shards may violate the constraint"
     for constraint in source.model._meta.constraints:
         if not isinstance(constraint, CheckConstraint | UniqueConstraint):  # as one that excludes
-            return f"rows of two shards may violate the constraint {constraint.name}"
+            return f"two rows in different shards may violate the constraint {constraint.name}"
     return ""

@@ -220,7 +220,7 @@ def test_no_sums_are_used_before_all_triggers_write_to_their_logs(
             lambda shops: shops.Region._base_manager.values("zone").annotate(
                 sales=Count("joinedcustomer")
             ),
-            "of which a row may find several",
+            "of which a row may match several rows",
         ),
         (
             lambda shops: shops.Customer._base_manager.values(
@@ -232,7 +232,7 @@ def test_no_sums_are_used_before_all_triggers_write_to_their_logs(
             lambda shops: shops.Sale._base_manager.annotate(
                 large=FilteredRelation("customer", condition=Q(customer__rank__gt=1))
             ).values(zone=F("large__segment")).annotate(sales=Sum("qty")),
-            "by a condition",
+            "on a condition",
         ),
     ],
 )  # fmt: skip

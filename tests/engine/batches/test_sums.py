@@ -358,7 +358,7 @@ def test_sums_that_cannot_be_read_or_written_leave_the_source(
 
     assert engine.verify(sales.View).equal
     assert kept_of(sales.View).drain_number == ViewSums.FAILED
-    assert "is refreshed without" in caplog.text
+    assert "is refreshed from its source" in caplog.text
 
 
 def test_a_log_of_unused_sums_is_emptied(sales: Sales, monkeypatch: pytest.MonkeyPatch) -> None:
