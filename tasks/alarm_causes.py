@@ -81,7 +81,7 @@ def _is_broken(cause: Cause) -> bool:
 
 
 def _delayed_by(cause: Cause) -> Collection[str]:
-    """The views that a cause makes late, of a cause that does so to some: by label."""
+    """The views that a cause makes late, by label, if it makes only some late."""
     if cause.problem.kind == NO_POLLING:
         schedules = RefreshSchedule.objects.filter(on_change=True, enabled=True)
         return set(schedules.values_list("view__label", flat=True))
@@ -121,7 +121,7 @@ def _root(
     troubled: Collection[str],
     reads: Mapping[str, Collection[str]],
 ) -> str:
-    """From a view to one that it reads and that makes it late, and on from there if that is late.
+    """The view at the root of a delay: the view that makes this one late, or makes that one late.
 
     In a cycle of late views, the first by label is the root.
     """

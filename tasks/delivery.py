@@ -53,7 +53,8 @@ class Delivery:
     def record_late(self) -> None:
         """Record what was delivered after the wait for it had ended.
 
-        By the thread at its end, and by who waited, once it has recorded what was left.
+        The thread calls it at its end, and so does the waiting process once it has recorded the
+        rest.
         """
         with _recording:
             for alarm in [each for each in self.recorded if each not in self.left]:
@@ -73,8 +74,7 @@ def deliver(alarms: Sequence[Alarm]) -> list[Delivery]:
         alarms: each has in `event` what happened. Those with `undelivered` are delivered again to
             these only.
 
-    Returns:
-        What each channel has left. Who records that sets `recorded`, and calls `record_late`.
+    Returns: What each channel has left. Who records that sets `recorded`, and calls `record_late`.
     """
     _log([each for each in alarms if not each.undelivered])
     channels = _channels()

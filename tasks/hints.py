@@ -74,7 +74,7 @@ class Hinter:
         self._sent_at, self._silent_until = -math.inf, -math.inf
 
     def note(self, table: str) -> None:
-        """A table was written, and that is committed. It waits for nothing."""
+        """Record a committed write to a table, without waiting for anything."""
         if time.monotonic() < self._known_until and table not in self._delays:
             return
         self._written[table] = None
@@ -117,7 +117,7 @@ class Hinter:
         return math.inf
 
     def _next_due(self) -> float:
-        """When a hint is due for what was written meanwhile; infinite if for nothing."""
+        """When a hint is due for the tables written meanwhile; infinite if none is."""
         written, moment = set[str](), time.monotonic()
         while self._written:
             written.add(self._written.popitem()[0])

@@ -57,7 +57,7 @@ class HealthState(StrEnum):
 
 
 class Problem(NamedTuple):
-    """Something that a person should look at."""
+    """Something that a person should know about."""
 
     state: HealthState
     #: What it is, for programs: the state of a view, or "database", "not migrated", "maintenance",

@@ -64,8 +64,8 @@ def change_status(label: str, tracking: Tracking, using: str) -> ChangeStatus | 
     """The log, queue, triggers and checkpoints of a view; None if it has no records.
 
     One statement, because a change is first in the log, then in the queue, then counted by the
-    shard. It looks at the triggers only if nothing is waiting: on MariaDB and MySQL that takes
-    longer than all else. A second one looks at the triggers of partitions.
+    shard. It reads the triggers only if no change is pending: on MariaDB and MySQL that takes
+    longer than all else. A second statement reads the triggers of partitions.
     """
     connection, dialect = connections[using], triggers_of(using)
     models = (ViewControl, ViewShard, TrackedTable, Refresh, ParkedKey, ShardChange)
@@ -130,7 +130,7 @@ def _are_logged(
     tracking: Tracking,
     dialect: Triggers,
 ) -> bool:
-    """Whether triggers log all changes of tables, with whose records they are given."""
+    """Whether triggers log all changes of tables, which are given with their records."""
     present = dialect.with_partitions({record.table: found for record, found in read})
     return all(
         is_tracked(record, view_id, tracking.tables[record.table], present[record.table])
@@ -139,7 +139,7 @@ def _are_logged(
 
 
 def _of_all(shards: Sequence[ChangeStatus]) -> ChangeStatus:
-    """The status of a view, from those of its shards; of several, drains have no common number.
+    """The status of a view, from those of its shards. Several shards have no common drain number.
 
     So its drain is 0, and a phase has reached it if it has reached the last drain of each shard.
     """
@@ -187,7 +187,7 @@ def oldest_logged(tracking: Tracking, using: str) -> Combinable:
 
 
 def recorded_as_unlogged(view_id: int, tracking: Tracking) -> set[str]:
-    """The tables whose changes are not logged for a view, as of the last look at the triggers."""
+    """The tables whose changes are not logged for a view, as the triggers were last found."""
     records = {each.table: each for each in TrackedTable.objects.filter(table__in=tracking.tables)}
     return {
         table
@@ -255,7 +255,7 @@ def oldest_waiting(views: Collection[int] | None = None) -> dict[int, timedelta]
 
 
 def _of_shards(views: Collection[int]) -> QuerySet[ShardChange]:
-    """What is in the queues of shards of these views."""
+    """The entries in the queues of shards of these views."""
     return ShardChange.objects.filter(shard__view__in=views)
 
 
@@ -271,7 +271,7 @@ def newest_waiting(view_id: int, tables: Collection[str]) -> timedelta | None:
 
 
 def waiting_tables(view_id: int, tables: Collection[str]) -> set[str]:
-    """Those of the tables of which changes are in the log or in a view's queue."""
+    """The tables that have changes in the log or in a view's queue."""
     logged = Change.objects.filter(table__in=tables)
     queued = ViewChange.objects.filter(table__in=tables, view=view_id)
     kinds = (logged, queued, _of_shards([view_id]).filter(table__in=tables))
@@ -281,7 +281,7 @@ def waiting_tables(view_id: int, tables: Collection[str]) -> set[str]:
 
 
 def _ages(rows: QuerySet[Any], *by: str) -> QuerySet[Any, tuple[Any, ...]]:
-    """The age of the oldest row of each group, after what the group has in common."""
+    """The age of the oldest row of each group, after the group's common value."""
     return rows.order_by().values(*by).values_list(*by, UtcNow() - Min("logged_at"))
 
 
@@ -307,7 +307,7 @@ def count_waiting() -> dict[int, int]:
 
 
 def _counted(rows: QuerySet[Any], *by: str) -> QuerySet[Any, tuple[Any, ...]]:
-    """How many changes the rows of each group have, after what the group has in common."""
+    """How many changes the rows of each group have, after the group's common value."""
     grouped: QuerySet[Any, Any] = rows.order_by().values(*by)
     grouped = grouped.annotate(changes=Sum(Greatest("count", 1)))
     return grouped.values_list(*by, "changes")

@@ -23,13 +23,10 @@ STATE = "matviews_state"  # the part with the view's shard, if its rows have bee
 
 
 class WaitingSQL:
-    """Queries for what waits for a view.
+    """Queries for the pending changes of a view.
 
-    Args:
-        label: the label of the view.
-        tracking: what the view depends on.
-        in_parts: those of its tables that have partitions or are some.
-        using: alias of the database.
+    Args: label: the label of the view. tracking: what the view depends on. in_parts: those of its
+    tables that have partitions or are partitions. using: alias of the database.
     """
 
     def __init__(
@@ -49,10 +46,8 @@ class WaitingSQL:
     def state(self, columns: str, joins: SQL, conditions: Iterable[SQL]) -> SQL:
         """The query of `STATE`.
 
-        Args:
-            columns: more of its columns.
-            joins: more tables than `control` and `shard`.
-            conditions: on these, under which rows are there that are right unless changes wait.
+        Args: columns: more of its columns. joins: more tables than `control` and `shard`.
+        conditions: on these tables; if they hold, rows without pending changes are right.
         """
         # Rows of a view with several shards are computed: each shard has a queue of its own.
         alone = SQL(
@@ -69,7 +64,7 @@ class WaitingSQL:
         )
 
     def processed(self, phases: Collection[Phase], fingerprint: str) -> tuple[str, list[SQL]]:
-        """The last drain that all phases have processed, and whether they can go on from it."""
+        """The last drain that all phases have processed, and whether they can continue from it."""
         drains, conditions = [], []
         for phase in phases:
             drain = self.sql.drain("shard.checkpoints", phase.value)
@@ -120,7 +115,7 @@ class WaitingSQL:
         return self.sql.has_all(array, values) if values else SQL("")
 
     def entries(self) -> SQL:
-        """The query of `ENTRIES`: what is logged and queued."""
+        """The query of `ENTRIES`: the entries of the log and of the queue."""
         table, links = self._name("table"), self._name("links")
         concerned = self.dialect.shares_name(
             "log.changed", "readers.view_columns", f"{STATE}.view_id"
@@ -182,14 +177,14 @@ class WaitingSQL:
         )
 
     def has_dirty(self) -> SQL:
-        """Whether there are such keys."""
+        """Whether there are dirty keys."""
         return SQL(
             f"EXISTS (SELECT 1 FROM {STATE} JOIN {self.dirty_keys} dirty "
             f"ON dirty.shard_id = {STATE}.shard_id AND dirty.drain_number > {STATE}.reached)"
         )
 
     def has_unreadable_dirty(self, key: Sequence[Column]) -> SQL:
-        """Whether there may be such keys that SQL cannot read back."""
+        """Whether there may be dirty keys that SQL cannot read back."""
         if not (misread := self.sql.may_be_misread("dirty.keys", key)):
             return SQL("")
         return SQL(

@@ -85,7 +85,7 @@ def lock_covering() -> dict[int, Covering]:
 
 
 def lock_stretch(after: int, limit: int, tables: Sequence[str] = ()) -> Stretch:
-    """Lock entries above a primary key; there must be one. Only those of the tables, if any.
+    """Lock entries above a primary key; there must be one. If tables are given, only theirs.
 
     Uncommitted entries, and those of other processes, are between the spans. On SQLite, where
     nobody else writes meanwhile, it is the rest of the log.
@@ -116,7 +116,7 @@ def lock_stretch(after: int, limit: int, tables: Sequence[str] = ()) -> Stretch:
 def readers(low: int, high: int, tables: Sequence[str] = ()) -> dict[int, datetime]:
     """The views that need entries of the log, and the time of the oldest one that they need.
 
-    Only entries of the tables, if any.
+    If tables are given, only entries of these.
 
     Call it after the entries were found, or in the same snapshot. A view that starts to read a
     table later gets a full refresh queued, which finds these changes in its source.
@@ -142,7 +142,7 @@ def keep_oldest(covering: Mapping[int, Covering], since: Mapping[int, datetime])
 
 
 def delete_spans(spans: Iterable[Span]) -> list[int]:
-    """Delete long spans; the primary keys of entries that are left.
+    """Delete long spans, and return the primary keys of the entries that are left.
 
     These are short spans, and the last entry of each long one: MariaDB and MySQL read the row after
     a range, which another process may have locked. On SQLite the rest of the log is all of it, and

@@ -49,7 +49,7 @@ def has_queued(view_id: int) -> bool:
 def distribute(view_id: int) -> None:
     """Move the entries of a view's queue to the queues of its shards, in a short transaction.
 
-    A view that has one shard by now keeps them: its batches read the view's queue only.
+    If the view has only one shard by now, they stay: its batches read only the view's queue.
     """
     using = router.db_for_write(ViewChange)
     if not connections[using].features.has_select_for_update:
@@ -92,7 +92,7 @@ def _count(change: QueuedChange) -> int:
 def drain_shard(shard_id: int) -> list[QueuedChange]:
     """Empty a shard's queue. Call it in the transaction that computes its rows, before it does.
 
-    Only the batches of the shard call it, which hold its row.
+    Only batches of the shard call it, which have locked its row.
     """
     return drain(ShardChange, shard_id, f"shard_id = {int(shard_id)}")
 
@@ -104,10 +104,10 @@ def delete_shard_queues(shards: Collection[int]) -> None:
 
 
 def sweep_shard_queues() -> None:
-    """Delete entries of shards that are gone, or are alone now and read the view's queue.
+    """Delete entries of shards that are deleted, or that remain alone and read the view's queue.
 
-    Whoever distributed them saw several shards, so the number became one afterwards, and with it
-    the shard that is left lost its checkpoints: its full refresh includes these changes.
+    The process that distributed them saw several shards. So the number became one afterwards, when
+    the shard that remains lost its checkpoints: its full refresh includes these changes.
     """
     several = ViewShard.objects.filter(view=OuterRef("view"), number__gt=0)
     read = ViewShard.objects.filter(Exists(several.order_by()), pk=OuterRef("shard"))

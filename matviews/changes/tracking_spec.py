@@ -51,7 +51,7 @@ def tracking_of(plan: Plan) -> Tracking:
 
 
 def with_value_logs(tracking: Tracking, plan: Plan) -> Tracking:
-    """The same, and what is logged for the sums of a view that is additive."""
+    """The same, with what triggers log for the sums of an additive view."""
     logs = plan.additive.additive.logs if plan.additive else {}
     tables = {
         table: replace(spec, value_logs=frozenset([logs[table]])) if table in logs else spec

@@ -50,7 +50,7 @@ class _Needed(NamedTuple):
 
 
 def create(dialect: Triggers, by_view: ByView) -> frozenset[ValueLog]:
-    """Create the tables that views need and that are not there, or are for other columns.
+    """Create the tables that views need and that are missing or have other columns.
 
     A view whose tables cannot be created is refreshed from its source, as the log says.
 
@@ -107,7 +107,7 @@ def _create(dialect: Triggers, needed: _Needed, view_id: int) -> None:
 
 
 def forget(table: str, views: Collection[int], logs: Iterable[ValueLog]) -> None:
-    """Let views use no sums but those whose logs are about to be written.
+    """Keep views from using their sums, unless triggers are about to write to the value logs.
 
     Args:
         table: the table whose triggers write to the logs.
@@ -154,7 +154,7 @@ def find_unusable(using: str, by_view: ByView) -> Iterator[str]:
 
 
 def missing(using: str, by_view: ByView) -> list[str]:
-    """The statements that create the tables that are not as they should be."""
+    """The statements that create the tables that are missing or out of date."""
     return [
         statement
         for needed in _needed(using, by_view)
@@ -187,7 +187,7 @@ def present_logs() -> set[str]:
 
 
 def are_valued(logs: Mapping[str, ValueLog]) -> bool:
-    """Whether the triggers of tables write to their value logs, as it is recorded.
+    """Whether the triggers of tables write to their value logs, according to the records.
 
     They may be of another version: a table that was locked still has the old ones.
     """
@@ -206,7 +206,7 @@ def count_values(log: str, most: int) -> int:
 
 
 def trim_values(log: str, most: int) -> None:
-    """Delete up to `most` entries of a value log that are committed. The sums lack them then."""
+    """Delete up to `most` committed entries of a value log, so that the sums lack them."""
     using = router.db_for_write(ViewSums)
     sums_of(using).trim(sums_of(using).name(log), most)
 

@@ -9,8 +9,8 @@ __all__ = ["TriggerSpec", "ValueLog", "is_covered"]
 class ValueLog(NamedTuple):
     """A table that gets the values of each changed row, for one additive view.
 
-    An entry has a weight: 1 of a row that has come, -1 of one that has gone, 0 of one that may have
-    gone. Without a weight, an entry says that changes are missing here.
+    The weight of an entry is 1 if a row was inserted, -1 if it was deleted, 0 if it may have been
+    deleted. An entry without a weight says that changes are missing from the log.
     """
 
     #: The table's name.
@@ -45,7 +45,7 @@ class TriggerSpec:
         return self.recorded | (self.columns or frozenset())
 
     def covers(self, other: "TriggerSpec") -> bool:
-        """Whether what is logged suffices for `other`, which can do without a value log."""
+        """Whether what is logged suffices for `other`, except perhaps for a value log."""
         return is_covered(other.columns, self.columns) and other.links <= self.links
 
     @property

@@ -52,9 +52,9 @@ class AdditiveChoice(NamedTuple):
 def choose_additive() -> None:
     """Decide which views are additive where nothing is recorded yet. Run it before `install`.
 
-    Views whose changes triggers log already stay as they are. What cannot be decided, because
-    tables are missing or locked, or the view is not additive, is left for the next time. So is a
-    view of which deciding fails: it keeps no other one, nor its triggers, from what they need.
+    Views whose changes are already tracked stay as they are. If a view cannot be decided, because
+    tables are missing or locked, it is left for the next time. So is a view for which the decision
+    fails; that affects neither other views nor its triggers.
     """
     tracked = {pk for record in TrackedTable.objects.all() for pk in record.views}
     for control in ViewControl.objects.order_by("label"):
@@ -127,7 +127,7 @@ def _by_code(value: object) -> str:
 
 
 def _measured(sums: GroupSums) -> AdditiveChoice:
-    """What the rule says of a source as it is."""
+    """What the rule says of a source with its present rows."""
     try:
         with snapshot(MAX_SECONDS, durable=False, lock=MAX_LOCKED):
             rows, groups = count_groups(sums)
@@ -190,10 +190,10 @@ def count_pending_values(view_id: int) -> int | None:
 
 
 def additive_notes() -> Iterator[tuple[ViewDefinition, str]]:
-    """What a person should know of views that the code leaves to the rule, a sentence each.
+    """A sentence for a person about each view that the rule decides, if there is something to say.
 
-    Those that were made additive, and those of which the rule would say something else now, by the
-    database's statistics.
+    It names views that were made additive, and views that the rule would decide differently now,
+    judging by the database's statistics.
     """
     estimates: dict[str, int] = {}
     for control in ViewControl.objects.exclude(additive=None).order_by("label"):

@@ -130,7 +130,7 @@ class _Known(NamedTuple):
 
 
 class _Statement(NamedTuple):
-    """The statement that reads a view as of now, without what is asked of its rows."""
+    """The statement that reads a view as of now, before the caller's filters and columns."""
 
     sql: CurrentSQL
     parts: list[Part]

@@ -14,7 +14,7 @@ LOG_FLOOR = "matviews_logfloor"
 
 
 class Floors:
-    """All of them: a database without transaction IDs knows no better.
+    """Without transaction IDs, there is no floor: statements read all entries.
 
     What is returned goes into a FROM, and has all columns of the table.
 
@@ -66,7 +66,7 @@ class Floors:
         return self.name(QUEUE)
 
     def queued(self, views: str = "", *, alone: bool = True) -> str:
-        """At least an entry of each queue that has one.
+        """At least one entry of each queue that has any.
 
         Args:
             views: a query for the views that matter, by primary keys of controls; "" for all.
@@ -75,7 +75,7 @@ class Floors:
         return self.name(QUEUE)
 
     def raise_floor(self) -> None:
-        """Have later statements read less. Call it outside of a transaction."""
+        """Raise the floor, so that later statements read less. Call it outside of a transaction."""
 
     def renumber(self) -> None:
-        """Have later statements read what lies below the floor, because somebody loaded it."""
+        """Give new transaction IDs to entries below the floor, which somebody has loaded."""

@@ -177,7 +177,7 @@ class SumTables:
         return any(set(each) == {*columns} for each in found.values())
 
     def hides_rows(self, tables: Collection[str]) -> str:
-        """Which of the tables shows some roles fewer rows than triggers log; "" if none does."""
+        """Which table shows some roles fewer rows than triggers log; "" if none does."""
         return ""
 
     def identity(self, column: str) -> str:
@@ -200,11 +200,10 @@ class SumTables:
         )
 
     def differs(self, name: str, logged: str) -> str:
-        """Whether sums differ, of a group that has a row for each of them, one of them negated.
+        """Whether two sums of a group differ, which are given as two rows, one of them negated.
 
-        Args:
-            name: the column with the numbers.
-            logged: how many of the rows are what is logged.
+        Args: name: the column with the numbers. logged: how many of the rows come from the value
+        log.
         """
         return f"SUM({name}) <> 0"
 
@@ -239,7 +238,7 @@ class SumTables:
         return column
 
     def mean(self, total: str, count: str, places: int) -> str:
-        """What AVG returns for values with this sum, of which there is at least one.
+        """What AVG returns for one or more values with this sum.
 
         Args:
             total: the sum.

@@ -94,9 +94,9 @@ def _up_to_date(work: Work, run: PhaseRun) -> str:
 
 
 def _keep_up(work: Work) -> str:
-    """Add what has been logged although rows are computed from the source, as keys are left out.
+    """Add what has been logged although rows are computed from the source, as keys are parked.
 
-    What cannot be added is deleted: the sums are recomputed once no key is parked any more.
+    Entries that cannot be added are deleted: the sums are recomputed once no key is parked.
 
     Returns:
         "", as the sums are not used.
@@ -246,7 +246,7 @@ def distrust_sums(view_id: int) -> None:
 
 
 def distrust_misfits() -> None:
-    """Have views refreshed in full, from their source, whose sums can no longer be right.
+    """Have views whose sums can no longer be right refreshed in full, from their source.
 
     Somebody may have dropped the index that keeps a lookup unique, or altered a column. A view
     whose `source()` fails now is left out, and logged.

@@ -118,10 +118,10 @@ class Split(Enum):
 
 
 def split_for_batch(shard_id: int) -> Split:
-    """Split the keys of a shard's view before a batch, which has rolled back.
+    """Split the keys of a shard's view before its batch, which has rolled back.
 
-    Two shards that begin at the same time try it both, so it waits for a moment. It is `KEPT` if
-    the shard is gone.
+    Two shards that begin at the same time both try it, so it waits for a moment. `KEPT` if the
+    shard was deleted.
     """
     result, shard = Split.KEPT, ViewShard.objects.filter(pk=shard_id)
     if found := shard.select_related("view").first():
@@ -202,7 +202,7 @@ def _has_begun(control: ViewControl) -> bool:
 
 
 def _is_due(shards: Collection[ViewShard], count: int, order: list[str], *, rebuilds: bool) -> bool:
-    """Whether these are not the shards that a view should have."""
+    """Whether the shards of a view differ from those that it should have."""
     if len(shards) != count or count == 1:
         return len(shards) != count
     if any(shard.key_order != order for shard in shards):
@@ -230,7 +230,7 @@ def _replace(control: ViewControl, cut: Ranges, order: list[str], *, rebuilds: b
 def forget_keys(shards: Collection[ViewShard], gone: Collection[ViewShard]) -> None:
     """Delete some of a view's shards, and have all phases begin with full refreshes in the others.
 
-    Without their own, nobody would process what was dirty or queued in those that are gone. Call it
+    Without these, nobody would process what was dirty or queued in the deleted shards. Call it
     while all shards of the view are locked.
     """
     keys, pks = [shard.pk for shard in shards], [shard.pk for shard in gone]

@@ -28,7 +28,7 @@ TOTALS, ADDED = "matviews_totals", "matviews_added"  # parts of the statement th
 
 
 class Cut(NamedTuple):
-    """What adding found."""
+    """What the addition found."""
 
     #: How many entries were added.
     entries: int
@@ -95,7 +95,7 @@ def count_moved(sums: GroupSums, most: int) -> int:
 def _add_at_once(
     sums: GroupSums, log: str, table: str, keys: Keys | None, *, moves: bool
 ) -> tuple[int, bool, set[Key], set[Key]] | None:
-    """What `Cut` has, by one statement; None as in `_add`."""
+    """A `Cut`, by one statement; None as in `_add`."""
     name, numbers = sums.dialect.name(table), sums.columns.numbers
     gone, logs = [*_gone(sums, log, moves=moves)], sums.additive.lookup_logs
     of_lookups = {each: f"{GONE}{number}" for number, each in enumerate(logs)} if moves else {}
@@ -173,7 +173,7 @@ def build(sums: GroupSums, log: str, table: str) -> None:
 
 
 def count_rows(sums: GroupSums, table: str, keys: Collection[Key] = ()) -> int:
-    """How many rows of the source the groups with some keys have, or all, as the sums know it."""
+    """How many source rows the groups with some keys have, or all groups, according to the sums."""
     among = sums.among(sums.keys(keys)) if keys else SQL("1 = 1")
     with connections[sums.dialect.using].cursor() as cursor:
         cursor.execute(
@@ -199,7 +199,7 @@ def lacks_values(sums: GroupSums, log: str) -> bool:
 
 
 def count_groups(sums: GroupSums) -> tuple[int, int]:
-    """How many rows of the source have a key, and how many groups they are, as it is now."""
+    """How many source rows have a key, and in how many groups they are now."""
     totals = sums.totals()
     with connections[sums.dialect.using].cursor() as cursor:
         cursor.execute(

@@ -24,7 +24,7 @@ MISSING = "matviews_missing"  # whether an entry says that changes are missing
 def add_in_parts(
     sums: GroupSums, log: str, table: str, recomputed: Keys | None, *, moves: bool
 ) -> tuple[int, bool, set[Key], set[Key]] | None:
-    """What `Cut` has; None if the lookups of rows have changed, unless it `moves` them."""
+    """A `Cut`; None if the lookups of rows have changed, unless it `moves` them."""
     tables, name = sums.tables, sums.dialect.name(table)
     names = [*sums.columns.all, *(each.gone for each in sums.columns.extremes)]
     names += [UNSURE] if tables.has_doubts else []

@@ -24,7 +24,7 @@ __all__ = ["GivenRows", "Logged"]
 
 
 class Logged(NamedTuple):
-    """What is logged, as SQL for FROM."""
+    """The entries of the value logs, as SQL for FROM."""
 
     #: The entries of the aggregated table.
     rows: str
@@ -33,14 +33,14 @@ class Logged(NamedTuple):
 
 
 class GivenRows(SumsSchema):
-    """The SQL of what single rows give."""
+    """The SQL of what single rows contribute."""
 
     #: Whether it computes what may be too large for the types of its columns: nobody may be able to
     #: compute rows that are gone again, and the source does not try.
     is_wide = False
 
     def given(self, logged: Logged | None = None, within: Keys | None = None) -> SQL:
-        """A query for what each row gives: the key as it is stored, and numbers.
+        """A query for what each row contributes: the key as it is stored, and numbers.
 
         Args:
             logged: what is logged, with weights; None for the rows of the source.
@@ -80,7 +80,7 @@ class GivenRows(SumsSchema):
     def _raw_of(
         self, rows: str, weight: str, lookups: Mapping[str, str], within: Keys | None = None
     ) -> SQL:
-        """A query for what rows of the aggregated table give, before the key is stored.
+        """A query for what rows of the aggregated table contribute, before the key is stored.
 
         Args:
             rows: SQL with the rows, under the name of the table.
@@ -127,7 +127,7 @@ class GivenRows(SumsSchema):
 
     @cached_property
     def _values(self) -> list[SQL]:
-        """What a row gives: the parts of the key, as computed, and numbers."""
+        """What a row contributes: the parts of the key, as computed, and numbers."""
         values = [
             SQL(f"{text} AS {name}", params)
             for column, name in zip(self.source.key, self.key, strict=True)
@@ -165,7 +165,7 @@ class GivenRows(SumsSchema):
         return replaced(argument, self._wide)
 
     def _wide(self, part: Any) -> str:
-        """A column of whole numbers in a type that holds what is computed of it; "" for others."""
+        """A column of whole numbers in a type that holds its sums and products; "" for others."""
         if not isinstance(part, Col) or family(part.target) != WHOLE:
             return ""
         return self.tables.wide(self.source.query.compile_expression(part)[0])

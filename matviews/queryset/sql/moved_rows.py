@@ -15,7 +15,7 @@ KNOWN = "matviews_known"  # the parts with the lookups as the sums know them
 
 
 class MovedRows:
-    """Parts of a statement with the lookups as the sums know them, and the rows that move.
+    """Parts of a statement: the lookups with which the sums were computed, and the rows that move.
 
     Args:
         additive: what is kept of the view's source.
@@ -51,7 +51,7 @@ class MovedRows:
         return f"WITH {parts} SELECT COUNT(*) FROM ({few}) matviews_few"
 
     def _net(self, lookups: Mapping[str, str]) -> Iterator[str]:
-        """What has changed in all, of each table: rows as they are now, and as they were."""
+        """The net change of each table: rows as they are now, and as they were."""
         for number, table in enumerate(self.additive.lookup_logs):
             names, entries = self._names(table), lookups[table]
             total, grouped = f"SUM({WEIGHT})", ", ".join(map(self.tables.identity, names))
@@ -62,7 +62,7 @@ class MovedRows:
             )
 
     def _concerned(self) -> Iterator[str]:
-        """From the last lookup to the first: which rows lead to something that has changed."""
+        """The rows that lead to a changed lookup, from the last lookup to the first."""
         for number, each in reversed([*enumerate(self.additive.lookups)]):
             key = self.dialect.name(each.key)
             found = [f"SELECT DISTINCT {key} FROM {self._net_of(each)}"]
@@ -75,7 +75,7 @@ class MovedRows:
         yield f"{self.concerned} AS ({' UNION '.join(rows)})"
 
     def _known(self, rows: str) -> Iterator[str]:
-        """From the first lookup to the last: as the sums know it, as far as it is needed."""
+        """The lookups with which the sums were computed, where needed; from the first to the last."""
         names = ", ".join(self._names(self.additive.table))
         yield (
             f"{self.before} AS (SELECT {WEIGHT}, {names} FROM {rows} matviews_entries UNION ALL "
@@ -93,7 +93,7 @@ class MovedRows:
             )
 
     def _rows_behind(self, names: list[str], table: str, alias: str) -> Iterator[str]:
-        """Queries for the rows of a table that lead to something that has changed."""
+        """Queries for the rows of a table that lead to a changed lookup."""
         for number, each in enumerate(self.additive.lookups):
             if each.parent == alias:
                 column, key = map(self.dialect.name, (each.column, each.key))

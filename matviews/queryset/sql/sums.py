@@ -24,15 +24,15 @@ class GroupSums(GivenRows):
     """The SQL of an additive view's sums."""
 
     def wide(self) -> "GroupSums":
-        """The same, in types that hold what is computed of any row."""
+        """The same, in types that hold any result of computing with a row."""
         copy = GroupSums(self.source, self.additive, self.dialect)
         copy.is_wide = True
         return copy
 
     def totals(self, logged: Logged | None = None, within: Keys | None = None) -> SQL:
-        """A query for what rows give to their groups, as the columns of the table of sums.
+        """A query for what rows contribute to their groups, as the columns of the table of sums.
 
-        Of what is logged, also for the extremes of what has gone, and for what is unsure.
+        For logged rows, also the extremes of deleted values, and which groups are unsure.
 
         Args:
             logged: what is logged, with weights; None for the source itself.
@@ -76,7 +76,7 @@ class GroupSums(GivenRows):
         ]
 
     def _netted(self, given: SQL) -> SQL:
-        """Also how many rows of a group have got or lost a value: most changes are of others."""
+        """Also how many rows of a group have gained or lost each value of an argument."""
         nets = {
             f"SUM({WEIGHT}) OVER (PARTITION BY {', '.join(self.key)}, {sum_name(each.number)}) "
             f"AS {each.net}"
@@ -90,7 +90,7 @@ class GroupSums(GivenRows):
         )
 
     def gained(self, totals: SQL, names: Sequence[str], recomputed: Keys | None) -> SQL:
-        """A query for what is to be added to the sums; of groups that are recomputed, their sums.
+        """A query for what is added to the sums; for groups that are recomputed, their sums.
 
         Args:
             totals: SQL for FROM, with what is logged.
@@ -149,7 +149,7 @@ class GroupSums(GivenRows):
         )
 
     def _having(self) -> SQL:
-        """The condition on groups: those that it hides have sums all the same."""
+        """The condition on groups; a group that it excludes has sums, too."""
         _of_rows, condition = self.source.query.conditions
         if condition is None:
             return SQL("")
@@ -194,9 +194,9 @@ class GroupSums(GivenRows):
         return Logged(f"(SELECT * FROM {own} matviews_rows WHERE {WEIGHT} IS NOT NULL)", lookups)
 
     def differing(self, log: str, sums: str) -> SQL:
-        """A query for how many groups differ between the sums with what is logged, and the source.
+        """A query for the number of groups in which sums plus entries differ from the source.
 
-        Without those that are to be recomputed. One statement sees one snapshot.
+        Groups that are to be recomputed do not count. One statement sees one snapshot.
         """
         key, numbers, extremes = self.columns
         names = [each.name for each in extremes]

@@ -81,7 +81,7 @@ class SumsSchema:
     def misfit(self) -> str:
         """Why the columns of the source's tables cannot be added up exactly; "" if they can be.
 
-        The models may say something else of them than the database.
+        The models may differ from the database.
         """
         found = self._described()
         for table, log in self.additive.logs.items():
@@ -97,7 +97,7 @@ class SumsSchema:
         return self._ambiguous()
 
     def _ambiguous(self) -> str:
-        """Which key of a lookup, or of the rows that have lookups, may be there twice; "" if none.
+        """Which key of a lookup, or of the rows that have lookups, may occur twice; "" if none.
 
         Models may say that a column is unique, though no index of the database ensures it.
         """
@@ -159,7 +159,7 @@ class SumsSchema:
         return [log, self.additive.sums] if table == self.additive.table else [log]
 
     def create(self, table: str) -> list[str]:
-        """Statements that create these, where they belong."""
+        """Statements that create these tables, in the right schema."""
         name, found = self.dialect.name, self._described()
         log, *sums = (name(self.tables.home(each)) for each in self.names_of(table))
         created, key = [self.tables.create_log(log, self._logged(table, found))], self._key_fields
