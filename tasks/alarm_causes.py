@@ -121,7 +121,7 @@ def _root(
     troubled: Collection[str],
     reads: Mapping[str, Collection[str]],
 ) -> str:
-    """The view at the root of a delay: the view that makes this one late, or makes that one late.
+    """The view at the root of a delay: what makes this view late, what makes that one late, etc.
 
     In a cycle of late views, the first by label is the root.
     """

@@ -131,7 +131,7 @@ def _proceed_despite(run: PhaseRun, reason: Wait, waited: timedelta) -> None:
 
 
 def load_fault(definition: ViewDefinition | None) -> Wait | None:
-    """Why the database is too unwell for a view, by the first limit exceeded; None if it is not."""
+    """Why the database is too busy for a view, by the first limit exceeded; None if it is not."""
     if not any(_limits()):
         return None
     load, settings = _load(), get_settings()

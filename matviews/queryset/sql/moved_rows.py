@@ -75,7 +75,7 @@ class MovedRows:
         yield f"{self.concerned} AS ({' UNION '.join(rows)})"
 
     def _known(self, rows: str) -> Iterator[str]:
-        """The lookups with which the sums were computed, where needed; from the first to the last."""
+        """The lookups with which the sums were computed, where needed, in their order."""
         names = ", ".join(self._names(self.additive.table))
         yield (
             f"{self.before} AS (SELECT {WEIGHT}, {names} FROM {rows} matviews_entries UNION ALL "
