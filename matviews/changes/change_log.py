@@ -130,7 +130,7 @@ def read_queue(view_id: int) -> tuple[list[int], list[QueuedChange]]:
 
 def too_many(most: int) -> str:
     """Why all keys are dirty, in place of more than `most` changes."""
-    return f"more than {most:,} changes were waiting"
+    return f"more than {most:,} changes were pending"
 
 
 def _changes(entries: list[list[Any]], using: str) -> list[QueuedChange]:

@@ -23,7 +23,7 @@ class Outcome(Enum):
     DONE = "the batch committed"
     FAILED = "the batch was rolled back, and the failure recorded"
     LOST = "the batch was rolled back, and the failure could not be recorded"
-    WAITING = "postponed: another process holds changes or shards that the batch needs"
+    WAITING = "postponed: another process has locked changes or shards that the batch needs"
     SUPERSEDED = (
         "the token advanced meanwhile: another worker ran it, or the answer to its commit was lost"
     )

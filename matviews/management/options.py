@@ -181,7 +181,7 @@ OPTIONS = (
     Option(
         name="follow",
         is_action=True,
-        help="look for changes and refresh the views whose schedules are on change, until Ctrl-C "
+        help="poll for changes and refresh the views whose schedules are on change, until Ctrl-C "
         "or SIGTERM; with --enqueue, leave the work to Celery workers",
     ),
     Option(

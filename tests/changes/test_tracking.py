@@ -581,7 +581,7 @@ class TestSharing:
         refresh = run(CustomerTotal)
 
         assert {each.full_refresh_reason for each in refresh.runs.all()} == {
-            "more than 1 changes were waiting"
+            "more than 1 changes were pending"
         }
         assert differences(CustomerTotal) == []
         assert not Change.objects.filter(table=Order._meta.db_table).exists()

@@ -420,7 +420,7 @@ class TestRefreshes:
 
         assert strategies(found) == {(0, "full"), (1, "full")}
         reasons = found.runs.values_list("full_refresh_reason", flat=True)
-        assert set(reasons) == {"more than 1 changes were waiting"}
+        assert set(reasons) == {"more than 1 changes were pending"}
 
     def test_a_queue_is_emptied_in_as_many_statements_as_a_view_s(self) -> None:
         (first, _second), view = want(2), control()
