@@ -55,7 +55,9 @@ class Process:
     def failure(self, what: str) -> Ended:
         with self._log.open(errors="replace") as lines:
             end = "".join(deque(lines, maxlen=15)) or "(empty)\n"
-        return Ended(f"The {self.name} {what}. All is stopped. The end of {self._log}:\n{end}")
+        return Ended(
+            f"The {self.name} {what}. Everything has been stopped. The end of {self._log}:\n{end}"
+        )
 
 
 class Processes:

@@ -1,7 +1,7 @@
 """Aircraft in service, as hooks.
 
-They are told which planes have changed (`revised.py`), so a refresh looks only at these.
-Rows are inserted and updated in batches of `limit`; those of retired planes go in one statement.
+They know which planes have changed (`revised.py`), so a refresh processes only these. Rows are
+inserted and updated in batches of `limit`; one statement deletes those of retired planes.
 """
 
 from datetime import timedelta

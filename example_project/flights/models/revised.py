@@ -1,27 +1,26 @@
 """How hooks know cheaply, and for certain, which rows of a view are stale.
 
-A view with a `source()` needs none of this: a refresh looks at all of its keys. Hooks may look at
-what has changed only, if something tells them.
+A view with a `source()` needs none of this: triggers log which of its keys have changed. Hooks have
+to find that out themselves, or compare everything.
 
-A plane has a `revision`, a number that moves by one with every change to the plane or to one of its
-flights, *in the same transaction as the change*. A row of `Aircraft` notes the `source_revision`
-that it was computed from. It is stale when the two differ. So the hooks find stale rows by
-comparing the planes with the view, row by row over their indexes, and read flights of stale planes
-only.
+A plane has a `revision`, a number that is incremented by every change to the plane or to one of its
+flights, *in the same transaction as the change*. A row of `Aircraft` stores the `source_revision`
+that it was computed from, and is stale if the two differ. So the hooks find stale rows by comparing
+planes and view row by row, over their indexes, and read only the flights of stale planes.
 
-Why nothing is lost. Moving the revision locks the plane until the writer commits. So writers to one
-plane come one after the other, their numbers are distinct, and a number that a reader sees is
-never there without the change that it counts. A change that commits while a batch computes is
-at worst computed a second time.
+Why nothing is lost. Incrementing the revision locks the plane until the writer commits. So writers
+to one plane come one after the other, their numbers are distinct, and a reader never sees a number
+without the change that it counts. A change that commits while a batch computes is at worst computed
+a second time.
 
 Why not `modified > last_refresh`. A transaction may commit long after the time that it wrote. A
-refresh in between moves the watermark past it, and the change is never seen. The same holds for
-"all ids above the last one". Equality needs no order, so nobody can be late.
+refresh in between moves the watermark past that time, and the change is never seen. The same holds
+for "all ids above the last one". A comparison for equality needs no order, so nobody can be late.
 
 What it costs. Two transactions that change flights of one plane wait for each other: keep them
-short. And two rules must hold, which the code below keeps for everything but raw SQL: whoever
-changes a flight touches its plane, and no plane is deleted, because one that is made again could
-count up to the number that the view remembers.
+short. And there are two rules, which the code below enforces for everything but raw SQL. Whoever
+changes a flight touches its plane. And no plane is deleted: if it were created again, its revision
+could reach the number that the view has stored.
 """
 
 from typing import Any, NoReturn

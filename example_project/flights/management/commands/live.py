@@ -24,10 +24,13 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--port", type=int, default=8000, help="Of the web server, or the next free one."
+            "--port",
+            type=int,
+            default=8000,
+            help="The port of the web server; if it is taken, the next free one.",
         )
         parser.add_argument("--fresh", action="store_true", help="Begin with an empty database.")
-        parser.add_argument("--days", type=int, help="Load only the first so many days of 2013.")
+        parser.add_argument("--days", type=int, help="Load only the first DAYS days of 2013.")
         parser.add_argument(
             "--folder", type=Path, default=FOLDER, help="Where the database and the logs go."
         )

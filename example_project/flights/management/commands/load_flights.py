@@ -10,7 +10,7 @@ class Command(BaseCommand):
     help = "Load the flights of 2013 from New York; does nothing if there are flights already."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--days", type=int, help="Only the first so many days of the year.")
+        parser.add_argument("--days", type=int, help="Load only the first DAYS days of the year.")
 
     def handle(self, *_args: Any, days: int | None, **_options: Any) -> None:
         try:

@@ -11,7 +11,7 @@ PAUSE = 0.4  # seconds between two changes
 
 
 class Command(BaseCommand):
-    help = "Go on adding, delaying, cancelling and withdrawing flights of January 2014."
+    help = "Keep adding, delaying, cancelling and withdrawing flights of January 2014."
 
     def handle(self, *_args: Any, **_options: Any) -> None:
         traffic = Traffic()
