@@ -18,21 +18,10 @@ from .conf import get_settings
 from .exceptions import MatviewsError
 
 __all__ = [
-    "OMITTED",
-    "bounded",
-    "brief",
-    "cause",
-    "error_text",
-    "error_words",
-    "has_place",
-    "in_one_line",
-    "loggable",
-    "may_show_keys",
-    "pattern",
-    "raised_by_routine",
-    "recorded_exception",
-    "traceback_text",
-]
+    "OMITTED", "bounded", "brief", "cause", "error_text", "error_words", "has_place",
+    "in_one_line", "loggable", "may_show_keys", "pattern", "raised_by_routine",
+    "recorded_exception", "traceback_text",
+]  # fmt: skip
 
 MAX_TEXT_LENGTH = 20_000  # of an error or a traceback
 MAX_LINE_LENGTH = 1_000  # of an error in a log line
@@ -79,8 +68,8 @@ SQLITE_SAFE = (
     "SQLITE_MISMATCH", "SQLITE_NOMEM", "SQLITE_READONLY", "SQLITE_SCHEMA", "SQLITE_TOOBIG",
 )  # fmt: skip
 SQLITE_NAMES = re.compile(
-    r"no such [a-z]+: [\w.]+|too many [a-zA-Z ]+|interrupted|integer overflow|malformed JSON"
-    r"|user-defined function raised exception"
+    r"no such [a-z]+: [\w.]+|too many [a-zA-Z ]+"
+    r"|interrupted|integer overflow|malformed JSON|user-defined function raised exception"
 )
 DUPLICATE = re.compile(r"Key \((?P<columns>[\w, \"]+)\)=\(.*\) already exists\.", re.DOTALL)
 

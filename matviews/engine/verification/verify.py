@@ -115,18 +115,11 @@ def verify(
     verification = Verification(
         label=definition.label,
         view_id=control.pk,
-        rows_compared=total.rows_compared,
-        **{kind.value: count for kind, count in total.counts.items()},
-        examples=tuple(total.examples),
         repaired=total.repaired if repair else None,
         sample=sample,
         null_keys=None if sample or left_out else plan_of(definition, alias()).null_keys(),
         parked=len(left_out),
-        pending=total.pending,
-        untracked=total.untracked,
-        sums=total.sums,
-        failed=total.failed,
-        error=failed_text(total.failed, total.error),
+        **total.found,
     )
     _save(verification)
     return verification
@@ -160,6 +153,20 @@ class _Total:
         self.untracked = ""
         self.examples: list[Difference] = []
         self.sums: int | None = None
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """The values of `Verification`."""
+        return {
+            **{kind.value: count for kind, count in self.counts.items()},
+            "rows_compared": self.rows_compared,
+            "examples": tuple(self.examples),
+            "pending": self.pending,
+            "untracked": self.untracked,
+            "sums": self.sums,
+            "failed": self.failed,
+            "error": failed_text(self.failed, self.error),
+        }
 
     def compare_sums(self, sample: int | None) -> None:
         """Compare those of an additive view: before a repair, which has them recomputed anyway."""
