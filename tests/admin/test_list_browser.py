@@ -10,8 +10,16 @@ from django.urls import reverse
 from django.utils import timezone
 from playwright.sync_api import Browser, Page, expect
 
-from matviews.models import Alarm, Refresh, RefreshSchedule, ViewControl
-from matviews.states import RefreshState
+from matviews.models import (
+    Alarm,
+    ParkedKey,
+    PhaseRun,
+    Refresh,
+    RefreshSchedule,
+    ViewControl,
+    ViewShard,
+)
+from matviews.states import RefreshState, RunState
 from tests.admin.test_browser import sign_in
 from tests.helpers import chromium
 from tests.helpers.view_classes import make_view, ready, run, six_hooks
@@ -100,6 +108,46 @@ def test_nothing_overflows_and_all_has_its_place(page: Page) -> None:
         assert heading is not None
         assert cell is not None
         assert abs(heading["x"] - cell["x"]) < 2
+
+
+def test_nor_does_the_page_of_a_view_with_every_fault(page: Page) -> None:
+    # given a suspended view with parked keys, a long traceback and rows that differ
+    control = ViewControl.objects.get(label=f"sample.{LONG_NAME}")
+    shard, refresh, now = shard_of_control(control), newest_failure(control), timezone.now()
+    PhaseRun.objects.create(
+        refresh=refresh, shard=shard, phase="insert", state=RunState.FAILED, error=LONG_ERROR,
+        traceback=f"Traceback\n  {'y' * 400}\n{LONG_ERROR}", started_at=now, finished_at=now,
+    )  # fmt: skip
+    ParkedKey.objects.bulk_create(
+        ParkedKey(
+            shard=shard, phase="insert", key=["z" * 200, number], fingerprint="",
+            error_class="IntegrityError", message=LONG_ERROR, first_seen=now, last_seen=now,
+            retry_at=now,
+        )
+        for number in range(3)
+    )  # fmt: skip
+    ViewShard.objects.filter(pk=shard.pk).update(parked_count=3)
+    ViewControl.objects.filter(pk=control.pk).update(suspended_at=now)
+    # then nothing overflows at any width
+    for address in (
+        reverse("admin:matviews_viewcontrol_change", args=[control.pk]),
+        reverse("admin:matviews_refresh_change", args=[refresh.pk]),
+    ):
+        page.goto(address)
+        assert "y" * 400 in page.content()
+        assert ("z" * 200 in page.content()) is ("viewcontrol" in address)
+        page.evaluate("document.querySelectorAll('details').forEach((each) => each.open = true)")
+        for width in (1280, 1024, 800, 400):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, address
+
+
+def shard_of_control(control: ViewControl) -> ViewShard:
+    return ViewShard.objects.get_or_create(view=control, number=0)[0]
+
+
+def newest_failure(control: ViewControl) -> Refresh:
+    return Refresh.objects.filter(view=control, state=RefreshState.FAILED).latest("pk")
 
 
 def test_all_is_done_by_keyboard(page: Page) -> None:
