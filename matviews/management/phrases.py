@@ -41,7 +41,10 @@ def failing_in_words(status: ViewStatus) -> str:
         )
     if status.retry_in is None:
         return since
-    return f"{since}; scheduled refreshes wait for {format_duration(status.retry_in)}"
+    return (
+        f"{since}; scheduled refreshes wait for {format_duration(status.retry_in)}, and "
+        f"`manage.py update_materialized_views --models {status.label}` tries now"
+    )
 
 
 def pausing_in_words(status: ViewStatus) -> str:

@@ -50,6 +50,8 @@ logger = logging.getLogger(__name__)
 FIRST_RETRY = 60.0  # seconds; the interval doubles with each try
 LAST_RETRY = 86_400.0
 LAST_RETRY_OF_OTHERS = 900.0  # no change of the key shows that another row is right
+#: What to do about a row that the database cannot compute.
+NOT_COMPUTED = ". Fix the row, or have source() avoid the error, for example with NullIf()."
 
 
 def max_parked(definition: ViewDefinition | None) -> int:
@@ -280,13 +282,16 @@ def _described(work: Work, phase: str, error: Exception) -> dict[str, object]:
     with suppress(DatabaseError), transaction.atomic(using=alias()):
         if isinstance(error, DatabaseError) and phase in work.definition.derived:
             explained = refused(error, work.plan.source, alias())
+    message = error_text(explained, key=key_columns(work.definition))
+    if phase in work.definition.derived and errors.is_data_error(error) and not violation:
+        message += NOT_COMPUTED
     return {
         "fingerprint": _fingerprint(work, phase),
         "error_class": type(error).__name__[:100],
         "code": errors.code(error)[:64],
         "constraint": (violation.name if violation else "")[:255],
         "columns": list(violation.columns) if violation else [],
-        "message": error_text(explained, key=key_columns(work.definition)),
+        "message": message,
         "involves_others": involves_others(error),
     }
 

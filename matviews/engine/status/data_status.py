@@ -63,7 +63,8 @@ class DataStatus:
     #: Every change of the source that committed before this moment is in the rows, as `source()` or
     #: the hooks compute them now. None if no moment can be promised.
     as_of: datetime | None
-    #: Whether a refresh would have work to do; None if changes of the view are not tracked.
+    #: Whether changes wait for a refresh or keys are parked, even if none of these is due for a
+    #: retry; None if changes of the view are not tracked.
     pending: bool | None
     #: The state that operators see.
     state: ViewState

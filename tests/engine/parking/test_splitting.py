@@ -158,12 +158,15 @@ class TestWhatAnswers:
         assert found[0].code
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_each_message_says_what_is_wrong(self, kind: str, source: Poisoned) -> None:
+    def test_each_message_says_what_is_wrong_and_what_helps(
+        self, kind: str, source: Poisoned
+    ) -> None:
         source.poison(kind, 10)
         source.refresh()
 
         message = source.View.parked()[0].message
         assert re.search(WRONG[kind], message, re.IGNORECASE), message
+        assert re.search(r"source\(\)|drop the constraint", message)  # what may be done
 
     def test_the_command_shows_them_and_has_them_tried_again(self, source: Poisoned) -> None:
         label = source.View._meta.label
