@@ -45,7 +45,7 @@ class HealthState(StrEnum):
     """How well views are refreshed; the worst is last."""
 
     FINE = "fine"
-    #: A view is not as it should be.
+    #: Some views have a problem.
     DEGRADED = "degraded"
     #: Nothing may be refreshed: the database, the maintenance task or the workers do not answer,
     #: or every view fails.

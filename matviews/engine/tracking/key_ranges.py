@@ -112,9 +112,9 @@ def _is_built(shard: ViewShard) -> bool:
 class Split(Enum):
     """What became of an attempt to split the keys of a view."""
 
-    DONE = "the ranges are others now"
-    KEPT = "they are as they were: as they should be, or a refresh has begun"
-    BUSY = "a transaction holds one of the shards"
+    DONE = "the ranges were replaced"
+    KEPT = "nothing was changed: the ranges are right, or a refresh has begun"
+    BUSY = "a transaction has locked one of the shards"
 
 
 def split_for_batch(shard_id: int) -> Split:

@@ -57,8 +57,8 @@ class Command(BaseCommand):
         "is enabled, not paused and included in a refresh of all views. Workers may refresh the "
         "same views meanwhile. Ctrl-C or SIGTERM stops between batches, and the next run "
         "continues; a second one interrupts the batch. Exit status: 0 all succeeded; 1 a view "
-        "failed, is not on time, has changes pending or differs; 2 the options are invalid; 3 a "
-        "view is not as it should be, as --health reports; 130 or 143 stopped."
+        "failed, is not on time, has changes pending or differs; 2 the options are invalid; 3 "
+        "--health has found views with a problem; 130 or 143 stopped."
     )
     requires_system_checks = ()  # an invalid view fails alone; the others are refreshed
 
