@@ -60,7 +60,7 @@ class OperatorActions:
         self._broker_error = _("see the log")
 
     def refresh(self, controls: Iterable[ViewControl], phases: list[str] | None = None) -> None:
-        """Request a refresh of each view, of one after those of the views that it reads.
+        """Request a refresh of each view, after those of the views that it reads.
 
         A refused view does not stop the others.
         """

@@ -31,7 +31,7 @@ class Layout:
 
 
 def lay_out(nodes: Sequence[Node], edges: Iterable[tuple[Node, Node]]) -> Layout:
-    """Layers by the longest way from what reads nothing, in an order with few crossings.
+    """Layers by the longest path from nodes that read nothing, in an order with few crossings.
 
     Args:
         nodes: in the order that is kept where nothing speaks against it.

@@ -123,7 +123,7 @@ def bar(spans: Sequence[Span], longest: float) -> SafeString:
 
 
 def _height(span: Span) -> tuple[float, float]:
-    """Top and height: waiting is thin, so that it differs from work not only by its colour."""
+    """Top and height: waiting is thin, so that not only the colour tells it from work."""
     return (HEIGHT // 2 - 1, 2) if span.kind == WAITING else (0, HEIGHT)
 
 

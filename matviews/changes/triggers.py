@@ -157,8 +157,8 @@ def _install(
     """Bring one table's triggers and record up to date; `views` are the columns that each reads.
 
     The record names the triggers only once they exist and the views have their full refresh queued:
-    whoever reads the names may trust that nothing was missed. Nothing was, of a partition that
-    never had a row before it got its triggers.
+    a process that reads the names may trust that nothing was missed. Nothing was missed in a
+    partition that never had a row before it got its triggers.
     """
     required = union(by_view.values())
     spec = _with_logs(dialect, table, required, by_view)

@@ -217,7 +217,7 @@ def _every(rows: CurrentRows) -> SQL:
 
 @lru_cache(maxsize=64)
 def _from_sums(plan: Plan) -> _Statement:
-    """Of the sums of an additive view, and what has been logged since they were added up."""
+    """From the sums of an additive view, and the pending entries of its value logs."""
     waiting, rows = _begun(plan, valued=True)
     sums, kept, usable = _kept_sums(plan, rows)
     parts = [

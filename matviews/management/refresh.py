@@ -84,7 +84,7 @@ class _Waiting:
 
 
 def _tell_quiet(label: str, targets: Targets) -> None:
-    """Say that a refresh goes ahead in the view's quiet hours, because a person asks for it."""
+    """Say that a refresh runs in the view's quiet hours, because a person requests it."""
     hours = ViewControl.objects.get(label=label).quiet_hours
     if hours and hours.until(engine.utc_now()):
         targets.output.say(f"{label}: refreshed now, in its quiet hours ({hours})")

@@ -49,7 +49,7 @@ def wait(requested: Sequence[Refresh], targets: Targets) -> None:
 
 
 def _follow(refresh: Refresh, reporter: Reporter, stop: StopRequest) -> Refresh:
-    """The refresh as it is when it has ended, cannot begin, or nobody waits any longer."""
+    """The refresh once it has ended, cannot begin, or nobody waits for it any longer."""
     display = ProgressDisplay(refresh, reporter, elsewhere=True)
     began, told = time.monotonic(), False
     try:

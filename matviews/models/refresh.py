@@ -94,7 +94,7 @@ class Refresh(Bookkeeping):
 
 
 class PhaseRun(Bookkeeping):
-    """One phase of one refresh in one shard: where it stands and what it did."""
+    """One phase of one refresh in one shard: how far it is and what it did."""
 
     refresh = models.ForeignKey(Refresh, models.CASCADE, related_name="runs", db_index=False)
     shard = models.ForeignKey(ViewShard, models.CASCADE, related_name="runs", db_index=False)

@@ -154,7 +154,7 @@ class TrackedTable(Bookkeeping):
 class ViewSums(Bookkeeping):
     """The tables of an additive view: its value log, and the sums of its groups.
 
-    `migrate` creates and drops them, of one definition of the view; workers of another definition
+    `migrate` creates and drops them for one definition of the view; workers with another definition
     use neither.
     """
 

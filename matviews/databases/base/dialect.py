@@ -103,7 +103,7 @@ class Dialect:
         raise NotImplementedError
 
     def as_exact(self, kind: str, part: Any) -> Any:
-        """A key part that a trigger logged, or a caller gave, in the form of `exact`.
+        """A key part that a trigger logged or a caller passed, in the form of `exact`.
 
         Args:
             kind: the kind of the key's column.

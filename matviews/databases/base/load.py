@@ -10,7 +10,7 @@ __all__ = ["Load", "LoadReader"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """How busy a database is at one moment. What it does not say is None."""
+    """How busy a database is at one moment. Values that it does not report are None."""
 
     #: Seconds by which the slowest replica is behind.
     replication_lag: float | None = None

@@ -257,7 +257,7 @@ class Triggers:
 
     @contextmanager
     def definitions(self, tables: int = 1) -> Iterator[None]:
-        """A transaction for statements that create or drop triggers, where there is such a thing.
+        """A transaction for statements that create or drop triggers, if the database allows it.
 
         They wait for writers to the table, and later writers wait for them: less than a second in
         all, however many tables there are.

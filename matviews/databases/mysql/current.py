@@ -20,7 +20,7 @@ class MySQLCurrentSQL(CurrentSQL):
     words = "WITH RECURSIVE"
 
     def _query(self, part: Part) -> str:
-        """MariaDB evaluates a part again for each that reads it, unless it is recursive."""
+        """MariaDB evaluates a part again for each part that reads it, unless it is recursive."""
         again = f" UNION ALL SELECT * FROM {part.name} WHERE 1 = 0" if part.is_shared else ""
         return f"{part.query.text}{again}"
 
@@ -102,7 +102,7 @@ class MySQLCurrentSQL(CurrentSQL):
         return _collated(value, collation) if of == TEXT and collation else value
 
     def altered(self, table: str, log: str, columns: Collection[str]) -> SQL:
-        """A trigger stores what fits; whoever reads both tables keeps others from altering them."""
+        """A trigger stores what fits; nobody can alter tables while a statement reads them."""
         marks = ", ".join(["%s"] * len(columns))
         return SQL(
             "EXISTS (SELECT 1 FROM (SELECT column_name FROM information_schema.columns "

@@ -241,7 +241,7 @@ class MySQL(Dialect):
         )
 
     def delete_between(self, table: str, low: int, high: int) -> SQL:
-        """A range of most rows could be looked for by reading all of them."""
+        """Where a range has most of the rows, MariaDB may read all rows to find it."""
         return SQL(
             f"DELETE {table} FROM {table} FORCE INDEX (PRIMARY) WHERE id >= %s AND id < %s",
             (low, high),

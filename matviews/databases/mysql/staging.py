@@ -85,7 +85,7 @@ class MySQLStaging(Staging):
 
     @contextmanager
     def definitions(self, wait: int) -> Iterator[Callable[[SQL], object]]:
-        """On a connection of its own, so that the current transaction goes on."""
+        """On a connection of its own, so that the current transaction continues."""
         try:
             with closing(self.connection.copy()) as other, other.cursor() as cursor:
                 cursor.execute(f"SET SESSION lock_wait_timeout = {wait}")

@@ -93,15 +93,15 @@ class PostgreSQLSumTables(SumTables):
     def is_unique(self, table: str, columns: Sequence[str]) -> bool:
         """An index that is not valid has not been checked, nor one of a parent for its children.
 
-        A constraint may be deferred: what others see has been checked, and what a transaction
-        itself has changed in a lookup waits in a value log, so that it uses no sums.
+        A constraint may be deferred: rows that others see have been checked; rows of a lookup that
+        a transaction itself has changed are pending in a value log, so it does not use the sums.
         """
         with connections[self.using].cursor() as cursor:
             cursor.execute(UNIQUE, [regclass(self.name(table)), sorted(columns)])
             return cursor.fetchone() is not None
 
     def hides_rows(self, tables: Collection[str]) -> str:
-        """Row security applies to whoever reads the source, and not to what is logged."""
+        """Row security applies to roles that read the source, and not to what triggers log."""
         with connections[self.using].cursor() as cursor:
             cursor.execute(HIDING, [[regclass(self.name(table)) for table in sorted(tables)]])
             return ", ".join(table for (table,) in cursor.fetchall())

@@ -75,7 +75,7 @@ class SQLiteCurrentSQL(CurrentSQL):
         return f"CAST({value} AS {kind})" if kind else value
 
     def only_if(self, condition: str, query: SQL) -> SQL:
-        """What is in FROM would be evaluated before a condition; a limit of 0 comes first."""
+        """FROM would be evaluated before a condition, but not before a limit of 0."""
         limit = f"CASE WHEN {condition} THEN -1 ELSE 0 END"
         return SQL(
             f"SELECT * FROM (SELECT * FROM ({query.text}) matviews_part LIMIT ({limit}))",

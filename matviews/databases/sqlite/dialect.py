@@ -35,7 +35,7 @@ class SQLite(Dialect):
     max_keys = 1_000  # a statement has at most 32,766 parameters
 
     def kind(self, type_name: str) -> str:
-        """By the affinity that a type's name gives to a column."""
+        """By the affinity of a column, which follows from the name of its type."""
         name = type_name.upper()
         if "INT" in name:
             return WHOLE

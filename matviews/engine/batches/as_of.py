@@ -27,7 +27,7 @@ def begin(work: Work, run: PhaseRun) -> None:
 
 
 def times_of(runs: Sequence[PhaseRun]) -> dict[str, datetime]:
-    """As of when the rows of each phase that succeeded in every shard are, by the control's field.
+    """The times as of which the rows of phases are that succeeded in every shard, by control field.
 
     Phases for which that is unknown are left out.
     """

@@ -179,7 +179,7 @@ def save_changes(work: Work) -> None:
 
 
 def leave_turns(work: Work) -> None:
-    """Take turns no longer, if what is left to do is short; `save_changes` writes it."""
+    """Stop taking turns if little work is left; `save_changes` writes it."""
     shard = work.shard
     if shard.turn_queue is not None and not is_long(work.next_run(), work.definition, shard):
         shard.turn_queue, shard.turn_deadline, work.shard_changed = None, None, True

@@ -62,7 +62,7 @@ ALTERED = (
 
 
 def sums_runner(work: Work, run: PhaseRun) -> BatchRunner | None:
-    """What runs the batches of a view from its sums, which are now up to date.
+    """The runner of a view's batches from its sums, after bringing these up to date.
 
     None if its rows are to be computed from the source: it is not additive, its tables are missing,
     or keys are left out.
@@ -201,7 +201,7 @@ def _moves_much(sums: GroupSums, table: str) -> bool:
 def recompute_groups(plan: Plan, shard: ViewShard, keys: Collection[Key]) -> None:
     """Recompute the sums of some groups of a view, or have the next batch recompute all.
 
-    For what no entry of the log says. Call it in a transaction that holds the shard.
+    For changes that no entry of the log shows. Call it in a transaction that holds the shard.
     """
     kept = _lock(plan, shard.view_id) if plan.additive else None
     if kept and kept.drain_number < max(0, shard.full_refresh_after):

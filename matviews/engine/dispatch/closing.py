@@ -131,7 +131,7 @@ def _close_known(report: BatchReport | None) -> tuple[list[Refresh], bool, bool]
 
 @lru_cache(maxsize=8)
 def _open_refreshes(using: str) -> CompiledSelect:
-    """Which views have an open refresh, of a view and those that wait for others; and whether."""
+    """Which have an open refresh: of a view and those that wait for others; and whether any."""
     of_interest = Q(view=PK_PLACEHOLDER) | Q(waits_for_upstream=True)
     refreshes = Refresh.objects.using(using).filter(of_interest, state=RefreshState.OPEN)
     return CompiledSelect(refreshes.order_by().values_list("view", "waits_for_upstream").distinct())

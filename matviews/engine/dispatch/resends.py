@@ -11,7 +11,7 @@ MAX_DOUBLINGS = 32
 
 
 def resend_interval(resends: int) -> timedelta:
-    """The time until a message is sent again that has been re-sent so often."""
+    """The time until a message that has been re-sent so often is sent again."""
     settings, doublings = get_settings(), min(resends, MAX_DOUBLINGS)
     return timedelta(seconds=min(settings.LEASE * 2**doublings, settings.MAX_RESEND_INTERVAL))
 

@@ -65,7 +65,7 @@ def time_left_after_change(control: ViewControl, phases: Collection[str]) -> tim
 
 
 def missed_target(control: ViewControl) -> MissedTarget | None:
-    """The first target of a view that is shorter than its refreshes usually take; None if none is.
+    """The first target of a view that is shorter than its refreshes usually take; or None.
 
     Rows would miss such a target even if each change began a refresh at once.
     """

@@ -116,7 +116,7 @@ class Bisection:
             left = [key for key in left if key not in failed]
 
     def _not_replaced(self, keys: Sequence[Key]) -> Sequence[Key]:
-        """Replace the rows of keys; those that are refused. If any is, all stay as they are."""
+        """Replace the rows of keys; return those that are refused. If any is, no row is changed."""
         failed: list[Key] = []
         try:
             with transaction.atomic(using=alias()):
@@ -276,7 +276,7 @@ class Bisection:
         return self.rows
 
     def _by_spelling(self) -> dict[Key, Exception]:
-        """The errors by key, each key once: as it is parked, or else as it first failed."""
+        """The errors by key, each key once: spelled as it is parked, or else as it first failed."""
         if not self._failed:
             return {}
         others = [*load_parked(self.work, self.phase), *self._failed]

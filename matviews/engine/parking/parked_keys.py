@@ -119,7 +119,7 @@ def _delete_outdated(work: Work) -> None:
 
 
 def _fingerprint(work: Work, phase: str) -> str:
-    """What a phase writes, as it is stored with a parked key; a hook's code has no fingerprint."""
+    """The fingerprint that is stored with a parked key; a hook's code has none."""
     assert work.definition is not None
     return work.plan.fingerprint if phase in work.definition.derived else ""
 
@@ -177,7 +177,7 @@ def _changed(work: Work, run: PhaseRun) -> set[Key] | None:
 
 
 def make_due(work: Work, marked: Iterable[QueuedChange]) -> None:
-    """Have parked keys tried by this refresh that were marked as dirty, of an untracked view."""
+    """Make parked keys of an untracked view due if they were marked as dirty."""
     if not work.shard.parked_count:
         return
     links, moment = [change.links for change in marked], now()

@@ -100,9 +100,9 @@ class Order:
         self._graph: ViewGraph | None = None
 
     def follows(self, label: str) -> list[Refresh]:
-        """The requests that a view's refresh follows, of those added so far.
+        """The requests added so far that a view's refresh follows.
 
-        They are those of the nearest of the views that it reads, over any number of others.
+        They are those of the nearest views that it reads, through any number of other views.
         """
         if not self._requested:
             return []

@@ -15,7 +15,7 @@ __all__ = ["Backlog", "backlog"]
 
 
 class Backlog(NamedTuple):
-    """What every view has yet to do, by label; what is 0 is left out."""
+    """What every view has yet to do, by label; counts of 0 are left out."""
 
     #: Requests that no batch has begun to serve.
     requests: Mapping[str, int]

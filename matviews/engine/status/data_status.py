@@ -78,7 +78,7 @@ class DataStatus:
 
 
 def data_status(view: str | type) -> DataStatus:
-    """As of when the rows of a view are.
+    """How recent the rows of a view are, and whether changes are pending.
 
     Raises:
         UnknownView: there is no such view.
@@ -225,7 +225,7 @@ class _Read:
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing is pending, as far as it is logged."""
+        """Whether no logged change is pending."""
         facts = self.shards[0]
         return (
             not (facts.logged_at or facts.queued_at or self.status.parked)

@@ -140,7 +140,7 @@ def _without(work: Work, dirty: list[DirtyPart], keys: set[Key]) -> list[DirtyPa
 
 
 def _why_not_by_keys(work: Work, limit: int) -> str:
-    """Why more dirty keys than the limit make a full refresh; "" if that is all to say."""
+    """Why more dirty keys than the limit cause a full refresh; "" if that is all."""
     if work.shard.view.pinned_strategy:
         return "" if limit else "the view is pinned to full refreshes"
     assert work.definition is not None

@@ -119,7 +119,7 @@ def _ranges(plan: Plan, at: dict[str, Any]) -> Iterator[Part]:
 
 
 def _lists(plan: Plan, left_out: set[Key], at: dict[str, Any]) -> Iterator[Part]:
-    """The keys after `low` without some, in each of the passes that are left."""
+    """The keys after `low`, without those to leave out, in each of the remaining passes."""
     low, first = at.get("low"), at.get("pass", len(PASSES) if at.get("done") else 0)
     start = at.get("at", low)
     for number, (phase, kinds) in enumerate(PASSES):

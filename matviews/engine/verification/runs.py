@@ -236,7 +236,7 @@ class _Slice:
             self._save()
 
     def _record_sums(self, groups: int) -> None:
-        """So that whoever continues the run knows: once recomputed, they are right."""
+        """For the worker that continues the run: once recomputed, the sums are right."""
         self._progress.sums = groups
         self._save()
 

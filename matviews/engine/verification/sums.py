@@ -87,7 +87,7 @@ def _count(plan: Plan, view_id: int) -> int | None:
 
 
 def _are_logged(plan: Plan, view_id: int) -> bool:
-    """Whether value logs have all changes that wait, of all tables."""
+    """Whether the value logs have all pending changes of all tables."""
     assert plan.additive is not None
     tracking = changes.tracking_of(plan)
     if not changes.are_valued(plan.additive.additive.logs):

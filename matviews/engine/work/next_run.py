@@ -62,7 +62,7 @@ class _Leader:
         return any(_comes_next(each, self._active) for each in self._served)
 
     def may_go_beside(self, staged: set[int]) -> bool:
-        """Whether it serves one of the refreshes that have a staging table, or goes on already."""
+        """Whether it serves a refresh that has a staging table, or has already begun."""
         serves = any(each.refresh_id in staged for each in self._served)
         return serves or (self.run.batches > 0 and self.is_ready)
 

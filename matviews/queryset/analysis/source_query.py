@@ -165,7 +165,7 @@ class SourceQuery:
 
     @property
     def sliced(self) -> bool:
-        """Whether it takes some of its rows only, by their order."""
+        """Whether it takes only some of its rows, by their order."""
         return bool(self.query.is_sliced)
 
     @property
