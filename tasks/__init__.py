@@ -125,15 +125,7 @@ def maintain() -> None:
     _attempt(_dispatch_failing)
     _attempt(_send_due_turns)
     _attempt(_request_unlogged)
-    messages = engine.rescue()
-    if not send(messages):
-        engine.clear_resends(messages)
-    elif messages and (views := engine.unclaimed_views(messages)):
-        log(
-            logger, logging.WARNING,
-            "no worker has taken a re-sent message: check that one runs and listens to its queue",
-            queue=",".join(_queues(messages)), views=",".join(views),
-        )  # fmt: skip
+    ran = _attempt(_resend_lost)
     chores = (
         verifications.rescue, schedules.reconcile, engine.sync_shards, engine.sweep_stages,
         engine.sweep_dirty_keys, engine.fold_failures, engine.trim_history, engine.trim_alarms,
@@ -144,9 +136,10 @@ def maintain() -> None:
     )  # fmt: skip
     began = engine.now()
     failed = {work for work in chores if not _attempt(work)}
-    seen = {} if engine.mark_missing_triggers in failed else {"triggers_seen_at": began}
-    heartbeat.record(maintenance_ended_at=engine.now(), **seen)
-    if _attempt(alarms.notify):  # otherwise nobody would hear that it no longer notifies
+    if ran:  # otherwise it has not run as far as it must, and health says so
+        seen = {} if engine.mark_missing_triggers in failed else {"triggers_seen_at": began}
+        ran = heartbeat.try_record(maintenance_ended_at=engine.now(), **seen)
+    if _attempt(alarms.notify) and ran:  # otherwise nobody would hear that it no longer does
         _attempt(check_in.check_in)
 
 
@@ -181,6 +174,18 @@ def _dispatch_failing() -> None:
     """Let the views try again whose wait is over, or whose definition has changed."""
     engine.end_quiet_hours()
     dispatch_all([*engine.release_changed(), *engine.wake()])
+
+
+def _resend_lost() -> None:
+    messages = engine.rescue()
+    if not send(messages):
+        engine.clear_resends(messages)
+    elif messages and (views := engine.unclaimed_views(messages)):
+        log(
+            logger, logging.WARNING,
+            "no worker has taken a re-sent message: check that one runs and listens to its queue",
+            queue=",".join(_queues(messages)), views=",".join(views),
+        )  # fmt: skip
 
 
 def _send_due_turns() -> None:

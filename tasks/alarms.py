@@ -112,10 +112,14 @@ def _update(alarm: Alarm, cause: Cause, now: datetime) -> None:
     elif joined:  # they join when people may be notified again
         values["views"] = [each for each in cause.views if each not in joined]
     changed = {name: value for name, value in values.items() if getattr(alarm, name) != value}
+    # Another maintenance task may have seen the same, and have notified people of it.
+    same = Alarm.objects.filter(
+        pk=alarm.pk, is_open=True, kind=alarm.kind, notified_at=alarm.notified_at
+    )
     for name, value in changed.items():
         setattr(alarm, name, value)
     if changed:
-        Alarm.objects.filter(pk=alarm.pk, is_open=True).update(**changed)
+        same.update(**changed)
 
 
 def _is_worse(kind: str, than: str) -> bool:
@@ -181,10 +185,12 @@ def _set_event(alarm: Alarm) -> None:
 
 
 def _mark_notified(alarms: Iterable[Alarm]) -> None:
+    """Record what people were notified of, except of those that have got worse meanwhile."""
     alike = defaultdict(list)
     for each in alarms:
-        alike[each.claim, each.notified_at, each.event, each.undelivered].append(each.pk)
-    for (claim, notified_at, event, undelivered), keys in alike.items():
-        Alarm.objects.filter(pk__in=keys, claim=claim).update(
-            notified_at=notified_at, event=event, undelivered=undelivered, claim=""
-        )
+        alike[each.claim, each.kind, each.notified_at, each.event, each.undelivered].append(each.pk)
+    for (claim, kind, notified_at, event, undelivered), keys in alike.items():
+        claimed = Alarm.objects.filter(pk__in=keys, claim=claim)
+        worse = claimed.filter(kind__in=[each for each in AT_ONCE if _is_worse(each, kind)])
+        worse.update(claim="")
+        claimed.update(notified_at=notified_at, event=event, undelivered=undelivered, claim="")

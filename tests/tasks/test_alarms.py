@@ -267,6 +267,41 @@ class TestOnce:
         assert told.lines == [f"raised {LABEL}: suspended"]
         assert Alarm.objects.count() == 1
 
+    def test_two_that_see_it_get_worse_tell_it_once(
+        self, told: Told, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told.after(0, FAILED)
+        told.after(5, FAILED)
+        update = alarms._update
+
+        def after_another(*args: Any) -> None:
+            monkeypatch.setattr(alarms, "_update", update)
+            alarms.notify()
+            update(*args)
+
+        monkeypatch.setattr(alarms, "_update", after_another)
+
+        assert told.after(1, SUSPENDED) == [f"raised {LABEL}: suspended"]
+        assert told.after(1, SUSPENDED) == []
+
+    def test_what_gets_worse_while_it_is_told_is_told_again(
+        self, told: Told, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told.after(0, FAILED)
+        deliver = delivery.deliver
+
+        def and_meanwhile_another(*args: Any) -> Any:
+            monkeypatch.setattr(alarms, "deliver", deliver)
+            told.problems = (SUSPENDED,)
+            alarms.notify()
+            return deliver(*args)
+
+        monkeypatch.setattr(alarms, "deliver", and_meanwhile_another)
+
+        assert told.after(5, FAILED) == [f"raised {LABEL}: failed"]
+        assert told.after(1, SUSPENDED) == [f"raised {LABEL}: suspended"]
+        assert told.after(1, SUSPENDED) == []
+
     @pytest.mark.parametrize("ends", [False, True])
     def test_a_process_that_is_killed_before_it_has_told_leaves_it_to_the_next(
         self, told: Told, monkeypatch: pytest.MonkeyPatch, ends: bool
@@ -738,6 +773,27 @@ def test_maintenance_tells_after_its_work(told: Told) -> None:
 
     assert told.lines == [f"raised {LABEL}: suspended"]
     assert Heartbeat.objects.get().maintenance_ended_at
+
+
+@pytest.mark.parametrize("chore", ["rescue", "unclaimed_views", "clear_resends"])
+def test_what_fails_before_it_silences_nothing(
+    told: Told, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, chore: str
+) -> None:
+    told.problems = (SUSPENDED,)
+    refuses = mock.Mock(side_effect=ValueError("no"))
+    monkeypatch.setattr(engine, "rescue", lambda: [mock.Mock()])
+    monkeypatch.setattr(tasks, "send", lambda _messages: chore == "unclaimed_views")
+    monkeypatch.setattr(engine, chore, refuses)
+    checked_in = mock.Mock(__name__="check_in")
+    monkeypatch.setattr(tasks.check_in, "check_in", checked_in)
+
+    tasks.maintain()
+
+    assert told.lines == [f"raised {LABEL}: suspended"]
+    assert "a maintenance chore failed" in caplog.text
+    # It has not run to its end, which the health address and the service of CHECK_IN_URL notice.
+    assert not Heartbeat.objects.exclude(maintenance_ended_at=None).exists()
+    assert not checked_in.called
 
 
 def test_what_fails_in_telling_stops_no_maintenance(
