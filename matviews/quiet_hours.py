@@ -43,7 +43,8 @@ class QuietHours:
     def _near(self, moment: datetime) -> list[tuple[datetime, datetime]]:
         """The starts and ends of the quiet hours around a moment."""
         today = moment.astimezone(_zone(self.zone)).date()
-        days = [today + timedelta(days=offset) for offset in (-2, -1, 0)]
+        # One more than two nights need: Samoa has skipped a whole day.
+        days = [today + timedelta(days=offset) for offset in (-3, -2, -1, 0)]
         later = timedelta(days=0 if self.start < self.end else 1)
         return [
             (self._utc(day, self.start, 0), self._utc(day + later, self.end, 1)) for day in days

@@ -56,6 +56,13 @@ def test_times_that_are_skipped_or_come_twice(start: str, end: str, begins: str,
     assert hours.last_end(utc(ends)) == utc(ends)
 
 
+def test_a_day_that_is_skipped_as_a_whole() -> None:
+    hours = read_quiet_hours(("02:00", "01:45", "Pacific/Apia"))  # it had no 30 December 2011
+
+    assert hours.last_end(utc("2011-12-30 11:29")) == utc("2011-12-29 11:45")
+    assert hours.until(utc("2011-12-30 11:29")) is not None
+
+
 ZONES = st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
 MOMENTS = st.integers(1_577_836_800, 1_893_456_000).map(
     lambda each: datetime.fromtimestamp(each, UTC)
