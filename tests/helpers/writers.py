@@ -20,7 +20,8 @@ def execute_row_by_row(cursor: Any, sql: str, params: tuple[Any, ...]) -> None:
         return
     change, condition = sql.split(" WHERE ")
     *values, part = params
-    table = change.removeprefix("DELETE FROM ").removeprefix("UPDATE ").split()[0]
+    table = change.removeprefix("DELETE FROM ").removeprefix("UPDATE ")
+    table = table.removeprefix("IGNORE ").split()[0]
     cursor.execute(f"SELECT id FROM {table} WHERE {condition}", [part])
     for (pk,) in cursor.fetchall():
         cursor.execute(f"{change} WHERE id = %s", [*values, pk])

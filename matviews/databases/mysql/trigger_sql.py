@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
 
 from ..base.sums import WEIGHT
 from ..base.triggers import MAX_LINK_BYTES, TOO_LONG, Triggers, digest, json_of
@@ -39,6 +40,17 @@ WRITABLE = {
 }
 TEXTS = {"char", "varchar", "tinytext", "text", "mediumtext", "longtext", "enum", "set"}
 CHARSETS = {"utf8mb4", "utf8mb3", "utf8", "latin1", "ascii"}
+# The columns that may make UPDATE fail for a row: table, column, whether of the primary key.
+KEYS = """
+SELECT table_name, column_name, index_name = 'PRIMARY' FROM information_schema.statistics
+WHERE table_schema = DATABASE() AND non_unique = 0
+UNION SELECT table_name, column_name, 0 FROM information_schema.key_column_usage
+WHERE table_schema = DATABASE() AND referenced_table_name IS NOT NULL
+UNION SELECT referenced_table_name, referenced_column_name, 0
+FROM information_schema.key_column_usage
+WHERE table_schema = DATABASE() AND referenced_table_schema = DATABASE()
+"""
+MEANWHILE = "matviews_meanwhile"  # the row that has the key, after the change
 
 
 class MySQLTriggerSQL(Triggers):
@@ -75,9 +87,7 @@ class MySQLTriggerSQL(Triggers):
         body = {"insert": after, "delete": before}.get(event, before)
         if event == "update" and spec.links:
             body += f" IF NOT ({self._same(table, spec.links)}) THEN {after} END IF;"
-        body += self._values(
-            {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"]), spec
-        )
+        body += self._values(event, table, spec)
         if event == "update" and spec.columns is not None:
             body = f"IF NOT ({self._same(table, spec.columns)}) THEN {body} END IF;"
         errors = f"{NO_SUCH_COLUMN}, {NO_SUCH_TABLE}" if spec.value_logs else NO_SUCH_COLUMN
@@ -88,18 +98,50 @@ class MySQLTriggerSQL(Triggers):
         )
         return f"matviews: BEGIN {gone}{self._leave_if_suppressed(table)} {OWN_NUMBER} {body} END"
 
-    def _values(self, rows: Collection[str], spec: TriggerSpec) -> str:
-        """Statements that write the values of `OLD` and `NEW` to the value logs."""
-        statements = ""
+    def _values(self, event: str, table: str, spec: TriggerSpec) -> str:
+        """Statements that write the values of `OLD` and `NEW` to the value logs.
+
+        `UPDATE IGNORE` fires the trigger also for rows that it left alone, because a unique index
+        or a foreign key refused what they should become: they are still there as they were.
+        """
+        statements, missing = "", ""
         for log in sorted(spec.value_logs):
             names = list(map(self.name, log.columns))
-            for row in rows:
+            missing += f" INSERT INTO {self.name(log.name)} ({WEIGHT}) VALUES (NULL);"
+            for row in {"insert": ["NEW"], "delete": ["OLD"]}.get(event, ["OLD", "NEW"]):
                 values = ["-1" if row == "OLD" else "1", *(f"{row}.{name}" for name in names)]
                 statements += (
                     f" INSERT INTO {self.name(log.name)} ({', '.join([WEIGHT, *names])}) "
                     f"VALUES ({', '.join(values)});"
                 )
-        return statements
+        return self._if_done(table, spec, statements, missing) if event == "update" else statements
+
+    def _if_done(self, table: str, spec: TriggerSpec, statements: str, missing: str) -> str:
+        """The statements, unless the row is still as it was; or `missing` if that is not known."""
+        refusable, key = self._keys.get(table, ({}, set()))
+        if not (statements and refusable):
+            return statements
+        # A unique index may also be of expressions, which have no column.
+        same = "FALSE" if None in refusable else self._same(table, [*filter(None, refusable)])
+        if not key:
+            return f" IF {same} THEN{statements} ELSE{missing} END IF;"
+        left = [f"{MEANWHILE}.{name} = OLD.{name}" for name in map(self.name, sorted(key))]
+        left += [self._same_value(table, each, after=MEANWHILE) for each in sorted(spec.valued)]
+        found = f"SELECT 1 FROM {self.name(table)} {MEANWHILE} WHERE {' AND '.join(left)}"
+        return f" IF {same} OR NOT EXISTS ({found} LOCK IN SHARE MODE) THEN{statements} END IF;"
+
+    @cached_property
+    def _keys(self) -> dict[str, tuple[set[str | None], set[str]]]:
+        """By table: columns of unique indexes and foreign keys, and those of the primary key."""
+        found: dict[str, tuple[set[str | None], set[str]]] = {}
+        with self.connection.cursor() as cursor:
+            cursor.execute(KEYS)
+            for table, column, is_primary in cursor.fetchall():
+                refusable, primary = found.setdefault(table, (set(), set()))
+                refusable.add(column)
+                if is_primary:
+                    primary.add(column)
+        return found
 
     def _bodies(self, table: str, spec: TriggerSpec) -> dict[str, str]:
         """The body of each trigger of a table, by what stands for the event in its name."""
@@ -184,8 +226,8 @@ class MySQLTriggerSQL(Triggers):
         """Whether columns of `OLD` and `NEW`, the row before and after a change, are the same."""
         return " AND ".join(self._same_value(table, column) for column in sorted(columns))
 
-    def _same_value(self, table: str, column: str) -> str:
-        before, after = (f"{row}.{self.name(column)}" for row in ("OLD", "NEW"))
+    def _same_value(self, table: str, column: str, after: str = "NEW") -> str:
+        before, after = (f"{row}.{self.name(column)}" for row in ("OLD", after))
         same, kind = f"{before} <=> {after}", self._type(table, column)[0]
         if kind == "timestamp":  # the session's time zone has one hour of the year twice
             return f"{same} AND UNIX_TIMESTAMP({before}) <=> UNIX_TIMESTAMP({after})"
