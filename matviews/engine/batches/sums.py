@@ -20,6 +20,7 @@ from ...logs import log
 from ...models import PhaseRun, ViewShard, ViewSums
 from ...queryset import (
     BatchRunner,
+    Cut,
     GroupSums,
     Plan,
     add,
@@ -163,10 +164,8 @@ def _added(plan: Plan, kept: ViewSums, keys: Collection[Key]) -> str:
         if keys and _are_too_many(sums, kept.table, keys):
             return TOO_MANY
         cut = add(sums, kept.log, kept.table, keys)
-        if cut.incomplete:
-            return INCOMPLETE
-        if sums_of(alias()).stores_what_fits and not sums.fit():
-            return ALTERED  # before the entries were read, or it would wait for this batch
+        if reason := _fault(sums, cut):
+            return reason
         if max(len(cut.suspect), len(cut.doubtful)) > sums.dialect.max_keys:
             return TOO_MANY  # and the list may be cut off
         suspect, doubtful = cut.suspect.difference(keys), cut.doubtful.difference(keys)
@@ -180,6 +179,16 @@ def _added(plan: Plan, kept: ViewSums, keys: Collection[Key]) -> str:
         kept.reason = reason
         kept.save(update_fields=["reason"])
     return reason
+
+
+def _fault(sums: GroupSums, cut: Cut) -> str:
+    """Why no sums are right after entries have been added; "" if they may be."""
+    if cut.incomplete:
+        return INCOMPLETE
+    if sums_of(alias()).stores_what_fits and not sums.fit():
+        return ALTERED  # before the entries were read, or it would wait for this batch
+    # the index may be there again before the next maintenance
+    return sums.ambiguous() if cut.moves else ""
 
 
 def _are_too_many(sums: GroupSums, table: str, keys: Collection[Key]) -> bool:

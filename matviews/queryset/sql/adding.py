@@ -39,6 +39,8 @@ class Cut(NamedTuple):
     #: Groups of which only the source knows the sums: they may have lost an extreme value, or a row
     #: that was not logged.
     doubtful: set[Key]
+    #: Whether rows may have moved because lookups have changed.
+    moves: bool
 
 
 def add(sums: GroupSums, log: str, table: str, recomputed: Collection[Key] = ()) -> Cut:
@@ -69,7 +71,7 @@ def _add(sums: GroupSums, log: str, table: str, keys: Keys | None, *, moves: boo
     """As `add`; None if the lookups of rows have changed, unless it `moves` them."""
     at_once = sums.dialect.has_writing_parts
     found = (_add_at_once if at_once else add_in_parts)(sums, log, table, keys, moves=moves)
-    return found and Cut(*found)
+    return found and Cut(*found, moves)
 
 
 def _has_moved(sums: GroupSums) -> bool:

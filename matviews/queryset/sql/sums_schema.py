@@ -94,9 +94,9 @@ class SumsSchema:
                     return f"{table}.{column} is {kind} in the database, unlike in the model"
         if hiding := self.tables.hides_rows(self.additive.logs):
             return f"{hiding} has row security, but a value log has the rows of all roles"
-        return self._ambiguous()
+        return self.ambiguous()
 
-    def _ambiguous(self) -> str:
+    def ambiguous(self) -> str:
         """Which key of a lookup, or of the rows that have lookups, may occur twice; "" if none.
 
         Models may say that a column is unique, though no index of the database ensures it.

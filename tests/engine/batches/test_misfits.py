@@ -107,6 +107,23 @@ def invalid_index() -> None:
         execute("CREATE UNIQUE INDEX CONCURRENTLY made_code ON made_region (code)")
 
 
+def test_an_index_that_is_soon_there_again_leaves_nothing_wrong() -> None:
+    """No maintenance has seen that it was gone, only a batch."""
+    with looked_up() as made:
+        execute(DROP, "INSERT INTO made_region VALUES (1, 9)")
+        refreshed(made.View)
+        assert differences_now(made.View) == []
+        execute(
+            "DELETE FROM made_region WHERE code = 1", "INSERT INTO made_region VALUES (1, 2)", INDEX
+        )
+        refreshed(made.View)
+        made.sell(1)
+        refreshed(made.View)
+
+        assert engine.verify(made.View).equal
+        assert differences_now(made.View) == []
+
+
 @pytest.mark.only_on("sqlite", "postgres", reason="others have no partial indexes")
 def test_a_partial_index_keeps_nothing_unique() -> None:
     with looked_up() as shop:
