@@ -233,6 +233,21 @@ class TestTotals:
         Refresh.objects.filter(pk__in=[each.pk for each in opened]).delete()
         assert batches() == before
 
+    def test_columns_are_read_again_only_where_they_have_grown(self, view: type[Any]) -> None:
+        before = {each.label: each for each in engine.view_totals()}
+        with CaptureQueriesContext(connection) as unchanged:
+            again = {each.label: each for each in engine.view_totals()}
+        run(view)
+        with CaptureQueriesContext(connection) as grown:
+            after = {each.label: each for each in engine.view_totals()}
+
+        assert (len(unchanged), len(grown)) == (1, 2)
+        assert all(again[label] is before[label] for label in before)
+        others = before.keys() - {LABEL}
+        assert others
+        assert all(after[label] is before[label] for label in others)
+        assert after[LABEL].refreshes != before[LABEL].refreshes
+
     def test_failures(self) -> None:
         def fail(cls: type) -> int:
             raise ValueError("no")

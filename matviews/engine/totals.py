@@ -1,15 +1,18 @@
 """Totals of the work of each view, which never fall, though the history is trimmed and folded.
 
 Batches write what they did to their phase run. The transaction that ends a refresh adds its runs to
-columns of the control, in a statement that it needs anyway. One statement reads the columns and the
-runs of open refreshes, so it finds each batch in one of the two.
+columns of the control, in a statement that it needs anyway. One statement reads the columns, or
+whether they are as they were, and the runs of open refreshes, so it finds each batch in one of the
+two.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
-from django.db.models import FilteredRelation, Q
+from django.db.models import ExpressionWrapper, F, FilteredRelation, FloatField, Q, QuerySet
 
 from ..models import PhaseRun, ViewControl
 from ..phases import Phase
@@ -66,36 +69,58 @@ def ended(state: str, runs: Iterable[PhaseRun] = ()) -> dict[str, float]:
 
 
 def view_totals() -> list[ViewTotals]:
-    """The totals of every view that has a control, in one statement, by label.
+    """The totals of every view that has a control, by label.
 
-    What has not changed since this process last read it is the same object.
+    It takes one statement, and one more for the columns of those that have grown since this process
+    last read them. What has not changed is the same object.
     """
+    found, grown = dict[str, ViewTotals](), list[str]()
+    for label, mark, *run in _rows("label", "mark"):
+        known = _KNOWN.get(label)
+        if known and known.mark == mark:
+            _add(found, known.totals, run)
+        else:
+            grown.append(label)
+    if grown:
+        for label, mark, *values in _rows("label", "mark", *_COLUMNS).filter(label__in=grown):
+            columns, run = values[: len(_COLUMNS)], values[len(_COLUMNS) :]
+            known = _KNOWN.get(label)
+            if known is None or known.mark != mark:
+                known = _KNOWN[label] = _Known(mark, _of_columns(label, columns))
+            _add(found, known.totals, run)
+    return [found[label] for label in sorted(found)]
+
+
+def _rows(*columns: str) -> QuerySet[Any, Any]:
+    """Columns of each control, and what each run of its open refreshes did, if there is any."""
     still_open = FilteredRelation("refreshes", condition=Q(refreshes__state=RefreshState.OPEN))
+    # All columns only grow, so their sum is the same only if they are.
+    mark = ExpressionWrapper(reduce(add, map(F, _COLUMNS)), FloatField())
     runs = [f"still_open__runs__{name}" for name in ("phase", *OF_RUN)]
-    controls = ViewControl.objects.annotate(still_open=still_open).order_by("label")
-    found, working = dict[str, ViewTotals](), set[str]()
-    for label, *values in controls.values_list("label", *_COLUMNS, *runs):
-        totals, (phase, *run) = values[: len(_COLUMNS)], values[len(_COLUMNS) :]
-        if phase is None:
-            found.setdefault(label, _known_totals(label, totals))
-            continue
-        if label not in working:  # one that is known must stay as it is
-            working.add(label)
-            found[label] = _of_columns(label, totals)
-        of_phases = found[label].phases
-        of_phases[Phase(phase)] = of_phases[Phase(phase)].plus(PhaseTotals(*run))
-    return list(found.values())
+    controls = ViewControl.objects.annotate(still_open=still_open, mark=mark)
+    return controls.order_by().values_list(*columns, *runs)
 
 
-#: By label, the columns as they were read last, and what they mean.
-_KNOWN: dict[str, tuple[list[Any], ViewTotals]] = {}
+def _add(found: dict[str, ViewTotals], totals: ViewTotals, run: Sequence[Any]) -> None:
+    """Add what a run did to the totals of its view; those that are known stay as they are."""
+    phase, *values = run
+    mine = found.get(totals.label, totals)
+    if phase is not None:
+        if mine is totals:
+            mine = totals._replace(phases=dict(totals.phases))
+        mine.phases[Phase(phase)] = mine.phases[Phase(phase)].plus(PhaseTotals(*values))
+    found[totals.label] = mine
 
 
-def _known_totals(label: str, totals: list[Any]) -> ViewTotals:
-    known = _KNOWN.get(label)
-    if known is None or known[0] != totals:
-        known = _KNOWN[label] = totals, _of_columns(label, totals)
-    return known[1]
+class _Known(NamedTuple):
+    """The totals in a view's columns as they were read last, and the sum of these columns."""
+
+    mark: float
+    totals: ViewTotals
+
+
+#: By label.
+_KNOWN: dict[str, _Known] = {}
 
 
 _COLUMNS = [
