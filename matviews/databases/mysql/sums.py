@@ -28,6 +28,14 @@ class MySQLSumTables(SumTables):
     numbered = (f"{ENTRY} BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY",)
     nullable = " NULL"
 
+    def present(self) -> set[str]:
+        """By names alone: for the comments that Django reads, the server opens each table."""
+        with connections[self.using].cursor() as cursor:
+            cursor.execute(
+                "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
+            )
+            return {name for (name,) in cursor.fetchall()}
+
     def create_log(self, log: str, columns: Mapping[str, tuple[str, str]]) -> str:
         return f"{super().create_log(log, columns)} ENGINE = InnoDB"
 
