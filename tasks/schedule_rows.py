@@ -1,6 +1,6 @@
 """The schedules as they are read again and again: what has not changed is kept."""
 
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from django_celery_beat.models import CrontabSchedule
@@ -23,13 +23,24 @@ _FIELDS = [
 ]
 
 
+class _Starts:
+    """The values of `_OF_START`, read for all views once one of them is needed."""
+
+    @cached_property
+    def of_views(self) -> dict[int, dict[str, Any]]:
+        """By the primary keys of the views."""
+        rows = ViewControl.objects.order_by().values("pk", *_OF_START)
+        return {row.pop("pk"): row for row in rows}
+
+
 class ScheduleRow(NamedTuple):
     """A schedule, and what was read of its view."""
 
     #: The schedule without its view: the same object as long as the row is the same.
     known: RefreshSchedule
-    #: The values of `_FIELDS`.
+    #: The values of `_OF_VIEW`.
     view: dict[str, Any]
+    starts: _Starts
     #: Its crontab, if it has one.
     crontab: CrontabSchedule | None
 
@@ -45,7 +56,8 @@ class ScheduleRow(NamedTuple):
         """The schedule with its view; other columns of the view are read when they are needed."""
         schedule: RefreshSchedule = engine.twin(self.known)
         using = self.known._state.db
-        schedule.view = ViewControl.from_db(using, _FIELDS, [self.view[each] for each in _FIELDS])
+        values = self.view | self.starts.of_views.get(self.view["id"], dict.fromkeys(_OF_START))
+        schedule.view = ViewControl.from_db(using, _FIELDS, [values[each] for each in _FIELDS])
         if self.crontab:
             schedule.crontab = self.crontab
         return schedule
@@ -57,15 +69,19 @@ def _known() -> engine.KnownRows[RefreshSchedule]:
 
 
 def read_schedules() -> list[ScheduleRow]:
-    """Every schedule, by primary key; one statement, and one if there are crontabs."""
-    columns = [f"view__{name}" for name in _FIELDS]
+    """Every schedule, by primary key; one statement, and one if there are crontabs.
+
+    Loading one takes another statement for all of them.
+    """
+    columns, starts = [f"view__{name}" for name in _OF_VIEW], _Starts()
     rows = _known().read(RefreshSchedule.objects.order_by("pk"), *columns, everything=True)
     keys = {schedule.crontab_id for schedule, _values in rows} - {None}
     crontabs = CrontabSchedule.objects.using(engine.alias()).in_bulk(keys) if keys else {}
     return [
         ScheduleRow(
             known=schedule,
-            view=dict(zip(_FIELDS, values, strict=True)),
+            view=dict(zip(_OF_VIEW, values, strict=True)),
+            starts=starts,
             crontab=crontabs.get(schedule.crontab_id),
         )
         for schedule, values in rows
