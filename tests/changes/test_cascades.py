@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from matviews import changes, engine, tasks
 from matviews.databases import triggers_of
-from matviews.models import Change, TrackedTable
+from matviews.models import Change, TrackedTable, ViewSums
 from tests.helpers.engine import in_another_connection
 from tests.helpers.roles import as_role, database_role
 from tests.helpers.tables import defined, derived_view, execute, key, made, model, tracked_view_of
@@ -192,6 +192,38 @@ class TestOnMariaDB:
         changes.install(engine.alias())
         reasons(tracked)
         assert tracked.is_fresh()
+
+    def test_a_value_log_is_gone(self) -> None:
+        """What a second foreign key reaches is logged all the same."""
+        keys = ", ".join(
+            f"FOREIGN KEY ({column}) REFERENCES made_other (n) {CASCADES}" for column in "nm"
+        )
+        created = (
+            f"CREATE TABLE made_other (n bigint PRIMARY KEY) {INNODB}",
+            f"CREATE TABLE made_rows (id bigint PRIMARY KEY, n bigint, m bigint, {keys}) {INNODB}",
+            "INSERT INTO made_other VALUES (1), (2), (3)",
+            "INSERT INTO made_rows VALUES (1, 1, 2), (2, 2, 1), (3, 1, 3), (4, 2, 3)",
+        )
+        rows = model(
+            "Rows", n=models.BigIntegerField(), meta={"db_table": "made_rows", "managed": False}
+        )
+        view = derived_view(
+            lambda cls: rows.objects.values(ref=F("n")).annotate(rows=Count("*")),
+            options={"additive": True},
+            ref=key(),
+            rows=models.IntegerField(),
+        )
+        with (
+            defined(*created, undone=("DROP TABLE made_rows", "DROP TABLE made_other")),
+            made(view),
+        ):
+            changes.install(engine.alias())
+            reasons(view)
+            execute(f"DROP TABLE {ViewSums.objects.get().log}", DELETE)
+
+            reasons(view)
+
+            changes.remove(engine.alias())
 
     def test_a_column_that_is_computed_from_the_foreign_key(self) -> None:
         keys = tables(CASCADES)

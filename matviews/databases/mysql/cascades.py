@@ -107,12 +107,17 @@ class CascadeTriggers(MySQLTriggerSQL):
                 f"{self.insert(values)} SELECT {', '.join(values.values())} "
                 f"{self._reached(cascade.path)}{limit} LOCK IN SHARE MODE; "
             )
-        if logs:
+        if logs and spec.value_logs:
+            # One that is gone must not keep what comes after it from being logged.
+            logs += (
+                f"BEGIN DECLARE EXIT HANDLER FOR {NO_SUCH_TABLE} {self._log(table, 'NULL', {})} "
+            )
             for log in sorted(spec.value_logs):
                 logs += (
                     f"INSERT INTO {self.name(log.name)} ({WEIGHT}) SELECT NULL "
                     f"{self._reached(cascade.path)} LIMIT 1 LOCK IN SHARE MODE; "
                 )
+            logs += "END; "
         if cascade.event == "update" and logs:
             same = self._same(cascade.on_table, cascade.path[-1].on_columns)
             return f"IF NOT ({same}) THEN {logs}END IF;"
