@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from django.db import connections
 
 from ..base.sums import ENTRY, SumColumns, SumTables
+from ..base.triggers import CHANGE_LOG
 from ..sql import SQL
+from .staging import MySQLStaging
 
 __all__ = ["MySQLSumTables"]
 
@@ -29,12 +31,9 @@ class MySQLSumTables(SumTables):
     nullable = " NULL"
 
     def present(self) -> set[str]:
-        """By names alone: for the comments that Django reads, the server opens each table."""
-        with connections[self.using].cursor() as cursor:
-            cursor.execute(
-                "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
-            )
-            return {name for (name,) in cursor.fetchall()}
+        """Django would read the comments too, for which the server opens every table."""
+        staging = MySQLStaging(self.using)
+        return set(staging.tables(staging.home(CHANGE_LOG)))
 
     def create_log(self, log: str, columns: Mapping[str, tuple[str, str]]) -> str:
         return f"{super().create_log(log, columns)} ENGINE = InnoDB"

@@ -126,30 +126,33 @@ def _lists(plan: Plan, left_out: set[Key], at: dict[str, Any]) -> Iterator[Part]
         if number < first:
             continue
         cursor = start if number == first else low
-        while True:
-            size = min(KEYS_PER_RANGE, plan.dialect.max_keys)
-            some, after = _listed(plan, phase, cursor, size, left_out)
+        for some, after in _all_listed(plan, phase, cursor, left_out):
             begun = (number, after) if after is not None else (number + 1, low)
             for keys in some:
                 state = dict(zip(("low", "pass", "at"), (low, *begun), strict=True))
                 yield Part(within=keys, kinds=kinds, cursor=state)
-            if after is None:
-                break
-            cursor = after
 
 
 def listed_parts(definition: ViewDefinition, part: Part) -> Iterator[Part]:
     """Lists of the keys in the range of a part; only of a source that is computed by keys."""
     assert isinstance(part.within, tuple)
     plan = plan_of(definition, alias())
-    size = min(KEYS_PER_RANGE, plan.dialect.max_keys)
     for phase, kinds in PASSES:
-        cursor, is_first = None, True
-        while is_first or cursor is not None:
-            some, cursor = _listed(plan, phase, cursor, size, set(), part.within)
-            is_first = False
+        for some, _after in _all_listed(plan, phase, None, set(), part.within):
             for keys in some:
                 yield Part(within=keys, kinds=kinds)
+
+
+def _all_listed(
+    plan: Plan, phase: Phase, cursor: Any, left_out: set[Key], within: Range = (None, None)
+) -> Iterator[tuple[list[Keys], Any]]:
+    """As `_listed`, until a cursor of None says that no keys are left."""
+    size = min(KEYS_PER_RANGE, plan.dialect.max_keys)
+    while True:
+        some, cursor = _listed(plan, phase, cursor, size, left_out, within)
+        yield some, cursor
+        if cursor is None:
+            return
 
 
 def _listed(
