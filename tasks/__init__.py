@@ -136,10 +136,10 @@ def maintain() -> None:
     )  # fmt: skip
     began = engine.now()
     failed = {work for work in chores if not _attempt(work)}
-    if ran:  # otherwise it has not run as far as it must, and health says so
+    if ran:  # otherwise health says that maintenance has not ended
         seen = {} if engine.mark_missing_triggers in failed else {"triggers_seen_at": began}
         ran = heartbeat.try_record(maintenance_ended_at=engine.now(), **seen)
-    if _attempt(alarms.notify) and ran:  # otherwise nobody would hear that it no longer does
+    if _attempt(alarms.notify) and ran:  # otherwise the check-in stays away, which is noticed
         _attempt(check_in.check_in)
 
 

@@ -112,7 +112,7 @@ def _update(alarm: Alarm, cause: Cause, now: datetime) -> None:
     elif joined:  # they join when people may be notified again
         values["views"] = [each for each in cause.views if each not in joined]
     changed = {name: value for name, value in values.items() if getattr(alarm, name) != value}
-    # Another maintenance task may have seen the same, and have notified people of it.
+    # Another maintenance task may have recorded the same, and notified people of it.
     same = Alarm.objects.filter(
         pk=alarm.pk, is_open=True, kind=alarm.kind, notified_at=alarm.notified_at
     )

@@ -74,7 +74,8 @@ def deliver(alarms: Sequence[Alarm]) -> list[Delivery]:
         alarms: each has in `event` what happened. Those with `undelivered` are delivered again to
             these only.
 
-    Returns: What each channel has left. Who records that sets `recorded`, and calls `record_late`.
+    Returns:
+        What each channel has left. Who records that sets `recorded`, and calls `record_late`.
     """
     _log([each for each in alarms if not each.undelivered])
     channels = _channels()

@@ -24,7 +24,7 @@ _FIELDS = [
 
 
 class _Starts:
-    """The values of `_OF_START`, read for all views once one of them is needed."""
+    """The values of `_OF_START`, read for all views as soon as one is needed."""
 
     @cached_property
     def of_views(self) -> dict[int, dict[str, Any]]:

@@ -25,8 +25,11 @@ STATE = "matviews_state"  # the part with the view's shard, if its rows have bee
 class WaitingSQL:
     """Queries for the pending changes of a view.
 
-    Args: label: the label of the view. tracking: what the view depends on. in_parts: those of its
-    tables that have partitions or are partitions. using: alias of the database.
+    Args:
+        label: the label of the view.
+        tracking: what the view depends on.
+        in_parts: those of its tables that have partitions or are partitions.
+        using: alias of the database.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class WaitingSQL:
     def state(self, columns: str, joins: SQL, conditions: Iterable[SQL]) -> SQL:
         """The query of `STATE`.
 
-        Args: columns: more of its columns. joins: more tables than `control` and `shard`.
-        conditions: on these tables; if they hold, rows without pending changes are right.
+        Args:
+            columns: more of its columns.
+            joins: more tables than `control` and `shard`.
+            conditions: on these tables; if they hold, rows without pending changes are right.
         """
         # Rows of a view with several shards are computed: each shard has a queue of its own.
         alone = SQL(

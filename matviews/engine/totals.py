@@ -2,8 +2,7 @@
 
 Batches write what they did to their phase run. The transaction that ends a refresh adds its runs to
 columns of the control, in a statement that it needs anyway. One statement reads the columns, or
-whether they are as they were, and the runs of open refreshes, so it finds each batch in one of the
-two.
+only their sum, together with the runs of open refreshes, so it counts each batch exactly once.
 """
 
 from collections import Counter
@@ -94,7 +93,7 @@ def view_totals() -> list[ViewTotals]:
 def _rows(*columns: str) -> QuerySet[Any, Any]:
     """Columns of each control, and what each run of its open refreshes did, if there is any."""
     still_open = FilteredRelation("refreshes", condition=Q(refreshes__state=RefreshState.OPEN))
-    # All columns only grow, so their sum is the same only if they are.
+    # No column ever falls, so if their sum has not changed, none of them has.
     mark = ExpressionWrapper(reduce(add, map(F, _COLUMNS)), FloatField())
     runs = [f"still_open__runs__{name}" for name in ("phase", *OF_RUN)]
     controls = ViewControl.objects.annotate(still_open=still_open, mark=mark)

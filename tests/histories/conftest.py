@@ -28,8 +28,8 @@ class RunRandom(Protocol):
 def run_random(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> RunRandom:
     """Call `run` with numbers of random examples until time is up; with --long, once with `long`.
 
-    On a busy machine there is time for few, in which little may happen: it goes on `until` enough
-    has, or `PATIENCE` ends. Returns the number of examples in all.
+    On a busy machine there is time for few, in which little may happen: it continues `until` enough
+    has happened or `PATIENCE` runs out. Returns the number of examples in all.
     """
 
     def run_some(

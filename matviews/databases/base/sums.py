@@ -202,8 +202,9 @@ class SumTables:
     def differs(self, name: str, logged: str) -> str:
         """Whether two sums of a group differ, which are given as two rows, one of them negated.
 
-        Args: name: the column with the numbers. logged: how many of the rows come from the value
-        log.
+        Args:
+            name: the column with the numbers.
+            logged: how many of the rows come from the value log.
         """
         return f"SUM({name}) <> 0"
 

@@ -108,7 +108,7 @@ class CascadeTriggers(MySQLTriggerSQL):
                 f"{self._reached(cascade.path)}{limit} LOCK IN SHARE MODE; "
             )
         if logs and spec.value_logs:
-            # One that is gone must not keep what comes after it from being logged.
+            # A missing value log must not keep the changes after it from being logged.
             logs += (
                 f"BEGIN DECLARE EXIT HANDLER FOR {NO_SUCH_TABLE} {self._log(table, 'NULL', {})} "
             )

@@ -101,8 +101,8 @@ class MySQLTriggerSQL(Triggers):
     def _values(self, event: str, table: str, spec: TriggerSpec) -> str:
         """Statements that write the values of `OLD` and `NEW` to the value logs.
 
-        `UPDATE IGNORE` fires the trigger also for rows that it left alone, because a unique index
-        or a foreign key refused what they should become: they are still there as they were.
+        `UPDATE IGNORE` also fires the trigger for rows whose new values a unique index or a foreign
+        key refused; these rows have not changed.
         """
         statements, missing = "", ""
         for log in sorted(spec.value_logs):
@@ -117,7 +117,7 @@ class MySQLTriggerSQL(Triggers):
         return self._if_done(table, spec, statements, missing) if event == "update" else statements
 
     def _if_done(self, table: str, spec: TriggerSpec, statements: str, missing: str) -> str:
-        """The statements, unless the row is still as it was; or `missing` if that is not known."""
+        """The statements, for a row that has changed; `missing` where that cannot be known."""
         refusable, key = self._keys.get(table, ({}, set()))
         if not (statements and refusable):
             return statements

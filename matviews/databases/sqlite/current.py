@@ -70,7 +70,7 @@ class SQLiteCurrentSQL(CurrentSQL):
         )
 
     def typed(self, field: AnyField, value: str, collation: str) -> str:
-        """With the affinity of the column: a parameter has none, and JSON gives texts numbers."""
+        """With the affinity of the column: parameters have none, and JSON holds numbers, too."""
         kind = {WHOLE: "INTEGER", NUMBER: "NUMERIC", TEXT: "TEXT"}.get(family(field))
         return f"CAST({value} AS {kind})" if kind else value
 

@@ -187,7 +187,7 @@ def _fault(sums: GroupSums, cut: Cut) -> str:
         return INCOMPLETE
     if sums_of(alias()).stores_what_fits and not sums.fit():
         return ALTERED  # before the entries were read, or it would wait for this batch
-    # the index may be there again before the next maintenance
+    # An index that was dropped may be back before the next maintenance.
     return sums.ambiguous() if cut.moves else ""
 
 

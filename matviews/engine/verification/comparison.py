@@ -206,7 +206,7 @@ class _PendingKeys:
             except DatabaseError as error:
                 if not errors_of(alias()).may_be_data_error(error):
                     raise
-                # The rows of some cannot be computed, so none of them counts.
+                # The source cannot compute some of these rows, so none of the keys counts.
                 spelled = as_spelled(self._plan, set(some))
                 for of_kind in differing.values():
                     of_kind.update(spelled)

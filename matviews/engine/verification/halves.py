@@ -1,6 +1,6 @@
 """Comparing a part of which some rows cannot be computed: in halves, down to the keys at fault.
 
-One bad row is no reason to know nothing about the others, as in batches (`parking.splitting`).
+As in batches (`parking.splitting`), one bad row must not hide the state of all others.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ MAX_FAILED = 100  # keys; if more fail, the fault is not in single rows
 
 
 class Halves:
-    """Compares parts, and halves those that fail for their data.
+    """Compares parts, and splits those that fail because of their data into halves.
 
     Args:
         definition: the view.
@@ -83,7 +83,7 @@ class Halves:
             yield replace(part, within=replace(part.within, keys=half))
 
     def _failure(self, part: Part, error: DatabaseError) -> PartResult:
-        """The result of a key that fails alone: it counts once, where rows of the source count."""
+        """The result for a single key that fails; it counts only where rows of the source do."""
         assert isinstance(part.within, Keys)
         (key,) = part.within.keys
         self._failed[part.kinds] += 1
